@@ -1,0 +1,60 @@
+# Everything a developer runs. A fresh clone needs git, make and Python >= 3.11, nothing else:
+# the first target called makes the virtual environment, and a changed pyproject.toml remakes it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint format docs bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    fit 24 million rows from a Zarr store on a local cluster and plot the fit"
+	@echo "make test    run the test suite"
+	@echo "make lint    check style, types and the layers of the package"
+	@echo "make format  rewrite the code in the project's style"
+	@echo "make docs    build the documentation into docs/_build/html"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove the environment and all that was built"
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) docs/_build docs/generated build dist
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# One environment, filled with an extra the first time that a target needs it.
+$(VENV)/.demo: EXTRAS := plot
+$(VENV)/.test: EXTRAS := test
+$(VENV)/.lint: EXTRAS := lint
+$(VENV)/.docs: EXTRAS := docs
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.made
+	$(PIP) install --editable ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.made: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v.major}.{v.minor} is too old: nlsq_dask needs 3.11 or newer; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --upgrade pip
+	@touch $@

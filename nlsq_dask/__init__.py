@@ -1,0 +1,64 @@
+"""Nonlinear least squares for data of any size, in memory or behind a Dask cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nlsq_dask._errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    CovarianceWarning,
+    FitError,
+    FitWarning,
+    InputError,
+    InputTypeError,
+    ModelError,
+    NotRowWiseError,
+    Status,
+    UntraceableModelError,
+)
+
+if TYPE_CHECKING:
+    from nlsq_dask._curve_fit import curve_fit
+    from nlsq_dask._fit import fit
+    from nlsq_dask._result import FitResult, Parameter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "CovarianceWarning",
+    "FitError",
+    "FitResult",
+    "FitWarning",
+    "InputError",
+    "InputTypeError",
+    "ModelError",
+    "NotRowWiseError",
+    "Parameter",
+    "Status",
+    "UntraceableModelError",
+    "curve_fit",
+    "fit",
+]
+
+# Loaded when first used: JAX takes a second to import, and a script may only want the errors.
+_LAZY = {
+    "fit": "nlsq_dask._fit",
+    "curve_fit": "nlsq_dask._curve_fit",
+    "FitResult": "nlsq_dask._result",
+    "Parameter": "nlsq_dask._result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

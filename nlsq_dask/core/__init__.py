@@ -1,0 +1,1 @@
+"""Decisions and p × p mathematics: NumPy and the standard library only."""

@@ -1,0 +1,254 @@
+"""Bounds and starting values: from what a user writes to plain arrays, and strict feasibility.
+
+A user may write bounds as SciPy's ``curve_fit`` and ``least_squares`` take them (a pair of scalars
+or arrays, or an object with ``lb`` and ``ub``) or by parameter name. Inside the package they are
+two float64 arrays, ``lower < upper``, with infinities where there is no bound.
+
+The interior-point geometry of the trust-region-reflective method (Coleman & Li, "An interior trust
+region approach for nonlinear minimization subject to bounds", SIAM J. Optim. 6, 1996) divides by
+the distance to the bounds, so every iterate must lie strictly between them:
+:func:`strictly_feasible`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask.core.normal_equations import FloatArray
+
+#: Relative distance from a bound, in units of ``max(1, |bound|)``, to which a start that lies on
+#: the bound is moved: the value of ``scipy.optimize.least_squares``.
+START_MARGIN = 1e-10
+
+
+def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    """Turn bounds in any accepted form into two arrays.
+
+    Parameters
+    ----------
+    bounds : None, pair, mapping or object with ``lb`` and ``ub``
+        ``(lower, upper)``, each a scalar, an array of shape (p,) or None; or
+        ``{name: (lower, upper)}`` for the bounded parameters alone; or such as
+        ``scipy.optimize.Bounds``. None stands for "no bound" in every place.
+    names : sequence of str, length p
+        The parameters, in the model's order.
+
+    Returns
+    -------
+    lower, upper : ndarray, shape (p,), float64
+        ``lower < upper`` everywhere, with ``-inf`` and ``inf`` where there is no bound.
+
+    Raises
+    ------
+    InputError
+        If a length, a name or a value does not fit, or a lower bound is not below its upper bound.
+    InputTypeError
+        If the form is none of those above.
+    """
+    size = len(names)
+    if isinstance(bounds, Mapping):
+        lower, upper = _bounds_by_name(bounds, names)
+    else:
+        low, high = _two_sides(bounds, size)
+        lower = _one_side(low, "lower", -np.inf, size)
+        upper = _one_side(high, "upper", np.inf, size)
+    for side, values in (("lower", lower), ("upper", upper)):
+        if np.isnan(values).any():
+            raise _errors.bound_is_nan(side, _where(np.isnan(values), names))
+    # Written so that a bound of +inf below, or -inf above, is refused as well.
+    crossed = ~((lower < upper) & (lower < np.inf) & (upper > -np.inf))
+    if crossed.any():
+        first = int(np.argmax(crossed))
+        raise _errors.bounds_crossed(names[first], float(lower[first]), float(upper[first]))
+    return lower, upper
+
+
+def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Turn starting values in any accepted form into an array within the bounds.
+
+    Parameters
+    ----------
+    p0 : None, scalar, sequence or mapping
+        A value for each parameter, in order or by name; a scalar serves a model of one parameter.
+        None chooses ones, or for bounded parameters what ``scipy.optimize.curve_fit`` chooses: the
+        middle between two finite bounds, and a distance of 1 from a single one.
+    names : sequence of str, length p
+    lower, upper : ndarray, shape (p,), float64
+
+    Returns
+    -------
+    ndarray, shape (p,), float64
+        Finite values with ``lower <= p0 <= upper``.
+
+    Raises
+    ------
+    InputError
+        If the length, a name or a value does not fit, or a value lies outside of its bounds.
+    """
+    if p0 is None:
+        return _default_start(lower, upper)
+    if isinstance(p0, Mapping):
+        _refuse_unknown(p0, "p0", names)
+        missing = [name for name in names if name not in p0]
+        if missing:
+            raise _errors.p0_names_missing(missing)
+        p0 = [p0[name] for name in names]
+    start = _as_floats(p0, missing=np.nan)
+    if start is None or start.ndim > 1:
+        raise _errors.p0_not_numbers(p0)
+    start = np.atleast_1d(start)
+    if start.size != len(names):
+        raise _errors.p0_length(start.size, names)
+    if not np.isfinite(start).all():
+        raise _errors.p0_not_finite(_where(~np.isfinite(start), names))
+    outside = (start < lower) | (start > upper)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise _errors.p0_infeasible(
+            names[first], float(start[first]), float(lower[first]), float(upper[first])
+        )
+    return start
+
+
+def strictly_feasible(
+    params: FloatArray, lower: FloatArray, upper: FloatArray, margin: float = START_MARGIN
+) -> FloatArray:
+    """Move parameters that lie on (or near) a bound into the interior.
+
+    Parameters
+    ----------
+    params, lower, upper : ndarray, shape (p,), float64
+    margin : float
+        A parameter nearer to a bound than ``margin * max(1, |bound|)`` is moved to that distance;
+        zero moves a parameter on the bound, or beyond it, to the next floating-point number inside.
+
+    Returns
+    -------
+    ndarray, shape (p,), float64
+        A new array, strictly between the bounds; the middle where they leave no room for `margin`.
+    """
+    side = active_bounds(params, lower, upper, margin)
+    if margin == 0.0:
+        inside_lower, inside_upper = np.nextafter(lower, upper), np.nextafter(upper, lower)
+    else:
+        inside_lower = lower + margin * np.maximum(1.0, _finite_abs(lower))
+        inside_upper = upper - margin * np.maximum(1.0, _finite_abs(upper))
+    inside = np.where(side < 0, inside_lower, np.where(side > 0, inside_upper, params))
+    too_tight = (inside <= lower) | (inside >= upper)
+    # Halves are added, not the sum halved, which could overflow.
+    inside[too_tight] = 0.5 * lower[too_tight] + 0.5 * upper[too_tight]
+    return inside
+
+
+def active_bounds(
+    params: FloatArray, lower: FloatArray, upper: FloatArray, rtol: float
+) -> NDArray[np.int64]:
+    """Say which bounds the parameters have reached.
+
+    Parameters
+    ----------
+    params, lower, upper : ndarray, shape (p,), float64
+    rtol : float
+        A bound is reached within the distance ``rtol * max(1, |bound|)``.
+
+    Returns
+    -------
+    ndarray, shape (p,), int64
+        -1 at the lower bound, 1 at the upper bound, 0 between; of two bounds within reach the
+        nearer one.
+    """
+    side = np.zeros(params.size, dtype=np.int64)
+    to_lower, to_upper = params - lower, upper - params
+    # An infinite bound is an infinite distance away; its own threshold would be infinite too.
+    near_lower = np.isfinite(lower) & (to_lower <= rtol * np.maximum(1.0, _finite_abs(lower)))
+    near_upper = np.isfinite(upper) & (to_upper <= rtol * np.maximum(1.0, _finite_abs(upper)))
+    side[near_upper & (to_upper <= to_lower)] = 1
+    side[near_lower & (to_lower <= to_upper)] = -1
+    return side
+
+
+def _finite_abs(bound: FloatArray) -> FloatArray:
+    return np.where(np.isfinite(bound), np.abs(bound), 0.0)
+
+
+def _default_start(lower: FloatArray, upper: FloatArray) -> FloatArray:
+    has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
+    start = np.ones_like(lower)
+    start[has_lower] = lower[has_lower] + 1.0
+    start[has_upper] = upper[has_upper] - 1.0
+    both = has_lower & has_upper
+    start[both] = 0.5 * lower[both] + 0.5 * upper[both]
+    return start
+
+
+def _two_sides(bounds: Any, size: int) -> tuple[Any, Any]:
+    if bounds is None:
+        return None, None
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        return bounds.lb, bounds.ub
+    try:
+        low, high = bounds
+    except (TypeError, ValueError):
+        raise _errors.bounds_form(bounds, size) from None
+    return low, high
+
+
+def _one_side(value: Any, side: str, missing: float, size: int) -> FloatArray:
+    values = _as_floats(missing if value is None else value, missing)
+    if values is None:
+        raise _errors.bound_not_numbers(side, value)
+    # scipy.optimize.Bounds turns a number into an array of length one.
+    if values.shape in ((), (1,)):
+        return np.full(size, values.item())
+    if values.shape != (size,):
+        raise _errors.bound_shape(side, values.shape, size)
+    return values
+
+
+def _bounds_by_name(
+    bounds: Mapping[str, Any], names: Sequence[str]
+) -> tuple[FloatArray, FloatArray]:
+    _refuse_unknown(bounds, "bounds", names)
+    lower, upper = np.full(len(names), -np.inf), np.full(len(names), np.inf)
+    for index, name in enumerate(names):
+        pair = _as_pair(bounds.get(name))
+        if pair is None:
+            raise _errors.bound_pair(name, bounds[name])
+        lower[index], upper[index] = pair
+    return lower, upper
+
+
+def _as_pair(value: Any) -> tuple[float, float] | None:
+    """Read one parameter's ``(lower, upper)``; None if it is no such pair."""
+    if value is None:
+        return -np.inf, np.inf
+    try:
+        low, high = value
+        return -np.inf if low is None else float(low), np.inf if high is None else float(high)
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_floats(value: Any, missing: float) -> FloatArray | None:
+    """Read numbers as a new float64 array, `missing` standing in for None; None if not numbers."""
+    try:
+        entries = np.asarray(value, dtype=object)
+        floats = [missing if entry is None else float(entry) for entry in entries.ravel()]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return np.array(floats, dtype=np.float64).reshape(entries.shape)
+
+
+def _refuse_unknown(mapping: Mapping[str, Any], argument: str, names: Sequence[str]) -> None:
+    unknown = [str(key) for key in mapping if key not in names]
+    if unknown:
+        raise _errors.unknown_parameter_names(argument, unknown, names)
+
+
+def _where(mask: NDArray[np.bool_], names: Sequence[str]) -> list[str]:
+    return [name for name, chosen in zip(names, mask, strict=True) if chosen]

@@ -1,0 +1,55 @@
+"""Covariance of the estimates, out of the triangular factor of the Jacobian.
+
+At the optimum the covariance is approximated by ``s² (Jᵀ J)⁻¹ = s² (Rᵀ R)⁻¹``, where ``s²`` is 1
+if the σ of the data are absolute, and else estimated by the reduced chi-square ``chi2 / (n - p)``
+(Seber & Wild, "Nonlinear Regression", 1989, section 2.1.2; Press et al., "Numerical Recipes",
+15.6).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nlsq_dask.core.factor import column_norms, nonzero, rank_tolerance
+from nlsq_dask.core.normal_equations import FloatArray
+
+
+def covariance(
+    r_factor: FloatArray, chi2: float, n_points: int, *, absolute_sigma: bool
+) -> tuple[FloatArray, bool]:
+    """Estimate the covariance of the parameters.
+
+    Parameters
+    ----------
+    r_factor : ndarray, shape (p, p), float64
+        Factor of the weighted Jacobian at the optimum.
+    chi2 : float
+        Sum of squared weighted residuals at the optimum.
+    n_points : int
+        Rows that entered the fit.
+    absolute_sigma : bool
+        Whether the weights are true standard deviations (no scaling by the residuals), as in
+        ``scipy.optimize.curve_fit``.
+
+    Returns
+    -------
+    pcov : ndarray, shape (p, p), float64
+        Infinite everywhere if undetermined.
+    determined : bool
+        False if the columns of ``J`` are linearly dependent (judged after scaling each to unit
+        length, so that the units of the parameters do not matter), or if there are no more rows
+        than parameters from which to estimate ``s²``.
+    """
+    size = r_factor.shape[1]
+    undetermined = np.full((size, size), np.inf)
+    if n_points < size or (n_points == size and not absolute_sigma):
+        return undetermined, False
+    norms = nonzero(column_norms(r_factor))
+    _, singular, v_transposed = np.linalg.svd(r_factor / norms)
+    if not singular[-1] > rank_tolerance(n_points, size) * singular[0]:
+        return undetermined, False
+    root = v_transposed.T / singular / norms[:, None]
+    pcov = root @ root.T
+    if not absolute_sigma:
+        pcov *= chi2 / (n_points - size)
+    return pcov, True

@@ -1,0 +1,158 @@
+"""Triangular factors of the Jacobian, out of sums over rows.
+
+The solver works with ``J = Q R`` through ``R`` (p, p) and ``Qᵀ r`` (p,) alone. A pass over the data
+yields ``G = (J S)ᵀ (J S)`` and ``b = (J S)ᵀ r`` for a basis ``S``, from which they follow:
+
+1. Equilibrate, ``C = E⁻¹ G E⁻¹`` with ``E`` the square roots of G's diagonal: within a factor p of
+   the best diagonal scaling (van der Sluis, Numer. Math. 14, 1969).
+2. ``C = V Λ Vᵀ``, so that ``F = Λ^½ Vᵀ E S⁻¹`` satisfies ``Fᵀ F = Jᵀ J``.
+3. ``F = Q₂ R``, and ``Qᵀ r = Q₂ᵀ Λ^-½ Vᵀ E⁻¹ b``.
+
+Forming G loses what lies below the square root of the machine precision, unless ``J S`` is well
+conditioned. Its columns are nearly orthonormal when ``S`` inverts an earlier factor ``R`` of a
+neighbouring point: the idea of Cholesky QR applied twice (Yamamoto, Nakatsukasa, Yanagisawa &
+Fukaya, "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44, 2015), where the second
+pass over the data is the one that the next trial needs anyway. The smallest eigenvalue of ``C``
+tells how many digits survived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+
+EPS = float(np.finfo(np.float64).eps)
+
+#: Singular values of the equilibrated factor below this fraction of the largest are taken for this
+#: fraction when the factor is inverted: they came out of a Gram matrix whose rounding hides
+#: everything below √EPS, and must not blow up a direction that has no effect at all.
+BASIS_FLOOR = EPS**0.5
+
+#: Most rows that raise the threshold of :func:`rank_tolerance`. Rounding in a row of ``J`` is
+#: relative to that row, so the factor's relative error stops growing long before n does.
+MAX_RANK_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Coordinates for the parameters' directions, and the way back.
+
+    Attributes
+    ----------
+    forward : ndarray, shape (p, p), float64
+        ``S``: its columns are the directions of differentiation.
+    inverse : ndarray, shape (p, p), float64
+        ``S⁻¹``.
+    """
+
+    forward: FloatArray
+    inverse: FloatArray
+
+    @classmethod
+    def identity(cls, size: int) -> Basis:
+        """Take the parameters themselves for coordinates."""
+        return cls(np.eye(size), np.eye(size))
+
+    @classmethod
+    def whitening(cls, r_factor: FloatArray) -> Basis:
+        """Find the basis in which a Jacobian with this factor has orthonormal columns.
+
+        It is built from the singular value decomposition ``R = U Σ Vᵀ D`` of the equilibrated
+        factor, ``S = D⁻¹ V Σ⁻¹``: unlike the inverse of a triangle, ``S`` and ``S⁻¹`` then undo
+        each other to rounding however ill-conditioned ``R`` is, and a singular ``R`` is no special
+        case.
+
+        Parameters
+        ----------
+        r_factor : ndarray, shape (p, p), float64
+        """
+        norms = nonzero(column_norms(r_factor))
+        _, singular, v_transposed = np.linalg.svd(r_factor / norms)
+        floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
+        singular = np.maximum(singular, floor)
+        return cls(
+            v_transposed.T / singular / norms[:, None],
+            singular[:, None] * v_transposed * norms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Linearization:
+    """The least-squares problem around a point, in p × p numbers.
+
+    Attributes
+    ----------
+    r_factor : ndarray, shape (p, p), float64
+        Upper triangular ``R`` of ``J = Q R``; singular where the data do not determine a direction.
+    qtr : ndarray, shape (p,), float64
+        ``Qᵀ r``.
+    gradient : ndarray, shape (p,), float64
+        ``Jᵀ r``.
+    resolution : float
+        Smallest over largest eigenvalue of the equilibrated Gram matrix in its basis, at least
+        zero. The factor's weakest direction is known to about ``EPS / resolution``.
+    """
+
+    r_factor: FloatArray
+    qtr: FloatArray
+    gradient: FloatArray
+    resolution: float
+
+
+def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
+    """Factorise the Jacobian of which a pass returned the sums.
+
+    Parameters
+    ----------
+    sums : NormalEquations
+        Finite sums in the coordinates of `basis`.
+    basis : Basis
+
+    Returns
+    -------
+    Linearization
+        In the coordinates of the parameters.
+    """
+    diagonal = np.sqrt(np.maximum(np.diagonal(sums.gram), 0.0))
+    divisor = nonzero(diagonal)
+    equilibrated = sums.gram / divisor / divisor[:, None]
+    # A column of zeros is decoupled: give it the eigenvalue 1, so that it says nothing of digits.
+    np.fill_diagonal(equilibrated, 1.0)
+    eigenvalues, vectors = np.linalg.eigh(equilibrated)
+    noise = EPS * eigenvalues.size * eigenvalues[-1]
+    known = eigenvalues > noise
+    roots = np.sqrt(np.where(known, eigenvalues, 0.0))
+    factor = roots[:, None] * vectors.T * diagonal @ basis.inverse
+    rotated = np.divide(vectors.T @ (sums.gradient / divisor), roots, where=known, out=0.0 * roots)
+    q_factor, r_factor = np.linalg.qr(factor)
+    return Linearization(
+        r_factor,
+        q_factor.T @ rotated,
+        basis.inverse.T @ sums.gradient,
+        max(float(eigenvalues[0] / eigenvalues[-1]), 0.0),
+    )
+
+
+def column_norms(matrix: FloatArray) -> FloatArray:
+    """Euclidean norms of the columns of a (k, p) matrix, shape (p,)."""
+    # Scaled by the largest entry first, so that squares neither overflow nor vanish.
+    largest = nonzero(np.max(np.abs(matrix), axis=0))
+    norms: FloatArray = largest * np.linalg.norm(matrix / largest, axis=0)
+    return norms
+
+
+def nonzero(norms: FloatArray) -> FloatArray:
+    """Replace zeros by 1, so that columns of zeros can be divided by their norms."""
+    return np.where(norms == 0.0, 1.0, norms)
+
+
+def rank_tolerance(n_points: int, size: int) -> float:
+    """Relative size below which a singular value of a (n, p) factor counts as zero.
+
+    The usual ``EPS * max(n, p)`` (Golub & Van Loan, "Matrix Computations", 5.4.1), with n capped:
+    for 10¹² rows it would otherwise refuse directions that are known to ten digits.
+    """
+    return EPS * max(min(n_points, MAX_RANK_ROWS), size)

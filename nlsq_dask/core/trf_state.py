@@ -1,0 +1,202 @@
+"""What the trust-region-reflective method is told, knows between evaluations, and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.core.factor import EPS, Linearization
+from nlsq_dask.core.normal_equations import FloatArray
+
+#: Evaluations allowed by default, per parameter: the value of ``scipy.optimize.least_squares``.
+EVALUATIONS_PER_PARAMETER = 100
+
+
+@dataclass(frozen=True)
+class TrfOptions:
+    """When to stop, and the units of the parameters.
+
+    Attributes
+    ----------
+    ftol : float or None
+        Stop when a step lowers the cost by less than ``ftol * cost``, as the model predicted.
+    xtol : float or None
+        Stop when a step is shorter than ``xtol * (xtol + ‖θ‖)``.
+    gtol : float or None
+        Stop when the infinity norm of the gradient, scaled for the bounds, is below `gtol`.
+    max_nfev : int or None
+        Most points to evaluate; None allows 100 per parameter.
+    x_scale : "jac" or ndarray, shape (p,) or ()
+        Characteristic size of each parameter; "jac" takes the inverse of the largest norm that its
+        column of the Jacobian has had so far.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range. None, and any value below the machine precision, disables a
+        criterion; one at least must stay.
+    """
+
+    ftol: float | None = 1e-8
+    xtol: float | None = 1e-8
+    gtol: float | None = 1e-8
+    max_nfev: int | None = None
+    x_scale: Literal["jac"] | FloatArray = "jac"
+
+    def __post_init__(self) -> None:
+        tolerances = {"ftol": self.ftol, "xtol": self.xtol, "gtol": self.gtol}
+        for name, value in tolerances.items():
+            if value is not None and not value >= 0.0:
+                raise _errors.tolerance_invalid(name, value)
+        if all(value is None or value < EPS for value in tolerances.values()):
+            raise _errors.tolerances_disabled(EPS)
+        if self.max_nfev is not None and self.max_nfev < 1:
+            raise _errors.max_nfev_invalid(self.max_nfev)
+        if not (isinstance(self.x_scale, str) and self.x_scale == "jac"):
+            _check_sizes(self.x_scale)
+
+    def evaluations(self, size: int) -> int:
+        """Most points to evaluate for a model of `size` parameters."""
+        return EVALUATIONS_PER_PARAMETER * size if self.max_nfev is None else self.max_nfev
+
+
+@dataclass(frozen=True, slots=True)
+class IterationRecord:
+    """What one evaluation led to.
+
+    Attributes
+    ----------
+    iteration : int
+        Points that the search has moved to so far, this one included.
+    nfev : int
+        Points evaluated so far.
+    cost : float
+        Cost at the point tried, whether accepted or not.
+    step_norm : float
+        Length of the step, in the parameters' units.
+    optimality : float
+        Infinity norm of the scaled gradient at the best point so far.
+    radius : float
+        Trust-region radius that the step was computed for; 0 for the start.
+    accepted : bool
+    """
+
+    iteration: int
+    nfev: int
+    cost: float
+    step_norm: float
+    optimality: float
+    radius: float
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrfState:
+    """All that the method knows between two evaluations.
+
+    Attributes
+    ----------
+    params : ndarray, shape (p,), float64
+        The best point so far, strictly between the bounds.
+    linearization : Linearization
+        Of the residuals at `params`.
+    cost, chi2 : float
+        At `params`.
+    n_points, n_skipped : int
+        Rows in and left out of the sums.
+    scale_inv : ndarray, shape (p,), float64
+        Inverse characteristic sizes of the parameters.
+    radius : float
+        Trust-region radius Δ of the next step.
+    alpha : float
+        First guess of the next step's Levenberg-Marquardt parameter.
+    optimality : float
+        Infinity norm of the scaled gradient at `params`.
+    nfev, njev, n_refined : int
+        Points evaluated, linearisations used, and evaluations at a known point in another basis.
+    status : Status or None
+        Why the search is over; None while it is not.
+    history : tuple of IterationRecord
+        One a point evaluated.
+    """
+
+    params: FloatArray
+    linearization: Linearization
+    cost: float
+    chi2: float
+    n_points: int
+    n_skipped: int
+    scale_inv: FloatArray
+    radius: float
+    alpha: float
+    optimality: float
+    nfev: int
+    njev: int
+    n_refined: int
+    status: Status | None
+    history: tuple[IterationRecord, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class TrfSolution:
+    """The result of a minimisation.
+
+    Attributes
+    ----------
+    params : ndarray, shape (p,), float64
+    cost : float
+        Half the sum of squared weighted residuals (or the robust cost) at `params`.
+    chi2 : float
+        Sum of squared weighted residuals at `params`.
+    r_factor : ndarray, shape (p, p), float64
+        Upper-triangular factor of the Jacobian at `params`.
+    gradient : ndarray, shape (p,), float64
+        ``Jᵀ r``.
+    optimality : float
+        Infinity norm of the gradient, scaled for the bounds.
+    active_mask : ndarray, shape (p,), int
+        -1 where the lower bound is active, 1 where the upper is, 0 elsewhere.
+    nfev : int
+        Points evaluated.
+    njev : int
+        Linearisations used: 1 + `nit`.
+    nit : int
+        Points that the search moved to.
+    n_refined : int
+        Evaluations at a known point in another basis. Passes over the data are ``nfev +
+        n_refined``.
+    status : Status
+    n_points, n_skipped : int
+        Rows in and left out of the sums.
+    history : tuple of IterationRecord
+    """
+
+    params: FloatArray
+    cost: float
+    chi2: float
+    r_factor: FloatArray
+    gradient: FloatArray
+    optimality: float
+    active_mask: NDArray[np.int64]
+    nfev: int
+    njev: int
+    nit: int
+    n_refined: int
+    status: Status
+    n_points: int
+    n_skipped: int
+    history: tuple[IterationRecord, ...] = field(repr=False)
+
+
+def _check_sizes(x_scale: Any) -> None:
+    try:
+        sizes = np.asarray(x_scale, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise _errors.x_scale_invalid(x_scale) from None
+    if not (np.isfinite(sizes) & (sizes > 0.0)).all():
+        raise _errors.x_scale_invalid(x_scale)

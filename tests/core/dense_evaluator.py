@@ -1,0 +1,61 @@
+"""An evaluator of data in memory without blocks or tiles: J whole, as plainly as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.normal_equations import NormalEquations
+
+FloatArray = NDArray[np.float64]
+
+
+class DenseEvaluator:
+    """Normal equations out of a residual function and its Jacobian; remembers the points."""
+
+    def __init__(
+        self,
+        residuals: Callable[[FloatArray], FloatArray],
+        jacobian: Callable[[FloatArray], FloatArray],
+    ) -> None:
+        self.residuals = residuals
+        self.jacobian = jacobian
+        self.points: list[FloatArray] = []
+
+    @property
+    def n_passes(self) -> int:
+        return len(self.points)
+
+    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+        self.points.append(params.copy())
+        # What a model does out of its domain is data here, not a warning.
+        with np.errstate(all="ignore"):
+            r = self.residuals(params)
+            js = self.jacobian(params) @ basis
+            chi2 = float(r @ r)
+            return NormalEquations(js.T @ js, js.T @ r, 0.5 * chi2, chi2, r.size)
+
+
+def model_functions(
+    model: Callable[..., Any], x: FloatArray, y: FloatArray
+) -> tuple[Callable[[FloatArray], FloatArray], Callable[[FloatArray], FloatArray]]:
+    """Residuals and exact Jacobian of ``model(x, *params) - y``, in float64."""
+
+    def residual(params):
+        return model(x, *params) - y
+
+    value, derivative = jax.jit(residual), jax.jit(jax.jacfwd(residual))
+
+    def residuals(params: FloatArray) -> FloatArray:
+        with jax.enable_x64(True):
+            return np.asarray(value(params))
+
+    def jacobian(params: FloatArray) -> FloatArray:
+        with jax.enable_x64(True):
+            return np.asarray(derivative(params))
+
+    return residuals, jacobian
