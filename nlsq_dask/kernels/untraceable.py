@@ -1,0 +1,320 @@
+"""Why a model cannot be traced: the line of the user's code, what it calls, and the JAX twin.
+
+JAX runs a model once on symbols to learn what it computes. Code that needs the numbers behind them
+(``math.exp``, ``if x > 0``, ``numpy.array``) fails deep in a library with an error about tracers.
+Here such an error is turned into one about the model: the deepest line of the traceback that is not
+a library's is the model's, and the position that Python keeps for each instruction gives the very
+call on that line.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dis
+import importlib
+import linecache
+import sys
+import sysconfig
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.special
+import numpy as np
+
+from nlsq_dask import _errors
+
+Kind = Literal["branch", "selection", "assignment", "loop", "function", "value"]
+
+_SITE = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+_LIBRARY_FOLDERS = (
+    str(Path(__file__).parents[1]),
+    *(str(Path(site, name)) for site in _SITE for name in ("jax", "jaxlib", "numpy", "scipy")),
+)
+_STDLIB = sysconfig.get_path("stdlib")
+
+# Names in `math` and `builtins` whose twins in JAX are called otherwise.
+_RENAMED = {
+    "acos": "arccos",
+    "acosh": "arccosh",
+    "asin": "arcsin",
+    "asinh": "arcsinh",
+    "atan": "arctan",
+    "atan2": "arctan2",
+    "atanh": "arctanh",
+    "fsum": "sum",
+    "gamma": "scipy.special.gamma",
+    "lgamma": "scipy.special.gammaln",
+    "max": "maximum",
+    "min": "minimum",
+    "pow": "power",
+    "sorted": "sort",
+}
+
+
+class TracedValueError(TypeError):
+    """A traced value was asked for something that only numbers have.
+
+    Parameters
+    ----------
+    kind : str
+        What was tried.
+    what : str
+        The type that was wanted, the function that was called, or what was assigned.
+    """
+
+    def __init__(self, kind: Kind, what: str = "") -> None:
+        super().__init__(f"a traced value does not allow this: {kind} {what}")
+        self.kind = kind
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the model's code was when it failed."""
+
+    operation: str
+    callee: Any
+    expression: str
+    line: str
+
+
+def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
+    """Error to report for one that was raised while a model was traced.
+
+    Parameters
+    ----------
+    error : Exception
+        As it came out of the model.
+    model : str
+        Name of the model.
+    rows : int
+        Number of rows that it was called with.
+
+    Returns
+    -------
+    ModelError
+        An UntraceableModelError where the model needs the numbers behind traced values.
+    """
+    kind = _kind(error)
+    if kind is None:
+        return _errors.model_raised(model, error, rows)
+    what = error.what if isinstance(error, TracedValueError) else "a number"
+    site = _failing_site(error.__traceback__)
+    line = "" if site is None else site.line
+    if kind == "function":
+        return _errors.untraceable_call(model, what, None, line)
+    if kind == "selection":
+        return _errors.untraceable_selection(model, line)
+    if kind == "assignment":
+        return _errors.untraceable_assignment(model, what, line)
+    if kind == "loop":
+        return _errors.untraceable_loop(model, line)
+    return _value_error(kind, what, model, site)
+
+
+def is_mixed(error: _errors.ModelError) -> bool:
+    """Whether a model failed under NumPy's dispatch because it calls JAX as well.
+
+    Parts of JAX take arrays of their own only; ``jax.lax`` refuses others by this name.
+    """
+    return "__jax_array__" in str(error.__cause__)
+
+
+def _value_error(kind: Kind, what: str, model: str, site: Site | None) -> _errors.ModelError:
+    """Error for a truth value or a number that was asked for."""
+    line = "" if site is None else site.line
+    if site is not None and site.operation.startswith("CALL"):
+        call, twin = _describe(site.callee, site.expression)
+        if call is not None:
+            return _errors.untraceable_call(model, call, twin, line)
+    if kind == "branch":
+        return _errors.untraceable_branch(model, line)
+    if site is not None and site.operation == "STORE_SUBSCR":
+        return _errors.untraceable_assignment(model, "assigns into a NumPy array", line)
+    if site is not None and site.operation in ("BINARY_SUBSCR", "BINARY_OP"):
+        return _errors.untraceable_index(model, line)
+    return _errors.untraceable_conversion(model, what, line)
+
+
+def _kind(error: Exception) -> Kind | None:
+    """What was tried, or None for an error of the model's own."""
+    if isinstance(error, TracedValueError):
+        return error.kind
+    if isinstance(error, jax.errors.TracerBoolConversionError):
+        return "branch"
+    if isinstance(error, jax.errors.NonConcreteBooleanIndexError):
+        return "selection"
+    if isinstance(
+        error,
+        jax.errors.ConcretizationTypeError
+        | jax.errors.TracerArrayConversionError
+        | jax.errors.TracerIntegerConversionError,
+    ):
+        return "value"
+    return None
+
+
+def _failing_site(traceback: types.TracebackType | None) -> Site | None:
+    """The instruction of the model's own code that led to an error."""
+    found = None
+    while traceback is not None:
+        if not _is_library_file(traceback.tb_frame.f_code.co_filename):
+            found = traceback
+        traceback = traceback.tb_next
+    if found is None:
+        return None
+    frame, at = found.tb_frame, found.tb_lasti
+    code = frame.f_code
+    text = linecache.getline(code.co_filename, found.tb_lineno, frame.f_globals).strip()
+    expression = _source(code, at, frame)
+    return Site(
+        operation=_operation(code, at),
+        callee=_callee(expression, frame),
+        expression=expression,
+        line=f" (line {found.tb_lineno}: `{text}`)" if text else "",
+    )
+
+
+def _operation(code: types.CodeType, at: int) -> str:
+    """Name of an instruction; a frame that waits for a call may point into its inline cache."""
+    while at > 0 and dis.opname[code.co_code[at]] == "CACHE":
+        at -= 2
+    return dis.opname[code.co_code[at]]
+
+
+def _is_library_file(name: str) -> bool:
+    if name.startswith(_LIBRARY_FOLDERS):
+        return True
+    return name.startswith(_STDLIB) and not name.startswith(_SITE)
+
+
+def _source(code: types.CodeType, at: int, frame: types.FrameType) -> str:
+    """Source text of an instruction, empty if it is not known."""
+    start, end, first, last = list(code.co_positions())[at // 2]
+    if start is None or end is None or first is None or last is None:
+        return ""
+    lines = [
+        linecache.getline(code.co_filename, number, frame.f_globals).encode()
+        for number in range(start, end + 1)
+    ]
+    lines[-1] = lines[-1][:last]  # columns count bytes
+    lines[0] = lines[0][first:]
+    return b"".join(lines).decode(errors="replace")
+
+
+def _callee(expression: str, frame: types.FrameType) -> Any:
+    """The object that an expression such as ``np.linalg.norm(x)`` calls, or None."""
+    try:
+        node: ast.expr = ast.parse(f"({expression})", mode="eval").body
+    except SyntaxError:
+        return None
+    if not isinstance(node, ast.Call):
+        return None
+    node, path = node.func, []
+    while isinstance(node, ast.Attribute):
+        path.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return None
+    found = _lookup(node.id, frame)
+    for name in reversed(path):
+        found = getattr(found, name, None)
+    return found
+
+
+def _lookup(name: str, frame: types.FrameType) -> Any:
+    for namespace in (frame.f_locals, frame.f_globals, vars(builtins)):
+        if name in namespace:
+            return namespace[name]
+    return None
+
+
+def _describe(callee: Any, expression: str) -> tuple[str | None, str | None]:
+    """Public name of what was called, and of its twin in JAX; None where there is none."""
+    if isinstance(callee, np.vectorize):
+        return "a function made with numpy.vectorize", "jax.vmap"
+    if isinstance(callee, np.ufunc):
+        module = "numpy" if getattr(np, callee.__name__, None) is callee else "scipy.special"
+        return _with_twin(module, callee.__name__)
+    owner: Any = getattr(callee, "__self__", None)
+    if type(owner).__module__.startswith("scipy.stats") and hasattr(owner, "name"):
+        return _with_twin(f"scipy.stats.{owner.name}", callee.__name__)
+    module = getattr(callee, "__module__", None) or ""
+    name = getattr(callee, "__name__", None)
+    if not isinstance(name, str) or isinstance(owner, np.ndarray):
+        module, name = type(callee).__module__, None
+    if module.startswith("jax"):
+        return None, None
+    if name is None:
+        return (expression.partition("(")[0].strip() or None), None
+    return _with_twin(_public_module(module, name), name)
+
+
+def _public_module(module: str, name: str) -> str:
+    """``scipy.special`` for ``scipy.special._logsumexp``."""
+    parts = module.split(".")
+    for size in range(1, len(parts) + 1):
+        candidate = ".".join(parts[:size])
+        if hasattr(sys.modules.get(candidate), name):
+            return candidate
+    return module
+
+
+def _with_twin(module: str, name: str) -> tuple[str, str | None]:
+    full = name if module == "builtins" else f"{module}.{name}"
+    for twin in _twins(module, name):
+        package, _, attribute = twin.rpartition(".")
+        if hasattr(_import(package), attribute):
+            return full, twin
+    return full, None
+
+
+def _twins(module: str, name: str) -> list[str]:
+    """Names under which JAX may have a function, the likeliest first."""
+    if module in ("math", "builtins", "cmath"):
+        renamed = _RENAMED.get(name, name)
+        if module == "builtins" and name in ("float", "int", "bool", "complex"):
+            return ["jax.numpy.asarray"]
+        if "." in renamed:
+            return [f"jax.{renamed}"]
+        return [f"jax.numpy.{renamed}", f"jax.scipy.special.{renamed}"]
+    package, _, rest = module.partition(".")
+    if package == "numpy":
+        return [f"jax.numpy.{rest}.{name}" if rest else f"jax.numpy.{name}"]
+    if package == "scipy":
+        return [f"jax.{module}.{name}", f"jax.numpy.{name}"]
+    return []
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def jax_twin(ufunc: np.ufunc) -> Any:
+    """The function of JAX with a NumPy or SciPy ufunc's name.
+
+    Raises
+    ------
+    TracedValueError
+        If JAX has none.
+    """
+    name = ufunc.__name__
+    if getattr(np, name, None) is ufunc:
+        full, twin = f"numpy.{name}", getattr(jnp, name, None)
+    elif getattr(sys.modules.get("scipy.special"), name, None) is ufunc:
+        full = f"scipy.special.{name}"
+        renamed = {"psi": "digamma"}.get(name, name)
+        twin = getattr(jax.scipy.special, renamed, None) or getattr(jnp, name, None)
+    else:
+        full, twin = f"the ufunc {name}", None
+    if twin is None:
+        raise TracedValueError("function", full)
+    return twin
