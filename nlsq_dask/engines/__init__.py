@@ -1,0 +1,1 @@
+"""How blocks of rows become one sum: in this process, or as Dask tasks."""

@@ -1,0 +1,87 @@
+"""What a task of the streaming tier does, on whichever worker it lands.
+
+These functions are sent to workers by name. They keep nothing between calls that could not be
+made again: the compiled kernel and the staging buffer are caches of the process.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.typing import Key
+
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.engines.accumulate import accumulate
+from nlsq_dask.engines.groups import GroupPlan, Operand
+from nlsq_dask.io.stage import Block
+from nlsq_dask.kernels.block import block_kernel
+from nlsq_dask.kernels.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all groups of a fit have in common."""
+
+    spec: ModelSpec
+    weighted: bool
+    device: str | None
+
+
+def load(blob: bytes) -> Any:
+    """Unpickle a plan or the common work. As the result of a task it can be made again."""
+    return pickle.loads(blob)
+
+
+def run_group(
+    plan: GroupPlan,
+    external: Sequence[Any],
+    work: Work,
+    params: FloatArray,
+    basis: FloatArray,
+) -> NormalEquations:
+    """Sum over the blocks of a group.
+
+    Parameters
+    ----------
+    plan : GroupPlan
+    external : sequence
+        Values of ``plan.external``, in that order.
+    work : Work
+    params : ndarray, shape (p,), float64
+    basis : ndarray, shape (p, q), float64
+    """
+    kernel = block_kernel(work.spec, work.device)
+    given = dict(zip(plan.external, external, strict=True))
+    blocks = read_blocks(plan, given, work.weighted)
+    return accumulate(kernel, params, basis, blocks, work.weighted)
+
+
+def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], weighted: bool) -> Iterator[Block]:
+    """Make the blocks of a group one after the other, keeping only what later ones need."""
+    values = dict(external)
+    for step in plan.steps:
+        for node, drop in step.nodes:
+            values[node.key] = node(values)
+            for key in drop:
+                del values[key]
+        yield _block(step.operands, values, weighted)
+        for key in step.drop:
+            del values[key]
+
+
+def add_in_order(sums: Sequence[NormalEquations]) -> NormalEquations:
+    """Add sums from first to last."""
+    total = sums[0]
+    for part in sums[1:]:
+        total = total + part
+    return total
+
+
+def _block(operands: Sequence[Operand], values: Mapping[Key, Any], weighted: bool) -> Block:
+    arrays = [np.asarray(o.value if o.key is None else values[o.key]) for o in operands]
+    sigma = arrays.pop() if weighted else None
+    return Block(arrays[0], tuple(arrays[1:]), sigma)

@@ -1,0 +1,304 @@
+"""The plan of the streaming tier: a Dask graph cut into groups of neighbouring blocks. Pure.
+
+A task of a pass is a group. It holds the piece of the optimised Dask graph that makes its blocks,
+as a list of steps in the order in which they run: make the arrays of a block, use them, drop what
+no later block needs. So an array that two blocks share is made once in a group, and the memory of
+a group is that of a block, however many blocks it has.
+
+Parts of the graph on which many groups depend directly (an ``x.mean()`` upstream) are left out of
+the groups: they are named here, computed once before the first pass, and handed to every group.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
+from dask.array.optimization import optimize
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
+
+from nlsq_dask.io.chunks import Box, Chunks, block_boxes, broadcast_box, cut_groups, regular_chunks
+from nlsq_dask.io.sources import Array, Observations, is_dask
+
+# Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
+# was fastest of 1, 8 and 64 MB.
+UNCHUNKED_BLOCK_ROWS = 1 << 20
+
+# An array that more groups than this need directly is computed once, before the first pass. One
+# or two groups need it where a chunk lies across a group's edge: then each makes it for itself,
+# since keeping it would keep a part of the data in memory.
+MAX_GROUPS_TO_REPEAT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Where an array of a block comes from: a key of the graph, or a slice of a NumPy array."""
+
+    key: Key | None
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One block: the graph nodes to run for it, and what to drop after each and at the end."""
+
+    nodes: tuple[tuple[GraphNode, tuple[Key, ...]], ...]
+    operands: tuple[Operand, ...]
+    drop: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """What one task does: its blocks in order, and the keys that must be handed to it."""
+
+    steps: tuple[Step, ...]
+    external: tuple[Key, ...]
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """Everything the streaming tier runs.
+
+    Attributes
+    ----------
+    groups : tuple of GroupPlan
+        In row order of their blocks.
+    shared : dict
+        Graph of what is computed once before the first pass; its outputs are ``shared_keys``.
+    shared_keys : tuple of key
+    chunks : tuple of tuple of int
+        Chunk grid that all arrays were brought to.
+    block_bytes : int
+        Decoded bytes of the largest block.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    shared: Mapping[Key, GraphNode]
+    shared_keys: tuple[Key, ...]
+    chunks: Chunks
+    block_bytes: int
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks that have rows."""
+        return sum(len(group.steps) for group in self.groups)
+
+
+def plan_stream(data: Observations) -> StreamPlan:
+    """Cut the data of a fit into groups.
+
+    Parameters
+    ----------
+    data : Observations
+        Any mixture of NumPy and Dask arrays.
+    """
+    chunks = common_chunks(data)
+    arrays = [_match_chunks(a, chunks) for a in data.operands]
+    graph = _optimized_graph([a for a in arrays if is_dask(a)])
+    blocks = [(index, box) for index, box in block_boxes(chunks) if _n_rows(box)]
+    operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
+    sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
+    groups = cut_groups(sizes)
+    shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups])
+    plans = tuple(
+        _plan_group(graph, [operands[i] for i in group], shared_keys, _rows_of(blocks, group))
+        for group in groups
+    )
+    shared = _cull(graph, shared_keys)
+    return StreamPlan(plans, shared, tuple(shared_keys), chunks, max(sizes))
+
+
+def common_chunks(data: Observations) -> Chunks:
+    """Chunk grid at which every array can be cut without joining pieces of any.
+
+    Along each dimension the union of the cuts of all Dask arrays that vary along it; where there
+    is none, the data are in memory and are cut into blocks of moderate size.
+    """
+    shape = data.y.shape
+    cuts: list[set[int] | None] = [None] * len(shape)
+    for array in data.operands:
+        if not is_dask(array):
+            continue
+        for d, (n, full) in enumerate(zip(array.shape, shape, strict=True)):
+            if n == full:
+                edges = set(itertools.accumulate(array.chunks[d], initial=0))
+                cuts[d] = edges | (cuts[d] or set())
+    free = tuple(n if cuts[d] is None else 1 for d, n in enumerate(shape))
+    lengths = [max(c) if c else 1 for c in (_lengths(e) for e in cuts)]
+    default = regular_chunks(free, max(1, UNCHUNKED_BLOCK_ROWS // math.prod(lengths)))
+    return tuple(default[d] if cuts[d] is None else _lengths(cuts[d]) for d in range(len(shape)))
+
+
+def _lengths(edges: set[int] | None) -> tuple[int, ...]:
+    return tuple(b - a for a, b in itertools.pairwise(sorted(edges or ())))
+
+
+def _match_chunks(array: Array, chunks: Chunks) -> Array:
+    if not is_dask(array):
+        return array
+    wanted = tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
+    return array if array.chunks == wanted else array.rechunk(wanted)
+
+
+def _optimized_graph(arrays: list[da.Array]) -> dict[Key, GraphNode]:
+    """The arrays' graphs as one, culled and fused as Dask would before computing."""
+    if not arrays:
+        return {}
+    keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
+    graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
+    return dict(convert_legacy_graph(dict(optimize(graph, keys))))
+
+
+def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
+    if not is_dask(array):
+        return Operand(None, array[broadcast_box(box, array.shape)])
+    block = (0 if n == 1 else i for i, n in zip(index, array.shape, strict=True))
+    return Operand((array.name, *block))
+
+
+def _operand_bytes(array: Array, box: Box) -> int:
+    part = broadcast_box(box, array.shape)
+    return _n_rows(part) * int(array.dtype.itemsize)
+
+
+def _n_rows(box: Box) -> int:
+    return math.prod(s.stop - s.start for s in box)
+
+
+def _rows_of(blocks: list[tuple[tuple[int, ...], Box]], group: range) -> int:
+    return sum(_n_rows(blocks[i][1]) for i in group)
+
+
+def _shared_keys(
+    graph: Mapping[Key, GraphNode], groups: list[list[tuple[Operand, ...]]]
+) -> dict[Key, None]:
+    """Keys to compute once: those that more than MAX_GROUPS_TO_REPEAT groups need directly.
+
+    A node is needed *directly* by a group if the group uses it as an operand, or if a node uses
+    it that is needed by that group and few others. So in ``x - x.mean()`` the mean is needed
+    directly by all groups, whereas a chunk of x, on which all groups depend through the mean, is
+    needed directly by one only. Taking the mean out leaves that chunk to its group; hence the
+    repetition until nothing changes.
+    """
+    shared: dict[Key, None] = {}
+    order = _reverse_topological(graph)
+    while True:
+        users = _users(graph, order, groups, shared)
+        direct: dict[Key, set[int]] = defaultdict(set)
+        for g, operands in enumerate(groups):
+            for operand in itertools.chain.from_iterable(operands):
+                if operand.key is not None:
+                    direct[operand.key].add(g)
+        for key in order:
+            if key not in shared and 0 < len(users[key]) <= MAX_GROUPS_TO_REPEAT:
+                for needed in graph[key].dependencies:
+                    direct[needed] |= users[key]
+        new = [
+            key
+            for key in order
+            if key not in shared
+            and len(direct[key]) > MAX_GROUPS_TO_REPEAT
+            and not isinstance(graph[key], DataNode | Alias)
+        ]
+        if not new:
+            return shared
+        shared.update(dict.fromkeys(new))
+
+
+def _users(
+    graph: Mapping[Key, GraphNode],
+    order: list[Key],
+    groups: list[list[tuple[Operand, ...]]],
+    shared: Mapping[Key, None],
+) -> dict[Key, set[int]]:
+    """Groups that need each node, in any way; counted only up to one more than may repeat it."""
+    users: dict[Key, set[int]] = defaultdict(set)
+    for g, operands in enumerate(groups):
+        for operand in itertools.chain.from_iterable(operands):
+            if operand.key is not None:
+                users[operand.key].add(g)
+    for key in order:
+        if key in shared:
+            continue
+        for needed in graph[key].dependencies:
+            if len(users[needed]) <= MAX_GROUPS_TO_REPEAT:
+                users[needed] |= users[key]
+    return users
+
+
+def _reverse_topological(graph: Mapping[Key, GraphNode]) -> list[Key]:
+    """Keys of the graph, each before all that it depends on."""
+    postorder: dict[Key, None] = {}
+    for key in graph:
+        _visit(graph, key, postorder)
+    return list(reversed(postorder))
+
+
+def _visit(graph: Mapping[Key, GraphNode], key: Key, done: dict[Key, None]) -> None:
+    """Append a key to ``done`` after all that it depends on; without recursion, which overflows."""
+    stack: list[tuple[Key, bool]] = [(key, False)]
+    while stack:
+        current, expanded = stack.pop()
+        if current in done or current not in graph:
+            continue
+        if expanded:
+            done[current] = None
+        else:
+            stack.append((current, True))
+            # Sorted, so that a plan is the same in every process whatever its hash seed.
+            stack.extend((k, False) for k in sorted(graph[current].dependencies, key=str))
+
+
+def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, GraphNode]:
+    needed: dict[Key, None] = {}
+    for key in keys:
+        _visit(graph, key, needed)
+    return {key: graph[key] for key in needed}
+
+
+def _plan_group(
+    graph: Mapping[Key, GraphNode],
+    blocks: list[tuple[Operand, ...]],
+    shared: Mapping[Key, None],
+    n_rows: int,
+) -> GroupPlan:
+    """Order the nodes of a group by block, and find where each array is used last."""
+    made: dict[Key, None] = dict.fromkeys(shared)
+    runs: list[list[Key]] = []
+    last_use: dict[Key, tuple[int, int]] = {}
+    external: dict[Key, None] = {}
+    for b, operands in enumerate(blocks):
+        first = len(made)
+        keys = [o.key for o in operands if o.key is not None]
+        for key in keys:
+            _visit(graph, key, made)
+        run = list(itertools.islice(made, first, None))
+        for position, key in enumerate(run):
+            for needed in graph[key].dependencies:
+                last_use[needed] = (b, position)
+        for key in keys:
+            last_use[key] = (b, len(run))
+        needs = itertools.chain(keys, *(graph[key].dependencies for key in run))
+        external.update((k, None) for k in needs if k in shared or k not in graph)
+        runs.append(run)
+    drops: dict[tuple[int, int], list[Key]] = defaultdict(list)
+    for key, place in last_use.items():
+        drops[place].append(key)
+    steps = tuple(
+        Step(
+            tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
+            operands,
+            tuple(drops[b, len(run)]),
+        )
+        for b, (run, operands) in enumerate(zip(runs, blocks, strict=True))
+    )
+    return GroupPlan(steps, tuple(external), n_rows)

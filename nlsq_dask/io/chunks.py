@@ -1,0 +1,146 @@
+"""Arithmetic of chunks: no arrays, no input or output, only integers.
+
+Rows of an array of any number of dimensions are its elements in C order. A *range* of rows is a
+half-open interval of that order; a *box* is a tuple of slices, one a dimension.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+Box = tuple[slice, ...]
+Chunks = tuple[tuple[int, ...], ...]
+
+# Decoded bytes that one task reads in a pass. Long enough that the 2.3 ms which a task costs the
+# cluster stay below 5 % at a decoding rate of 1 GB/s, short enough for progress and recovery.
+GROUP_BYTES = 64_000_000
+
+# Tasks in a pass: a scheduler handles about 1,000 to 2,000 a second, so that a pass never costs it
+# more than a few seconds, while clusters of a thousand threads still find work for each.
+MAX_GROUPS = 4096
+
+# Fewest groups (where there are as many blocks), so that small data too use several workers.
+MIN_GROUPS = 16
+
+
+def row_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, Box]]:
+    """Cut a range of rows into boxes.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the array, of at least one dimension.
+    start, stop : int
+        Range of rows, ``0 <= start <= stop <= prod(shape)``.
+
+    Yields
+    ------
+    first, last : int
+        Range of rows of the box.
+    box : tuple of slice
+        One slice a dimension. Boxes come in row order and cover the range once; there are at most
+        ``2 * len(shape) - 1`` of them.
+    """
+    inner = math.prod(shape[1:])
+    if len(shape) == 1 or inner == 0 or start == stop:
+        if start < stop:
+            yield start, stop, (slice(start, stop),)
+        return
+    head, tail = -(-start // inner), stop // inner
+    if head > tail:  # within one slab
+        yield from _inside_slab(shape, tail, start, stop)
+        return
+    if start < head * inner:
+        yield from _inside_slab(shape, head - 1, start, head * inner)
+    if head < tail:
+        yield head * inner, tail * inner, (slice(head, tail), *(slice(0, n) for n in shape[1:]))
+    if tail * inner < stop:
+        yield from _inside_slab(shape, tail, tail * inner, stop)
+
+
+def _inside_slab(
+    shape: Sequence[int], slab: int, start: int, stop: int
+) -> Iterator[tuple[int, int, Box]]:
+    """Boxes of a range that lies within one index of the first dimension."""
+    offset = slab * math.prod(shape[1:])
+    for first, last, box in row_boxes(shape[1:], start - offset, stop - offset):
+        yield first + offset, last + offset, (slice(slab, slab + 1), *box)
+
+
+def broadcast_box(box: Box, shape: Sequence[int]) -> Box:
+    """Restrict a box to an array that broadcasts: a dimension of length 1 keeps its one index.
+
+    Parameters
+    ----------
+    box : tuple of slice
+        Box in the full shape.
+    shape : sequence of int
+        Shape of the broadcasting array, with as many dimensions as the box.
+    """
+    return tuple(slice(0, 1) if n == 1 else s for s, n in zip(box, shape, strict=True))
+
+
+def block_boxes(chunks: Chunks) -> Iterator[tuple[tuple[int, ...], Box]]:
+    """Index and box of every block of a chunk grid, in C order of the grid."""
+    starts = [list(itertools.accumulate(sizes, initial=0)) for sizes in chunks]
+    for index in itertools.product(*(range(len(sizes)) for sizes in chunks)):
+        yield (
+            index,
+            tuple(slice(starts[d][i], starts[d][i + 1]) for d, i in enumerate(index)),
+        )
+
+
+def box_size(box: Box) -> int:
+    """Rows in a box."""
+    return math.prod(s.stop - s.start for s in box)
+
+
+def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
+    """Chunks of at most ``max_rows`` rows that keep rows of one chunk together in C order.
+
+    The last dimensions stay whole for as long as they fit; the first that does not is cut, and
+    all before it are cut into single indices.
+    """
+    chunks: list[tuple[int, ...]] = []
+    room = max_rows
+    for n in reversed(shape):
+        step = min(max(room, 1), max(n, 1))
+        chunks.append(tuple(min(step, n - i) for i in range(0, n, step)) or (0,))
+        room = room // n if step == n else 0
+    return tuple(reversed(chunks))
+
+
+def cut_groups(block_bytes: Sequence[int]) -> list[range]:
+    """Cut a sequence of blocks into groups of neighbours, by the bytes of the blocks alone.
+
+    The cut depends on nothing but the layout of the data, never on the number of workers: sums
+    over groups then have one order, and the same bits, on every cluster.
+
+    Parameters
+    ----------
+    block_bytes : sequence of int
+        Decoded bytes of each block.
+
+    Returns
+    -------
+    list of range
+        Consecutive ranges of block numbers that cover all blocks.
+    """
+    n_blocks, total = len(block_bytes), sum(block_bytes)
+    if n_blocks == 0:
+        return []
+    wanted = max(min(n_blocks, MIN_GROUPS), min(MAX_GROUPS, math.ceil(total / GROUP_BYTES)))
+    target = total / wanted
+    groups: list[range] = []
+    first, done, filled = 0, 0, 0
+    for i, size in enumerate(block_bytes):
+        filled += size
+        # Compare with the running total, so that rounding does not pile up in the last group.
+        if filled >= (done + 1) * target and i + 1 < n_blocks:
+            groups.append(range(first, i + 1))
+            first = i + 1
+            done = max(done + 1, math.floor(filled / target))
+    groups.append(range(first, n_blocks))
+    return groups
