@@ -1,7 +1,7 @@
 """Normal equations of a least-squares problem, and the evaluator that computes them.
 
-With residuals ``r_i(θ) = (f(x_i; θ) - y_i) / σ_i``, their Jacobian ``J`` of shape (n, p) and a basis
-``S`` of shape (p, q), one pass over all rows gives the sums
+With residuals ``r_i(θ) = (f(x_i; θ) - y_i) / σ_i``, their Jacobian ``J`` of shape (n, p) and a
+basis ``S`` of shape (p, q), one pass over all rows gives the sums
 
     gram     = (J S)ᵀ (J S)      (q, q)
     gradient = (J S)ᵀ r          (q,)

@@ -89,7 +89,8 @@ def minimize(
     lower: FloatArray,
     upper: FloatArray,
     options: TrfOptions,
-    callback: Callable[[IterationRecord], None] | None = None,
+    observer: Callable[[TrfState], None] | None = None,
+    state: TrfState | None = None,
 ) -> TrfSolution:
     """Minimise a sum of squares within bounds.
 
@@ -101,8 +102,10 @@ def minimize(
     lower, upper : ndarray, shape (p,), float64
         ``lower < upper``; infinite where there is no bound.
     options : TrfOptions
-    callback : callable, optional
-        Called with the record of every evaluation.
+    observer : callable, optional
+        Called with the state after every evaluation.
+    state : TrfState, optional
+        Where an earlier search was, to go on from there with the same bits.
 
     Returns
     -------
@@ -114,13 +117,14 @@ def minimize(
         If the cost or its derivatives are not finite at `p0`, or ``options.x_scale`` does not fit.
     """
     box = Box(lower, upper)
-    state = start(evaluator, p0, box, options)
-    if callback is not None:
-        callback(state.history[-1])
+    if state is None:
+        state = start(evaluator, p0, box, options)
+        if observer is not None:
+            observer(state)
     while state.status is None:
         state = advance(evaluator, state, box, options)
-        if callback is not None:
-            callback(state.history[-1])
+        if observer is not None:
+            observer(state)
     return finish(evaluator, state, box, options)
 
 

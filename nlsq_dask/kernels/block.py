@@ -14,11 +14,11 @@ S, by forward mode: ``jax.linearize`` once a tile, and a ``vmap`` over the colum
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,15 @@ class Rows:
     n: int
 
 
+class _Tile(NamedTuple):
+    """Rows of one tile inside the kernel, and which of them count."""
+
+    coords: tuple[jax.Array, ...]
+    y: jax.Array
+    weights: jax.Array | None
+    valid: jax.Array
+
+
 class BlockKernel:
     """The compiled kernel of one model.
 
@@ -71,6 +80,7 @@ class BlockKernel:
         self._tile_bytes = tile_bytes
         self._device = device
         self._sums = jax.jit(self._sums_of_tiles)
+        self._costs = jax.jit(self._costs_of_tiles)
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
 
@@ -88,16 +98,25 @@ class BlockKernel:
         NormalEquations
             Returned only when the kernel no longer reads the buffers.
         """
-        shapes = (basis.shape, rows.y.shape, rows.weights is None)
-        if shapes in self._compiled:
-            sums = self._run(params, basis, rows)
-        else:  # one thread compiles, the others wait for its code
-            with self._compiling:
-                sums = self._run(params, basis, rows)
-                self._compiled.add(shapes)
+        sums = self._run(self._sums, (params, basis), rows)
         q = sums.shape[0] - 1
         chi2 = float(sums[q, q])
         return NormalEquations(sums[:q, :q], sums[:q, q], 0.5 * chi2, chi2, rows.n)
+
+    def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:
+        """Half the sum of squared residuals of several candidates at once.
+
+        Parameters
+        ----------
+        candidates : ndarray, shape (k, p), float64
+        rows : Rows
+
+        Returns
+        -------
+        ndarray, shape (k,), float64
+            Not finite for a candidate at which the model is not.
+        """
+        return 0.5 * self._run(self._costs, (candidates,), rows)
 
     def put(self, rows: Rows) -> Rows:
         """Place rows on the device, where they stay between passes.
@@ -110,12 +129,23 @@ class BlockKernel:
             coords, y, weights = jax.device_put((rows.coords, rows.y, rows.weights), self._device)
         return Rows(coords, y, weights, rows.n)
 
-    def _run(self, params: FloatArray, basis: FloatArray, rows: Rows) -> FloatArray:
+    def _run(
+        self, function: Callable[..., jax.Array], at: tuple[FloatArray, ...], rows: Rows
+    ) -> FloatArray:
+        shapes = (function, *(a.shape for a in at), rows.y.shape, rows.weights is None)
+        if shapes in self._compiled:
+            return self._fetch(function, at, rows)
+        with self._compiling:  # one thread compiles, the others wait for its code
+            sums = self._fetch(function, at, rows)
+            self._compiled.add(shapes)
+        return sums
+
+    def _fetch(
+        self, function: Callable[..., jax.Array], at: tuple[FloatArray, ...], rows: Rows
+    ) -> FloatArray:
         with jax.enable_x64(True), jax.default_device(self._device):
             # Fetching the result waits for the kernel, after which the buffers may be refilled.
-            return np.asarray(
-                self._sums(params, basis, rows.coords, rows.y, rows.weights, np.int64(rows.n))
-            )
+            return np.asarray(function(*at, rows.coords, rows.y, rows.weights, np.int64(rows.n)))
 
     def _sums_of_tiles(
         self,
@@ -126,43 +156,66 @@ class BlockKernel:
         weights: jax.Array | None,
         n: jax.Array,
     ) -> jax.Array:
-        _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
         size = basis.shape[1] + 1
-        tile = y.shape[0]
-        if self._tile_bytes is not None:
-            tile = min(tile, tile_rows(self._tile_bytes, size))
 
-        def add_tile(i: jax.Array, sums: jax.Array) -> jax.Array:
-            cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * tile)
-            rows = [cut(c, slice_size=tile) for c in coords]
-            w = None if weights is None else cut(weights, slice_size=tile)
-            directions = self._augmented(params, basis, rows, cut(y, slice_size=tile), w)
-            valid = i * tile + jnp.arange(tile) < n
+        def products(rows: _Tile) -> jax.Array:
+            directions = self._augmented(params, basis, rows)
             # A select, not a product: rows behind the last may hold NaN, and NaN * 0 is NaN.
-            directions = jnp.where(valid, directions, 0.0)
-            return sums + directions @ directions.T
+            directions = jnp.where(rows.valid, directions, 0.0)
+            return directions @ directions.T
 
-        start = jnp.zeros((size, size))
-        sums: jax.Array = jax.lax.fori_loop(0, (n + tile - 1) // tile, add_tile, start)
-        return sums
+        return self._over_tiles(products, (size, size), coords, y, weights, n)
 
-    def _augmented(
+    def _costs_of_tiles(
         self,
-        params: jax.Array,
-        basis: jax.Array,
-        coords: Sequence[jax.Array],
+        candidates: jax.Array,
+        coords: tuple[jax.Array, ...],
         y: jax.Array,
         weights: jax.Array | None,
+        n: jax.Array,
     ) -> jax.Array:
+        def squares(rows: _Tile) -> jax.Array:
+            residuals = jax.vmap(lambda params: self._residual(params, rows))(candidates)
+            return jnp.sum(jnp.where(rows.valid, residuals, 0.0) ** 2, axis=1)
+
+        return self._over_tiles(squares, (candidates.shape[0],), coords, y, weights, n)
+
+    def _over_tiles(
+        self,
+        function: Callable[[_Tile], jax.Array],
+        shape: tuple[int, ...],
+        coords: tuple[jax.Array, ...],
+        y: jax.Array,
+        weights: jax.Array | None,
+        n: jax.Array,
+    ) -> jax.Array:
+        """Sum a function of a tile, whose value has a shape (k, ...), over all tiles."""
+        _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
+        tile = y.shape[0]
+        if self._tile_bytes is not None:
+            tile = min(tile, tile_rows(self._tile_bytes, shape[0]))
+
+        def add_tile(i: jax.Array, total: jax.Array) -> jax.Array:
+            def cut(rows: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)
+
+            valid = i * tile + jnp.arange(tile) < n
+            w = None if weights is None else cut(weights)
+            return total + function(_Tile(tuple(cut(c) for c in coords), cut(y), w, valid))
+
+        start = jnp.zeros(shape)
+        total: jax.Array = jax.lax.fori_loop(0, (n + tile - 1) // tile, add_tile, start)
+        return total
+
+    def _augmented(self, params: jax.Array, basis: jax.Array, rows: _Tile) -> jax.Array:
         """``[(J S)ᵀ; rᵀ]`` of one tile, (q + 1, tile)."""
-
-        def residual(theta: jax.Array) -> jax.Array:
-            r = call_model(self._spec, tuple(coords), theta) - y
-            return r if weights is None else r * weights
-
-        r, derivative = jax.linearize(residual, params)
+        r, derivative = jax.linearize(lambda theta: self._residual(theta, rows), params)
         along = jax.vmap(derivative, in_axes=1)(basis)
         return jnp.concatenate([along, r[None]])
+
+    def _residual(self, params: jax.Array, rows: _Tile) -> jax.Array:
+        r = call_model(self._spec, rows.coords, params) - rows.y
+        return r if rows.weights is None else r * rows.weights
 
 
 def block_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False) -> BlockKernel:

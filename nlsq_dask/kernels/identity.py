@@ -210,7 +210,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
 def _code_parts(code: types.CodeType) -> list[Any]:
     return [
         code.co_code,
-        code.co_consts,
+        [_ordered(const) for const in code.co_consts],
         code.co_names,
         code.co_varnames,
         code.co_freevars,
@@ -221,6 +221,11 @@ def _code_parts(code: types.CodeType) -> list[Any]:
         code.co_flags,
         code.co_exceptiontable,
     ]
+
+
+def _ordered(const: Any) -> Any:
+    """A constant of code; sets have another order in each process."""
+    return sorted(map(repr, const)) if isinstance(const, frozenset) else const
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:

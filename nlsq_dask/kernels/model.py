@@ -44,6 +44,9 @@ MAX_STYLES = 4096
 # to be the size of anything else; long enough that a loop over rows shows.
 TRIAL_ROWS = 1009
 
+# What a model may return, if it is of real numbers.
+_ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list, tuple)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -242,11 +245,10 @@ def _checked_value(spec: ModelSpec, value: Any, n: int) -> jax.Array:
     """Model value as a float64 array, one number a row."""
     if value is None:
         raise _errors.model_returned_nothing(spec.label)
+    if not isinstance(value, _ARRAY_LIKE):
+        raise _errors.model_output_type(spec.label, f"a {type(value).__name__}")
     with _ModelErrors(spec.label, n):
-        try:
-            array = jnp.asarray(value)
-        except TypeError as error:
-            raise _errors.model_output_type(spec.label, _type_name(value)) from error
+        array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
         raise _errors.model_output_type(spec.label, f"values of type {array.dtype}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -416,7 +418,3 @@ def _pickled(function: Callable[..., Any]) -> bytes | None:
     except UNPICKLABLE:
         return None
     return blob
-
-
-def _type_name(value: Any) -> str:
-    return f"a {type(value).__name__}" if not isinstance(value, np.ndarray) else str(value.dtype)

@@ -110,6 +110,10 @@ _TAKE_SEQUENCES = frozenset(
 )
 
 
+# Functions whose tuples are arrays too, where others take shapes and axes as tuples of ints.
+_TAKE_NO_SHAPES = frozenset(["convolve", "digitize", "interp", "polyval", "searchsorted"])
+
+
 def call_with_traced(function: Callable[..., Any], x: Any, params: Sequence[jax.Array]) -> Any:
     """Call a model written with NumPy on JAX tracers.
 
@@ -216,7 +220,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
             raise TracedValueError("function", f"{func.__module__}.{name}")
         args, kwargs = unwrap(args), unwrap(kwargs)
         if name not in _TAKE_SEQUENCES:
-            args = _as_arrays(args)
+            args = _as_arrays(args, name in _TAKE_NO_SHAPES)
         try:
             result = twin(*args, **kwargs)
         except jax.errors.ConcretizationTypeError as error:
@@ -369,12 +373,12 @@ def unwrap(value: Any) -> Any:
     return value
 
 
-def _as_arrays(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _as_arrays(args: tuple[Any, ...], all_tuples: bool = False) -> tuple[Any, ...]:
     """Arguments with arrays in place of lists, which jax.numpy does not take."""
 
     def is_array(arg: Any) -> bool:
         if isinstance(arg, tuple):  # of ints it may be a shape or axes
-            return any(isinstance(part, jax.Array | float) for part in arg)
+            return all_tuples or any(isinstance(part, jax.Array | float) for part in arg)
         return isinstance(arg, list)
 
     return tuple(jnp.asarray(arg) if is_array(arg) else arg for arg in args)

@@ -21,7 +21,6 @@ LONG_ARRAY = "uses an array as long as the data"
 _PICKED = "picks or moves rows by their position"
 
 # fmt: off
-# fmt: off
 REDUCTIONS = frozenset([
     "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
     "reduce_sum", "reduce_xor",
@@ -64,18 +63,15 @@ def rule_of(name: str) -> Rule:
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
+    """Shape of a variable or literal of a jaxpr."""
     shape: tuple[int, ...] = atom.aval.shape
     return shape
-
-
-def _is_rows(n: int, size: object) -> bool:
-    return size == n
 
 
 def _unknown(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     atoms = [*eqn.invars, *eqn.outvars]
     if all(state == SAME for state in states) and not any(
-        _is_rows(n, size) for atom in atoms for size in shape_of(atom)
+        size == n for atom in atoms for size in shape_of(atom)
     ):
         return SAME
     return unsure(f"uses {eqn.primitive.name} on rows")
@@ -90,16 +86,16 @@ def _elementwise(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     return join(states)
 
 
-def _barrier(n: int, __: JaxprEqn, states: list[State]) -> list[State]:
+def _barrier(_n: int, _eqn: JaxprEqn, states: list[State]) -> list[State]:
     return states
 
 
-def _iota(n: int, eqn: JaxprEqn, _: list[State]) -> State:
+def _iota(n: int, eqn: JaxprEqn, _states: list[State]) -> State:
     axis = eqn.params["dimension"]
-    return position(axis) if _is_rows(n, eqn.params["shape"][axis]) else SAME
+    return position(axis) if eqn.params["shape"][axis] == n else SAME
 
 
-def _broadcast(n: int, eqn: JaxprEqn, states: list[State]) -> State:
+def _broadcast(_n: int, eqn: JaxprEqn, states: list[State]) -> State:
     state = states[0]
     if state.axis is None:
         return state
@@ -112,23 +108,23 @@ def _reshape(n: int, eqn: JaxprEqn, states: list[State]) -> State:
         return state
     before = math.prod(shape[: state.axis])
     for axis, size in enumerate(new):
-        if _is_rows(n, size) and math.prod(new[:axis]) == before:
+        if size == n and math.prod(new[:axis]) == before:
             return state.at(axis)
     return unsure("cuts the rows into pieces (reshape)")
 
 
-def _transpose(n: int, eqn: JaxprEqn, states: list[State]) -> State:
+def _transpose(_n: int, eqn: JaxprEqn, states: list[State]) -> State:
     state = states[0]
     if state.axis is None:
         return state
     return state.at(list(eqn.params["permutation"]).index(state.axis))
 
 
-def _squeeze(n: int, eqn: JaxprEqn, states: list[State]) -> State:
+def _squeeze(_n: int, eqn: JaxprEqn, states: list[State]) -> State:
     return _without(states[0], eqn.params["dimensions"])
 
 
-def _reduce(n: int, eqn: JaxprEqn, states: list[State]) -> State:
+def _reduce(_n: int, eqn: JaxprEqn, states: list[State]) -> State:
     return _without(join(states), eqn.params["axes"])
 
 
@@ -139,7 +135,7 @@ def _without(state: State, removed: Sequence[int]) -> State:
     return state.at(state.axis - sum(axis < state.axis for axis in removed))
 
 
-def _same_axes(n: int, __: JaxprEqn, states: list[State]) -> State:
+def _same_axes(_n: int, _eqn: JaxprEqn, states: list[State]) -> State:
     return join(states)
 
 
@@ -149,36 +145,28 @@ def _along(key: str) -> Rule:
     def rule(n: int, eqn: JaxprEqn, states: list[State]) -> State:
         axes = eqn.params[key]
         axes = axes if isinstance(axes, tuple) else (axes,)
-        if any(_is_rows(n, shape_of(atom)[axis]) for atom in eqn.invars for axis in axes):
+        if any(shape_of(atom)[axis] == n for atom in eqn.invars for axis in axes):
             return unsure(f"{_PICKED} ({eqn.primitive.name})")
-        return _gathered_states(states)
+        return join(states)
 
     return rule
 
 
 def _concatenate(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     axis = eqn.params["dimension"]
-    if any(_is_rows(n, shape_of(atom)[axis]) for atom in [*eqn.invars, *eqn.outvars]):
+    if any(shape_of(atom)[axis] == n for atom in [*eqn.invars, *eqn.outvars]):
         return unsure(f"{_PICKED} (concatenate)")
-    return _gathered_states(states)
+    return join(states)
 
 
-def _stack(n: int, eqn: JaxprEqn, states: list[State]) -> State:
+def _stack(_n: int, eqn: JaxprEqn, states: list[State]) -> State:
     new = eqn.params["axis"]
-    return _gathered_states(
-        [s if s.axis is None else s.at(s.axis + (s.axis >= new)) for s in states]
-    )
-
-
-def _gathered_states(states: list[State]) -> State:
-    """State of arrays put side by side: an index of rows beside rows does not mix with them."""
-    kinds = {state.kind for state in states}
-    return unsure(_PICKED) if {Kind.ROW, Kind.POSITION} <= kinds else join(states)
+    return join([s if s.axis is None else s.at(s.axis + (s.axis >= new)) for s in states])
 
 
 def _slice(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     if all(
-        size == new or not _is_rows(n, size)
+        size == new or size != n
         for size, new in zip(shape_of(eqn.invars[0]), shape_of(eqn.outvars[0]), strict=True)
     ):
         return join(states)
@@ -187,7 +175,7 @@ def _slice(n: int, eqn: JaxprEqn, states: list[State]) -> State:
 
 def _update_slice(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     whole, part = shape_of(eqn.invars[0]), shape_of(eqn.invars[1])
-    if all(size == new or not _is_rows(n, size) for size, new in zip(whole, part, strict=True)):
+    if all(size == new or size != n for size, new in zip(whole, part, strict=True)):
         return join(states)
     return unsure(f"{_PICKED} (dynamic_update_slice)")
 
@@ -199,7 +187,7 @@ def _pad(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     return unsure(f"{_PICKED} (pad)")
 
 
-def _dot(n: int, eqn: JaxprEqn, states: list[State]) -> State:
+def _dot(_n: int, eqn: JaxprEqn, states: list[State]) -> State:
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     left, right = (len(shape_of(atom)) for atom in eqn.invars)
     left_free = [a for a in range(left) if a not in left_sum and a not in left_batch]
@@ -254,7 +242,7 @@ def _gather(n: int, eqn: JaxprEqn, states: list[State]) -> State:
         return SAME
     if table.axis in pairs:
         return row(batch[pairs[table.axis]])
-    if _is_rows(n, sizes[table.axis]) and table.axis not in numbers.collapsed_slice_dims:
+    if sizes[table.axis] == n and table.axis not in numbers.collapsed_slice_dims:
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         window = [a for a in range(len(sizes)) if a not in gone]
         return row(int(numbers.offset_dims[window.index(table.axis)]))
@@ -267,14 +255,16 @@ def _scatter(n: int, eqn: JaxprEqn, states: list[State]) -> State:
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     window = [a for a in range(len(shape)) if a not in gone]
     target, index, update = states
-    if index == SAME:
-        for axis in (a for a, size in enumerate(shape) if _is_rows(n, size)):
-            if axis in numbers.scatter_dims_to_operand_dims and axis in gone:
-                return coupled("changes single rows by their position (scatter)")
-            if axis in window:
-                at = numbers.update_window_dims[window.index(axis)]
-                if _is_rows(n, changes[at]) and update.axis in (None, at):
-                    return join([target, update.at(axis) if update.has_axis else update])
+    row_axes = [axis for axis, size in enumerate(shape) if size == n]
+    if index != SAME or len(row_axes) != 1:
+        return _unknown(n, eqn, states)
+    axis = row_axes[0]
+    if axis in numbers.scatter_dims_to_operand_dims and axis in gone:
+        return coupled("changes single rows by their position (scatter)")
+    if axis in window:
+        at = numbers.update_window_dims[window.index(axis)]
+        if changes[at] == n and update.axis in (None, at):
+            return join([target, update.at(axis) if update.has_axis else update])
     return _unknown(n, eqn, states)
 
 

@@ -75,10 +75,6 @@ def join(states: Sequence[State]) -> State:
         return worst
     kinds = {state.kind for state in states}
     axes = {state.axis for state in states if state.has_axis}
-    if Kind.ELEMENT in kinds and axes:
-        return coupled("combines each row with all rows")
-    if {Kind.ROW, Kind.POSITION} <= kinds:
-        return coupled("depends on the position of a row in the data")
-    if len(axes) > 1:
+    if len(axes) > 1 or (axes and Kind.ELEMENT in kinds):
         return coupled("combines each row with all rows")
     return worst

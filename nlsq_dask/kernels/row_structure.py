@@ -107,9 +107,14 @@ class RowStructure:
 
     def _const(self, value: Any) -> State:
         """State of an array that the model closes over."""
+        axes = [axis for axis, size in enumerate(np.shape(value)) if self.is_rows(size)]
+        if not axes:
+            return SAME
         array = np.asarray(value)
-        axes = [axis for axis, size in enumerate(array.shape) if self.is_rows(size)]
-        if all(np.all(array == array.take([0], axis)) for axis in axes):
+        first = array[
+            tuple(slice(1) if axis in axes else slice(None) for axis in range(array.ndim))
+        ]
+        if np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=True):
             return SAME
         return position(axes[0]) if len(axes) == 1 else unsure(LONG_ARRAY)
 
@@ -135,6 +140,8 @@ class RowStructure:
         mixed = join([state for state in states if not state.has_axis])
         if mixed.kind >= Kind.UNSURE:
             return [mixed] * len(eqn.outvars)
+        if eqn.effects:  # it may change what another operation reads
+            return [unsure(f"uses {name}")] * len(eqn.outvars)
         if mixed.kind == Kind.ELEMENT:  # whatever the operation, it sees one row
             return [join(states)] * len(eqn.outvars)
         result = rule_of(name)(self.n, eqn, states)

@@ -242,6 +242,8 @@ def _describe(callee: Any, expression: str) -> tuple[str | None, str | None]:
         module = "numpy" if getattr(np, callee.__name__, None) is callee else "scipy.special"
         return _with_twin(module, callee.__name__)
     owner: Any = getattr(callee, "__self__", None)
+    if isinstance(owner, np.ufunc):
+        return f"numpy.{owner.__name__}.{callee.__name__}", f"jax.numpy.{owner.__name__}"
     if type(owner).__module__.startswith("scipy.stats") and hasattr(owner, "name"):
         return _with_twin(f"scipy.stats.{owner.name}", callee.__name__)
     module = getattr(callee, "__module__", None) or ""

@@ -295,7 +295,12 @@ def test_history_tells_the_search():
     evaluator = evaluator_of(decay)
     free = np.full(3, np.inf)
     solution = minimize(
-        evaluator, np.array([20.0, 9.0, -4.0]), -free, free, TrfOptions(), records.append
+        evaluator,
+        np.array([20.0, 9.0, -4.0]),
+        -free,
+        free,
+        TrfOptions(),
+        lambda state: records.append(state.history[-1]),
     )
     assert tuple(records) == solution.history
     assert [record.nfev for record in records] == list(range(1, solution.nfev + 1))

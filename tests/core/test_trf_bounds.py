@@ -134,4 +134,5 @@ def test_given_scales_take_the_path_of_scipy(scales: list[float]):
     assert solution.nfev == oracle.nfev
     assert solution.params == pytest.approx(oracle.x, rel=1e-10)
     assert solution.active_mask.tolist() == [1, 0] == oracle.active_mask.tolist()
+    assert (upper - solution.params)[0] == pytest.approx((upper - oracle.x)[0], rel=1e-3)
     assert solution.optimality == pytest.approx(oracle.optimality, rel=1e-3, abs=1e-12)
