@@ -1,0 +1,59 @@
+"""Checks of single numbers: the number as it is used, or an error that names the argument."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from nlsq_dask import _errors
+
+#: Larger counts than any array can have: sizes computed from counts below it stay finite.
+MAX_COUNT = 2**63
+
+
+def checked_count(name: str, value: Any) -> int:
+    """A positive whole number, written as an integer or as a float such as ``1e7``.
+
+    Raises
+    ------
+    InputError
+        Naming the argument and the value.
+    """
+    number = _as_number(value)
+    if number is None or not 1 <= number < MAX_COUNT or number != int(number):
+        raise _errors.count_invalid(name, value)
+    return int(number)
+
+
+def checked_safety_factor(value: Any) -> float:
+    """A share of memory, above 0 and at most 1.
+
+    Raises
+    ------
+    InputError
+        Naming the argument and the value.
+    """
+    number = _as_number(value)
+    if number is None or not 0 < number <= 1:
+        raise _errors.safety_factor_invalid(value)
+    return float(number)
+
+
+def checked_gigabytes(name: str, value: Any) -> float:
+    """A positive finite amount of memory, in units of 1e9 bytes.
+
+    Raises
+    ------
+    InputError
+        Naming the argument and the value.
+    """
+    number = _as_number(value)
+    if number is None or not 0 < number < math.inf:
+        raise _errors.memory_invalid(name, value)
+    return float(number)
+
+
+def _as_number(value: Any) -> Any:
+    """The value if it is a real number, Python's or NumPy's; a truth value is none."""
+    return value if isinstance(value, Real) and value is not True and value is not False else None

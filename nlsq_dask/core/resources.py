@@ -1,0 +1,164 @@
+"""What this process may use: memory and processor cores.
+
+The memory that is left to a process is the smallest of what the machine has available and of what
+each control group (cgroup) around the process still allows. Containers, batch systems and
+``systemd-run`` set their limits as cgroups, of which ``psutil`` knows nothing.
+
+Files and their meaning: Linux kernel documentation, "Control Group v2" (``memory.max``,
+``memory.high``, ``memory.current``, ``memory.stat``) and "Memory Resource Controller" (v1:
+``memory.limit_in_bytes``, ``memory.usage_in_bytes``); the manual pages cgroups(7) and
+proc_pid_mountinfo(5) for how a process finds its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+PROC = Path("/proc/self")
+
+# Version 1 writes "no limit" as the last page below 2**63 bytes.
+NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """Names of one cgroup version: files in bytes, and the key of ``memory.stat``."""
+
+    limits: tuple[str, ...]
+    usage: str
+    reclaimable: str
+
+
+_VERSIONS = {
+    "cgroup2": _Version(("memory.max", "memory.high"), "memory.current", "inactive_file"),
+    "cgroup": _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def available_memory(proc: Path = PROC) -> int:
+    """Memory that this process can still take, in bytes.
+
+    Parameters
+    ----------
+    proc : Path
+        The process's directory in the proc file system.
+    """
+    return min([int(psutil.virtual_memory().available), *cgroup_rooms(proc)])
+
+
+def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
+    """Bytes left under each memory limit of the process's cgroups, of either version.
+
+    A limit holds for all groups below it, so that every group from the process's own up to the
+    root is looked at. Page cache that was not used lately counts as free, since the kernel gives
+    it up before it refuses memory; this is the "working set" that container runtimes report.
+
+    Parameters
+    ----------
+    proc : Path
+        The process's directory in the proc file system.
+    """
+    membership = _memberships(proc)
+    for kind, root, mount in _memory_mounts(proc):
+        if kind in membership:
+            for directory in _directories(membership[kind], root, mount):
+                yield from _room(directory, _VERSIONS[kind])
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpu_memory() -> int | None:
+    """Memory left on JAX's first GPU, in bytes; None where JAX is not loaded or has no GPU.
+
+    JAX is recognised without being imported: only a program that has loaded it computes on a GPU.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return None
+    try:
+        devices = jax.local_devices(backend="gpu")
+    except RuntimeError:  # JAX has no such backend
+        return None
+    stats = devices[0].memory_stats()
+    return None if stats is None else int(stats["bytes_limit"] - stats["bytes_in_use"])
+
+
+def _memberships(proc: Path) -> dict[str, str]:
+    """Path of the process's memory cgroup in each hierarchy, by the hierarchy's file system."""
+    found = {}
+    for line in _lines(proc / "cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            found["cgroup2"] = path
+        elif "memory" in controllers.split(","):
+            found["cgroup"] = path
+    return found
+
+
+def _memory_mounts(proc: Path) -> Iterator[tuple[str, str, Path]]:
+    """File system, root within the hierarchy, and mount point of every memory hierarchy."""
+    for line in _lines(proc / "mountinfo"):
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
+            root, mount = before.split(" ")[3:5]
+            yield kind, _unescape(root), Path(_unescape(mount))
+
+
+def _directories(path: str, root: str, mount: Path) -> Iterator[Path]:
+    """Directories of a cgroup and of all that contain it, as far as they are mounted.
+
+    In a container the process's path may be the host's, of which only the part below the mount's
+    root is visible; a group that cannot be seen at all is judged by the mount point.
+    """
+    full, top = PurePosixPath(path), PurePosixPath(root)
+    inner = full.relative_to(top) if full.is_relative_to(top) else full.relative_to("/")
+    directory = mount / inner
+    if ".." in inner.parts or not directory.is_dir():
+        directory = mount
+    while True:
+        yield directory
+        if directory == mount:
+            return
+        directory = directory.parent
+
+
+def _room(directory: Path, version: _Version) -> Iterator[int]:
+    numbers = [_number(directory / name) for name in version.limits]
+    limits = [limit for limit in numbers if limit is not None and limit < NO_LIMIT]
+    used = _number(directory / version.usage)
+    if not limits or used is None:
+        return
+    stat = dict(line.split(" ", 1) for line in _lines(directory / "memory.stat"))
+    used = max(used - int(stat.get(version.reclaimable, 0)), 0)
+    yield from (max(limit - used, 0) for limit in limits)
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is no file, or no limit ("max")."""
+    text = "".join(_lines(path))
+    return int(text) if text.isdecimal() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # another system than Linux, or a file that its rights hide
+        return []
+
+
+def _unescape(text: str) -> str:
+    r"""Undo the octal escapes of mountinfo, such as ``\040`` for a space."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
