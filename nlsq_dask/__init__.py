@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nlsq_dask._errors import (
+    CheckpointWarning,
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
@@ -21,11 +22,13 @@ from nlsq_dask._errors import (
 if TYPE_CHECKING:
     from nlsq_dask._curve_fit import curve_fit
     from nlsq_dask._fit import fit
+    from nlsq_dask._multi_start import Start
     from nlsq_dask._result import FitResult, Parameter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointWarning",
     "ConvergenceError",
     "ConvergenceWarning",
     "CovarianceWarning",
@@ -37,6 +40,7 @@ __all__ = [
     "ModelError",
     "NotRowWiseError",
     "Parameter",
+    "Start",
     "Status",
     "UntraceableModelError",
     "curve_fit",
@@ -49,6 +53,7 @@ _LAZY = {
     "curve_fit": "nlsq_dask._curve_fit",
     "FitResult": "nlsq_dask._result",
     "Parameter": "nlsq_dask._result",
+    "Start": "nlsq_dask._multi_start",
 }
 
 

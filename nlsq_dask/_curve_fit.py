@@ -11,6 +11,9 @@ from nlsq_dask import _errors
 from nlsq_dask._fit import fit
 from nlsq_dask.core.normal_equations import FloatArray
 
+# Of SciPy's methods there is one; "auto" is its name where the workflow decides the rest.
+METHODS = ("trf", "auto")
+
 
 def curve_fit(
     f: Callable[..., Any],
@@ -21,6 +24,7 @@ def curve_fit(
     absolute_sigma: bool = False,
     check_finite: bool = True,  # noqa: ARG001
     bounds: Any = (-np.inf, np.inf),
+    method: str | None = None,
     **kwargs: Any,
 ) -> tuple[FloatArray, FloatArray]:
     """Fit a model as ``scipy.optimize.curve_fit`` does, to data of any size.
@@ -42,6 +46,9 @@ def curve_fit(
         NaN, and that is an error either way.
     bounds : pair, dict or scipy.optimize.Bounds
         Bounds of the parameters.
+    method : {"trf", "auto"}, optional
+        "trf", or None: the trust-region-reflective method with SciPy's tolerances. "auto": the
+        same with ``workflow="auto"``, whose tolerances depend on the number of rows.
     **kwargs
         Further arguments of :func:`nlsq_dask.fit`, such as ``ftol``, ``max_nfev`` or ``client``.
 
@@ -68,6 +75,10 @@ def curve_fit(
     >>> popt.round(6)
     array([3., 1.])
     """
+    if method not in (None, *METHODS):
+        raise _errors.unknown_choice("method", method, METHODS)
+    if method == "auto":
+        kwargs.setdefault("workflow", "auto")
     with _errors.quiet_convergence():
         result = fit(
             f,

@@ -26,7 +26,7 @@ class InputTypeError(FitError, TypeError):
 
 
 class StartNotFiniteError(InputError):
-    """The sum of squares is not finite at the starting point."""
+    """The sum of squares or its derivatives are not finite at the starting point."""
 
 
 class ModelError(FitError, ValueError):
@@ -55,6 +55,10 @@ class CovarianceWarning(FitWarning):
 
 class ConvergenceWarning(FitWarning):
     """The fit ended without meeting a convergence criterion."""
+
+
+class CheckpointWarning(FitWarning):
+    """A checkpoint could not be written or read."""
 
 
 class Status(IntEnum):
@@ -322,9 +326,9 @@ def start_not_finite(params: Iterable[float]) -> StartNotFiniteError:
     )
 
 
-def start_derivative_not_finite(params: Iterable[float]) -> InputError:
+def start_derivative_not_finite(params: Iterable[float]) -> StartNotFiniteError:
     """The model has no finite derivatives at the starting point."""
-    return InputError(
+    return StartNotFiniteError(
         f"the model is finite at the starting point p0 = {_listed(params)}, but its derivatives by "
         "the parameters are not: move p0 away from where a root, a power or a logarithm of the "
         "model has an infinite slope."
@@ -566,3 +570,124 @@ def not_row_wise(reason: str) -> NotRowWiseError:
         "Make each value depend on its own row of x only (pass what comes from all rows as a "
         "number, or as a coordinate of its own), or fit data in memory with strategy='standard'."
     )
+
+
+# Checkpoints
+
+CHECKSUM_MISMATCH = "its checksum does not match"
+
+
+def resume_without_checkpoint() -> InputError:
+    """There is no place to resume from."""
+    return InputError(
+        "resume=True needs checkpoint=..., the directory of the fit to go on with: a result's "
+        "`checkpoint`, or the log of the interrupted fit, names it."
+    )
+
+
+def checkpoint_not_written(directory: object, cause: OSError) -> CheckpointWarning:
+    """The disk is full, read-only, or gone."""
+    return CheckpointWarning(
+        f"no checkpoint could be written to {directory} ({cause}): the fit goes on without. Free "
+        "some space or pass another checkpoint directory to be able to resume it."
+    )
+
+
+def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
+    """A checkpoint file is truncated or corrupted."""
+    return CheckpointWarning(
+        f"checkpoint {path} is damaged ({cause}): going back to the one before it, or to the start."
+    )
+
+
+def checkpoint_of_another_fit(
+    path: object, differing: Sequence[str], saved: object, now: object
+) -> InputError:
+    """A checkpoint to resume from does not belong to this fit."""
+    return InputError(
+        f"checkpoint {path} is of another fit: {join_names(differing)} differ ({differing[0]} was "
+        f"{saved!r} and is {now!r} now). Resume with the same problem, or pass another checkpoint "
+        "directory."
+    )
+
+
+# Workflow
+
+
+def count_invalid(name: str, value: object) -> InputError:
+    """A number of things is not a positive whole number."""
+    return InputError(f"{name} = {value!r}: pass a positive whole number.")
+
+
+def safety_factor_invalid(value: object) -> InputError:
+    """The share of memory that may be used is not a share."""
+    return InputError(
+        f"safety_factor = {value!r}: pass a number above 0 and at most 1, the share of the "
+        "available memory that a fit may use."
+    )
+
+
+def memory_invalid(name: str, value: object) -> InputError:
+    """An amount of memory is not positive."""
+    return InputError(
+        f"{name} = {value!r}: pass a positive finite number of gigabytes (1e9 bytes), or leave it "
+        "out to use the memory that is available."
+    )
+
+
+def gpu_memory_unknown() -> InputError:
+    """A budget for a GPU was asked for, and there is none to ask."""
+    return InputError(
+        "use_gpu = True, but no GPU's memory is known: import jax first, in an installation that "
+        "supports the GPU, or pass gpu_memory_gb or memory_limit_gb, or use_gpu=False."
+    )
+
+
+def workflow_for_lazy_data(workflow: str, strategy: str, choices: Sequence[str]) -> InputError:
+    """A preset for data in memory was asked for Dask or Zarr arrays."""
+    listed = " or ".join(repr(choice) for choice in choices)
+    return InputError(
+        f"workflow = {workflow!r} keeps the data in memory (strategy {strategy!r}), but a Dask or "
+        f"Zarr array was passed: use workflow={listed}, or load small arrays first with .compute() "
+        "or [...]."
+    )
+
+
+def data_exceed_memory(
+    argument: str, value: str, data_gb: float, threshold_gb: float, choices: Sequence[str]
+) -> InputError:
+    """The rows cannot be kept in memory, which was asked for."""
+    listed = " or ".join(repr(choice) for choice in choices)
+    return InputError(
+        f"{argument} = {value!r} keeps a copy of all rows in memory, {data_gb:.3g} GB, but a fit "
+        f"may use {threshold_gb:.3g} GB: use workflow={listed}, or raise memory_limit_gb if there "
+        "is more memory."
+    )
+
+
+def chunk_too_large(
+    chunks: tuple[int, ...],
+    chunk_bytes: int,
+    memory_bytes: int,
+    threads: int,
+    fitting_bytes: int,
+    fitting_chunks: tuple[int, ...],
+) -> InputError:
+    """A worker would run out of memory with one chunk a thread."""
+    each = "1 thread" if threads == 1 else f"{threads} threads"
+    return InputError(
+        f"a chunk of shape {chunks} takes {in_units(chunk_bytes)} when decoded, coordinates and "
+        f"sigma included, but a worker with {in_units(memory_bytes)} of memory and {each} has room "
+        f"for chunks of {in_units(fitting_bytes)}: rechunk, for example y.rechunk({fitting_chunks})"
+        f", or da.from_zarr(store, chunks={fitting_chunks}) for data in a store, or start workers "
+        "with more memory or fewer threads."
+    )
+
+
+def in_units(n_bytes: float) -> str:
+    """Write a size with three digits, in units of powers of 1000 bytes."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        # What three digits would round up to 1000 of a unit is written as 1 of the next.
+        if n_bytes >= 0.9995 * 10**power:
+            return f"{n_bytes / 10**power:.3g} {unit}"
+    return f"{n_bytes:.0f} bytes"

@@ -1,42 +1,34 @@
-"""``fit``: the one place that knows every layer."""
+"""``fit``: from data and a model to a result."""
 
 from __future__ import annotations
 
-import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask._job import Job, Wishes, logger, prepare, versions
+from nlsq_dask._multi_start import Start, best_end, compare_on_all_rows, draw_starts, run_starts
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
-from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
 from nlsq_dask.core.covariance import covariance
-from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.trf import TrfOptions, TrfSolution, minimize
-from nlsq_dask.engines.in_memory import (
-    InMemoryEvaluator,
-    chunked_evaluator,
-    standard_evaluator,
-)
-from nlsq_dask.io.sources import Observations, finite_problem, observe
-from nlsq_dask.kernels.model import ModelSpec, parameter_names, prepare_model
-from nlsq_dask.kernels.rows import row_dependence
+from nlsq_dask.core.trf import TrfSolution, TrfState, minimize
+from nlsq_dask.core.workflow import OptimizationGoal, create_checkpoint_directory
+from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
+from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore, to_json
+from nlsq_dask.io.sources import finite_problem
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from nlsq_dask.engines.dask import DaskEvaluator
 
-Strategy = Literal["standard", "chunked", "streaming"]
-
-# Rows of data in memory that are shown to the model to see whether it works row by row.
-SAMPLE_ROWS = 64
-
-logger = logging.getLogger("nlsq_dask")
+# A tolerance, None to disable it, or "auto" to leave it to the workflow.
+Tolerance = float | Literal["auto"] | None
 
 
 def fit(
@@ -49,11 +41,18 @@ def fit(
     absolute_sigma: bool = False,
     bounds: Any = (-np.inf, np.inf),
     x_scale: Any = "jac",
-    ftol: float | None = 1e-8,
-    xtol: float | None = 1e-8,
-    gtol: float | None = 1e-8,
+    ftol: Tolerance = "auto",
+    xtol: Tolerance = "auto",
+    gtol: Tolerance = "auto",
     max_nfev: int | None = None,
     strategy: Literal["auto", "standard", "chunked", "streaming"] = "auto",
+    workflow: str | None = None,
+    goal: OptimizationGoal | str | None = None,
+    memory_limit_gb: float | None = None,
+    n_starts: int | None = None,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     client: Client | None = None,
     device: Literal["cpu", "gpu"] | None = None,
     progress: bool | None = None,
@@ -87,16 +86,37 @@ def fit(
         ``(lower, upper)``, each a scalar or one number a parameter, or ``{name: (lower, upper)}``.
     x_scale : "jac" or array_like, shape (p,)
         Characteristic size of each parameter; "jac" takes it from the Jacobian.
-    ftol, xtol, gtol : float or None
+    ftol, xtol, gtol : float, None or "auto"
         Tolerances for termination by the change of the cost, of the parameters, and by the norm of
-        the gradient, as in ``scipy.optimize.least_squares``.
+        the gradient, as in ``scipy.optimize.least_squares``; None disables one. "auto" takes the
+        workflow's, and 1e-8, SciPy's default, without one.
     max_nfev : int, optional
         Most evaluations of the model; 100 p by default.
     strategy : {"auto", "standard", "chunked", "streaming"}
         Where the rows are between passes. "standard": in memory, ready for the kernel. "chunked":
         in memory as they were passed, prepared piece by piece in every pass. "streaming": read by
         Dask tasks in every pass. "auto": streaming for Dask and Zarr arrays, else chunked where
-        coordinates broadcast, else standard. All minimise the same sum.
+        coordinates broadcast or the memory budget asks for it, else standard. All minimise the
+        same sum.
+    workflow : str, optional
+        Preset of strategy, tolerances, starts and checkpoints: "auto", "standard", "quality",
+        "fast", "large_robust", "streaming" or "hpc_distributed".
+    goal : OptimizationGoal or str, optional
+        Moves the workflow's tolerances and starts: "fast", "robust", "global",
+        "memory_efficient" or "quality".
+    memory_limit_gb : float, optional
+        Memory to plan with, in GB (1e9 bytes); by default what this process may still take, or
+        what a worker of the cluster has.
+    n_starts : int, optional
+        Starting points: p0, and a Latin hypercube in the bounds (within ``2 |p0|`` of p0, or 1
+        where p0 is 0, on a side without bound). By default the workflow's, or 1.
+    seed : int
+        Of the Latin hypercube.
+    checkpoint : path-like, optional
+        Directory to which the solver's state is written after every pass.
+    resume : bool
+        Whether to go on from the newest checkpoint there, if there is one; the result has the same
+        bits as that of the uninterrupted fit.
     client : distributed.Client, optional
         Cluster for streaming; by default the active one, or Dask's local scheduler.
     device : {"cpu", "gpu"}, optional
@@ -124,6 +144,8 @@ def fit(
         If no convergence criterion was met.
     CovarianceWarning
         If the data do not determine the parameters.
+    CheckpointWarning
+        If a checkpoint cannot be written, or is damaged.
 
     Examples
     --------
@@ -136,89 +158,103 @@ def fit(
     >>> result.popt.round(6)
     array([2.5, 1.3])
     """
-    data = observe(x, y, sigma)
-    # By name, p0 says which parameters there are only through the model's signature.
-    count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
-    names = parameter_names(model, count)
-    lower, upper = normalize_bounds(bounds, names)
-    start = normalize_p0(p0, names, lower, upper)
-    options = TrfOptions(ftol, xtol, gtol, max_nfev, _scale(x_scale))
-    # A model that takes all rows at once may accept no other number of them.
-    trial_rows = {} if data.lazy else {"n_rows": data.n_rows}
-    spec = prepare_model(model, names, data.structure, len(data.coords), **trial_rows)
-    chosen, row_wise = _choose(strategy, data, spec, start)
-    logger.info("fit of %d rows, %d parameters: %s", data.n_rows, len(names), chosen)
+    tolerances = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
+    given = {name: value for name, value in tolerances.items() if value != "auto"}
+    wishes = Wishes(
+        workflow,
+        goal,
+        strategy,
+        n_starts,
+        given,
+        max_nfev,
+        x_scale,
+        memory_limit_gb,
+        client,
+        device,
+    )
+    if resume and checkpoint is None:
+        raise _errors.resume_without_checkpoint()
+    job = prepare(model, x, y, p0, sigma, bounds, wishes)
+    store = _checkpoint_store(job, checkpoint, seed)
     with ExitStack() as stack:
-        line = stack.enter_context(ProgressLine(progress if chosen == "streaming" else False))
-        evaluator = _evaluator(chosen, data, spec, row_wise, client, device, line)
+        line = stack.enter_context(
+            ProgressLine(progress if job.plan.strategy == "streaming" else False)
+        )
+        evaluator = job.evaluator(line.blocks)
         stack.enter_context(evaluator)
         try:
-            solution = minimize(evaluator, start, lower, upper, options, line.iteration)
+            solution, starts = _solve(job, evaluator, store, seed, resume, line)
         except _errors.StartNotFiniteError as error:
-            raise finite_problem(data) or error from None
+            raise finite_problem(job.data) or error from None
         n_passes = evaluator.n_passes
-    return _result(names, solution, n_passes, chosen, absolute_sigma)
+    return _result(job, solution, starts, n_passes, store, absolute_sigma)
 
 
-def _scale(x_scale: Any) -> Any:
-    return x_scale if isinstance(x_scale, str) else np.asarray(x_scale, dtype=np.float64)
+def _checkpoint_store(
+    job: Job, directory: str | os.PathLike[str] | None, seed: int
+) -> CheckpointStore | None:
+    if directory is None:
+        if not job.plan.checkpoint:
+            return None
+        try:
+            directory = create_checkpoint_directory()
+        except OSError as error:
+            warnings.warn(_errors.checkpoint_not_written("nlsq_checkpoints", error), stacklevel=3)
+            return None
+    store = CheckpointStore(directory, {**job.description(), "seed": seed}, versions())
+    logger.info("checkpoints in %s", store.directory)
+    return store
 
 
-def _choose(
-    strategy: str, data: Observations, spec: ModelSpec, start: FloatArray
-) -> tuple[Strategy, bool]:
-    """Strategy, and whether the model works row by row, which two of the three need."""
-    if strategy not in ("auto", *get_args(Strategy)):
-        raise _errors.unknown_choice("strategy", strategy, ("auto", *get_args(Strategy)))
-    if data.lazy and strategy in ("standard", "chunked"):
-        raise _errors.lazy_data_in_memory(strategy)
-    sample = None if data.lazy else _sample(data)
-    dependence = row_dependence(spec, start, sample)
-    if strategy == "streaming" or data.lazy:
-        if dependence is not None:
-            raise _errors.not_row_wise(spec.label, dependence)
-        return "streaming", True
-    if dependence is not None:
-        if strategy == "chunked":
-            raise _errors.not_row_wise(spec.label, dependence)
-        return "standard", False
-    if strategy == "auto" and not data.flat:
-        return "chunked", True
-    return ("chunked" if strategy == "chunked" else "standard"), True
-
-
-def _sample(data: Observations) -> tuple[FloatArray, ...]:
-    """Coordinates of a few rows spread over data in memory."""
-    rows = np.unique(np.linspace(0, data.n_rows - 1, SAMPLE_ROWS).astype(np.intp))
-    index = np.unravel_index(rows, data.y.shape)
-    return tuple(
-        np.asarray(np.broadcast_to(c, data.y.shape)[index], np.float64) for c in data.coords
-    )
-
-
-def _evaluator(
-    strategy: Strategy,
-    data: Observations,
-    spec: ModelSpec,
-    row_wise: bool,
-    client: Client | None,
-    device: str | None,
+def _solve(
+    job: Job,
+    evaluator: InMemoryEvaluator[Any] | DaskEvaluator,
+    store: CheckpointStore | None,
+    seed: int,
+    resume: bool,
     line: ProgressLine,
-) -> InMemoryEvaluator[Any] | DaskEvaluator:
-    if strategy == "standard":
-        return standard_evaluator(data, spec, device, row_wise)
-    if strategy == "chunked":
-        return chunked_evaluator(data, spec, device)
-    from nlsq_dask.engines.dask import DaskEvaluator, active_client  # an engine, loaded for use
+) -> tuple[TrfSolution, tuple[Start, ...]]:
+    """From the newest checkpoint, or from the best of the starts, to the optimum."""
+    saved = store.load() if store is not None and resume else None
+    state: TrfState | None = None
+    point = job.start
+    starts: tuple[Start, ...] = ()
+    if saved is not None:
+        state, evaluator.n_passes = saved.state, saved.n_passes
+        starts = tuple(Start.from_dict(start) for start in saved.starts)
+        logger.info("going on from a checkpoint after pass %d", saved.n_passes)
+    elif job.plan.n_starts > 1:
+        found = _find_start(job, evaluator, seed)
+        point, starts = best_end(found), tuple(found)
 
-    return DaskEvaluator(data, spec, device, active_client(client), line.blocks)
+    def observe_state(state: TrfState) -> None:
+        line.cost(state.cost)
+        if store is not None:
+            as_json = [{k: to_json(v) for k, v in s.to_dict().items()} for s in starts]
+            store.save(Checkpoint(state, evaluator.n_passes, as_json))
+
+    solution = minimize(evaluator, point, job.lower, job.upper, job.options, observe_state, state)
+    return solution, starts
+
+
+def _find_start(
+    job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator, seed: int
+) -> list[Start]:
+    """Run several starts: on all rows in memory, or on a sample of streamed ones."""
+    points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, seed)
+    if isinstance(evaluator, InMemoryEvaluator):
+        return run_starts(evaluator, points, job.lower, job.upper, job.options)
+    with standard_evaluator(evaluator.sample(), job.spec, job.device) as sample:
+        starts = run_starts(sample, points, job.lower, job.upper, job.options)
+    return compare_on_all_rows(evaluator, starts)
 
 
 def _result(
-    names: tuple[str, ...],
+    job: Job,
     solution: TrfSolution,
+    starts: tuple[Start, ...],
     n_passes: int,
-    strategy: Strategy,
+    store: CheckpointStore | None,
     absolute_sigma: bool,
 ) -> FitResult:
     if not solution.status.success:
@@ -229,7 +265,7 @@ def _result(
     if not determined:
         warnings.warn(_errors.covariance_undetermined(), stacklevel=3)
     return FitResult(
-        names=names,
+        names=job.spec.names,
         popt=solution.params,
         pcov=pcov,
         cost=solution.cost,
@@ -242,6 +278,11 @@ def _result(
         nit=solution.nit,
         n_passes=n_passes,
         status=solution.status,
-        strategy=strategy,
+        strategy=job.plan.strategy,
+        workflow=job.plan.workflow,
+        budget=job.plan.budget,
+        tolerances=dict(job.plan.tolerances),
+        starts=starts,
+        checkpoint=None if store is None else str(store.directory),
         history=solution.history,
     )

@@ -7,8 +7,6 @@ import threading
 import time
 from typing import Self, TextIO
 
-from nlsq_dask.core.trf import IterationRecord
-
 # Seconds between two redraws: below it a terminal only flickers.
 REDRAW_INTERVAL = 0.1
 
@@ -35,7 +33,6 @@ class ProgressLine:
         self._start = self._pass_start = time.monotonic()
         self._drawn_at = -1.0
         self._width = 0
-        self._pass = 0
         self._cost: float | None = None
         self._lock = threading.Lock()
 
@@ -55,25 +52,24 @@ class ProgressLine:
             return
         with self._lock:
             now = time.monotonic()
-            if number != self._pass:
-                self._pass, self._pass_start = number, now
-            if now - self._start < self._delay or (
-                now - self._drawn_at < REDRAW_INTERVAL and done < total
-            ):
-                return
-            spent = now - self._pass_start
-            left = f"{spent / done * (total - done):.0f} s" if done else "?"
-            cost = "" if self._cost is None else f" · cost {self._cost:.6g}"
-            self._draw(
-                f"pass {number} · {done}/{total} blocks{cost} · "
-                f"{now - self._start:.0f} s · pass ends in {left}"
-            )
-            self._drawn_at = now
+            redraw = done == total or now - self._drawn_at >= REDRAW_INTERVAL
+            if redraw and now - self._start >= self._delay:
+                self._draw_blocks(number, done, total, now)
+            if done == total:
+                self._pass_start = now  # of the next one
 
-    def iteration(self, record: IterationRecord) -> None:
+    def cost(self, value: float) -> None:
         """Remember the cost of the best point so far."""
-        if record.accepted:
-            self._cost = record.cost
+        self._cost = value
+
+    def _draw_blocks(self, number: int, done: int, total: int, now: float) -> None:
+        left = f"{(now - self._pass_start) / done * (total - done):.0f} s" if done else "?"
+        cost = "" if self._cost is None else f" · cost {self._cost:.6g}"
+        self._draw(
+            f"pass {number} · {done}/{total} blocks{cost} · "
+            f"{now - self._start:.0f} s · pass ends in {left}"
+        )
+        self._drawn_at = now
 
     def _draw(self, text: str) -> None:
         self._stream.write("\r" + text.ljust(self._width))

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
+from nlsq_dask._multi_start import Start
+from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.trf import IterationRecord
 
@@ -69,6 +71,16 @@ class FitResult:
         Why the fit ended, numbered as in ``scipy.optimize.least_squares``.
     strategy : str
         "standard", "chunked" or "streaming".
+    workflow : str or None
+        The preset that was asked for.
+    budget : MemoryBudget
+        Memory that the strategy was chosen by, in GB.
+    tolerances : dict
+        "ftol", "xtol" and "gtol" as used.
+    starts : tuple of Start
+        Where each starting point led; empty for a single start.
+    checkpoint : str or None
+        Directory of the checkpoints.
     history : tuple of IterationRecord
         One entry an evaluation.
     """
@@ -87,6 +99,11 @@ class FitResult:
     n_passes: int
     status: Status
     strategy: str
+    workflow: str | None
+    budget: MemoryBudget
+    tolerances: dict[str, float | None]
+    starts: tuple[Start, ...] = field(repr=False)
+    checkpoint: str | None
     history: tuple[IterationRecord, ...] = field(repr=False)
 
     @property
@@ -164,5 +181,10 @@ def _report(result: FitResult) -> str:
         ("passes", f"{result.n_passes}  ({result.nfev} evaluations, {result.nit} steps)"),
         ("status", f"{int(result.status)} ({result.status.name})"),
     ]
+    if result.starts:
+        basins = len({start.basin for start in result.starts if start.basin is not None})
+        rows.insert(-1, ("starts", f"{len(result.starts)}, which ended in {basins} basins"))
+    if result.checkpoint is not None:
+        rows.append(("checkpoints", result.checkpoint))
     lines += [f"  {label:<13} {text}" for label, text in rows]
     return "\n".join(lines)

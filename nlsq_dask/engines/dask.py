@@ -14,19 +14,33 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import cloudpickle
+import numpy as np
+from dask import config
 from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.base import get_scheduler
 from dask.callbacks import Callback
+from dask.local import get_sync as synchronous_get
+from dask.system import CPU_COUNT
 from dask.threaded import get as threaded_get
 from dask.typing import Key
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.engines.group_task import Work, add_in_order, load, run_group
+from nlsq_dask.engines.group_task import (
+    Sample,
+    Work,
+    add_in_order,
+    group_costs,
+    load,
+    run_group,
+    thin_group,
+)
 from nlsq_dask.engines.groups import StreamPlan, plan_stream
 from nlsq_dask.io.sources import Observations
+from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -41,12 +55,21 @@ RETRIES = 2
 # Called with the number of the pass, the blocks done so far in it, and all blocks.
 PassProgress = Callable[[int, int, int], None]
 
+# The same for one pass: blocks done, all blocks.
+BlockProgress = Callable[[int, int], None]
+
+# A sample is this fraction of the blocks, or so many blocks if that is more, thinned to about so
+# many rows: with 10 parameters a fit of them takes about a second.
+SAMPLE_FRACTION = 0.02
+SAMPLE_BLOCKS = 8
+SAMPLE_ROWS = 1_000_000
+
 
 class Runner(Protocol):
     """Where groups run."""
 
-    def run(self, number: int, params: FloatArray, basis: FloatArray) -> NormalEquations:
-        """One pass over all groups."""
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum ``function(plan, external, work, *args)`` over all groups, in tasks of a name."""
         ...
 
     def close(self) -> None:
@@ -69,6 +92,12 @@ class DaskEvaluator:
         Cluster to run on; None runs on Dask's local scheduler.
     progress : callable or None
         Called as ``progress(pass_number, blocks_done, blocks)``.
+    plan : StreamPlan, optional
+        Groups, where they were planned already.
+    stage_rows : int
+        Rows of a thread's staging buffer.
+    threads : int, optional
+        Most groups at one time on Dask's local scheduler.
     """
 
     def __init__(
@@ -78,16 +107,18 @@ class DaskEvaluator:
         device: str | None = None,
         client: Client | None = None,
         progress: PassProgress | None = None,
+        plan: StreamPlan | None = None,
+        stage_rows: int = STAGE_ROWS,
+        threads: int | None = None,
     ) -> None:
-        self.plan = plan_stream(data)
+        self.plan = plan or plan_stream(data)
         self.n_passes = 0
-        work = Work(spec, data.sigma is not None, device)
-        report = progress or _no_progress
-        self._runner: Runner = (
-            LocalRunner(self.plan, work, report)
-            if client is None
-            else ClusterRunner(self.plan, work, client, report)
-        )
+        self._work = Work(spec, data.sigma is not None, device, stage_rows)
+        self._client = client
+        self._threads = threads
+        self._data = data
+        self._progress = progress
+        self._runner = self._runner_of(self.plan)
 
     def __enter__(self) -> Self:
         return self
@@ -98,35 +129,71 @@ class DaskEvaluator:
     def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
         self.n_passes += 1
-        return self._runner.run(self.n_passes, params, basis)
+        sums = self._runner.run(f"block-pass-{self.n_passes}", run_group, params, basis)
+        assert isinstance(sums, NormalEquations)
+        return sums
+
+    def costs(self, candidates: FloatArray) -> FloatArray:
+        """Half the sum of squared residuals of candidates (k, p), in one pass over all rows."""
+        self.n_passes += 1
+        name = f"costs-pass-{self.n_passes}"
+        return np.asarray(self._runner.run(name, group_costs, candidates))
+
+    def sample(self) -> Observations:
+        """Rows of a few whole chunks, spread over the chunk grid of every dimension.
+
+        Returns
+        -------
+        Observations
+            In memory, flat; at most about a million rows of at most 2 % of the blocks, or of eight
+            blocks where that is more.
+        """
+        few = max(SAMPLE_BLOCKS, int(SAMPLE_FRACTION * self.plan.n_blocks))
+        plan = plan_stream(self._data, most_blocks=few)
+        runner = self._runner_of(plan)
+        rows = runner.run("sample", thin_group, -(-plan.n_rows // SAMPLE_ROWS))
+        runner.close()
+        assert isinstance(rows, Sample)
+        return Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)
+
+    def _runner_of(self, plan: StreamPlan) -> Runner:
+        if self._client is None:
+            return LocalRunner(plan, self._work, self._report, self._threads)
+        return ClusterRunner(plan, self._work, self._client, self._report)
+
+    def _report(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(self.n_passes, done, total)
 
 
 class LocalRunner:
     """Groups as tasks of Dask's local scheduler: the configured one, or threads on all cores."""
 
-    def __init__(self, plan: StreamPlan, work: Work, progress: PassProgress) -> None:
+    def __init__(
+        self, plan: StreamPlan, work: Work, progress: BlockProgress, threads: int | None
+    ) -> None:
         self._plan = plan
         self._work = work
         self._progress = progress
+        self._threads = threads
         keys = list(plan.shared_keys)
-        self._shared = dict(zip(keys, _local_get(dict(plan.shared), keys), strict=True))
+        self._shared = dict(zip(keys, _local_get(dict(plan.shared), keys, threads), strict=True))
 
-    def run(self, number: int, params: FloatArray, basis: FloatArray) -> NormalEquations:
-        """One pass over all groups."""
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum over all groups; see :class:`Runner`."""
         blocks: dict[Key, int] = {}
         graph: dict[Key, Any] = {}
         for i, group in enumerate(self._plan.groups):
-            key: Key = (f"nlsq-block-pass-{number}", i)
+            key: Key = (f"nlsq-{name}", i)
             external = tuple(self._shared[k] for k in group.external)
-            inputs = (DataNode(None, v) for v in (group, external, self._work, params, basis))
-            graph[key] = Task(key, run_group, *inputs)
+            inputs = (DataNode(None, v) for v in (group, external, self._work, *args))
+            graph[key] = Task(key, function, *inputs)
             blocks[key] = len(group.steps)
-        for node, parts in _tree(list(graph), f"nlsq-reduce-pass-{number}"):
+        for node, parts in _tree(list(graph), f"nlsq-reduce-{name}"):
             graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
         root = next(reversed(graph))
-        with _BlockCounter(number, blocks, self._plan.n_blocks, self._progress):
-            (total,) = _local_get(graph, [root])
-        assert isinstance(total, NormalEquations)
+        counter = _BlockCounter(blocks, self._plan.n_blocks, self._progress)
+        (total,) = _local_get(graph, [root], self._threads, counter)
         return total
 
     def close(self) -> None:
@@ -143,14 +210,14 @@ class ClusterRunner:
     """
 
     def __init__(
-        self, plan: StreamPlan, work: Work, client: Client, progress: PassProgress
+        self, plan: StreamPlan, work: Work, client: Client, progress: BlockProgress
     ) -> None:
         self._client = client
         self._progress = progress
         self._n_blocks = plan.n_blocks
         self._fit = uuid.uuid4().hex
         self._sizes = [len(group.steps) for group in plan.groups]
-        self._work = self._send("nlsq-work", [work])[0]
+        self._work = self._send("nlsq-work", [work])
         self._groups = self._send("nlsq-plan", plan.groups)
         keys = list(plan.shared_keys)
         futures = client.get(dict(plan.shared), keys, sync=False) if keys else []
@@ -160,38 +227,35 @@ class ClusterRunner:
             for group in plan.groups
         ]
 
-    def run(self, number: int, params: FloatArray, basis: FloatArray) -> NormalEquations:
-        """One pass over all groups."""
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum over all groups; see :class:`Runner`."""
         from distributed import as_completed
 
+        n_groups = len(self._groups)
         futures = self._client.map(
-            run_group,
+            function,
             self._groups,
             self._external,
-            key=[f"nlsq-block-pass-{number}-{i}-{self._fit}" for i in range(len(self._groups))],
-            work=self._work,
-            params=params,
-            basis=basis,
+            self._work * n_groups,
+            *([arg] * n_groups for arg in args),
+            key=[f"nlsq-{name}-{i}-{self._fit}" for i in range(n_groups)],
             retries=RETRIES,
         )
         sizes = {f.key: size for f, size in zip(futures, self._sizes, strict=True)}
         parts: dict[Key, Future[Any]] = {f.key: f for f in futures}
-        for key, keys in _tree([f.key for f in futures], f"nlsq-reduce-pass-{number}-{self._fit}"):
-            name = "-".join(map(str, key)) if isinstance(key, tuple) else str(key)
+        for key, keys in _tree([f.key for f in futures], f"nlsq-reduce-{name}-{self._fit}"):
             parts[key] = self._client.submit(
-                add_in_order, [parts[k] for k in keys], key=name, pure=False
+                add_in_order, [parts[k] for k in keys], key="-".join(map(str, key)), pure=False
             )
         done = 0
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=self._client.loop):
             done += sizes[future.key] if future.status == "finished" else 0
-            self._progress(number, done, self._n_blocks)
-        total = next(reversed(parts.values())).result()
-        assert isinstance(total, NormalEquations)
-        return total
+            self._progress(done, self._n_blocks)
+        return next(reversed(parts.values())).result()
 
     def close(self) -> None:
         """Let the cluster forget the plans."""
-        self._groups, self._external = [], []
+        self._groups, self._external, self._work = [], [], []
 
     def _send(self, name: str, values: Sequence[Any]) -> list[Future[Any]]:
         """Values as results of tasks, made from bytes: the scheduler would run graph nodes."""
@@ -208,23 +272,20 @@ class ClusterRunner:
         return future
 
 
-class _BlockCounter(Callback):
+class _BlockCounter:
     """Counts blocks as Dask's local scheduler finishes their groups."""
 
-    def __init__(
-        self, number: int, sizes: dict[Key, int], n_blocks: int, progress: PassProgress
-    ) -> None:
-        super().__init__(posttask=self._count)  # type: ignore[no-untyped-call]
-        self._pass = number
+    def __init__(self, sizes: dict[Key, int], n_blocks: int, progress: BlockProgress) -> None:
         self._sizes = sizes
         self._n_blocks = n_blocks
         self._progress = progress
         self._done = 0
 
-    def _count(self, key: Key, *_: object) -> None:
+    def __call__(self, key: Key, *_: object) -> None:
+        """Note that a task is done."""
         if key in self._sizes:
             self._done += self._sizes[key]
-            self._progress(self._pass, self._done, self._n_blocks)
+            self._progress(self._done, self._n_blocks)
 
 
 def active_client(client: Client | None = None) -> Client | None:
@@ -241,14 +302,32 @@ def active_client(client: Client | None = None) -> Client | None:
     return owner if isinstance(owner, distributed.Client) else None
 
 
-def _local_get(graph: dict[Key, Any], keys: list[Key]) -> Sequence[Any]:
+def local_threads() -> int:
+    """Tasks that Dask's local scheduler runs at one time, as it is configured now."""
+    if get_scheduler() is synchronous_get:
+        return 1
+    executors = config.get("pool", None), config.get("scheduler", None)
+    sizes = [getattr(executor, "_max_workers", None) for executor in executors]  # as Dask does
+    return next(filter(None, [*sizes, config.get("num_workers", None)]), CPU_COUNT)
+
+
+def _local_get(
+    graph: dict[Key, Any],
+    keys: list[Key],
+    threads: int | None,
+    after_task: Callable[..., None] | None = None,
+) -> Sequence[Any]:
     """Run a graph on the local scheduler that Dask is configured for; threads by default."""
     if not keys:
         return ()
     get = get_scheduler()
     if get is None or active_client() is not None:
         get = threaded_get
-    results: Sequence[Any] = get(graph, keys)
+    if get is threaded_get and threads is not None and threads < local_threads():
+        get = partial(get, num_workers=threads)
+    # Handed over rather than registered with Dask, where fits in other threads would meet it.
+    callbacks = [*Callback.active, (None, None, None, after_task, None)]
+    results: Sequence[Any] = get(graph, keys, callbacks=callbacks)
     return results
 
 
@@ -263,7 +342,3 @@ def _tree(keys: list[Any], name: str) -> Iterator[tuple[tuple[str, int, int], li
             yield node, keys[start : start + TREE_WIDTH]
         keys = nodes
         level += 1
-
-
-def _no_progress(number: int, done: int, total: int) -> None:
-    """Show nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from dask.typing import Key
@@ -17,9 +17,11 @@ from dask.typing import Key
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.groups import GroupPlan, Operand
-from nlsq_dask.io.stage import Block
+from nlsq_dask.io.stage import STAGE_ROWS, Block
 from nlsq_dask.kernels.block import block_kernel
 from nlsq_dask.kernels.model import ModelSpec
+
+SumT = TypeVar("SumT", NormalEquations, FloatArray, "Sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Work:
     spec: ModelSpec
     weighted: bool
     device: str | None
+    stage_rows: int = STAGE_ROWS
 
 
 def load(blob: bytes) -> Any:
@@ -57,7 +60,58 @@ def run_group(
     kernel = block_kernel(work.spec, work.device)
     given = dict(zip(plan.external, external, strict=True))
     blocks = read_blocks(plan, given, work.weighted)
-    return accumulate(kernel, params, basis, blocks, work.weighted)
+    zero = NormalEquations.zero(basis.shape[1])
+    return accumulate(
+        lambda rows: kernel(params, basis, rows), zero, blocks, work.weighted, work.stage_rows
+    )
+
+
+def group_costs(
+    plan: GroupPlan, external: Sequence[Any], work: Work, candidates: FloatArray
+) -> FloatArray:
+    """Half the sums of squared residuals of candidates (k, p) over the blocks of a group."""
+    kernel = block_kernel(work.spec, work.device)
+    given = dict(zip(plan.external, external, strict=True))
+    blocks = read_blocks(plan, given, work.weighted)
+    zero = np.zeros(len(candidates))
+    return accumulate(
+        lambda rows: kernel.costs(candidates, rows), zero, blocks, work.weighted, work.stage_rows
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some rows as 1-D float64 arrays; samples combine by adding, one behind the other."""
+
+    y: FloatArray
+    coords: tuple[FloatArray, ...]
+    sigma: FloatArray | None
+
+    def __add__(self, other: Sample) -> Sample:
+        pairs = zip(self.coords, other.coords, strict=True)
+        coords = tuple(np.concatenate(pair) for pair in pairs)
+        sigma = None
+        if self.sigma is not None and other.sigma is not None:
+            sigma = np.concatenate([self.sigma, other.sigma])
+        return Sample(np.concatenate([self.y, other.y]), coords, sigma)
+
+
+def thin_group(plan: GroupPlan, external: Sequence[Any], work: Work, step: int) -> Sample:
+    """Every ``step``-th row of each block of a group."""
+    given = dict(zip(plan.external, external, strict=True))
+    samples = [_thin(block, step) for block in read_blocks(plan, given, work.weighted)]
+    return add_in_order(samples)
+
+
+def _thin(block: Block, step: int) -> Sample:
+    shape = block.y.shape
+    rows = np.unravel_index(np.arange(0, block.y.size, step), shape)
+
+    def pick(array: np.ndarray[Any, Any]) -> FloatArray:
+        return np.asarray(np.broadcast_to(array, shape)[rows], np.float64)
+
+    sigma = None if block.sigma is None else pick(block.sigma)
+    return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)
 
 
 def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], weighted: bool) -> Iterator[Block]:
@@ -73,7 +127,7 @@ def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], weighted: bool) ->
             del values[key]
 
 
-def add_in_order(sums: Sequence[NormalEquations]) -> NormalEquations:
+def add_in_order(sums: Sequence[SumT]) -> SumT:
     """Add sums from first to last."""
     total = sums[0]
     for part in sums[1:]:

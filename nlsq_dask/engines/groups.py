@@ -19,13 +19,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
 from dask.array.optimization import optimize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
-from nlsq_dask.io.chunks import Box, Chunks, block_boxes, broadcast_box, cut_groups, regular_chunks
+from nlsq_dask.io.chunks import (
+    Box,
+    Chunks,
+    block_boxes,
+    broadcast_box,
+    cut_groups,
+    regular_chunks,
+    spread_blocks,
+)
 from nlsq_dask.io.sources import Array, Observations, is_dask
 
 # Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
@@ -92,22 +101,40 @@ class StreamPlan:
         """Number of blocks that have rows."""
         return sum(len(group.steps) for group in self.groups)
 
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return sum(group.n_rows for group in self.groups)
 
-def plan_stream(data: Observations) -> StreamPlan:
+
+def plan_stream(
+    data: Observations,
+    unchunked_rows: int = UNCHUNKED_BLOCK_ROWS,
+    most_blocks: int | None = None,
+) -> StreamPlan:
     """Cut the data of a fit into groups.
 
     Parameters
     ----------
     data : Observations
         Any mixture of NumPy and Dask arrays.
+    unchunked_rows : int
+        Rows of a block where the data have no chunks of their own.
+    most_blocks : int, optional
+        Plan for so many blocks alone, spread over the grid, each a group of its own.
     """
-    chunks = common_chunks(data)
+    chunks = common_chunks(data, unchunked_rows)
     arrays = [_match_chunks(a, chunks) for a in data.operands]
     graph = _optimized_graph([a for a in arrays if is_dask(a)])
     blocks = [(index, box) for index, box in block_boxes(chunks) if _n_rows(box)]
+    if most_blocks is not None:
+        lengths = [sum(n > 0 for n in sizes) for sizes in chunks]
+        blocks = [blocks[i] for i in spread_blocks(lengths, most_blocks)]
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
     sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
     groups = cut_groups(sizes)
+    if most_blocks is not None:
+        groups = [range(i, i + 1) for i in range(len(blocks))]
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups])
     plans = tuple(
         _plan_group(graph, [operands[i] for i in group], shared_keys, _rows_of(blocks, group))
@@ -117,7 +144,7 @@ def plan_stream(data: Observations) -> StreamPlan:
     return StreamPlan(plans, shared, tuple(shared_keys), chunks, max(sizes))
 
 
-def common_chunks(data: Observations) -> Chunks:
+def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS) -> Chunks:
     """Chunk grid at which every array can be cut without joining pieces of any.
 
     Along each dimension the union of the cuts of all Dask arrays that vary along it; where there
@@ -134,7 +161,7 @@ def common_chunks(data: Observations) -> Chunks:
                 cuts[d] = edges | (cuts[d] or set())
     free = tuple(n if cuts[d] is None else 1 for d, n in enumerate(shape))
     lengths = [max(c) if c else 1 for c in (_lengths(e) for e in cuts)]
-    default = regular_chunks(free, max(1, UNCHUNKED_BLOCK_ROWS // math.prod(lengths)))
+    default = regular_chunks(free, max(1, unchunked_rows // math.prod(lengths)))
     return tuple(default[d] if cuts[d] is None else _lengths(cuts[d]) for d in range(len(shape)))
 
 
@@ -207,11 +234,18 @@ def _shared_keys(
             for key in order
             if key not in shared
             and len(direct[key]) > MAX_GROUPS_TO_REPEAT
-            and not isinstance(graph[key], DataNode | Alias)
+            and not _is_light(graph[key])
         ]
         if not new:
-            return shared
+            return dict.fromkeys(sorted(shared, key=str))
         shared.update(dict.fromkeys(new))
+
+
+def _is_light(node: GraphNode) -> bool:
+    """Whether every group may hold a copy: names and handles, but no arrays in memory."""
+    if isinstance(node, DataNode):
+        return not isinstance(node.value, np.ndarray)
+    return isinstance(node, Alias)
 
 
 def _users(
@@ -254,8 +288,12 @@ def _visit(graph: Mapping[Key, GraphNode], key: Key, done: dict[Key, None]) -> N
             done[current] = None
         else:
             stack.append((current, True))
-            # Sorted, so that a plan is the same in every process whatever its hash seed.
-            stack.extend((k, False) for k in sorted(graph[current].dependencies, key=str))
+            stack.extend((k, False) for k in _inputs(graph[current]))
+
+
+def _inputs(node: GraphNode) -> list[Key]:
+    """What a node depends on, in an order that is the same whatever a process's hash seed."""
+    return sorted(node.dependencies, key=str)
 
 
 def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, GraphNode]:
@@ -283,11 +321,11 @@ def _plan_group(
             _visit(graph, key, made)
         run = list(itertools.islice(made, first, None))
         for position, key in enumerate(run):
-            for needed in graph[key].dependencies:
+            for needed in _inputs(graph[key]):
                 last_use[needed] = (b, position)
         for key in keys:
             last_use[key] = (b, len(run))
-        needs = itertools.chain(keys, *(graph[key].dependencies for key in run))
+        needs = itertools.chain(keys, *(_inputs(graph[key]) for key in run))
         external.update((k, None) for k in needs if k in shared or k not in graph)
         runs.append(run)
     drops: dict[tuple[int, int], list[Key]] = defaultdict(list)

@@ -7,19 +7,19 @@ that the same data give the same bits on any number of cores.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.engines.accumulate import accumulate, stage_rows
+from nlsq_dask.core.resources import available_cores
+from nlsq_dask.engines.accumulate import SumT, accumulate, rows_of_stage
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
 from nlsq_dask.io.sources import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
-from nlsq_dask.kernels.block import Rows, block_kernel
+from nlsq_dask.kernels.block import BlockKernel, Rows, block_kernel
 from nlsq_dask.kernels.model import ModelSpec
 
 PartT = TypeVar("PartT")
@@ -40,22 +40,26 @@ class InMemoryEvaluator(Generic[PartT]):
 
     Parameters
     ----------
+    kernel : BlockKernel
+        Sums over rows.
     parts : list
         What one task works on, in row order.
-    work : callable
-        ``work(params, basis, part) -> NormalEquations``.
+    over_part : callable
+        ``over_part(of_rows, zero, part)``: the sum of the kernel's ``of_rows`` over a part.
     threads : int
         Threads to use.
     """
 
     def __init__(
         self,
+        kernel: BlockKernel,
         parts: list[PartT],
-        work: Callable[[FloatArray, FloatArray, PartT], NormalEquations],
+        over_part: Callable[[Callable[[Rows], Any], Any, PartT], Any],
         threads: int,
     ) -> None:
+        self._kernel = kernel
         self._parts = parts
-        self._work = work
+        self._over_part = over_part
         self._pool = ThreadPoolExecutor(threads, "nlsq") if min(threads, len(parts)) > 1 else None
         self.n_passes = 0
 
@@ -68,10 +72,22 @@ class InMemoryEvaluator(Generic[PartT]):
 
     def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
+        zero = NormalEquations.zero(basis.shape[1])
+        return self._sum(lambda rows: self._kernel(params, basis, rows), zero)
+
+    def costs(self, candidates: FloatArray) -> FloatArray:
+        """Half the sum of squared residuals of candidates (k, p), in one pass over all rows."""
+        return self._sum(
+            lambda rows: self._kernel.costs(candidates, rows), np.zeros(len(candidates))
+        )
+
+    def _sum(self, of_rows: Callable[[Rows], SumT], zero: SumT) -> SumT:
         self.n_passes += 1
         each = map if self._pool is None else self._pool.map
-        sums = each(lambda part: self._work(params, basis, part), self._parts)
-        return sum(sums, NormalEquations.zero(basis.shape[1]))
+        total = zero
+        for part in each(lambda part: self._over_part(of_rows, zero, part), self._parts):
+            total = total + part
+        return total
 
 
 def standard_evaluator(
@@ -96,11 +112,15 @@ def standard_evaluator(
         kernel.put(part) for part in _aligned_parts(data, data.n_rows if not row_wise else None)
     ]
     threads = available_cores() if data.n_rows >= THREADING_ROWS else 1
-    return InMemoryEvaluator(rows, kernel, threads)
+    return InMemoryEvaluator(kernel, rows, lambda of_rows, _, part: of_rows(part), threads)
 
 
 def chunked_evaluator(
-    data: Observations, spec: ModelSpec, device: str | None = None, block_rows: int = STAGE_ROWS
+    data: Observations,
+    spec: ModelSpec,
+    device: str | None = None,
+    block_rows: int = STAGE_ROWS,
+    threads: int | None = None,
 ) -> InMemoryEvaluator[Block]:
     """Rows staged anew in every pass, from the arrays as the user passed them.
 
@@ -116,17 +136,19 @@ def chunked_evaluator(
     device : {"cpu", "gpu"} or None
         Where the kernel runs.
     block_rows : int
-        Most rows of one task.
+        Most rows of one task; a stage holds no more than these.
+    threads : int, optional
+        Threads to use; all cores by default.
     """
     kernel = block_kernel(spec, device)
-    weighted = data.sigma is not None
+    stage_rows = min(STAGE_ROWS, power_of_two_from(block_rows))
 
-    def work(params: FloatArray, basis: FloatArray, block: Block) -> NormalEquations:
-        return accumulate(kernel, params, basis, [block], weighted)
+    def over_block(of_rows: Callable[[Rows], SumT], zero: SumT, block: Block) -> SumT:
+        return accumulate(of_rows, zero, [block], block.sigma is not None, stage_rows)
 
     boxes = block_boxes(regular_chunks(data.y.shape, block_rows))
     blocks = [cut_block(data, box) for _, box in boxes]
-    return InMemoryEvaluator(blocks, work, available_cores())
+    return InMemoryEvaluator(kernel, blocks, over_block, threads or available_cores())
 
 
 def cut_block(data: Observations, box: Box) -> Block:
@@ -134,13 +156,6 @@ def cut_block(data: Observations, box: Box) -> Block:
     coords = tuple(c[broadcast_box(box, c.shape)] for c in data.coords)
     sigma = None if data.sigma is None else data.sigma[broadcast_box(box, data.sigma.shape)]
     return Block(data.y[box], coords, sigma)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _aligned_parts(data: Observations, exact_rows: int | None) -> Iterator[Rows]:
@@ -151,11 +166,15 @@ def _aligned_parts(data: Observations, exact_rows: int | None) -> Iterator[Rows]
     while start < data.n_rows:
         stage = Stage(len(data.coords), data.sigma is not None, capacity)
         start = stage.fill(block, start)
-        yield stage_rows(stage)
+        yield rows_of_stage(stage)
 
 
 def _part_rows(n_rows: int) -> int:
     """Rows of a buffer: a power of two, so that few shapes are ever compiled."""
     wanted = n_rows if n_rows < THREADING_ROWS else -(-n_rows // MIN_PARTS)
-    power = 1 << int(np.ceil(np.log2(max(wanted, 1))))
-    return min(max(power, MIN_PART_ROWS), STAGE_ROWS)
+    return min(max(power_of_two_from(wanted), MIN_PART_ROWS), STAGE_ROWS)
+
+
+def power_of_two_from(rows: int) -> int:
+    """The smallest power of two that is at least ``rows``."""
+    return 1 << (rows - 1).bit_length()

@@ -144,3 +144,49 @@ def cut_groups(block_bytes: Sequence[int]) -> list[range]:
             done = max(done + 1, math.floor(filled / target))
     groups.append(range(first, n_blocks))
     return groups
+
+
+def spread_blocks(grid: Sequence[int], count: int) -> list[int]:
+    """Choose blocks that are spread evenly over a grid of blocks, along every dimension.
+
+    The points of the additive recurrence with the generalised golden ratio (Roberts, "The
+    unreasonable effectiveness of quasirandom sequences", 2018), of low discrepancy in any number
+    of dimensions; in one dimension, equidistant blocks with both ends among them.
+
+    Parameters
+    ----------
+    grid : sequence of int
+        Number of blocks along each dimension.
+    count : int
+        Blocks to choose; fewer come out where the grid is smaller or points coincide.
+
+    Returns
+    -------
+    list of int
+        Numbers of blocks in C order of the grid, ascending.
+    """
+    total = math.prod(grid)
+    if count >= total:
+        return list(range(total))
+    long = [d for d, n in enumerate(grid) if n > 1]
+    if len(long) == 1:
+        return sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(count)})
+    ratio = _generalised_golden_ratio(len(long))
+    chosen = set()
+    for k in range(count):
+        number = 0
+        place = dict.fromkeys(range(len(grid)), 0)
+        for j, d in enumerate(long):
+            place[d] = int((0.5 + k * ratio ** -(j + 1)) % 1.0 * grid[d])
+        for d, n in enumerate(grid):
+            number = number * n + place[d]
+        chosen.add(number)
+    return sorted(chosen)
+
+
+def _generalised_golden_ratio(dimensions: int) -> float:
+    """The positive root of ``x**(d + 1) = x + 1``."""
+    root = 2.0
+    for _ in range(64):  # a contraction: each step gains a digit or more
+        root = (1.0 + root) ** (1.0 / (dimensions + 1))
+    return root

@@ -60,8 +60,8 @@ class Observations:
 
     @property
     def flat(self) -> bool:
-        """Whether no array is smaller than ``y``, so that rows can be kept without growth."""
-        return all(a.shape == self.y.shape for a in self.operands)
+        """Whether no coordinate is smaller than ``y``, so that rows are kept without growth."""
+        return all(c.shape == self.y.shape for c in self.coords)
 
 
 def observe(x: Any, y: Any, sigma: Any = None) -> Observations:
@@ -148,8 +148,6 @@ def _wrap_zarr(array: Any, name: str) -> Array:
 
 def _coordinates(x: Any, shape: tuple[int, ...]) -> tuple[tuple[Array, ...], Structure]:
     if isinstance(x, tuple) and not all(np.isscalar(item) for item in x):
-        if not x:
-            raise _errors.no_rows("x", (0,))
         named = [(as_array(item, f"x[{i}]"), f"x[{i}]") for i, item in enumerate(x)]
         return tuple(_broadcastable(a, shape, label) for a, label in named), "tuple"
     array = as_array(x, "x")
@@ -174,9 +172,10 @@ def _check_sigma(sigma: Array) -> None:
     if is_dask(sigma):
         return
     values: NDArray[np.generic] = sigma
+    if values.min() > 0:  # needs no memory, which a comparison of all values would; NaN fails it
+        return
     bad = ~(values > 0)  # type: ignore[operator]
-    if bad.any():
-        raise _errors.sigma_not_positive(int(bad.sum()), float(values[bad][0]))
+    raise _errors.sigma_not_positive(int(bad.sum()), float(values[bad][0]))
 
 
 def finite_problem(data: Observations) -> _errors.InputError | None:

@@ -1,0 +1,227 @@
+"""Several starting points, of which few cost a pass.
+
+A fit from one start ends in the basin of that start. Here a Latin hypercube of starts is screened
+by cost, all in one pass; the best few are run to convergence; and ends in one basin are counted
+once. Data in memory are used as they are. For streamed data all this happens on a sample of whole
+chunks, and only the ends are compared on all data, in one more pass: more starts never mean more
+passes. The full fit then goes on from the best end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.core.normal_equations import Evaluator, FloatArray
+from nlsq_dask.core.trf import TrfOptions, TrfSolution, minimize
+
+# Half the width of the box around p0 in a direction without bound, in units of |p0|; 1 where p0
+# is 0. Wide enough to reverse a sign, or to triple a guess of the right order of magnitude.
+BOX_HALF_WIDTH = 2.0
+
+# Of all starts, this part is run to convergence, and at least so many, besides p0.
+RUN_FRACTION = 1 / 2
+MIN_RUNS = 4
+
+# Two ends are in one basin if they are nearer than this many standard errors, or than this part
+# of their values, which is what data without noise leave.
+SAME_BASIN_SIGMA = 1.0
+SAME_BASIN_RTOL = 1e-4
+
+
+class CostEvaluator(Evaluator, Protocol):
+    """An evaluator that also compares candidates."""
+
+    def costs(self, candidates: FloatArray) -> FloatArray:
+        """Costs of candidates (k, p), in one pass over all rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """One starting point and where it led.
+
+    Attributes
+    ----------
+    p0 : ndarray, shape (p,), float64
+        The start.
+    start_cost : float
+        Cost there; infinite where the model is not finite.
+    params : ndarray, shape (p,), float64, or None
+        Where the fit from it ended; None if it was screened out.
+    cost : float or None
+        Cost at the end. For streamed data that of all rows, while ``start_cost`` is the sample's.
+    basin : int or None
+        Number of the basin it ended in, 0 the best; ends within a standard error share one.
+    status : Status or None
+        Why the fit from it ended.
+    """
+
+    p0: FloatArray
+    start_cost: float
+    params: FloatArray | None = None
+    cost: float | None = None
+    basin: int | None = None
+    status: Status | None = None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_dict` wrote, infinities given as text."""
+        return cls(
+            np.array(saved["p0"], np.float64),
+            float(saved["start_cost"]),
+            None if saved["params"] is None else np.array(saved["params"], np.float64),
+            None if saved["cost"] is None else float(saved["cost"]),
+            saved["basin"],
+            None if saved["status"] is None else Status(saved["status"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, the status as a number."""
+        fields = dict(vars(self))
+        fields["status"] = None if self.status is None else int(self.status)
+        return fields
+
+
+def search_box(
+    p0: FloatArray, lower: FloatArray, upper: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Box in which starts are drawn: the bounds, and around p0 where a bound is infinite.
+
+    Parameters
+    ----------
+    p0, lower, upper : ndarray, shape (p,), float64
+        A side without bound lies ``2 |p0|`` away from p0, or 1 where p0 is 0.
+
+    Returns
+    -------
+    low, high : ndarray, shape (p,), float64
+    """
+    half = np.where(p0 == 0.0, 1.0, BOX_HALF_WIDTH * np.abs(p0))
+    low = np.where(np.isfinite(lower), lower, p0 - half)
+    high = np.where(np.isfinite(upper), upper, p0 + half)
+    return low, high
+
+
+def draw_starts(
+    p0: FloatArray, lower: FloatArray, upper: FloatArray, count: int, seed: int
+) -> FloatArray:
+    """Draw starts: p0, and a Latin hypercube in the search box (McKay et al., 1979).
+
+    Returns
+    -------
+    ndarray, shape (count, p), float64
+        The same for the same seed.
+    """
+    if count == 1:
+        return p0[None]
+    from scipy.stats import qmc
+
+    low, high = search_box(p0, lower, upper)
+    unit = qmc.LatinHypercube(p0.size, rng=np.random.default_rng(seed)).random(count - 1)
+    # Not low + unit * (high - low), which overflows for the widest bounds.
+    return np.vstack([p0, (1.0 - unit) * low + unit * high])
+
+
+def run_starts(
+    evaluator: CostEvaluator,
+    points: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    options: TrfOptions,
+) -> list[Start]:
+    """Screen starts, run the best few to convergence, and number the basins they end in.
+
+    Parameters
+    ----------
+    evaluator : CostEvaluator
+        Of all rows, or of a sample.
+    points : ndarray, shape (k, p), float64
+        The starts; the first is always run.
+    lower, upper : ndarray, shape (p,), float64
+    options : TrfOptions
+
+    Returns
+    -------
+    list of Start
+        In the order of `points`.
+
+    Raises
+    ------
+    StartNotFiniteError
+        If the model is not finite at any start.
+    """
+    costs = np.nan_to_num(evaluator.costs(points), nan=np.inf)
+    if not np.isfinite(costs).any():
+        raise _errors.start_not_finite(points[0])
+    runs = max(MIN_RUNS, round(RUN_FRACTION * len(points)))
+    best = [int(i) for i in np.argsort(costs, kind="stable")[:runs] if np.isfinite(costs[i])]
+    chosen = dict.fromkeys(([0] if np.isfinite(costs[0]) else []) + best)
+    ends = {}
+    for i in chosen:
+        try:
+            ends[i] = minimize(evaluator, points[i], lower, upper, options)
+        except _errors.InputError:  # finite, but its derivatives are not: no way to go on from it
+            continue
+    basins = _number_basins(ends)
+    starts = [Start(p, float(c)) for p, c in zip(points, costs, strict=True)]
+    for i, end in ends.items():
+        starts[i] = replace(
+            starts[i], params=end.params, cost=end.cost, basin=basins[i], status=end.status
+        )
+    return starts
+
+
+def compare_on_all_rows(evaluator: CostEvaluator, starts: list[Start]) -> list[Start]:
+    """Replace the costs of a sample by those of all rows, in one pass, and rank the basins anew."""
+    ends = {start.basin: start.params for start in starts if start.params is not None}
+    if len(ends) < 2:  # nothing to compare: the fit that follows will tell the cost
+        return starts
+    basins = sorted(b for b in ends if b is not None)
+    costs = np.nan_to_num(
+        evaluator.costs(np.vstack([ends[b] for b in basins])), nan=np.inf, posinf=np.inf
+    )
+    rank = {basins[int(i)]: place for place, i in enumerate(np.argsort(costs, kind="stable"))}
+    cost = dict(zip(basins, costs.tolist(), strict=True))
+    return [
+        start
+        if start.basin is None
+        else replace(start, cost=cost[start.basin], basin=rank[start.basin])
+        for start in starts
+    ]
+
+
+def best_end(starts: list[Start]) -> FloatArray:
+    """Where the full fit starts: the end of the best basin, or the best start if none ran."""
+    ran = [s for s in starts if s.params is not None and s.cost is not None]
+    if not ran:
+        return min(starts, key=lambda s: s.start_cost).p0
+    best = min(ran, key=lambda s: (s.basin, s.cost))
+    assert best.params is not None
+    return best.params
+
+
+def _number_basins(ends: Mapping[int, TrfSolution]) -> dict[int, int]:
+    """Number of the basin of each end, by cost; an end joins the first basin it is close to."""
+    basins: list[TrfSolution] = []
+    numbers = {}
+    for i in sorted(ends, key=lambda i: (ends[i].cost, i)):
+        near = [b for b, other in enumerate(basins) if _same_basin(other, ends[i])]
+        if not near:
+            basins.append(ends[i])
+        numbers[i] = near[0] if near else len(basins) - 1
+    return numbers
+
+
+def _same_basin(a: TrfSolution, b: TrfSolution) -> bool:
+    difference = b.params - a.params
+    if np.allclose(a.params, b.params, rtol=SAME_BASIN_RTOL, atol=0.0):
+        return True
+    variance = a.chi2 / max(a.n_points - a.params.size, 1)
+    distance = float(np.linalg.norm(a.r_factor @ difference))
+    return distance <= SAME_BASIN_SIGMA * float(np.sqrt(variance))

@@ -1,0 +1,244 @@
+"""Checkpoints: the solver's state after every pass, on disk, so that a killed fit goes on.
+
+A checkpoint is a JSON file of the problem's description, the solver's whole state, and a checksum.
+Numbers are written in the shortest form that reads back to the same bits (Python's ``repr``), so
+that a resumed fit ends bit for bit where the uninterrupted one would have. A file appears under
+its name only when it is complete: it is written under another, flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.core.factor import Linearization
+from nlsq_dask.core.trf import IterationRecord, TrfState
+
+FORMAT = "nlsq_dask checkpoint 1"
+
+# Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
+KEPT = 3
+
+_NAME = re.compile(r"checkpoint-(\d{8})\.json")
+_ARRAYS = {"params", "scale_inv", "r_factor", "qtr", "gradient"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is needed to go on with a fit.
+
+    Attributes
+    ----------
+    state : TrfState
+        The solver's state.
+    n_passes : int
+        Readings of all rows so far.
+    starts : list of dict
+        What multi-start found, as JSON values; empty without it.
+    """
+
+    state: TrfState
+    n_passes: int
+    starts: list[dict[str, Any]]
+
+
+class CheckpointStore:
+    """Checkpoints of one fit in one directory.
+
+    Parameters
+    ----------
+    directory : path-like
+        Made if it does not exist.
+    problem : mapping
+        Description of the fit in JSON values; a checkpoint of another one is refused.
+    versions : mapping
+        Versions of the libraries, recorded with each checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        problem: Mapping[str, Any],
+        versions: Mapping[str, str],
+    ) -> None:
+        self.directory = Path(directory).absolute()
+        self._problem = json.loads(_dumps(problem))
+        self._versions = dict(versions)
+        self._written: list[Path] = []
+        self._failed = False
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; where the disk refuses, warn once and let the fit go on.
+
+        Warns
+        -----
+        CheckpointWarning
+            If the file cannot be written.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            numbers = [number for number, _ in self._files()]
+            path = self.directory / f"checkpoint-{max(numbers, default=0) + 1:08d}.json"
+            _write_atomically(path, self._encode(checkpoint))
+            self._written.append(path)
+            while len(self._written) > KEPT:
+                self._written.pop(0).unlink(missing_ok=True)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                warnings.warn(_errors.checkpoint_not_written(self.directory, error), stacklevel=2)
+
+    def load(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is whole.
+
+        Returns
+        -------
+        Checkpoint or None
+            None if there is none to go on from.
+
+        Raises
+        ------
+        InputError
+            If the checkpoint is of another problem; the message names what differs.
+
+        Warns
+        -----
+        CheckpointWarning
+            For every newer file that is damaged.
+        """
+        for _, path in reversed(self._files()):
+            try:
+                content = _decode(path.read_bytes())
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(_errors.checkpoint_damaged(path, error), stacklevel=2)
+                continue
+            self._check_problem(path, content["problem"])
+            return Checkpoint(
+                _state_from_json(content["state"]), content["n_passes"], content["starts"]
+            )
+        return None
+
+    def _files(self) -> list[tuple[int, Path]]:
+        if not self.directory.is_dir():
+            return []
+        found = ((_NAME.fullmatch(path.name), path) for path in self.directory.iterdir())
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+    def _encode(self, checkpoint: Checkpoint) -> bytes:
+        content = _dumps(
+            {
+                "format": FORMAT,
+                "problem": self._problem,
+                "versions": self._versions,
+                "n_passes": checkpoint.n_passes,
+                "starts": checkpoint.starts,
+                "state": _state_to_json(checkpoint.state),
+            }
+        )
+        return _dumps({"sha256": _checksum(content), "content": content}).encode()
+
+    def _check_problem(self, path: Path, saved: Mapping[str, Any]) -> None:
+        differing = [
+            name
+            for name in sorted({*saved, *self._problem})
+            if saved.get(name) != self._problem.get(name)
+        ]
+        if differing:
+            first = differing[0]
+            raise _errors.checkpoint_of_another_fit(
+                path, differing, saved.get(first), self._problem.get(first)
+            )
+
+
+def to_json(value: Any) -> Any:
+    """Write arrays and numbers as JSON values that read back to the same bits."""
+    if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
+        return [to_json(item) for item in value]
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        return number if math.isfinite(number) else repr(number)
+    if isinstance(value, np.integer):
+        return int(value)
+    return value
+
+
+def _state_to_json(state: TrfState) -> dict[str, Any]:
+    flat = {f.name: getattr(state, f.name) for f in fields(state)}
+    linear = flat.pop("linearization")
+    flat["linearization"] = {
+        f.name: to_json(getattr(linear, f.name)) for f in fields(Linearization)
+    }
+    flat["history"] = [
+        {name: to_json(value) for name, value in asdict(record).items()} for record in state.history
+    ]
+    flat["status"] = None if state.status is None else int(state.status)
+    return {
+        name: value if name in ("linearization", "history") else to_json(value)
+        for name, value in flat.items()
+    }
+
+
+def _state_from_json(saved: Mapping[str, Any]) -> TrfState:
+    values = {name: _from_json(name, value) for name, value in saved.items()}
+    linear = saved["linearization"]
+    values["linearization"] = Linearization(**{n: _from_json(n, v) for n, v in linear.items()})
+    values["history"] = tuple(
+        IterationRecord(**{n: _from_json(n, v) for n, v in record.items()})
+        for record in saved["history"]
+    )
+    values["status"] = None if saved["status"] is None else Status(saved["status"])
+    return TrfState(**values)
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name in _ARRAYS:
+        return np.array(value, dtype=np.float64)  # strings such as "inf" are read as numbers
+    return float(value) if isinstance(value, str) else value
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, sort_keys=True)
+
+
+def _checksum(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    envelope = json.loads(raw)
+    if envelope["sha256"] != _checksum(str(envelope["content"])):
+        raise ValueError(_errors.CHECKSUM_MISMATCH)
+    content: dict[str, Any] = json.loads(envelope["content"])
+    if content["format"] != FORMAT:
+        raise ValueError(content["format"])
+    return content
+
+
+def _write_atomically(path: Path, raw: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:  # the rename itself must survive a power cut
+        os.fsync(directory)
+    finally:
+        os.close(directory)
