@@ -1,0 +1,1 @@
+"""Benchmarks: what the package promises in speed and memory, measured (see README.md)."""

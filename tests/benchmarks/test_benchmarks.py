@@ -1,0 +1,145 @@
+"""The benchmarks run, at sizes that measure nothing, and write what they print."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as all_of_them
+from benchmarks import nist_table, nlsq_reference
+from benchmarks.common import interleave, judge, ratio, report
+
+ROOT = Path(__file__).parents[2]
+cluster = pytest.mark.cluster
+slow = pytest.mark.slow
+
+#: Script, its options, the number of lines it prints, and columns of figures.
+RUNS = [
+    pytest.param(
+        "kernel", ["--rows", "4096", "--repeat", "2"], 2, ("kernel", "cost", "jacfwd"), id="kernel"
+    ),
+    pytest.param(
+        "in_memory", ["--rows", "5000", "--repeat", "1"], 6, ("ours", "scipy"), id="in_memory"
+    ),
+    pytest.param(
+        "streaming",
+        ["--rows", "5000", "--chunk-rows", "1500", "--repeat", "1"],
+        6,
+        ("pass", "sum", "GB/s"),
+        id="streaming",
+        marks=(cluster, slow),
+    ),
+    pytest.param(
+        "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
+    ),
+    pytest.param(
+        "memory", ["--rows", "2e4", "--chunk-rows", "3e3"], 1, ("before", "peak"), id="memory"
+    ),
+    pytest.param(
+        "overhead",
+        ["--chunks", "40", "--repeat", "1"],
+        4,
+        ("groups", "blocks", "setup"),
+        id="overhead",
+        marks=(cluster, slow),
+    ),
+    pytest.param("nist_table", ["--problems", "Misra1a", "Nelson"], 4, (), id="nist_table"),
+    pytest.param(
+        "nist_table",
+        ["--problems", "Rat42", "--replicate", "20"],
+        2,
+        (),
+        id="nist_table-replicated",
+        marks=(cluster, slow),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "lines", "figures"), RUNS)
+def test_runs_and_reports(name, options, lines, figures, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    rows = importlib.import_module(f"benchmarks.{name}").main([*options, "--json", str(path)])
+    assert len(rows) == lines
+    for row in rows:
+        assert all(np.isfinite(row[figure]) and row[figure] > 0 for figure in figures)
+    written = json.loads(path.read_text())
+    assert written["rows"] == rows
+    assert written["machine"]["jax"]
+    printed = capsys.readouterr().out.splitlines()
+    # An empty line, the title, the columns' names, the lines.
+    assert len(printed) == 3 + lines
+    assert all(figure in printed[2] for figure in figures)
+
+
+def test_nist_table_judges_by_the_worst_strategy():
+    good, bad = nist_table.Digits(6.0, 5.0), nist_table.Digits(11.0, 4.9)
+    assert nist_table.verdict({"scipy": good, "streaming": good}) == {"met": "yes"}
+    assert nist_table.verdict({"scipy": good, "streaming": good, "chunked": bad}) == {"met": "NO"}
+    assert nist_table.verdict({"scipy": bad, "streaming": bad})["met"] not in ("yes", "NO")
+
+
+@slow
+def test_nlsq_is_run_in_its_own_environment(tmp_path, monkeypatch):
+    # In its place a package of the same name and interface, which fits by SciPy.
+    (tmp_path / "nlsq.py").write_text(
+        "import jax, numpy\n"
+        "from scipy.optimize import curve_fit\n"
+        "__version__ = 'of SciPy'\n"
+        "jax.config.update('jax_enable_x64', True)\n"
+        "class CurveFit:\n"
+        "    def curve_fit(self, f, x, y, p0, **tolerances):\n"
+        "        return curve_fit(lambda *a: numpy.asarray(f(*a)), x, y, p0, **tolerances)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = ["--environment", sys.executable, "--rows", "20000", "--repeat", "1"]
+    rows = nlsq_reference.main(options)
+    assert [row["rows"] for row in rows] == [20000, 2000, 100]
+    for row in rows:
+        assert row["NLSQ of SciPy, cold"] > 0
+        assert row["apart"] < 0.01
+
+
+def test_contestants_take_turns():
+    calls = []
+    seconds = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4  # the first turn is not measured
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_ratio_is_of_calls_made_together():
+    # The median of the ratios 1, 2, 3; the ratio of the medians is 3.
+    assert ratio(np.array([10.0, 2.0, 3.0]), np.array([10.0, 1.0, 1.0])) == 2.0
+
+
+def test_bars():
+    assert judge(2.6, at_most=2.6)["met"] == "yes"
+    assert judge(2.7, at_most=2.6)["met"] == "NO"
+    assert judge(6.0, at_least=6)["met"] == "yes"
+    assert judge(float("nan"), at_least=6)["met"] == "NO"
+    assert judge(float("nan"), at_most=6)["met"] == "NO"
+
+
+def test_table_has_all_columns_of_all_lines(capsys):
+    report("title", [{"a": 1, "b": 0.123456}, {"a": 2, "c": "x"}])
+    title, names, first, second = capsys.readouterr().out.strip().splitlines()
+    assert title == "title"
+    assert names.split() == ["a", "b", "c"]
+    assert first.split() == ["1", "0.123"]
+    assert second.split() == ["2", "x"]
+
+
+def test_every_script_is_in_the_readme_and_in_the_full_run():
+    scripts = {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if "def main(argv" in path.read_text(encoding="utf-8")
+    }
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)\.py`", readme, re.MULTILINE)) == scripts
+    assert set(all_of_them.RUNS) == scripts - {"nlsq_reference"}

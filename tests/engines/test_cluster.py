@@ -1,0 +1,192 @@
+"""The streaming tier on worker processes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import dask
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nlsq_dask import fit
+from nlsq_dask.engines.dask import DaskEvaluator, active_client
+from nlsq_dask.io.sources import observe
+from nlsq_dask.kernels.block import compilations
+from nlsq_dask.kernels.model import prepare_model
+from tests.engines.conformance import EvaluatorConformance, seeds
+from tests.engines.problems import decays, exact_sums, plain_problem, problems
+from tests.engines.test_dask import chunked_problem, in_dask_arrays
+
+pytestmark = pytest.mark.cluster
+
+
+class TestCluster(EvaluatorConformance):
+    # Every number of parameters is one more compilation on each worker.
+    problems: ClassVar = problems(sizes=(1, 12))
+    # Dask warns where it sends more than 10 MB from memory.
+    many_rows: ClassVar = 300_001
+
+    @pytest.fixture(autouse=True)
+    def connected(self, client):
+        self.client = client
+
+    def evaluator(self, spec, x, y, sigma=None, layout=0):
+        return DaskEvaluator(in_dask_arrays(x, y, sigma, layout), spec, client=self.client)
+
+    # The cluster's own threads use the random module while examples are drawn.
+    @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+    @settings(max_examples=10)
+    @given(data=st.data(), layout=seeds)
+    def test_sums_equal_dense_numpy(self, data, layout):
+        problem = data.draw(self.problems)
+        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma, layout) as evaluator:
+            sums = evaluator.evaluate(problem.params, problem.basis)
+        exact_sums(problem).assert_equal(sums, problem.y.size)
+
+
+def test_task_names_say_which_pass_they_belong_to(cluster, client):
+    problem, data = chunked_problem()
+    before = set(cluster.scheduler.task_prefixes)
+    seen = {}
+
+    def watch(dask_scheduler):
+        from distributed.diagnostics.plugin import SchedulerPlugin
+
+        class Watch(SchedulerPlugin):
+            name = "nlsq-test-watch"
+
+            def __init__(self):
+                self.keys = set()
+
+            def transition(self, key, start, finish, *args, **kwargs):
+                self.keys.add(key)
+
+        dask_scheduler.add_plugin(Watch())
+
+    client.run_on_scheduler(watch)
+    try:
+        with DaskEvaluator(data, problem.spec, client=client) as evaluator:
+            for number in (1, 2, 3):
+                client.run_on_scheduler(clear_watched)
+                evaluator.evaluate(problem.params, problem.basis)
+                seen[number] = client.run_on_scheduler(watched)
+    finally:
+        client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.remove_plugin(
+            "nlsq-test-watch"
+        ))
+
+    prefixes = set(cluster.scheduler.task_prefixes) - before
+    assert all(prefix.startswith("nlsq-") for prefix in prefixes)
+    for number, keys in seen.items():
+        blocks = {k for k in keys if str(k).startswith("nlsq-block-")}
+        of_pass = {k for k in keys if f"pass-{number}-" in str(k)}
+        assert all(str(k).startswith("nlsq-") for k in keys)
+        assert len(blocks & of_pass) == len(evaluator.plan.groups)
+        # The first pass also sees the plans being made.
+        assert of_pass == keys or number == 1
+
+
+def clear_watched(dask_scheduler):
+    dask_scheduler.plugins["nlsq-test-watch"].keys.clear()
+
+
+def watched(dask_scheduler):
+    return set(dask_scheduler.plugins["nlsq-test-watch"].keys)
+
+
+def test_progress_reaches_all_blocks(client):
+    problem, data = chunked_problem()
+    calls = []
+    with DaskEvaluator(
+        data, problem.spec, client=client, progress=lambda *args: calls.append(args)
+    ) as evaluator:
+        evaluator.evaluate(problem.params, problem.basis)
+    done = [d for _, d, _ in calls]
+    assert done == sorted(set(done))
+    assert calls[-1] == (1, 60, 60)
+
+
+def test_the_scheduler_forgets_a_fit_that_is_over(cluster, client):
+    problem, data = chunked_problem()
+    with DaskEvaluator(data, problem.spec, client=client) as evaluator:
+        evaluator.evaluate(problem.params, problem.basis)
+        assert any(str(key).startswith("nlsq-") for key in cluster.scheduler.tasks)
+    del evaluator
+
+    client.run_on_scheduler(wait_until_empty)
+    assert not [key for key in cluster.scheduler.tasks if str(key).startswith("nlsq-")]
+
+
+async def wait_until_empty(dask_scheduler):
+    import asyncio
+
+    for _ in range(100):
+        if not dask_scheduler.tasks:
+            return
+        await asyncio.sleep(0.05)
+
+
+def test_one_compilation_in_each_worker_process(client):
+    factor = 1.0 + 2.0**-40  # a model of its own, which no other test compiled
+
+    def model(x, a, b):
+        return jnp.exp(factor * a * x) + b
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=50_000)
+    chunks = tuple(int(n) for n in np.diff([0, *np.sort(rng.integers(0, 50_000, 70)), 50_000]))
+    data = (da.from_array(x, chunks=(chunks,)), da.from_array(np.exp(x), chunks=991))
+    result = fit(model, *data, p0=[0.3, 1], client=client)
+
+    assert result.n_passes > 3
+    counts = client.run(compilations, prepare_model(model, 2, "single", 1))
+    assert len(counts) == 2
+    assert max(counts.values()) == 1
+    assert set(counts.values()) <= {0, 1}
+
+
+def test_persisted_arrays_are_used_where_they_are(client):
+    problem = plain_problem(20_000, p=2)
+    x, y = client.persist([da.from_array(a, chunks=1000) for a in (problem.x, problem.y)])
+    data = observe(2 * (x / 2), y, problem.sigma)
+    with DaskEvaluator(data, problem.spec, client=client) as evaluator:
+        for _ in range(2):
+            sums = evaluator.evaluate(problem.params, problem.basis)
+            exact_sums(problem).assert_equal(sums, 20_000)
+
+
+def test_an_array_upstream_that_all_groups_need(client):
+    problem = plain_problem(20_000, p=2)
+    x = da.from_array(problem.x, chunks=500)
+    shifted = x - x.mean()
+    moved = type(problem)(
+        problem.x - problem.x.mean(), problem.y, problem.sigma, problem.params, problem.basis
+    )
+    data = observe(shifted, da.from_array(problem.y, chunks=700), problem.sigma)
+    with DaskEvaluator(data, problem.spec, client=client) as evaluator:
+        assert evaluator.plan.shared_keys
+        for _ in range(2):
+            sums = evaluator.evaluate(problem.params, problem.basis)
+            exact_sums(moved).assert_equal(sums, 20_000)
+
+
+def test_the_active_client_is_found_unless_dask_is_told_otherwise(client):
+    assert active_client() is None
+    with client.as_current():
+        assert active_client() is client
+        with dask.config.set(scheduler="threads"):
+            assert active_client() is None
+    assert active_client(client) is client
+
+
+def test_a_fit_runs_on_the_active_client(cluster, client):
+    problem, data = chunked_problem()
+    count = sum(p.state_counts["memory"] for p in cluster.scheduler.task_prefixes.values())
+    with client.as_current():
+        fit(decays, data.coords[0], data.y, p0=[0.5, 0.6], sigma=data.sigma)
+    after = sum(p.state_counts["memory"] for p in cluster.scheduler.task_prefixes.values())
+    assert after > count

@@ -1,0 +1,171 @@
+"""The plan of the streaming tier, before anything runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import cloudpickle
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nlsq_dask.engines.group_task import read_blocks
+from nlsq_dask.engines.groups import MAX_GROUPS_TO_REPEAT, common_chunks, plan_stream
+from nlsq_dask.io.sources import observe
+from tests.engines.problems import problems
+from tests.engines.test_dask import in_dask_arrays
+
+
+def all_rows(plan, weighted):
+    """The rows of a plan, made as its tasks would make them."""
+    shared = {}
+    for key, node in plan.shared.items():
+        shared[key] = node(shared)
+    columns = []
+    for group in plan.groups:
+        external = {key: shared[key] for key in group.external}
+        for block in read_blocks(group, external, weighted):
+            arrays = [block.y, *block.coords, *([block.sigma] if weighted else [])]
+            columns.append([np.broadcast_to(a, block.y.shape).ravel() for a in arrays])
+    return [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+
+
+@given(problem=problems(sizes=(1,)), layout=st.integers(0, 2**32 - 1))
+def test_a_plan_makes_every_row_once(problem, layout):
+    data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)
+    plan = plan_stream(data)
+    made = all_rows(plan, data.sigma is not None)
+    expected = [np.broadcast_to(np.asarray(a), data.y.shape).ravel() for a in data.operands]
+
+    assert sum(group.n_rows for group in plan.groups) == data.n_rows
+    order = np.lexsort(made)  # blocks come in the order of the grid, rows in that of a block
+    expected_order = np.lexsort(expected)
+    for column, values in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(column[order], values[expected_order])
+
+
+def test_chunks_are_the_union_of_all_cuts():
+    x = da.ones((12, 1), chunks=((5, 7), (1,)))
+    y = da.ones((12, 6), chunks=((6, 6), (3, 3)))
+    assert common_chunks(observe((x,), y)) == ((5, 1, 6), (3, 3))
+
+
+def test_arrays_in_memory_do_not_cut_what_dask_has_cut():
+    x, y = np.ones(5000), da.ones(5000, chunks=1700)
+    assert common_chunks(observe(x, y)) == ((1700, 1700, 1600),)
+
+
+def test_a_dimension_that_no_dask_array_has_is_cut_into_moderate_blocks():
+    x = da.ones((100, 1), chunks=(50, 1))
+    chunks = common_chunks(observe((x,), np.broadcast_to(1.0, (100, 1_000_000))))
+    assert chunks[0] == (50, 50)
+    assert sum(chunks[1]) == 1_000_000
+    assert 50 * max(chunks[1]) <= 1 << 20
+
+
+@pytest.mark.parametrize("upstream", [
+    pytest.param(lambda x: x - x.mean(), id="mean"),
+    pytest.param(lambda x: x / x.max() - x.min(), id="range"),
+    pytest.param(lambda x: x - da.from_array(np.ones(40_000), chunks=-1), id="array in memory"),
+])
+def test_what_all_groups_need_is_made_once_before(upstream):
+    x = da.from_array(np.arange(40_000.0), chunks=1000)
+    plan = plan_stream(observe(upstream(x), da.ones(40_000, chunks=1000)))
+    assert 1 <= len(plan.shared_keys) <= 2
+    for group in plan.groups:
+        assert set(group.external) <= set(plan.shared_keys)
+        # Chunks of x stay with the group that uses them.
+        nodes = [node for step in group.steps for node, _ in step.nodes]
+        assert 0 < len(nodes) <= 5 * len(group.steps)
+
+
+def test_an_array_in_memory_is_not_sent_with_every_group():
+    x = np.random.default_rng(0).normal(size=100_000)
+    y = da.ones(100_000, chunks=1000)
+    for chunks in (-1, 40_000, 1000):
+        plan = plan_stream(observe(da.from_array(x, chunks=chunks), y))
+        sent = sum(len(cloudpickle.dumps(group)) for group in plan.groups)
+        sent += len(cloudpickle.dumps(plan.shared))
+        assert sent < 2 * x.nbytes
+
+
+def test_an_array_at_the_edge_of_two_groups_is_made_in_both():
+    x = da.from_array(np.arange(32_000.0), chunks=1500)
+    plan = plan_stream(observe(x, da.ones(32_000, chunks=1000)))
+    assert not plan.shared_keys
+    made = [node.key for group in plan.groups for step in group.steps for node, _ in step.nodes]
+    assert max(made.count(key) for key in made) <= MAX_GROUPS_TO_REPEAT
+
+
+def test_nothing_is_kept_longer_than_it_is_needed():
+    x = da.from_array(np.arange(30_000.0), chunks=700)
+    plan = plan_stream(observe(2 * x + 1, da.ones(30_000, chunks=1000)))
+    for group in plan.groups:
+        alive = set()
+        for step in group.steps:
+            for node, drop in step.nodes:
+                assert node.dependencies <= alive
+                alive.add(node.key)
+                alive -= set(drop)
+            assert {o.key for o in step.operands if o.key is not None} <= alive
+            assert len(alive) <= 8
+            alive -= set(step.drop)
+        assert not alive
+
+
+def test_empty_chunks_are_left_out():
+    y = da.from_array(np.arange(10.0), chunks=((0, 4, 0, 6, 0),))
+    plan = plan_stream(observe(np.arange(10.0), y))
+    assert plan.n_blocks == 2
+    assert sum(group.n_rows for group in plan.groups) == 10
+
+
+def test_blocks_of_one_array_of_many_dimensions_stay_whole():
+    y = da.ones((8, 30, 40), chunks=(2, 15, 40))
+    x = (np.arange(8.0)[:, None, None], np.arange(30.0)[:, None], np.arange(40.0))
+    plan = plan_stream(observe(x, y))
+    assert plan.n_blocks == 8
+    assert plan.chunks == y.chunks
+
+
+PLAN_PROGRAM = textwrap.dedent(
+    """
+    import sys
+    sys.path[:] = {path!r}
+    import dask.array as da, numpy as np
+    from nlsq_dask.engines.groups import plan_stream
+    from nlsq_dask.io.sources import observe
+    numbers = np.arange(5000.0)
+    x = da.from_array(numbers, chunks=70, name="x")
+    y = da.from_array(numbers, chunks=110, name="y")
+    z = da.from_array(numbers, chunks=-1, name="z")
+    plan = plan_stream(observe((x - x.mean(), x * z + y.max(), (x + y)[::-1]), y))
+    for group in plan.groups:
+        print(group.n_rows, group.external)
+        for step in group.steps:
+            print([node.key for node, _ in step.nodes], [k for _, ks in step.nodes for k in ks])
+            print([operand.key for operand in step.operands], step.drop)
+    print(list(plan.shared), plan.shared_keys)
+    """
+)
+
+
+def test_a_plan_does_not_depend_on_the_hash_seed():
+    program = PLAN_PROGRAM.format(path=sys.path)
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2, 3)
+    }
+    assert len(outputs) == 1
+    assert len(outputs.pop().splitlines()) > 100

@@ -1,0 +1,115 @@
+"""Data in this process's memory, kept ready or staged anew in every pass."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from nlsq_dask.engines import in_memory
+from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
+from nlsq_dask.io.sources import observe
+from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.kernels.block import BlockKernel
+from nlsq_dask.kernels.model import prepare_model
+from tests.engines.conformance import EvaluatorConformance
+from tests.engines.problems import exact_sums, plain_problem
+
+BLOCK_ROWS = (STAGE_ROWS, 1 << 14, 4099)
+
+
+class TestStandard(EvaluatorConformance):
+    def evaluator(self, spec, x, y, sigma=None, layout=0):
+        return standard_evaluator(observe(x, y, sigma), spec)
+
+
+class TestChunked(EvaluatorConformance):
+    def evaluator(self, spec, x, y, sigma=None, layout=0):
+        rows = BLOCK_ROWS[layout % len(BLOCK_ROWS)]
+        return chunked_evaluator(observe(x, y, sigma), spec, block_rows=rows)
+
+
+class TestChunkedInTinyBlocks(EvaluatorConformance):
+    """Blocks of a handful of rows, so that they cut across all dimensions."""
+
+    def evaluator(self, spec, x, y, sigma=None, layout=0):
+        rows = 65 + layout % 64 if np.size(y) < 10_000 else 99_991
+        return chunked_evaluator(observe(x, y, sigma), spec, block_rows=rows)
+
+
+@pytest.fixture
+def kernel_rows(monkeypatch):
+    """Rows of each call of the kernel, as they were counted from outside."""
+    counts = []
+    call = BlockKernel.__call__
+
+    def counted(self, params, basis, rows):
+        counts.append(rows.n)
+        return call(self, params, basis, rows)
+
+    monkeypatch.setattr(BlockKernel, "__call__", counted)
+    return counts
+
+
+@pytest.mark.parametrize("make", [standard_evaluator, chunked_evaluator])
+def test_one_reading_of_every_row_in_a_pass(make, kernel_rows):
+    problem = plain_problem(1_000_003, p=2)
+    with make(observe(problem.x, problem.y, problem.sigma), problem.spec) as evaluator:
+        for _ in range(2):
+            kernel_rows.clear()
+            evaluator.evaluate(problem.params, problem.basis)
+            assert sum(kernel_rows) == problem.y.size
+
+
+@pytest.mark.parametrize("make", [standard_evaluator, chunked_evaluator])
+def test_the_same_bits_on_any_number_of_cores(make, monkeypatch):
+    problem = plain_problem(600_000)
+    sums = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr(in_memory, "available_cores", lambda n=cores: n)
+        with make(observe(problem.x, problem.y, problem.sigma), problem.spec) as evaluator:
+            sums.append(evaluator.evaluate(problem.params, problem.basis))
+
+    for other in sums[1:]:
+        assert other.gram.tobytes() == sums[0].gram.tobytes()
+        assert other.gradient.tobytes() == sums[0].gradient.tobytes()
+        assert other.chi2 == sums[0].chi2
+
+
+def test_available_cores_are_those_of_this_process():
+    assert in_memory.available_cores() == len(os.sched_getaffinity(0))
+
+
+def from_first_row(x, a, b):
+    """Not row-wise: the first of all rows enters every value."""
+    return a * (x - x[0]) + b
+
+
+@pytest.mark.parametrize("n_rows", [10, 5000, 300_000])
+def test_a_model_of_all_rows_sees_all_rows_at_once(n_rows):
+    rng = np.random.default_rng(n_rows)
+    x, y = rng.normal(size=(2, n_rows))
+    spec = prepare_model(from_first_row, 2, "single", 1)
+    with standard_evaluator(observe(x, y), spec, row_wise=False) as evaluator:
+        sums = evaluator.evaluate(np.array([2.0, 0.5]), np.eye(2))
+
+    jacobian = np.stack([x - x[0], np.ones(n_rows)], axis=1)
+    residuals = jacobian @ [2.0, 0.5] - y
+    np.testing.assert_allclose(sums.gram, jacobian.T @ jacobian, rtol=1e-10)
+    np.testing.assert_allclose(sums.gradient, jacobian.T @ residuals, rtol=1e-9)
+    assert sums.chi2 == pytest.approx(residuals @ residuals, rel=1e-12)
+
+
+def test_a_memory_map_is_staged_in_pieces(tmp_path):
+    problem = plain_problem(300_000, p=2, sigma=False)
+    for name, array in (("x", problem.x), ("y", problem.y)):
+        np.save(tmp_path / f"{name}.npy", array)
+    x, y = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "xy")
+    data = observe(x, y)
+    with chunked_evaluator(data, problem.spec) as evaluator:
+        sums = evaluator.evaluate(problem.params, problem.basis)
+
+    exact_sums(problem).assert_equal(sums, 300_000)
+    # The blocks are views of the file's pages, not copies.
+    assert np.shares_memory(data.y, y)

@@ -1,0 +1,67 @@
+"""A streaming fit needs the memory of its blocks, however many there are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BLOCK_ROWS = 1_000_000
+THREADS = 2
+
+# Each program is a process of its own: the peak of a process never comes down.
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    sys.path[:] = {path!r}
+    import json, resource
+    import dask, dask.array as da, jax.numpy as jnp, numpy as np
+    from nlsq_dask import fit
+
+    def column(number):
+        def make(block_id):
+            rng = np.random.default_rng(block_id[0])
+            x = rng.uniform(0, 4, {block_rows})
+            y = 2.5 * np.exp(-1.3 * x) + 0.5
+            return (x, y)[number]
+        chunks = (({block_rows},) * {n_blocks},)
+        return da.map_blocks(make, chunks=chunks, dtype=float, meta=np.empty(0))
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    baseline = peak()
+    with dask.config.set(num_workers={threads}):
+        result = fit(
+            lambda x, a, b, c: a * jnp.exp(-b * x) + c, column(0), column(1), p0=[2.4, 1.2, 0.4]
+        )
+    assert result.n_points == {block_rows} * {n_blocks}
+    print(json.dumps([baseline, peak(), result.n_passes]))
+    """
+)
+
+
+def peak_of_a_fit(n_blocks):
+    program = PROGRAM.format(
+        path=sys.path, block_rows=BLOCK_ROWS, n_blocks=n_blocks, threads=THREADS
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_blocks():
+    baseline, few, _ = peak_of_a_fit(4)
+    _, many, n_passes = peak_of_a_fit(40)
+    assert n_passes >= 2
+    assert abs(many - few) < 0.15 * few
+    # A block of x and of y, and one being made, in each thread; besides it JAX and its code.
+    block_bytes = 2 * 8 * BLOCK_ROWS
+    assert many - baseline < THREADS * 3 * block_bytes + 400e6
+    # The data themselves would not fit into that.
+    assert 40 * block_bytes > THREADS * 3 * block_bytes + 400e6

@@ -1,0 +1,302 @@
+"""What cannot be fitted ends in one documented error that says what to do about it."""
+
+from __future__ import annotations
+
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlsq_dask import (
+    CovarianceWarning,
+    FitError,
+    InputError,
+    InputTypeError,
+    ModelError,
+    NotRowWiseError,
+    curve_fit,
+    fit,
+)
+
+X = np.linspace(0, 4, 100)
+Y = 2.5 * np.exp(-1.3 * X) + 0.5
+
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+
+def lazy(array, chunks=30):
+    return da.from_array(np.asarray(array), chunks=chunks)
+
+
+def with_value(value, index=7):
+    changed = Y.copy()
+    changed[index] = value
+    return changed
+
+
+# Arguments of fit(decay, ...), the error, and what its message says.
+DATA = {
+    "y too short": (dict(y=Y[:99]), InputError, "x has shape (100,) but y has shape (99,)"),
+    "y of two columns": (dict(y=np.ones((100, 2))), InputError, "y has shape (100, 2)"),
+    "x too long": (dict(x=np.ones(101)), InputError, "x has shape (101,) but y has shape (100,)"),
+    "x transposed": (dict(x=np.ones((100, 2))), InputError, "x has shape (100, 2)"),
+    "one of x": (
+        dict(x=(X, X[:-1])), InputError, "x[1] has shape (99,) but y has shape (100,)"
+    ),
+    "sigma too short": (
+        dict(sigma=np.ones(99)), InputError, "sigma has shape (99,) but y has shape (100,)"
+    ),
+    "sigma a matrix": (dict(sigma=np.eye(100)), InputError, "sigma has shape (100, 100)"),
+    "no rows": (dict(x=[], y=[]), InputError, "y is empty"),
+    "no rows of columns": (dict(x=np.ones((2, 0)), y=np.ones(0)), InputError, "y is empty"),
+    "no coordinates": (dict(x=()), InputError, "x has shape (0,)"),
+    "complex y": (dict(y=Y + 1j), InputTypeError, "y has dtype complex128"),
+    "complex x": (dict(x=X + 1j), InputTypeError, "x has dtype complex128"),
+    "text": (dict(y=["1"] * 100), InputTypeError, "y has dtype <U1"),
+    "objects": (dict(y=np.array([None] * 100)), InputTypeError, "y has dtype object"),
+    "dates": (dict(x=np.arange(100).astype("M8[s]")), InputTypeError, "x has dtype datetime64[s]"),
+    "text in sigma": (dict(sigma=["a"] * 100), InputTypeError, "sigma has dtype <U1"),
+    "a dictionary": (dict(y={"a": 1}), InputTypeError, "y has dtype object"),
+    "None": (dict(y=None), InputTypeError, "y has dtype object"),
+    "ragged": (dict(y=[[1, 2], [3]]), InputError, "y cannot be made an array"),
+    "masked y": (dict(y=np.ma.masked_less(Y, 0.6)), InputError, "y is a masked array"),
+    "masked x": (dict(x=np.ma.masked_less(X, 0.6)), InputError, "x is a masked array"),
+    "zero sigma": (
+        dict(sigma=with_value(0.0)), InputError, "sigma has 1 values that are not positive"
+    ),
+    "negative sigma": (dict(sigma=-1.0), InputError, "sigma has 1 values that are not positive"),
+    "NaN in sigma": (dict(sigma=with_value(np.nan)), InputError, "sigma has 1 values"),
+    "NaN in y": (dict(y=with_value(np.nan)), InputError, "y has 1 values that are NaN"),
+    "NaN in x": (dict(x=with_value(np.nan)), InputError, "x has 1 values that are NaN"),
+    "infinite y": (dict(y=with_value(-np.inf)), InputError, "y has 1 values that are NaN"),
+    "NaN in some y": (
+        dict(y=with_value(np.nan, [3, 50, 99])), InputError, "y has 3 values that are NaN"
+    ),
+    "masked Dask array": (
+        dict(y=da.ma.masked_less(lazy(Y), 0.6)), InputError, "y is a masked array"
+    ),
+    "unknown chunks": (
+        dict(y=lazy(Y)[lazy(Y) > 0.6]), InputError, "y.compute_chunk_sizes() first"
+    ),
+    "unknown chunks of x": (
+        dict(x=lazy(X)[lazy(X) > 1]), InputError, "x.compute_chunk_sizes() first"
+    ),
+    "empty Dask array": (dict(x=lazy([]), y=lazy([])), InputError, "y is empty"),
+    "complex Dask array": (dict(y=lazy(Y + 1j)), InputTypeError, "y has dtype complex128"),
+}  # fmt: skip
+
+OPTIONS = {
+    "p0 below its bound": (
+        dict(p0=[1, 1, 0], bounds=(0.5, 9)), InputError, "p0 is infeasible: c = 0.0"
+    ),
+    "p0 of another length": (
+        dict(p0=[1, 1]), (InputError, ModelError), "2"
+    ),
+    "p0 text": (dict(p0=["a", "b", "c"]), InputTypeError, "p0"),
+    "p0 NaN": (dict(p0=[1, np.nan, 1]), InputError, "p0 is NaN or infinite for b"),
+    "p0 unknown name": (dict(p0={"a": 1, "b": 1, "d": 1}), InputError, "p0 names d"),
+    "p0 without a name": (dict(p0={"a": 1, "b": 1}), (InputError, ModelError), ""),
+    "bounds crossed": (
+        dict(bounds=([0, 2, 0], [9, 1, 9])), InputError, "parameter b has the lower bound 2.0"
+    ),
+    "bounds equal": (
+        dict(bounds=([0, 1, 0], [9, 1, 9])), InputError, "strictly less"
+    ),
+    "bounds of another length": (
+        dict(bounds=([0, 0], 9)), InputError, "lower bounds have shape (2,)"
+    ),
+    "bounds no pair": (dict(bounds=3), InputTypeError, "bounds = 3"),
+    "bounds of an unknown name": (dict(bounds={"q": (0, 1)}), InputError, "bounds names q"),
+    "NaN bound": (dict(bounds=(np.nan, 1)), InputError, "NaN"),
+    "unknown strategy": (dict(strategy="fast"), InputError, "strategy = 'fast' is unknown"),
+    "unknown device": (dict(device="tpu"), InputError, "device='tpu'"),
+    "negative ftol": (dict(ftol=-1.0), InputError, "ftol = -1.0"),
+    "no tolerance": (dict(ftol=None, xtol=None, gtol=None), InputError, "ftol, xtol and gtol"),
+    "max_nfev zero": (dict(max_nfev=0), InputError, "max_nfev = 0"),
+    "x_scale zero": (dict(x_scale=[1, 0, 1]), InputError, "x_scale = "),
+    "x_scale of another length": (dict(x_scale=[1, 1]), InputError, "x_scale has shape (2,)"),
+    "x_scale unknown": (dict(x_scale="best"), InputError, "x_scale = 'best'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", {**DATA, **OPTIONS})
+def test_one_error_with_the_argument_s_name(name):
+    arguments, error, text = {**DATA, **OPTIONS}[name]
+    with pytest.raises(error) as raised:
+        fit(decay, **{"x": X, "y": Y, **arguments})
+    assert text in str(raised.value)
+    assert isinstance(raised.value, FitError)
+    assert isinstance(raised.value, ValueError | TypeError)
+    # A cause and a remedy, in one sentence or two.
+    assert ":" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["y too short", "NaN in y", "complex y", "p0 below its bound"])
+def test_curve_fit_raises_the_same(name):
+    arguments, error, text = {**DATA, **OPTIONS}[name]
+    arguments = {"x": X, "y": Y, **arguments}
+    x, y = arguments.pop("x"), arguments.pop("y")
+    with pytest.raises(error) as raised:
+        curve_fit(decay, x, y, **arguments)
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        pytest.param(dict(y=with_value(np.nan)), "y has 1 values that are NaN", id="y"),
+        pytest.param(dict(x=with_value(np.inf)), "x has 1 values that are NaN", id="x"),
+        pytest.param(dict(sigma=with_value(np.nan)), "sigma has 1 values", id="sigma"),
+        pytest.param(dict(sigma=with_value(0.0)), "sigma", id="zero sigma"),
+    ],
+)
+def test_bad_values_in_dask_arrays_are_named(data, text):
+    arrays = {"x": X, "y": Y, "sigma": np.ones(100), **data}
+    with pytest.raises(InputError) as raised:
+        fit(decay, **{key: lazy(array) for key, array in arrays.items()})
+    assert text in str(raised.value)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "chunked"])
+@pytest.mark.parametrize("argument", ["x", "y", "sigma"])
+def test_dask_arrays_are_never_loaded_whole(strategy, argument):
+    arrays = {"x": X, "y": Y, "sigma": np.ones(100)}
+    arrays[argument] = lazy(arrays[argument])
+    with pytest.raises(InputError, match=f"strategy = '{strategy}' needs data in memory"):
+        fit(decay, **arrays, strategy=strategy)
+
+
+def test_unknown_keywords_are_type_errors():
+    with pytest.raises(TypeError, match="fltol"):
+        fit(decay, X, Y, fltol=1e-3)
+    with pytest.raises(TypeError, match="fltol"):
+        curve_fit(decay, X, Y, fltol=1e-3)
+
+
+def returns_a_column(x, a, b):
+    return (a * x + b)[:, None]
+
+
+def returns_two_rows(x, a, b):
+    return jnp.stack([a * x, b * x])
+
+
+def returns_one_less(x, a, b):
+    return (a * x + b)[1:]
+
+
+def returns_nothing(x, a, b):
+    a * x + b
+
+
+def returns_complex(x, a, b):
+    return jnp.exp(1j * a * x) + b
+
+
+def raises(x, a, b):
+    raise KeyError("coefficients")
+
+
+def not_a_number_at_the_start(x, a, b):
+    return jnp.log(-1 - a**2) * x + b
+
+
+def without_parameters(x):
+    return x
+
+
+MODELS = {
+    "a string": ("a * x + b", InputTypeError, "cannot be called"),
+    "None": (None, InputTypeError, "None"),
+    "a column": (returns_a_column, ModelError, "one value a row, for example with .ravel()"),
+    "two rows": (returns_two_rows, ModelError, "one value a row"),
+    "one row less": (returns_one_less, ModelError, "one value a row"),
+    "no return": (returns_nothing, ModelError, "returns_nothing returned None"),
+    "complex": (returns_complex, ModelError, "returns_complex returned complex numbers"),
+    "raises": (raises, ModelError, "raises raised KeyError"),
+    "NaN at p0": (not_a_number_at_the_start, InputError, "starting point p0 = [1, 1]"),
+    "no parameters": (without_parameters, ModelError, "has no parameters to fit"),
+    "no names": (lambda x, *theta: x, ModelError, "pass p0"),
+}
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, lazy], ids=["memory", "Dask"])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_cannot_be_fitted(name, wrap):
+    model, error, text = MODELS[name]
+    with pytest.raises(error) as raised:
+        fit(model, wrap(X), wrap(Y))
+    assert text in str(raised.value)
+    assert isinstance(raised.value, FitError)
+
+
+def centred(x, a, b):
+    return a * (x - x.mean()) + b
+
+
+def cumulative(x, a, b):
+    return a * jnp.cumsum(x) + b
+
+
+def from_first(x, a, b):
+    return a * (x - x[0]) + b
+
+
+@pytest.mark.parametrize("model", [centred, cumulative, from_first])
+def test_models_of_all_rows_are_refused_in_chunks(model):
+    for strategy, data in [
+        ("auto", (lazy(X), lazy(Y))),
+        ("auto", (X, lazy(Y))),
+        ("streaming", (X, Y)),
+        ("chunked", (X, Y)),
+    ]:
+        with pytest.raises(NotRowWiseError, match="not row-wise"):
+            fit(model, *data, strategy=strategy)
+    assert fit(model, X, Y).strategy == "standard"
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, lazy], ids=["memory", "Dask"])
+@pytest.mark.parametrize(("n_rows", "absolute"), [(1, True), (2, True), (2, False), (3, False)])
+def test_too_few_rows_leave_the_covariance_undetermined(wrap, n_rows, absolute):
+    """As in SciPy's curve_fit; three rows determine three parameters, but not the noise."""
+    with pytest.warns(CovarianceWarning, match="could not be estimated"):
+        result = fit(
+            decay,
+            wrap(X[:n_rows]),
+            wrap(Y[:n_rows]),
+            p0=[2, 1, 0.4],
+            sigma=1.0,
+            absolute_sigma=absolute,
+        )
+    assert result.success
+    assert np.isinf(result.pcov).all()
+    assert np.isinf(result.perr).all()
+    np.testing.assert_allclose(decay(X[:n_rows], *result.popt), Y[:n_rows], rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, lazy], ids=["memory", "Dask"])
+def test_an_infinite_sigma_gives_a_row_no_weight(wrap):
+    """As in SciPy: the row counts, but pulls at nothing."""
+    y = with_value(1e6)
+    sigma = np.where(np.arange(100) == 7, np.inf, 1.0)
+    result = fit(decay, wrap(X), wrap(y), p0=[1, 1, 0], sigma=wrap(sigma))
+    np.testing.assert_allclose(result.popt, [2.5, 1.3, 0.5], rtol=1e-7)
+    assert result.n_points == 100
+
+
+def test_parameters_without_effect_leave_the_covariance_undetermined():
+    def model(x, a, b, unused):
+        return a * jnp.exp(-b * x) + 0 * unused
+
+    with pytest.warns(CovarianceWarning):
+        result = fit(model, X, Y - 0.5, p0=[1, 1, 7])
+    assert np.isinf(result.pcov).all()
+    assert result.params["unused"].value == 7
+
+
+def test_bad_input_changes_no_setting_for_the_next_fit():
+    with pytest.raises(FitError):
+        fit(raises, X, Y)
+    np.testing.assert_allclose(fit(decay, X, Y).popt, [2.5, 1.3, 0.5], rtol=1e-6)

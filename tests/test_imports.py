@@ -1,0 +1,79 @@
+"""Imports are quiet: nothing heavy is loaded, and nothing changes, before it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import nlsq_dask
+
+HEAVY = ("dask", "distributed", "jax", "jaxlib", "zarr", "scipy", "cloudpickle")
+
+
+def run_python(program):
+    """Run a program with this process's path; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{program}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import nlsq_dask",
+        "import nlsq_dask; nlsq_dask.InputError, nlsq_dask.__version__, nlsq_dask.Status.COST",
+        "import nlsq_dask; dir(nlsq_dask)",
+        "from nlsq_dask import ConvergenceWarning, ModelError",
+    ],
+)
+def test_the_package_loads_nothing_heavy(program):
+    loaded = run_python(f"{program}\nprint(*sys.modules, sep='\\n')").split()
+    assert "nlsq_dask" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_a_fit_in_memory_loads_no_dask():
+    loaded = run_python(
+        "import numpy as np\n"
+        "from nlsq_dask import fit\n"
+        "x = np.arange(10.0)\n"
+        "assert fit(lambda x, a, b: a * x + b, x, 2 * x + 1).success\n"
+        "print(*sys.modules, sep='\\n')"
+    ).split()
+    assert not {"dask", "distributed", "zarr", "scipy"} & set(loaded)
+
+
+def test_importing_changes_no_setting():
+    run_python(
+        "import logging, os, threading, warnings\n"
+        "def settings():\n"
+        "    root = logging.getLogger()\n"
+        "    package = logging.getLogger('nlsq_dask')\n"
+        "    return (dict(os.environ), root.level, root.handlers[:], package.level,\n"
+        "            package.handlers[:], warnings.filters[:], threading.active_count())\n"
+        "before = settings()\n"
+        "import nlsq_dask\n"
+        "assert settings() == before\n"
+        "import jax, jax.numpy, dask.array\n"
+        "dask_settings, before = dict(dask.config.config), settings()\n"
+        "import nlsq_dask._fit, nlsq_dask.engines.dask\n"
+        "assert settings() == before\n"
+        "assert dask.config.config == dask_settings\n"
+        "assert not jax.config.jax_enable_x64\n"
+    )
+
+
+def test_every_public_name_can_be_had():
+    assert set(nlsq_dask.__all__) <= set(dir(nlsq_dask))
+    for name in nlsq_dask.__all__:
+        assert getattr(nlsq_dask, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        nlsq_dask.fitt
