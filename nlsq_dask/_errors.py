@@ -157,10 +157,10 @@ def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) 
     )
 
 
-def sigma_not_positive(count: int, first: float) -> InputError:
+def sigma_not_positive(count: int, example: float) -> InputError:
     """Standard deviations must be positive."""
     return InputError(
-        f"sigma has {count} values that are not positive (the first is {first!r}): standard "
+        f"sigma has {count} values that are not positive (one is {example!r}): standard "
         "deviations must be greater than zero."
     )
 

@@ -12,10 +12,19 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._job import Job, Wishes, logger, prepare, versions
-from nlsq_dask._multi_start import Start, best_end, compare_on_all_rows, draw_starts, run_starts
+from nlsq_dask._multi_start import (
+    Start,
+    best_end,
+    compare_on_all_rows,
+    draw_starts,
+    n_basins,
+    run_starts,
+    with_cost,
+)
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
 from nlsq_dask.core.covariance import covariance
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.trf import TrfSolution, TrfState, minimize
 from nlsq_dask.core.workflow import OptimizationGoal, create_checkpoint_directory
 from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
@@ -185,7 +194,7 @@ def fit(
         try:
             solution, starts = _solve(job, evaluator, store, seed, resume, line)
         except _errors.StartNotFiniteError as error:
-            raise finite_problem(job.data) or error from None
+            raise finite_problem(job.data, job.client) or error from None
         n_passes = evaluator.n_passes
     return _result(job, solution, starts, n_passes, store, absolute_sigma)
 
@@ -224,8 +233,7 @@ def _solve(
         starts = tuple(Start.from_dict(start) for start in saved.starts)
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
     elif job.plan.n_starts > 1:
-        found = _find_start(job, evaluator, seed)
-        point, starts = best_end(found), tuple(found)
+        starts, point = _find_start(job, evaluator, seed)
 
     def observe_state(state: TrfState) -> None:
         line.cost(state.cost)
@@ -234,19 +242,24 @@ def _solve(
             store.save(Checkpoint(state, evaluator.n_passes, as_json))
 
     solution = minimize(evaluator, point, job.lower, job.upper, job.options, observe_state, state)
+    if job.stream is not None and n_basins(starts) == 1:
+        # Nothing had to be compared: the first pass tells what the end found on a sample costs.
+        starts = with_cost(starts, solution.history[0].cost)
     return solution, starts
 
 
 def _find_start(
     job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator, seed: int
-) -> list[Start]:
+) -> tuple[tuple[Start, ...], FloatArray]:
     """Run several starts: on all rows in memory, or on a sample of streamed ones."""
     points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, seed)
     if isinstance(evaluator, InMemoryEvaluator):
-        return run_starts(evaluator, points, job.lower, job.upper, job.options)
+        starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
+        return tuple(starts), best_end(starts)
     with standard_evaluator(evaluator.sample(), job.spec, job.device) as sample:
         starts = run_starts(sample, points, job.lower, job.upper, job.options)
-    return compare_on_all_rows(evaluator, starts)
+    starts, point = compare_on_all_rows(evaluator, starts)
+    return tuple(starts), point
 
 
 def _result(

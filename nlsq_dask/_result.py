@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
-from nlsq_dask._multi_start import Start
+from nlsq_dask._multi_start import Start, n_basins
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.trf import IterationRecord
@@ -182,8 +182,9 @@ def _report(result: FitResult) -> str:
         ("status", f"{int(result.status)} ({result.status.name})"),
     ]
     if result.starts:
-        basins = len({start.basin for start in result.starts if start.basin is not None})
-        rows.insert(-1, ("starts", f"{len(result.starts)}, which ended in {basins} basins"))
+        ran, basins = sum(s.basin is not None for s in result.starts), n_basins(result.starts)
+        ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
+        rows.insert(-1, ("starts", f"{len(result.starts)}, {ends}"))
     if result.checkpoint is not None:
         rows.append(("checkpoints", result.checkpoint))
     lines += [f"  {label:<13} {text}" for label, text in rows]

@@ -22,6 +22,14 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Hypothesis forbids strategies the random module, and sees it used when the threads of a
+    # cluster that runs meanwhile use it.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Do not use the `random` module inside strategies"
+    )
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Two worker processes of one thread, started once for all tests that harm no worker."""

@@ -65,9 +65,7 @@ def line(xp, x, slope, offset):
 
 def peaks(xp, x, a1, m1, s1, a2, m2, s2, base):
     return (
-        a1 * xp.exp(-0.5 * ((x - m1) / s1) ** 2)
-        + a2 * xp.exp(-0.5 * ((x - m2) / s2) ** 2)
-        + base
+        a1 * xp.exp(-0.5 * ((x - m1) / s1) ** 2) + a2 * xp.exp(-0.5 * ((x - m2) / s2) ** 2) + base
     )
 
 

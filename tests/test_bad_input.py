@@ -149,7 +149,9 @@ def test_curve_fit_raises_the_same(name):
         pytest.param(dict(y=with_value(np.nan)), "y has 1 values that are NaN", id="y"),
         pytest.param(dict(x=with_value(np.inf)), "x has 1 values that are NaN", id="x"),
         pytest.param(dict(sigma=with_value(np.nan)), "sigma has 1 values", id="sigma"),
-        pytest.param(dict(sigma=with_value(0.0)), "sigma", id="zero sigma"),
+        pytest.param(
+            dict(sigma=with_value(0.0)), "sigma has 1 values that are not positive", id="zero sigma"
+        ),
     ],
 )
 def test_bad_values_in_dask_arrays_are_named(data, text):

@@ -69,7 +69,7 @@ def test_parameters_and_covariance_of_scipy(name, strategy):
             absolute_sigma=absolute_sigma,
             bounds=problem.bounds,
             strategy=strategy,
-            ftol=1e-10,  # 1e-8 ends, here as in SciPy, 1.2e-3 standard errors off with active bounds
+            ftol=1e-10,  # 1e-8 ends 1.2e-3 standard errors off with active bounds, as in SciPy
         )
         popt, pcov = problem.scipy_fit(absolute_sigma)
 
@@ -92,8 +92,10 @@ def test_active_bounds_are_reported(name):
     lower, upper = (np.broadcast_to(b, 3) for b in problem.bounds)
     assert np.all((lower <= result.popt) & (result.popt <= upper))
     reference = scipy.optimize.least_squares(
-        lambda p: (problem.formula(np, problem.x, *p) - problem.y)
-        / (1.0 if problem.sigma is None else problem.sigma),
+        lambda p: (
+            (problem.formula(np, problem.x, *p) - problem.y)
+            / (1.0 if problem.sigma is None else problem.sigma)
+        ),
         problem.p0,
         bounds=problem.bounds,
         xtol=1e-10,
@@ -224,9 +226,7 @@ def test_every_form_of_sigma(expected, lazy, sigma):
     np.testing.assert_allclose(relative.pcov, expected.pcov, rtol=1e-6)
     assert relative.chi2 == pytest.approx(expected.chi2 / 0.01, rel=1e-6)
     absolute = fit(decay, X, y, p0=[1, 1, 0], sigma=sigma, absolute_sigma=True)
-    np.testing.assert_allclose(
-        absolute.pcov, relative.pcov / relative.reduced_chi2, rtol=1e-9
-    )
+    np.testing.assert_allclose(absolute.pcov, relative.pcov / relative.reduced_chi2, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", "i4", "u1", "?"])

@@ -164,7 +164,9 @@ class CheckpointStore:
 
 def to_json(value: Any) -> Any:
     """Write arrays and numbers as JSON values that read back to the same bits."""
-    if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
+    if isinstance(value, np.ndarray):
+        return to_json(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_json(item) for item in value]
     if isinstance(value, float | np.floating):
         number = float(value)

@@ -172,16 +172,15 @@ def spread_blocks(grid: Sequence[int], count: int) -> list[int]:
     if len(long) == 1:
         return sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(count)})
     ratio = _generalised_golden_ratio(len(long))
-    chosen = set()
-    for k in range(count):
-        number = 0
-        place = dict.fromkeys(range(len(grid)), 0)
-        for j, d in enumerate(long):
-            place[d] = int((0.5 + k * ratio ** -(j + 1)) % 1.0 * grid[d])
-        for d, n in enumerate(grid):
-            number = number * n + place[d]
-        chosen.add(number)
-    return sorted(chosen)
+    numbers = [0] * count
+    for d, n in enumerate(grid):
+        step = ratio ** -(long.index(d) + 1) if d in long else 0.0
+        # The points' ranks in place of their values: in three dimensions one step is near 2/3, and
+        # so few points would keep to three places along that dimension.
+        values = [(0.5 + k * step) % 1.0 for k in range(count)]
+        for rank, k in enumerate(sorted(range(count), key=values.__getitem__)):
+            numbers[k] = numbers[k] * n + (2 * rank + 1) * n // (2 * count)
+    return sorted(set(numbers))
 
 
 def _generalised_golden_ratio(dimensions: int) -> float:

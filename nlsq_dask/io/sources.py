@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Structure = Literal["single", "stacked", "tuple"]
 # A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
@@ -178,17 +181,29 @@ def _check_sigma(sigma: Array) -> None:
     raise _errors.sigma_not_positive(int(bad.sum()), float(values[bad][0]))
 
 
-def finite_problem(data: Observations) -> _errors.InputError | None:
-    """Look for NaN and infinity in the data, to explain a sum of squares that is not finite.
+def finite_problem(data: Observations, client: Client | None = None) -> _errors.InputError | None:
+    """Look for values that make a sum of squares not finite: NaN, infinities and sigma of zero.
 
     Reads lazy arrays once, block by block.
+
+    Parameters
+    ----------
+    data : Observations
+    client : distributed.Client, optional
+        Cluster that reads lazy arrays.
 
     Returns
     -------
     InputError or None
         Naming the first array that has such values, their number, and the first one's index where
-        the array is in memory. None if all values are finite.
+        the array is in memory. None if there is no such value.
     """
+
+    def number(value: Any) -> float:
+        if client is not None and is_dask(value):
+            value = client.compute(value, sync=True)
+        return float(value)
+
     n_coords = len(data.coords)
     names = ["y", *(f"x[{i}]" for i in range(n_coords)), "sigma"]
     if n_coords == 1:
@@ -197,8 +212,12 @@ def finite_problem(data: Observations) -> _errors.InputError | None:
         if array.dtype.kind != "f":
             continue
         bad = ~np.isfinite(array)
-        count = int(bad.sum())
+        count = int(number(bad.sum()))
         if count:
             first = None if is_dask(bad) else tuple(int(i) for i in np.argwhere(bad)[0])
             return _errors.not_finite(name, count, first)
+    if data.sigma is not None and is_dask(data.sigma):
+        count = int(number((~(data.sigma > 0)).sum()))
+        if count:
+            return _errors.sigma_not_positive(count, number(data.sigma.min()))
     return None

@@ -126,7 +126,7 @@ class EvaluatorConformance:
         assert fine_again.cost == fine.cost
 
     def test_costs_of_several_candidates_in_one_pass(self):
-        problem = plain_problem(self.many_rows)
+        problem = plain_problem(90_000)
         candidates = problem.params * np.linspace(0.5, 2, 7)[:, None]
         with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma) as evaluator:
             costs = evaluator.costs(candidates)

@@ -120,14 +120,16 @@ def test_callbacks_of_the_user_still_run():
 
 def test_a_block_that_is_itself_the_result_of_a_fit():
     """The fit upstream runs in the middle of staging, in the same thread."""
-    slopes = np.arange(1.0, 9.0)
+    slopes = np.arange(1.0, 41.0)  # in groups of more than one block
+    x = np.arange(300.0)
 
     def slopes_of(block):
-        x = da.from_array(np.arange(300.0), chunks=100)
-        return np.array([fit(lambda x, a: a * x, x, a * x).popt[0] for a in block])
+        return np.array(
+            [fit(lambda x, a: a * x, x, a * x, strategy="chunked").popt[0] for a in block]
+        )
 
-    y = da.from_array(slopes, chunks=2).map_blocks(slopes_of, dtype=float, meta=np.empty(0))
-    result = fit(lambda x, a, b: a * x + b, np.arange(8.0), y)
+    y = da.from_array(slopes, chunks=1).map_blocks(slopes_of, dtype=float, meta=np.empty(0))
+    result = fit(lambda x, a, b: a * x + b, np.arange(40.0), y)
     np.testing.assert_allclose(result.popt, [1.0, 1.0], rtol=1e-9)
 
 

@@ -68,11 +68,14 @@ def test_a_dimension_that_no_dask_array_has_is_cut_into_moderate_blocks():
     assert 50 * max(chunks[1]) <= 1 << 20
 
 
-@pytest.mark.parametrize("upstream", [
-    pytest.param(lambda x: x - x.mean(), id="mean"),
-    pytest.param(lambda x: x / x.max() - x.min(), id="range"),
-    pytest.param(lambda x: x - da.from_array(np.ones(40_000), chunks=-1), id="array in memory"),
-])
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        pytest.param(lambda x: x - x.mean(), id="mean"),
+        pytest.param(lambda x: x / x.max() - x.min(), id="range"),
+        pytest.param(lambda x: x - da.from_array(np.ones(40_000), chunks=-1), id="array in memory"),
+    ],
+)
 def test_what_all_groups_need_is_made_once_before(upstream):
     x = da.from_array(np.arange(40_000.0), chunks=1000)
     plan = plan_stream(observe(upstream(x), da.ones(40_000, chunks=1000)))

@@ -81,9 +81,7 @@ def test_subclasses_of_ndarray_become_plain(tmp_path):
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize(
-    ("bad", "name"), [("y", "y"), ("x", "x"), ("sigma", "sigma")]
-)
+@pytest.mark.parametrize(("bad", "name"), [("y", "y"), ("x", "x"), ("sigma", "sigma")])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_values_are_found_by_array(lazy, bad, name, value):
     arrays = {key: np.ones(50) for key in ("x", "y", "sigma")}

@@ -70,7 +70,5 @@ def test_every_row_is_staged_once_and_in_order(data, capacity, n_coords, weighte
         if weighted:
             columns.append(1 / np.broadcast_to(block.sigma, block.y.shape))
         expected.append(np.stack([c.astype(np.float64).ravel() for c in columns]))
-    np.testing.assert_array_equal(
-        np.concatenate(staged, axis=1), np.concatenate(expected, axis=1)
-    )
+    np.testing.assert_array_equal(np.concatenate(staged, axis=1), np.concatenate(expected, axis=1))
     assert all(part.shape[1] == capacity for part in staged[:-1])
