@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask._job import Job, Wishes, logger, prepare, versions
@@ -44,7 +45,7 @@ def fit(
     model: Callable[..., Any],
     x: Any,
     y: Any,
-    p0: Sequence[float] | Mapping[str, float] | None = None,
+    p0: ArrayLike | Mapping[str, float] | None = None,
     *,
     sigma: Any = None,
     absolute_sigma: bool = False,

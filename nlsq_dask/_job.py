@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
@@ -148,7 +149,7 @@ def prepare(
     model: Callable[..., Any],
     x: Any,
     y: Any,
-    p0: Sequence[float] | Mapping[str, float] | None,
+    p0: ArrayLike | Mapping[str, float] | None,
     sigma: Any,
     bounds: Any,
     wishes: Wishes,
