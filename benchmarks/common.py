@@ -103,7 +103,7 @@ def local_cluster(processes: int, threads: int) -> Iterator[Client]:
     """A cluster of worker processes on this machine, with Dask's own settings."""
     with (
         LocalCluster(
-            n_workers=processes, threads_per_worker=threads, dashboard_address=None
+            n_workers=processes, threads_per_worker=threads, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
