@@ -1,4 +1,4 @@
-"""The code of the README and the tutorial runs as printed, and prints what is shown.
+"""The code of the README, the tutorial and the how-to runs as printed, and prints what is shown.
 
 The Python blocks of a page, in order, are one script: what a reader gets who pastes them into a
 file. A `text` block that follows a Python block shows what it prints.
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d[\d_,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 END_OF_BLOCK = "-- end of block --"
-PAGES = ["README.md", "docs/tutorial.md"]
+PAGES = ["README.md", "docs/tutorial.md", "docs/choose_a_workflow.md"]
 
 
 def split_numbers(text):
