@@ -17,6 +17,7 @@ RUNS: dict[str, list[str]] = {
     "streaming": [],
     "broadcast": [],
     "memory": [],
+    "budget": [],
     "overhead": [],
     "nist_table": ["--replicate", "1000"],
 }

@@ -619,6 +619,14 @@ def count_invalid(name: str, value: object) -> InputError:
     return InputError(f"{name} = {value!r}: pass a positive whole number.")
 
 
+def seed_invalid(value: object) -> InputError:
+    """What random numbers are to follow from is no whole number."""
+    return InputError(
+        f"seed = {value!r}: pass a whole number of at least zero. The same seed draws the same "
+        "starts."
+    )
+
+
 def safety_factor_invalid(value: object) -> InputError:
     """The share of memory that may be used is not a share."""
     return InputError(

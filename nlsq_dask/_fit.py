@@ -24,6 +24,7 @@ from nlsq_dask._multi_start import (
 )
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
+from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.trf import TrfSolution, TrfState, minimize
@@ -184,6 +185,7 @@ def fit(
     )
     if resume and checkpoint is None:
         raise _errors.resume_without_checkpoint()
+    seed = checked_seed(seed)
     job = prepare(model, x, y, p0, sigma, bounds, wishes)
     store = _checkpoint_store(job, checkpoint, seed)
     with ExitStack() as stack:

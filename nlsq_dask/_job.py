@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
+from nlsq_dask.core.memory_budget import GB, size_sample
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.trf import TrfOptions
 from nlsq_dask.core.workflow import BlockConfig, Machine, Problem, WorkflowPlan, plan_workflow
@@ -111,6 +112,7 @@ class Job:
                 self.stream,
                 min(config.block_rows, STAGE_ROWS),
                 config.threads,
+                size_sample(self.plan.budget.threshold_gb * GB, len(self.data.coords)),
             )
         if config is None:
             return standard_evaluator(self.data, self.spec, self.device, self.row_wise)
@@ -133,7 +135,7 @@ class Job:
             "block_rows": None if plan.config is None else plan.config.block_rows,
             "loss": "linear",
             "tolerances": {name: to_json(value) for name, value in plan.tolerances.items()},
-            "max_nfev": self.options.max_nfev,
+            "max_nfev": to_json(self.options.max_nfev),
             "x_scale": to_json(self.options.x_scale),
             "n_starts": plan.n_starts,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# How a fit ended; what it was told to do (strategy, directory, memory of the day) is not part of it.
+# How a fit ended. How it was run (strategy, directory, memory of the day) is no part of it.
 EXACT = (
     "names",
     "cost",

@@ -164,7 +164,9 @@ def test_the_newest_few_are_kept(tmp_path):
 
 
 def test_files_of_others_are_left_alone(tmp_path):
-    strangers = [tmp_path / name for name in ("notes.txt", "checkpoint-1.json", "checkpoint-a.json")]
+    strangers = [
+        tmp_path / name for name in ("notes.txt", "checkpoint-1.json", "checkpoint-a.json")
+    ]
     for path in strangers:
         path.write_text("mine")
     store = store_with(tmp_path, [2.0])
@@ -189,7 +191,7 @@ def test_an_error_while_writing_leaves_no_file(tmp_path, monkeypatch):
 
 
 def flip_a_digit(raw):
-    at = raw.index(b"\\\"cost\\\": ") + len(b"\\\"cost\\\": ")
+    at = raw.index(b'\\"cost\\": ') + len(b'\\"cost\\": ')
     return raw[:at] + (b"7" if raw[at : at + 1] != b"7" else b"8") + raw[at + 1 :]
 
 
@@ -391,7 +393,9 @@ def test_a_checkpoint_of_another_fit_is_refused(name, first, second, tmp_path):
 
 def test_the_refusal_shows_both_values(tmp_path):
     fit_decay(tmp_path)
-    with pytest.raises(InputError, match=r"p0 was \[1\.0, 1\.0, 0\.0\] and is \[1\.0, 2\.0, 0\.0\]"):
+    with pytest.raises(
+        InputError, match=r"p0 was \[1\.0, 1\.0, 0\.0\] and is \[1\.0, 2\.0, 0\.0\]"
+    ):
         fit_decay(tmp_path, resume=True, p0=[1, 2, 0])
 
 

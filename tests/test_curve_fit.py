@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 
 import dask.array as da
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from nlsq_dask import ConvergenceError, ConvergenceWarning, curve_fit, fit
+from nlsq_dask import ConvergenceError, ConvergenceWarning, InputError, curve_fit, fit
 from tests.scipy_problems import PROBLEMS
 
 X = np.linspace(0, 4, 100)
@@ -42,7 +43,7 @@ def test_the_call_of_scipy_gives_the_answer_of_scipy(name, absolute_sigma):
 
 def test_leading_arguments_are_in_scipy_s_order():
     ours, scipys = (list(inspect.signature(f).parameters) for f in (curve_fit, SCIPY))
-    assert ours[:8] == scipys[:8]
+    assert ours[:9] == scipys[:9]
 
 
 SCIPY = scipy.optimize.curve_fit
@@ -53,6 +54,38 @@ def test_it_is_fit():
     popt, pcov = curve_fit(decay, X, Y, p0=[1, 1, 0])
     np.testing.assert_array_equal(popt, result.popt)
     np.testing.assert_array_equal(pcov, result.pcov)
+
+
+@pytest.mark.parametrize("method", [None, "trf"])
+def test_the_method_is_trf(method):
+    popt, pcov = curve_fit(decay, X, Y, [1, 1, 0], method=method)
+    result = fit(decay, X, Y, p0=[1, 1, 0])
+    np.testing.assert_array_equal(popt, result.popt)
+    np.testing.assert_array_equal(pcov, result.pcov)
+
+
+@pytest.mark.parametrize("chunks", [None, 30])
+def test_method_auto_is_the_workflow(chunks, caplog):
+    x, y = (X, Y) if chunks is None else (da.from_array(a, chunks=chunks) for a in (X, Y))
+    with caplog.at_level(logging.INFO, "nlsq_dask"):
+        popt, pcov = curve_fit(decay, x, y, p0=[1, 1, 0], method="auto")
+    (line,) = caplog.messages
+    assert "workflow auto" in line
+    result = fit(decay, x, y, p0=[1, 1, 0], workflow="auto")
+    np.testing.assert_array_equal(popt, result.popt)
+    np.testing.assert_array_equal(pcov, result.pcov)
+
+
+def test_a_workflow_that_is_named_wins_over_auto():
+    popt, _ = curve_fit(decay, X, Y, p0=[1, 1, 0], method="auto", workflow="fast")
+    expected = fit(decay, X, Y, p0=[1, 1, 0], workflow="fast").popt
+    np.testing.assert_array_equal(popt, expected)
+
+
+@pytest.mark.parametrize("method", ["lm", "dogbox", "AUTO", "", 3])
+def test_there_is_no_other_method(method):
+    with pytest.raises(InputError, match=f"^method = {method!r} is unknown: .*'trf' and 'auto'"):
+        curve_fit(decay, X, Y, p0=[1, 1, 0], method=method)
 
 
 def test_dask_arrays_and_further_arguments():

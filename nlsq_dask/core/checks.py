@@ -26,6 +26,20 @@ def checked_count(name: str, value: Any) -> int:
     return int(number)
 
 
+def checked_seed(value: Any) -> int:
+    """A whole number of at least zero, from which random numbers follow.
+
+    Raises
+    ------
+    InputError
+        Naming the value.
+    """
+    number = _as_number(value)
+    if number is None or not 0 <= number < MAX_COUNT or number != int(number):
+        raise _errors.seed_invalid(value)
+    return int(number)
+
+
 def checked_safety_factor(value: Any) -> float:
     """A share of memory, above 0 and at most 1.
 

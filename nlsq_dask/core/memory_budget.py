@@ -68,6 +68,15 @@ WORKER_BASE_BYTES = 400_000_000
 # and the encoded bytes. Measured with Zarr 3.1: 2.96 for noise with zstd, 2.0 without compression.
 CHUNKS_A_THREAD = 3
 
+# Most rows of the sample of streamed data on which several starts are tried: with 10 parameters a
+# fit of them takes about a second. Fewest, below which a start cannot be judged.
+SAMPLE_ROWS = 1_000_000
+MIN_SAMPLE_ROWS = CALL_ROWS
+
+# Copies of a sample at the peak of taking it: its parts, their sums (twice), and the rows made
+# ready for the kernel.
+SAMPLE_COPIES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
@@ -227,6 +236,20 @@ def room_for_blocks(threshold: float) -> float:
     Where the threshold is hardly more than the solver's allowance, a quarter of it.
     """
     return max(threshold - SOLVER_BYTES, threshold / 4)
+
+
+def size_sample(threshold: float, n_features: int = 1) -> int:
+    """Rows of a sample of streamed data that a threshold in bytes leaves room for.
+
+    Parameters
+    ----------
+    threshold : float
+        Memory that the fit may use, in bytes.
+    n_features : int
+        Coordinates of a row.
+    """
+    row_bytes = SAMPLE_COPIES * 8 * (n_features + 2)
+    return min(max(int(room_for_blocks(threshold) / row_bytes), MIN_SAMPLE_ROWS), SAMPLE_ROWS)
 
 
 @dataclass(frozen=True, slots=True)

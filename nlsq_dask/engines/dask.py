@@ -11,6 +11,7 @@ scheduler makes its plans and sums again elsewhere.
 
 from __future__ import annotations
 
+import math
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from dask.system import CPU_COUNT
 from dask.threaded import get as threaded_get
 from dask.typing import Key
 
+from nlsq_dask.core.memory_budget import SAMPLE_ROWS
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.engines.group_task import (
     Sample,
@@ -58,11 +60,9 @@ PassProgress = Callable[[int, int, int], None]
 # The same for one pass: blocks done, all blocks.
 BlockProgress = Callable[[int, int], None]
 
-# A sample is this fraction of the blocks, or so many blocks if that is more, thinned to about so
-# many rows: with 10 parameters a fit of them takes about a second.
+# A sample is this fraction of the blocks, or so many blocks if that is more.
 SAMPLE_FRACTION = 0.02
 SAMPLE_BLOCKS = 8
-SAMPLE_ROWS = 1_000_000
 
 
 class Runner(Protocol):
@@ -98,6 +98,8 @@ class DaskEvaluator:
         Rows of a thread's staging buffer.
     threads : int, optional
         Most groups at one time on Dask's local scheduler.
+    sample_rows : int
+        Rows to which a sample is thinned.
     """
 
     def __init__(
@@ -110,7 +112,9 @@ class DaskEvaluator:
         plan: StreamPlan | None = None,
         stage_rows: int = STAGE_ROWS,
         threads: int | None = None,
+        sample_rows: int = SAMPLE_ROWS,
     ) -> None:
+        self._sample_rows = sample_rows
         self.plan = plan or plan_stream(data)
         self.n_passes = 0
         self._work = Work(spec, data.sigma is not None, device, stage_rows)
@@ -145,13 +149,14 @@ class DaskEvaluator:
         Returns
         -------
         Observations
-            In memory, flat; at most about a million rows of at most 2 % of the blocks, or of eight
-            blocks where that is more.
+            In memory, flat; about `sample_rows` rows at most, of at most 2 % of the blocks, or of
+            eight blocks where that is more.
         """
         few = max(SAMPLE_BLOCKS, int(SAMPLE_FRACTION * self.plan.n_blocks))
-        plan = plan_stream(self._data, most_blocks=few)
+        block_rows = math.prod(map(max, self.plan.chunks))
+        plan = plan_stream(self._data, block_rows, most_blocks=few)
         runner = self._runner_of(plan)
-        rows = runner.run("sample", thin_group, -(-plan.n_rows // SAMPLE_ROWS))
+        rows = runner.run("sample", thin_group, -(-plan.n_rows // self._sample_rows))
         runner.close()
         assert isinstance(rows, Sample)
         return Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)

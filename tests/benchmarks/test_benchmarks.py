@@ -42,6 +42,14 @@ RUNS = [
         "memory", ["--rows", "2e4", "--chunk-rows", "3e3"], 1, ("before", "peak"), id="memory"
     ),
     pytest.param(
+        "budget",
+        ["--rows", "2e4", "--limits", "0.1"],
+        4,
+        ("threshold", "peak"),
+        id="budget",
+        marks=(slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")),
+    ),
+    pytest.param(
         "overhead",
         ["--chunks", "40", "--repeat", "1"],
         4,

@@ -1,0 +1,35 @@
+"""A memory budget is a promise: what a fit takes stays below what it was allowed."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import pytest
+
+from benchmarks.budget import OPTIONS, measure
+from benchmarks.common import in_fresh_process
+
+ROWS = 4_000_000
+SIZE = 16 * ROWS / 1e6  # MB of x and y
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc"),
+]
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.065, 0.08])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_fit_stays_below_its_threshold(kind, limit):
+    row = in_fresh_process(measure, kind, ROWS, limit)
+    assert row["threshold"] == pytest.approx(750 * limit, abs=0.051)  # rounded
+    assert row["strategy"] == ("chunked" if kind == "numpy" else "streaming")
+    # A fit that held the rows, or a copy of them, would break it.
+    assert row["peak"] <= row["threshold"] < SIZE
+
+
+def test_the_measurement_sees_a_copy_of_the_rows():
+    row = in_fresh_process(partial(measure, strategy="standard"), "numpy", ROWS, 1.0)
+    assert row["strategy"] == "standard"
+    assert row["peak"] >= SIZE
