@@ -14,6 +14,7 @@ import pytest
 
 from nlsq_dask import InputError, fit
 from nlsq_dask.engines import dask as dask_engine
+from nlsq_dask.engines.cluster import smallest_worker
 from nlsq_dask.engines.dask import local_threads
 
 X = np.linspace(0, 4, 3000)
@@ -126,3 +127,15 @@ def test_arrays_in_memory_are_not_sent_to_a_cluster_that_was_not_named(client, m
     there = fit_decay(strategy="streaming", client=client)
     assert used
     assert here.popt.tobytes() == there.popt.tobytes()
+
+
+@pytest.mark.cluster
+def test_workers_are_found_whatever_the_client_asks_for_in_between(client, monkeypatch):
+    # As it does every other second: an answer without workers, just before the caller looks.
+    async def forget(*_, **__):
+        client._scheduler_identity = {"workers": {}}
+
+    monkeypatch.setattr(client, "_update_scheduler_info", forget)
+    worker = smallest_worker(client)
+    assert worker.threads == 1
+    assert worker.memory_bytes > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -25,7 +25,12 @@ def smallest_worker(client: Client) -> WorkerMemory | None:
         None if no worker has arrived yet: then nothing is known to plan for. A worker without a
         limit is taken to have its share of this machine's memory.
     """
-    info = client.scheduler_info(n_workers=-1)["workers"].values()
+    # Not client.scheduler_info(), whose answer the client overwrites every other second by one
+    # that lists no workers.
+    scheduler = client.scheduler
+    assert scheduler is not None, "a client that was closed"
+    identity: dict[str, Any] = client.sync(scheduler.identity, n_workers=-1)
+    info = identity["workers"].values()
     share = psutil.virtual_memory().total // max(len(info), 1)
     workers = [WorkerMemory(w["memory_limit"] or share, w["nthreads"]) for w in info]
     return min(workers, key=lambda w: w.memory_bytes / w.threads, default=None)
