@@ -30,6 +30,7 @@ from nlsq_dask.io.chunks import (
     Box,
     Chunks,
     block_boxes,
+    box_size,
     broadcast_box,
     cut_groups,
     regular_chunks,
@@ -126,7 +127,7 @@ def plan_stream(
     chunks = common_chunks(data, unchunked_rows)
     arrays = [_match_chunks(a, chunks) for a in data.operands]
     graph = _optimized_graph([a for a in arrays if is_dask(a)])
-    blocks = [(index, box) for index, box in block_boxes(chunks) if _n_rows(box)]
+    blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
     if most_blocks is not None:
         lengths = [sum(n > 0 for n in sizes) for sizes in chunks]
         blocks = [blocks[i] for i in spread_blocks(lengths, most_blocks)]
@@ -194,15 +195,11 @@ def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
 
 def _operand_bytes(array: Array, box: Box) -> int:
     part = broadcast_box(box, array.shape)
-    return _n_rows(part) * int(array.dtype.itemsize)
-
-
-def _n_rows(box: Box) -> int:
-    return math.prod(s.stop - s.start for s in box)
+    return box_size(part) * int(array.dtype.itemsize)
 
 
 def _rows_of(blocks: list[tuple[tuple[int, ...], Box]], group: range) -> int:
-    return sum(_n_rows(blocks[i][1]) for i in group)
+    return sum(box_size(blocks[i][1]) for i in group)
 
 
 def _shared_keys(
@@ -220,11 +217,7 @@ def _shared_keys(
     order = _reverse_topological(graph)
     while True:
         users = _users(graph, order, groups, shared)
-        direct: dict[Key, set[int]] = defaultdict(set)
-        for g, operands in enumerate(groups):
-            for operand in itertools.chain.from_iterable(operands):
-                if operand.key is not None:
-                    direct[operand.key].add(g)
+        direct = _operand_users(groups)
         for key in order:
             if key not in shared and 0 < len(users[key]) <= MAX_GROUPS_TO_REPEAT:
                 for needed in graph[key].dependencies:
@@ -255,17 +248,23 @@ def _users(
     shared: Mapping[Key, None],
 ) -> dict[Key, set[int]]:
     """Groups that need each node, in any way; counted only up to one more than may repeat it."""
-    users: dict[Key, set[int]] = defaultdict(set)
-    for g, operands in enumerate(groups):
-        for operand in itertools.chain.from_iterable(operands):
-            if operand.key is not None:
-                users[operand.key].add(g)
+    users = _operand_users(groups)
     for key in order:
         if key in shared:
             continue
         for needed in graph[key].dependencies:
             if len(users[needed]) <= MAX_GROUPS_TO_REPEAT:
                 users[needed] |= users[key]
+    return users
+
+
+def _operand_users(groups: list[list[tuple[Operand, ...]]]) -> dict[Key, set[int]]:
+    """Groups that use each key as an operand of one of their blocks."""
+    users: dict[Key, set[int]] = defaultdict(set)
+    for g, operands in enumerate(groups):
+        for operand in itertools.chain.from_iterable(operands):
+            if operand.key is not None:
+                users[operand.key].add(g)
     return users
 
 
