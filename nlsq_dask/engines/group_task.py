@@ -58,8 +58,7 @@ def run_group(
     basis : ndarray, shape (p, q), float64
     """
     kernel = block_kernel(work.spec, work.device)
-    given = dict(zip(plan.external, external, strict=True))
-    blocks = read_blocks(plan, given, work.weighted)
+    blocks = _blocks(plan, external, work)
     zero = NormalEquations.zero(basis.shape[1])
     return accumulate(
         lambda rows: kernel(params, basis, rows), zero, blocks, work.weighted, work.stage_rows
@@ -71,8 +70,7 @@ def group_costs(
 ) -> FloatArray:
     """Half the sums of squared residuals of candidates (k, p) over the blocks of a group."""
     kernel = block_kernel(work.spec, work.device)
-    given = dict(zip(plan.external, external, strict=True))
-    blocks = read_blocks(plan, given, work.weighted)
+    blocks = _blocks(plan, external, work)
     zero = np.zeros(len(candidates))
     return accumulate(
         lambda rows: kernel.costs(candidates, rows), zero, blocks, work.weighted, work.stage_rows
@@ -98,8 +96,7 @@ class Sample:
 
 def thin_group(plan: GroupPlan, external: Sequence[Any], work: Work, step: int) -> Sample:
     """Every ``step``-th row of each block of a group."""
-    given = dict(zip(plan.external, external, strict=True))
-    samples = [_thin(block, step) for block in read_blocks(plan, given, work.weighted)]
+    samples = [_thin(block, step) for block in _blocks(plan, external, work)]
     return add_in_order(samples)
 
 
@@ -112,6 +109,11 @@ def _thin(block: Block, step: int) -> Sample:
 
     sigma = None if block.sigma is None else pick(block.sigma)
     return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)
+
+
+def _blocks(plan: GroupPlan, external: Sequence[Any], work: Work) -> Iterator[Block]:
+    """Blocks of a group, given the values of ``plan.external`` in that order."""
+    return read_blocks(plan, dict(zip(plan.external, external, strict=True)), work.weighted)
 
 
 def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], weighted: bool) -> Iterator[Block]:
