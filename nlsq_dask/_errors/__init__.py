@@ -1,0 +1,12 @@
+"""Every failure the package can report: statuses, errors, warnings, and their texts.
+
+A status, an error or a warning names a cause and a remedy. Texts that need values are built by the
+functions of this package, so that all wording lives in one place and no layer invents its own.
+It imports nothing of the other layers, so that every layer may use it.
+"""
+
+from nlsq_dask._errors.data import *
+from nlsq_dask._errors.kinds import *
+from nlsq_dask._errors.models import *
+from nlsq_dask._errors.running import *
+from nlsq_dask._errors.solver import *

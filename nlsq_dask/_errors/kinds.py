@@ -1,0 +1,117 @@
+"""The classes of failure, the statuses, and how values are written in messages."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+
+
+class FitError(Exception):
+    """Base class of every error raised by nlsq_dask."""
+
+
+class InputError(FitError, ValueError):
+    """An argument has an unusable value; the message names it, what was got, and the remedy."""
+
+
+class InputTypeError(FitError, TypeError):
+    """An argument has an unusable type; the message names it, what was got, and the remedy."""
+
+
+class StartNotFiniteError(InputError):
+    """The sum of squares or its derivatives are not finite at the starting point."""
+
+
+class ModelError(FitError, ValueError):
+    """The model cannot be used as it is written."""
+
+
+class NotRowWiseError(ModelError):
+    """The model's value at one row depends on other rows, which streaming cannot evaluate."""
+
+
+class UntraceableModelError(ModelError, TypeError):
+    """The model calls something that JAX cannot trace."""
+
+
+class ConvergenceError(FitError, RuntimeError):
+    """No optimum was found, where a caller asked for a result or an exception."""
+
+
+class FitWarning(UserWarning):
+    """Base class of every warning given by nlsq_dask."""
+
+
+class CovarianceWarning(FitWarning):
+    """The data do not determine the covariance of the parameters."""
+
+
+class ConvergenceWarning(FitWarning):
+    """The fit ended without meeting a convergence criterion."""
+
+
+class CheckpointWarning(FitWarning):
+    """A checkpoint could not be written or read."""
+
+
+class Status(IntEnum):
+    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares``."""
+
+    MAX_EVALUATIONS = 0
+    GRADIENT = 1
+    COST = 2
+    STEP = 3
+    COST_AND_STEP = 4
+
+    @property
+    def success(self) -> bool:
+        """Whether a convergence criterion was met."""
+        return self > 0
+
+    @property
+    def message(self) -> str:
+        """Cause, and the remedy where one is needed."""
+        return _STATUS_MESSAGES[self]
+
+
+_STATUS_MESSAGES = {
+    Status.MAX_EVALUATIONS: (
+        "The maximum number of function evaluations was reached before convergence: "
+        "raise max_nfev, improve p0, or loosen ftol, xtol and gtol."
+    ),
+    Status.GRADIENT: "`gtol` termination condition is satisfied.",
+    Status.COST: "`ftol` termination condition is satisfied.",
+    Status.STEP: "`xtol` termination condition is satisfied.",
+    Status.COST_AND_STEP: "Both `ftol` and `xtol` termination conditions are satisfied.",
+}
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Write names as a readable list: ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def in_units(n_bytes: float) -> str:
+    """Write a size with three digits, in units of powers of 1000 bytes."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        # What three digits would round up to 1000 of a unit is written as 1 of the next.
+        if n_bytes >= 0.9995 * 10**power:
+            return f"{n_bytes / 10**power:.3g} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def listed(params: Iterable[float]) -> str:
+    """Write numbers with six digits."""
+    return "[" + ", ".join(f"{value:.6g}" for value in params) + "]"
+
+
+@contextmanager
+def quiet_convergence() -> Iterator[None]:
+    """Leave out the warning for which the caller raises an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield

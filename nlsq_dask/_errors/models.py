@@ -1,0 +1,211 @@
+"""What can be wrong with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nlsq_dask._errors.kinds import (
+    InputError,
+    InputTypeError,
+    ModelError,
+    NotRowWiseError,
+    UntraceableModelError,
+    join_names,
+)
+
+
+def not_callable(function: object) -> InputTypeError:
+    """The model is no function."""
+    return InputTypeError(
+        f"the model is {function!r}, which cannot be called: pass a function model(x, a, b, ...)."
+    )
+
+
+def no_signature(model: str) -> ModelError:
+    """A callable does not say which arguments it takes."""
+    return ModelError(
+        f"the model {model} has no signature with x and named parameters: wrap it in a function, "
+        f"for example def model(x, a, b): return a * {model}(b * x)."
+    )
+
+
+def no_x_argument(model: str, signature: object) -> ModelError:
+    """A model takes no positional argument."""
+    return ModelError(
+        f"the model {model}{signature} takes no positional argument: write it as "
+        "model(x, a, b, ...), with x first."
+    )
+
+
+def keyword_only_parameters(model: str, names: Sequence[str]) -> ModelError:
+    """A model has parameters that it does not take by position."""
+    return ModelError(
+        f"the model {model} takes {join_names(names)} by keyword only, but parameters are passed "
+        "by position: write them before the *, and fix a parameter's value with a function "
+        "around the model rather than with functools.partial(model, name=value)."
+    )
+
+
+def unknown_parameter_count(model: str) -> ModelError:
+    """The signature leaves the number of parameters open."""
+    return ModelError(
+        f"the model {model} takes *args, so that its signature does not say how many parameters "
+        "there are: pass p0 with one starting value a parameter."
+    )
+
+
+def no_parameters(model: str) -> ModelError:
+    """A model takes x only."""
+    return ModelError(
+        f"the model {model} has no parameters to fit: write it as model(x, a, b, ...)."
+    )
+
+
+def parameter_count(model: str, count: int, least: int, most: float) -> ModelError:
+    """The model takes another number of parameters than was asked for."""
+    if least == most:
+        takes = f"{least}"
+    elif most == float("inf"):
+        takes = f"at least {least}"
+    else:
+        takes = f"{least} to {most:.0f}"
+    return ModelError(
+        f"the model {model} takes {takes} parameters, but {count} were given: pass one starting "
+        "value for each."
+    )
+
+
+def duplicate_parameter_names(names: Sequence[str]) -> InputError:
+    """Two parameters have one name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return InputError(
+        f"the parameter names {join_names(names)} hold {join_names(twice)} more than once: give "
+        "each parameter its own name."
+    )
+
+
+def model_raised(model: str, error: BaseException, rows: int) -> ModelError:
+    """The model's own code failed."""
+    return ModelError(
+        f"the model {model} raised {type(error).__name__} when called with {rows} rows: {error}"
+    )
+
+
+def model_returned_nothing(model: str) -> ModelError:
+    """The model has no return statement."""
+    return ModelError(f"the model {model} returned None: end it with return and its values.")
+
+
+def model_output_type(model: str, got: object) -> ModelError:
+    """The model returned something that is no array of numbers."""
+    return ModelError(
+        f"the model {model} returned {got}: return an array of real numbers, one a row."
+    )
+
+
+def model_output_complex(model: str) -> ModelError:
+    """The model returned complex numbers."""
+    return ModelError(
+        f"the model {model} returned complex numbers, but residuals are real: return the modulus, "
+        "or the real and the imaginary part as rows of their own."
+    )
+
+
+def model_output_shape(model: str, got: tuple[int, ...], rows: int) -> ModelError:
+    """The model returned another shape than one value a row."""
+    hint = ""
+    if len(got) > 1 and rows in got and all(size == 1 for size in got if size != rows):
+        hint = ", for example with .ravel()"
+    return ModelError(
+        f"the model {model} returned shape {got} for {rows} rows: return shape ({rows},), one "
+        f"value a row{hint}."
+    )
+
+
+def untraceable_call(model: str, call: str, twin: str | None, line: str) -> UntraceableModelError:
+    """The model calls a function that needs the numbers themselves."""
+    remedy = (
+        f"use {twin}"
+        if twin is not None
+        else "JAX has no function of that name; write it with jax.numpy, or tabulate it and use "
+        "jax.numpy.interp"
+    )
+    return UntraceableModelError(
+        f"the model {model} calls {call}, which JAX cannot trace{line}: {remedy}."
+    )
+
+
+def untraceable_branch(model: str, line: str) -> UntraceableModelError:
+    """The model takes a Python branch on a traced value."""
+    return UntraceableModelError(
+        f"the model {model} decides in Python (if, while, and, or, not, a < x < b) by the value of "
+        f"an array, which JAX cannot trace{line}: use jax.numpy.where(condition, a, b), and "
+        "combine conditions with &, | and ~, as in (a < x) & (x < b)."
+    )
+
+
+def untraceable_selection(model: str, line: str) -> UntraceableModelError:
+    """The model selects rows by a traced mask."""
+    return UntraceableModelError(
+        f"the model {model} selects rows by a condition, whose number JAX cannot trace{line}: "
+        "compute all rows and choose with where(condition, a, b)."
+    )
+
+
+def untraceable_assignment(model: str, why: str, line: str) -> UntraceableModelError:
+    """The model changes an array in a way that has no counterpart without side effects."""
+    return UntraceableModelError(
+        f"the model {model} {why}, which JAX cannot trace{line}: make a new array, with "
+        "where(condition, a, b), or x = x + 1 for x += 1, or start from zeros_like(x)."
+    )
+
+
+def untraceable_index(model: str, line: str) -> UntraceableModelError:
+    """The model indexes a NumPy array by a traced value."""
+    return UntraceableModelError(
+        f"the model {model} indexes a NumPy array or a list by a traced value, which JAX cannot "
+        f"trace{line}: index jax.numpy.asarray(table) instead."
+    )
+
+
+def untraceable_loop(model: str, line: str) -> UntraceableModelError:
+    """The model loops over rows in Python."""
+    return UntraceableModelError(
+        f"the model {model} loops over the rows in Python, which JAX would unroll row by "
+        f"row{line}: write it for the whole array, or use jax.vmap for a function of one row."
+    )
+
+
+def untraceable_conversion(model: str, what: str, line: str) -> UntraceableModelError:
+    """The model needs the number behind a traced value."""
+    return UntraceableModelError(
+        f"the model {model} converts a traced value to {what}, which JAX cannot trace{line}: keep "
+        "it an array, with functions of jax.numpy in place of math and NumPy."
+    )
+
+
+def unpicklable_model(model: str) -> ModelError:
+    """The model cannot be sent to workers."""
+    return ModelError(
+        f"the model {model} cannot be pickled, so that it cannot be sent to Dask workers: define "
+        "it without references to locks, open files, generators and the like, or fit data in "
+        "memory."
+    )
+
+
+def model_data_differs(names: Sequence[str]) -> ModelError:
+    """A module's data differ between the process that fits and one that computes."""
+    return ModelError(
+        f"the model uses {join_names(names)}, which differs between the process that started the "
+        "fit and the one that evaluates the model, since each imports the module by itself: pass "
+        "the value to the model as a closure or with functools.partial, or set it in the module."
+    )
+
+
+def not_row_wise(reason: str) -> NotRowWiseError:
+    """Blocks of rows cannot be evaluated one by one."""
+    return NotRowWiseError(
+        f"the model is not row-wise: it {reason}, but data in chunks are evaluated chunk by chunk. "
+        "Make each value depend on its own row of x only (pass what comes from all rows as a "
+        "number, or as a coordinate of its own), or fit data in memory with strategy='standard'."
+    )

@@ -1,0 +1,171 @@
+"""What can be wrong with how a fit is run: workflow, memory, devices, checkpoints, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nlsq_dask._errors.kinds import (
+    CheckpointWarning,
+    ConvergenceError,
+    ConvergenceWarning,
+    CovarianceWarning,
+    InputError,
+    Status,
+    in_units,
+    join_names,
+)
+
+CHECKSUM_MISMATCH = "its checksum does not match"
+
+
+def no_such_device(platform: str, available: str) -> InputError:
+    """A device was asked for that JAX does not have."""
+    return InputError(
+        f"device={platform!r} is not available: JAX runs on {available!r} here. "
+        "Pass device='cpu', 'gpu' or None, or install a JAX that supports the device."
+    )
+
+
+def unknown_choice(argument: str, value: object, choices: Sequence[str]) -> InputError:
+    """An argument is none of its choices."""
+    listed = join_names([repr(choice) for choice in choices])
+    return InputError(f"{argument} = {value!r} is unknown: choose one of {listed}.")
+
+
+def lazy_data_in_memory(strategy: str) -> InputError:
+    """A strategy for data in memory was asked for Dask or Zarr arrays."""
+    return InputError(
+        f"strategy = {strategy!r} needs data in memory, but a Dask or Zarr array was passed: use "
+        "strategy='streaming' or 'auto', or load small arrays first with .compute() or [...]."
+    )
+
+
+def not_converged(status: Status) -> ConvergenceWarning:
+    """A fit ended without meeting a criterion."""
+    return ConvergenceWarning(status.message)
+
+
+def covariance_undetermined() -> CovarianceWarning:
+    """The Jacobian is singular, or there are too few rows."""
+    return CovarianceWarning(
+        "Covariance of the parameters could not be estimated: the data do not determine all "
+        "parameters, or there are no more rows than parameters. pcov is infinite; simplify the "
+        "model, or add data that depend on every parameter."
+    )
+
+
+def optimum_not_found(message: str) -> ConvergenceError:
+    """What curve_fit raises where fit warns."""
+    return ConvergenceError(f"Optimal parameters not found: {message}")
+
+
+def resume_without_checkpoint() -> InputError:
+    """There is no place to resume from."""
+    return InputError(
+        "resume=True needs checkpoint=..., the directory of the fit to go on with: a result's "
+        "`checkpoint`, or the log of the interrupted fit, names it."
+    )
+
+
+def checkpoint_not_written(directory: object, cause: OSError) -> CheckpointWarning:
+    """The disk is full, read-only, or gone."""
+    return CheckpointWarning(
+        f"no checkpoint could be written to {directory} ({cause}): the fit goes on without. Free "
+        "some space or pass another checkpoint directory to be able to resume it."
+    )
+
+
+def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
+    """A checkpoint file is truncated or corrupted."""
+    return CheckpointWarning(
+        f"checkpoint {path} is damaged ({cause}): going back to the one before it, or to the start."
+    )
+
+
+def checkpoint_of_another_fit(
+    path: object, differing: Sequence[str], saved: object, now: object
+) -> InputError:
+    """A checkpoint to resume from does not belong to this fit."""
+    return InputError(
+        f"checkpoint {path} is of another fit: {join_names(differing)} differ ({differing[0]} was "
+        f"{saved!r} and is {now!r} now). Resume with the same problem, or pass another checkpoint "
+        "directory."
+    )
+
+
+def count_invalid(name: str, value: object) -> InputError:
+    """A number of things is not a positive whole number."""
+    return InputError(f"{name} = {value!r}: pass a positive whole number.")
+
+
+def seed_invalid(value: object) -> InputError:
+    """What random numbers are to follow from is no whole number."""
+    return InputError(
+        f"seed = {value!r}: pass a whole number of at least zero. The same seed draws the same "
+        "starts."
+    )
+
+
+def safety_factor_invalid(value: object) -> InputError:
+    """The share of memory that may be used is not a share."""
+    return InputError(
+        f"safety_factor = {value!r}: pass a number above 0 and at most 1, the share of the "
+        "available memory that a fit may use."
+    )
+
+
+def memory_invalid(name: str, value: object) -> InputError:
+    """An amount of memory is not positive."""
+    return InputError(
+        f"{name} = {value!r}: pass a positive finite number of gigabytes (1e9 bytes), or leave it "
+        "out to use the memory that is available."
+    )
+
+
+def gpu_memory_unknown() -> InputError:
+    """A budget for a GPU was asked for, and there is none to ask."""
+    return InputError(
+        "use_gpu = True, but no GPU's memory is known: import jax first, in an installation that "
+        "supports the GPU, or pass gpu_memory_gb or memory_limit_gb, or use_gpu=False."
+    )
+
+
+def workflow_for_lazy_data(workflow: str, strategy: str, choices: Sequence[str]) -> InputError:
+    """A preset for data in memory was asked for Dask or Zarr arrays."""
+    listed = " or ".join(repr(choice) for choice in choices)
+    return InputError(
+        f"workflow = {workflow!r} keeps the data in memory (strategy {strategy!r}), but a Dask or "
+        f"Zarr array was passed: use workflow={listed}, or load small arrays first with .compute() "
+        "or [...]."
+    )
+
+
+def data_exceed_memory(
+    argument: str, value: str, data_gb: float, threshold_gb: float, choices: Sequence[str]
+) -> InputError:
+    """The rows cannot be kept in memory, which was asked for."""
+    listed = " or ".join(repr(choice) for choice in choices)
+    return InputError(
+        f"{argument} = {value!r} keeps a copy of all rows in memory, {data_gb:.3g} GB, but a fit "
+        f"may use {threshold_gb:.3g} GB: use workflow={listed}, or raise memory_limit_gb if there "
+        "is more memory."
+    )
+
+
+def chunk_too_large(
+    chunks: tuple[int, ...],
+    chunk_bytes: int,
+    memory_bytes: int,
+    threads: int,
+    fitting_bytes: int,
+    fitting_chunks: tuple[int, ...],
+) -> InputError:
+    """A worker would run out of memory with one chunk a thread."""
+    each = "1 thread" if threads == 1 else f"{threads} threads"
+    return InputError(
+        f"a chunk of shape {chunks} takes {in_units(chunk_bytes)} when decoded, coordinates and "
+        f"sigma included, but a worker with {in_units(memory_bytes)} of memory and {each} has room "
+        f"for chunks of {in_units(fitting_bytes)}: rechunk, for example y.rechunk({fitting_chunks})"
+        f", or da.from_zarr(store, chunks={fitting_chunks}) for data in a store, or start workers "
+        "with more memory or fewer threads."
+    )
