@@ -27,6 +27,48 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over rows that statistics of a fit are made of, beside those it is solved with.
+
+    Attributes
+    ----------
+    abs_residuals : float
+        ``Σ |y_i - f_i|``, in the units of y.
+    sq_residuals : float
+        ``Σ (y_i - f_i)²``, in the units of y squared.
+    weight : float
+        ``Σ w_i²`` with ``w_i = 1/σ_i``; the number of rows without σ.
+    mean : float
+        Weighted mean of y, ``Σ w_i² y_i / Σ w_i²``; 0 for no rows.
+    scatter : float
+        ``Σ w_i² (y_i - mean)²``, the total sum of squares.
+    """
+
+    abs_residuals: float = 0.0
+    sq_residuals: float = 0.0
+    weight: float = 0.0
+    mean: float = 0.0
+    scatter: float = 0.0
+
+    def __add__(self, other: Moments) -> Moments:
+        """Combine the moments of two sets of rows.
+
+        Means and scatters after Chan, Golub & LeVeque ("Algorithms for computing the sample
+        variance", Am. Stat. 37, 1983, equation 2.1): no large squares are subtracted.
+        """
+        weight = self.weight + other.weight
+        share = other.weight / weight if weight else 0.0
+        apart = other.mean - self.mean
+        return Moments(
+            self.abs_residuals + other.abs_residuals,
+            self.sq_residuals + other.sq_residuals,
+            weight,
+            self.mean + apart * share,
+            self.scatter + other.scatter + apart**2 * self.weight * share,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NormalEquations:
     """Sums over rows, in the coordinates of a basis.
 
@@ -37,13 +79,15 @@ class NormalEquations:
     gradient : ndarray, shape (q,), float64
         ``(J S)ᵀ r``.
     cost : float
-        Half the sum of squared weighted residuals; not finite where the model is not.
+        Half the sum of squared weighted residuals, or of a robust loss of them; not finite where
+        the model is not.
     chi2 : float
         Sum of squared weighted residuals.
     n_points : int
         Rows that entered the sums.
     n_skipped : int
-        Rows left out.
+        Rows left out: masked or missing.
+    moments : Moments
     """
 
     gram: FloatArray
@@ -52,6 +96,7 @@ class NormalEquations:
     chi2: float
     n_points: int
     n_skipped: int = 0
+    moments: Moments = Moments()
 
     @classmethod
     def zero(cls, size: int) -> NormalEquations:
@@ -66,6 +111,7 @@ class NormalEquations:
             self.chi2 + other.chi2,
             self.n_points + other.n_points,
             self.n_skipped + other.n_skipped,
+            self.moments + other.moments,
         )
 
 
