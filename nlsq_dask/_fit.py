@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
-from nlsq_dask._job import Job, Wishes, logger, prepare, versions
-from nlsq_dask._multi_start import (
-    Start,
-    best_end,
-    compare_on_all_rows,
-    draw_starts,
-    n_basins,
-    run_starts,
-    with_cost,
-)
-from nlsq_dask._progress import ProgressLine
+from nlsq_dask._job import Given, Wishes, prepare
 from nlsq_dask._result import FitResult
+from nlsq_dask._run import Reporting, run
 from nlsq_dask.core.checks import checked_seed
-from nlsq_dask.core.covariance import covariance
-from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.trf import TrfSolution, TrfState, minimize
-from nlsq_dask.core.workflow import OptimizationGoal, create_checkpoint_directory
-from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
-from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore, to_json
-from nlsq_dask.io.sources import finite_problem
+from nlsq_dask.core.workflow import OptimizationGoal
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from nlsq_dask.engines.dask import DaskEvaluator
 
 # A tolerance, None to disable it, or "auto" to leave it to the workflow.
 Tolerance = float | Literal["auto"] | None
@@ -50,11 +31,21 @@ def fit(
     *,
     sigma: Any = None,
     absolute_sigma: bool = False,
+    mask: Any = None,
+    nan_policy: Literal["raise", "omit"] | None = "raise",
+    fill_value: float | None = None,
     bounds: Any = (-np.inf, np.inf),
+    fixed: Mapping[str, float] | None = None,
+    ties: Any = None,
+    method: Literal["trf", "lm", "dogbox"] = "trf",
+    loss: str | Callable[..., Any] = "linear",
+    f_scale: float = 1.0,
+    jac: str | Callable[..., Any] | None = None,
     x_scale: Any = "jac",
     ftol: Tolerance = "auto",
     xtol: Tolerance = "auto",
     gtol: Tolerance = "auto",
+    stat_tol: Tolerance = "auto",
     max_nfev: int | None = None,
     strategy: Literal["auto", "standard", "chunked", "streaming"] = "auto",
     workflow: str | None = None,
@@ -62,18 +53,21 @@ def fit(
     memory_limit_gb: float | None = None,
     n_starts: int | None = None,
     seed: int = 0,
+    pilot: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
     device: Literal["cpu", "gpu"] | None = None,
     progress: bool | None = None,
+    callback: Callable[..., Any] | None = None,
+    verbose: Literal[0, 1, 2] = 0,
 ) -> FitResult:
     """Fit a parametric model to data of any size by nonlinear least squares.
 
-    Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²`` over all rows, by
-    the trust-region-reflective method (Branch, Coleman & Li, SIAM J. Sci. Comput. 21, 1999). If any
-    of the data is a Dask array or a ``zarr.Array``, nothing is loaded whole: every pass streams
-    the chunks through the workers.
+    Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²``, or a robust loss of
+    it, over all rows, by default with the trust-region-reflective method (Branch, Coleman & Li,
+    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array or a ``zarr.Array``, nothing
+    is loaded whole: every pass streams the chunks through the workers.
 
     Parameters
     ----------
@@ -87,20 +81,50 @@ def fit(
     y : array_like, shape (...)
         Observations, of any number of dimensions; each element is a row.
     p0 : sequence or dict, optional
-        Starting values, in order or by name. By default ones, or inside the bounds.
+        Starting values, in order or by name. By default what ``model.guess(x, y)`` says, called
+        with a sample of the rows; without that ones, or inside the bounds.
     sigma : float or array_like, optional
-        Standard deviations of ``y``; broadcasts to its shape.
+        Standard deviations of ``y``; broadcasts to its shape. For ``y`` (n,) in memory also its
+        covariance matrix (n, n).
     absolute_sigma : bool
         True takes ``sigma`` as it is for the covariance; False (default) scales the covariance so
         that the reduced chi-square is one, as in ``scipy.optimize.curve_fit``.
+    mask : array_like of bool, optional
+        True leaves a row out, as in ``numpy.ma``; broadcasts to ``y``'s shape. Masked arrays are
+        understood as well.
+    nan_policy : {"raise", "omit"}
+        What to do about NaN in ``y``, ``x`` or ``sigma``: an error that names them, or leave those
+        rows out.
+    fill_value : float, optional
+        Number that stands for a missing value of ``y``; such rows are left out.
     bounds : pair, dict or scipy.optimize.Bounds
         ``(lower, upper)``, each a scalar or one number a parameter, or ``{name: (lower, upper)}``.
+    fixed : dict, optional
+        Values, by name, of parameters that are not fitted.
+    ties : dict or array_like of shape (p, q), optional
+        ``{"a2": "a1"}`` keeps two parameters equal, ``{"a2": {"a1": 2.0, "b": -1.0}}`` makes one a
+        linear combination of others; a matrix gives all p parameters out of q free values.
+    method : {"trf", "lm", "dogbox"}
+        "trf", or as in ``scipy.optimize.least_squares`` the Levenberg-Marquardt method (without
+        bounds and robust loss), or the dogleg method in a box.
+    loss : str or callable
+        "linear", "soft_l1", "huber", "cauchy" or "arctan", or a function of z = (residual /
+        f_scale)² (n,) that returns the loss and its first two derivatives (3, n).
+    f_scale : float
+        Weighted residual from which on a robust loss counts a row less.
+    jac : callable, optional
+        ``jac(x, a, b, ...)``, derivatives of the model's values (n, p). By default they come from
+        automatic differentiation, which is exact; "2-point", "3-point" and "cs" mean the same.
     x_scale : "jac" or array_like, shape (p,)
         Characteristic size of each parameter; "jac" takes it from the Jacobian.
     ftol, xtol, gtol : float, None or "auto"
         Tolerances for termination by the change of the cost, of the parameters, and by the norm of
         the gradient, as in ``scipy.optimize.least_squares``; None disables one. "auto" takes the
         workflow's, and 1e-8, SciPy's default, without one.
+    stat_tol : float, None or "auto"
+        Standard errors from the optimum below which no further pass is worth making: `ftol` and
+        `xtol` end a fit only nearer than that. "auto" is 0.01 for streaming, and None, SciPy's
+        criteria alone, for data in memory.
     max_nfev : int, optional
         Most evaluations of the model; 100 p by default.
     strategy : {"auto", "standard", "chunked", "streaming"}
@@ -123,6 +147,10 @@ def fit(
         where p0 is 0, on a side without bound). By default the workflow's, or 1.
     seed : int
         Of the Latin hypercube.
+    pilot : bool, optional
+        Whether a sample of a few per cent of the rows is fitted first, in memory, so that two or
+        three passes over all rows are left. The answer is that of all rows either way. By default
+        where it pays: from 100,000 streamed rows, or 500,000 in memory.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -135,6 +163,12 @@ def fit(
     progress : bool, optional
         Whether to show a progress line on standard error; by default on a terminal, once a
         streaming fit has taken two seconds.
+    callback : callable, optional
+        Called as ``callback(intermediate_result=...)`` after every accepted step, with ``x``,
+        ``params``, ``cost``, ``chi2``, ``optimality``, ``nit`` and ``nfev``, or as
+        ``callback(x)`` if its parameter has another name. StopIteration ends the fit there.
+    verbose : {0, 1, 2}
+        Whether to print why the fit ended (1), and a line for every evaluation (2).
 
     Returns
     -------
@@ -170,135 +204,37 @@ def fit(
     array([2.5, 1.3])
     """
     tolerances = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
-    given = {name: value for name, value in tolerances.items() if value != "auto"}
+    named = {name: value for name, value in tolerances.items() if value != "auto"}
     wishes = Wishes(
         workflow,
         goal,
         strategy,
         n_starts,
-        given,
+        named,
+        checked_seed(seed),
+        pilot,
+        stat_tol,
+        method,
         max_nfev,
         x_scale,
         memory_limit_gb,
         client,
         device,
     )
+    given = Given(
+        sigma,
+        absolute_sigma,
+        mask,
+        nan_policy,
+        fill_value,
+        bounds,
+        fixed,
+        ties,
+        loss,
+        f_scale,
+        jac,
+    )
     if resume and checkpoint is None:
         raise _errors.resume_without_checkpoint()
-    seed = checked_seed(seed)
-    job = prepare(model, x, y, p0, sigma, bounds, wishes)
-    store = _checkpoint_store(job, checkpoint, seed)
-    with ExitStack() as stack:
-        line = stack.enter_context(
-            ProgressLine(progress if job.plan.strategy == "streaming" else False)
-        )
-        evaluator = job.evaluator(line.blocks)
-        stack.enter_context(evaluator)
-        try:
-            solution, starts = _solve(job, evaluator, store, seed, resume, line)
-        except _errors.StartNotFiniteError as error:
-            raise finite_problem(job.data, job.client) or error from None
-        n_passes = evaluator.n_passes
-    return _result(job, solution, starts, n_passes, store, absolute_sigma)
-
-
-def _checkpoint_store(
-    job: Job, directory: str | os.PathLike[str] | None, seed: int
-) -> CheckpointStore | None:
-    if directory is None:
-        if not job.plan.checkpoint:
-            return None
-        try:
-            directory = create_checkpoint_directory()
-        except OSError as error:
-            warnings.warn(_errors.checkpoint_not_written("nlsq_checkpoints", error), stacklevel=3)
-            return None
-    store = CheckpointStore(directory, {**job.description(), "seed": seed}, versions())
-    logger.info("checkpoints in %s", store.directory)
-    return store
-
-
-def _solve(
-    job: Job,
-    evaluator: InMemoryEvaluator[Any] | DaskEvaluator,
-    store: CheckpointStore | None,
-    seed: int,
-    resume: bool,
-    line: ProgressLine,
-) -> tuple[TrfSolution, tuple[Start, ...]]:
-    """From the newest checkpoint, or from the best of the starts, to the optimum."""
-    saved = store.load() if store is not None and resume else None
-    state: TrfState | None = None
-    point = job.start
-    starts: tuple[Start, ...] = ()
-    if saved is not None:
-        state, evaluator.n_passes = saved.state, saved.n_passes
-        starts = tuple(Start.from_dict(start) for start in saved.starts)
-        logger.info("going on from a checkpoint after pass %d", saved.n_passes)
-    elif job.plan.n_starts > 1:
-        starts, point = _find_start(job, evaluator, seed)
-
-    def observe_state(state: TrfState) -> None:
-        line.cost(state.cost)
-        if store is not None:
-            as_json = [{k: to_json(v) for k, v in s.to_dict().items()} for s in starts]
-            store.save(Checkpoint(state, evaluator.n_passes, as_json))
-
-    solution = minimize(evaluator, point, job.lower, job.upper, job.options, observe_state, state)
-    if job.stream is not None and n_basins(starts) == 1:
-        # Nothing had to be compared: the first pass tells what the end found on a sample costs.
-        starts = with_cost(starts, solution.history[0].cost)
-    return solution, starts
-
-
-def _find_start(
-    job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator, seed: int
-) -> tuple[tuple[Start, ...], FloatArray]:
-    """Run several starts: on all rows in memory, or on a sample of streamed ones."""
-    points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, seed)
-    if isinstance(evaluator, InMemoryEvaluator):
-        starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
-        return tuple(starts), best_end(starts)
-    with standard_evaluator(evaluator.sample(), job.spec, job.device) as sample:
-        starts = run_starts(sample, points, job.lower, job.upper, job.options)
-    starts, point = compare_on_all_rows(evaluator, starts)
-    return tuple(starts), point
-
-
-def _result(
-    job: Job,
-    solution: TrfSolution,
-    starts: tuple[Start, ...],
-    n_passes: int,
-    store: CheckpointStore | None,
-    absolute_sigma: bool,
-) -> FitResult:
-    if not solution.status.success:
-        warnings.warn(_errors.not_converged(solution.status), stacklevel=3)
-    pcov, determined = covariance(
-        solution.r_factor, solution.chi2, solution.n_points, absolute_sigma=absolute_sigma
-    )
-    if not determined:
-        warnings.warn(_errors.covariance_undetermined(), stacklevel=3)
-    return FitResult(
-        names=job.spec.names,
-        popt=solution.params,
-        pcov=pcov,
-        cost=solution.cost,
-        chi2=solution.chi2,
-        n_points=solution.n_points,
-        optimality=solution.optimality,
-        active_mask=solution.active_mask,
-        nfev=solution.nfev,
-        njev=solution.njev,
-        nit=solution.nit,
-        n_passes=n_passes,
-        status=solution.status,
-        strategy=job.plan.strategy,
-        workflow=job.plan.workflow,
-        budget=job.plan.budget,
-        tolerances=dict(job.plan.tolerances),
-        starts=starts,
-        checkpoint=None if store is None else str(store.directory),
-        history=solution.history,
-    )
+    reporting = Reporting(checkpoint, resume, progress, callback, verbose)
+    return run(prepare(model, x, y, p0, given, wishes), reporting)

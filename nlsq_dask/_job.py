@@ -5,26 +5,43 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
+from nlsq_dask.core.bounds import normalize_bounds
+from nlsq_dask.core.constraints import (
+    Reduction,
+    reduce_bounds,
+    reduce_parameters,
+    reduce_start,
+)
 from nlsq_dask.core.memory_budget import GB, size_sample
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.trf import TrfOptions
+from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, Machine, Problem, WorkflowPlan, plan_workflow
-from nlsq_dask.engines.in_memory import InMemoryEvaluator, chunked_evaluator, standard_evaluator
+from nlsq_dask.engines.in_memory import (
+    InMemoryEvaluator,
+    chunked_evaluator,
+    part_rows,
+    standard_evaluator,
+)
 from nlsq_dask.io.checkpoint import to_json
+from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.block import find_device
-from nlsq_dask.kernels.model import ModelSpec, parameter_names, prepare_model
+from nlsq_dask.kernels.model import (
+    ModelSpec,
+    parameter_names,
+    prepare_jacobian,
+    prepare_loss,
+    prepare_model,
+)
 from nlsq_dask.kernels.rows import row_dependence
 
 if TYPE_CHECKING:
@@ -39,6 +56,17 @@ SAMPLE_ROWS = 64
 # Rows up to which the model is first tried on as many rows as there are. Nothing is computed in a
 # trial, but a careless model may allocate.
 MAX_TRIAL_ROWS = 100_000_000
+
+# Finite differences of SciPy. Derivatives are exact here, which is what these estimate.
+DIFFERENCES = ("2-point", "3-point", "cs")
+
+# Rows from which on a pilot pays: of streamed data, where a pass also costs its tasks, and in
+# memory, where a pass over so many rows takes as long as a pilot.
+PILOT_ROWS_STREAMED = 100_000
+PILOT_ROWS_IN_MEMORY = 500_000
+
+# Standard errors from the optimum at which another pass over streamed data is not worth its time.
+STAT_TOL = 0.01
 
 logger = logging.getLogger("nlsq_dask")
 
@@ -55,11 +83,32 @@ class Wishes:
     strategy: str
     n_starts: int | None
     tolerances: Mapping[str, float | None]
+    seed: int
+    pilot: bool | None
+    stat_tol: Any
+    method: str
     max_nfev: int | None
     x_scale: Any
     memory_limit_gb: float | None
     client: Client | None
     device: str | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of ``fit`` says of the data and the residuals; see there."""
+
+    sigma: Any = None
+    absolute_sigma: bool = False
+    mask: Any = None
+    nan_policy: Any = "raise"
+    fill_value: Any = None
+    bounds: Any = (-np.inf, np.inf)
+    fixed: Mapping[str, float] | None = None
+    ties: Any = None
+    loss: Any = "linear"
+    f_scale: Any = 1.0
+    jac: Any = None
 
 
 @dataclass(frozen=True)
@@ -73,28 +122,43 @@ class Job:
         The model; its names are the parameters'.
     row_wise : bool
         Whether the model may be evaluated block by block.
-    start, lower, upper : ndarray, shape (p,), float64
+    reduction : Reduction
+        How the parameters follow from the free ones, which the solver sees.
+    start, lower, upper : ndarray, shape (q,), float64
+        Of the free parameters.
+    absolute_sigma : bool
     plan : WorkflowPlan
         Strategy, tolerances, starts.
-    options : TrfOptions
+    options : SolverOptions
     stream : StreamPlan or None
         Groups of blocks, where the strategy is streaming.
     client : distributed.Client or None
         Cluster that streams.
     device : {"cpu", "gpu"} or None
+    guess : callable or None
+        The model's own guess of a start, where the caller gave none.
+    seed : int
+        Of the starts.
+    pilot : bool
+        Whether a sample is fitted first.
     """
 
     data: Observations
     spec: ModelSpec
     row_wise: bool
+    reduction: Reduction
     start: FloatArray
     lower: FloatArray
     upper: FloatArray
+    absolute_sigma: bool
     plan: WorkflowPlan
-    options: TrfOptions
+    options: SolverOptions
     stream: StreamPlan | None
     client: Client | None
     device: str | None
+    guess: Callable[..., Any] | None
+    seed: int
+    pilot: bool
 
     def evaluator(self, progress: PassProgress) -> InMemoryEvaluator[Any] | DaskEvaluator:
         """Make the evaluator of the chosen strategy."""
@@ -120,24 +184,37 @@ class Job:
             self.data, self.spec, self.device, config.block_rows, config.threads
         )
 
+    def sample_evaluator(self, sample: Observations) -> InMemoryEvaluator[Any]:
+        """Make an evaluator of some rows in memory, of the shape that is compiled for all rows."""
+        config = self.plan.config
+        rows = part_rows(self.data.n_rows) if config is None else config.block_rows
+        return chunked_evaluator(sample, self.spec, self.device, rows)
+
     def description(self) -> dict[str, Any]:
         """What makes this fit another one, as JSON values: for checkpoints."""
-        data, plan = self.data, self.plan
+        data, plan, options = self.data, self.plan, self.options
         return {
-            "model": self.spec.token,
+            "model": self.spec.key,
             "parameters": list(self.spec.names),
             "shapes": [list(a.shape) for a in data.operands],
             "dtypes": [str(a.dtype) for a in data.operands],
             "chunks": None if self.stream is None else to_json(self.stream.chunks),
+            "missing": repr(data.rule),
+            "fixed and ties": to_json([self.reduction.matrix, self.reduction.offset]),
             "bounds": to_json([self.lower, self.upper]),
             "p0": to_json(self.start),
             "strategy": plan.strategy,
             "block_rows": None if plan.config is None else plan.config.block_rows,
-            "loss": "linear",
+            "loss": self.spec.loss.token,
+            "method": options.method,
+            "stat_tol": to_json(options.stat_tol),
+            "residual_variance": to_json(options.residual_variance),
             "tolerances": {name: to_json(value) for name, value in plan.tolerances.items()},
-            "max_nfev": to_json(self.options.max_nfev),
-            "x_scale": to_json(self.options.x_scale),
+            "max_nfev": to_json(options.max_nfev),
+            "x_scale": to_json(options.x_scale),
             "n_starts": plan.n_starts,
+            "seed": self.seed,
+            "pilot": self.pilot,
         }
 
 
@@ -148,51 +225,118 @@ def versions() -> dict[str, str]:
 
 
 def prepare(
-    model: Callable[..., Any],
-    x: Any,
-    y: Any,
-    p0: ArrayLike | Mapping[str, float] | None,
-    sigma: Any,
-    bounds: Any,
-    wishes: Wishes,
+    model: Callable[..., Any], x: Any, y: Any, p0: Any, given: Given, wishes: Wishes
 ) -> Job:
     """Check the arguments of a fit and decide how it is run; see :func:`nlsq_dask.fit`."""
-    data = observe(x, y, sigma)
+    sigma, correlated = split_sigma(given.sigma, y)
+    data = observe(
+        x,
+        y,
+        sigma,
+        mask=given.mask,
+        nan_policy=given.nan_policy,
+        fill_value=given.fill_value,
+    )
     # By name, p0 says which parameters there are only through the model's signature.
     count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
     names = parameter_names(model, count)
-    lower, upper = normalize_bounds(bounds, names)
-    start = normalize_p0(p0, names, lower, upper)
-    # A model that takes all rows at once may accept no other number of them.
-    trial_rows = data.n_rows if data.n_rows <= MAX_TRIAL_ROWS else None
-    spec = prepare_model(model, names, data.structure, len(data.coords), trial_rows)
-    dependence = row_dependence(spec, start, None if data.lazy else _sample(data))
+    reduction = reduce_parameters(names, given.fixed, given.ties)
+    lower, upper = reduce_bounds(reduction, names, *normalize_bounds(given.bounds, names))
+    if wishes.method == "lm" and np.isfinite([lower, upper]).any():
+        raise _errors.lm_bounded()
+    start = reduce_start(reduction, p0, names, lower, upper)
+    spec = _spec(model, names, data, given, correlated)
+    if wishes.method == "lm" and not spec.loss.is_linear:
+        raise _errors.lm_with_loss(spec.loss.name)
+    dependence = None
+    if correlated is None:
+        at = reduction.expand(start)
+        dependence = row_dependence(
+            spec, at, None if data.lazy else data.thinned(SAMPLE_ROWS).coords
+        )
+    row_wise = dependence is None and correlated is None
     client, stream = None, None
     if data.lazy:
         client, stream = _active_client(wishes.client), _plan_stream(data)
-    plan = _plan(data, len(names), dependence is None, wishes, client, stream)
-    if dependence is not None and plan.strategy != "standard":
-        raise _errors.not_row_wise(dependence)
+    plan = _plan(data, len(reduction.names), row_wise, wishes, client, stream)
+    if not row_wise and plan.strategy != "standard":
+        raise _errors.not_row_wise(dependence) if dependence else _errors.covariance_in_parts()
     if plan.strategy == "streaming" and stream is None:
         # Data in memory stay there, unless a cluster is named for them: sent to the active one
         # they would be in memory once more.
         client, stream = wishes.client, _plan_stream(data, plan.config)
-    options = TrfOptions(
-        **plan.tolerances, max_nfev=wishes.max_nfev, x_scale=_sizes(wishes.x_scale)
-    )
+    options = _options(plan, wishes, reduction, given.absolute_sigma)
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(names), plan.summary)
     return Job(
         data,
         spec,
-        dependence is None,
+        row_wise,
+        reduction,
         start,
         lower,
         upper,
+        given.absolute_sigma,
         plan,
         options,
         stream,
         client,
         wishes.device,
+        getattr(model, "guess", None) if p0 is None else None,
+        wishes.seed,
+        _pilots(data, plan, row_wise, wishes.pilot),
+    )
+
+
+def _spec(
+    model: Callable[..., Any],
+    names: Sequence[str],
+    data: Observations,
+    given: Given,
+    correlated: Any,
+) -> ModelSpec:
+    """The model with all that its residuals are made by."""
+    # A model that takes all rows at once may accept no other number of them.
+    rows = data.n_rows if data.n_rows <= MAX_TRIAL_ROWS else None
+    if rows is not None and data.selects and not data.lazy:
+        rows = data.count_rows()
+    spec = prepare_model(model, names, data.structure, len(data.coords), rows)
+    jacobian = None
+    if callable(given.jac):
+        jacobian = prepare_jacobian(given.jac, spec, rows)
+    elif given.jac is not None and not (isinstance(given.jac, str) and given.jac in DIFFERENCES):
+        raise _errors.jac_unknown(given.jac, DIFFERENCES)
+    cholesky = None if correlated is None else factor_covariance(correlated, data)
+    loss = prepare_loss(given.loss, given.f_scale)
+    return replace(spec, jacobian=jacobian, loss=loss, cholesky=cholesky)
+
+
+def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:
+    """Whether to fit a sample first. Rows that depend on each other cannot be sampled."""
+    streaming = plan.strategy == "streaming"
+    if not row_wise:
+        return False
+    if streaming and plan.n_starts > 1:  # several starts on all rows would read them for each
+        return True
+    if wanted is None:
+        return data.n_rows >= (PILOT_ROWS_STREAMED if streaming else PILOT_ROWS_IN_MEMORY)
+    return bool(wanted)
+
+
+def _options(
+    plan: WorkflowPlan, wishes: Wishes, reduction: Reduction, absolute_sigma: bool
+) -> SolverOptions:
+    stat_tol = wishes.stat_tol
+    if isinstance(stat_tol, str):
+        if stat_tol != "auto":
+            raise _errors.unknown_choice("stat_tol", stat_tol, ("auto",))
+        stat_tol = STAT_TOL if plan.strategy == "streaming" else None
+    return SolverOptions(
+        **plan.tolerances,
+        max_nfev=wishes.max_nfev,
+        x_scale=_sizes(wishes.x_scale, reduction),
+        method=wishes.method,  # type: ignore[arg-type]
+        stat_tol=stat_tol,
+        residual_variance=1.0 if absolute_sigma else None,
     )
 
 
@@ -259,14 +403,14 @@ def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[tuple[int, .
     return shape, max(read, stream.block_bytes)
 
 
-def _sizes(x_scale: Any) -> Any:
-    return x_scale if isinstance(x_scale, str) else np.asarray(x_scale, dtype=np.float64)
-
-
-def _sample(data: Observations) -> tuple[FloatArray, ...]:
-    """Coordinates of a few rows spread over data in memory."""
-    rows = np.unique(np.linspace(0, data.n_rows - 1, SAMPLE_ROWS).astype(np.intp))
-    index = np.unravel_index(rows, data.y.shape)
-    return tuple(
-        np.asarray(np.broadcast_to(c, data.y.shape)[index], np.float64) for c in data.coords
-    )
+def _sizes(x_scale: Any, reduction: Reduction) -> Any:
+    """Characteristic sizes of the free parameters."""
+    if isinstance(x_scale, str):
+        return x_scale
+    try:
+        sizes = np.asarray(x_scale, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise _errors.x_scale_invalid(x_scale) from None
+    if sizes.shape == reduction.offset.shape and reduction.leaders is not None:
+        return sizes[list(reduction.leaders)]
+    return sizes

@@ -6,24 +6,25 @@ then are run to convergence; and ends in one basin are counted once. The cost at
 little of where it leads (a wave of the wrong frequency costs least with no amplitude), the cost
 after a few steps says much, and steps that did not lead far are cheaper than runs.
 
-Data in memory are used as they are. For streamed data all this happens on a sample of whole
-chunks, and only the best end of each basin is compared on all data, in one more pass: more starts
-never mean more passes. The full fit then goes on from the best end.
+A few data are used as they are. For others all this happens on a sample
+(:mod:`nlsq_dask._pilot`), and only the best end of each basin is compared on all data, in the first
+pass: more starts never mean more passes. The full fit then goes on from the best end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask.core.normal_equations import Evaluator, FloatArray
+from nlsq_dask.core.minimize import advance, minimize, start
+from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.trf import TrfOptions, TrfSolution, TrfState, advance, minimize, start
+from nlsq_dask.core.solver_state import Solution, SolverOptions, SolverState
 
 # Half the width of the box around p0 in a direction without bound, in units of |p0|; 1 where p0
 # is 0. Wide enough to reverse a sign, or to triple a guess of the right order of magnitude.
@@ -41,14 +42,6 @@ MIN_RUNS = 4
 # of their values, which is what data without noise leave.
 SAME_BASIN_SIGMA = 1.0
 SAME_BASIN_RTOL = 1e-4
-
-
-class CostEvaluator(Evaluator, Protocol):
-    """An evaluator that also compares candidates."""
-
-    def costs(self, candidates: FloatArray) -> FloatArray:
-        """Costs of candidates (k, p), in one pass over all rows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ def run_starts(
     points: FloatArray,
     lower: FloatArray,
     upper: FloatArray,
-    options: TrfOptions,
+    options: SolverOptions,
 ) -> list[Start]:
     """Screen starts, run the most promising to convergence, and number the basins they end in.
 
@@ -154,7 +147,7 @@ def run_starts(
     points : ndarray, shape (k, p), float64
         The starts; the first is always run.
     lower, upper : ndarray, shape (p,), float64
-    options : TrfOptions
+    options : SolverOptions
 
     Returns
     -------
@@ -184,36 +177,15 @@ def run_starts(
     return starts
 
 
-def compare_on_all_rows(
-    evaluator: CostEvaluator, starts: Sequence[Start]
-) -> tuple[list[Start], FloatArray]:
-    """Compare the basins of a sample on all rows, in one pass.
-
-    Returns
-    -------
-    starts : list of Start
-        With the costs of all rows, and basins ranked by them. Where there is one basin, nothing
-        is compared; :func:`with_cost` gives it its cost once that is known.
-    point : ndarray, shape (p,), float64
-        The best end.
-    """
-    ends = [best_end([s for s in starts if s.basin == b]) for b in range(n_basins(starts))]
-    if len(ends) < 2:
-        return list(starts), best_end(starts)
-    costs = np.nan_to_num(evaluator.costs(np.vstack(ends)), nan=np.inf, posinf=np.inf)
+def ranked(starts: Sequence[Start], costs: FloatArray) -> tuple[Start, ...]:
+    """Rank the basins of a sample by their costs (k,) on all rows, in the order of the basins."""
     order = np.argsort(costs, kind="stable").tolist()
-    ranked = [
+    return tuple(
         start
         if start.basin is None
         else replace(start, cost=float(costs[start.basin]), basin=order.index(start.basin))
         for start in starts
-    ]
-    return ranked, ends[order[0]]
-
-
-def with_cost(starts: Sequence[Start], cost: float) -> tuple[Start, ...]:
-    """Give the starts that ended in the best basin the cost there."""
-    return tuple(replace(s, cost=cost) if s.basin == 0 else s for s in starts)
+    )
 
 
 def best_end(starts: Sequence[Start]) -> FloatArray:
@@ -228,8 +200,8 @@ def n_basins(starts: Sequence[Start]) -> int:
 
 
 def _first_steps(
-    evaluator: CostEvaluator, points: Mapping[int, FloatArray], box: Box, options: TrfOptions
-) -> dict[int, TrfState]:
+    evaluator: CostEvaluator, points: Mapping[int, FloatArray], box: Box, options: SolverOptions
+) -> dict[int, SolverState]:
     """Take a few steps from each start, by number."""
     states = {}
     for i, point in points.items():
@@ -243,15 +215,15 @@ def _first_steps(
     return states
 
 
-def _promising(states: Mapping[int, TrfState], count: int) -> list[int]:
+def _promising(states: Mapping[int, SolverState], count: int) -> list[int]:
     """The first start, those of least cost, and those that have converged already."""
     best = set(sorted(states, key=lambda i: (states[i].cost, i))[:count])
     return [i for i in states if i == 0 or i in best or states[i].status is not None]
 
 
-def _number_basins(ends: Mapping[int, TrfSolution]) -> dict[int, int]:
+def _number_basins(ends: Mapping[int, Solution]) -> dict[int, int]:
     """Number of the basin of each end, by cost; an end joins the first basin it is close to."""
-    basins: list[TrfSolution] = []
+    basins: list[Solution] = []
     numbers = {}
     for i in sorted(ends, key=lambda i: (ends[i].cost, i)):
         near = [b for b, other in enumerate(basins) if _same_basin(other, ends[i])]
@@ -261,10 +233,10 @@ def _number_basins(ends: Mapping[int, TrfSolution]) -> dict[int, int]:
     return numbers
 
 
-def _same_basin(a: TrfSolution, b: TrfSolution) -> bool:
+def _same_basin(a: Solution, b: Solution) -> bool:
     difference = b.params - a.params
     if np.allclose(a.params, b.params, rtol=SAME_BASIN_RTOL, atol=0.0):
         return True
-    variance = a.chi2 / max(a.n_points - a.params.size, 1)
+    variance = 2.0 * a.cost / max(a.n_points - a.params.size, 1)
     distance = float(np.linalg.norm(a.r_factor @ difference))
     return distance <= SAME_BASIN_SIGMA * float(np.sqrt(variance))

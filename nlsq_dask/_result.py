@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nlsq_dask._errors import Status
-from nlsq_dask._multi_start import Start, n_basins
-from nlsq_dask.core.memory_budget import MemoryBudget
+from nlsq_dask import _errors, _report, _result_json
+from nlsq_dask._plot import plot_fit
+from nlsq_dask._record import FitRecord, Parameter, student_quantile
+from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.trf import IterationRecord
+from nlsq_dask.engines.fitted import FittedModel
+from nlsq_dask.io.observations import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FitResult", "Parameter"]
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """An estimate and its standard error.
-
-    Attributes
-    ----------
-    value : float
-        The estimate.
-    stderr : float
-        Its standard error; infinite where the data do not determine it.
-    """
-
-    value: float
-    stderr: float
-
-    def __str__(self) -> str:
-        return format_uncertain(self.value, self.stderr)
-
-
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, eq=False)
+class FitResult(FitRecord):
     """The result of :func:`nlsq_dask.fit`.
 
-    Unpacks as the result of ``scipy.optimize.curve_fit`` does: ``popt, pcov = result``.
+    Unpacks as the result of ``scipy.optimize.curve_fit`` does: ``popt, pcov = result``; prints as a
+    report. With p parameters:
 
     Attributes
     ----------
@@ -48,17 +39,38 @@ class FitResult:
     popt : ndarray, shape (p,), float64
         Estimates.
     pcov : ndarray, shape (p, p), float64
-        Covariance of the estimates; infinite where the data do not determine it.
+        Covariance of the estimates; infinite where the data do not determine it, zero in the rows
+        and columns of fixed parameters.
     cost : float
-        Half the sum of squared weighted residuals.
+        What was minimised: half the sum of squared weighted residuals, or of the loss of them.
     chi2 : float
-        Sum of squared weighted residuals.
+        Sum of squared weighted residuals, whatever the loss.
     n_points : int
         Rows that entered the fit.
+    n_skipped : int
+        Rows left out: masked or missing.
+    n_free : int
+        Free parameters: p, less those that were fixed or tied to others.
+    fixed : tuple of str
+        Parameters that were fixed.
+    moments : Moments
+        Sums over the rows of which the statistics are made.
+    grad : ndarray, shape (p,), float64
+        Gradient of the cost; zero for fixed parameters.
     optimality : float
         Infinity norm of the gradient, scaled for the bounds.
+    distance_to_optimum_sigma : float
+        How far `popt` is from the optimum of its linearisation, in standard errors.
     active_mask : ndarray, shape (p,), int
         -1 where a lower bound is active, 1 where an upper one is, 0 elsewhere.
+    method : str
+        Solver: "trf", "lm" or "dogbox".
+    loss : str
+        "linear", or the name of the loss.
+    absolute_sigma : bool
+        Whether the sigma were taken as they are for `pcov`.
+    r_factor : ndarray, shape (n_free, n_free), float64
+        Upper-triangular factor of the weighted Jacobian by the free parameters.
     nfev : int
         Points at which the model was evaluated.
     njev : int
@@ -77,115 +89,266 @@ class FitResult:
         Memory that the strategy was chosen by, in GB.
     tolerances : dict
         "ftol", "xtol" and "gtol" as used.
+    structure : {"single", "stacked", "tuple"}
+        How the model takes its coordinates.
+    n_coords : int
+        Number of coordinates.
+    pilot : PilotRecord or None
+        What a sample that was fitted first was good for.
     starts : tuple of Start
         Where each starting point led; empty for a single start.
     checkpoint : str or None
         Directory of the checkpoints.
     history : tuple of IterationRecord
         One entry an evaluation.
+    fitted : FittedModel or None
+        The model and its data, for what is computed from them on demand; no part of files and
+        pickles.
     """
 
-    names: tuple[str, ...]
-    popt: FloatArray
-    pcov: FloatArray
-    cost: float
-    chi2: float
-    n_points: int
-    optimality: float
-    active_mask: NDArray[np.int64]
-    nfev: int
-    njev: int
-    nit: int
-    n_passes: int
-    status: Status
-    strategy: str
-    workflow: str | None
-    budget: MemoryBudget
-    tolerances: dict[str, float | None]
-    starts: tuple[Start, ...] = field(repr=False)
-    checkpoint: str | None
-    history: tuple[IterationRecord, ...] = field(repr=False)
+    fitted: FittedModel | None = field(default=None, repr=False)
 
-    @property
-    def perr(self) -> FloatArray:
-        """Standard errors of the estimates, shape (p,): square roots of ``pcov``'s diagonal."""
-        errors: FloatArray = np.sqrt(np.diagonal(self.pcov))
-        return errors
+    def predict(self, x: Any = None) -> Array:
+        """Values of the model at the estimates.
 
-    @property
-    def params(self) -> dict[str, Parameter]:
-        """Estimates and standard errors by name."""
-        pairs = zip(self.names, self.popt, self.perr, strict=True)
-        return {name: Parameter(float(value), float(error)) for name, value, error in pairs}
+        Parameters
+        ----------
+        x : array_like or tuple of array_like, optional
+            Coordinates in the form that the model takes, of any shape; those of the data by
+            default.
 
-    @property
-    def dof(self) -> int:
-        """Degrees of freedom: rows less parameters."""
-        return self.n_points - len(self.names)
+        Returns
+        -------
+        numpy or dask array, float64
+            Of the coordinates' shape, by default of y's. Lazy where the coordinates are.
 
-    @property
-    def reduced_chi2(self) -> float:
-        """``chi2 / dof``; NaN where there are no degrees of freedom."""
-        return self.chi2 / self.dof if self.dof > 0 else math.nan
+        Raises
+        ------
+        InputError, InputTypeError
+            If the result has no model, no data to predict by default, or `x` are not the model's
+            coordinates.
+        """
+        return self._model("predict()").values(self.popt, x)
 
-    @property
-    def success(self) -> bool:
-        """Whether a convergence criterion was met."""
-        return self.status.success
+    def residuals(self) -> Array:
+        """Residuals ``y - f``, unweighted.
 
-    @property
-    def message(self) -> str:
-        """Why the fit ended."""
-        return self.status.message
+        Returns
+        -------
+        numpy or dask array, float64
+            Of y's shape, in its units; NaN for rows that were left out. Lazy where the data are.
+
+        Raises
+        ------
+        InputError
+            If the result has no model or no data.
+        """
+        return self._model("residuals()").residuals(self.popt)
+
+    def confidence_band(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
+        """Interval for the model's value at each x, ``f ± t √(j C jᵀ)``.
+
+        j is the row of derivatives by the parameters, C is `pcov` and t the quantile of Student's
+        distribution with `dof` degrees of freedom (the delta method: Seber & Wild, "Nonlinear
+        Regression", 1989, section 5.1). It holds at each x, not for the whole curve at once.
+
+        Parameters
+        ----------
+        x : array_like or tuple of array_like, optional
+            As in :meth:`predict`.
+        level : float
+            Probability with which an interval covers the true value, in (0, 1).
+
+        Returns
+        -------
+        lower, upper : numpy or dask array, float64
+            As :meth:`predict`; infinite where the data do not determine the parameters.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`predict`, or if `level` is no probability in (0, 1).
+        """
+        return self._around("confidence_band()", x, level, 0.0)
+
+    def prediction_interval(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
+        """Interval for a new observation at each x, ``f ± t √(j C jᵀ + s²)``.
+
+        As :meth:`confidence_band`, with the variance ``s² = Σ (y - f)² / dof`` of the residuals in
+        y's units: the new observation is taken to scatter as those fitted did on average, also
+        where their sigma differ.
+
+        Parameters
+        ----------
+        x : array_like or tuple of array_like, optional
+            As in :meth:`predict`.
+        level : float
+            Probability with which an interval covers the new observation, in (0, 1).
+
+        Returns
+        -------
+        lower, upper : numpy or dask array, float64
+            As :meth:`predict`.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`confidence_band`.
+        """
+        scatter = self.moments.sq_residuals / self.dof if self.dof > 0 else math.inf
+        return self._around("prediction_interval()", x, level, scatter)
+
+    def robust_pcov(self) -> FloatArray:
+        """Covariance of the estimates that needs no equal, or known, variances.
+
+        The sandwich ``n / dof · (JᵀJ)⁻¹ (Σ r² j jᵀ) (JᵀJ)⁻¹`` of weighted residuals and
+        derivatives, called HC1 (MacKinnon & White, J. Econometrics 29, 1985): right for many rows
+        that are independent, however their variances differ from what sigma says. One more reading
+        of the data, at each call.
+
+        Returns
+        -------
+        ndarray, shape (p, p), float64
+            Zero for fixed parameters; infinite where the data do not determine the parameters.
+
+        Raises
+        ------
+        InputError
+            If the result has no model or no data, or the loss was not linear: the formula is one of
+            least squares.
+        """
+        model = self._model("robust_pcov()")
+        if self.loss != "linear":
+            raise _errors.sandwich_of_robust_loss(self.loss)
+        scale = 1.0 if self.absolute_sigma else self.reduced_chi2
+        # A perfect fit has no residuals to make a covariance of, and pcov is zero already.
+        bread = self.pcov if scale == 0.0 else self.pcov / scale
+        return statistics.sandwich(bread, model.meat(self.popt), self.n_points, self.dof)
+
+    def plot(self, *, bins: tuple[int, int] = (200, 120), level: float = 0.95) -> Figure:
+        """Draw the data with the fit, and the residuals below.
+
+        Up to some thousands of rows are points. More are counted in cells, in two readings of the
+        data, so that the picture costs the same however many there are. Needs matplotlib:
+        ``pip install "nlsq_dask[plot]"``.
+
+        Parameters
+        ----------
+        bins : pair of int
+            Cells along the abscissa and the ordinate, where rows are counted.
+        level : float
+            Probability of the confidence band, in (0, 1).
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Shown by a notebook; ``savefig`` writes it to a file.
+
+        Raises
+        ------
+        MissingLibraryError
+            If matplotlib is not installed.
+        InputError
+            If the result has no model or no data.
+        """
+        return plot_fit(self, bins, level)
+
+    def summary(self) -> str:
+        """The full report: estimates with intervals, statistics, correlations, and what it took."""
+        return _report.full_report(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but `fitted`, in plain JSON types.
+
+        Returns
+        -------
+        dict
+            By field name. Numbers that are not finite are the text "inf", "-inf" or "nan", the
+            status is its number.
+        """
+        return _result_json.to_fields(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to a JSON file, without model and data.
+
+        The size of the file depends on the number of parameters and evaluations, not of rows. It
+        appears under its name only when it is complete, and replaces one that is there.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        _result_json.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, model: Callable[..., Any] | None = None) -> Self:
+        """Read a result that :meth:`save` wrote, to the same bits.
+
+        Parameters
+        ----------
+        path : path-like
+        model : callable, optional
+            The model that was fitted, ``model(x, *params)``, for :meth:`predict` and the intervals
+            at given x. What needs the data themselves is left to the result of the fit.
+
+        Returns
+        -------
+        FitResult
+
+        Raises
+        ------
+        InputError
+            If the file holds something else, is damaged, or was written by a later release.
+        ModelError
+            If `model` does not take the parameters of the result.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        >>> result = FitResult.load("decay.json", model=decay)  # doctest: +SKIP
+        >>> lower, upper = result.confidence_band(x)  # doctest: +SKIP
+        """
+        result = cls(**_result_json.read(Path(path)))
+        if model is None:
+            return result
+        fitted = FittedModel.of_model(
+            model, result.names, result.structure, result.n_coords, result.popt
+        )
+        return replace(result, fitted=fitted)
 
     def __iter__(self) -> Iterator[FloatArray]:
         yield self.popt
         yield self.pcov
 
     def __str__(self) -> str:
-        return _report(self)
+        return _report.short_report(self)
 
+    def _repr_html_(self) -> str:
+        return _report.html_report(self)
 
-def format_uncertain(value: float, error: float) -> str:
-    """Write ``value ± error`` with two significant digits of the error.
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle with all the data would be as large as they are, and many models have none.
+        return {**vars(self), "fitted": None}
 
-    The convention of the Particle Data Group's Review (section "Rounding"), with two digits always.
-    """
-    if not math.isfinite(error):
-        return f"{value:.8g} ± {error}"
-    if error == 0.0:
-        return f"{value:.10g} ± 0"
-    exponent = math.floor(math.log10(error))
-    decimals = 1 - exponent
-    if exponent >= -4 and decimals >= 0 and abs(value) < 1e7:
-        return f"{value:.{decimals}f} ± {error:.{decimals}f}"
-    power = math.floor(math.log10(max(abs(value), error)))
-    digits = max(power - exponent + 1, 1)
-    scale = 10.0**power
-    return f"({value / scale:.{digits}f} ± {error / scale:.{digits}f})e{power:+03d}"
+    def _model(self, method: str) -> FittedModel:
+        if self.fitted is None:
+            raise _errors.result_without_model(method)
+        return self.fitted
 
-
-def _report(result: FitResult) -> str:
-    """A table of estimates, and how they were found."""
-    width = max(len(name) for name in result.names)
-    bounds = {-1: "  (at its lower bound)", 0: "", 1: "  (at its upper bound)"}
-    lines = ["Fit converged" if result.success else "Fit DID NOT converge"]
-    lines[0] += f": {result.message}"
-    for (name, parameter), active in zip(result.params.items(), result.active_mask, strict=True):
-        lines.append(f"  {name:<{width}} = {parameter}{bounds[int(active)]}")
-    rows = [
-        ("rows", f"{result.n_points:,}"),
-        ("chi2", f"{result.chi2:.8g}"),
-        ("reduced chi2", f"{result.reduced_chi2:.6g}  ({result.dof:,} degrees of freedom)"),
-        ("strategy", result.strategy),
-        ("passes", f"{result.n_passes}  ({result.nfev} evaluations, {result.nit} steps)"),
-        ("status", f"{int(result.status)} ({result.status.name})"),
-    ]
-    if result.starts:
-        ran, basins = sum(s.basin is not None for s in result.starts), n_basins(result.starts)
-        ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
-        rows.insert(-1, ("starts", f"{len(result.starts)}, {ends}"))
-    if result.checkpoint is not None:
-        rows.append(("checkpoints", result.checkpoint))
-    lines += [f"  {label:<13} {text}" for label, text in rows]
-    return "\n".join(lines)
+    def _around(self, method: str, x: Any, level: float, variance: float) -> tuple[Array, Array]:
+        """The model's values, less and plus a multiple of their standard errors."""
+        quantile = student_quantile(level, self.dof)
+        model = self._model(method)
+        values = model.values(self.popt, x)
+        errors = model.standard_errors(self.popt, self.pcov, x)
+        if variance:
+            errors = np.sqrt(errors**2 + variance)
+        # Infinitely many errors are no number where an error is zero.
+        half = quantile * errors if math.isfinite(quantile) else errors + math.inf
+        return values - half, values + half

@@ -57,9 +57,9 @@ class CountingStore(WrapperStore[LocalStore]):
 def stored(path: Path, values: np.ndarray, chunks: Any, **options: Any) -> zarr.Array[Any]:
     """An array in a counting store, with nothing counted yet; its chunks are not compressed."""
     store = CountingStore(LocalStore(path))
-    options = {"compressors": None, **options}
+    options = {"compressors": None, "fill_value": np.nan, **options}
     array = zarr.create_array(
-        store, shape=values.shape, chunks=chunks, dtype=values.dtype, fill_value=np.nan, **options
+        store, shape=values.shape, chunks=chunks, dtype=values.dtype, **options
     )
     array[...] = values
     store.clear_counts()

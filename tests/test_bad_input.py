@@ -61,8 +61,9 @@ DATA = {
     "a dictionary": (dict(y={"a": 1}), InputTypeError, "y has dtype object"),
     "None": (dict(y=None), InputTypeError, "y has dtype object"),
     "ragged": (dict(y=[[1, 2], [3]]), InputError, "y cannot be made an array"),
-    "masked y": (dict(y=np.ma.masked_less(Y, 0.6)), InputError, "y is a masked array"),
-    "masked x": (dict(x=np.ma.masked_less(X, 0.6)), InputError, "x is a masked array"),
+    "all of y masked": (
+        dict(y=np.ma.masked_greater(Y, -1)), InputError, "all 100 rows are left out"
+    ),
     "zero sigma": (
         dict(sigma=with_value(0.0)), InputError, "sigma has 1 values that are not positive"
     ),
@@ -74,8 +75,8 @@ DATA = {
     "NaN in some y": (
         dict(y=with_value(np.nan, [3, 50, 99])), InputError, "y has 3 values that are NaN"
     ),
-    "masked Dask array": (
-        dict(y=da.ma.masked_less(lazy(Y), 0.6)), InputError, "y is a masked array"
+    "all of a Dask array masked": (
+        dict(y=da.ma.masked_greater(lazy(Y), -1)), InputError, "all 100 rows are left out"
     ),
     "unknown chunks": (
         dict(y=lazy(Y)[lazy(Y) > 0.6]), InputError, "y.compute_chunk_sizes() first"

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from nlsq_dask import CheckpointWarning, InputError, Status, fit
 from nlsq_dask.core.factor import Linearization
-from nlsq_dask.core.trf import IterationRecord, TrfState
+from nlsq_dask.core.normal_equations import Moments
+from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.io import checkpoint as checkpoint_module
 from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore
 from tests.same_result import assert_same_result
@@ -68,21 +69,27 @@ def arrays(*shape):
     return values.map(lambda v: np.array(v, np.float64).reshape(shape))
 
 
-records = st.builds(IterationRecord, counts, counts, floats, floats, floats, floats, st.booleans())
+records = st.builds(
+    IterationRecord, counts, counts, floats, floats, floats, floats, st.booleans(), floats
+)
 statuses = st.sampled_from([None, *Status])
+
+
+_FLOATS = ("cost", "chi2", "attainable", "radius", "alpha", "optimality")
 
 
 @st.composite
 def states(draw):
     p = draw(st.integers(1, 4))
     linearization = Linearization(*(draw(arrays(*s)) for s in ((p, p), (p,), (p,))), draw(floats))
-    return TrfState(
+    return SolverState(
         params=draw(arrays(p)),
         linearization=linearization,
         scale_inv=draw(arrays(p)),
+        moments=Moments(*(draw(floats) for _ in fields(Moments))),
         status=draw(statuses),
         history=tuple(draw(st.lists(records, max_size=3))),
-        **{name: draw(floats) for name in ("cost", "chi2", "radius", "alpha", "optimality")},
+        **{name: draw(floats) for name in _FLOATS},
         **{name: draw(counts) for name in ("n_points", "n_skipped", "nfev", "njev", "n_refined")},
     )
 
@@ -115,8 +122,9 @@ def test_every_state_reads_back_to_the_same_bits(state, n_passes, tmp_path_facto
 
 def a_state():
     linearization = Linearization(np.eye(2), np.ones(2), np.ones(2), 1.0)
-    return TrfState(
-        np.array([1.0, 2.0]), linearization, 1.0, 2.0, 9, 0, np.ones(2), 1.0, 0.0, 0.5, 3, 2, 0,
+    return SolverState(
+        np.array([1.0, 2.0]), linearization, 1.0, 2.0, 9, 0, Moments(), 0.0, np.ones(2), 1.0, 0.0,
+        0.5, 3, 2, 0,
         None, (),
     )  # fmt: skip
 
@@ -135,7 +143,7 @@ def test_the_format_is_open(tmp_path):
     assert set(content) == {"format", "problem", "versions", "n_passes", "starts", "state"}
     assert set(content["versions"]) == {"nlsq_dask", "dask", "jax", "numpy"}
     assert content["state"]["params"] == result.popt.tolist()
-    assert set(content["state"]) == {f.name for f in fields(TrfState)}
+    assert set(content["state"]) == {f.name for f in fields(SolverState)}
 
 
 # What is on the disk

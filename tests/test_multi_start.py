@@ -24,7 +24,8 @@ from nlsq_dask._multi_start import (
     draw_starts,
     search_box,
 )
-from nlsq_dask.core.trf import TrfOptions, minimize
+from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.engines.dask import SAMPLE_BLOCKS, DaskEvaluator
 from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
 from nlsq_dask.io.checkpoint import to_json
@@ -306,7 +307,7 @@ def test_a_basin_is_a_standard_error_wide(sigmas, shared):
     spec = prepare_model(line, ("a", "b"), observations.structure, 1)
     with standard_evaluator(observations, spec) as evaluator:
         free = np.full(2, np.inf)
-        end = minimize(evaluator, np.ones(2), -free, free, TrfOptions())
+        end = minimize(evaluator, np.ones(2), -free, free, SolverOptions())
     # A step of so many standard errors, in a direction that mixes the parameters.
     deviation = math.sqrt(end.chi2 / (x.size - 2))
     step = sigmas * deviation * np.linalg.solve(end.r_factor, [0.6, 0.8])

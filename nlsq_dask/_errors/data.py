@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nlsq_dask._errors.kinds import (
     InputError,
     InputTypeError,
+    join_names,
 )
 
 
@@ -18,14 +21,6 @@ def not_real(name: str, dtype: object) -> InputTypeError:
     return InputTypeError(
         f"{name} has dtype {dtype}, but a fit needs real numbers: convert it, for example with "
         f"{name}.astype(float), or fit the real and imaginary parts of complex data."
-    )
-
-
-def masked(name: str) -> InputError:
-    """An array is masked."""
-    return InputError(
-        f"{name} is a masked array, whose hidden values would enter the fit: pass only the rows "
-        "that are not masked, for example x[~y.mask] and y.compressed()."
     )
 
 
@@ -51,18 +46,117 @@ def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) 
     )
 
 
-def sigma_not_positive(count: int, example: float) -> InputError:
-    """Standard deviations must be positive."""
-    return InputError(
-        f"sigma has {count} values that are not positive (one is {example!r}): standard "
-        "deviations must be greater than zero."
+def mask_not_boolean(dtype: object) -> InputTypeError:
+    """A mask holds something other than truth values."""
+    return InputTypeError(
+        f"mask has dtype {dtype}, but a mask holds True for rows to leave out and False for the "
+        "others: compare first, for example mask=(flags != 0)."
     )
 
 
-def not_finite(name: str, count: int, first: tuple[int, ...] | None) -> InputError:
-    """Values are NaN or infinite."""
-    place = "" if first is None else f", the first at index {first}"
+def fill_value_not_a_number(value: object) -> InputTypeError:
+    """The value that stands for missing rows is no number."""
+    return InputTypeError(
+        f"fill_value = {value!r} is no real number: pass the one number that stands for missing "
+        "values of y, or a mask."
+    )
+
+
+def fill_value_does_not_fit(value: object, dtype: object) -> InputError:
+    """No value of y can equal the fill value."""
+    return InputError(
+        f"fill_value = {value!r} cannot be held by y's dtype {dtype}, so that no row equals it: "
+        "pass the value as it is stored in y."
+    )
+
+
+def all_left_out(n_rows: int, causes: Sequence[str]) -> InputError:
+    """Nothing remains to be fitted."""
+    return InputError(
+        f"all {n_rows} rows are left out: check {join_names(causes)} (True in a mask leaves a row "
+        "out)."
+    )
+
+
+def sigma_not_positive(count: int, example: float, place: str = "") -> InputError:
+    """Standard deviations must be positive."""
+    remedy = ", and nan_policy='omit' leaves out rows with NaN" if example != example else ""
+    return InputError(
+        f"sigma has {count} values that are not positive (one is {example!r}){place}: standard "
+        f"deviations must be greater than zero{remedy}."
+    )
+
+
+def not_finite(name: str, count: int, place: str, n_affected: int, n_nan: int) -> InputError:
+    """Values are NaN or infinite.
+
+    Parameters
+    ----------
+    name : str
+        The first array that has such values.
+    count : int
+        Rows with such values in this array.
+    place : str
+        Where the first is, from the comma on.
+    n_affected, n_nan : int
+        Rows with such a value in any array, and rows with NaN among them.
+    """
+    remedies = []
+    if n_nan:
+        remedies.append(f"nan_policy='omit' leaves out the {n_nan} with NaN")
+    if n_nan < n_affected:
+        remedies.append("a mask leaves out those with infinite values")
     return InputError(
         f"{name} has {count} values that are NaN or infinite{place} (array must not contain infs "
-        "or NaNs): remove those rows."
+        f"or NaNs). {n_affected} rows are affected in all: {' and '.join(remedies)}."
+    )
+
+
+def coordinates_wrong(structure: str, count: int, got: object) -> InputError:
+    """Coordinates are not of the form that the model was fitted with."""
+    wanted = {
+        "tuple": f"a tuple of {count} arrays that broadcast together",
+        "stacked": f"an array ({count}, ...), with one coordinate behind the other",
+    }[structure]
+    shape = getattr(got, "shape", None)
+    what = f"has shape {tuple(shape)}" if shape is not None else f"is a {type(got).__name__}"
+    if isinstance(got, tuple | list):
+        what += f" of length {len(got)}"
+    return InputError(
+        f"x {what}, but the model was fitted with {count} coordinates: pass {wanted}."
+    )
+
+
+def coordinates_do_not_broadcast(shapes: Sequence[tuple[int, ...]]) -> InputError:
+    """Coordinates of different shapes."""
+    listed = ", ".join(str(tuple(shape)) for shape in shapes)
+    return InputError(
+        f"the coordinates in x have shapes {listed}, which do not broadcast together: pass arrays "
+        "of one shape, or with lengths of 1 where they do not vary."
+    )
+
+
+def covariance_in_parts() -> InputError:
+    """A covariance matrix was given for rows that are not evaluated together."""
+    return InputError(
+        "sigma is a covariance matrix, which ties every row to all others, so that the rows must "
+        "be in memory and are evaluated together: pass standard deviations of y's shape to fit "
+        "Dask or Zarr arrays or in chunks, or load a small part of the data, and leave strategy "
+        "to 'auto'."
+    )
+
+
+def sigma_not_positive_definite() -> InputError:
+    """A covariance matrix has no Cholesky factor."""
+    return InputError(
+        "`sigma` must be positive definite. The matrix has an eigenvalue that is zero or negative, "
+        "or is not symmetric: pass a covariance matrix, or standard deviations of y's shape."
+    )
+
+
+def covariance_not_finite(count: int) -> InputError:
+    """A covariance matrix has values that are no numbers."""
+    return InputError(
+        f"sigma has {count} values that are NaN or infinite (array must not contain infs or "
+        "NaNs): a covariance matrix must be finite for all rows that are not left out."
     )

@@ -40,6 +40,10 @@ class ConvergenceError(FitError, RuntimeError):
     """No optimum was found, where a caller asked for a result or an exception."""
 
 
+class MissingLibraryError(FitError, ImportError):
+    """An optional library is needed that is not installed; the message says how to install it."""
+
+
 class FitWarning(UserWarning):
     """Base class of every warning given by nlsq_dask."""
 
@@ -57,13 +61,15 @@ class CheckpointWarning(FitWarning):
 
 
 class Status(IntEnum):
-    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares``."""
+    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares``; 5 is our own."""
 
+    CALLBACK = -2
     MAX_EVALUATIONS = 0
     GRADIENT = 1
     COST = 2
     STEP = 3
     COST_AND_STEP = 4
+    STATISTICAL = 5
 
     @property
     def success(self) -> bool:
@@ -77,6 +83,10 @@ class Status(IntEnum):
 
 
 _STATUS_MESSAGES = {
+    Status.CALLBACK: (
+        "`callback` raised StopIteration: the result is the best point so far, from which another "
+        "fit can go on with p0=result.popt."
+    ),
     Status.MAX_EVALUATIONS: (
         "The maximum number of function evaluations was reached before convergence: "
         "raise max_nfev, improve p0, or loosen ftol, xtol and gtol."
@@ -85,6 +95,10 @@ _STATUS_MESSAGES = {
     Status.COST: "`ftol` termination condition is satisfied.",
     Status.STEP: "`xtol` termination condition is satisfied.",
     Status.COST_AND_STEP: "Both `ftol` and `xtol` termination conditions are satisfied.",
+    Status.STATISTICAL: (
+        "`stat_tol` and `ftol` termination conditions are satisfied: another pass would not move "
+        "the estimates by a noticeable part of their standard errors."
+    ),
 }
 
 

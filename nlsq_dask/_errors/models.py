@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nlsq_dask._errors.kinds import (
     InputError,
@@ -50,14 +50,16 @@ def unknown_parameter_count(model: str) -> ModelError:
     """The signature leaves the number of parameters open."""
     return ModelError(
         f"the model {model} takes *args, so that its signature does not say how many parameters "
-        "there are: pass p0 with one starting value a parameter."
+        "there are (Unable to determine number of fit parameters.): pass p0 with one starting "
+        "value a parameter."
     )
 
 
 def no_parameters(model: str) -> ModelError:
     """A model takes x only."""
     return ModelError(
-        f"the model {model} has no parameters to fit: write it as model(x, a, b, ...)."
+        f"the model {model} has no parameters to fit (Unable to determine number of fit "
+        "parameters.): write it as model(x, a, b, ...)."
     )
 
 
@@ -208,4 +210,107 @@ def not_row_wise(reason: str) -> NotRowWiseError:
         f"the model is not row-wise: it {reason}, but data in chunks are evaluated chunk by chunk. "
         "Make each value depend on its own row of x only (pass what comes from all rows as a "
         "number, or as a coordinate of its own), or fit data in memory with strategy='standard'."
+    )
+
+
+def jac_unknown(value: object, choices: Sequence[str]) -> InputError:
+    """Derivatives are neither a function nor one of SciPy's words."""
+    quoted = join_names([repr(choice) for choice in choices])
+    return InputError(
+        f"jac = {value!r} is unknown: pass a function jac(x, a, b, ...) that returns the derivatives "
+        f"of the model's values (n, p), None, or one of {quoted}, which here mean None."
+    )
+
+
+def jacobian_arguments(name: str, names: Sequence[str]) -> ModelError:
+    """The user's derivatives do not take what the model takes."""
+    return ModelError(
+        f"jac = {name} does not take the model's arguments by position: write it as "
+        f"jac(x, {', '.join(names)})."
+    )
+
+
+def of_argument(error: ModelError, argument: str, name: str) -> ModelError:
+    """An error of a function that is examined as a model is, in its own words."""
+    return type(error)(str(error).replace(f"the model {name}", f"{argument} = {name}"))
+
+
+def jacobian_output_shape(name: str, got: tuple[int, ...], rows: int, size: int) -> ModelError:
+    """The user's derivatives have the wrong shape."""
+    return ModelError(
+        f"jac = {name} returned shape {tuple(got)} for {rows} rows and {size} parameters: return "
+        f"the derivatives of the model's values, shape ({rows}, {size}), one column a parameter."
+    )
+
+
+def loss_output_shape(name: str, got: tuple[int, ...], rows: int) -> ModelError:
+    """The user's loss has the wrong shape."""
+    return ModelError(
+        f"loss = {name} returned shape {tuple(got)} for {rows} values of z: return rho, rho' and "
+        f"rho'' stacked, shape (3, {rows})."
+    )
+
+
+def model_argument_count(model: str, names: Sequence[str], count: int) -> InputTypeError:
+    """A ready-made model is called with another number of parameters than it has."""
+    return InputTypeError(
+        f"{model} takes x and {len(names)} parameters ({join_names(names)}), but {count} were "
+        "given: pass one value for each."
+    )
+
+
+def model_coordinates(model: str, expected: int | None, count: int) -> InputTypeError:
+    """A ready-made model gets another number of coordinates than it has."""
+    remedy = "one array" if expected == 1 else f"a tuple of {expected} arrays"
+    return InputTypeError(
+        f"{model} is a function of {expected} coordinate(s), but x has {count}: pass {remedy} as x."
+    )
+
+
+def model_prefix(prefix: object, name: str) -> InputError:
+    """A prefix makes no parameter names."""
+    return InputError(
+        f"prefix is {prefix!r}, with which a parameter would be named {f'{prefix}{name}'!r}: pass "
+        "a prefix of letters, digits and underscores that does not begin with a digit, for "
+        "example 'line_'."
+    )
+
+
+def not_a_model(other: object) -> InputTypeError:
+    """Something is added to a ready-made model that is none."""
+    return InputTypeError(
+        f"{other!r} cannot be added to a model of nlsq_dask.models: add another of them (a number "
+        "that is to be fitted is Constant()), or write a function that calls the model and adds "
+        "the rest, def f(x, a, b, ...): return model(x, a, b) + ..."
+    )
+
+
+def empty_sum() -> InputError:
+    """A sum without terms."""
+    return InputError("a sum of models needs at least one term: pass models, or add them with +.")
+
+
+def sum_of_coordinates(counts: Mapping[str, int]) -> InputError:
+    """Models of different numbers of coordinates are added."""
+    listed = ", ".join(f"{model} of {count}" for model, count in counts.items())
+    return InputError(
+        f"models of different numbers of coordinates cannot be added ({listed}): add models of "
+        "the same x, or Constant(), which takes any."
+    )
+
+
+def guess_shapes(shapes: Sequence[tuple[int, ...]]) -> InputError:
+    """Coordinates and observations for a guess do not fit together."""
+    *coords, y = map(str, shapes)
+    return InputError(
+        f"x of shape {join_names(coords)} does not broadcast with y of shape {y}: pass one value "
+        "of each coordinate for each observation."
+    )
+
+
+def guess_without_rows(model: str) -> InputError:
+    """Nothing to guess from."""
+    return InputError(
+        f"{model} cannot guess its parameters, since no row of x and y is finite: pass data, or "
+        "starting values."
     )

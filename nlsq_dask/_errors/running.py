@@ -10,6 +10,8 @@ from nlsq_dask._errors.kinds import (
     ConvergenceWarning,
     CovarianceWarning,
     InputError,
+    InputTypeError,
+    ModelError,
     Status,
     in_units,
     join_names,
@@ -168,4 +170,27 @@ def chunk_too_large(
         f"for chunks of {in_units(fitting_bytes)}: rechunk, for example y.rechunk({fitting_chunks})"
         f", or da.from_zarr(store, chunks={fitting_chunks}) for data in a store, or start workers "
         "with more memory or fewer threads."
+    )
+
+
+def callback_not_callable(value: object) -> InputTypeError:
+    """A callback is no function."""
+    return InputTypeError(
+        f"callback = {value!r} cannot be called: pass a function callback(intermediate_result), "
+        "which may raise StopIteration to end the fit."
+    )
+
+
+def verbose_invalid(value: object) -> InputError:
+    """There is no such level of reports."""
+    return InputError(
+        f"verbose = {value!r}: pass 0 for silence, 1 for a report at the end, or 2 for a line at "
+        "every evaluation."
+    )
+
+
+def guess_failed(model: str, cause: object) -> ModelError:
+    """A model's own guess is of no use."""
+    return ModelError(
+        f"the guess of the model {model} failed ({cause}): pass p0, one starting value a parameter."
     )

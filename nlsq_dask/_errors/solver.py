@@ -55,7 +55,7 @@ def bound_is_nan(side: str, names: Sequence[str]) -> InputError:
 def bounds_crossed(name: str, lower: float, upper: float) -> InputError:
     """A lower bound is not below the upper one."""
     return InputError(
-        f"parameter {name} has the lower bound {lower!r} and the upper bound {upper!r}: each lower "
+        f"parameter {name} has the lower bound {lower!r} and the upper bound {upper!r}: Each lower "
         "bound must be strictly less than each upper bound."
     )
 
@@ -104,8 +104,9 @@ def p0_not_finite(names: Sequence[str]) -> InputError:
 def p0_infeasible(name: str, value: float, lower: float, upper: float) -> InputError:
     """A starting value lies outside of its bounds."""
     return InputError(
-        f"p0 is infeasible: {name} = {value!r} lies outside of its bounds [{lower!r}, {upper!r}]: "
-        "move the starting value inside, or widen the bounds."
+        f"p0 is infeasible: {name} = {value!r} lies outside of its bounds [{lower!r}, {upper!r}] "
+        "(Initial guess is outside of provided bounds): move the starting value inside, or widen "
+        "the bounds."
     )
 
 
@@ -158,3 +159,34 @@ def x_scale_shape(shape: tuple[int, ...], size: int) -> InputError:
         f"x_scale has shape {shape} but the model has {size} parameters: pass 'jac', or an array "
         f"of shape ({size},)."
     )
+
+
+def unknown_loss(value: object, choices: Sequence[str]) -> InputError:
+    """A loss is neither known nor a function."""
+    quoted = join_names([repr(choice) for choice in choices])
+    return InputError(
+        f"loss = {value!r} is unknown: `loss` must be one of {quoted} or a callable that returns "
+        "[rho, rho', rho''] of shape (3, n) for z (n,)."
+    )
+
+
+def f_scale_invalid(value: object) -> InputError:
+    """The scale of a loss is not positive."""
+    return InputError(
+        f"f_scale = {value!r}: pass a positive finite number, the residual from which on rows are "
+        "to count less."
+    )
+
+
+def lm_with_loss(loss: str) -> InputError:
+    """The Levenberg-Marquardt method knows only least squares."""
+    return InputError(
+        f"loss = {loss!r} with method='lm': method='lm' supports only 'linear' loss function. Use "
+        "method='trf' or 'dogbox' for a robust loss."
+    )
+
+
+def method_unknown(value: object, choices: Sequence[str]) -> InputError:
+    """A method is not known."""
+    quoted = join_names([repr(choice) for choice in choices])
+    return InputError(f"method = {value!r} is unknown: `method` must be one of {quoted}.")

@@ -1,21 +1,23 @@
 """Covariance of the estimates, out of the triangular factor of the Jacobian.
 
 At the optimum the covariance is approximated by ``s² (Jᵀ J)⁻¹ = s² (Rᵀ R)⁻¹``, where ``s²`` is 1
-if the σ of the data are absolute, and else estimated by the reduced chi-square ``chi2 / (n - p)``
-(Seber & Wild, "Nonlinear Regression", 1989, section 2.1.2; Press et al., "Numerical Recipes",
-15.6).
+if the σ of the data are absolute, and else estimated by ``2 cost / (n - p)``: the reduced
+chi-square (Seber & Wild, "Nonlinear Regression", 1989, section 2.1.2; Press et al., "Numerical
+Recipes", 15.6), or for a robust loss, as in ``scipy.optimize.curve_fit``, the same of the robust
+cost.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import column_norms, nonzero, rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 
 
 def covariance(
-    r_factor: FloatArray, chi2: float, n_points: int, *, absolute_sigma: bool
+    r_factor: FloatArray, cost: float, n_points: int, *, absolute_sigma: bool
 ) -> tuple[FloatArray, bool]:
     """Estimate the covariance of the parameters.
 
@@ -23,8 +25,8 @@ def covariance(
     ----------
     r_factor : ndarray, shape (p, p), float64
         Factor of the weighted Jacobian at the optimum.
-    chi2 : float
-        Sum of squared weighted residuals at the optimum.
+    cost : float
+        At the optimum: half the sum of squared weighted residuals, or of their robust loss.
     n_points : int
         Rows that entered the fit.
     absolute_sigma : bool
@@ -51,5 +53,5 @@ def covariance(
     root = v_transposed.T / singular / norms[:, None]
     pcov = root @ root.T
     if not absolute_sigma:
-        pcov *= chi2 / (n_points - size)
+        pcov *= estimated_variance(cost, n_points, size)
     return pcov, True

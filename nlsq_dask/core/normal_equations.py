@@ -50,6 +50,12 @@ class Moments:
     mean: float = 0.0
     scatter: float = 0.0
 
+    def with_y_of(self, other: Moments) -> Moments:
+        """Take what does not depend on parameters from other moments of the same rows."""
+        return Moments(
+            self.abs_residuals, self.sq_residuals, other.weight, other.mean, other.scatter
+        )
+
     def __add__(self, other: Moments) -> Moments:
         """Combine the moments of two sets of rows.
 
@@ -88,6 +94,7 @@ class NormalEquations:
     n_skipped : int
         Rows left out: masked or missing.
     moments : Moments
+        An engine may compute those of y in its first pass alone, and repeat them.
     """
 
     gram: FloatArray
@@ -115,6 +122,25 @@ class NormalEquations:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one reading tells of several points.
+
+    Attributes
+    ----------
+    sums : NormalEquations
+        At the first point.
+    costs : ndarray, shape (k,), float64
+        At the others.
+    """
+
+    sums: NormalEquations
+    costs: FloatArray
+
+    def __add__(self, other: Survey) -> Survey:
+        return Survey(self.sums + other.sums, self.costs + other.costs)
+
+
 class Evaluator(Protocol):
     """Whatever turns parameters into normal equations by one reading of all rows."""
 
@@ -136,4 +162,16 @@ class Evaluator(Protocol):
         NormalEquations
             Sums for ``J @ basis``. A non-finite model value gives a non-finite cost, not an error.
         """
+        ...
+
+
+class CostEvaluator(Evaluator, Protocol):
+    """An evaluator that also tells the costs of several points in one pass."""
+
+    def costs(self, candidates: FloatArray) -> FloatArray:
+        """Costs (k,) of candidates (k, p)."""
+        ...
+
+    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
+        """Sums at a point, and the costs of candidates (k, p)."""
         ...

@@ -76,7 +76,9 @@ class Spectrum:
         return length - radius, -length * float(np.sum((step / length) ** 2 / shifted))
 
 
-def solve(spectrum: Spectrum, radius: float, alpha: float) -> tuple[FloatArray, float]:
+def solve(
+    spectrum: Spectrum, radius: float, alpha: float, slack: float = 0.0
+) -> tuple[FloatArray, float]:
     """Solve the subproblem.
 
     Parameters
@@ -86,16 +88,19 @@ def solve(spectrum: Spectrum, radius: float, alpha: float) -> tuple[FloatArray, 
         Δ > 0.
     alpha : float
         First guess of α; the solution of the last, similar subproblem serves well.
+    slack : float
+        How far, as a fraction of Δ, the length of the step may be from it. Zero asks for Δ itself.
 
     Returns
     -------
     step : ndarray, shape (p,), float64
-        Of a length up to `radius`.
+        Of a length up to ``(1 + slack) * radius``. With slack it is ``s(α)`` for the α returned,
+        without it that is scaled to the boundary.
     alpha : float
         The Levenberg-Marquardt parameter; 0 if the step lies within the radius.
     """
     full = spectrum.step(0.0)
-    if np.linalg.norm(full) <= radius:
+    if np.linalg.norm(full) <= (1.0 + slack) * radius:
         return full, 0.0
     # From here on ‖s(0)‖ > Δ > 0: the root exists and lies between the bounds of Moré's section 5.
     phi, slope = spectrum.excess_length(0.0, radius)
@@ -107,12 +112,16 @@ def solve(spectrum: Spectrum, radius: float, alpha: float) -> tuple[FloatArray, 
         phi, slope = spectrum.excess_length(alpha, radius)
         if phi < 0.0:
             most = alpha
+        if slack and abs(phi) <= slack * radius:
+            return spectrum.step(alpha), alpha
         least = max(least, alpha - phi / slope)
         # Newton's method on 1/‖s(α)‖ - 1/Δ, which is nearly linear in α.
         alpha -= (phi + radius) / radius * (phi / slope)
         if abs(phi) < RADIUS_RTOL * radius:
             break
     step = spectrum.step(alpha)
+    if slack:
+        return step, alpha
     # Exactly on the boundary, so that a rejected step and a smaller radius never agree.
     return step * (radius / np.linalg.norm(step)), alpha
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations, Survey
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.block import Rows
 
 # What sums over blocks are made of; costs of several candidates are arrays.
-SumT = TypeVar("SumT", NormalEquations, FloatArray)
+SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey)
 
 _local = threading.local()
 
 
 def accumulate(
     of_rows: Callable[[Rows], SumT],
-    zero: SumT,
+    nothing: Callable[[int], SumT],
     blocks: Iterable[Block],
     weighted: bool,
     stage_rows: int = STAGE_ROWS,
@@ -32,8 +35,8 @@ def accumulate(
     ----------
     of_rows : callable
         The kernel's sum over staged rows: normal equations, or costs.
-    zero : sum
-        The sum over no rows.
+    nothing : callable
+        The sum over no rows, given how many rows were left out.
     blocks : iterable of Block
         Read one after the other; a block is let go before the next is asked for.
     weighted : bool
@@ -41,7 +44,7 @@ def accumulate(
     stage_rows : int
         Rows of the staging buffer.
     """
-    total = zero
+    total = nothing(0)
     stage: Stage | None = None
     for block in blocks:
         if stage is None:
@@ -50,18 +53,53 @@ def accumulate(
         while start < size:
             start = stage.fill(block, start)
             if stage.full:
-                total = total + of_rows(rows_of_stage(stage))
+                total = total + _sum_of_stage(of_rows, nothing, stage)
                 stage.clear()
         del block
-    if stage is not None and stage.n_rows:
-        total = total + of_rows(rows_of_stage(stage))
+    if stage is not None:
+        total = total + _sum_of_stage(of_rows, nothing, stage)
     _local.stage = stage
     return total
+
+
+def no_rows(size: int) -> Callable[[int], NormalEquations]:
+    """Normal equations over no rows, given how many were left out, for ``size`` directions."""
+
+    def nothing(n_left_out: int) -> NormalEquations:
+        return replace(NormalEquations.zero(size), n_skipped=n_left_out)
+
+    return nothing
+
+
+def no_costs(size: int) -> Callable[[int], FloatArray]:
+    """Costs of ``size`` candidates over no rows, however many were left out."""
+    return lambda _: np.zeros(size)
+
+
+def no_survey(size: int, n_candidates: int) -> Callable[[int], Survey]:
+    """What a survey finds in no rows, given how many were left out."""
+    nothing, costs = no_rows(size), np.zeros(n_candidates)
+    return lambda n_left_out: Survey(nothing(n_left_out), costs)
+
+
+def no_meat(size: int) -> Callable[[int], FloatArray]:
+    """Products of scores of ``size`` parameters over no rows, however many were left out."""
+    return lambda _: np.zeros((size, size))
 
 
 def rows_of_stage(stage: Stage) -> Rows:
     """The filled rows of a stage, as the kernel takes them."""
     return Rows(stage.coords, stage.y, stage.weights, stage.n_rows)
+
+
+def _sum_of_stage(
+    of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT], stage: Stage
+) -> SumT:
+    """The sum over the rows of a stage, which may be none, with those that were left out."""
+    if not stage.n_rows:
+        return nothing(stage.n_left_out)
+    sums = of_rows(rows_of_stage(stage))
+    return sums + nothing(stage.n_left_out) if stage.n_left_out else sums
 
 
 def _take_stage(n_coords: int, weighted: bool, capacity: int) -> Stage:

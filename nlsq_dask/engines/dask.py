@@ -15,6 +15,7 @@ import math
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -29,19 +30,22 @@ from dask.system import CPU_COUNT
 from dask.threaded import get as threaded_get
 from dask.typing import Key
 
+from nlsq_dask._errors import all_left_out
 from nlsq_dask.core.memory_budget import SAMPLE_ROWS
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.engines.group_task import (
     Sample,
     Work,
     add_in_order,
     group_costs,
+    group_meat,
     load,
     run_group,
+    survey_group,
     thin_group,
 )
 from nlsq_dask.engines.groups import StreamPlan, plan_stream
-from nlsq_dask.io.sources import Observations
+from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.model import ModelSpec
 
@@ -60,9 +64,14 @@ PassProgress = Callable[[int, int, int], None]
 # The same for one pass: blocks done, all blocks.
 BlockProgress = Callable[[int, int], None]
 
-# A sample is this fraction of the blocks, or so many blocks if that is more.
+# A sample is this fraction of the blocks, or so many blocks if that is more, of few blocks a part.
+# Along sorted data the blocks must not lie further apart than what is to be found there is wide.
 SAMPLE_FRACTION = 0.02
-SAMPLE_BLOCKS = 8
+SAMPLE_BLOCKS = 16
+SAMPLE_PART = 4
+
+# So many times as many blocks are read for a sample where nearly all rows were left out.
+SAMPLE_GROWTH = 8
 
 
 class Runner(Protocol):
@@ -117,7 +126,8 @@ class DaskEvaluator:
         self._sample_rows = sample_rows
         self.plan = plan or plan_stream(data)
         self.n_passes = 0
-        self._work = Work(spec, data.sigma is not None, device, stage_rows)
+        self._moments: Moments | None = None  # known after the first pass
+        self._work = Work(spec, data.layout, device, stage_rows)
         self._client = client
         self._threads = threads
         self._data = data
@@ -133,9 +143,27 @@ class DaskEvaluator:
     def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
         self.n_passes += 1
-        sums = self._runner.run(f"block-pass-{self.n_passes}", run_group, params, basis)
+        observe_y = self._moments is None
+        name = f"block-pass-{self.n_passes}"
+        sums = self._runner.run(name, run_group, params, basis, observe_y)
         assert isinstance(sums, NormalEquations)
-        return sums
+        return self._with_moments(sums)
+
+    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
+        """Sums at a point and the costs of candidates (k, p), in one pass over all rows."""
+        self.n_passes += 1
+        observe_y = self._moments is None
+        name = f"survey-pass-{self.n_passes}"
+        found = self._runner.run(name, survey_group, params, basis, candidates, observe_y)
+        assert isinstance(found, Survey)
+        return replace(found, sums=self._with_moments(found.sums))
+
+    def _with_moments(self, sums: NormalEquations) -> NormalEquations:
+        """Sums of at least one row, with the moments of y that the first pass found."""
+        if not sums.n_points:
+            raise all_left_out(self._data.n_rows, self._data.causes)
+        self._moments = self._moments or sums.moments
+        return replace(sums, moments=sums.moments.with_y_of(self._moments))
 
     def costs(self, candidates: FloatArray) -> FloatArray:
         """Half the sum of squared residuals of candidates (k, p), in one pass over all rows."""
@@ -143,23 +171,46 @@ class DaskEvaluator:
         name = f"costs-pass-{self.n_passes}"
         return np.asarray(self._runner.run(name, group_costs, candidates))
 
+    def meat(self, params: FloatArray) -> FloatArray:
+        """Sum of outer products of the rows' scores, (p, p), in one pass over all rows."""
+        self.n_passes += 1
+        name = f"meat-pass-{self.n_passes}"
+        return np.asarray(self._runner.run(name, group_meat, params))
+
     def sample(self) -> Observations:
         """Rows of a few whole chunks, spread over the chunk grid of every dimension.
 
         Returns
         -------
         Observations
-            In memory, flat; about `sample_rows` rows at most, of at most 2 % of the blocks, or of
-            eight blocks where that is more.
+            In memory, flat, without rows that are left out; about `sample_rows` rows at most, of at
+            most 2 % of the blocks, or of 16 blocks, a quarter of fewer than 64, where that is more.
+            Where these hold fewer rows that count than there are parameters, of more blocks.
+
+        Raises
+        ------
+        InputError
+            If all rows are left out.
         """
-        few = max(SAMPLE_BLOCKS, int(SAMPLE_FRACTION * self.plan.n_blocks))
+        n_blocks = self.plan.n_blocks
+        few = max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
+        rows = self._thinned(few)
+        while rows.y.size < len(self._work.spec.names) and few < self.plan.n_blocks:
+            few *= SAMPLE_GROWTH
+            rows = self._thinned(few)
+        if not rows.y.size:
+            raise all_left_out(self._data.n_rows, self._data.causes)
+        return Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)
+
+    def _thinned(self, n_blocks: int) -> Sample:
+        """Rows of so many blocks."""
         block_rows = math.prod(map(max, self.plan.chunks))
-        plan = plan_stream(self._data, block_rows, most_blocks=few)
+        plan = plan_stream(self._data, block_rows, most_blocks=n_blocks)
         runner = self._runner_of(plan)
         rows = runner.run("sample", thin_group, -(-plan.n_rows // self._sample_rows))
         runner.close()
         assert isinstance(rows, Sample)
-        return Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)
+        return rows
 
     def _runner_of(self, plan: StreamPlan) -> Runner:
         if self._client is None:

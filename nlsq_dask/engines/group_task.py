@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from dask.typing import Key
 
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.engines.accumulate import accumulate
-from nlsq_dask.engines.groups import GroupPlan, Operand
-from nlsq_dask.io.stage import STAGE_ROWS, Block
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations, Survey
+from nlsq_dask.engines.accumulate import accumulate, no_costs, no_meat, no_rows, no_survey
+from nlsq_dask.engines.groups import GroupPlan
+from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
 from nlsq_dask.kernels.block import block_kernel
 from nlsq_dask.kernels.model import ModelSpec
 
-SumT = TypeVar("SumT", NormalEquations, FloatArray, "Sample")
+SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, "Sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Work:
     """What all groups of a fit have in common."""
 
     spec: ModelSpec
-    weighted: bool
+    layout: Layout
     device: str | None
     stage_rows: int = STAGE_ROWS
 
@@ -45,6 +45,7 @@ def run_group(
     work: Work,
     params: FloatArray,
     basis: FloatArray,
+    observe_y: bool = False,
 ) -> NormalEquations:
     """Sum over the blocks of a group.
 
@@ -56,12 +57,38 @@ def run_group(
     work : Work
     params : ndarray, shape (p,), float64
     basis : ndarray, shape (p, q), float64
+    observe_y : bool
+        Whether to compute the moments of y.
     """
     kernel = block_kernel(work.spec, work.device)
     blocks = _blocks(plan, external, work)
-    zero = NormalEquations.zero(basis.shape[1])
     return accumulate(
-        lambda rows: kernel(params, basis, rows), zero, blocks, work.weighted, work.stage_rows
+        lambda rows: kernel(params, basis, rows, observe_y),
+        no_rows(basis.shape[1]),
+        blocks,
+        work.layout.weighted,
+        work.stage_rows,
+    )
+
+
+def survey_group(
+    plan: GroupPlan,
+    external: Sequence[Any],
+    work: Work,
+    params: FloatArray,
+    basis: FloatArray,
+    candidates: FloatArray,
+    observe_y: bool = False,
+) -> Survey:
+    """Sums at a point and the costs of candidates (k, p), over the blocks of a group."""
+    kernel = block_kernel(work.spec, work.device)
+    blocks = _blocks(plan, external, work)
+    return accumulate(
+        lambda rows: kernel.survey(params, basis, candidates, rows, observe_y),
+        no_survey(basis.shape[1], len(candidates)),
+        blocks,
+        work.layout.weighted,
+        work.stage_rows,
     )
 
 
@@ -71,9 +98,27 @@ def group_costs(
     """Half the sums of squared residuals of candidates (k, p) over the blocks of a group."""
     kernel = block_kernel(work.spec, work.device)
     blocks = _blocks(plan, external, work)
-    zero = np.zeros(len(candidates))
     return accumulate(
-        lambda rows: kernel.costs(candidates, rows), zero, blocks, work.weighted, work.stage_rows
+        lambda rows: kernel.costs(candidates, rows),
+        no_costs(len(candidates)),
+        blocks,
+        work.layout.weighted,
+        work.stage_rows,
+    )
+
+
+def group_meat(
+    plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray
+) -> FloatArray:
+    """Sum of outer products of the scores, (p, p), over the blocks of a group."""
+    kernel = block_kernel(work.spec, work.device)
+    blocks = _blocks(plan, external, work)
+    return accumulate(
+        lambda rows: kernel.meat(params, rows),
+        no_meat(params.size),
+        blocks,
+        work.layout.weighted,
+        work.stage_rows,
     )
 
 
@@ -95,14 +140,17 @@ class Sample:
 
 
 def thin_group(plan: GroupPlan, external: Sequence[Any], work: Work, step: int) -> Sample:
-    """Every ``step``-th row of each block of a group."""
+    """Every ``step``-th of the rows that count of each block of a group."""
     samples = [_thin(block, step) for block in _blocks(plan, external, work)]
     return add_in_order(samples)
 
 
 def _thin(block: Block, step: int) -> Sample:
     shape = block.y.shape
-    rows = np.unravel_index(np.arange(0, block.y.size, step), shape)
+    numbers = np.arange(0, block.y.size, step)
+    if block.selects:
+        numbers = np.flatnonzero(~block.left_out())[::step]
+    rows = np.unravel_index(numbers, shape)
 
     def pick(array: np.ndarray[Any, Any]) -> FloatArray:
         return np.asarray(np.broadcast_to(array, shape)[rows], np.float64)
@@ -113,10 +161,10 @@ def _thin(block: Block, step: int) -> Sample:
 
 def _blocks(plan: GroupPlan, external: Sequence[Any], work: Work) -> Iterator[Block]:
     """Blocks of a group, given the values of ``plan.external`` in that order."""
-    return read_blocks(plan, dict(zip(plan.external, external, strict=True)), work.weighted)
+    return read_blocks(plan, dict(zip(plan.external, external, strict=True)), work.layout)
 
 
-def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], weighted: bool) -> Iterator[Block]:
+def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
     """Make the blocks of a group one after the other, keeping only what later ones need."""
     values = dict(external)
     for step in plan.steps:
@@ -124,7 +172,7 @@ def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], weighted: bool) ->
             values[node.key] = node(values)
             for key in drop:
                 del values[key]
-        yield _block(step.operands, values, weighted)
+        yield layout.block([o.value if o.key is None else values[o.key] for o in step.operands])
         for key in step.drop:
             del values[key]
 
@@ -135,9 +183,3 @@ def add_in_order(sums: Sequence[SumT]) -> SumT:
     for part in sums[1:]:
         total = total + part
     return total
-
-
-def _block(operands: Sequence[Operand], values: Mapping[Key, Any], weighted: bool) -> Block:
-    arrays = [np.asarray(o.value if o.key is None else values[o.key]) for o in operands]
-    sigma = arrays.pop() if weighted else None
-    return Block(arrays[0], tuple(arrays[1:]), sigma)

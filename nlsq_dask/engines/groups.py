@@ -36,7 +36,8 @@ from nlsq_dask.io.chunks import (
     regular_chunks,
     spread_blocks,
 )
-from nlsq_dask.io.sources import Array, Observations, is_dask
+from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.sources import is_dask
 
 # Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
 # was fastest of 1, 8 and 64 MB.

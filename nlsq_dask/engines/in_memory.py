@@ -9,15 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
-import numpy as np
-
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask._errors import all_left_out
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.core.resources import available_cores
-from nlsq_dask.engines.accumulate import SumT, accumulate, rows_of_stage
-from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
-from nlsq_dask.io.sources import Observations
+from nlsq_dask.engines.accumulate import (
+    SumT,
+    accumulate,
+    no_costs,
+    no_meat,
+    no_rows,
+    no_survey,
+    rows_of_stage,
+)
+from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
+from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.block import BlockKernel, Rows, block_kernel
 from nlsq_dask.kernels.model import ModelSpec
@@ -45,22 +53,32 @@ class InMemoryEvaluator(Generic[PartT]):
     parts : list
         What one task works on, in row order.
     over_part : callable
-        ``over_part(of_rows, zero, part)``: the sum of the kernel's ``of_rows`` over a part.
+        ``over_part(of_rows, nothing, part)``: the sum of the kernel's ``of_rows`` over a part;
+        ``nothing`` is the sum over no rows, given how many were left out.
     threads : int
         Threads to use.
+    data : Observations
+        What the parts are made of.
+    n_skipped : int
+        Rows that were left out when the parts were made.
     """
 
     def __init__(
         self,
         kernel: BlockKernel,
         parts: list[PartT],
-        over_part: Callable[[Callable[[Rows], Any], Any, PartT], Any],
+        over_part: Callable[[Callable[[Rows], Any], Callable[[int], Any], PartT], Any],
         threads: int,
+        data: Observations,
+        n_skipped: int = 0,
     ) -> None:
         self._kernel = kernel
         self._parts = parts
         self._over_part = over_part
+        self._data = data
+        self._n_skipped = n_skipped
         self._pool = ThreadPoolExecutor(threads, "nlsq") if min(threads, len(parts)) > 1 else None
+        self._moments: Moments | None = None  # known after the first pass
         self.n_passes = 0
 
     def __enter__(self) -> Self:
@@ -72,20 +90,43 @@ class InMemoryEvaluator(Generic[PartT]):
 
     def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
-        zero = NormalEquations.zero(basis.shape[1])
-        return self._sum(lambda rows: self._kernel(params, basis, rows), zero)
+        observe_y = self._moments is None
+        sums = self._sum(
+            lambda rows: self._kernel(params, basis, rows, observe_y), no_rows(basis.shape[1])
+        )
+        return self._with_moments(sums)
+
+    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
+        """Sums at a point and the costs of candidates (k, p), in one pass over all rows."""
+        observe_y = self._moments is None
+        found = self._sum(
+            lambda rows: self._kernel.survey(params, basis, candidates, rows, observe_y),
+            no_survey(basis.shape[1], len(candidates)),
+        )
+        return replace(found, sums=self._with_moments(found.sums))
+
+    def _with_moments(self, sums: NormalEquations) -> NormalEquations:
+        """Sums of at least one row, with the moments of y that the first pass found."""
+        if not sums.n_points:
+            raise all_left_out(self._data.n_rows, self._data.causes)
+        self._moments = self._moments or sums.moments
+        return replace(sums, moments=sums.moments.with_y_of(self._moments))
 
     def costs(self, candidates: FloatArray) -> FloatArray:
         """Half the sum of squared residuals of candidates (k, p), in one pass over all rows."""
         return self._sum(
-            lambda rows: self._kernel.costs(candidates, rows), np.zeros(len(candidates))
+            lambda rows: self._kernel.costs(candidates, rows), no_costs(len(candidates))
         )
 
-    def _sum(self, of_rows: Callable[[Rows], SumT], zero: SumT) -> SumT:
+    def meat(self, params: FloatArray) -> FloatArray:
+        """Sum of outer products of the rows' scores, (p, p), in one pass over all rows."""
+        return self._sum(lambda rows: self._kernel.meat(params, rows), no_meat(params.size))
+
+    def _sum(self, of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT]) -> SumT:
         self.n_passes += 1
         each = map if self._pool is None else self._pool.map
-        total = zero
-        for part in each(lambda part: self._over_part(of_rows, zero, part), self._parts):
+        total = nothing(self._n_skipped)
+        for part in each(lambda part: self._over_part(of_rows, nothing, part), self._parts):
             total = total + part
         return total
 
@@ -108,11 +149,19 @@ def standard_evaluator(
         other.
     """
     kernel = block_kernel(spec, device, whole=not row_wise)
-    rows = [
-        kernel.put(part) for part in _aligned_parts(data, data.n_rows if not row_wise else None)
-    ]
-    threads = available_cores() if data.n_rows >= THREADING_ROWS else 1
-    return InMemoryEvaluator(kernel, rows, lambda of_rows, _, part: of_rows(part), threads)
+    parts = _aligned_parts(data, part_rows(data.n_rows) if row_wise else data.count_rows())
+    rows = [kernel.put(part) for part in parts]
+    n_points = sum(part.n for part in rows)
+    if not n_points:
+        raise all_left_out(data.n_rows, data.causes)
+    return InMemoryEvaluator(
+        kernel,
+        rows,
+        lambda of_rows, _, part: of_rows(part),
+        available_cores() if n_points >= THREADING_ROWS else 1,
+        data,
+        data.n_rows - n_points,
+    )
 
 
 def chunked_evaluator(
@@ -143,33 +192,29 @@ def chunked_evaluator(
     kernel = block_kernel(spec, device)
     stage_rows = min(STAGE_ROWS, power_of_two_from(block_rows))
 
-    def over_block(of_rows: Callable[[Rows], SumT], zero: SumT, block: Block) -> SumT:
-        return accumulate(of_rows, zero, [block], block.sigma is not None, stage_rows)
+    def over_block(
+        of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT], block: Block
+    ) -> SumT:
+        return accumulate(of_rows, nothing, [block], block.sigma is not None, stage_rows)
 
     boxes = block_boxes(regular_chunks(data.y.shape, block_rows))
-    blocks = [cut_block(data, box) for _, box in boxes]
-    return InMemoryEvaluator(kernel, blocks, over_block, threads or available_cores())
+    blocks = [data.block(box) for _, box in boxes]
+    return InMemoryEvaluator(kernel, blocks, over_block, threads or available_cores(), data)
 
 
-def cut_block(data: Observations, box: Box) -> Block:
-    """Views of the rows of a box, coordinates and sigma included."""
-    coords = tuple(c[broadcast_box(box, c.shape)] for c in data.coords)
-    sigma = None if data.sigma is None else data.sigma[broadcast_box(box, data.sigma.shape)]
-    return Block(data.y[box], coords, sigma)
-
-
-def _aligned_parts(data: Observations, exact_rows: int | None) -> Iterator[Rows]:
-    """Copy all rows into aligned buffers of one capacity."""
-    capacity = exact_rows or _part_rows(data.n_rows)
-    block = Block(data.y, data.coords, data.sigma)
+def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
+    """Copy all rows that count into aligned buffers of one capacity, 0 where there are none."""
+    block = data.block(whole_box(data.y.shape))
     start = 0
-    while start < data.n_rows:
+    while capacity and start < data.n_rows:
         stage = Stage(len(data.coords), data.sigma is not None, capacity)
-        start = stage.fill(block, start)
-        yield rows_of_stage(stage)
+        while start < data.n_rows and not stage.full:
+            start = stage.fill(block, start)
+        if stage.n_rows:
+            yield rows_of_stage(stage)
 
 
-def _part_rows(n_rows: int) -> int:
+def part_rows(n_rows: int) -> int:
     """Rows of a buffer: a power of two, so that few shapes are ever compiled."""
     wanted = n_rows if n_rows < THREADING_ROWS else -(-n_rows // MIN_PARTS)
     return min(max(power_of_two_from(wanted), MIN_PART_ROWS), STAGE_ROWS)

@@ -24,15 +24,18 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.factor import Linearization
-from nlsq_dask.core.trf import IterationRecord, TrfState
+from nlsq_dask.core.normal_equations import Moments
+from nlsq_dask.core.solver_state import IterationRecord, SolverState
+from nlsq_dask.io.files import write_atomically
 
-FORMAT = "nlsq_dask checkpoint 1"
+FORMAT = "nlsq_dask checkpoint 2"
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
 _ARRAYS = {"params", "scale_inv", "r_factor", "qtr", "gradient"}
+_NESTED = {"linearization", "moments", "history"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Checkpoint:
 
     Attributes
     ----------
-    state : TrfState
+    state : SolverState
         The solver's state.
     n_passes : int
         Readings of all rows so far.
@@ -49,7 +52,7 @@ class Checkpoint:
         What multi-start found, as JSON values; empty without it.
     """
 
-    state: TrfState
+    state: SolverState
     n_passes: int
     starts: list[dict[str, Any]]
 
@@ -91,7 +94,7 @@ class CheckpointStore:
             self.directory.mkdir(parents=True, exist_ok=True)
             numbers = [number for number, _ in self._files()]
             path = self.directory / f"checkpoint-{max(numbers, default=0) + 1:08d}.json"
-            _write_atomically(path, self._encode(checkpoint))
+            write_atomically(path, self._encode(checkpoint))
             self._written.append(path)
             while len(self._written) > KEPT:
                 self._written.pop(0).unlink(missing_ok=True)
@@ -176,32 +179,31 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _state_to_json(state: TrfState) -> dict[str, Any]:
+def _state_to_json(state: SolverState) -> dict[str, Any]:
     flat = {f.name: getattr(state, f.name) for f in fields(state)}
     linear = flat.pop("linearization")
     flat["linearization"] = {
         f.name: to_json(getattr(linear, f.name)) for f in fields(Linearization)
     }
+    flat["moments"] = {name: to_json(value) for name, value in asdict(flat["moments"]).items()}
     flat["history"] = [
         {name: to_json(value) for name, value in asdict(record).items()} for record in state.history
     ]
     flat["status"] = None if state.status is None else int(state.status)
-    return {
-        name: value if name in ("linearization", "history") else to_json(value)
-        for name, value in flat.items()
-    }
+    return {name: value if name in _NESTED else to_json(value) for name, value in flat.items()}
 
 
-def _state_from_json(saved: Mapping[str, Any]) -> TrfState:
+def _state_from_json(saved: Mapping[str, Any]) -> SolverState:
     values = {name: _from_json(name, value) for name, value in saved.items()}
     linear = saved["linearization"]
     values["linearization"] = Linearization(**{n: _from_json(n, v) for n, v in linear.items()})
+    values["moments"] = Moments(**{n: _from_json(n, v) for n, v in saved["moments"].items()})
     values["history"] = tuple(
         IterationRecord(**{n: _from_json(n, v) for n, v in record.items()})
         for record in saved["history"]
     )
     values["status"] = None if saved["status"] is None else Status(saved["status"])
-    return TrfState(**values)
+    return SolverState(**values)
 
 
 def _from_json(name: str, value: Any) -> Any:
@@ -226,21 +228,3 @@ def _decode(raw: bytes) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise ValueError(content["format"])
     return content
-
-
-def _write_atomically(path: Path, raw: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:  # the rename itself must survive a power cut
-        os.fsync(directory)
-    finally:
-        os.close(directory)

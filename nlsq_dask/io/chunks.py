@@ -92,6 +92,11 @@ def block_boxes(chunks: Chunks) -> Iterator[tuple[tuple[int, ...], Box]]:
         )
 
 
+def whole_box(shape: Sequence[int]) -> Box:
+    """The box that is all of an array."""
+    return tuple(slice(0, n) for n in shape)
+
+
 def box_size(box: Box) -> int:
     """Rows in a box."""
     return math.prod(s.stop - s.start for s in box)

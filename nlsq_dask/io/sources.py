@@ -2,73 +2,52 @@
 
 Observations ``y`` have any number of dimensions; their elements, in C order, are the rows. A
 coordinate is an array that broadcasts to ``y``'s shape, and stays as small as it is given: a flat
-``x`` of ``y``'s length is the simplest case. Standard deviations broadcast the same way.
+``x`` of ``y``'s length is the simplest case. Standard deviations and masks broadcast the same way.
+Where ``y`` is an ``xarray.DataArray``, others broadcast by the names of their dimensions.
 
-Dask and Zarr arrays are recognised without importing either: if a library was never imported,
+Dask, Zarr and xarray are recognised without importing any: if a library was never imported,
 nothing can be an instance of its classes.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+from nlsq_dask.io.finite import finite_problem, scan_in_memory
+from nlsq_dask.io.missing import NanPolicy, missing_rule
+from nlsq_dask.io.observations import Array, Observations, Structure
 
-if TYPE_CHECKING:
-    from distributed import Client
-
-Structure = Literal["single", "stacked", "tuple"]
-# A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
-Array = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Observations:
-    """The data of a fit, checked and in one representation.
-
-    Attributes
-    ----------
-    y : numpy or dask array, shape (...), real dtype
-        Observations, of at least one dimension.
-    coords : tuple of array
-        Coordinates, each with ``y``'s number of dimensions and lengths equal to ``y``'s or 1.
-    sigma : array or None
-        Standard deviations, shaped like a coordinate.
-    structure : {"single", "stacked", "tuple"}
-        How the model takes its coordinates: one array, one (k, n) array, or a tuple.
-    lazy : bool
-        Whether any of the arrays is a Dask array.
-    """
-
-    y: Array
-    coords: tuple[Array, ...]
-    sigma: Array | None
-    structure: Structure
-    lazy: bool
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return int(self.y.size)
-
-    @property
-    def operands(self) -> tuple[Array, ...]:
-        """All arrays: ``y``, the coordinates, and ``sigma`` where there is one."""
-        return (self.y, *self.coords) + (() if self.sigma is None else (self.sigma,))
-
-    @property
-    def flat(self) -> bool:
-        """Whether no coordinate is smaller than ``y``, so that rows are kept without growth."""
-        return all(c.shape == self.y.shape for c in self.coords)
+__all__ = [
+    "Array",
+    "Observations",
+    "Structure",
+    "as_array",
+    "finite_problem",
+    "is_dask",
+    "is_xarray",
+    "is_zarr",
+    "observe",
+]
 
 
-def observe(x: Any, y: Any, sigma: Any = None) -> Observations:
-    """Check the data of a fit and bring them into one representation. Nothing is read.
+def observe(
+    x: Any,
+    y: Any,
+    sigma: Any = None,
+    *,
+    mask: Any = None,
+    nan_policy: NanPolicy | None = "raise",
+    fill_value: Any = None,
+) -> Observations:
+    """Check the data of a fit and bring them into one representation.
+
+    Nothing is read but masks and standard deviations in memory.
 
     Parameters
     ----------
@@ -79,59 +58,88 @@ def observe(x: Any, y: Any, sigma: Any = None) -> Observations:
         Observations.
     sigma : array_like or None
         Standard deviations, broadcasting to ``y``'s shape.
+    mask : array_like of bool or None
+        True where a row is left out, broadcasting to ``y``'s shape. Rows are also left out where
+        ``x``, ``y`` or ``sigma`` are masked arrays and masked.
+    nan_policy : {"raise", "omit"} or None
+        "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``; None is "raise".
+    fill_value : number or None
+        Value of ``y`` that stands for missing ones.
 
     Raises
     ------
     InputTypeError
-        If an array is not of real numbers.
+        If an array is not of real numbers, a mask not of truth values, or the fill value no number.
     InputError
-        If shapes do not fit, an array is empty, masked, or of unknown chunk sizes.
+        If shapes do not fit, an array is empty or of unknown chunk sizes, sigma is not positive,
+        the policy is unknown, y cannot hold the fill value, or a mask leaves out all rows.
     """
     observed = as_array(y, "y")
     if observed.ndim == 0:
         observed = observed.reshape(1)
     if observed.size == 0:
         raise _errors.no_rows("y", observed.shape)
-    coords, structure = _coordinates(x, observed.shape)
-    deviations = None
+    rule = missing_rule(nan_policy, fill_value, observed.dtype)
+    dims = y.dims if is_xarray(y) else None
+    coords, structure = _coordinates(x, observed.shape, dims)
+    values = [observed, *coords]
     if sigma is not None:
-        deviations = _broadcastable(as_array(sigma, "sigma"), observed.shape, "sigma")
-        _check_sigma(deviations)
-    lazy = any(is_dask(a) for a in (observed, *coords, deviations))
-    return Observations(observed, coords, deviations, structure, lazy)
+        values.append(_broadcastable(as_array(sigma, "sigma", dims), observed.shape, "sigma"))
+    masks = [np.ma.getmask(a) for a in values if isinstance(a, np.ma.MaskedArray)]
+    if mask is not None:
+        masks.insert(0, _broadcastable(_as_mask(mask, dims), observed.shape, "mask"))
+    values = [a.view(np.ndarray) if isinstance(a, np.ma.MaskedArray) else a for a in values]
+    data = Observations(
+        values[0],
+        tuple(values[1 : 1 + len(coords)]),
+        None if sigma is None else values[-1],
+        structure,
+        any(is_dask(a) for a in itertools.chain(values, masks)),
+        tuple(m for m in masks if is_dask(m) or m.any()),
+        rule,
+    )
+    if any(m.all() for m in data.masks if not is_dask(m)):
+        raise _errors.all_left_out(data.n_rows, data.causes)
+    return _check_sigma(data)
 
 
-def as_array(value: Any, name: str) -> Array:
+def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Array:
     """A NumPy or Dask array of real numbers, without reading or copying where that is possible.
+
+    Parameters
+    ----------
+    value : array_like
+    name : str
+        What messages call it.
+    dims : tuple of hashable, optional
+        Names of the dimensions to which a value with named dimensions is aligned.
 
     Raises
     ------
     InputTypeError
         If the values are not real numbers.
     InputError
-        If the array is masked, ragged, or has chunks of unknown size.
+        If the array is ragged, or has chunks of unknown size.
     """
-    if _is_instance(value, "zarr", "Array"):
-        return _wrap_zarr(value, name)
-    if is_dask(value):
-        if any(np.isnan(n) for n in value.shape):
-            raise _errors.unknown_chunks(name)
-        meta = value._meta
-    else:
-        try:
-            value = meta = np.asanyarray(value)
-        except ValueError as error:  # ragged lists
-            raise _errors.not_an_array(name, error) from error
-    if isinstance(meta, np.ma.MaskedArray):
-        raise _errors.masked(name)
-    if value.dtype.kind not in "fiub":
-        raise _errors.not_real(name, value.dtype)
-    return value if is_dask(value) else np.asarray(value)
+    array = _unwrapped(value, name, dims)
+    if array.dtype.kind not in "fiub":
+        raise _errors.not_real(name, array.dtype)
+    return array
 
 
 def is_dask(value: Any) -> bool:
     """Whether a value is a Dask array."""
     return _is_instance(value, "dask.array", "Array")
+
+
+def is_zarr(value: Any) -> bool:
+    """Whether a value is a Zarr array."""
+    return _is_instance(value, "zarr", "Array")
+
+
+def is_xarray(value: Any) -> bool:
+    """Whether a value is an array of xarray, whose dimensions have names."""
+    return _is_instance(value, "xarray", "DataArray")
 
 
 def _is_instance(value: Any, module: str, name: str) -> bool:
@@ -140,20 +148,53 @@ def _is_instance(value: Any, module: str, name: str) -> bool:
     return loaded is not None and isinstance(value, getattr(loaded, name))
 
 
-def _wrap_zarr(array: Any, name: str) -> Array:
+def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
+    """A NumPy, masked or Dask array of any dtype."""
+    if is_xarray(value):
+        value = _aligned(value, dims)
+    if is_zarr(value):
+        return _wrap_zarr(value)
+    if is_dask(value):
+        if any(np.isnan(n) for n in value.shape):
+            raise _errors.unknown_chunks(name)
+        return value
+    try:
+        array = np.asanyarray(value)
+    except ValueError as error:  # ragged lists
+        raise _errors.not_an_array(name, error) from error
+    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+
+
+def _wrap_zarr(array: Any) -> Array:
     """A Dask array over a Zarr array, in the chunks (or shards) that one read decodes."""
     import dask.array as da
 
-    if np.dtype(array.dtype).kind not in "fiub":
-        raise _errors.not_real(name, array.dtype)
     return da.from_array(array, chunks=array.shards or array.chunks, inline_array=True)
 
 
-def _coordinates(x: Any, shape: tuple[int, ...]) -> tuple[tuple[Array, ...], Structure]:
+def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
+    """The data of an xarray array, in the order of ``dims`` if these have all its dimensions."""
+    if dims is None or not set(value.dims) <= set(dims):
+        return value.data
+    data = value.transpose(*(d for d in dims if d in value.dims)).data
+    return data[tuple(slice(None) if d in value.dims else None for d in dims)]
+
+
+def _as_mask(value: Any, dims: tuple[Any, ...] | None) -> Array:
+    """A NumPy or Dask array of truth values."""
+    array = _unwrapped(value, "mask", dims)
+    if array.dtype != np.bool_:
+        raise _errors.mask_not_boolean(array.dtype)
+    return array if is_dask(array) else np.ma.filled(array, True)
+
+
+def _coordinates(
+    x: Any, shape: tuple[int, ...], dims: tuple[Any, ...] | None
+) -> tuple[tuple[Array, ...], Structure]:
     if isinstance(x, tuple) and not all(np.isscalar(item) for item in x):
-        named = [(as_array(item, f"x[{i}]"), f"x[{i}]") for i, item in enumerate(x)]
+        named = [(as_array(item, f"x[{i}]", dims), f"x[{i}]") for i, item in enumerate(x)]
         return tuple(_broadcastable(a, shape, label) for a, label in named), "tuple"
-    array = as_array(x, "x")
+    array = as_array(x, "x", dims)
     if array.ndim == len(shape) + 1:
         if array.shape[1:] != shape:
             raise _errors.unequal_lengths("x", array.shape, shape)
@@ -170,54 +211,23 @@ def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
     return array[(None,) * missing] if missing else array
 
 
-def _check_sigma(sigma: Array) -> None:
-    """Refuse standard deviations that are not positive, where that is known without reading."""
-    if is_dask(sigma):
-        return
-    values: NDArray[np.generic] = sigma
-    if values.min() > 0:  # needs no memory, which a comparison of all values would; NaN fails it
-        return
-    bad = ~(values > 0)  # type: ignore[operator]
-    raise _errors.sigma_not_positive(int(bad.sum()), float(values[bad][0]))
+def _check_sigma(data: Observations) -> Observations:
+    """Refuse standard deviations that are not positive, where that is known without reading.
 
-
-def finite_problem(data: Observations, client: Client | None = None) -> _errors.InputError | None:
-    """Look for values that make a sum of squares not finite: NaN, infinities and sigma of zero.
-
-    Reads lazy arrays once, block by block.
-
-    Parameters
-    ----------
-    data : Observations
-    client : distributed.Client, optional
-        Cluster that reads lazy arrays.
-
-    Returns
-    -------
-    InputError or None
-        Naming the first array that has such values, their number, and the first one's index where
-        the array is in memory. None if there is no such value.
+    Where the data are lazy and may leave rows out, the rows to which values belong are not known
+    yet. Negative ones then become zero in a copy, which the sum of squares shows.
     """
-
-    def number(value: Any) -> float:
-        if client is not None and is_dask(value):
-            value = client.compute(value, sync=True)
-        return float(value)
-
-    n_coords = len(data.coords)
-    names = ["y", *(f"x[{i}]" for i in range(n_coords)), "sigma"]
-    if n_coords == 1:
-        names[1] = "x"
-    for name, array in zip(names, data.operands, strict=False):
-        if array.dtype.kind != "f":
-            continue
-        bad = ~np.isfinite(array)
-        count = int(number(bad.sum()))
-        if count:
-            first = None if is_dask(bad) else tuple(int(i) for i in np.argwhere(bad)[0])
-            return _errors.not_finite(name, count, first)
-    if data.sigma is not None and is_dask(data.sigma):
-        count = int(number((~(data.sigma > 0)).sum()))
-        if count:
-            return _errors.sigma_not_positive(count, number(data.sigma.min()))
-    return None
+    sigma = data.sigma
+    if sigma is None or is_dask(sigma):
+        return data
+    if sigma.min() > 0:  # needs no memory, which a comparison of all values would; NaN fails it
+        return data
+    if not data.selects:
+        bad = ~(sigma > 0)
+        raise _errors.sigma_not_positive(int(bad.sum()), float(sigma[bad][0]))
+    if data.lazy:
+        return replace(data, sigma=np.maximum(sigma, 0))
+    found = scan_in_memory(data).not_positive
+    if found.count:
+        raise _errors.sigma_not_positive(found.count, found.value, f", the first {found.first}")
+    return data

@@ -17,15 +17,16 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask._errors import no_such_device
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.kernels.loss import rescale
 from nlsq_dask.kernels.model import ModelSpec, call_model
 
 # Bytes of the matrix A of one tile on a CPU. Speed is flat within 20 % from 32 KiB to 1 MiB, the
@@ -36,6 +37,9 @@ CPU_TILE_BYTES = 1 << 16
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
 MAX_KERNELS = 64
+
+# A pytree of sums over rows.
+Sums = TypeVar("Sums")
 
 _compilations: Counter[str] = Counter()
 _kernels: OrderedDict[tuple[object, ...], BlockKernel] = OrderedDict()
@@ -81,10 +85,13 @@ class BlockKernel:
         self._device = device
         self._sums = jax.jit(self._sums_of_tiles)
         self._costs = jax.jit(self._costs_of_tiles)
+        self._meat = jax.jit(self._meat_of_tiles)
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
 
-    def __call__(self, params: FloatArray, basis: FloatArray, rows: Rows) -> NormalEquations:
+    def __call__(
+        self, params: FloatArray, basis: FloatArray, rows: Rows, observe_y: bool = False
+    ) -> NormalEquations:
         """Sum over the rows of one buffer.
 
         Parameters
@@ -92,16 +99,51 @@ class BlockKernel:
         params : ndarray, shape (p,), float64
         basis : ndarray, shape (p, q), float64
         rows : Rows
+        observe_y : bool
+            Whether to compute the moments of y, which are the same in every pass.
 
         Returns
         -------
         NormalEquations
             Returned only when the kernel no longer reads the buffers.
         """
+        size = basis.shape[1] + 1
         sums = self._run(self._sums, (params, basis), rows)
-        q = sums.shape[0] - 1
-        chi2 = float(sums[q, q])
-        return NormalEquations(sums[:q, :q], sums[:q, q], 0.5 * chi2, chi2, rows.n)
+        products, (abs_errors, *extra) = sums[: size**2].reshape(size, size), sums[size**2 :]
+        chi2 = float(products[-1, -1])
+        # What is the same for linear loss, or without weights, is not summed twice.
+        cost = 0.5 * chi2
+        if not self._spec.loss.is_linear:
+            cost, chi2, *extra = map(float, extra)
+        moments = Moments(float(abs_errors), float(extra[0]) if extra else chi2)
+        if observe_y:
+            moments = replace(moments, **self._moments_of_y(rows))
+        return NormalEquations(
+            products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments
+        )
+
+    def _moments_of_y(self, rows: Rows) -> dict[str, float]:
+        """Those of the moments that do not depend on parameters."""
+        y = np.asarray(rows.y)[: rows.n]
+        if not y.size:
+            return {}
+        first = float(y[0])
+        relative = y - first  # large squares of y are not subtracted from each other
+        if rows.weights is None and self._spec.cholesky is None:
+            weight, linear, square = float(rows.n), relative.sum(), (relative * relative).sum()
+        else:
+            unit = np.ones_like(y) if rows.weights is None else np.asarray(rows.weights)[: rows.n]
+            relative = relative * unit
+            if self._spec.cholesky is not None:
+                both = np.stack([relative, unit], axis=1)
+                with jax.enable_x64(True):
+                    relative, unit = np.asarray(_solved(self._spec.cholesky, both)).T
+            weight, linear, square = (
+                float((a * b).sum()) for a, b in ((unit, unit), (unit, relative), (relative,) * 2)
+            )
+        shift = float(linear) / weight
+        scatter = max(float(square) - shift * float(linear), 0.0)
+        return {"weight": weight, "mean": first + shift, "scatter": scatter}
 
     def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:
         """Half the sum of squared residuals of several candidates at once.
@@ -117,6 +159,33 @@ class BlockKernel:
             Not finite for a candidate at which the model is not.
         """
         return 0.5 * self._run(self._costs, (candidates,), rows)
+
+    def meat(self, params: FloatArray, rows: Rows) -> FloatArray:
+        """Sum of outer products of the rows' scores, for a robust covariance.
+
+        Parameters
+        ----------
+        params : ndarray, shape (p,), float64
+        rows : Rows
+
+        Returns
+        -------
+        ndarray, shape (p, p), float64
+            ``Σ (ρ'_i r_i)² j_i j_iᵀ`` of the weighted residuals and the rows of their Jacobian;
+            ρ' = 1 for linear loss.
+        """
+        return self._run(self._meat, (params,), rows)
+
+    def survey(
+        self,
+        params: FloatArray,
+        basis: FloatArray,
+        candidates: FloatArray,
+        rows: Rows,
+        observe_y: bool = False,
+    ) -> Survey:
+        """Sums at a point and the costs of candidates (k, p), of the same rows."""
+        return Survey(self(params, basis, rows, observe_y), self.costs(candidates, rows))
 
     def put(self, rows: Rows) -> Rows:
         """Place rows on the device, where they stay between passes.
@@ -156,15 +225,46 @@ class BlockKernel:
         weights: jax.Array | None,
         n: jax.Array,
     ) -> jax.Array:
-        size = basis.shape[1] + 1
+        weighted = weights is not None or self._spec.cholesky is not None
 
-        def products(rows: _Tile) -> jax.Array:
+        def sums(rows: _Tile) -> tuple[jax.Array, jax.Array]:
             directions = self._augmented(params, basis, rows)
-            # A select, not a product: rows behind the last may hold NaN, and NaN * 0 is NaN.
-            directions = jnp.where(rows.valid, directions, 0.0)
-            return directions @ directions.T
+            residuals = self._weighted(directions, rows)
+            errors = jnp.where(rows.valid, directions[-1], 0.0)
+            extra = [jnp.abs(errors)]
+            if not self._spec.loss.is_linear:
+                residuals, cost = self._reweighted(residuals, rows.valid)
+                extra += cost
+            if weighted:
+                extra.append(errors**2)
+            return residuals @ residuals.T, jnp.stack([jnp.sum(e) for e in extra])
 
-        return self._over_tiles(products, (size, size), coords, y, weights, n)
+        size = basis.shape[1] + 1
+        n_extra = 1 + weighted + 2 * (not self._spec.loss.is_linear)
+        zero = (jnp.zeros((size, size)), jnp.zeros(n_extra))
+        products, extra = self._over_tiles(sums, zero, coords, y, weights, n)
+        return jnp.concatenate([products.ravel(), extra])
+
+    def _weighted(self, values: jax.Array, rows: _Tile) -> jax.Array:
+        """Values of rows (k, tile) in units of their standard deviations; 0 behind the last."""
+        if rows.weights is not None:
+            values = values * rows.weights
+        if self._spec.cholesky is not None:
+            factor = jnp.asarray(self._spec.cholesky)
+            values = _solved(factor, values.T).T
+        # A select, not a product: rows behind the last may hold NaN, and NaN * 0 is NaN.
+        return jnp.where(rows.valid, values, 0.0)
+
+    def _reweighted(
+        self, directions: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Rescale the rows of ``[J S; r]`` for the loss; beside them the rows' costs, and r²."""
+        residuals = directions[-1]
+        value, first, second = self._spec.loss.terms(residuals, _call_loss)
+        on_jacobian, on_residual = rescale(first, second)
+        rescaled = jnp.concatenate([directions[:-1] * on_jacobian, (residuals * on_residual)[None]])
+        # A user's loss of the residual 0, which rows behind the last have, may be anything.
+        return jnp.where(valid, rescaled, 0.0), [0.5 * jnp.where(valid, value, 0.0), residuals**2]
 
     def _costs_of_tiles(
         self,
@@ -174,48 +274,85 @@ class BlockKernel:
         weights: jax.Array | None,
         n: jax.Array,
     ) -> jax.Array:
-        def squares(rows: _Tile) -> jax.Array:
-            residuals = jax.vmap(lambda params: self._residual(params, rows))(candidates)
-            return jnp.sum(jnp.where(rows.valid, residuals, 0.0) ** 2, axis=1)
+        def costs(rows: _Tile) -> jax.Array:
+            errors = jax.vmap(lambda params: self._error(params, rows))(candidates)
+            residuals = self._weighted(errors, rows)
+            if self._spec.loss.is_linear:
+                return jnp.sum(residuals**2, axis=1)
+            # Row by row of the candidates: a user's loss is a function of a 1-D array.
+            values = [self._spec.loss.terms(r, _call_loss)[0] for r in residuals]
+            return jnp.stack([jnp.sum(jnp.where(rows.valid, v, 0.0)) for v in values])
 
-        return self._over_tiles(squares, (candidates.shape[0],), coords, y, weights, n)
+        return self._over_tiles(costs, jnp.zeros(candidates.shape[0]), coords, y, weights, n)
 
-    def _over_tiles(
+    def _meat_of_tiles(
         self,
-        function: Callable[[_Tile], jax.Array],
-        shape: tuple[int, ...],
+        params: jax.Array,
         coords: tuple[jax.Array, ...],
         y: jax.Array,
         weights: jax.Array | None,
         n: jax.Array,
     ) -> jax.Array:
-        """Sum a function of a tile, whose value has a shape (k, ...), over all tiles."""
+        p = params.shape[0]
+
+        def meat(rows: _Tile) -> jax.Array:
+            directions = self._weighted(self._augmented(params, jnp.eye(p), rows), rows)
+            residuals = directions[-1]
+            if not self._spec.loss.is_linear:
+                first = self._spec.loss.terms(residuals, _call_loss)[1]
+                residuals = jnp.where(rows.valid, residuals * first, 0.0)
+            scores = directions[:-1] * residuals
+            return scores @ scores.T
+
+        return self._over_tiles(meat, jnp.zeros((p, p)), coords, y, weights, n)
+
+    def _over_tiles(
+        self,
+        function: Callable[[_Tile], Sums],
+        zero: Sums,
+        coords: tuple[jax.Array, ...],
+        y: jax.Array,
+        weights: jax.Array | None,
+        n: jax.Array,
+    ) -> Sums:
+        """Sum a function of a tile over all tiles; the zero's first axis is its values a row."""
         _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
         tile = y.shape[0]
         if self._tile_bytes is not None:
-            tile = min(tile, tile_rows(self._tile_bytes, shape[0]))
+            tile = min(tile, tile_rows(self._tile_bytes, jax.tree.leaves(zero)[0].shape[0]))
 
-        def add_tile(i: jax.Array, total: jax.Array) -> jax.Array:
+        def add_tile(i: jax.Array, total: Sums) -> Sums:
             def cut(rows: jax.Array) -> jax.Array:
                 return jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)
 
             valid = i * tile + jnp.arange(tile) < n
             w = None if weights is None else cut(weights)
-            return total + function(_Tile(tuple(cut(c) for c in coords), cut(y), w, valid))
+            one = function(_Tile(tuple(cut(c) for c in coords), cut(y), w, valid))
+            added: Sums = jax.tree.map(jnp.add, total, one)
+            return added
 
-        start = jnp.zeros(shape)
-        total: jax.Array = jax.lax.fori_loop(0, (n + tile - 1) // tile, add_tile, start)
+        total: Sums = jax.lax.fori_loop(0, (n + tile - 1) // tile, add_tile, zero)
         return total
 
     def _augmented(self, params: jax.Array, basis: jax.Array, rows: _Tile) -> jax.Array:
-        """``[(J S)ᵀ; rᵀ]`` of one tile, (q + 1, tile)."""
-        r, derivative = jax.linearize(lambda theta: self._residual(theta, rows), params)
+        """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), with the errors e = f - y not weighted."""
+        if self._spec.jacobian is not None:
+            jacobian = call_model(self._spec.jacobian, rows.coords, params)
+            return jnp.concatenate([(jacobian @ basis).T, self._error(params, rows)[None]])
+        e, derivative = jax.linearize(lambda theta: self._error(theta, rows), params)
         along = jax.vmap(derivative, in_axes=1)(basis)
-        return jnp.concatenate([along, r[None]])
+        return jnp.concatenate([along, e[None]])
 
-    def _residual(self, params: jax.Array, rows: _Tile) -> jax.Array:
-        r = call_model(self._spec, rows.coords, params) - rows.y
-        return r if rows.weights is None else r * rows.weights
+    def _error(self, params: jax.Array, rows: _Tile) -> jax.Array:
+        return call_model(self._spec, rows.coords, params) - rows.y
+
+
+def _solved(factor: jax.Array | FloatArray, columns: jax.Array | FloatArray) -> jax.Array:
+    return jax.scipy.linalg.solve_triangular(jnp.asarray(factor), jnp.asarray(columns), lower=True)
+
+
+def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:
+    return call_model(function, (z,), jnp.zeros(0))
 
 
 def block_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False) -> BlockKernel:
@@ -237,7 +374,7 @@ def block_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False
     """
     target = find_device(device)
     tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
-    key = (spec.token, tile_bytes, target)
+    key = (spec.key, tile_bytes, target)
     with _lock:
         kernel = _kernels.get(key)
         if kernel is None:

@@ -24,13 +24,16 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from nlsq_dask import _errors
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.identity import UNPICKLABLE, ModuleData, changed_data, identify
+from nlsq_dask.kernels.loss import LINEAR, Loss, check_loss
 from nlsq_dask.kernels.lru import LruTable
 from nlsq_dask.kernels.numpy_tracing import call_with_traced
 from nlsq_dask.kernels.untraceable import is_mixed, model_error
 
 Structure = Literal["single", "stacked", "tuple"]
 Style = Literal["jax", "numpy"]
+Returns = Literal["values", "jacobian", "loss"]
 
 # Functions kept in one process. Each may hold arrays in its closure and, through JAX, compiled
 # kernels of some megabytes; more than 64 models are hardly fitted in turn, and one that was
@@ -71,6 +74,15 @@ class ModelSpec:
         Name of the function, for messages.
     module_data : tuple of ModuleData
         Data that the model reads from modules which each process imports for itself.
+    returns : {"values", "jacobian", "loss"}
+        What the function computes of n rows: values (n,), derivatives (n, p), or the three terms
+        of a loss (3, n).
+    jacobian : ModelSpec or None
+        The user's own derivatives of the model.
+    loss : Loss
+    cholesky : ndarray, shape (n, n), or None
+        Lower-triangular factor of the covariance matrix of the observations, where they are
+        correlated; rows are then evaluated all at once.
     """
 
     names: tuple[str, ...]
@@ -82,6 +94,20 @@ class ModelSpec:
     label: str = field(compare=False)
     module_data: tuple[ModuleData, ...] = field(default=(), repr=False, compare=False)
     _local: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    returns: Returns = "values"
+    jacobian: ModelSpec | None = None
+    loss: Loss = LINEAR
+    cholesky: FloatArray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Identity of all that enters the sums over rows: the model, its derivatives, its loss."""
+        parts = [self.token, self.loss.token]
+        if self.jacobian is not None:
+            parts.append(self.jacobian.token)
+        if self.cholesky is not None:
+            parts.append(hashlib.sha256(self.cholesky.tobytes()).hexdigest())
+        return " ".join(parts)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -114,13 +140,20 @@ class ModelSpec:
 
     @classmethod
     def of(
-        cls, function: Callable[..., Any], names: tuple[str, ...], structure: Structure, k: int
+        cls,
+        function: Callable[..., Any],
+        names: tuple[str, ...],
+        structure: Structure,
+        k: int,
+        returns: Returns = "values",
     ) -> Self:
         """Spec of a function as it is now, to be traced as it is."""
         identity = identify(function)
         # A function that cannot be told from another may not share its compiled kernel.
         digest = identity.digest or uuid.uuid4().hex
-        token = hashlib.sha256(f"{digest} {structure} {k} {len(names)}".encode()).hexdigest()
+        token = hashlib.sha256(
+            f"{digest} {structure} {k} {len(names)} {returns}".encode()
+        ).hexdigest()
         known = _functions.keep(token, _Function(function))
         known.function = function
         return cls(
@@ -133,6 +166,7 @@ class ModelSpec:
             model_label(function),
             identity.module_data,
             function,
+            returns,
         )
 
 
@@ -194,7 +228,56 @@ def prepare_model(
         If it cannot be called.
     """
     names = parameter_names(function, names_or_count)
-    spec = ModelSpec.of(function, names, structure, n_coords)
+    return _with_style(ModelSpec.of(function, names, structure, n_coords), n_rows)
+
+
+def prepare_jacobian(
+    function: Callable[..., Any], model: ModelSpec, n_rows: int | None = None
+) -> ModelSpec:
+    """Examine the user's derivatives of a model; errors as for :func:`prepare_model`.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``: derivatives of the model's values, shape (n, p).
+    model : ModelSpec
+    n_rows : int or None
+        Rows of data in memory, for functions that accept no other number.
+    """
+    label = model_label(function)
+    try:
+        parameter_names(function, len(model.names))
+    except _errors.ModelError as error:
+        raise _errors.jacobian_arguments(label, model.names) from error
+    spec = ModelSpec.of(function, model.names, model.structure, model.n_coords, "jacobian")
+    try:
+        return _with_style(spec, n_rows)
+    except _errors.ModelError as error:
+        raise _errors.of_argument(error, "jac", label) from error.__cause__
+
+
+def prepare_loss(loss: Any, f_scale: Any) -> Loss:
+    """Examine a loss: a name, or a function of z (n,) that returns the three terms (3, n).
+
+    Raises
+    ------
+    InputError
+        If there is no such loss, or the scale is not positive.
+    ModelError
+        If JAX cannot trace the function, or it returns another shape.
+    """
+    scale = check_loss(loss, f_scale)
+    if not callable(loss):
+        return Loss(loss, scale)
+    label = model_label(loss)
+    try:
+        spec = _with_style(ModelSpec.of(loss, (), "single", 1, "loss"), None)
+    except _errors.ModelError as error:
+        raise _errors.of_argument(error, "loss", label) from error.__cause__
+    return Loss(label, scale, spec)
+
+
+def _with_style(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
     style = _styles.get(spec.token) or _styles.keep(spec.token, _find_style(spec, n_rows))
     return replace(spec, style=style)
 
@@ -203,6 +286,8 @@ def call_model(
     spec: ModelSpec, coords: tuple[jax.Array, ...], params: jax.Array
 ) -> jax.Array:  # (n,)
     """Value of a model, traceable by JAX; to be called under ``jax.enable_x64(True)``.
+
+    Or of its derivatives (n, p), or of a loss (3, n), as ``spec.returns`` says.
 
     Parameters
     ----------
@@ -242,7 +327,7 @@ def call_model(
 
 
 def _checked_value(spec: ModelSpec, value: Any, n: int) -> jax.Array:
-    """Model value as a float64 array, one number a row."""
+    """What a function returned as a float64 array: for a model, one number a row."""
     if value is None:
         raise _errors.model_returned_nothing(spec.label)
     if not isinstance(value, _ARRAY_LIKE):
@@ -253,9 +338,18 @@ def _checked_value(spec: ModelSpec, value: Any, n: int) -> jax.Array:
         raise _errors.model_output_type(spec.label, f"values of type {array.dtype}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise _errors.model_output_complex(spec.label)
-    if array.shape not in ((n,), ()):
-        raise _errors.model_output_shape(spec.label, array.shape, n)
-    return jnp.broadcast_to(array, (n,)).astype(jnp.float64)
+    shape = {"values": (n,), "jacobian": (n, len(spec.names)), "loss": (3, n)}[spec.returns]
+    if array.shape != shape and (spec.returns != "values" or array.shape != ()):
+        raise _output_shape(spec, array.shape, n)
+    return jnp.broadcast_to(array, shape).astype(jnp.float64)
+
+
+def _output_shape(spec: ModelSpec, got: tuple[int, ...], n: int) -> _errors.ModelError:
+    if spec.returns == "jacobian":
+        return _errors.jacobian_output_shape(spec.label, got, n, len(spec.names))
+    if spec.returns == "loss":
+        return _errors.loss_output_shape(spec.label, got, n)
+    return _errors.model_output_shape(spec.label, got, n)
 
 
 def parameter_names(

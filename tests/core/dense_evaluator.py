@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.core.normal_equations import NormalEquations
+from nlsq_dask.core.normal_equations import Moments, NormalEquations
 
 FloatArray = NDArray[np.float64]
 
@@ -21,7 +21,11 @@ class DenseEvaluator:
         self,
         residuals: Callable[[FloatArray], FloatArray],
         jacobian: Callable[[FloatArray], FloatArray],
+        y: FloatArray | None = None,
     ) -> None:
+        mean = 0.0 if y is None else float(np.mean(y))
+        scatter = 0.0 if y is None else float(np.sum((y - mean) ** 2))
+        self.moments = Moments(0.0, 0.0, 0.0 if y is None else float(y.size), mean, scatter)
         self.residuals = residuals
         self.jacobian = jacobian
         self.points: list[FloatArray] = []
@@ -37,7 +41,7 @@ class DenseEvaluator:
             r = self.residuals(params)
             js = self.jacobian(params) @ basis
             chi2 = float(r @ r)
-            return NormalEquations(js.T @ js, js.T @ r, 0.5 * chi2, chi2, r.size)
+            return NormalEquations(js.T @ js, js.T @ r, 0.5 * chi2, chi2, r.size, 0, self.moments)
 
 
 def model_functions(

@@ -39,7 +39,7 @@ def test_covariance_of_scipy(absolute_sigma: bool, rows: int):
     )
     r = (model(x, *popt) - y) / sigma
     r_factor = np.linalg.qr(jacobian(x, *popt) / sigma[:, None])[1]
-    pcov, determined = covariance(r_factor, float(r @ r), rows, absolute_sigma=absolute_sigma)
+    pcov, determined = covariance(r_factor, 0.5 * float(r @ r), rows, absolute_sigma=absolute_sigma)
     assert determined
     assert pcov == pytest.approx(expected, rel=1e-9)
     assert np.array_equal(pcov, pcov.T)

@@ -11,17 +11,10 @@ import pytest
 
 from nlsq_dask._errors import InputError, Status
 from nlsq_dask.core.covariance import covariance
+from nlsq_dask.core.minimize import advance, finish, minimize, start
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.trf import (
-    IterationRecord,
-    TrfOptions,
-    TrfSolution,
-    advance,
-    finish,
-    minimize,
-    start,
-)
+from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions
 from tests.core.dense_evaluator import DenseEvaluator, FloatArray, model_functions
 
 X = np.linspace(0.0, 3.0, 50)
@@ -38,10 +31,10 @@ def evaluator_of(model, x: FloatArray = X, y: FloatArray = Y) -> DenseEvaluator:
 
 
 def unbounded(
-    evaluator: DenseEvaluator, p0: list[float], options: TrfOptions | None = None
-) -> TrfSolution:
+    evaluator: DenseEvaluator, p0: list[float], options: SolverOptions | None = None
+) -> Solution:
     free = np.full(len(p0), np.inf)
-    return minimize(evaluator, np.array(p0, float), -free, free, options or TrfOptions())
+    return minimize(evaluator, np.array(p0, float), -free, free, options or SolverOptions())
 
 
 def test_optimum_of_a_model_of_full_rank():
@@ -75,7 +68,7 @@ def test_an_undetermined_direction_does_not_slow_the_fit(case: str):
     assert solution.nfev <= reference.nfev + 8
     assert evaluator.n_passes <= solution.nfev + 1
     pcov, determined = covariance(
-        solution.r_factor, solution.chi2, solution.n_points, absolute_sigma=False
+        solution.r_factor, solution.cost, solution.n_points, absolute_sigma=False
     )
     assert not determined
     assert np.isposinf(pcov).all()
@@ -124,7 +117,7 @@ def test_nearly_collinear_parameters_are_resolved():
 
     residual_free = np.asarray(3.0 * X + 1e-8 * 5.0 * X**2)
     solution = unbounded(
-        evaluator_of(model, X, residual_free), [1.0, 1.0], TrfOptions(ftol=1e-14, gtol=None)
+        evaluator_of(model, X, residual_free), [1.0, 1.0], SolverOptions(ftol=1e-14, gtol=None)
     )
     assert solution.params == pytest.approx([-2.0, 5.0], rel=1e-5)
 
@@ -150,7 +143,7 @@ def test_twelve_parameters():
     y = model_functions(peaks, x, 0 * x)[0](truth) + 0.01 * rng.normal(size=x.size)
     solution = unbounded(evaluator_of(peaks, x, y), list(truth * 1.05))
     pcov, determined = covariance(
-        solution.r_factor, solution.chi2, solution.n_points, absolute_sigma=False
+        solution.r_factor, solution.cost, solution.n_points, absolute_sigma=False
     )
     jac = jacobian(solution.params)
     dense = solution.chi2 / (x.size - 12) * np.linalg.inv(jac.T @ jac)
@@ -169,7 +162,7 @@ def test_more_parameters_than_rows():
 def test_start_on_a_bound(b0: float):
     lower, upper = np.array([-np.inf, 0.0, -np.inf]), np.array([np.inf, 1.0, np.inf])
     evaluator = evaluator_of(decay)
-    solution = minimize(evaluator, np.array([1.0, b0, 0.0]), lower, upper, TrfOptions())
+    solution = minimize(evaluator, np.array([1.0, b0, 0.0]), lower, upper, SolverOptions())
     assert solution.active_mask.tolist() == [0, 1, 0]
     assert solution.params[1] == pytest.approx(1.0, abs=1e-6)
     assert all(0.0 < point[1] < 1.0 for point in evaluator.points)
@@ -177,7 +170,7 @@ def test_start_on_a_bound(b0: float):
 
 def test_starting_point_is_not_changed():
     p0 = np.array([1.0, 0.0, 0.0])
-    minimize(evaluator_of(decay), p0, np.zeros(3) - 1, np.full(3, 2.0), TrfOptions())
+    minimize(evaluator_of(decay), p0, np.zeros(3) - 1, np.full(3, 2.0), SolverOptions())
     assert p0.tolist() == [1.0, 0.0, 0.0]
 
 
@@ -218,7 +211,7 @@ def test_start_that_is_not_finite_is_refused():
 @pytest.mark.parametrize("max_nfev", [1, 3])
 def test_most_evaluations(max_nfev: int):
     evaluator = evaluator_of(decay)
-    solution = unbounded(evaluator, [100.0, 5.0, -3.0], TrfOptions(max_nfev=max_nfev))
+    solution = unbounded(evaluator, [100.0, 5.0, -3.0], SolverOptions(max_nfev=max_nfev))
     assert solution.status is Status.MAX_EVALUATIONS
     assert not solution.status.success
     assert solution.nfev == max_nfev == evaluator.n_passes == len(solution.history)
@@ -243,13 +236,13 @@ def test_evaluations_by_default():
 @pytest.mark.parametrize(
     ("options", "status"),
     [
-        (TrfOptions(ftol=None, xtol=None, gtol=1e-6), Status.GRADIENT),
-        (TrfOptions(ftol=1e-10, xtol=None, gtol=None), Status.COST),
-        (TrfOptions(ftol=None, xtol=1e-10, gtol=None), Status.STEP),
-        (TrfOptions(ftol=1e-4, xtol=1e-3, gtol=None), Status.COST_AND_STEP),
+        (SolverOptions(ftol=None, xtol=None, gtol=1e-6), Status.GRADIENT),
+        (SolverOptions(ftol=1e-10, xtol=None, gtol=None), Status.COST),
+        (SolverOptions(ftol=None, xtol=1e-10, gtol=None), Status.STEP),
+        (SolverOptions(ftol=1e-4, xtol=1e-3, gtol=None), Status.COST_AND_STEP),
     ],
 )
-def test_each_criterion_ends_the_search(options: TrfOptions, status: Status):
+def test_each_criterion_ends_the_search(options: SolverOptions, status: Status):
     solution = unbounded(evaluator_of(decay), [1.0, 1.0, 0.0], options)
     assert solution.status is status
     assert solution.cost == pytest.approx(
@@ -259,7 +252,7 @@ def test_each_criterion_ends_the_search(options: TrfOptions, status: Status):
 
 def test_a_search_that_can_improve_no_more_ends_in_time():
     """With a criterion that rounding keeps from being met, the radius shrinks to its least."""
-    options = TrfOptions(ftol=None, xtol=None, gtol=1e-15, max_nfev=500)
+    options = SolverOptions(ftol=None, xtol=None, gtol=1e-15, max_nfev=500)
     solution = unbounded(evaluator_of(decay), [1.0, 1.0, 0.0], options)
     assert solution.status in (Status.MAX_EVALUATIONS, Status.GRADIENT)
     assert solution.params == pytest.approx([2.0, 1.3, 0.5], abs=0.05)
@@ -280,13 +273,13 @@ def test_a_search_that_can_improve_no_more_ends_in_time():
 )
 def test_options_out_of_range_are_refused(values: dict, match: str):
     with pytest.raises(InputError, match=match):
-        TrfOptions(**values)
+        SolverOptions(**values)
 
 
 def test_scales_of_another_length_are_refused_before_a_pass():
     evaluator = evaluator_of(decay)
     with pytest.raises(InputError, match=r"shape \(2,\) but the model has 3 parameters"):
-        unbounded(evaluator, [1.0, 1.0, 0.0], TrfOptions(x_scale=np.ones(2)))
+        unbounded(evaluator, [1.0, 1.0, 0.0], SolverOptions(x_scale=np.ones(2)))
     assert evaluator.n_passes == 0
 
 
@@ -299,7 +292,7 @@ def test_history_tells_the_search():
         np.array([20.0, 9.0, -4.0]),
         -free,
         free,
-        TrfOptions(),
+        SolverOptions(),
         lambda state: records.append(state.history[-1]),
     )
     assert tuple(records) == solution.history
@@ -317,7 +310,7 @@ def test_history_tells_the_search():
 def test_same_bits_every_time_and_from_any_state():
     """The state is all there is: copied out and put back between any two evaluations."""
     lower, upper = np.array([0.0, 0.0, -1.0]), np.array([1.9, np.inf, 9.0])
-    p0, options, box = np.array([0.1, 4.0, 0.0]), TrfOptions(), Box(lower, upper)
+    p0, options, box = np.array([0.1, 4.0, 0.0]), SolverOptions(), Box(lower, upper)
     evaluator = evaluator_of(decay)
     whole = minimize(evaluator, p0, lower, upper, options)
     state = start(evaluator, p0, box, options)
@@ -340,10 +333,10 @@ def test_standard_errors_survive_a_search_of_one_evaluation():
     evaluator = evaluator_of(model, X, y)
     jac = evaluator.jacobian(np.zeros(2))
     optimum = np.linalg.lstsq(jac, y, rcond=None)[0]
-    solution = unbounded(evaluator, list(optimum), TrfOptions(gtol=1e-3))
+    solution = unbounded(evaluator, list(optimum), SolverOptions(gtol=1e-3))
     assert (solution.nfev, solution.n_refined, evaluator.n_passes) == (1, 1, 2)
     pcov, determined = covariance(
-        solution.r_factor, solution.chi2, solution.n_points, absolute_sigma=True
+        solution.r_factor, solution.cost, solution.n_points, absolute_sigma=True
     )
     _, singular, vt = np.linalg.svd(jac)
     dense = (vt.T / singular**2) @ vt

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult, least_squares
 
-from nlsq_dask.core.trf import TrfOptions, TrfSolution, minimize
+from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.solver_state import Solution, SolverOptions
 from tests.core.dense_evaluator import DenseEvaluator, FloatArray
 
 
@@ -73,9 +74,9 @@ def solve_by_scipy(problem: RandomProblem) -> OptimizeResult:
         )
 
 
-def solve(problem: RandomProblem) -> tuple[TrfSolution, DenseEvaluator]:
+def solve(problem: RandomProblem) -> tuple[Solution, DenseEvaluator]:
     evaluator = DenseEvaluator(problem.residuals, problem.jacobian)
-    return minimize(evaluator, problem.p0, problem.lower, problem.upper, TrfOptions()), evaluator
+    return minimize(evaluator, problem.p0, problem.lower, problem.upper, SolverOptions()), evaluator
 
 
 @settings(max_examples=100, deadline=None)
@@ -129,7 +130,7 @@ def test_given_scales_take_the_path_of_scipy(scales: list[float]):
         p0,
         lower,
         upper,
-        TrfOptions(x_scale=np.array(scales)),
+        SolverOptions(x_scale=np.array(scales)),
     )
     assert solution.nfev == oracle.nfev
     assert solution.params == pytest.approx(oracle.x, rel=1e-10)

@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d[\d_,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 END_OF_BLOCK = "-- end of block --"
-PAGES = ["README.md", "docs/tutorial.md", "docs/choose_a_workflow.md"]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/models.md",
+    "docs/results.md",
+    "docs/choose_a_workflow.md",
+]
 
 
 def split_numbers(text):

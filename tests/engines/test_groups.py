@@ -21,7 +21,7 @@ from tests.engines.problems import problems
 from tests.engines.test_dask import in_dask_arrays
 
 
-def all_rows(plan, weighted):
+def all_rows(plan, layout):
     """The rows of a plan, made as its tasks would make them."""
     shared = {}
     for key, node in plan.shared.items():
@@ -29,8 +29,8 @@ def all_rows(plan, weighted):
     columns = []
     for group in plan.groups:
         external = {key: shared[key] for key in group.external}
-        for block in read_blocks(group, external, weighted):
-            arrays = [block.y, *block.coords, *([block.sigma] if weighted else [])]
+        for block in read_blocks(group, external, layout):
+            arrays = block.arrays + block.masks
             columns.append([np.broadcast_to(a, block.y.shape).ravel() for a in arrays])
     return [np.concatenate(parts) for parts in zip(*columns, strict=True)]
 
@@ -39,7 +39,7 @@ def all_rows(plan, weighted):
 def test_a_plan_makes_every_row_once(problem, layout):
     data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)
     plan = plan_stream(data)
-    made = all_rows(plan, data.sigma is not None)
+    made = all_rows(plan, data.layout)
     expected = [np.broadcast_to(np.asarray(a), data.y.shape).ravel() for a in data.operands]
 
     assert sum(group.n_rows for group in plan.groups) == data.n_rows

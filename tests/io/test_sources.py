@@ -95,7 +95,8 @@ def test_non_finite_values_are_found_by_array(lazy, bad, name, value):
     problem = finite_problem(observe(**arrays))
     assert isinstance(problem, InputError)
     assert str(problem).startswith(f"{name} has 2 values that are NaN or infinite")
-    assert ("index (7,)" in str(problem)) == (not lazy)
+    assert "the first at index (7,)" in str(problem)
+    assert ("in block (0,), which is y[0:8]" in str(problem)) == lazy
 
 
 def test_finite_data_have_no_problem():

@@ -1,9 +1,13 @@
-"""What the trust-region-reflective method is told, knows between evaluations, and returns."""
+"""What a search for the least sum of squares is told, knows between evaluations, and returns.
+
+One vocabulary for all methods, so that whoever observes, stores or resumes a search need not ask
+which method it is.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,35 +15,53 @@ from numpy.typing import NDArray
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.factor import EPS, Linearization
-from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.normal_equations import FloatArray, Moments
+
+#: The methods, by the names of ``scipy.optimize.least_squares``.
+MethodName = Literal["trf", "lm", "dogbox"]
+METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 #: Evaluations allowed by default, per parameter: the value of ``scipy.optimize.least_squares``.
 EVALUATIONS_PER_PARAMETER = 100
 
 
 @dataclass(frozen=True)
-class TrfOptions:
-    """When to stop, and the units of the parameters.
+class SolverOptions:
+    """How to search, when to stop, and the units of the parameters.
 
     Attributes
     ----------
     ftol : float or None
         Stop when a step lowers the cost by less than ``ftol * cost``, as the model predicted.
     xtol : float or None
-        Stop when a step is shorter than ``xtol * (xtol + ‖θ‖)``.
+        Stop when a step is shorter than ``xtol * (xtol + ‖θ‖)``; in "lm", when the trust-region
+        radius is at most ``xtol * ‖D θ‖``.
     gtol : float or None
-        Stop when the infinity norm of the gradient, scaled for the bounds, is below `gtol`.
+        Stop when the infinity norm of the gradient, scaled for the bounds, is below `gtol`; in
+        "lm", when the cosine between the residuals and every column of the Jacobian is at most
+        `gtol`.
     max_nfev : int or None
         Most points to evaluate; None allows 100 per parameter.
     x_scale : "jac" or ndarray, shape (p,) or ()
         Characteristic size of each parameter; "jac" takes the inverse of the largest norm that its
         column of the Jacobian has had so far.
+    method : {"trf", "lm", "dogbox"}
+        See :mod:`nlsq_dask.core.trf`, :mod:`nlsq_dask.core.lm`, :mod:`nlsq_dask.core.dogbox`.
+    stat_tol : float or None
+        Distance from the optimum that counts as none, in standard errors. `ftol` and `xtol` end
+        the search only nearer than that, and it also ends at a point nearer than that from which
+        the next step would lower the cost by less than ``ftol * cost``. None leaves the distance
+        out.
+    residual_variance : float or None
+        s², the variance of the weighted residuals, in which the distance is measured: 1 where the
+        weights are absolute; None estimates it by ``2 cost / (n - p)``.
 
     Raises
     ------
     InputError
         If a value is out of its range. None, and any value below the machine precision, disables a
-        criterion; one at least must stay.
+        criterion; one at least must stay. (In "lm" such a value stands for the machine precision,
+        below which MINPACK ends a search too.)
     """
 
     ftol: float | None = 1e-8
@@ -47,16 +69,21 @@ class TrfOptions:
     gtol: float | None = 1e-8
     max_nfev: int | None = None
     x_scale: Literal["jac"] | FloatArray = "jac"
+    method: MethodName = "trf"
+    stat_tol: float | None = None
+    residual_variance: float | None = None
 
     def __post_init__(self) -> None:
         tolerances = {"ftol": self.ftol, "xtol": self.xtol, "gtol": self.gtol}
-        for name, value in tolerances.items():
+        for name, value in (tolerances | {"stat_tol": self.stat_tol}).items():
             if value is not None and not value >= 0.0:
                 raise _errors.tolerance_invalid(name, value)
         if all(value is None or value < EPS for value in tolerances.values()):
             raise _errors.tolerances_disabled(EPS)
         if self.max_nfev is not None and self.max_nfev < 1:
             raise _errors.max_nfev_invalid(self.max_nfev)
+        if self.method not in METHOD_NAMES:
+            raise _errors.unknown_choice("method", self.method, METHOD_NAMES)
         if not (isinstance(self.x_scale, str) and self.x_scale == "jac"):
             _check_sizes(self.x_scale)
 
@@ -84,6 +111,8 @@ class IterationRecord:
     radius : float
         Trust-region radius that the step was computed for; 0 for the start.
     accepted : bool
+    distance : float
+        How far the best point so far is from the optimum of its linearisation, in standard errors.
     """
 
     iteration: int
@@ -93,28 +122,33 @@ class IterationRecord:
     optimality: float
     radius: float
     accepted: bool
+    distance: float
 
 
 @dataclass(frozen=True, slots=True)
-class TrfState:
-    """All that the method knows between two evaluations.
+class SolverState:
+    """All that a method knows between two evaluations.
 
     Attributes
     ----------
     params : ndarray, shape (p,), float64
-        The best point so far, strictly between the bounds.
+        The best point so far, within the bounds ("trf": strictly between them).
     linearization : Linearization
         Of the residuals at `params`.
     cost, chi2 : float
         At `params`.
     n_points, n_skipped : int
         Rows in and left out of the sums.
+    moments : Moments
+        At `params`.
+    attainable : float
+        Reduction of the cost that the linearisation promises within the bounds.
     scale_inv : ndarray, shape (p,), float64
-        Inverse characteristic sizes of the parameters.
+        Inverse characteristic sizes of the parameters: the diagonal of D.
     radius : float
         Trust-region radius Δ of the next step.
     alpha : float
-        First guess of the next step's Levenberg-Marquardt parameter.
+        First guess of the next step's Levenberg-Marquardt parameter; 0 where there is none.
     optimality : float
         Infinity norm of the scaled gradient at `params`.
     nfev, njev, n_refined : int
@@ -131,6 +165,8 @@ class TrfState:
     chi2: float
     n_points: int
     n_skipped: int
+    moments: Moments
+    attainable: float
     scale_inv: FloatArray
     radius: float
     alpha: float
@@ -143,7 +179,7 @@ class TrfState:
 
 
 @dataclass(frozen=True)
-class TrfSolution:
+class Solution:
     """The result of a minimisation.
 
     Attributes
@@ -159,6 +195,8 @@ class TrfSolution:
         ``Jᵀ r``.
     optimality : float
         Infinity norm of the gradient, scaled for the bounds.
+    distance : float
+        How far `params` is from the optimum of its linearisation, in standard errors.
     active_mask : ndarray, shape (p,), int
         -1 where the lower bound is active, 1 where the upper is, 0 elsewhere.
     nfev : int
@@ -173,6 +211,8 @@ class TrfSolution:
     status : Status
     n_points, n_skipped : int
         Rows in and left out of the sums.
+    moments : Moments
+        At `params`.
     history : tuple of IterationRecord
     """
 
@@ -182,6 +222,7 @@ class TrfSolution:
     r_factor: FloatArray
     gradient: FloatArray
     optimality: float
+    distance: float
     active_mask: NDArray[np.int64]
     nfev: int
     njev: int
@@ -190,6 +231,7 @@ class TrfSolution:
     status: Status
     n_points: int
     n_skipped: int
+    moments: Moments
     history: tuple[IterationRecord, ...] = field(repr=False)
 
 

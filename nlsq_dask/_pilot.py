@@ -1,0 +1,230 @@
+"""The pilot: a fit of a sample, so that few passes over all rows are left.
+
+A reading of all rows is what a fit costs, and a search from a poor start takes a dozen. A sample
+of a few per cent, in memory, brings it within some standard errors of the optimum for next to
+nothing, and from there one or two steps on all rows do the rest. The sample never decides: the
+first pass over all rows also tells the cost of the user's own start (and of the other basins that
+several starts ended in), and the fit goes on from the best of them. Nor is a sample trusted that
+knows next to nothing of a parameter which all rows determine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask._job import Job, logger
+from nlsq_dask._multi_start import Start, best_end, draw_starts, n_basins, ranked, run_starts
+from nlsq_dask._record import PilotRecord
+from nlsq_dask.core.constraints import ReducedEvaluator
+from nlsq_dask.core.factor import Basis, Linearization, factorize
+from nlsq_dask.core.minimize import first_point, minimize
+from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray, NormalEquations, Survey
+from nlsq_dask.core.solver_state import SolverOptions
+from nlsq_dask.io.observations import Observations
+
+# Rows of the fit that comes before the pilot's own, where that has many more.
+FIRST_ROWS = 20_000
+MANY_TIMES = 4
+
+# The pilot's answer is uncertain by its own standard errors: it need not be found better than to a
+# tenth of them.
+STAT_TOL = 0.1
+FTOL = 1e-6
+
+# A pilot that knows a direction less than this part as well, row by row, as all rows do, has missed
+# where it shows. A peak seen by the edge of one chunk alone still has ten times as much.
+LEAST_INFORMATION = 1e-4
+
+# Smallest over largest eigenvalue of the equilibrated Gram matrix below which a direction counts as
+# undetermined: its square root is what rounding leaves of a factor.
+LEAST_RESOLUTION = 1e-12
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Where the fit of a sample ended.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows of the sample.
+    ends : ndarray, shape (k, q), float64
+        The best end of each basin, the best first; one for a single start.
+    linearization : Linearization
+        Of the sample, at the best end.
+    starts : tuple of Start
+        What several starts led to; empty for one.
+    """
+
+    n_rows: int
+    ends: FloatArray
+    linearization: Linearization
+    starts: tuple[Start, ...] = ()
+
+
+def run_pilot(job: Job, sample: Observations) -> Pilot | None:
+    """Fit a sample in memory, from one start or several.
+
+    Parameters
+    ----------
+    job : Job
+    sample : Observations
+        In memory.
+
+    Returns
+    -------
+    Pilot or None
+        None if the model is not finite on the sample at any start, or the sample has too few rows:
+        then all rows have to tell what is wrong.
+    """
+    if sample.n_rows < len(job.reduction.names):
+        return None
+    point = job.start
+    for n_rows in (FIRST_ROWS, sample.n_rows):
+        if n_rows < sample.n_rows < MANY_TIMES * n_rows:
+            continue
+        rows = sample.thinned(n_rows) if n_rows < sample.n_rows else sample
+        with job.sample_evaluator(rows) as in_memory:
+            evaluator = ReducedEvaluator(in_memory, job.reduction)
+            try:
+                if job.plan.n_starts > 1 and rows is sample:
+                    return _of_starts(job, evaluator, sample.n_rows)
+                if job.plan.n_starts == 1:
+                    point = _descend(job, evaluator, point)
+                    linear = _linearize(evaluator, point)
+            except _errors.StartNotFiniteError:
+                return None
+    return Pilot(sample.n_rows, point[None], linear)
+
+
+def first_pass(
+    job: Job, evaluator: CostEvaluator, pilot: Pilot
+) -> tuple[FloatArray, CostEvaluator, Pilot, PilotRecord]:
+    """Evaluate the pilot's answer on all rows, and what else the fit could start from.
+
+    Returns
+    -------
+    point : ndarray, shape (q,), float64
+        Where to go on.
+    evaluator : CostEvaluator
+        One that knows the sums there, if these were computed.
+    pilot : Pilot
+        With the costs of all rows.
+    record : PilotRecord
+    """
+    basis = Basis.whitening(pilot.linearization.r_factor)
+    best = first_point(pilot.ends[0], job.lower, job.upper, job.options)
+    candidates = np.vstack([pilot.ends[1:], job.start])
+    survey = evaluator.survey(best, basis.forward, candidates)
+    costs = np.nan_to_num([survey.sums.cost, *survey.costs], nan=np.inf)
+    points = np.vstack([best, candidates])
+    choice = int(np.argmin(costs))
+    if choice == 0 and not _is_trusted(pilot, survey.sums):
+        logger.info("the pilot's rows do not determine all parameters: going on from p0")
+        choice = len(points) - 1
+    elif choice == len(points) - 1:
+        logger.info(
+            "the pilot's answer costs %.6g on all rows, p0 %.6g: going on from p0",
+            costs[0],
+            costs[-1],
+        )
+    else:
+        logger.info("going on from the pilot's answer, found on %d rows", pilot.n_rows)
+    if pilot.starts:
+        pilot = replace(pilot, starts=ranked(pilot.starts, costs[:-1]))
+    record = PilotRecord(
+        pilot.n_rows,
+        job.reduction.expand(pilot.ends[0]),
+        float(costs[0]),
+        float(costs[-1]),
+        choice < len(points) - 1,
+    )
+    if choice == 0:
+        evaluator = PrimedEvaluator(evaluator, best, basis, survey.sums)
+    return points[choice], evaluator, pilot, record
+
+
+class PrimedEvaluator:
+    """An evaluator that knows the sums at one point already.
+
+    Parameters
+    ----------
+    evaluator : CostEvaluator
+    params : ndarray, shape (q,), float64
+    basis : Basis
+    sums : NormalEquations
+        At `params`, in `basis`.
+    """
+
+    def __init__(
+        self, evaluator: CostEvaluator, params: FloatArray, basis: Basis, sums: NormalEquations
+    ) -> None:
+        self._evaluator = evaluator
+        self._params = params
+        self.basis = basis
+        self._sums: NormalEquations | None = sums
+
+    @property
+    def n_passes(self) -> int:
+        """Readings of all rows so far."""
+        return self._evaluator.n_passes
+
+    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+        """Sum over all rows, unless the sums are known; they are given away once."""
+        sums, self._sums = self._sums, None
+        known = np.array_equal(params, self._params) and np.array_equal(basis, self.basis.forward)
+        if sums is not None and known:
+            return sums
+        return self._evaluator.evaluate(params, basis)
+
+    def costs(self, candidates: FloatArray) -> FloatArray:
+        """Costs (k,) of candidates (k, q)."""
+        return self._evaluator.costs(candidates)
+
+    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
+        """Sums at a point, and the costs of candidates (k, q)."""
+        return self._evaluator.survey(params, basis, candidates)
+
+
+def _of_starts(job: Job, evaluator: CostEvaluator, n_rows: int) -> Pilot:
+    """Several starts on a sample."""
+    points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
+    starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
+    basins = range(n_basins(starts))
+    ends = [best_end([s for s in starts if s.basin == b]) for b in basins] or [best_end(starts)]
+    return Pilot(n_rows, np.vstack(ends), _linearize(evaluator, ends[0]), tuple(starts))
+
+
+def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> FloatArray:
+    options = SolverOptions(
+        ftol=FTOL,
+        x_scale=job.options.x_scale,
+        method=job.options.method,
+        stat_tol=STAT_TOL,
+        residual_variance=job.options.residual_variance,
+    )
+    return minimize(evaluator, point, job.lower, job.upper, options).params
+
+
+def _linearize(evaluator: CostEvaluator, point: FloatArray) -> Linearization:
+    basis = Basis.identity(point.size)
+    sums = evaluator.evaluate(point, basis.forward)
+    if not (np.isfinite(sums.cost) and np.isfinite(sums.gram).all()):
+        raise _errors.start_not_finite(point)
+    return factorize(sums, basis)
+
+
+def _is_trusted(pilot: Pilot, sums: NormalEquations) -> bool:
+    """Whether the sample knows of every direction that all rows know of.
+
+    The sums are those of all rows, in the basis in which the sample's Gram matrix is the identity.
+    """
+    if not np.isfinite(sums.gram).all():
+        return False
+    sample = pilot.linearization
+    # How much more a row of all knows than a row of the sample, in the direction of most.
+    more = float(np.linalg.eigvalsh(sums.gram)[-1]) * pilot.n_rows / sums.n_points
+    return sample.resolution > LEAST_RESOLUTION and more * LEAST_INFORMATION < 1.0

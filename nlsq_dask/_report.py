@@ -1,0 +1,212 @@
+"""How a result reads: in a line or two, in full, and as a table of a notebook."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from nlsq_dask._multi_start import n_basins
+from nlsq_dask._record import FitRecord, Parameter
+
+# Correlations that are worth a line: beyond it a standard error says little by itself. And how
+# many lines at most, as p parameters have p² / 2 of them.
+NOTABLE_CORRELATION = 0.5
+MOST_CORRELATIONS = 10
+
+LEVEL = 0.95
+
+_BOUNDS = {-1: "at its lower bound", 0: "", 1: "at its upper bound"}
+
+# Styles that hold on a light and on a dark page: no colours, only where things stand.
+_CELL = "text-align:left;padding:0.1em 1em 0.1em 0"
+
+Row = tuple[str, str]
+
+
+def short_report(record: FitRecord) -> str:
+    """A table of estimates, and how they were found."""
+    width = max(len(name) for name in record.names)
+    lines = [_outcome(record)]
+    for name, parameter, remark in _estimates(record):
+        note = f"  ({remark})" if remark else ""
+        lines.append(f"  {name:<{width}} = {parameter}{note}")
+    skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
+    rows = [
+        ("rows", f"{record.n_points:,}{skipped}"),
+        ("chi2", f"{record.chi2:.8g}"),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}  ({record.dof:,} degrees of freedom)"),
+        ("strategy", record.strategy),
+        *_cost_rows(record),
+    ]
+    return "\n".join([*lines, *_aligned(rows)])
+
+
+def full_report(record: FitRecord) -> str:
+    """Estimates with their intervals, statistics, correlations, and what the fit took."""
+    sections = [
+        _outcome(record),
+        _section("Parameters", _parameter_lines(record)),
+        _section("Statistics", _aligned(_statistics_rows(record))),
+        _section(
+            f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
+            _correlation_lines(record),
+        ),
+        _section("Solver", _aligned(_solver_rows(record))),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def html_report(record: FitRecord) -> str:
+    """A table of estimates and one of statistics, for notebooks."""
+    head = ["Parameter", "Estimate", "Standard error", f"{LEVEL:.0%} interval", "Remark"]
+    body = [
+        [name, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
+        for (name, p, remark), (low, high) in zip(
+            _estimates(record), record.confidence_intervals(LEVEL), strict=True
+        )
+    ]
+    if not any(row[-1] for row in body):
+        head, body = head[:-1], [row[:-1] for row in body]
+    titles = "".join(f'<th scope="col" style="{_CELL}">{html.escape(t)}</th>' for t in head)
+    summary: list[Row] = [
+        ("rows", f"{record.n_points:,}"),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}"),
+        ("R²", f"{record.r_squared:.6g}"),
+        ("RMSE", f"{record.rmse:.6g}"),
+        *_cost_rows(record),
+    ]
+    return (
+        f"<div><table><caption {_style()}>{html.escape(_outcome(record))}</caption>"
+        f"<thead><tr>{titles}</tr></thead><tbody>{_html_rows(body)}</tbody></table>"
+        f"<table><caption {_style()}>Statistics</caption>"
+        f"<tbody>{_html_rows(summary)}</tbody></table></div>"
+    )
+
+
+def _outcome(record: FitRecord) -> str:
+    how = "Fit converged" if record.success else "Fit DID NOT converge"
+    return f"{how}: {record.message}"
+
+
+def _estimates(record: FitRecord) -> list[tuple[str, Parameter, str]]:
+    """Name, estimate and remark of each parameter."""
+    return [
+        (name, parameter, "fixed" if name in record.fixed else _BOUNDS[int(active)])
+        for (name, parameter), active in zip(record.params.items(), record.active_mask, strict=True)
+    ]
+
+
+def _parameter_lines(record: FitRecord) -> list[str]:
+    rows = [("", "estimate", f"{LEVEL:.0%} confidence interval", "")]
+    ends = record.confidence_intervals(LEVEL)
+    for (name, parameter, remark), (low, high) in zip(_estimates(record), ends, strict=True):
+        if remark == "fixed":
+            rows.append((name, f"{parameter.value:.10g}", "", f"({remark})"))
+        else:
+            note = f"({remark})" if remark else ""
+            rows.append((name, str(parameter), _interval(low, high, parameter.stderr), note))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    padded = (
+        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    )
+    return [line.rstrip() for line in padded]
+
+
+def _statistics_rows(record: FitRecord) -> list[Row]:
+    skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
+    fixed = f", {len(record.names) - record.n_free} fixed or tied"
+    scale = "sigma are absolute" if record.absolute_sigma else "scaled by the reduced chi2"
+    return [
+        ("rows", f"{record.n_points:,}{skipped}"),
+        ("parameters", f"{record.n_free} free{fixed if record.n_free < len(record.names) else ''}"),
+        ("degrees of freedom", f"{record.dof:,}"),
+        ("chi2", f"{record.chi2:.8g}"),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}"),
+        ("covariance", scale),
+        ("R²", f"{record.r_squared:.8g}  (adjusted {record.adj_r_squared:.8g})"),
+        ("RMSE", f"{record.rmse:.6g}"),
+        ("MAE", f"{record.mae:.6g}"),
+        ("AIC", f"{record.aic:.8g}"),
+        ("BIC", f"{record.bic:.8g}"),
+    ]
+
+
+def _correlation_lines(record: FitRecord) -> list[str]:
+    """The strongest correlations, strongest first."""
+    matrix = record.correlation()
+    above = [
+        (first, second)
+        for first, second in zip(*np.triu_indices(len(record.names), 1), strict=True)
+        if abs(matrix[first, second]) > NOTABLE_CORRELATION
+    ]
+    above.sort(key=lambda pair: -abs(matrix[pair]))
+    pairs = [(f"{record.names[i]}, {record.names[j]}", f"{matrix[i, j]:+.4f}") for i, j in above]
+    lines = _aligned(pairs[:MOST_CORRELATIONS])
+    if len(pairs) > MOST_CORRELATIONS:
+        lines.append(f"  and {len(pairs) - MOST_CORRELATIONS} weaker ones")
+    return lines
+
+
+def _solver_rows(record: FitRecord) -> list[Row]:
+    preset = "" if record.workflow is None else f"  (workflow {record.workflow!r})"
+    tolerances = (f"{name} {value}" for name, value in record.tolerances.items())
+    return [
+        ("method", record.method),
+        ("loss", record.loss),
+        ("cost", f"{record.cost:.8g}"),
+        ("optimality", f"{record.optimality:.3g}"),
+        ("distance", f"{record.distance_to_optimum_sigma:.2g} standard errors from the optimum"),
+        ("tolerances", ", ".join(tolerances)),
+        ("strategy", record.strategy + preset),
+        *_cost_rows(record),
+    ]
+
+
+def _cost_rows(record: FitRecord) -> list[Row]:
+    """What a fit took, and where it led."""
+    rows = [("passes", f"{record.n_passes}  ({record.nfev} evaluations, {record.nit} steps)")]
+    if record.starts:
+        ran, basins = sum(s.basin is not None for s in record.starts), n_basins(record.starts)
+        ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
+        rows.append(("starts", f"{len(record.starts)}, {ends}"))
+    rows.append(("status", f"{int(record.status)} ({record.status.name})"))
+    if record.checkpoint is not None:
+        rows.append(("checkpoints", record.checkpoint))
+    return rows
+
+
+def _interval(low: float, high: float, error: float) -> str:
+    """Write an interval to two digits of the standard error."""
+    if not (math.isfinite(error) and error > 0.0 and math.isfinite(low) and math.isfinite(high)):
+        return f"[{low:.8g}, {high:.8g}]"
+    largest = max(abs(low), abs(high))
+    digits = math.floor(math.log10(largest)) - math.floor(math.log10(error)) + 2
+    digits = min(max(digits, 2), 17)
+    written = (f"{end:#.{digits}g}".removesuffix(".") for end in (low, high))
+    return f"[{', '.join(written)}]"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(f"  {line.removeprefix('  ')}" for line in lines)]) if lines else ""
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    width = max((len(label) for label, _ in rows), default=0)
+    return [f"  {label:<{width}}  {text}" for label, text in rows]
+
+
+def _style() -> str:
+    return 'style="text-align:left"'
+
+
+def _html_rows(rows: Iterable[Sequence[str]]) -> str:
+    written = []
+    for label, *cells in rows:
+        title = f'<th scope="row" style="{_CELL}">{html.escape(label)}</th>'
+        rest = "".join(f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells)
+        written.append(f"<tr>{title}{rest}</tr>")
+    return "".join(written)

@@ -1,0 +1,201 @@
+"""From a job to a result: starts, passes, checkpoints, and what is made of the solution."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask._callback import IterationTable, wrap_callback
+from nlsq_dask._job import Job, logger, versions
+from nlsq_dask._multi_start import Start, best_end, draw_starts, run_starts
+from nlsq_dask._pilot import PrimedEvaluator, first_pass, run_pilot
+from nlsq_dask._progress import ProgressLine
+from nlsq_dask._record import PilotRecord
+from nlsq_dask._result import FitResult
+from nlsq_dask._sample import guessed_start, sample_of
+from nlsq_dask.core.constraints import ReducedEvaluator
+from nlsq_dask.core.covariance import covariance
+from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.normal_equations import CostEvaluator
+from nlsq_dask.core.solver_state import Solution, SolverState
+from nlsq_dask.core.workflow import create_checkpoint_directory
+from nlsq_dask.engines.fitted import FittedModel
+from nlsq_dask.engines.in_memory import InMemoryEvaluator
+from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore, to_json
+from nlsq_dask.io.finite import finite_problem
+from nlsq_dask.io.observations import Observations
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask import DaskEvaluator
+
+# Frames between a warning and the caller of fit: this module's, and fit.
+WARNING_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """What the caller of ``fit`` wants to see and keep; see there."""
+
+    checkpoint: str | os.PathLike[str] | None
+    resume: bool
+    progress: bool | None
+    callback: Callable[..., Any] | None
+    verbose: int
+
+
+def run(job: Job, reporting: Reporting) -> FitResult:
+    """Run a fit; see :func:`nlsq_dask.fit`."""
+    table = IterationTable(reporting.verbose)
+    callback = wrap_callback(reporting.callback, job.spec.names, job.reduction)
+    streaming = job.plan.strategy == "streaming"
+    with ExitStack() as stack:
+        line = stack.enter_context(ProgressLine(reporting.progress if streaming else False))
+        evaluator = job.evaluator(line.blocks)
+        stack.enter_context(evaluator)
+        sample = cache(lambda: sample_of(job, evaluator))
+        if job.guess is not None:
+            job = replace(job, start=guessed_start(job, sample()))
+        store = _checkpoint_store(job, reporting)
+
+        def observe_state(state: SolverState, starts: tuple[Start, ...]) -> None:
+            line.cost(state.cost)
+            table.row(state)
+            if store is not None:
+                as_json = [{k: to_json(v) for k, v in s.to_dict().items()} for s in starts]
+                store.save(Checkpoint(state, evaluator.n_passes, as_json))
+            callback(state)
+
+        saved = store.load() if store is not None and reporting.resume else None
+        try:
+            solution, starts, pilot = _solve(job, evaluator, sample, saved, observe_state)
+        except _errors.StartNotFiniteError as error:
+            raise finite_problem(job.data, job.client) or error from None
+        n_passes = evaluator.n_passes
+    result = _result(job, solution, starts, pilot, n_passes, store)
+    costs = (solution.history[0].cost, solution.cost)
+    table.end(result.message, result.nfev, costs, result.optimality)
+    return result
+
+
+def _checkpoint_store(job: Job, reporting: Reporting) -> CheckpointStore | None:
+    directory = reporting.checkpoint
+    if directory is None:
+        if not job.plan.checkpoint:
+            return None
+        try:
+            directory = create_checkpoint_directory()
+        except OSError as error:
+            warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
+            warnings.warn(warning, stacklevel=WARNING_LEVEL)
+            return None
+    store = CheckpointStore(directory, job.description(), versions())
+    logger.info("checkpoints in %s", store.directory)
+    return store
+
+
+def _solve(
+    job: Job,
+    evaluator: InMemoryEvaluator[Any] | DaskEvaluator,
+    sample: Callable[[], Observations],
+    saved: Checkpoint | None,
+    observer: Callable[[SolverState, tuple[Start, ...]], None],
+) -> tuple[Solution, tuple[Start, ...], PilotRecord | None]:
+    """From a checkpoint, the pilot's answer, or the best of the starts, to the optimum."""
+    state: SolverState | None = None
+    point = job.start
+    starts: tuple[Start, ...] = ()
+    record: PilotRecord | None = None
+    reduced: CostEvaluator = ReducedEvaluator(evaluator, job.reduction)
+    if saved is not None:
+        state, evaluator.n_passes = saved.state, saved.n_passes
+        starts = tuple(Start.from_dict(start) for start in saved.starts)
+        logger.info("going on from a checkpoint after pass %d", saved.n_passes)
+    elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
+        point, reduced, pilot, record = first_pass(job, reduced, pilot)
+        starts = pilot.starts
+    elif job.plan.n_starts > 1:
+        points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
+        starts = tuple(run_starts(reduced, points, job.lower, job.upper, job.options))
+        point = best_end(starts)
+    solution = minimize(
+        reduced,
+        point,
+        job.lower,
+        job.upper,
+        job.options,
+        lambda state: observer(state, starts),
+        state,
+        reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
+    )
+    return solution, starts, record
+
+
+def _result(
+    job: Job,
+    solution: Solution,
+    starts: tuple[Start, ...],
+    pilot: PilotRecord | None,
+    n_passes: int,
+    store: CheckpointStore | None,
+) -> FitResult:
+    """State the solution by all parameters, and warn of what is wrong with it."""
+    if not solution.status.success:
+        warnings.warn(_errors.not_converged(solution.status), stacklevel=WARNING_LEVEL)
+    pcov, determined = covariance(
+        solution.r_factor, solution.cost, solution.n_points, absolute_sigma=job.absolute_sigma
+    )
+    if not determined:
+        warnings.warn(_errors.covariance_undetermined(), stacklevel=WARNING_LEVEL)
+    reduction, spec = job.reduction, job.spec
+    names = np.array(spec.names, object)
+    return FitResult(
+        names=spec.names,
+        popt=reduction.expand(solution.params),
+        pcov=reduction.expand_covariance(pcov),
+        cost=solution.cost,
+        chi2=solution.chi2,
+        n_points=solution.n_points,
+        n_skipped=solution.n_skipped,
+        n_free=len(reduction.names),
+        fixed=tuple(names[reduction.is_fixed].tolist()),
+        moments=solution.moments,
+        grad=reduction.expand_gradient(solution.gradient),
+        optimality=solution.optimality,
+        distance_to_optimum_sigma=solution.distance,
+        active_mask=reduction.expand_mask(solution.active_mask),
+        method=job.options.method,
+        loss=spec.loss.name,
+        absolute_sigma=job.absolute_sigma,
+        r_factor=solution.r_factor,
+        nfev=solution.nfev,
+        njev=solution.njev,
+        nit=solution.nit,
+        n_passes=n_passes,
+        status=solution.status,
+        strategy=job.plan.strategy,
+        workflow=job.plan.workflow,
+        budget=job.plan.budget,
+        tolerances=dict(job.plan.tolerances) | {"stat_tol": job.options.stat_tol},
+        structure=spec.structure,
+        n_coords=spec.n_coords,
+        starts=tuple(
+            replace(
+                start,
+                p0=reduction.expand(start.p0),
+                params=None if start.params is None else reduction.expand(start.params),
+            )
+            for start in starts
+        ),
+        pilot=pilot,
+        checkpoint=None if store is None else str(store.directory),
+        history=solution.history,
+        fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
+    )

@@ -1,0 +1,134 @@
+"""The Levenberg-Marquardt method of Moré, on normal equations.
+
+Minimises ``½ Σ r_i(θ)²`` without bounds after Moré ("The Levenberg-Marquardt algorithm:
+implementation and theory", Lecture Notes in Mathematics 630, 1978): steps of the least-squares
+model within the trust region ``‖D s‖ ≤ Δ``, where D holds the largest norms that the columns of J
+have had. Constants, criteria and their order are those of MINPACK's ``lmder`` (Moré, Garbow &
+Hillstrom, "User guide for MINPACK-1", ANL-80-74, 1980), and the criteria are numbered as
+``scipy.optimize.least_squares(method="lm")`` numbers them.
+
+Reductions are relative to the cost, and the gradient criterion is the cosine of the angle between
+the residuals and the columns of J: the method knows no units of the data. ``R`` and ``Qᵀ r`` stand
+for J, as in :mod:`nlsq_dask.core.trf`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nlsq_dask._errors import Status
+from nlsq_dask.core.factor import EPS, column_norms, rank_tolerance
+from nlsq_dask.core.reflective import Box
+from nlsq_dask.core.search import LEAST_RADIUS, Trial, both, rescaled
+from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.trust_region import Spectrum, reduction_ratio, solve
+
+#: First radius, in units of ``‖D θ‖`` (ANL-80-74: "factor", of which 100 is recommended).
+FIRST_RADIUS = 100.0
+#: How far, as a fraction of Δ, the length of a step may be from it (Moré 1978, section 5).
+RADIUS_SLACK = 0.1
+#: Least ratio of the actual to the predicted reduction at which a step is taken (Moré 1978, 7.1).
+LEAST_RATIO = 1e-4
+#: Ratios below and above which the radius shrinks or grows, and the limits of its shrinking
+#: (Moré 1978, section 4).
+POOR_RATIO, GOOD_RATIO = 0.25, 0.75
+MOST_SHRINK, LEAST_SHRINK = 0.1, 0.5
+#: A trial of more than this many times the cost says nothing of where along the step to stop.
+HOPELESS_COST = 100.0
+#: A reduction of more than this many times the promise shows that the model was wrong.
+MOST_RATIO = 2.0
+
+
+class LevenbergMarquardt:
+    """The method "lm"; see :class:`nlsq_dask.core.search.Method`."""
+
+    interior = False
+
+    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
+        """Scale and judge a new point; residuals orthogonal to all columns end the search."""
+        norms = column_norms(state.linearization.r_factor)
+        length = float((2.0 * state.cost) ** 0.5)
+        effective = norms > 0.0
+        cosines = np.abs(state.linearization.gradient[effective]) / norms[effective]
+        status = state.status
+        if status is None and np.all(cosines <= _tolerance(options.gtol) * length):
+            status = Status.GRADIENT
+        optimality = self.optimality(state, box)
+        return replace(rescaled(state, options), optimality=optimality, status=status)
+
+    def optimality(self, state: SolverState, box: Box) -> float:  # noqa: ARG002 (of the protocol)
+        """Infinity norm of the gradient."""
+        return float(np.max(np.abs(state.linearization.gradient)))
+
+    def first_radius(self, state: SolverState, box: Box) -> float:  # noqa: ARG002
+        """A hundred times the length of the start, in the scaled variables."""
+        return FIRST_RADIUS * (float(np.linalg.norm(state.scale_inv * state.params)) or 1.0)
+
+    def propose(self, state: SolverState, box: Box) -> Trial:  # noqa: ARG002
+        """Solve the subproblem."""
+        linear = state.linearization
+        spectrum = Spectrum.of(
+            linear.r_factor / state.scale_inv,
+            linear.qtr,
+            rank_tolerance(state.n_points, linear.qtr.size),
+        )
+        scaled_step, alpha = solve(spectrum, state.radius, state.alpha, RADIUS_SLACK)
+        step = scaled_step / state.scale_inv
+        image = linear.r_factor @ step
+        length = float(np.linalg.norm(scaled_step))
+        # As (RᵀR + α D²) s = -g, sums of squares say what gᵀ s is.
+        descent = float(image @ image) + alpha * length**2
+        return Trial(
+            params=state.params + step,
+            step_norm=float(np.linalg.norm(step)),
+            scaled_step_norm=length,
+            predicted=0.5 * float(image @ image) + alpha * length**2,
+            slope=-descent,
+            alpha=alpha,
+        )
+
+    def resize(self, state: SolverState, trial: Trial, actual: float) -> SolverState:
+        """Shrink the radius to where a parabola along the step has its minimum, or grow it."""
+        length = trial.scaled_step_norm
+        # The first radius is a guess, of which a Gauss-Newton step that fits into it knows better.
+        radius = min(state.radius, length) if state.njev == 1 else state.radius
+        alpha = state.alpha
+        ratio = reduction_ratio(actual, trial.predicted)
+        if ratio <= POOR_RATIO:
+            shrink = LEAST_SHRINK
+            if actual < 0.0:
+                shrink *= trial.slope / (trial.slope + max(actual, -HOPELESS_COST * state.cost))
+            if state.cost - actual >= HOPELESS_COST * state.cost:
+                shrink = MOST_SHRINK
+            shrink = max(shrink, MOST_SHRINK)
+            radius = shrink * min(radius, length / MOST_SHRINK)
+            alpha /= shrink
+        elif alpha == 0.0 or ratio >= GOOD_RATIO:
+            radius, alpha = 2.0 * length, 0.5 * alpha
+        return replace(state, radius=max(radius, LEAST_RADIUS), alpha=alpha)
+
+    def accepts(self, trial: Trial, actual: float) -> bool:
+        """Accept a point that lowers the cost by a part of what was promised."""
+        return actual > 0.0 and reduction_ratio(actual, trial.predicted) >= LEAST_RATIO
+
+    def criterion(
+        self,
+        before: SolverState,
+        after: SolverState,
+        trial: Trial,
+        actual: float,
+        options: SolverOptions,
+    ) -> Status | None:
+        """Compare the reductions, actual and promised, with the cost, and the radius with θ."""
+        least = _tolerance(options.ftol) * before.cost
+        ratio = reduction_ratio(actual, trial.predicted)
+        by_cost = abs(actual) <= least and trial.predicted <= least and ratio <= MOST_RATIO
+        size = float(np.linalg.norm(after.scale_inv * after.params))
+        return both(by_cost, after.radius <= _tolerance(options.xtol) * size)
+
+
+def _tolerance(value: float | None) -> float:
+    """MINPACK ends a search at the machine precision even where a tolerance is smaller."""
+    return max(value or 0.0, EPS)

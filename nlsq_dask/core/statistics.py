@@ -1,0 +1,141 @@
+"""Statistics of a fit, out of the sums over its rows.
+
+With the weighted sum of squared residuals ``chi2`` of n rows and k free parameters:
+
+    R²       = 1 - chi2 / Σ w² (y - ȳ)²,   ȳ the weighted mean of y
+    adjusted = 1 - (1 - R²) (n - 1) / (n - k)
+    AIC      = -2 ln L + 2 k,   BIC = -2 ln L + k ln n
+
+where, up to a constant, ``-2 ln L`` is ``n ln(chi2 / n)`` if the variance of the rows is estimated
+by the fit, and ``chi2`` if it is known (Burnham & Anderson, "Model Selection and Multimodel
+Inference", 2nd ed. 2002, sections 2.2 and 6.9.5; Schwarz, Ann. Stat. 6, 1978).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray
+
+
+def r_squared(chi2: float, scatter: float) -> float:
+    """Share of the weighted scatter of y about its mean that the model explains.
+
+    Parameters
+    ----------
+    chi2 : float
+        Sum of squared weighted residuals.
+    scatter : float
+        Weighted total sum of squares about the weighted mean.
+
+    Returns
+    -------
+    float
+        At most 1; negative for a model worse than the mean; NaN where y does not vary.
+    """
+    return 1.0 - chi2 / scatter if scatter > 0.0 else math.nan
+
+
+def adjusted_r_squared(r2: float, n_points: int, dof: int) -> float:
+    """R² with both sums of squares divided by their degrees of freedom (Theil 1961).
+
+    NaN where there are no degrees of freedom.
+    """
+    return 1.0 - (1.0 - r2) * (n_points - 1) / dof if dof > 0 else math.nan
+
+
+def deviance(chi2: float, n_points: int, *, known_scale: bool) -> float:
+    """Minus twice the logarithm of the largest likelihood, up to a constant of the data.
+
+    Parameters
+    ----------
+    chi2 : float
+        Sum of squared weighted residuals.
+    n_points : int
+        Rows that entered the fit.
+    known_scale : bool
+        Whether the weights are true standard deviations.
+
+    Returns
+    -------
+    float
+        ``chi2`` for a known scale, else ``n ln(chi2 / n)``, which is -inf for a perfect fit.
+    """
+    if known_scale:
+        return chi2
+    mean = chi2 / n_points
+    # A NaN passes through the logarithm.
+    return -math.inf if mean == 0.0 else n_points * math.log(mean)
+
+
+def correlation(pcov: FloatArray) -> FloatArray:
+    """Correlation of the estimates.
+
+    Parameters
+    ----------
+    pcov : ndarray, shape (p, p), float64
+        Their covariance.
+
+    Returns
+    -------
+    ndarray, shape (p, p), float64
+        Ones on the diagonal. NaN beside it for a parameter that does not vary (it was fixed) or
+        whose variance is not finite (the data do not determine it).
+    """
+    variances = np.diagonal(pcov)
+    usable = np.isfinite(variances) & (variances > 0.0)
+    errors = np.sqrt(np.where(usable, variances, np.nan))
+    # One factor after the other: the product of two small errors may underflow.
+    scaled = np.clip(pcov / errors / errors[:, None], -1.0, 1.0)
+    matrix: FloatArray = (scaled + scaled.T) / 2.0  # which rounding made asymmetric
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def intervals(popt: FloatArray, perr: FloatArray, quantile: float) -> FloatArray:
+    """Symmetric intervals ``popt ± quantile * perr``.
+
+    Parameters
+    ----------
+    popt, perr : ndarray, shape (p,), float64
+    quantile : float
+        May be infinite.
+
+    Returns
+    -------
+    ndarray, shape (p, 2), float64
+        A point where the error is zero, whatever the quantile.
+    """
+    half = np.zeros_like(perr)
+    np.multiply(quantile, perr, out=half, where=perr != 0.0)
+    return np.column_stack([popt - half, popt + half])
+
+
+def sandwich(bread: FloatArray, meat: FloatArray, n_points: int, dof: int) -> FloatArray:
+    """Covariance that holds whatever the variances of the rows are.
+
+    The estimator of Eicker, Huber and White with the correction for degrees of freedom that is
+    called HC1 (MacKinnon & White, J. Econometrics 29, 1985, section 2).
+
+    Parameters
+    ----------
+    bread : ndarray, shape (p, p), float64
+        ``(JᵀJ)⁻¹``.
+    meat : ndarray, shape (p, p), float64
+        ``Σ r_i² J_i J_iᵀ``.
+    n_points, dof : int
+        Rows, and rows less free parameters.
+
+    Returns
+    -------
+    ndarray, shape (p, p), float64
+        ``n / dof · (JᵀJ)⁻¹ meat (JᵀJ)⁻¹``, symmetric; infinite where `bread` is not finite or no
+        degrees of freedom are left.
+    """
+    if dof <= 0 or not np.isfinite(bread).all():
+        return np.full_like(bread, np.inf)
+    product = bread @ meat @ bread * (n_points / dof)
+    symmetric: FloatArray = (product + product.T) / 2.0
+    return symmetric

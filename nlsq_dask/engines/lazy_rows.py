@@ -1,0 +1,162 @@
+"""A fitted model on Dask arrays: arrays of the same chunks, of which nothing is computed here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from dask.base import compute, tokenize
+from dask.delayed import Delayed, delayed
+
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.binning import BinSums, Grid, bin_blocks
+from nlsq_dask.engines.dask import ClusterRunner, LocalRunner
+from nlsq_dask.engines.group_task import Work, read_blocks
+from nlsq_dask.engines.groups import GroupPlan, common_chunks, plan_stream
+from nlsq_dask.engines.row_function import (
+    RowFunction,
+    residuals_of_block,
+    without_mask,
+)
+from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.sources import is_dask
+from nlsq_dask.io.stage import Layout
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def chunks_of_rows(data: Observations) -> Chunks:
+    """Chunks for what is computed of all rows: those of y, or else of the coordinates."""
+    for array in data.operands:
+        if is_dask(array) and array.shape == data.y.shape:
+            chunks: Chunks = array.chunks
+            return chunks
+    return common_chunks(data)
+
+
+def of_rows(function: RowFunction, data: Observations) -> da.Array:
+    """Values of a function of rows, (...) float64, in the chunks of the rows."""
+    return _blockwise("of-rows", _function_of_block, function, data, data.coords)
+
+
+def residuals_of_rows(function: RowFunction, data: Observations) -> da.Array:
+    """Observations minus values, (...) float64, in the chunks of the rows."""
+    return _blockwise("residuals", _residuals_of_block, function, data, data.operands)
+
+
+def _blockwise(
+    name: str,
+    of_block: Callable[..., FloatArray],
+    function: RowFunction,
+    data: Observations,
+    operands: Sequence[Array],
+) -> da.Array:
+    chunks = chunks_of_rows(data)
+    arrays = [_with_chunks(array, chunks) for array in operands]
+    # Costs nothing to make, and gives each block its shape: all else may broadcast.
+    rows = da.zeros(data.y.shape, chunks=chunks, dtype=bool)
+    index = tuple(range(data.y.ndim))
+    model = _as_one_task(function.for_blocks_of(_largest_block(chunks)))
+    token = tokenize(model.key, repr(data.layout), chunks, *(a.name for a in arrays))
+    lazy: da.Array = da.blockwise(
+        of_block,
+        index,
+        *itertools.chain.from_iterable((a, index) for a in (rows, *arrays)),
+        function=model,
+        layout=data.layout,
+        name=f"nlsq-{name}-{token}",
+        dtype=np.dtype(np.float64),
+        meta=np.empty((0,) * data.y.ndim),
+        align_arrays=False,
+    )
+    return lazy
+
+
+def _as_one_task(function: RowFunction) -> Delayed:
+    """The function as a node of the graph: all blocks refer to one copy of the model.
+
+    Its name follows from the model's token, so that equal models have equal names in any process.
+    """
+    spec = function.spec
+    jacobian = None if spec.jacobian is None else spec.jacobian.token
+    numbers = (function.params, function.root, function.buffer_rows)
+    what = (spec.token, spec.style, jacobian, *numbers, function.device)
+    model: Delayed = delayed(function, name=f"nlsq-model-{tokenize(*what)}", traverse=False)
+    return model
+
+
+def _with_chunks(array: Array, chunks: Chunks) -> da.Array:
+    """A Dask array of an array that broadcasts to rows of given chunks."""
+    wanted = tuple(c if sum(c) == n else (1,) for n, c in zip(array.shape, chunks, strict=True))
+    lazy: da.Array = array if is_dask(array) else da.from_array(array, chunks=wanted)
+    return lazy if lazy.chunks == wanted else lazy.rechunk(wanted)
+
+
+def _function_of_block(
+    rows: Array, *coords: Array, function: RowFunction, layout: Layout
+) -> FloatArray:
+    del layout
+    return function([without_mask(c) for c in coords], rows.shape)
+
+
+def _residuals_of_block(
+    _: Array, *operands: Array, function: RowFunction, layout: Layout
+) -> FloatArray:
+    return residuals_of_block(function, layout.block(operands))
+
+
+def finite_range(array: Array, client: Client | None) -> tuple[float, float]:
+    """Smallest and largest finite value of a Dask array, read once."""
+    finite = da.isfinite(array)
+    ends = (da.where(finite, array, np.inf).min(), da.where(finite, array, -np.inf).max())
+    low, high = compute(*ends) if client is None else client.compute(ends, sync=True)
+    return float(low), float(high)
+
+
+def bin_rows(
+    function: RowFunction, grid: Grid, data: Observations, client: Client | None
+) -> BinSums:
+    """Sum over all rows in one reading, as a pass of a fit does."""
+    plan = plan_stream(data)
+    work = Work(function.spec, data.layout, function.device)
+    runner = (
+        LocalRunner(plan, work, _no_progress, None)
+        if client is None
+        else ClusterRunner(plan, work, client, _no_progress)
+    )
+    try:
+        sums = runner.run("bins", _bin_group, function.params, grid, _largest_block(plan.chunks))
+    finally:
+        runner.close()
+    assert isinstance(sums, BinSums)
+    return sums
+
+
+def _bin_group(
+    plan: GroupPlan,
+    external: Sequence[Any],
+    work: Work,
+    params: FloatArray,
+    grid: Grid,
+    block_rows: int,
+) -> BinSums:
+    """Sum over the blocks of a group."""
+    values = dict(zip(plan.external, external, strict=True))
+    blocks = read_blocks(plan, values, work.layout)
+    function = RowFunction(work.spec, params, device=work.device)
+    return bin_blocks(function.for_blocks_of(block_rows), grid, blocks)
+
+
+def _largest_block(chunks: Chunks) -> int:
+    """Rows of the largest block."""
+    return math.prod(map(max, chunks))
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Report nothing."""

@@ -1,0 +1,77 @@
+"""Correlated observations: their covariance matrix, factored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.observations import Observations
+from nlsq_dask.io.sources import as_array, is_dask, is_zarr
+
+
+def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
+    """Tell standard deviations from a covariance matrix.
+
+    Parameters
+    ----------
+    sigma, y : array_like
+        As the user passed them.
+
+    Returns
+    -------
+    deviations, covariance : array_like or None
+        At most one of the two: `sigma` is a covariance matrix, shape (n, n), where `y` has one
+        dimension and `sigma` has two.
+
+    Raises
+    ------
+    InputError
+        If the matrix has another shape, or it or `y` is lazy.
+    """
+    if sigma is None or np.ndim(sigma) != 2 or np.ndim(y) > 1:
+        return sigma, None
+    n_rows = int(np.prod(np.shape(y)))
+    if np.shape(sigma) == (1, n_rows) and n_rows != 1:  # broadcasts as deviations do
+        return sigma, None
+    if np.shape(sigma) != (n_rows, n_rows):
+        raise _errors.sigma_shape(np.shape(sigma), n_rows)
+    if any(is_dask(a) or is_zarr(a) for a in (sigma, y)):
+        raise _errors.covariance_in_parts()
+    return None, sigma
+
+
+def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
+    """Lower-triangular Cholesky factor of the covariance of the rows that count.
+
+    Parameters
+    ----------
+    covariance : array_like, shape (n, n)
+    data : Observations
+        In memory, of n rows.
+
+    Returns
+    -------
+    ndarray, shape (m, m), float64
+        For the m rows that are not left out.
+
+    Raises
+    ------
+    InputError
+        If the matrix is not positive definite, or the data are lazy.
+    """
+    if data.lazy:
+        raise _errors.covariance_in_parts()
+    matrix = np.asarray(as_array(covariance, "sigma"), np.float64)
+    if data.selects:
+        kept = np.concatenate([~block.left_out().ravel() for _, block in data.pieces()])
+        matrix = matrix[np.ix_(kept, kept)]
+    if not np.isfinite(matrix).all():
+        raise _errors.covariance_not_finite(int((~np.isfinite(matrix)).sum()))
+    try:
+        factor = np.asarray(np.linalg.cholesky(matrix), np.float64)
+    except np.linalg.LinAlgError:
+        raise _errors.sigma_not_positive_definite() from None
+    return factor

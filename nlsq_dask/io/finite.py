@@ -1,0 +1,195 @@
+"""What keeps a sum of squares from being finite: NaN, infinities, and sigma of zero or less.
+
+Good data are never read for it: it is looked for after a sum was not finite. Rows that are left
+out do not count. Findings of blocks combine by adding, as sums of squares do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask.io.chunks import Box
+from nlsq_dask.io.observations import Observations
+from nlsq_dask.io.stage import Block, Layout
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row is.
+
+    Attributes
+    ----------
+    index : tuple of int
+        Of the row in ``y``.
+    block : tuple of int or None
+        Index of the block, where data are chunked.
+    box : tuple of slice
+        What the block is of ``y``.
+    """
+
+    index: tuple[int, ...]
+    block: tuple[int, ...] | None
+    box: Box
+
+    def __str__(self) -> str:
+        if self.block is None:
+            return f"at index {self.index}"
+        slices = ", ".join(f"{s.start}:{s.stop}" for s in self.box)
+        return f"at index {self.index}, in block {self.block}, which is y[{slices}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Affected:
+    """Rows in which one array has values that cannot be used, the first such row, and its value."""
+
+    count: int = 0
+    first: Place | None = None
+    value: float = 0.0
+
+    def __add__(self, other: Affected) -> Affected:
+        leading = self if self.count else other
+        return Affected(self.count + other.count, leading.first, leading.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found in some rows.
+
+    Attributes
+    ----------
+    not_finite : tuple of Affected
+        NaN and infinities: in y, each coordinate, and sigma where there is one.
+    not_positive : Affected
+        Values of sigma that are not greater than zero, NaN among them.
+    n_affected, n_nan : int
+        Rows with NaN or infinities in any array, and rows with NaN in any.
+    """
+
+    not_finite: tuple[Affected, ...]
+    not_positive: Affected
+    n_affected: int
+    n_nan: int
+
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(
+            tuple(map(add, self.not_finite, other.not_finite)),
+            self.not_positive + other.not_positive,
+            self.n_affected + other.n_affected,
+            self.n_nan + other.n_nan,
+        )
+
+    def error(self, names: Iterable[str]) -> _errors.InputError | None:
+        """The error that names the first array, or None where all values can be used."""
+        for name, found in zip(names, self.not_finite, strict=True):
+            if found.count:
+                place = f", the first {found.first}"
+                return _errors.not_finite(name, found.count, place, self.n_affected, self.n_nan)
+        found = self.not_positive
+        if found.count:
+            place = f", the first {found.first}"
+            return _errors.sigma_not_positive(found.count, found.value, place)
+        return None
+
+
+def finite_problem(data: Observations, client: Client | None = None) -> _errors.InputError | None:
+    """Look for values that make a sum of squares not finite: NaN, infinities and sigma of zero.
+
+    Reads all arrays once, block by block; rows that are left out do not count.
+
+    Parameters
+    ----------
+    data : Observations
+    client : distributed.Client, optional
+        Cluster that reads lazy arrays.
+
+    Returns
+    -------
+    InputError or None
+        Naming the first array that has such values, their number, where the first is, and how many
+        rows are affected in all. None if there is no such value.
+    """
+    found = _scan_lazy(data, client) if data.lazy else scan_in_memory(data)
+    return found.error(data.names)
+
+
+def scan_in_memory(data: Observations) -> Findings:
+    """Look at all rows of data in memory."""
+    return reduce(add, (_scan(block, None, box) for box, block in data.pieces()))
+
+
+def _scan_lazy(data: Observations, client: Client | None) -> Findings:
+    """Look at all rows of Dask arrays, in one computation over all of them."""
+    import dask.array as da
+
+    def lazy(array: Any) -> Any:
+        return array if isinstance(array, da.Array) else da.from_array(array, chunks=-1, name=False)
+
+    axes = tuple(range(data.y.ndim))
+    pairs = itertools.chain.from_iterable((lazy(a), axes) for a in data.operands)
+    _, arrays = da.core.unify_chunks(*pairs)
+    found = da.map_blocks(
+        _scan_chunk,
+        *arrays,
+        layout=data.layout,
+        chunks=tuple((1,) * n for n in arrays[0].numblocks),
+        dtype=object,
+        meta=np.empty((0,) * len(axes), object),
+    )
+    computed = found.compute() if client is None else client.compute(found, sync=True)
+    findings: list[Findings] = list(computed.ravel())
+    return reduce(add, findings)
+
+
+def _scan_chunk(
+    *arrays: Any, layout: Layout, block_info: Mapping[int, Mapping[str, Any]]
+) -> NDArray[np.object_]:
+    """Findings of one chunk, as an array of one element."""
+    here = block_info[0]
+    box = tuple(slice(start, stop) for start, stop in here["array-location"])
+    found = np.empty((1,) * len(box), object)
+    found[...] = _scan(layout.block(arrays), tuple(here["chunk-location"]), box)
+    return found
+
+
+def _scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
+    """Look at the rows of a block that count."""
+    shape = block.y.shape
+    counts = np.broadcast_to(True, shape)
+    if block.selects:
+        counts = ~block.left_out()
+    affected, with_nan = np.zeros((2, *shape), np.bool_)
+
+    def locate(bad: NDArray[np.bool_], array: NDArray[np.generic]) -> Affected:
+        rows = bad & counts
+        count = int(np.count_nonzero(rows))
+        if not count:
+            return Affected()
+        first = np.unravel_index(int(np.argmax(rows)), shape)
+        place = tuple(int(i) + s.start for i, s in zip(first, box, strict=True))
+        value = float(np.broadcast_to(array, shape)[first])
+        return Affected(count, Place(place, index, box), value)
+
+    not_finite = []
+    for array in block.arrays:
+        bad = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros_like(array, np.bool_)
+        not_finite.append(locate(bad, array))
+        if not_finite[-1].count:
+            np.logical_or(affected, bad, out=affected, where=counts)
+            np.logical_or(with_nan, np.isnan(array), out=with_nan, where=counts)
+    not_positive = Affected()
+    if block.sigma is not None:
+        not_positive = locate(~np.greater(block.sigma, 0), block.sigma)
+    n_affected, n_nan = (int(np.count_nonzero(flags)) for flags in (affected, with_nan))
+    return Findings(tuple(not_finite), not_positive, n_affected, n_nan)

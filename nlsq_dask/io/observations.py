@@ -1,0 +1,153 @@
+"""The data of a fit, checked and in one representation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.missing import NO_RULE, MissingRule
+from nlsq_dask.io.stage import Block, Layout
+
+Structure = Literal["single", "stacked", "tuple"]
+# A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
+Array = Any
+
+# Rows of data in memory that are looked at at a time: 1 MiB for each array of flags.
+PIECE_ROWS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """The data of a fit, checked and in one representation.
+
+    Attributes
+    ----------
+    y : numpy or dask array, shape (...), real dtype
+        Observations, of at least one dimension.
+    coords : tuple of array
+        Coordinates, each with ``y``'s number of dimensions and lengths equal to ``y``'s or 1.
+    sigma : array or None
+        Standard deviations, shaped like a coordinate.
+    structure : {"single", "stacked", "tuple"}
+        How the model takes its coordinates: one array, one (k, n) array, or a tuple.
+    lazy : bool
+        Whether any of the arrays is a Dask array.
+    masks : tuple of array of bool
+        True where a row is left out, each shaped like a coordinate: the user's, and those of masked
+        arrays in memory. Blocks of Dask arrays may be masked arrays besides.
+    rule : MissingRule
+        Which values leave a row out.
+    """
+
+    y: Array
+    coords: tuple[Array, ...]
+    sigma: Array | None
+    structure: Structure
+    lazy: bool
+    masks: tuple[Array, ...] = ()
+    rule: MissingRule = NO_RULE
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, those among them that are left out."""
+        return int(self.y.size)
+
+    @property
+    def values(self) -> tuple[Array, ...]:
+        """Arrays of numbers: ``y``, the coordinates, and ``sigma`` where there is one."""
+        return (self.y, *self.coords) + (() if self.sigma is None else (self.sigma,))
+
+    @property
+    def operands(self) -> tuple[Array, ...]:
+        """All arrays that a pass reads: the values, then the masks."""
+        return self.values + self.masks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the values in messages."""
+        single = self.structure == "single"
+        coords = ["x"] if single else [f"x[{i}]" for i in range(len(self.coords))]
+        return ("y", *coords) + (() if self.sigma is None else ("sigma",))
+
+    @property
+    def layout(self) -> Layout:
+        """How a block is made of pieces of the operands."""
+        return Layout(self.sigma is not None, len(self.masks), self.rule)
+
+    @property
+    def selects(self) -> bool:
+        """Whether rows may be left out."""
+        metas = (getattr(a, "_meta", None) for a in self.values)
+        masked = any(isinstance(meta, np.ma.MaskedArray) for meta in metas)
+        return bool(self.masks) or self.rule.active or masked
+
+    @property
+    def causes(self) -> list[str]:
+        """What may leave rows out, as messages call it."""
+        causes = ["nan_policy='omit'"] if self.rule.omit_nan else []
+        if self.rule.fill_value is not None:
+            causes.append(f"fill_value={self.rule.fill_value}")
+        if self.masks or not causes:
+            causes.insert(0, "the masks")
+        return causes
+
+    @property
+    def flat(self) -> bool:
+        """Whether no coordinate is smaller than ``y``, so that rows are kept without growth."""
+        return all(c.shape == self.y.shape for c in self.coords)
+
+    def block(self, box: Box) -> Block:
+        """Views of the rows of a box; only of data in memory."""
+        return self.layout.block([a[broadcast_box(box, a.shape)] for a in self.operands])
+
+    def pieces(self) -> Iterator[tuple[Box, Block]]:
+        """Boxes that cover all rows in order, and views of their rows; only of data in memory."""
+        for _, box in block_boxes(regular_chunks(self.y.shape, PIECE_ROWS)):
+            yield box, self.block(box)
+
+    def thinned(self, most: int) -> Observations:
+        """Every k-th of the rows that count, as flat float64 arrays; only of data in memory.
+
+        Parameters
+        ----------
+        most : int
+            Rows to keep at most.
+
+        Raises
+        ------
+        InputError
+            If all rows are left out.
+        """
+        step = -(-self.n_rows // most)
+        kept: list[list[NDArray[np.float64]]] = []
+        seen = 0
+        for _, block in self.pieces():
+            shape = block.y.shape
+            rows = np.arange(-seen % step, block.y.size, step)
+            seen += block.y.size
+            if block.selects:
+                rows = rows[~block.left_out().ravel()[rows]]
+            index = np.unravel_index(rows, shape)
+            arrays = (block.y, *block.coords) + (() if block.sigma is None else (block.sigma,))
+            kept.append([np.asarray(np.broadcast_to(a, shape)[index], np.float64) for a in arrays])
+        y, *others = (np.concatenate(column) for column in zip(*kept, strict=True))
+        if not y.size and self.n_rows > most:
+            return self.thinned(self.n_rows)
+        if not y.size:
+            raise _errors.all_left_out(self.n_rows, self.causes)
+        sigma = None if self.sigma is None else others.pop()
+        return Observations(y, tuple(others), sigma, self.structure, lazy=False)
+
+    def count_rows(self) -> int:
+        """Rows that are not left out; only of data in memory."""
+        if not self.selects:
+            return self.n_rows
+        return self.n_rows - sum(
+            int(np.count_nonzero(block.left_out())) for _, block in self.pieces()
+        )

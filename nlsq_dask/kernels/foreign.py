@@ -1,0 +1,266 @@
+"""Models that were written for NumPy's eager arrays, as functions that JAX can trace.
+
+SciPy calls a model with the very object that the user passed as x, which need not hold one entry a
+row: it may be None, a table, or an array of any shape. And it calls it with numbers, so that the
+model may do anything with them. The kernel gives a model rows of coordinates and traces it; between
+the two stand
+
+- :class:`ReshapedModel` and :class:`RowsFirstModel` for an x of shape (..., n) or (n, k);
+- :class:`ClosedModel` for an x that has no rows, on which the model closes;
+- :class:`HostModel` for a model that cannot be traced: it is called back from compiled code, and
+  differentiated by central differences, or by a Jacobian that the user wrote.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.kernels.model import model_label
+
+# Relative step of central differences that balances truncation against rounding, the cube root of
+# the machine precision (Press et al., "Numerical Recipes", section 5.7).
+CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1.0 / 3.0)
+
+
+class _Wrapper:
+    """A callable with a user's model inside, and the model's name and signature outside.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__name__ = model_label(function)
+        # Under this name the identity of a model finds the package that the user's code is in.
+        self.__func__ = function
+        try:
+            self.__signature__ = inspect.signature(function)
+        except (TypeError, ValueError):  # to be told when the parameters' names are looked for
+            self.__signature__ = inspect.Signature()
+
+
+class ReshapedModel(_Wrapper):
+    """A model of an x of shape (*leading, n), which is handed to the kernel as (k, n).
+
+    Parameters
+    ----------
+    function : callable
+    leading : tuple of int
+        All axes of x but the last.
+    """
+
+    def __init__(self, function: Callable[..., Any], leading: tuple[int, ...]) -> None:
+        super().__init__(function)
+        self.leading = leading
+
+    def __call__(self, x: Any, *params: Any) -> Any:
+        """Value at k coordinates (k, n)."""
+        return self.__func__(x.reshape(*self.leading, -1), *params)
+
+
+class RowsFirstModel(_Wrapper):
+    """A model of an x of shape (n, k), which is handed to the kernel as (k, n)."""
+
+    def __call__(self, x: Any, *params: Any) -> Any:
+        """Value at k coordinates (k, n)."""
+        return self.__func__(x.T, *params)
+
+
+class ClosedModel(_Wrapper):
+    """A model of an x that has no rows; its value at the given x has them.
+
+    Parameters
+    ----------
+    function : callable
+    x : object
+        What the model is called with, whatever the rows.
+    """
+
+    def __init__(self, function: Callable[..., Any], x: Any) -> None:
+        super().__init__(function)
+        self.x = x
+
+    def __call__(self, _: Any, *params: Any) -> Any:
+        """Value at the model's own x."""
+        return self.__func__(self.x, *params)
+
+
+class TransposedJacobian(_Wrapper):
+    """Derivatives of a model, one column a parameter, from a function that returns them as rows.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``, of shape (p, n).
+    """
+
+    def __call__(self, x: Any, *params: Any) -> Any:
+        """Derivatives, (n, p)."""
+        return self.__func__(x, *params).T
+
+
+class HostModel(_Wrapper):
+    """A model that JAX cannot trace, evaluated by Python within compiled code.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``, of shape (n,) or ().
+    x : object
+        What the model is called with.
+    n : int
+        Number of rows of its value; it is evaluated for no other.
+    lower, upper : ndarray, shape (p,), float64
+        Bounds, beyond which the model is not called.
+    jac : callable or None
+        ``jac(x, *params)``, of shape (n, p). None takes central differences.
+
+    Attributes
+    ----------
+    calls : int
+        Calls of the model that returned.
+    error : Exception or None
+        What the model raised last.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        x: Any,
+        n: int,
+        lower: FloatArray,
+        upper: FloatArray,
+        jac: Callable[..., Any] | None,
+    ) -> None:
+        super().__init__(function)
+        self.x, self.n, self.jac = x, n, jac
+        self.lower, self.upper = lower, upper
+        # Compiled code calls this very object back, so that it must not serve another one's fit.
+        self.identity = uuid.uuid4().hex
+        self.calls = 0
+        self.error: Exception | None = None
+        self._last: dict[str, tuple[FloatArray, FloatArray]] = {}
+
+    def __call__(self, rows: jax.Array, *params: jax.Array) -> jax.Array:
+        """Value at the model's own x."""
+        n = self.n
+        if rows.shape != (n,):
+            raise ValueError(f"the value has {n} rows, not {rows.shape}")
+
+        @jax.custom_jvp
+        def value(theta: jax.Array) -> jax.Array:
+            return _called_back(self._value, (n,), theta)
+
+        @value.defjvp
+        def derivative(
+            at: tuple[jax.Array], along: tuple[jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            jacobian = _called_back(self._jacobian, (n, len(params)), at[0])
+            return value(at[0]), jacobian @ along[0]
+
+        return value(jnp.stack(params))
+
+    def release(self) -> None:
+        """Let go of the data, after the last call: compiled code keeps the model for a while."""
+        self.x = None
+        self._last.clear()
+
+    def _value(self, theta: Any) -> FloatArray:
+        return self._remembered(self._evaluate, np.array(theta))
+
+    def _jacobian(self, theta: Any) -> FloatArray:
+        return self._remembered(self._differentiate, np.array(theta))
+
+    def _remembered(
+        self, function: Callable[[FloatArray], FloatArray], point: FloatArray
+    ) -> FloatArray:
+        """The last point is sometimes evaluated again, for its derivatives in another basis."""
+        last, value = self._last.get(function.__name__, (None, point))
+        if last is None or not np.array_equal(last, point):
+            value = function(point)
+            self._last[function.__name__] = point, value
+        return value
+
+    def _evaluate(self, point: FloatArray) -> FloatArray:
+        with _Keep(self):
+            value = eager_value(self.__func__, self.x, point)
+            if value.shape not in ((self.n,), (1,), ()):
+                raise _errors.model_output_shape(self.__name__, value.shape, self.n)
+        self.calls += 1
+        return np.ascontiguousarray(np.broadcast_to(value, (self.n,)))
+
+    def _differentiate(self, point: FloatArray) -> FloatArray:
+        if self.jac is None:
+            columns = [self._central_difference(point, i) for i in range(point.size)]
+            return np.stack(columns, axis=1)
+        with _Keep(self):
+            value = eager_value(self.jac, self.x, point)
+            if value.shape != (self.n, point.size):
+                raise _errors.jacobian_output_shape(
+                    model_label(self.jac), value.shape, self.n, point.size
+                )
+        return np.ascontiguousarray(value)
+
+    def _central_difference(self, point: FloatArray, i: int) -> FloatArray:
+        step = CENTRAL_STEP * (abs(point[i]) or 1.0)
+        ahead, behind = point.copy(), point.copy()
+        ahead[i] = min(point[i] + step, self.upper[i])
+        behind[i] = max(point[i] - step, self.lower[i])
+        difference = self._evaluate(ahead) - self._evaluate(behind)
+        slope: FloatArray = difference / (ahead[i] - behind[i])
+        return slope
+
+
+def _called_back(
+    function: Callable[[Any], FloatArray], shape: tuple[int, ...], theta: jax.Array
+) -> jax.Array:
+    """Value of a function of numbers, within code that JAX traces."""
+    out = jax.eval_shape(lambda: jnp.zeros(shape, jnp.float64))
+    value: jax.Array = jax.pure_callback(function, out, theta, vmap_method="sequential")
+    return value
+
+
+class _Keep:
+    """Keeps what the user's code raises: JAX passes on the text alone."""
+
+    def __init__(self, model: HostModel) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception):
+            self._model.error = error
+
+
+def eager_value(function: Callable[..., Any], x: Any, params: FloatArray) -> FloatArray:
+    """Call a function as SciPy does, with numbers.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``.
+    x : object
+        An array becomes one of float64.
+    params : ndarray, shape (p,), float64
+
+    Returns
+    -------
+    ndarray, float64
+    """
+    if isinstance(x, np.ndarray):
+        x = x.astype(np.float64, copy=False)
+    with jax.enable_x64(True):
+        return np.asarray(function(x, *params), np.float64)

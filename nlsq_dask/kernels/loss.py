@@ -1,0 +1,140 @@
+"""Robust losses: how much a residual counts in the cost.
+
+The cost is ``½ C² Σ ρ(z_i)`` with ``z_i = (r_i / C)²`` and the scale C (``f_scale``), as in
+``scipy.optimize.least_squares``. Around a point it is a linear least-squares problem once more,
+for residuals and a Jacobian that are rescaled row by row (Triggs, McLauchlan, Hartley &
+Fitzgibbon, "Bundle adjustment - a modern synthesis", 2000, section 4.3, without the term that
+couples them): with ``s² = ρ' + 2 z ρ''``, row i of J is multiplied by s and r_i by ``ρ' / s``. That
+keeps the gradient exact and the second derivatives of the loss in the Gauss-Newton matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nlsq_dask import _errors
+
+# ρ, ρ' and ρ'' of z, each of z's shape.
+Terms = tuple[jax.Array, jax.Array, jax.Array]
+
+# Rows where the loss curves downwards too much keep this much of s², as SciPy's do.
+LEAST_SQUARED_SCALE = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function and its scale.
+
+    Attributes
+    ----------
+    name : str
+        One of :data:`LOSSES`, or the name of the user's function.
+    f_scale : float
+        Residuals well below it count as in least squares, those above it less.
+    function : callable or None
+        The user's, as a value with a ``token``; ``function(z)`` is ``[ρ, ρ', ρ'']``, shape (3, n).
+    """
+
+    name: str
+    f_scale: float = 1.0
+    function: Any = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether this is plain least squares."""
+        return self.function is None and self.name == "linear"
+
+    @property
+    def token(self) -> str:
+        """Identity across processes."""
+        return f"{self.name if self.function is None else self.function.token}:{self.f_scale!r}"
+
+    def terms(self, residuals: jax.Array, call: Callable[..., jax.Array]) -> Terms:
+        """``C² ρ(z)``, ``ρ'(z)`` and ``z ρ''(z)`` of weighted residuals (n,).
+
+        Parameters
+        ----------
+        residuals : jax.Array, shape (n,)
+        call : callable
+            ``call(function, z)`` calls the user's function.
+        """
+        z = (residuals / self.f_scale) ** 2
+        if self.function is None:
+            value, first, second = LOSSES[self.name](z)
+        else:
+            value, first, second = call(self.function, z)
+        return self.f_scale**2 * value, first, z * second
+
+
+LINEAR = Loss("linear")
+
+
+def rescale(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Factors of the rows of J and of the residuals, out of ``ρ'`` and ``z ρ''``."""
+    scale = jnp.sqrt(jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE))
+    return scale, first / scale
+
+
+def check_loss(name: Any, f_scale: Any) -> float:
+    """The scale as a float, where the loss is one that there is.
+
+    Raises
+    ------
+    InputError
+        If the loss is no name of one and no function, or the scale is not positive.
+    """
+    if not callable(name) and not (isinstance(name, str) and name in LOSSES):
+        raise _errors.unknown_loss(name, tuple(LOSSES))
+    try:
+        scale = float(f_scale)
+    except (TypeError, ValueError):
+        raise _errors.f_scale_invalid(f_scale) from None
+    if not (np.isfinite(scale) and scale > 0.0):
+        raise _errors.f_scale_invalid(f_scale)
+    return scale
+
+
+def _linear(z: jax.Array) -> Terms:
+    return z, jnp.ones_like(z), jnp.zeros_like(z)
+
+
+def _soft_l1(z: jax.Array) -> Terms:
+    root = jnp.sqrt(1.0 + z)
+    # 2 (√(1 + z) - 1) without the difference of nearly equal numbers.
+    return 2.0 * z / (root + 1.0), 1.0 / root, -0.5 / root**3
+
+
+def _huber(z: jax.Array) -> Terms:
+    inside = z <= 1.0
+    # The branch that is not taken must not divide by zero.
+    outside = jnp.sqrt(jnp.where(inside, 1.0, z))
+    return (
+        jnp.where(inside, z, 2.0 * outside - 1.0),
+        jnp.where(inside, 1.0, 1.0 / outside),
+        jnp.where(inside, 0.0, -0.5 / outside**3),
+    )
+
+
+def _cauchy(z: jax.Array) -> Terms:
+    inverse = 1.0 / (1.0 + z)
+    return jnp.log1p(z), inverse, -(inverse**2)
+
+
+def _arctan(z: jax.Array) -> Terms:
+    inverse = 1.0 / (1.0 + z**2)
+    return jnp.arctan(z), inverse, -2.0 * z * inverse**2
+
+
+LOSSES: dict[Any, Callable[[jax.Array], Terms]] = {
+    "linear": _linear,
+    "soft_l1": _soft_l1,
+    "huber": _huber,
+    "cauchy": _cauchy,
+    "arctan": _arctan,
+}

@@ -1,0 +1,266 @@
+"""Fits with robust losses: SciPy's answers, through every strategy."""
+
+from __future__ import annotations
+
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from nlsq_dask import InputError, fit
+from tests.same_result import assert_same_result
+
+RNG = np.random.default_rng(11)
+X = np.sort(RNG.uniform(0, 4, 500))
+SIGMA = RNG.uniform(0.05, 0.15, X.size)
+TRUTH = np.array([2.5, 1.3, 0.5])
+Y = 2.5 * np.exp(-1.3 * X) + 0.5 + SIGMA * RNG.normal(size=X.size)
+Y[::9] += RNG.exponential(1.5, Y[::9].size)  # outliers, all on one side
+P0 = [2.0, 1.0, 0.3]
+TIGHT = dict(ftol=1e-15, xtol=1e-15, gtol=1e-13)
+
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+
+def welsch(z):
+    """A loss that counts far outliers not at all (Dennis & Welsch, 1978)."""
+    weight = jnp.exp(-z / 2)
+    return jnp.stack([2 * (1 - weight), weight, -weight / 2])
+
+
+def welsch_for_scipy(z):
+    weight = np.exp(-z / 2)
+    return np.stack([2 * (1 - weight), weight, -weight / 2])
+
+
+# The loss of fit, SciPy's, and a scale in units of sigma.
+LOSSES = {
+    "linear": ("linear", "linear", 2.0),
+    "soft_l1": ("soft_l1", "soft_l1", 1.5),
+    "huber": ("huber", "huber", 1.0),
+    "cauchy": ("cauchy", "cauchy", 1.0),
+    "arctan": ("arctan", "arctan", 3.0),
+    "own": (welsch, welsch_for_scipy, 2.0),
+}
+BOUNDS = {"free": (-np.inf, np.inf), "active": ([0, 0, 0.6], [2.3, 9, 1])}
+STRATEGIES = ["standard", "chunked", "streaming"]
+SIGMAS = {"none": None, "each": SIGMA, "one": 0.1}
+
+
+def value(x, a, b, c):
+    return a * np.exp(-b * x) + c
+
+
+def jacobian(x, a, b, c):
+    e = np.exp(-b * x)
+    return np.column_stack([e, -a * x * e, np.ones_like(x)])
+
+
+def scale_of(loss, sigma):
+    return LOSSES[loss][2] * (0.1 if sigma is None else 1.0)
+
+
+def data_for(strategy, sigma=None):
+    arrays = {"x": X, "y": Y, "sigma": sigma}
+    if strategy == "streaming":
+        chunks = {"x": 130, "y": (77, 1, 222, 200), "sigma": 90}
+        for name, size in chunks.items():
+            if np.ndim(arrays[name]):
+                arrays[name] = da.from_array(arrays[name], chunks=size)
+    return arrays
+
+
+def fit_with(loss, strategy="auto", sigma=None, **options):
+    arguments = dict(p0=P0, loss=LOSSES[loss][0], f_scale=scale_of(loss, sigma), strategy=strategy)
+    return fit(decay, **data_for(strategy, sigma), **{**arguments, **TIGHT, **options})
+
+
+def scipy_fit(loss, sigma=None, bounds=BOUNDS["free"], **options):
+    """Least squares as SciPy does them, at tolerances of rounding."""
+    weights = 1.0 if sigma is None else 1 / np.broadcast_to(sigma, Y.shape)
+    options = {**TIGHT, "max_nfev": 2000, **options}
+    return optimize.least_squares(
+        lambda p: (value(X, *p) - Y) * weights,
+        P0,
+        lambda p: jacobian(X, *p) * np.atleast_1d(weights)[:, None],
+        bounds=bounds,
+        loss=LOSSES[loss][1],
+        f_scale=scale_of(loss, sigma),
+        x_scale="jac",
+        **options,
+    )
+
+
+def assert_near(popt, expected, perr, part=1e-5):
+    """Equal to a small part of a standard error."""
+    np.testing.assert_array_less(np.abs(popt - expected), part * perr)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_optimum_is_scipy_s(loss, strategy):
+    result = fit_with(loss, strategy, SIGMA)
+    reference = scipy_fit(loss, SIGMA)
+    assert result.success
+    assert result.strategy == strategy
+    assert_near(result.popt, reference.x, result.perr)
+    assert result.cost == pytest.approx(reference.cost, rel=1e-12)
+    # Whatever is minimised, chi2 and the statistics are those of the residuals.
+    errors = value(X, *result.popt) - Y
+    assert result.chi2 == pytest.approx(np.sum((errors / SIGMA) ** 2), rel=1e-12)
+    assert result.rmse == pytest.approx(np.sqrt(np.mean(errors**2)))
+    assert result.mae == pytest.approx(np.mean(np.abs(errors)))
+    assert result.loss == getattr(LOSSES[loss][0], "__name__", loss)
+    assert (2 * result.cost == result.chi2) == (loss == "linear")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_search_takes_scipy_s_steps(loss):
+    """The same evaluations to the same criterion, which another curvature would not take."""
+    tolerances = dict(ftol=1e-8, xtol=1e-8, gtol=1e-8)
+    result = fit_with(loss, "standard", SIGMA, **tolerances)
+    reference = scipy_fit(loss, SIGMA, **tolerances)
+    assert (result.nfev, result.status) == (reference.nfev, reference.status)
+    np.testing.assert_allclose(result.popt, reference.x, rtol=1e-7)
+    np.testing.assert_allclose(result.grad, reference.grad, atol=1e-5 * np.abs(reference.cost))
+
+
+@pytest.mark.parametrize("absolute_sigma", [False, True])
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_covariance_is_scipy_s(loss, sigma, bounds, absolute_sigma):
+    """Of the rescaled Jacobian, and by the robust cost, as in curve_fit."""
+    sigma = SIGMAS[sigma]
+    options = dict(absolute_sigma=absolute_sigma, bounds=BOUNDS[bounds])
+    result = fit_with(loss, "standard", sigma, **options)
+    popt, pcov = optimize.curve_fit(
+        value, X, Y, P0,
+        sigma=None if sigma is None else np.broadcast_to(sigma, Y.shape),
+        jac=jacobian, method="trf", loss=LOSSES[loss][1], f_scale=scale_of(loss, sigma),
+        x_scale="jac", max_nfev=5000, **TIGHT, **options,
+    )  # fmt: skip
+    perr = np.sqrt(np.diag(pcov))
+    assert_near(result.popt, popt, perr, 1e-4)
+    np.testing.assert_allclose(result.pcov / np.outer(perr, perr), pcov / np.outer(perr, perr),
+                               atol=1e-6 if bounds == "free" else 1e-5)  # fmt: skip
+    assert result.active_mask.any() == (bounds == "active")
+    assert result.absolute_sigma is absolute_sigma
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "streaming"])
+@pytest.mark.parametrize("loss", ["soft_l1", "own"])
+def test_every_strategy_has_the_same_covariance(loss, strategy):
+    options = dict(sigma=SIGMA, bounds=BOUNDS["active"], absolute_sigma=True)
+    result, expected = (fit_with(loss, s, **options) for s in (strategy, "standard"))
+    assert_near(result.popt, expected.popt, expected.perr, 1e-6)
+    np.testing.assert_allclose(result.pcov, expected.pcov, rtol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["huber", "own"])
+@pytest.mark.parametrize("method", ["trf", "dogbox"])
+def test_methods_agree(loss, method):
+    result = fit_with(loss, "streaming", SIGMA, method=method, bounds=BOUNDS["active"])
+    reference = scipy_fit(loss, SIGMA, BOUNDS["active"], method="dogbox")
+    assert result.method == method
+    assert_near(result.popt, reference.x, result.perr, 1e-4)
+    np.testing.assert_array_equal(result.active_mask, [1, 0, 1] * (reference.active_mask != 0))
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "linear"])
+def test_a_scale_beyond_all_residuals_is_least_squares(loss):
+    result = fit_with(loss, sigma=SIGMA, f_scale=1e6)
+    linear = fit_with("linear", sigma=SIGMA)
+    assert_near(result.popt, linear.popt, linear.perr)
+    np.testing.assert_allclose(result.pcov, linear.pcov, rtol=1e-6)
+    assert result.cost == pytest.approx(linear.cost, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
+def test_units_of_y_do_not_matter(loss):
+    milli = fit(decay, X, 1000 * Y, [2000, 1, 300], loss=loss, f_scale=300, **TIGHT)
+    unit = fit(decay, X, Y, P0, loss=loss, f_scale=0.3, **TIGHT)
+    factors = np.array([1000, 1, 1000])
+    assert_near(milli.popt, factors * unit.popt, milli.perr)
+    np.testing.assert_allclose(milli.pcov, np.outer(factors, factors) * unit.pcov, rtol=1e-6)
+    assert milli.cost == pytest.approx(1e6 * unit.cost)
+
+
+def test_least_squares_in_one_s_own_words():
+    own = fit_with("linear", loss=lambda z: [z, z**0, 0 * z])
+    linear = fit_with("linear")
+    assert (own.nfev, own.status) == (linear.nfev, linear.status)
+    np.testing.assert_allclose(own.popt, linear.popt, rtol=1e-12)
+    np.testing.assert_allclose(own.pcov, linear.pcov, rtol=1e-9)
+
+
+def test_outliers_count_less():
+    """What losses are for: least squares miss the truth by many standard errors."""
+    away = {
+        loss: np.abs(fit_with(loss, sigma=SIGMA).popt - TRUTH) for loss in ("linear", "own", "cauchy")
+    }
+    errors = fit_with("own", sigma=SIGMA, absolute_sigma=True).perr
+    assert away["linear"][2] > 10 * errors[2]
+    assert np.all(away["own"] < 3 * errors)
+    assert np.all(away["cauchy"] < away["linear"])
+
+
+def test_rows_left_out_have_no_loss():
+    y = np.where(np.arange(Y.size) % 7 == 3, np.nan, Y)
+    kept = ~np.isnan(y)
+    result = fit(
+        decay, da.from_array(X, chunks=99), da.from_array(y, chunks=120), P0,
+        nan_policy="omit", loss=welsch, f_scale=0.2, **TIGHT,
+    )  # fmt: skip
+    expected = fit(decay, X[kept], Y[kept], P0, loss=welsch, f_scale=0.2, **TIGHT)
+    assert result.n_skipped == np.count_nonzero(~kept)
+    assert result.cost == pytest.approx(expected.cost, rel=1e-12)
+    np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-8)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "streaming"])
+def test_starts_are_compared_by_the_loss(strategy):
+    options = dict(sigma=SIGMA, n_starts=6, bounds=([0, 0, -1], [9, 9, 1]))
+    result = fit_with("own", strategy, **options)
+    costs = [start.cost for start in result.starts if start.cost is not None]
+    assert result.cost == pytest.approx(min(costs), rel=1e-6)
+    reference = scipy_fit("own", SIGMA)
+    assert result.cost <= reference.cost * (1 + 1e-9)
+
+
+def test_a_fit_with_a_loss_resumes_to_the_same_bits(tmp_path):
+    whole = fit_with("cauchy", "streaming")
+
+    def interrupt(intermediate_result):
+        if intermediate_result.nit == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_with("cauchy", "streaming", checkpoint=tmp_path, callback=interrupt)
+    assert_same_result(fit_with("cauchy", "streaming", checkpoint=tmp_path, resume=True), whole)
+    for other in (dict(loss="huber"), dict(f_scale=0.11), dict(loss=welsch)):
+        with pytest.raises(InputError, match="of another fit: loss differ"):
+            fit_with("cauchy", "streaming", checkpoint=tmp_path, resume=True, **other)
+
+
+@pytest.mark.cluster
+def test_functions_of_one_s_own_travel_to_workers(client):
+    """A loss and derivatives that close on numbers, which no module of a worker has."""
+    steepness, one = 2.0, 1.0
+
+    def loss(z):
+        weight = jnp.exp(-z / steepness)
+        return jnp.stack([steepness * (1 - weight), weight, -weight / steepness])
+
+    def jac(x, a, b, c):
+        e = jnp.exp(-b * x)
+        return jnp.stack([e, -a * x * e, one * jnp.ones_like(x)], axis=1)
+
+    arguments = dict(p0=P0, loss=loss, f_scale=0.2, jac=jac, **TIGHT)
+    local = fit(decay, **data_for("streaming"), **arguments)
+    assert_same_result(fit(decay, **data_for("streaming"), **arguments, client=client), local)
+    built_in = fit_with("own", "standard", f_scale=0.2)
+    assert_near(local.popt, built_in.popt, built_in.perr)
