@@ -35,6 +35,7 @@ from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.block import find_device
+from nlsq_dask.kernels.loss import LINEAR
 from nlsq_dask.kernels.model import (
     ModelSpec,
     parameter_names,
@@ -194,7 +195,7 @@ class Job:
         """What makes this fit another one, as JSON values: for checkpoints."""
         data, plan, options = self.data, self.plan, self.options
         return {
-            "model": self.spec.key,
+            "model": replace(self.spec, loss=LINEAR).key,
             "parameters": list(self.spec.names),
             "shapes": [list(a.shape) for a in data.operands],
             "dtypes": [str(a.dtype) for a in data.operands],

@@ -17,7 +17,7 @@ SIGMA = RNG.uniform(0.05, 0.15, X.size)
 TRUTH = np.array([2.5, 1.3, 0.5])
 Y = 2.5 * np.exp(-1.3 * X) + 0.5 + SIGMA * RNG.normal(size=X.size)
 Y[::9] += RNG.exponential(1.5, Y[::9].size)  # outliers, all on one side
-P0 = [2.0, 1.0, 0.3]
+P0 = [2.0, 1.0, 0.65]
 TIGHT = dict(ftol=1e-15, xtol=1e-15, gtol=1e-13)
 
 
@@ -28,12 +28,12 @@ def decay(x, a, b, c):
 def welsch(z):
     """A loss that counts far outliers not at all (Dennis & Welsch, 1978)."""
     weight = jnp.exp(-z / 2)
-    return jnp.stack([2 * (1 - weight), weight, -weight / 2])
+    return jnp.stack([-2 * jnp.expm1(-z / 2), weight, -weight / 2])
 
 
 def welsch_for_scipy(z):
     weight = np.exp(-z / 2)
-    return np.stack([2 * (1 - weight), weight, -weight / 2])
+    return np.stack([-2 * np.expm1(-z / 2), weight, -weight / 2])
 
 
 # The loss of fit, SciPy's, and a scale in units of sigma.
@@ -73,8 +73,8 @@ def data_for(strategy, sigma=None):
     return arrays
 
 
-def fit_with(loss, strategy="auto", sigma=None, **options):
-    arguments = dict(p0=P0, loss=LOSSES[loss][0], f_scale=scale_of(loss, sigma), strategy=strategy)
+def fit_with(name, strategy="auto", sigma=None, **options):
+    arguments = dict(p0=P0, loss=LOSSES[name][0], f_scale=scale_of(name, sigma), strategy=strategy)
     return fit(decay, **data_for(strategy, sigma), **{**arguments, **TIGHT, **options})
 
 
@@ -157,7 +157,8 @@ def test_every_strategy_has_the_same_covariance(loss, strategy):
     options = dict(sigma=SIGMA, bounds=BOUNDS["active"], absolute_sigma=True)
     result, expected = (fit_with(loss, s, **options) for s in (strategy, "standard"))
     assert_near(result.popt, expected.popt, expected.perr, 1e-6)
-    np.testing.assert_allclose(result.pcov, expected.pcov, rtol=1e-7)
+    scale = np.outer(expected.perr, expected.perr)
+    np.testing.assert_allclose(result.pcov / scale, expected.pcov / scale, atol=1e-7)
 
 
 @pytest.mark.parametrize("loss", ["huber", "own"])
@@ -167,7 +168,7 @@ def test_methods_agree(loss, method):
     reference = scipy_fit(loss, SIGMA, BOUNDS["active"], method="dogbox")
     assert result.method == method
     assert_near(result.popt, reference.x, result.perr, 1e-4)
-    np.testing.assert_array_equal(result.active_mask, [1, 0, 1] * (reference.active_mask != 0))
+    np.testing.assert_array_equal(result.active_mask, reference.active_mask)
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "linear"])
@@ -181,7 +182,7 @@ def test_a_scale_beyond_all_residuals_is_least_squares(loss):
 
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_units_of_y_do_not_matter(loss):
-    milli = fit(decay, X, 1000 * Y, [2000, 1, 300], loss=loss, f_scale=300, **TIGHT)
+    milli = fit(decay, X, 1000 * Y, [2000, 1, 650], loss=loss, f_scale=300, **TIGHT)
     unit = fit(decay, X, Y, P0, loss=loss, f_scale=0.3, **TIGHT)
     factors = np.array([1000, 1, 1000])
     assert_near(milli.popt, factors * unit.popt, milli.perr)
@@ -226,7 +227,7 @@ def test_starts_are_compared_by_the_loss(strategy):
     options = dict(sigma=SIGMA, n_starts=6, bounds=([0, 0, -1], [9, 9, 1]))
     result = fit_with("own", strategy, **options)
     costs = [start.cost for start in result.starts if start.cost is not None]
-    assert result.cost == pytest.approx(min(costs), rel=1e-6)
+    assert result.cost <= min(costs) * (1 + 1e-12)
     reference = scipy_fit("own", SIGMA)
     assert result.cost <= reference.cost * (1 + 1e-9)
 

@@ -26,7 +26,7 @@ from nlsq_dask._multi_start import (
 )
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.engines.dask import SAMPLE_BLOCKS, DaskEvaluator
+from nlsq_dask.engines.dask import DaskEvaluator, sample_blocks
 from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
 from nlsq_dask.io.checkpoint import to_json
 from nlsq_dask.io.sources import observe
@@ -291,8 +291,9 @@ def test_ends_in_one_basin_share_a_number(chunks):
     assert len(ran) >= 4
     assert {start.basin for start in ran} == {0}
     for start in ran:
-        assert start.cost == pytest.approx(problem.cost_at(start.params), rel=1e-2)
-    assert result.cost == pytest.approx(ran[0].cost, rel=1e-2 if chunks else 1e-9)
+        # Ends within a standard error of the sample, a quarter of the blocks.
+        assert start.cost == pytest.approx(problem.cost_at(start.params), rel=2e-2)
+    assert result.cost == pytest.approx(ran[0].cost, rel=2e-2 if chunks else 1e-9)
 
 
 @pytest.mark.parametrize(("sigmas", "shared"), [(0.01, True), (0.9, True), (1.1, False)])
@@ -356,13 +357,13 @@ def test_all_starts_are_screened_in_one_pass(monkeypatch):
 
 def test_starts_never_multiply_passes(monkeypatch):
     compared = []
-    costs = DaskEvaluator.costs
+    survey = DaskEvaluator.survey
 
-    def counted(self, candidates):
+    def counted(self, params, basis, candidates):
         compared.append(len(candidates))
-        return costs(self, candidates)
+        return survey(self, params, basis, candidates)
 
-    monkeypatch.setattr(DaskEvaluator, "costs", counted)
+    monkeypatch.setattr(DaskEvaluator, "survey", counted)
     chunk = 50
     n_chunks = PEAKS.x.size // chunk
     reads: Counter[int] = Counter()
@@ -380,12 +381,13 @@ def test_starts_never_multiply_passes(monkeypatch):
         compared.clear()
         result = problem.fit(n_starts)
         basins = len({s.basin for s in result.starts} - {None})
-        assert compared == ([basins] if basins > 1 else [])
-        assert result.n_passes == result.nfev + len(compared)
+        # The other basins and p0, in the pass that evaluates the best end.
+        assert compared == [basins]
+        assert result.n_passes == result.nfev
         assert result.n_passes < alone.n_passes
         once_more = [block for block, count in reads.items() if count == result.n_passes + 1]
-        assert len(once_more) == SAMPLE_BLOCKS
-        assert sum(reads.values()) == n_chunks * result.n_passes + SAMPLE_BLOCKS
+        assert len(once_more) == sample_blocks(n_chunks)
+        assert sum(reads.values()) == n_chunks * result.n_passes + sample_blocks(n_chunks)
 
 
 # Starts at which nothing can be computed

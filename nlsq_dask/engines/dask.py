@@ -74,6 +74,11 @@ SAMPLE_PART = 4
 SAMPLE_GROWTH = 8
 
 
+def sample_blocks(n_blocks: int) -> int:
+    """How many of so many blocks are read for a sample."""
+    return max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
+
+
 class Runner(Protocol):
     """Where groups run."""
 
@@ -192,8 +197,7 @@ class DaskEvaluator:
         InputError
             If all rows are left out.
         """
-        n_blocks = self.plan.n_blocks
-        few = max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
+        few = sample_blocks(self.plan.n_blocks)
         rows = self._thinned(few)
         while rows.y.size < len(self._work.spec.names) and few < self.plan.n_blocks:
             few *= SAMPLE_GROWTH
