@@ -13,6 +13,7 @@ from pathlib import Path
 #: Each with the options of a full run.
 RUNS: dict[str, list[str]] = {
     "kernel": [],
+    "derivatives": [],
     "in_memory": [],
     "streaming": [],
     "broadcast": [],
