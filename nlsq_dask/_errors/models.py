@@ -217,8 +217,8 @@ def jac_unknown(value: object, choices: Sequence[str]) -> InputError:
     """Derivatives are neither a function nor one of SciPy's words."""
     quoted = join_names([repr(choice) for choice in choices])
     return InputError(
-        f"jac = {value!r} is unknown: pass a function jac(x, a, b, ...) that returns the derivatives "
-        f"of the model's values (n, p), None, or one of {quoted}, which here mean None."
+        f"jac = {value!r} is unknown: pass a function jac(x, a, b, ...) that returns the "
+        f"derivatives of the model's values (n, p), None, or one of {quoted}, which here mean None."
     )
 
 

@@ -194,3 +194,18 @@ def guess_failed(model: str, cause: object) -> ModelError:
     return ModelError(
         f"the guess of the model {model} failed ({cause}): pass p0, one starting value a parameter."
     )
+
+
+def checkpoint_not_a_path(value: object) -> InputTypeError:
+    """A directory is no path."""
+    return InputTypeError(
+        f"checkpoint = {value!r} is no path: pass the name of a directory, which is made if there "
+        "is none."
+    )
+
+
+def not_a_client(value: object) -> InputTypeError:
+    """A cluster was named by something else."""
+    return InputTypeError(
+        f"client = {value!r} is no distributed.Client: pass one, or None for the active one."
+    )

@@ -141,11 +141,6 @@ def tolerances_disabled(eps: float) -> InputError:
     )
 
 
-def max_nfev_invalid(value: int) -> InputError:
-    """The number of evaluations allowed is not positive."""
-    return InputError(f"max_nfev = {value!r}: pass a positive integer, or None for the default.")
-
-
 def x_scale_invalid(value: object) -> InputError:
     """Characteristic sizes of the parameters are not positive."""
     return InputError(

@@ -68,6 +68,22 @@ def checked_gigabytes(name: str, value: Any) -> float:
     return float(number)
 
 
+def checked_tolerance(name: str, value: Any) -> float | None:
+    """A tolerance of at least zero, or None.
+
+    Raises
+    ------
+    InputError
+        Naming the argument and the value.
+    """
+    if value is None:
+        return None
+    number = _as_number(value)
+    if number is None or not number >= 0:
+        raise _errors.tolerance_invalid(name, value)
+    return float(number)
+
+
 def _as_number(value: Any) -> Any:
     """The value if it is a real number, Python's or NumPy's; a truth value is none."""
     return value if isinstance(value, Real) and value is not True and value is not False else None

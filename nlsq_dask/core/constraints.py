@@ -295,11 +295,12 @@ def _from_matrix(names: Sequence[str], fixed: Mapping[str, float], ties: Any) ->
     if fixed:
         raise _errors.fixed_with_matrix()
     try:
-        if np.iscomplexobj(ties):  # NumPy would only warn
-            raise TypeError
-        matrix = np.asarray(ties, np.float64)
+        given = np.asarray(ties)
+        matrix = np.asarray(given.real, np.float64)
     except (TypeError, ValueError):
         raise _errors.ties_matrix(type(ties).__name__, len(names)) from None
+    if np.iscomplexobj(given):
+        raise _errors.ties_matrix("complex values", len(names))
     if matrix.ndim != 2 or len(matrix) != len(names) or not np.isfinite(matrix).all():
         raise _errors.ties_matrix(f"shape {matrix.shape}", len(names))
     size = matrix.shape[1]

@@ -310,7 +310,9 @@ def _weighed(
     """Accept or reject a trial, choose the next radius, and check the criteria."""
     method = METHODS[options.method]
     if not is_finite(sums):
-        return method.resize(state, trial, -np.inf)
+        # Perhaps the cost alone is known, as it is worse.
+        worse = sums.cost if sums.cost > state.cost else np.inf
+        return method.resize(state, trial, state.cost - worse)
     there = moved(state, trial.params, sums, basis, box)
     actual = actual_reduction(state, there, trial.predicted)
     after = method.resize(state, trial, actual)

@@ -141,6 +141,23 @@ class Survey:
         return Survey(self.sums + other.sums, self.costs + other.costs)
 
 
+@dataclass(frozen=True, slots=True)
+class Many:
+    """What one reading tells several models.
+
+    Attributes
+    ----------
+    answers : tuple
+        For each of them normal equations, a survey, or the costs of candidates (k,).
+    """
+
+    answers: tuple[NormalEquations | Survey | FloatArray, ...]
+
+    def __add__(self, other: Many) -> Many:
+        pairs = zip(self.answers, other.answers, strict=True)
+        return Many(tuple(mine + theirs for mine, theirs in pairs))  # type: ignore[operator]
+
+
 class Evaluator(Protocol):
     """Whatever turns parameters into normal equations by one reading of all rows."""
 

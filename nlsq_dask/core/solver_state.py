@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
+from nlsq_dask.core.checks import checked_count, checked_tolerance
 from nlsq_dask.core.factor import EPS, Linearization
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 
@@ -76,12 +77,11 @@ class SolverOptions:
     def __post_init__(self) -> None:
         tolerances = {"ftol": self.ftol, "xtol": self.xtol, "gtol": self.gtol}
         for name, value in (tolerances | {"stat_tol": self.stat_tol}).items():
-            if value is not None and not value >= 0.0:
-                raise _errors.tolerance_invalid(name, value)
+            checked_tolerance(name, value)
         if all(value is None or value < EPS for value in tolerances.values()):
             raise _errors.tolerances_disabled(EPS)
-        if self.max_nfev is not None and self.max_nfev < 1:
-            raise _errors.max_nfev_invalid(self.max_nfev)
+        if self.max_nfev is not None:
+            checked_count("max_nfev", self.max_nfev)
         if self.method not in METHOD_NAMES:
             raise _errors.unknown_choice("method", self.method, METHOD_NAMES)
         if not (isinstance(self.x_scale, str) and self.x_scale == "jac"):

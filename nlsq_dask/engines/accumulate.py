@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.block import Rows
 
 # What sums over blocks are made of; costs of several candidates are arrays.
-SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey)
+SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many)
 
 _local = threading.local()
 
@@ -25,6 +25,7 @@ def accumulate(
     blocks: Iterable[Block],
     weighted: bool,
     stage_rows: int = STAGE_ROWS,
+    keep: Callable[[Stage], Rows] | None = None,
 ) -> SumT:
     """Sum over blocks, in their order.
 
@@ -43,7 +44,14 @@ def accumulate(
         Whether blocks have a sigma.
     stage_rows : int
         Rows of the staging buffer.
+    keep : callable, optional
+        Called with every stage that was filled; the kernel takes the rows that it returns.
     """
+
+    def sum_of(stage: Stage) -> SumT:
+        rows = rows_of_stage(stage) if keep is None else keep(stage)
+        return sum_rows(of_rows, nothing, rows, stage.n_left_out)
+
     total = nothing(0)
     stage: Stage | None = None
     for block in blocks:
@@ -53,11 +61,11 @@ def accumulate(
         while start < size:
             start = stage.fill(block, start)
             if stage.full:
-                total = total + _sum_of_stage(of_rows, nothing, stage)
+                total = total + sum_of(stage)
                 stage.clear()
         del block
     if stage is not None:
-        total = total + _sum_of_stage(of_rows, nothing, stage)
+        total = total + sum_of(stage)
     _local.stage = stage
     return total
 
@@ -92,14 +100,14 @@ def rows_of_stage(stage: Stage) -> Rows:
     return Rows(stage.coords, stage.y, stage.weights, stage.n_rows)
 
 
-def _sum_of_stage(
-    of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT], stage: Stage
+def sum_rows(
+    of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT], rows: Rows, n_left_out: int
 ) -> SumT:
-    """The sum over the rows of a stage, which may be none, with those that were left out."""
-    if not stage.n_rows:
-        return nothing(stage.n_left_out)
-    sums = of_rows(rows_of_stage(stage))
-    return sums + nothing(stage.n_left_out) if stage.n_left_out else sums
+    """The sum over staged rows, which may be none, with those that were left out."""
+    if not rows.n:
+        return nothing(n_left_out)
+    sums = of_rows(rows)
+    return sums + nothing(n_left_out) if n_left_out else sums
 
 
 def _take_stage(n_coords: int, weighted: bool, capacity: int) -> Stage:

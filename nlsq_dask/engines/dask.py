@@ -5,6 +5,8 @@ to every group, and gets p x p numbers back, which are added in the groups' orde
 for any scheduler and any number of workers. Groups run on a :class:`distributed.Client` where
 there is one, else on Dask's local scheduler in this process.
 
+Where a cache is asked for, groups keep their staged rows (:mod:`~nlsq_dask.engines.cache`).
+
 On a cluster the plans are results of tasks, so that a worker that dies takes nothing along: the
 scheduler makes its plans and sums again elsewhere.
 """
@@ -14,12 +16,12 @@ from __future__ import annotations
 import math
 import sys
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import cloudpickle
 import numpy as np
 from dask import config
 from dask._task_spec import DataNode, List, Task, TaskRef
@@ -32,19 +34,33 @@ from dask.typing import Key
 
 from nlsq_dask._errors import all_left_out
 from nlsq_dask.core.memory_budget import SAMPLE_ROWS
-from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Many, Moments, NormalEquations, Survey
+from nlsq_dask.core.resources import available_memory
+from nlsq_dask.engines.cache import (
+    CacheChoice,
+    Keeping,
+    KeptGroup,
+    WorkerRoom,
+    keep_nothing,
+    plan_keeping,
+)
+from nlsq_dask.engines.cluster import worker_rooms
 from nlsq_dask.engines.group_task import (
     Sample,
     Work,
     add_in_order,
     group_costs,
     group_meat,
-    load,
+    packed,
     run_group,
     survey_group,
     thin_group,
+    together_group,
+    unpacked,
 )
 from nlsq_dask.engines.groups import StreamPlan, plan_stream
+from nlsq_dask.engines.prefetch import prefetch_depth
+from nlsq_dask.engines.requests import Request
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.model import ModelSpec
@@ -57,6 +73,9 @@ TREE_WIDTH = 32
 
 # Times a failed task is tried again before the fit fails: storage errors on networks pass.
 RETRIES = 2
+
+# Share of the memory available to this process that kept rows take unless told otherwise.
+LOCAL_SHARE = 0.5
 
 # Called with the number of the pass, the blocks done so far in it, and all blocks.
 PassProgress = Callable[[int, int, int], None]
@@ -114,6 +133,22 @@ class DaskEvaluator:
         Most groups at one time on Dask's local scheduler.
     sample_rows : int
         Rows to which a sample is thinned.
+    models : sequence of ModelSpec
+        Models that :meth:`together` is asked about, by number.
+    cache : bool or "auto"
+        Whether rows stay staged in memory after the first pass: True for the blocks that fit,
+        "auto" only where these are a quarter of all rows, False for none.
+    cache_bytes : int, optional
+        Memory that kept rows may take, in bytes: in this process, or in each worker of a cluster.
+        By default half of what is available here; or 60 % of a worker's limit, less what it holds
+        and what reading takes.
+
+    Attributes
+    ----------
+    n_passes : int
+        Passes over all rows so far, kept or read.
+    keeping : Keeping
+        Which groups are kept. Kept rows are read once; again only where a worker was lost.
     """
 
     def __init__(
@@ -127,17 +162,24 @@ class DaskEvaluator:
         stage_rows: int = STAGE_ROWS,
         threads: int | None = None,
         sample_rows: int = SAMPLE_ROWS,
+        models: Sequence[ModelSpec] = (),
+        cache: CacheChoice = False,
+        cache_bytes: int | None = None,
     ) -> None:
         self._sample_rows = sample_rows
         self.plan = plan or plan_stream(data)
         self.n_passes = 0
         self._moments: Moments | None = None  # known after the first pass
-        self._work = Work(spec, data.layout, device, stage_rows)
+        depth = prefetch_depth(self.plan)
+        self._work = Work(spec, data.layout, device, stage_rows, tuple(models), depth)
         self._client = client
         self._threads = threads
         self._data = data
         self._progress = progress
-        self._runner = self._runner_of(self.plan)
+        rooms = self._rooms(cache_bytes) if cache else []
+        row_values = len(data.coords) + 1 + (data.sigma is not None)
+        self.keeping = plan_keeping(self.plan, cache, row_values, stage_rows, rooms)
+        self._runner = self._runner_of(self.plan, self.keeping)
 
     def __enter__(self) -> Self:
         return self
@@ -182,6 +224,14 @@ class DaskEvaluator:
         name = f"meat-pass-{self.n_passes}"
         return np.asarray(self._runner.run(name, group_meat, params))
 
+    def together(self, requests: Sequence[Request]) -> tuple[Any, ...]:
+        """Answer requests of several models, in one pass over all rows."""
+        self.n_passes += 1
+        name = f"models-pass-{self.n_passes}"
+        found = self._runner.run(name, together_group, list(requests))
+        assert isinstance(found, Many)
+        return found.answers
+
     def sample(self) -> Observations:
         """Rows of a few whole chunks, spread over the chunk grid of every dimension.
 
@@ -216,10 +266,21 @@ class DaskEvaluator:
         assert isinstance(rows, Sample)
         return rows
 
-    def _runner_of(self, plan: StreamPlan) -> Runner:
+    def _runner_of(self, plan: StreamPlan, keeping: Keeping | None = None) -> Runner:
         if self._client is None:
-            return LocalRunner(plan, self._work, self._report, self._threads)
-        return ClusterRunner(plan, self._work, self._client, self._report)
+            return LocalRunner(plan, self._work, self._report, self._threads, keeping)
+        return ClusterRunner(plan, self._work, self._client, self._report, keeping)
+
+    def _rooms(self, cache_bytes: int | None) -> list[WorkerRoom]:
+        """Where rows may be kept, and in how many bytes."""
+        if self._client is not None:
+            ahead = (1 + self._work.read_ahead) * self.plan.block_bytes
+            return worker_rooms(self._client, ahead, cache_bytes)
+        if _local_scheduler() not in (threaded_get, synchronous_get):
+            return []  # tasks of other processes forget
+        if cache_bytes is None:
+            cache_bytes = int(LOCAL_SHARE * available_memory())
+        return [WorkerRoom(None, 1, cache_bytes)]
 
     def _report(self, done: int, total: int) -> None:
         if self._progress is not None:
@@ -230,9 +291,15 @@ class LocalRunner:
     """Groups as tasks of Dask's local scheduler: the configured one, or threads on all cores."""
 
     def __init__(
-        self, plan: StreamPlan, work: Work, progress: BlockProgress, threads: int | None
+        self,
+        plan: StreamPlan,
+        work: Work,
+        progress: BlockProgress,
+        threads: int | None,
+        keeping: Keeping | None = None,
     ) -> None:
         self._plan = plan
+        self._groups = (keeping or keep_nothing(plan)).groups
         self._work = work
         self._progress = progress
         self._threads = threads
@@ -243,12 +310,12 @@ class LocalRunner:
         """Sum over all groups; see :class:`Runner`."""
         blocks: dict[Key, int] = {}
         graph: dict[Key, Any] = {}
-        for i, group in enumerate(self._plan.groups):
+        for i, (plan, group) in enumerate(zip(self._plan.groups, self._groups, strict=True)):
             key: Key = (f"nlsq-{name}", i)
-            external = tuple(self._shared[k] for k in group.external)
+            external = tuple(self._shared[k] for k in plan.external)
             inputs = (DataNode(None, v) for v in (group, external, self._work, *args))
             graph[key] = Task(key, function, *inputs)
-            blocks[key] = len(group.steps)
+            blocks[key] = len(plan.steps)
         for node, parts in _tree(list(graph), f"nlsq-reduce-{name}"):
             graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
         root = next(reversed(graph))
@@ -257,8 +324,11 @@ class LocalRunner:
         return total
 
     def close(self) -> None:
-        """Forget what was computed before the first pass."""
+        """Forget what was computed before the first pass, and the rows that were kept."""
         self._shared = {}
+        for group in self._groups:
+            if isinstance(group, KeptGroup):
+                group.forget()
 
 
 class ClusterRunner:
@@ -267,18 +337,28 @@ class ClusterRunner:
     Keys carry an identity of the fit and the number of the pass: the scheduler never runs a key
     again that it still holds. Their first words stay the same from pass to pass, since the
     scheduler learns durations, and the dashboard shows tasks, by them.
+
+    Groups of which rows are kept have a worker each, where they run if it is there.
     """
 
     def __init__(
-        self, plan: StreamPlan, work: Work, client: Client, progress: BlockProgress
+        self,
+        plan: StreamPlan,
+        work: Work,
+        client: Client,
+        progress: BlockProgress,
+        keeping: Keeping | None = None,
     ) -> None:
         self._client = client
         self._progress = progress
         self._n_blocks = plan.n_blocks
         self._fit = uuid.uuid4().hex
         self._sizes = [len(group.steps) for group in plan.groups]
-        self._work = self._send("nlsq-work", [work])
-        self._groups = self._send("nlsq-plan", plan.groups)
+        keeping = keeping or keep_nothing(plan)
+        self._workers = keeping.workers
+        self._work = self._map("nlsq-work", unpacked, [None], [packed(work)])
+        blobs = [packed(group) for group in keeping.groups]
+        self._groups = self._map("nlsq-plan", unpacked, keeping.workers, blobs)
         keys = list(plan.shared_keys)
         futures = client.get(dict(plan.shared), keys, sync=False) if keys else []
         shared = dict(zip(keys, futures, strict=True))
@@ -292,14 +372,14 @@ class ClusterRunner:
         from distributed import as_completed
 
         n_groups = len(self._groups)
-        futures = self._client.map(
+        futures = self._map(
+            f"nlsq-{name}",
             function,
+            self._workers,
             self._groups,
             self._external,
             self._work * n_groups,
             *([arg] * n_groups for arg in args),
-            key=[f"nlsq-{name}-{i}-{self._fit}" for i in range(n_groups)],
-            retries=RETRIES,
         )
         sizes = {f.key: size for f, size in zip(futures, self._sizes, strict=True)}
         parts: dict[Key, Future[Any]] = {f.key: f for f in futures}
@@ -317,12 +397,33 @@ class ClusterRunner:
         """Let the cluster forget the plans."""
         self._groups, self._external, self._work = [], [], []
 
-    def _send(self, name: str, values: Sequence[Any]) -> list[Future[Any]]:
-        """Values as results of tasks, made from bytes: the scheduler would run graph nodes."""
-        blobs = [cloudpickle.dumps(value) for value in values]
-        keys = [f"{name}-{i}-{self._fit}" for i in range(len(blobs))]
-        futures: list[Future[Any]] = self._client.map(load, blobs, key=keys)
-        return futures
+    def _map(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        workers: Sequence[str | None],
+        *args: Sequence[Any],
+    ) -> list[Future[Any]]:
+        """Tasks of a function over arguments, each on its worker; None lets the scheduler choose.
+
+        Groups travel as bytes, of which tasks make them: graph nodes in them the scheduler would
+        run, and what is scattered dies with its worker.
+        """
+        futures: dict[int, Future[Any]] = {}
+        of_worker: dict[str | None, list[int]] = defaultdict(list)
+        for i, worker in enumerate(workers):
+            of_worker[worker].append(i)
+        for worker, numbers in of_worker.items():
+            made = self._client.map(
+                function,
+                *([values[i] for i in numbers] for values in args),
+                key=[f"{name}-{i}-{self._fit}" for i in numbers],
+                retries=RETRIES,
+                workers=worker,
+                allow_other_workers=worker is not None,
+            )
+            futures.update(zip(numbers, made, strict=True))
+        return [futures[i] for i in range(len(workers))]
 
     def _existing(self, key: Key) -> Future[Any]:
         """What the user persisted on the cluster before."""
@@ -371,6 +472,12 @@ def local_threads() -> int:
     return next(filter(None, [*sizes, config.get("num_workers", None)]), CPU_COUNT)
 
 
+def _local_scheduler() -> Callable[..., Any]:
+    """The local scheduler that Dask is configured for; threads by default."""
+    get: Callable[..., Any] | None = get_scheduler()
+    return threaded_get if get is None or active_client() is not None else get
+
+
 def _local_get(
     graph: dict[Key, Any],
     keys: list[Key],
@@ -380,9 +487,7 @@ def _local_get(
     """Run a graph on the local scheduler that Dask is configured for; threads by default."""
     if not keys:
         return ()
-    get = get_scheduler()
-    if get is None or active_client() is not None:
-        get = threaded_get
+    get = _local_scheduler()
     if get is threaded_get and threads is not None and threads < local_threads():
         get = partial(get, num_workers=threads)
     # Handed over rather than registered with Dask, where fits in other threads would meet it.

@@ -7,40 +7,62 @@ made again: the compiled kernel and the staging buffer are caches of the process
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import cloudpickle
 import numpy as np
-from dask.typing import Key
 
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
 from nlsq_dask.engines.accumulate import accumulate, no_costs, no_meat, no_rows, no_survey
+from nlsq_dask.engines.cache import KeptGroup
 from nlsq_dask.engines.groups import GroupPlan
+from nlsq_dask.engines.prefetch import read_ahead
+from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
-from nlsq_dask.kernels.block import block_kernel
+from nlsq_dask.kernels.block import Rows, block_kernel
 from nlsq_dask.kernels.model import ModelSpec
 
-SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, "Sample")
+SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many, "Sample")
+RowSumT = TypeVar("RowSumT", NormalEquations, FloatArray, Survey, Many)
+
+Group = GroupPlan | KeptGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What all groups of a fit have in common."""
+    """What all groups of a fit have in common.
+
+    ``models`` are those that read together, ``read_ahead`` the blocks made ahead of the kernel.
+    """
 
     spec: ModelSpec
     layout: Layout
     device: str | None
     stage_rows: int = STAGE_ROWS
+    models: tuple[ModelSpec, ...] = ()
+    read_ahead: int = 0
+
+
+def packed(value: Any) -> bytes:
+    """A plan, or the common work, as bytes: the plans of 100,000 chunks as 2 MB, of 17 pickled."""
+    return zlib.compress(cloudpickle.dumps(value), 1)
 
 
 def load(blob: bytes) -> Any:
-    """Unpickle a plan or the common work. As the result of a task it can be made again."""
+    """Unpickle the common work. As the result of a task it can be made again."""
     return pickle.loads(blob)
 
 
+def unpacked(blob: bytes) -> Any:
+    """Make it of its bytes again. As the result of a task it can be made again."""
+    return load(zlib.decompress(blob))
+
+
 def run_group(
-    plan: GroupPlan,
+    plan: Group,
     external: Sequence[Any],
     work: Work,
     params: FloatArray,
@@ -51,7 +73,7 @@ def run_group(
 
     Parameters
     ----------
-    plan : GroupPlan
+    plan : GroupPlan or KeptGroup
     external : sequence
         Values of ``plan.external``, in that order.
     work : Work
@@ -61,18 +83,17 @@ def run_group(
         Whether to compute the moments of y.
     """
     kernel = block_kernel(work.spec, work.device)
-    blocks = _blocks(plan, external, work)
-    return accumulate(
+    return _sum(
+        plan,
+        external,
+        work,
         lambda rows: kernel(params, basis, rows, observe_y),
         no_rows(basis.shape[1]),
-        blocks,
-        work.layout.weighted,
-        work.stage_rows,
     )
 
 
 def survey_group(
-    plan: GroupPlan,
+    plan: Group,
     external: Sequence[Any],
     work: Work,
     params: FloatArray,
@@ -82,44 +103,48 @@ def survey_group(
 ) -> Survey:
     """Sums at a point and the costs of candidates (k, p), over the blocks of a group."""
     kernel = block_kernel(work.spec, work.device)
-    blocks = _blocks(plan, external, work)
-    return accumulate(
+    return _sum(
+        plan,
+        external,
+        work,
         lambda rows: kernel.survey(params, basis, candidates, rows, observe_y),
         no_survey(basis.shape[1], len(candidates)),
-        blocks,
-        work.layout.weighted,
-        work.stage_rows,
     )
 
 
 def group_costs(
-    plan: GroupPlan, external: Sequence[Any], work: Work, candidates: FloatArray
+    plan: Group, external: Sequence[Any], work: Work, candidates: FloatArray
 ) -> FloatArray:
     """Half the sums of squared residuals of candidates (k, p) over the blocks of a group."""
     kernel = block_kernel(work.spec, work.device)
-    blocks = _blocks(plan, external, work)
-    return accumulate(
+    return _sum(
+        plan,
+        external,
+        work,
         lambda rows: kernel.costs(candidates, rows),
         no_costs(len(candidates)),
-        blocks,
-        work.layout.weighted,
-        work.stage_rows,
     )
 
 
-def group_meat(
-    plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray
-) -> FloatArray:
+def group_meat(plan: Group, external: Sequence[Any], work: Work, params: FloatArray) -> FloatArray:
     """Sum of outer products of the scores, (p, p), over the blocks of a group."""
     kernel = block_kernel(work.spec, work.device)
-    blocks = _blocks(plan, external, work)
-    return accumulate(
+    return _sum(
+        plan,
+        external,
+        work,
         lambda rows: kernel.meat(params, rows),
         no_meat(params.size),
-        blocks,
-        work.layout.weighted,
-        work.stage_rows,
     )
+
+
+def together_group(
+    plan: Group, external: Sequence[Any], work: Work, requests: Sequence[Request]
+) -> Many:
+    """Answers to the requests of several models, over the blocks of a group."""
+    asked = {request.model: work.models[request.model] for request in requests}
+    kernels = {model: block_kernel(spec, work.device) for model, spec in asked.items()}
+    return _sum(plan, external, work, *answers_of_rows(requests, kernels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +164,7 @@ class Sample:
         return Sample(np.concatenate([self.y, other.y]), coords, sigma)
 
 
-def thin_group(plan: GroupPlan, external: Sequence[Any], work: Work, step: int) -> Sample:
+def thin_group(plan: Group, external: Sequence[Any], work: Work, step: int) -> Sample:
     """Every ``step``-th of the rows that count of each block of a group."""
     samples = [_thin(block, step) for block in _blocks(plan, external, work)]
     return add_in_order(samples)
@@ -159,22 +184,34 @@ def _thin(block: Block, step: int) -> Sample:
     return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)
 
 
-def _blocks(plan: GroupPlan, external: Sequence[Any], work: Work) -> Iterator[Block]:
+def _sum(
+    group: Group,
+    external: Sequence[Any],
+    work: Work,
+    of_rows: Callable[[Rows], RowSumT],
+    nothing: Callable[[int], RowSumT],
+) -> RowSumT:
+    """Sum over the blocks of a group, or over its rows where they were kept."""
+    weighted, stage_rows = work.layout.weighted, work.stage_rows
+    if not isinstance(group, KeptGroup):
+        blocks = _blocks(group, external, work)
+        return accumulate(of_rows, nothing, blocks, weighted, stage_rows)
+    return group.sum(
+        of_rows,
+        nothing,
+        lambda: _blocks(group, external, work),
+        block_kernel(work.spec, work.device),
+        work.device,
+        weighted,
+        stage_rows,
+    )
+
+
+def _blocks(group: Group, external: Sequence[Any], work: Work) -> Iterator[Block]:
     """Blocks of a group, given the values of ``plan.external`` in that order."""
-    return read_blocks(plan, dict(zip(plan.external, external, strict=True)), work.layout)
-
-
-def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
-    """Make the blocks of a group one after the other, keeping only what later ones need."""
-    values = dict(external)
-    for step in plan.steps:
-        for node, drop in step.nodes:
-            values[node.key] = node(values)
-            for key in drop:
-                del values[key]
-        yield layout.block([o.value if o.key is None else values[o.key] for o in step.operands])
-        for key in step.drop:
-            del values[key]
+    plan = group.plan if isinstance(group, KeptGroup) else group
+    values = dict(zip(plan.external, external, strict=True))
+    return read_ahead(plan, values, work.layout, work.read_ahead)
 
 
 def add_in_order(sums: Sequence[SumT]) -> SumT:

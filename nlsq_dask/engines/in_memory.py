@@ -7,7 +7,7 @@ that the same data give the same bits on any number of cores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
@@ -24,6 +24,7 @@ from nlsq_dask.engines.accumulate import (
     no_survey,
     rows_of_stage,
 )
+from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
@@ -61,6 +62,8 @@ class InMemoryEvaluator(Generic[PartT]):
         What the parts are made of.
     n_skipped : int
         Rows that were left out when the parts were made.
+    kernels : sequence of BlockKernel
+        Of the models that :meth:`together` is asked about, by number.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class InMemoryEvaluator(Generic[PartT]):
         threads: int,
         data: Observations,
         n_skipped: int = 0,
+        kernels: Sequence[BlockKernel] = (),
     ) -> None:
         self._kernel = kernel
         self._parts = parts
         self._over_part = over_part
         self._data = data
         self._n_skipped = n_skipped
+        self._kernels = dict(enumerate(kernels))
         self._pool = ThreadPoolExecutor(threads, "nlsq") if min(threads, len(parts)) > 1 else None
         self._moments: Moments | None = None  # known after the first pass
         self.n_passes = 0
@@ -122,6 +127,10 @@ class InMemoryEvaluator(Generic[PartT]):
         """Sum of outer products of the rows' scores, (p, p), in one pass over all rows."""
         return self._sum(lambda rows: self._kernel.meat(params, rows), no_meat(params.size))
 
+    def together(self, requests: Sequence[Request]) -> tuple[Any, ...]:
+        """Answer requests of several models, in one pass over all rows."""
+        return self._sum(*answers_of_rows(requests, self._kernels)).answers
+
     def _sum(self, of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT]) -> SumT:
         self.n_passes += 1
         each = map if self._pool is None else self._pool.map
@@ -132,7 +141,11 @@ class InMemoryEvaluator(Generic[PartT]):
 
 
 def standard_evaluator(
-    data: Observations, spec: ModelSpec, device: str | None = None, row_wise: bool = True
+    data: Observations,
+    spec: ModelSpec,
+    device: str | None = None,
+    row_wise: bool = True,
+    models: Sequence[ModelSpec] = (),
 ) -> InMemoryEvaluator[Rows]:
     """Rows copied once into aligned buffers on the device, where they stay for all passes.
 
@@ -147,6 +160,8 @@ def standard_evaluator(
     row_wise : bool
         False evaluates the model on all rows at once, as one needs it whose rows depend on each
         other.
+    models : sequence of ModelSpec
+        Models that read together, by number.
     """
     kernel = block_kernel(spec, device, whole=not row_wise)
     parts = _aligned_parts(data, part_rows(data.n_rows) if row_wise else data.count_rows())
@@ -161,6 +176,7 @@ def standard_evaluator(
         available_cores() if n_points >= THREADING_ROWS else 1,
         data,
         data.n_rows - n_points,
+        [block_kernel(model, device, whole=not row_wise) for model in models],
     )
 
 
@@ -170,6 +186,7 @@ def chunked_evaluator(
     device: str | None = None,
     block_rows: int = STAGE_ROWS,
     threads: int | None = None,
+    models: Sequence[ModelSpec] = (),
 ) -> InMemoryEvaluator[Block]:
     """Rows staged anew in every pass, from the arrays as the user passed them.
 
@@ -188,6 +205,8 @@ def chunked_evaluator(
         Most rows of one task; a stage holds no more than these.
     threads : int, optional
         Threads to use; all cores by default.
+    models : sequence of ModelSpec
+        Models that read together, by number.
     """
     kernel = block_kernel(spec, device)
     stage_rows = min(STAGE_ROWS, power_of_two_from(block_rows))
@@ -199,7 +218,10 @@ def chunked_evaluator(
 
     boxes = block_boxes(regular_chunks(data.y.shape, block_rows))
     blocks = [data.block(box) for _, box in boxes]
-    return InMemoryEvaluator(kernel, blocks, over_block, threads or available_cores(), data)
+    kernels = [block_kernel(model, device) for model in models]
+    return InMemoryEvaluator(
+        kernel, blocks, over_block, threads or available_cores(), data, kernels=kernels
+    )
 
 
 def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:

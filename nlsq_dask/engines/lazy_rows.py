@@ -15,8 +15,9 @@ from dask.delayed import Delayed, delayed
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.binning import BinSums, Grid, bin_blocks
 from nlsq_dask.engines.dask import ClusterRunner, LocalRunner
-from nlsq_dask.engines.group_task import Work, read_blocks
+from nlsq_dask.engines.group_task import Work
 from nlsq_dask.engines.groups import GroupPlan, common_chunks, plan_stream
+from nlsq_dask.engines.prefetch import read_blocks
 from nlsq_dask.engines.row_function import (
     RowFunction,
     residuals_of_block,

@@ -34,8 +34,6 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
     if sigma is None or np.ndim(sigma) != 2 or np.ndim(y) > 1:
         return sigma, None
     n_rows = int(np.prod(np.shape(y)))
-    if np.shape(sigma) == (1, n_rows) and n_rows != 1:  # broadcasts as deviations do
-        return sigma, None
     if np.shape(sigma) != (n_rows, n_rows):
         raise _errors.sigma_shape(np.shape(sigma), n_rows)
     if any(is_dask(a) or is_zarr(a) for a in (sigma, y)):

@@ -145,6 +145,8 @@ def test_a_start_says_nothing_of_what_is_fixed(p0, expected):
         (None, np.ones((3, 2)), InputError, r"shape \(3, 2\)"),
         (None, np.ones((4, 2)), InputError, "rank 1"),
         (None, "no", InputError, "ties has str"),
+        (None, [[1.0, 2.0], [3.0]], InputError, "ties has list"),
+        (None, np.eye(4) * (1 + 1j), InputError, "ties has complex values"),
         ({"a": 1.0}, np.ones((4, 1)), InputError, "cannot be combined"),
     ],
 )

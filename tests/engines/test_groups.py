@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask.engines.group_task import read_blocks
 from nlsq_dask.engines.groups import MAX_GROUPS_TO_REPEAT, common_chunks, plan_stream
+from nlsq_dask.engines.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
 from tests.engines.problems import problems
 from tests.engines.test_dask import in_dask_arrays

@@ -1,0 +1,143 @@
+"""Blocks that are read ahead: the same blocks, a bounded number of them, only where it pays."""
+
+from __future__ import annotations
+
+import threading
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
+
+from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.groups import plan_stream
+from nlsq_dask.engines.prefetch import (
+    AHEAD_BYTES,
+    REMOTE_DEPTH,
+    prefetch_depth,
+    read_ahead,
+    read_blocks,
+)
+from nlsq_dask.io.sources import observe
+from tests.engines.problems import plain_problem, problems
+from tests.engines.test_dask import in_dask_arrays
+
+
+class FarStore(MemoryStore):
+    """A store of which nothing is known."""
+
+
+def one_group(n_blocks, make):
+    """A plan of a single group whose blocks a function makes."""
+    y = da.map_blocks(make, chunks=((10,) * n_blocks,), dtype=float, meta=np.empty(0))
+    data = observe(np.arange(10.0 * n_blocks), y)
+    groups = plan_stream(data).groups
+    steps = tuple(step for group in groups for step in group.steps)
+    assert len(steps) == n_blocks
+    return type(groups[0])(steps, (), 10 * n_blocks), data.layout
+
+
+@given(problem=problems(sizes=(1,)), layout=st.integers(0, 2**32 - 1), depth=st.integers(0, 5))
+def test_the_same_blocks_in_the_same_order(problem, layout, depth):
+    data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)
+    plan = plan_stream(data)
+    shared = {}
+    for key, node in plan.shared.items():
+        shared[key] = node(shared)
+    for group in plan.groups:
+        external = {key: shared[key] for key in group.external}
+        ahead = read_ahead(group, external, data.layout, depth)
+        for one, other in zip(ahead, read_blocks(group, external, data.layout), strict=True):
+            for a, b in zip(one.arrays, other.arrays, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_so_many_are_read_ahead_and_no_more(depth):
+    """All that may be made are under way at one time, which a barrier of as many shows."""
+    barrier = threading.Barrier(depth, timeout=60)
+    started = []
+
+    def make(block_info=None):
+        number = block_info[None]["chunk-location"][0]
+        started.append(number)
+        if number < depth:
+            barrier.wait()
+        return np.full(10, float(number))
+
+    plan, layout = one_group(12, make)
+    for taken, block in enumerate(read_ahead(plan, {}, layout, depth)):
+        assert (block.y == taken).all()
+        assert len(started) <= taken + 1 + depth
+    assert sorted(started) == list(range(12))
+
+
+def test_an_error_reaches_the_caller_in_its_turn():
+    def make(block_info=None):
+        number = block_info[None]["chunk-location"][0]
+        if number == 3:
+            raise OSError("connection reset")
+        return np.full(10, float(number))
+
+    plan, layout = one_group(12, make)
+    blocks = read_ahead(plan, {}, layout, 4)
+    assert [next(blocks).y[0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="connection reset"):
+        next(blocks)
+    assert not [t for t in threading.enumerate() if t.name.startswith("nlsq-read")]
+
+
+def zarr_array(store, chunks=100):
+    array = zarr.create_array(store, shape=(1600,), chunks=(chunks,), dtype="f8")
+    array[...] = np.arange(1600.0)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("wrap", "depth"),
+    [
+        pytest.param(lambda a: a, REMOTE_DEPTH, id="zarr.Array"),
+        pytest.param(da.from_zarr, REMOTE_DEPTH, id="from_zarr"),
+        pytest.param(lambda a: da.from_zarr(a) * 2 + 1, REMOTE_DEPTH, id="work upstream"),
+    ],
+)
+def test_stores_that_are_not_local_are_read_ahead(wrap, depth):
+    y = zarr_array(FarStore())
+    assert prefetch_depth(plan_stream(observe(np.ones(1600), wrap(y)))) == depth
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "fsspec", "wrapped", "no zarr"])
+def test_local_ones_are_not(tmp_path, kind):
+    if kind == "no zarr":
+        y = da.ones(1600, chunks=100).map_blocks(np.sqrt)
+    elif kind == "fsspec":
+        zarr_array(LocalStore(tmp_path))
+        y = da.from_zarr(f"file://{tmp_path}")
+    else:
+        store = MemoryStore() if kind == "memory" else LocalStore(tmp_path)
+        y = da.from_zarr(zarr_array(WrapperStore(store) if kind == "wrapped" else store))
+    assert prefetch_depth(plan_stream(observe(np.ones(1600), y))) == 0
+
+
+def test_large_blocks_are_not_read_ahead_in_number():
+    y = zarr.create_array(
+        FarStore(), shape=(AHEAD_BYTES // 2,), chunks=(AHEAD_BYTES // 16,), dtype="f8"
+    )
+    x = np.broadcast_to(1.0, y.shape)
+    plan = plan_stream(observe(x, y))  # 8 bytes of x and of y in each row
+    assert plan.block_bytes == AHEAD_BYTES
+    assert prefetch_depth(plan) == 1
+
+
+def test_sums_have_the_same_bits():
+    problem = plain_problem(1600, p=2, sigma=False)
+    sums = []
+    for store in (MemoryStore(), FarStore()):
+        data = observe(problem.x, zarr_array(store))
+        with DaskEvaluator(data, problem.spec, stage_rows=64) as evaluator:
+            sums.append(evaluator.evaluate(problem.params, problem.basis))
+    assert sums[0].gram.tobytes() == sums[1].gram.tobytes()
+    assert sums[0].gradient.tobytes() == sums[1].gradient.tobytes()
