@@ -13,6 +13,7 @@ from nlsq_dask._errors import (
     FitWarning,
     InputError,
     InputTypeError,
+    MissingLibraryError,
     ModelError,
     NotRowWiseError,
     Status,
@@ -20,9 +21,14 @@ from nlsq_dask._errors import (
 )
 
 if TYPE_CHECKING:
+    from nlsq_dask._comparison import ModelComparison
     from nlsq_dask._curve_fit import curve_fit
+    from nlsq_dask._dry_run import plan
     from nlsq_dask._fit import fit
+    from nlsq_dask._fit_models import fit_models
     from nlsq_dask._multi_start import Start
+    from nlsq_dask._plan import FitPlan
+    from nlsq_dask._record import PilotRecord
     from nlsq_dask._result import FitResult, Parameter
 
 __version__ = "0.1.0"
@@ -33,26 +39,37 @@ __all__ = [
     "ConvergenceWarning",
     "CovarianceWarning",
     "FitError",
+    "FitPlan",
     "FitResult",
     "FitWarning",
     "InputError",
     "InputTypeError",
+    "MissingLibraryError",
+    "ModelComparison",
     "ModelError",
     "NotRowWiseError",
     "Parameter",
+    "PilotRecord",
     "Start",
     "Status",
     "UntraceableModelError",
     "curve_fit",
     "fit",
+    "fit_models",
+    "plan",
 ]
 
 # Loaded when first used: JAX takes a second to import, and a script may only want the errors.
 _LAZY = {
     "fit": "nlsq_dask._fit",
+    "fit_models": "nlsq_dask._fit_models",
     "curve_fit": "nlsq_dask._curve_fit",
+    "ModelComparison": "nlsq_dask._comparison",
+    "plan": "nlsq_dask._dry_run",
+    "FitPlan": "nlsq_dask._plan",
     "FitResult": "nlsq_dask._result",
     "Parameter": "nlsq_dask._result",
+    "PilotRecord": "nlsq_dask._record",
     "Start": "nlsq_dask._multi_start",
 }
 

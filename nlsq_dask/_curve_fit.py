@@ -158,7 +158,10 @@ class Problem:
         with warnings.catch_warnings():  # told by curve_fit, in SciPy's way
             warnings.simplefilter("ignore", _errors.ConvergenceWarning)
             warnings.simplefilter("ignore", _errors.CovarianceWarning)
-            return fit(model, x, self.y, sigma=self.sigma, nan_policy=self.nan_policy, **options)
+            found: FitResult = fit(
+                model, x, self.y, sigma=self.sigma, nan_policy=self.nan_policy, **options
+            )
+        return found
 
 
 def curve_fit(

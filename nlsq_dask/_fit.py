@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask._job import Given, Wishes, prepare
+from nlsq_dask._plan import DryRun, FitPlan, plan_of, with_dry_run
 from nlsq_dask._result import FitResult
 from nlsq_dask._run import Reporting, run
 from nlsq_dask.core.checks import checked_seed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Tolerance = float | Literal["auto"] | None
 
 
+@with_dry_run
 def fit(
     model: Callable[..., Any],
     x: Any,
@@ -61,7 +63,8 @@ def fit(
     progress: bool | None = None,
     callback: Callable[..., Any] | None = None,
     verbose: Literal[0, 1, 2] = 0,
-) -> FitResult:
+    dry_run: DryRun = False,
+) -> FitResult | FitPlan:
     """Fit a parametric model to data of any size by nonlinear least squares.
 
     Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²``, or a robust loss of
@@ -169,6 +172,10 @@ def fit(
         ``callback(x)`` if its parameter has another name. StopIteration ends the fit there.
     verbose : {0, 1, 2}
         Whether to print why the fit ended (1), and a line for every evaluation (2).
+    dry_run : bool, "timed" or "untimed"
+        True returns the fit's :class:`FitPlan`, what it will cost, in place of fitting. For Dask
+        and Zarr arrays a few chunks are read to predict its time; "timed" does so for any data,
+        "untimed" for none. See :func:`plan`.
 
     Returns
     -------
@@ -204,7 +211,9 @@ def fit(
     array([2.5, 1.3])
     """
     tolerances = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
-    named = {name: value for name, value in tolerances.items() if value != "auto"}
+    named: dict[str, Any] = {
+        name: value for name, value in tolerances.items() if not _is_auto(value)
+    }
     wishes = Wishes(
         workflow,
         goal,
@@ -237,4 +246,11 @@ def fit(
     if resume and checkpoint is None:
         raise _errors.resume_without_checkpoint()
     reporting = Reporting(checkpoint, resume, progress, callback, verbose)
-    return run(prepare(model, x, y, p0, given, wishes), reporting)
+    job = prepare(model, x, y, p0, given, wishes)
+    if dry_run:
+        return plan_of(job, dry_run)
+    return run(job, reporting)
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"

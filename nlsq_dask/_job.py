@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,26 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Data that several fits may share.
+
+    Attributes
+    ----------
+    data : Observations
+    correlated : array_like of shape (n, n) or None
+        Covariance matrix of the rows.
+    """
+
+    data: Observations
+    correlated: Any = None
+
+    @cached_property
+    def stream(self) -> StreamPlan:
+        """Groups of blocks of lazy data, planned once."""
+        return _plan_stream(self.data)
+
+
+@dataclass(frozen=True)
 class Job:
     """A fit, decided.
 
@@ -161,8 +182,10 @@ class Job:
     seed: int
     pilot: bool
 
-    def evaluator(self, progress: PassProgress) -> InMemoryEvaluator[Any] | DaskEvaluator:
-        """Make the evaluator of the chosen strategy."""
+    def evaluator(
+        self, progress: PassProgress, models: Sequence[ModelSpec] = ()
+    ) -> InMemoryEvaluator[Any] | DaskEvaluator:
+        """Make the evaluator of the chosen strategy; `models` are those that read together."""
         config = self.plan.config
         if self.stream is not None:
             from nlsq_dask.engines.dask import DaskEvaluator  # an engine, loaded for use
@@ -178,11 +201,12 @@ class Job:
                 min(config.block_rows, STAGE_ROWS),
                 config.threads,
                 size_sample(self.plan.budget.threshold_gb * GB, len(self.data.coords)),
+                models,
             )
         if config is None:
-            return standard_evaluator(self.data, self.spec, self.device, self.row_wise)
+            return standard_evaluator(self.data, self.spec, self.device, self.row_wise, models)
         return chunked_evaluator(
-            self.data, self.spec, self.device, config.block_rows, config.threads
+            self.data, self.spec, self.device, config.block_rows, config.threads, models
         )
 
     def sample_evaluator(self, sample: Observations) -> InMemoryEvaluator[Any]:
@@ -229,6 +253,11 @@ def prepare(
     model: Callable[..., Any], x: Any, y: Any, p0: Any, given: Given, wishes: Wishes
 ) -> Job:
     """Check the arguments of a fit and decide how it is run; see :func:`nlsq_dask.fit`."""
+    return prepare_on(open_source(x, y, given), model, p0, given, wishes)
+
+
+def open_source(x: Any, y: Any, given: Given) -> Source:
+    """Check the data of a fit, without reading them."""
     sigma, correlated = split_sigma(given.sigma, y)
     data = observe(
         x,
@@ -238,6 +267,16 @@ def prepare(
         nan_policy=given.nan_policy,
         fill_value=given.fill_value,
     )
+    return Source(data, correlated)
+
+
+def prepare_on(
+    source: Source, model: Callable[..., Any], p0: Any, given: Given, wishes: Wishes
+) -> Job:
+    """Decide how a model is fitted to data that were checked already."""
+    if wishes.client is not None and not hasattr(wishes.client, "scheduler"):
+        raise _errors.not_a_client(wishes.client)
+    data, correlated = source.data, source.correlated
     # By name, p0 says which parameters there are only through the model's signature.
     count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
     names = parameter_names(model, count)
@@ -258,7 +297,7 @@ def prepare(
     row_wise = dependence is None and correlated is None
     client, stream = None, None
     if data.lazy:
-        client, stream = _active_client(wishes.client), _plan_stream(data)
+        client, stream = _active_client(wishes.client), source.stream
     plan = _plan(data, len(reduction.names), row_wise, wishes, client, stream)
     if not row_wise and plan.strategy != "standard":
         raise _errors.not_row_wise(dependence) if dependence else _errors.covariance_in_parts()
@@ -371,7 +410,7 @@ def _plan(
 
         threads = local_threads()
     on_gpu = client is None and find_device(wishes.device).platform != "cpu"
-    chunk, chunk_bytes = (None, 0) if stream is None else _largest_chunk(data, stream)
+    chunk, chunk_bytes = (None, 0) if stream is None else largest_chunk(data, stream)
     return plan_workflow(
         Problem(
             data.n_rows,
@@ -392,7 +431,7 @@ def _plan(
     )
 
 
-def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[tuple[int, ...], int]:
+def largest_chunk(data: Observations, stream: StreamPlan) -> tuple[tuple[int, ...], int]:
     """Shape and decoded bytes of what a thread reads at a time, of all arrays together.
 
     Where the arrays' chunks differ, blocks are cut from chunks that are larger than they are.

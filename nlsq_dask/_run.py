@@ -29,6 +29,7 @@ from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
 from nlsq_dask.engines.fitted import FittedModel
 from nlsq_dask.engines.in_memory import InMemoryEvaluator
+from nlsq_dask.engines.together import Seat
 from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore, to_json
 from nlsq_dask.io.finite import finite_problem
 from nlsq_dask.io.observations import Observations
@@ -63,30 +64,28 @@ def run(job: Job, reporting: Reporting) -> FitResult:
         sample = cache(lambda: sample_of(job, evaluator))
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
-        store = _checkpoint_store(job, reporting)
+        store = open_checkpoints(job, reporting.checkpoint)
 
         def observe_state(state: SolverState, starts: tuple[Start, ...]) -> None:
             line.cost(state.cost)
             table.row(state)
-            if store is not None:
-                as_json = [{k: to_json(v) for k, v in s.to_dict().items()} for s in starts]
-                store.save(Checkpoint(state, evaluator.n_passes, as_json))
+            save_state(store, state, starts, evaluator.n_passes)
             callback(state)
 
         saved = store.load() if store is not None and reporting.resume else None
         try:
-            solution, starts, pilot = _solve(job, evaluator, sample, saved, observe_state)
+            found = solve(job, evaluator, sample, saved, observe_state)
         except _errors.StartNotFiniteError as error:
             raise finite_problem(job.data, job.client) or error from None
-        n_passes = evaluator.n_passes
-    result = _result(job, solution, starts, pilot, n_passes, store)
+    result = result_of(job, found, store)
+    solution = found.solution
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
     return result
 
 
-def _checkpoint_store(job: Job, reporting: Reporting) -> CheckpointStore | None:
-    directory = reporting.checkpoint
+def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> CheckpointStore | None:
+    """Where checkpoints are kept: where the caller says, or a new directory if they are wanted."""
     if directory is None:
         if not job.plan.checkpoint:
             return None
@@ -96,18 +95,41 @@ def _checkpoint_store(job: Job, reporting: Reporting) -> CheckpointStore | None:
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
             warnings.warn(warning, stacklevel=WARNING_LEVEL)
             return None
+    try:
+        os.fspath(directory)
+    except TypeError:
+        raise _errors.checkpoint_not_a_path(directory) from None
     store = CheckpointStore(directory, job.description(), versions())
     logger.info("checkpoints in %s", store.directory)
     return store
 
 
-def _solve(
+def save_state(
+    store: CheckpointStore | None, state: SolverState, starts: tuple[Start, ...], n_passes: int
+) -> None:
+    """Write a checkpoint, where they are kept."""
+    if store is not None:
+        as_json = [{k: to_json(v) for k, v in s.to_dict().items()} for s in starts]
+        store.save(Checkpoint(state, n_passes, as_json))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, and what it took."""
+
+    solution: Solution
+    starts: tuple[Start, ...]
+    pilot: PilotRecord | None
+    n_passes: int
+
+
+def solve(
     job: Job,
-    evaluator: InMemoryEvaluator[Any] | DaskEvaluator,
+    evaluator: InMemoryEvaluator[Any] | DaskEvaluator | Seat,
     sample: Callable[[], Observations],
     saved: Checkpoint | None,
     observer: Callable[[SolverState, tuple[Start, ...]], None],
-) -> tuple[Solution, tuple[Start, ...], PilotRecord | None]:
+) -> Found:
     """From a checkpoint, the pilot's answer, or the best of the starts, to the optimum."""
     state: SolverState | None = None
     point = job.start
@@ -135,25 +157,28 @@ def _solve(
         state,
         reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
     )
-    return solution, starts, record
+    return Found(solution, starts, record, evaluator.n_passes)
 
 
-def _result(
-    job: Job,
-    solution: Solution,
-    starts: tuple[Start, ...],
-    pilot: PilotRecord | None,
-    n_passes: int,
-    store: CheckpointStore | None,
+def result_of(
+    job: Job, found: Found, store: CheckpointStore | None, model: str | None = None
 ) -> FitResult:
-    """State the solution by all parameters, and warn of what is wrong with it."""
+    """State the solution by all parameters, and warn of what is wrong with it.
+
+    `model` is its name in the warnings, where there are several.
+    """
+    solution = found.solution
+    problems: list[_errors.FitWarning] = []
     if not solution.status.success:
-        warnings.warn(_errors.not_converged(solution.status), stacklevel=WARNING_LEVEL)
+        problems.append(_errors.not_converged(solution.status))
     pcov, determined = covariance(
         solution.r_factor, solution.cost, solution.n_points, absolute_sigma=job.absolute_sigma
     )
     if not determined:
-        warnings.warn(_errors.covariance_undetermined(), stacklevel=WARNING_LEVEL)
+        problems.append(_errors.covariance_undetermined())
+    for problem in problems:
+        named = problem if model is None else _errors.of_model(model, problem)
+        warnings.warn(named, stacklevel=WARNING_LEVEL)
     reduction, spec = job.reduction, job.spec
     names = np.array(spec.names, object)
     return FitResult(
@@ -178,7 +203,7 @@ def _result(
         nfev=solution.nfev,
         njev=solution.njev,
         nit=solution.nit,
-        n_passes=n_passes,
+        n_passes=found.n_passes,
         status=solution.status,
         strategy=job.plan.strategy,
         workflow=job.plan.workflow,
@@ -192,9 +217,9 @@ def _result(
                 p0=reduction.expand(start.p0),
                 params=None if start.params is None else reduction.expand(start.params),
             )
-            for start in starts
+            for start in found.starts
         ),
-        pilot=pilot,
+        pilot=found.pilot,
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
         fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
