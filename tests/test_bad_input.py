@@ -6,6 +6,7 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from nlsq_dask import (
     CovarianceWarning,
@@ -48,7 +49,9 @@ DATA = {
     "sigma too short": (
         dict(sigma=np.ones(99)), InputError, "sigma has shape (99,) but y has shape (100,)"
     ),
-    "sigma a matrix": (dict(sigma=np.eye(100)), InputError, "sigma has shape (100, 100)"),
+    "sigma a matrix of 99": (
+        dict(sigma=np.eye(99)), InputError, "`sigma` has incorrect shape. sigma has shape (99, 99)"
+    ),
     "no rows": (dict(x=[], y=[]), InputError, "y is empty"),
     "no rows of columns": (dict(x=np.ones((2, 0)), y=np.ones(0)), InputError, "y is empty"),
     "no coordinates": (dict(x=()), InputError, "x has shape (0,)"),
@@ -122,9 +125,95 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", {**DATA, **OPTIONS})
+def loses_a_row(x, a, b, c):
+    return jnp.ones((x.size - 1, 3))
+
+
+def returns_nothing_of_them(x, a, b, c):
+    pass
+
+
+REST = {
+    "p0 infinite": (dict(p0=[1, np.inf, 1]), InputError, "p0 is NaN or infinite for b"),
+    "p0 complex": (dict(p0=[1, 1j, 1]), InputTypeError, "p0 = [1, 1j, 1] is not a seq"),
+    "p0 of two dimensions": (dict(p0=[[1, 1, 1]]), InputTypeError, "p0 = [[1, 1, 1]]"),
+    "bounds of text": (dict(bounds=("a", "b")), InputTypeError, "the lower bounds are 'a'"),
+    "bounds complex": (dict(bounds=(1j, 3)), InputTypeError, "the lower bounds are 1j"),
+    "bounds of a name no pair": (
+        dict(bounds={"a": 3}), InputTypeError, "the bounds of parameter a are 3"
+    ),
+    "lower equal to upper by name": (dict(bounds={"a": (1, 1)}), InputError, "parameter a has"),
+    "fixed unknown name": (dict(fixed={"q": 1}), InputError, "fixed names q"),
+    "fixed no dict": (dict(fixed=["a"]), InputTypeError, "fixed = ['a']"),
+    "fixed NaN": (dict(fixed={"a": np.nan}), InputError, "fixed['a'] = nan"),
+    "fixed everything": (
+        dict(fixed={"a": 1, "b": 1, "c": 1}), InputError, "a, b and c are all fixed"
+    ),
+    "fixed outside bounds": (
+        dict(fixed={"a": -1}, bounds={"a": (0, 9)}), InputError, "a is fixed at -1.0, outside"
+    ),
+    "ties unknown name": (dict(ties={"q": "a"}), InputError, "ties names q"),
+    "ties to an unknown name": (dict(ties={"a": "q"}), InputError, "ties['a'] names q"),
+    "ties in a circle": (dict(ties={"a": "b", "b": "a"}), InputError, "a -> b -> a"),
+    "ties to a number": (dict(ties={"a": 1}), InputTypeError, "ties['a'] = 1"),
+    "ties of another shape": (dict(ties=np.eye(2)), InputError, "ties has shape (2, 2)"),
+    "ties of lower rank": (dict(ties=np.ones((3, 2))), InputError, "rank 1"),
+    "fixed and tied": (
+        dict(ties={"a": "b"}, fixed={"a": 1}), InputError, "a cannot be both fixed and tied"
+    ),
+    "loss unknown": (dict(loss="l1"), InputError, "loss = 'l1' is unknown"),
+    "loss a list": (dict(loss=["huber"]), InputError, "loss = ['huber'] is unknown"),
+    "loss of one term": (dict(loss=jnp.log1p), ModelError, "loss = log1p returned shape (1009,)"),
+    "f_scale zero": (dict(loss="huber", f_scale=0), InputError, "f_scale = 0"),
+    "f_scale negative, linear": (dict(f_scale=-1), InputError, "f_scale = -1"),
+    "f_scale NaN": (dict(f_scale=np.nan), InputError, "f_scale = nan"),
+    "f_scale text": (dict(f_scale="x"), InputError, "f_scale = 'x'"),
+    "f_scale one a row": (dict(f_scale=[1, 2]), InputError, "f_scale = [1, 2]"),
+    "method unknown": (dict(method="newton"), InputError, "method = 'newton' is unknown"),
+    "lm with bounds": (dict(method="lm", bounds=(0, 9)), InputError, "'lm' only works for uncon"),
+    "lm with a loss": (dict(method="lm", loss="huber"), InputError, "supports only 'linear' loss"),
+    "workflow unknown": (dict(workflow="turbo"), InputError, "workflow = 'turbo' is unknown"),
+    "goal unknown": (dict(goal="nope"), InputError, "goal = 'nope' is unknown"),
+    "jac unknown": (dict(jac="4-point"), InputError, "jac = '4-point' is unknown"),
+    "jac an array": (dict(jac=np.eye(3)), InputError, "pass a function jac(x, a, b, ...)"),
+    "jac of too few parameters": (dict(jac=lambda x, a: x), ModelError, "jac(x, a, b, c)"),
+    "jac of another shape": (
+        dict(jac=loses_a_row), ModelError, "jac = loses_a_row returned shape (1008, 3)"
+    ),
+    "jac of nothing": (
+        dict(jac=returns_nothing_of_them), ModelError, "jac = returns_nothing_of_them returned None"
+    ),
+    "nan_policy unknown": (dict(nan_policy="drop"), InputError, "nan_policy = 'drop' is unknown"),
+    "verbose 3": (dict(verbose=3), InputError, "verbose = 3"),
+    "verbose text": (dict(verbose="loud"), InputError, "verbose = 'loud'"),
+    "verbose two numbers": (dict(verbose=np.array([1, 2])), InputError, "verbose = array([1, 2])"),
+    "callback a number": (dict(callback=3), InputTypeError, "callback = 3 cannot be called"),
+    "stat_tol a word": (dict(stat_tol="best"), InputError, "stat_tol = 'best'"),
+    "stat_tol negative": (dict(stat_tol=-1), InputError, "stat_tol = -1"),
+    "ftol a word": (dict(ftol="small"), InputError, "ftol = 'small'"),
+    "xtol two numbers": (dict(xtol=[1, 2]), InputError, "xtol = [1, 2]"),
+    "gtol NaN": (dict(gtol=np.nan), InputError, "gtol = nan"),
+    "max_nfev a fraction": (dict(max_nfev=1.5), InputError, "max_nfev = 1.5"),
+    "max_nfev text": (dict(max_nfev="x"), InputError, "max_nfev = 'x'"),
+    "mask of numbers": (dict(mask=np.zeros(100)), InputTypeError, "mask has dtype float64"),
+    "mask too short": (dict(mask=np.zeros(99, bool)), InputError, "mask has shape (99,)"),
+    "mask of more dimensions": (
+        dict(mask=np.zeros((2, 100), bool)), InputError, "mask has shape (2, 100)"
+    ),
+    "mask of everything": (dict(mask=True), InputError, "all 100 rows are left out"),
+    "fill_value text": (dict(fill_value="x"), InputTypeError, "fill_value = 'x'"),
+    "fill_value two": (dict(fill_value=[1, 2]), InputTypeError, "fill_value = [1, 2]"),
+    "fill_value complex": (dict(fill_value=1j), InputTypeError, "fill_value = 1j"),
+    "seed negative": (dict(seed=-1), InputError, "seed = -1"),
+    "n_starts zero": (dict(n_starts=0), InputError, "n_starts = 0"),
+    "memory negative": (dict(memory_limit_gb=-1), InputError, "memory_limit_gb = -1"),
+    "resume without a checkpoint": (dict(resume=True), InputError, "checkpoint"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", {**DATA, **OPTIONS, **REST})
 def test_one_error_with_the_argument_s_name(name):
-    arguments, error, text = {**DATA, **OPTIONS}[name]
+    arguments, error, text = {**DATA, **OPTIONS, **REST}[name]
     with pytest.raises(error) as raised:
         fit(decay, **{"x": X, "y": Y, **arguments})
     assert text in str(raised.value)
@@ -132,6 +221,65 @@ def test_one_error_with_the_argument_s_name(name):
     assert isinstance(raised.value, ValueError | TypeError)
     # A cause and a remedy, in one sentence or two.
     assert ":" in str(raised.value)
+
+
+def unreadable(array, chunks=30):
+    """A Dask array whose values must not be asked for."""
+
+    def fail(block):
+        raise AssertionError("the data were read")
+
+    return lazy(array, chunks).map_blocks(fail, dtype=float, meta=np.empty(0))
+
+
+# What only values in memory are known to have: those of Dask arrays are found by the first pass.
+FOUND_BY_READING = {
+    name for name in DATA if name.startswith(("NaN in y", "NaN in x", "infinite", "NaN in some"))
+} | {"all of a Dask array masked"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({**DATA, **OPTIONS, **REST}.keys() - FOUND_BY_READING))
+def test_it_is_known_before_any_row_is_read(name):
+    """Reading may take hours: whatever can be known without it is said at once."""
+    arguments, error, text = {**DATA, **OPTIONS, **REST}[name]
+    with pytest.raises(error) as raised:
+        fit(decay, **{"x": unreadable(X), "y": unreadable(Y), **arguments})
+    assert text in str(raised.value)
+
+
+# Arguments of curve_fit, and what SciPy raises for them.
+AS_IN_SCIPY = {
+    name: {**OPTIONS, **REST}[name][0]
+    for name in (
+        "p0 below its bound", "p0 NaN", "p0 infinite", "bounds crossed", "bounds equal",
+        "bounds of another length", "loss unknown", "method unknown",
+        "lm with bounds", "nan_policy unknown", "jac unknown", "max_nfev zero",
+        "x_scale zero", "x_scale of another length", "x_scale unknown", "verbose 3",
+    )
+} | {
+    "NaN in y": dict(ydata=with_value(np.nan)),
+    "infinite y": dict(ydata=with_value(np.inf)),
+    "NaN in x": dict(xdata=with_value(np.nan)),
+    "sigma too short": dict(sigma=np.ones(99)),
+    "sigma of three dimensions": dict(sigma=np.ones((2, 2, 2))),
+    "no rows": dict(xdata=[], ydata=[]),
+    "fewer rows than parameters": dict(xdata=X[:2], ydata=Y[:2], method="lm"),
+}  # fmt: skip
+
+
+def decay_in_numpy(x, a, b, c):
+    return a * np.exp(-b * x) + c
+
+
+@pytest.mark.parametrize("name", AS_IN_SCIPY)
+def test_the_type_is_scipy_s(name):
+    arguments = {"xdata": X, "ydata": Y, "method": "trf", **AS_IN_SCIPY[name]}
+    with np.errstate(all="ignore"), pytest.raises((ValueError, TypeError)) as theirs:
+        scipy.optimize.curve_fit(decay_in_numpy, **arguments)
+    with pytest.raises(FitError) as ours:
+        curve_fit(decay, **arguments)
+    kind = ValueError if isinstance(theirs.value, ValueError) else TypeError
+    assert isinstance(ours.value, kind)
 
 
 @pytest.mark.parametrize("name", ["y too short", "NaN in y", "complex y", "p0 below its bound"])
@@ -202,6 +350,18 @@ def raises(x, a, b):
     raise KeyError("coefficients")
 
 
+def raises_for_some_lengths(x, a, b):
+    return a * x.reshape(7, -1).ravel() + b
+
+
+def returns_text(x, a, b):
+    return "a * x + b"
+
+
+def returns_objects(x, a, b):
+    return [a, None]
+
+
 def not_a_number_at_the_start(x, a, b):
     return jnp.log(-1 - a**2) * x + b
 
@@ -219,6 +379,13 @@ MODELS = {
     "no return": (returns_nothing, ModelError, "returns_nothing returned None"),
     "complex": (returns_complex, ModelError, "returns_complex returned complex numbers"),
     "raises": (raises, ModelError, "raises raised KeyError"),
+    "raises while traced": (
+        raises_for_some_lengths,
+        ModelError,
+        "raises_for_some_lengths raised TypeError",
+    ),
+    "text": (returns_text, ModelError, "returns_text returned a str"),
+    "objects": (returns_objects, ModelError, "returns_objects"),
     "NaN at p0": (not_a_number_at_the_start, InputError, "starting point p0 = [1, 1]"),
     "no parameters": (without_parameters, ModelError, "has no parameters to fit"),
     "no names": (lambda x, *theta: x, ModelError, "pass p0"),

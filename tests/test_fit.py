@@ -225,9 +225,7 @@ def test_every_form_of_sigma(expected, lazy, sigma):
     np.testing.assert_allclose(relative.popt, expected.popt, rtol=1e-8)
     np.testing.assert_allclose(relative.pcov, expected.pcov, rtol=1e-6)
     assert relative.chi2 == pytest.approx(expected.chi2 / 0.01, rel=1e-6)
-    absolute = fit(
-        decay, X, y, p0=[1, 1, 0], sigma=sigma, absolute_sigma=True, stat_tol=None
-    )
+    absolute = fit(decay, X, y, p0=[1, 1, 0], sigma=sigma, absolute_sigma=True, stat_tol=None)
     np.testing.assert_allclose(absolute.pcov, relative.pcov / relative.reduced_chi2, rtol=1e-9)
 
 

@@ -201,7 +201,8 @@ def test_least_squares_in_one_s_own_words():
 def test_outliers_count_less():
     """What losses are for: least squares miss the truth by many standard errors."""
     away = {
-        loss: np.abs(fit_with(loss, sigma=SIGMA).popt - TRUTH) for loss in ("linear", "own", "cauchy")
+        loss: np.abs(fit_with(loss, sigma=SIGMA).popt - TRUTH)
+        for loss in ("linear", "own", "cauchy")
     }
     errors = fit_with("own", sigma=SIGMA, absolute_sigma=True).perr
     assert away["linear"][2] > 10 * errors[2]

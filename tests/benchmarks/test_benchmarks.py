@@ -36,6 +36,16 @@ RUNS = [
         marks=(cluster, slow),
     ),
     pytest.param(
+        "passes", ["--rows", "4e5", "--chunks", "40"], 4, ("passes", "cold", "scipy"), id="passes"
+    ),
+    pytest.param(
+        "whole_fit",
+        ["--rows", "20000", "--chunk-rows", "1500", "--repeat", "1"],
+        4,
+        ("fit", "passes", "theirs", "ratio"),
+        id="whole_fit",
+    ),
+    pytest.param(
         "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
     ),
     pytest.param(
@@ -55,6 +65,22 @@ RUNS = [
         4,
         ("groups", "blocks", "setup"),
         id="overhead",
+        marks=(cluster, slow),
+    ),
+    pytest.param(
+        "small_chunks",
+        ["--chunks", "2000", "--repeat", "1"],
+        3,
+        ("small", "large", "planning"),
+        id="small_chunks",
+        marks=(cluster, slow),
+    ),
+    pytest.param(
+        "scaling",
+        ["--groups", "20", "--most-workers", "4", "--repeat", "1"],
+        2,
+        ("tasks", "KB to client", "CPU ms"),
+        id="scaling",
         marks=(cluster, slow),
     ),
     pytest.param("nist_table", ["--problems", "Misra1a", "Nelson"], 4, (), id="nist_table"),

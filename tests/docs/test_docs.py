@@ -19,9 +19,12 @@ END_OF_BLOCK = "-- end of block --"
 PAGES = [
     "README.md",
     "docs/tutorial.md",
+    "docs/fitting.md",
     "docs/models.md",
     "docs/results.md",
+    "docs/comparing.md",
     "docs/choose_a_workflow.md",
+    "docs/planning.md",
 ]
 
 

@@ -12,7 +12,7 @@ from tests.models.problems import DRAWS, SUMS, draw_problem
 # Beside those of DRAWS, where terms are to be told from each other.
 TWO_PEAKS = models.Gaussian(prefix="a_") + models.Gaussian(prefix="b_") + models.Constant()
 ALL = [cls() for cls in DRAWS] + SUMS
-N_DRAWS = 200
+N_DRAWS = 40
 
 
 def cost_from(model, x, y, start):

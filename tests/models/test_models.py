@@ -238,4 +238,5 @@ def test_streamed_sum_of_models_is_the_fit_in_memory():
     in_memory = fit(model, x, y, p0)
     streamed = fit(model, da.from_array(x, chunks=700), da.from_array(y, chunks=700), p0)
     assert streamed.strategy == "streaming"
-    np.testing.assert_allclose(streamed.popt, in_memory.popt, rtol=1e-6)
+    # A streamed fit ends within a hundredth of a standard error of the optimum.
+    np.testing.assert_allclose((streamed.popt - in_memory.popt) / in_memory.perr, 0, atol=0.01)

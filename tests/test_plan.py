@@ -1,0 +1,413 @@
+"""What a fit is said to cost, against what it costs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import dask
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlsq_dask import FitPlan, InputError, fit, plan
+from tests.counting_store import stored
+
+N = 120_000
+T = np.linspace(0, 4, N)
+RNG = np.random.default_rng(3)
+Y = 2.5 * np.exp(-1.3 * T) + 0.5 + 0.05 * RNG.standard_normal(N)
+P0 = [1.0, 1.0, 0.0]
+START = [2.0, 1.0, 0.3]
+
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+
+def surface(x, a, b, c):
+    u, v = x
+    return a * jnp.exp(-b * u) + c * v
+
+
+@pytest.fixture(autouse=True)
+def quiet_threads():
+    with dask.config.set(num_workers=2):
+        yield
+
+
+class Disk:
+    """Arrays in counting stores."""
+
+    def __init__(self, path):
+        self.path, self.arrays = path, []
+
+    def __call__(self, values, chunks):
+        array = stored(self.path / str(len(self.arrays)), values, chunks)
+        self.arrays.append(array)
+        return array
+
+    @property
+    def bytes_read(self):
+        return sum(array.store.bytes_read for array in self.arrays)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return Disk(tmp_path)
+
+
+# The same rows, stored and read in different ways.
+
+
+def alike(disk):
+    return disk(T, 6000), disk(Y, 6000)
+
+
+def unlike(disk):
+    return disk(T, 4000), disk(Y, 6500)
+
+
+def dask_cuts_zarr(disk):
+    x, y = disk(T, 6000), disk(Y, 4000)
+    return da.from_zarr(x, chunks=2500), da.from_array(y, chunks=1000)
+
+
+def dask_joins_zarr(disk):
+    return da.from_array(disk(T, 1000), chunks=9000), da.from_zarr(disk(Y, 3000), chunks=9000)
+
+
+def derived(disk):
+    x = da.from_zarr(disk(T, 5000))
+    return x, 2.5 * da.exp(-1.3 * x) + 0.5 + 0.01 * da.sin(1e4 * x)
+
+
+def rechunked(disk):
+    return da.from_zarr(disk(T, 4000)).rechunk(9000), da.from_zarr(disk(Y, 9000))
+
+
+def x_in_memory(disk):
+    return T, disk(Y, 5500)
+
+
+def one_large_chunk(disk):
+    return disk(T, N), disk(Y, 3000)
+
+
+LAYOUTS = [
+    alike,
+    unlike,
+    dask_cuts_zarr,
+    dask_joins_zarr,
+    derived,
+    rechunked,
+    x_in_memory,
+    one_large_chunk,
+]
+
+
+@pytest.mark.parametrize("pilot", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_bytes_of_a_fit_are_those_that_were_planned(layout, pilot, disk):
+    x, y = layout(disk)
+    planned = plan(decay, x, y, p0=START, pilot=pilot, time=False)
+    assert disk.bytes_read == 0
+    result = fit(decay, x, y, p0=START, pilot=pilot, progress=False)
+    passes = result.n_passes * planned.bytes_per_pass
+    assert disk.bytes_read == passes + planned.bytes_once + planned.pilot_bytes
+    assert planned.pilot == pilot == (planned.pilot_bytes > 0)
+    assert planned.total_bytes[0] <= disk.bytes_read <= planned.total_bytes[1]
+    assert (planned.rows, planned.params) == (N, 3)
+
+
+def test_broadcast_coordinates_of_a_cube_are_counted_as_they_are_read(disk):
+    u, v = np.linspace(0, 4, 300), np.linspace(0, 1, 500)
+    y = 2 * np.exp(-u[:, None]) + 0.5 * v + 0.01 * RNG.standard_normal((300, 500))
+    x = (disk(u[:, None], (50, 1)), disk(v, 100))
+    y = disk(y, (70, 90))
+    for pilot in (True, False):
+        before = disk.bytes_read
+        planned = plan(surface, x, y, p0=[1, 1, 1], pilot=pilot, time=False)
+        result = fit(surface, x, y, p0=[1, 1, 1], pilot=pilot, progress=False)
+        read = result.n_passes * planned.bytes_per_pass + planned.bytes_once + planned.pilot_bytes
+        # Coordinates, of a few kB here, may be read by each task that needs them.
+        assert disk.bytes_read - before == pytest.approx(read, rel=0.03)
+
+
+@pytest.mark.parametrize("layout", [alike, dask_joins_zarr])
+def test_timing_reads_no_more_than_a_quarter_and_a_task(layout, disk):
+    x, y = layout(disk)
+    planned = plan(decay, x, y, p0=P0)
+    assert 0 < disk.bytes_read <= planned.bytes_per_pass / 4 + planned.bytes_per_pass / 16
+    assert 0 < planned.timed_rows <= N / 4
+    assert planned.pass_seconds > 0
+    assert planned.compile_seconds > 0
+    few, many = planned.total_seconds
+    assert 2 * planned.pass_seconds <= few < many
+
+
+def test_an_untimed_plan_knows_no_times(disk):
+    planned = plan(decay, *alike(disk), p0=P0, time=False)
+    times = planned.compile_seconds, planned.pass_seconds, planned.total_seconds
+    assert times == (None, None, None)
+    assert planned.timed_rows == 0
+    assert "time=True" in str(planned)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "chunked", "streaming"])
+def test_arrays_in_memory_are_timed_where_it_is_asked_for(strategy):
+    planned = plan(decay, T, Y, p0=P0, strategy=strategy)
+    assert planned.pass_seconds is None
+    assert planned.strategy == strategy
+    assert planned.data_bytes == planned.bytes_per_pass == 16 * N
+    timed = plan(decay, T, Y, p0=P0, strategy=strategy, time=True)
+    assert timed.pass_seconds > 0
+    assert timed.blocks == planned.blocks >= timed.groups
+
+
+def test_a_model_that_needs_all_rows_is_planned_and_timed():
+    def scaled(x, a):
+        return a * x / jnp.sum(x)
+
+    planned = plan(scaled, T[:500], Y[:500], p0=[1.0], time=True)
+    assert (planned.strategy, planned.blocks, planned.pilot) == ("standard", 1, False)
+    assert planned.timed_rows == 500
+
+
+@pytest.mark.parametrize("chunks", [None, 5000])
+@pytest.mark.parametrize("pilot", [True, False])
+@pytest.mark.parametrize(
+    ("model", "truth", "p0"),
+    [
+        (decay, (2.5, 1.3, 0.5), P0),
+        (lambda x, a, m, s: a * jnp.exp(-(((x - m) / s) ** 2)), (3, 1.5, 0.4), [2, 1.3, 0.6]),
+        (lambda x, a, b: a * x / (b + x), (2.0, 0.7), [1, 1]),
+    ],
+)
+def test_most_fits_take_as_many_passes_as_planned(model, truth, p0, pilot, chunks):
+    y = np.asarray(model(T, *truth)) + 0.05 * RNG.standard_normal(N)
+    x, y = (a if chunks is None else da.from_array(a, chunks=chunks) for a in (T, y))
+    planned = plan(model, x, y, p0=p0, pilot=pilot, time=False)
+    few, many = planned.passes
+    assert few <= fit(model, x, y, p0=p0, pilot=pilot, progress=False).n_passes <= many
+
+
+def test_fewer_passes_where_fewer_are_allowed():
+    assert plan(decay, T, Y, p0=P0, pilot=False, max_nfev=3).passes == (3, 3)
+    assert plan(decay, T, Y, p0=P0, n_starts=5).passes[1] > plan(decay, T, Y, p0=P0).passes[1]
+
+
+MEMORY = """
+import sys, threading
+import psutil
+import dask, dask.array as da, jax.numpy as jnp, numpy as np
+from nlsq_dask import fit, plan
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+process, sizes, ended = psutil.Process(), [], threading.Event()
+
+def watch():
+    while not ended.wait(0.002):
+        sizes.append(process.memory_info().rss)
+
+strategy, chunk = sys.argv[1], 1_000_000
+with dask.config.set(num_workers=2):
+    if strategy == "streaming":
+        x = da.linspace(0, 4, 12 * chunk, chunks=chunk)
+        y = 2.5 * da.exp(-1.3 * x) + 0.5
+    else:
+        x = np.linspace(0, 4, 4 * chunk)
+        y = 2.5 * np.exp(-1.3 * x) + 0.5
+    planned = plan(decay, x, y, p0=[1, 1, 0], strategy=strategy, time=False)
+    before = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    fit(decay, x, y, p0=[1, 1, 0], strategy=strategy, progress=False)
+    ended.set()
+    watcher.join()
+    print(planned.memory_bytes, max(sizes) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["standard", "chunked", "streaming"])
+def test_a_fit_takes_no_more_memory_than_planned(strategy):
+    program = f"import sys; sys.path[:] = {sys.path!r}\n{MEMORY}"
+    run = subprocess.run(
+        [sys.executable, "-c", program, strategy], capture_output=True, text=True, check=True
+    )
+    planned, taken = map(int, run.stdout.split())
+    assert 10e6 < taken < planned < 40 * taken
+
+
+# The same arguments as those of a fit
+
+
+def test_a_dry_run_is_a_plan(disk):
+    x, y = alike(disk)
+    planned = plan(decay, x, y, P0, time=False, loss="huber", seed=2)
+    assert isinstance(planned, FitPlan)
+    assert fit(decay, x, y, P0, dry_run="untimed", loss="huber", seed=2) == planned
+    assert disk.bytes_read == 0
+    assert fit(decay, x, y, P0, dry_run=True).pass_seconds > 0
+    assert fit(decay, T, Y, P0, dry_run=True).pass_seconds is None
+    assert fit(decay, T, Y, P0, dry_run="timed").pass_seconds > 0
+
+
+def test_the_signature_is_that_of_fit():
+    of_fit = inspect.signature(fit).parameters
+    of_plan = inspect.signature(plan).parameters
+    assert [*of_plan] == [*(name for name in of_fit if name != "dry_run"), "time"]
+    assert all(of_plan[name] == of_fit[name] for name in [*of_plan][:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigmas": 1}, "unexpected keyword argument 'sigmas'"),
+        ({"dry_run": True}, "unexpected keyword argument 'dry_run'"),
+    ],
+)
+def test_an_unknown_argument_is_refused_as_python_does(options, message):
+    with pytest.raises(TypeError, match=message):
+        plan(decay, T, Y, **options)
+    with pytest.raises(TypeError, match="missing a required argument: 'y'"):
+        plan(decay, T)
+
+
+def test_what_is_wrong_is_refused_as_by_the_fit():
+    with pytest.raises(InputError, match="unknown: choose one of"):
+        plan(decay, T, Y, p0=P0, workflow="quick")
+    with pytest.raises(InputError, match="dry_run = 'yes' is unknown"):
+        fit(decay, T, Y, p0=P0, dry_run="yes")
+    with pytest.raises(InputError, match="time = 3 is unknown"):
+        plan(decay, T, Y, p0=P0, time=3)
+    huge = da.zeros(10**9, chunks=10**9)
+    with pytest.raises(InputError, match=r"y\.rechunk"):
+        plan(decay, huge, huge, p0=P0, memory_limit_gb=4)
+
+
+# Chunks that hurt
+
+
+def warnings_of(x, y, **options):
+    return plan(decay, x, y, p0=P0, time=False, **options).warnings
+
+
+def rechunked_as_advised(text, **arrays):
+    """Arrays after the calls that a text advises."""
+    calls = re.findall(r"(\w+) = (\w+)\.rechunk\((\([\d, ]+\))\)", text)
+    assert calls
+    for name, again, chunks in calls:
+        assert name == again
+        arrays[name] = arrays[name].rechunk(tuple(map(int, re.findall(r"\d+", chunks))))
+    return arrays["x"], arrays["y"]
+
+
+def test_good_chunks_are_not_warned_of(disk):
+    assert warnings_of(*alike(disk)) == ()
+    assert warnings_of(*dask_joins_zarr(disk)) == ()
+    assert warnings_of(T, disk(Y, 6000)) == ()
+
+
+@pytest.mark.parametrize("chunks", [(4000, 6000), (2000, 4000), (3000, 7000)])
+def test_chunks_that_do_not_match(chunks):
+    x, y = (da.zeros(N, chunks=c) for c in chunks)
+    (text,) = warnings_of(x, y)
+    assert f"y ({chunks[1]},), x ({chunks[0]},)" in text
+    assert warnings_of(*rechunked_as_advised(text, x=x, y=y)) == ()
+
+
+def test_rows_that_are_read_twice_for_chunks_that_do_not_match(disk):
+    x, y = unlike(disk)
+    planned = plan(decay, x, y, p0=P0, time=False)
+    whole = 30 * 4000 * 8 + 19 * 6500 * 8
+    assert planned.bytes_per_pass > whole
+    (text,) = planned.warnings
+    kilobytes = float(re.search(r"([\d.]+) kB are read twice", text)[1])
+    assert 1e3 * kilobytes == pytest.approx(planned.bytes_per_pass - whole, rel=0.01)
+
+
+def test_dask_chunks_that_cut_zarr_chunks(disk):
+    x, y = disk(T, 6000), disk(Y, 6000)
+    cut = da.from_zarr(y, chunks=1500)
+    (text,) = warnings_of(x, cut)
+    assert "decoded 4 times" in text
+    chunks = re.search(r"y = da\.from_zarr\(store, chunks=\((\d+),\)\)", text)[1]
+    assert int(chunks) % 6000 == 0
+    planned = plan(decay, x, da.from_zarr(y, chunks=int(chunks)), p0=P0, time=False)
+    assert planned.bytes_per_pass == 2 * 8 * N
+    assert not any("Zarr" in text for text in planned.warnings)
+
+
+def test_very_many_very_small_chunks():
+    x, y = da.zeros(N, chunks=10), da.zeros(N, chunks=10)
+    (text,) = warnings_of(x, y)
+    assert text.startswith("12,000 blocks of 160 bytes")
+    assert not any("blocks of" in t for t in warnings_of(*rechunked_as_advised(text, x=x, y=y)))
+
+
+def test_fewer_tasks_than_threads():
+    x, y = da.zeros(10 * N, chunks=2 * N), da.zeros(10 * N, chunks=2 * N)
+    with dask.config.set(num_workers=8):
+        (text,) = warnings_of(x, y)
+        assert text.startswith("a pass has 5 tasks for 8 threads, 3 of which idle.")
+        assert warnings_of(*rechunked_as_advised(text, x=x, y=y)) == ()
+    with dask.config.set(num_workers=5):
+        assert warnings_of(x, y) == ()
+
+
+def test_stored_chunks_too_large_to_share_are_to_be_stored_again(disk):
+    long = np.tile(Y, 10)
+    x, y = disk(long, 5 * N), disk(long, 5 * N)
+    with dask.config.set(num_workers=4):
+        (text,) = warnings_of(x, y)
+    assert "x.rechunk((300000,)).to_zarr('x.zarr')" in text
+
+
+# How it reads
+
+
+def test_it_prints_as_a_table(disk):
+    planned = plan(decay, *dask_cuts_zarr(disk), p0=P0)
+    text = str(planned)
+    for part in ("120,000 rows", "streaming", "2 threads", "pilot", "Warning: ", "memory"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 96
+    shown = planned._repr_html_()
+    assert shown.count("<li>") == len(planned.warnings) > 0
+    assert shown.count("<tr>") == shown.count("</tr>") > 5
+
+
+@pytest.mark.cluster
+def test_a_cluster_without_workers_is_not_waited_for(disk):
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty,
+        Client(empty, set_as_default=False) as client,
+    ):
+        planned = plan(decay, *alike(disk), p0=P0, client=client)
+    assert disk.bytes_read == 0
+    assert planned.workers == planned.threads == 0
+    assert "no worker" in planned.warnings[0]
+
+
+@pytest.mark.cluster
+def test_a_plan_for_a_cluster_counts_its_workers(client, disk):
+    x, y = alike(disk)
+    planned = plan(decay, x, y, p0=START, client=client)
+    assert (planned.workers, planned.threads) == (2, 2)
+    assert planned.pass_seconds > 0
+    assert 0 < disk.bytes_read <= planned.bytes_per_pass / 3
+    before = disk.bytes_read
+    result = fit(decay, x, y, p0=START, client=client, progress=False)
+    read = result.n_passes * planned.bytes_per_pass + planned.bytes_once + planned.pilot_bytes
+    assert disk.bytes_read - before == read
+    assert planned.memory_bytes > 400e6
+    assert "on each worker" in str(planned)
