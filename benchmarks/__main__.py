@@ -16,10 +16,14 @@ RUNS: dict[str, list[str]] = {
     "derivatives": [],
     "in_memory": [],
     "streaming": [],
+    "passes": [],
+    "whole_fit": [],
     "broadcast": [],
     "memory": [],
     "budget": [],
     "overhead": [],
+    "small_chunks": [],
+    "scaling": [],
     "nist_table": ["--replicate", "1000"],
 }
 

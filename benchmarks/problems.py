@@ -99,3 +99,58 @@ GAUSSIANS = Problem(
     interval=(-5.0, 6.0),
     noise=0.05,
 )
+
+
+def gaussian(xp: Any) -> Model:
+    """A Gaussian on a constant, in the functions of an array library."""
+
+    def peak(x: Any, height: Any, centre: Any, width: Any, c: Any) -> Any:
+        return height * xp.exp(-0.5 * ((x - centre) / width) ** 2) + c
+
+    return peak
+
+
+def two_exponentials(xp: Any) -> Model:
+    """``a exp(-b x) + c exp(-d x)`` in the functions of an array library."""
+
+    def decays(x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        return a * xp.exp(-b * x) + c * xp.exp(-d * x)
+
+    return decays
+
+
+#: Whose passes are counted.
+PASSES = (
+    Problem(
+        label="Gaussian + c, p=4",
+        model=gaussian,
+        truth=(3.0, 4.0, 0.7, 0.5),
+        start=(4.0, 5.0, 0.5, 0.7),
+        interval=(0.0, 10.0),
+        noise=0.3,
+    ),
+    Problem(
+        label="a exp(-b x) + c, p=3",
+        model=exponential,
+        truth=(2.5, 1.3, 0.5),
+        start=(3.4, 0.9, 0.7),
+        interval=(0.0, 4.0),
+        noise=0.1,
+    ),
+    Problem(
+        label="two exponentials at low signal, p=4",
+        model=two_exponentials,
+        truth=(1.0, 3.0, 0.5, 0.5),
+        start=(1.4, 4.0, 0.35, 0.35),
+        interval=(0.0, 5.0),
+        noise=1.0,
+    ),
+    Problem(
+        label="three Gaussians + c, p=10",
+        model=gaussians,
+        truth=(3.0, 4.0, 0.7, 2.0, 9.0, 1.0, 4.0, 15.0, 0.8, 0.5),
+        start=(4.0, 4.6, 0.5, 1.5, 10.0, 1.3, 3.0, 14.2, 1.1, 0.7),
+        interval=(0.0, 20.0),
+        noise=0.3,
+    ),
+)
