@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from nlsq_dask._dry_run import plan
     from nlsq_dask._fit import fit
     from nlsq_dask._fit_models import fit_models
+    from nlsq_dask._fit_plan import FitPlan
     from nlsq_dask._multi_start import Start
-    from nlsq_dask._plan import FitPlan
     from nlsq_dask._record import PilotRecord
     from nlsq_dask._result import FitResult, Parameter
 

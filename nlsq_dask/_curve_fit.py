@@ -29,7 +29,7 @@ from nlsq_dask.kernels.foreign import (
     TransposedJacobian,
     eager_value,
 )
-from nlsq_dask.kernels.model import parameter_names
+from nlsq_dask.kernels.signature import parameter_names
 
 # "auto" is the workflow's name where the method is left to it.
 METHODS = ("lm", "trf", "dogbox", "auto")

@@ -8,7 +8,8 @@ from typing import Any, Literal, ParamSpec, Protocol, cast, overload
 
 from nlsq_dask import _errors
 from nlsq_dask._fit import fit
-from nlsq_dask._plan import FitCall, FitPlan
+from nlsq_dask._fit_plan import FitPlan
+from nlsq_dask._plan import FitCall
 
 P = ParamSpec("P")
 
@@ -90,6 +91,6 @@ def plan(*args: Any, **options: Any) -> FitPlan:
     bound = _SIGNATURE.bind(*args, **options)
     time = bound.arguments.pop("time", None)
     if time is not None and not isinstance(time, bool):
-        raise _errors.unknown_choice("time", time, ("True", "False", "None"))
+        raise _errors.unknown_choice("time", time, (True, False, None))
     found: FitPlan = fit(*bound.args, dry_run=_DRY_RUNS[time], **bound.kwargs)
     return found

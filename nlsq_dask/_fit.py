@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
+from nlsq_dask._fit_plan import FitPlan
 from nlsq_dask._job import Given, Wishes, prepare
-from nlsq_dask._plan import DryRun, FitPlan, plan_of, with_dry_run
+from nlsq_dask._plan import DryRun, plan_of, with_dry_run
 from nlsq_dask._result import FitResult
 from nlsq_dask._run import Reporting, run
 from nlsq_dask.core.checks import checked_seed
@@ -56,6 +57,7 @@ def fit(
     n_starts: int | None = None,
     seed: int = 0,
     pilot: bool | None = None,
+    cache: bool | Literal["auto"] = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -154,6 +156,11 @@ def fit(
         Whether a sample of a few per cent of the rows is fitted first, in memory, so that two or
         three passes over all rows are left. The answer is that of all rows either way. By default
         where it pays: from 100,000 streamed rows, or 500,000 in memory.
+    cache : {"auto", True, False}
+        Whether streamed rows stay in memory after the first pass, as float64, so that later passes
+        read nothing: as many as the memory budget holds beside what is being read, on each worker
+        or in this process. "auto" keeps none where less than a quarter of them would fit; False
+        keeps none. The answer has the same bits either way.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -229,6 +236,7 @@ def fit(
         memory_limit_gb,
         client,
         device,
+        cache,
     )
     given = Given(
         sigma,

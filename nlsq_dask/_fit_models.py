@@ -30,7 +30,7 @@ from nlsq_dask.engines.together import Seat, read_by, run_together
 from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.io.finite import finite_problem
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.kernels.model import model_label
+from nlsq_dask.kernels.signature import model_label
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -70,6 +70,7 @@ def fit_models(
     n_starts: int | None = None,
     seed: int = 0,
     pilot: bool | None = None,
+    cache: bool | Literal["auto"] = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -96,7 +97,7 @@ def fit_models(
         What is known of the data, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
-    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot : optional
+    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
         How the data are read, as for :func:`fit`. A sample is read once for all models.
     checkpoint : path-like, optional
         Directory in which each model gets one of its own, "model-0" and so on.
@@ -152,6 +153,7 @@ def fit_models(
         memory_limit_gb=memory_limit_gb,
         client=client,
         device=device,
+        cache=cache,
     )
     given = Given(
         sigma=sigma,

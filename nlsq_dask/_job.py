@@ -21,7 +21,14 @@ from nlsq_dask.core.constraints import (
     reduce_parameters,
     reduce_start,
 )
-from nlsq_dask.core.memory_budget import GB, size_sample
+from nlsq_dask.core.memory_budget import (
+    CHUNKS_A_THREAD,
+    GB,
+    SAMPLE_COPIES,
+    SOLVER_BYTES,
+    WORKER_BASE_BYTES,
+    size_sample,
+)
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, Machine, Problem, WorkflowPlan, plan_workflow
@@ -39,16 +46,17 @@ from nlsq_dask.kernels.block import find_device
 from nlsq_dask.kernels.loss import LINEAR
 from nlsq_dask.kernels.model import (
     ModelSpec,
-    parameter_names,
     prepare_jacobian,
     prepare_loss,
     prepare_model,
 )
 from nlsq_dask.kernels.rows import row_dependence
+from nlsq_dask.kernels.signature import parameter_names
 
 if TYPE_CHECKING:
     from distributed import Client
 
+    from nlsq_dask.engines.cache import CacheChoice, Keeping
     from nlsq_dask.engines.dask import DaskEvaluator, PassProgress
     from nlsq_dask.engines.groups import StreamPlan
 
@@ -94,6 +102,7 @@ class Wishes:
     memory_limit_gb: float | None
     client: Client | None
     device: str | None
+    cache: CacheChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,8 @@ class Job:
         Of the starts.
     pilot : bool
         Whether a sample is fitted first.
+    cache : bool or "auto"
+        Whether streamed rows stay in memory after the first pass.
     """
 
     data: Observations
@@ -181,6 +192,7 @@ class Job:
     guess: Callable[..., Any] | None
     seed: int
     pilot: bool
+    cache: CacheChoice
 
     def evaluator(
         self, progress: PassProgress, models: Sequence[ModelSpec] = ()
@@ -191,7 +203,7 @@ class Job:
             from nlsq_dask.engines.dask import DaskEvaluator  # an engine, loaded for use
 
             assert config is not None, "a streaming fit has blocks"
-            return DaskEvaluator(
+            evaluator = DaskEvaluator(
                 self.data,
                 self.spec,
                 self.device,
@@ -202,12 +214,50 @@ class Job:
                 config.threads,
                 size_sample(self.plan.budget.threshold_gb * GB, len(self.data.coords)),
                 models,
+                self._keeps,
+                self._cache_bytes(),
             )
+            if evaluator.keeping.share:
+                logger.info("%.0f %% of the rows stay in memory", 100 * evaluator.keeping.share)
+            return evaluator
         if config is None:
             return standard_evaluator(self.data, self.spec, self.device, self.row_wise, models)
         return chunked_evaluator(
             self.data, self.spec, self.device, config.block_rows, config.threads, models
         )
+
+    def keeping(self) -> Keeping:
+        """Which groups of blocks stay in memory after the first pass."""
+        from nlsq_dask.engines.dask import keeping_of  # an engine, loaded for use
+
+        config = self.plan.config
+        assert config is not None, "a streaming fit has blocks"
+        assert self.stream is not None
+        stage_rows = min(config.block_rows, STAGE_ROWS)
+        room = self._cache_bytes()
+        return keeping_of(self.data, self.stream, stage_rows, self.client, self._keeps, room)
+
+    @property
+    def _keeps(self) -> CacheChoice:
+        """Whether to keep rows: what is read but once need not be."""
+        return self.cache if self.options.max_nfev != 1 else False
+
+    def _cache_bytes(self) -> int:
+        """What of the budget is left for kept rows when the blocks in flight have theirs."""
+        from nlsq_dask.engines.prefetch import prefetch_depth  # an engine, loaded for use
+
+        config = self.plan.config
+        assert config is not None, "a streaming fit has blocks"
+        assert self.stream is not None
+        n_coords = len(self.data.coords)
+        threshold = self.plan.budget.threshold_gb * GB
+        held = largest_chunk(self.data, self.stream)[1]
+        held += prefetch_depth(self.stream) * self.stream.block_bytes
+        sample_rows = min(size_sample(threshold, n_coords), self.data.n_rows)
+        sample = SAMPLE_COPIES * 8 * (n_coords + 2) * sample_rows
+        base = SOLVER_BYTES if self.client is None else WORKER_BASE_BYTES
+        taken = base + config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held) + sample
+        return max(int(threshold) - taken, 0)
 
     def sample_evaluator(self, sample: Observations) -> InMemoryEvaluator[Any]:
         """Make an evaluator of some rows in memory, of the shape that is compiled for all rows."""
@@ -286,6 +336,7 @@ def prepare_on(
         raise _errors.lm_bounded()
     start = reduce_start(reduction, p0, names, lower, upper)
     spec = _spec(model, names, data, given, correlated)
+    spec = replace(spec, constant=tuple(np.flatnonzero(reduction.is_fixed).tolist()))
     if wishes.method == "lm" and not spec.loss.is_linear:
         raise _errors.lm_with_loss(spec.loss.name)
     dependence = None
@@ -324,6 +375,7 @@ def prepare_on(
         getattr(model, "guess", None) if p0 is None else None,
         wishes.seed,
         _pilots(data, plan, row_wise, wishes.pilot),
+        _checked_cache(wishes.cache),
     )
 
 
@@ -362,6 +414,12 @@ def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool
     return bool(wanted)
 
 
+def _checked_cache(cache: Any) -> CacheChoice:
+    if isinstance(cache, bool) or (isinstance(cache, str) and cache == "auto"):
+        return cache  # type: ignore[return-value]
+    raise _errors.unknown_choice("cache", cache, ("auto", True, False))
+
+
 def _options(
     plan: WorkflowPlan, wishes: Wishes, reduction: Reduction, absolute_sigma: bool
 ) -> SolverOptions:
@@ -381,7 +439,7 @@ def _options(
 
 
 def _active_client(wanted: Client | None) -> Client | None:
-    from nlsq_dask.engines.dask import active_client  # an engine, loaded for use
+    from nlsq_dask.engines.scheduler import active_client  # an engine, loaded for use
 
     return active_client(wanted)
 
@@ -406,7 +464,7 @@ def _plan(
 
         worker = smallest_worker(client)
     elif data.lazy:
-        from nlsq_dask.engines.dask import local_threads  # an engine, loaded for use
+        from nlsq_dask.engines.scheduler import local_threads  # an engine, loaded for use
 
         threads = local_threads()
     on_gpu = client is None and find_device(wishes.device).platform != "cpu"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import math
-import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overload
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask._errors import in_units
+from nlsq_dask._fit_plan import FitPlan
 from nlsq_dask._job import Job, largest_chunk
 from nlsq_dask._multi_start import FIRST_EVALUATIONS
 from nlsq_dask._result import FitResult
@@ -26,8 +24,6 @@ from nlsq_dask.core.memory_budget import (
     SOLVER_BYTES,
     THREAD_BYTES,
     WORKER_BASE_BYTES,
-    MemoryBudget,
-    Strategy,
     size_sample,
 )
 from nlsq_dask.core.normal_equations import FloatArray
@@ -44,119 +40,10 @@ if TYPE_CHECKING:
 PASSES_AFTER_PILOT = (2, 4)
 PASSES = (4, 20)
 
-# Columns of the print.
-WIDTH = 96
-
 # What `dry_run` may be; True times Dask and Zarr arrays alone.
 DryRun = bool | Literal["timed", "untimed"]
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """What a fit will cost, from :func:`plan`; prints as a table. Sizes are in bytes.
-
-    Attributes
-    ----------
-    rows, params : int
-        Rows, those that will be left out among them, and parameters that are fitted.
-    blocks, groups : int
-        Pieces in which the data are read or summed, and the tasks of a pass that do it.
-    workers, threads : int
-        Workers of the cluster (0 without one), and tasks that run at one time.
-    strategy : {"standard", "chunked", "streaming"}
-    reason : str
-        Why this strategy.
-    workflow : str or None
-    budget : MemoryBudget
-        Memory, in GB, of this process or of the smallest worker.
-    data_bytes : int
-        All arrays, decoded.
-    bytes_per_pass : int
-        What a pass reads, in whole decoded Zarr chunks and as often as they are decoded. For data
-        in memory, what it goes through.
-    bytes_once : int
-        What is read once, before the first pass, since many tasks need it.
-    pilot : bool
-        Whether a sample is fitted first.
-    pilot_blocks, pilot_rows, pilot_bytes : int
-        Blocks of which the sample is taken, its rows at most, and what is read for it. Zero where
-        no sample is taken; a model that guesses its own start has one too.
-    passes : pair of int
-        Readings of all rows that most fits take.
-    memory_bytes : int
-        Most memory that this process, or each worker, takes, beside data that are in it already.
-    compile_seconds, pass_seconds : float or None
-        Compilation of the model, and a pass over all rows; None where nothing was timed.
-    timed_rows : int
-        Rows that were read and summed to find `pass_seconds`.
-    warnings : tuple of str
-        Chunks that will make the fit slower than it need be, and the call that helps.
-    """
-
-    rows: int
-    params: int
-    blocks: int
-    groups: int
-    workers: int
-    threads: int
-    strategy: Strategy
-    reason: str
-    workflow: str | None
-    budget: MemoryBudget
-    data_bytes: int
-    bytes_per_pass: int
-    bytes_once: int
-    pilot: bool
-    pilot_blocks: int
-    pilot_rows: int
-    pilot_bytes: int
-    passes: tuple[int, int]
-    memory_bytes: int
-    compile_seconds: float | None = None
-    pass_seconds: float | None = None
-    timed_rows: int = 0
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def total_bytes(self) -> tuple[int, int]:
-        """Bytes that the whole fit reads, for the fewest and the most passes."""
-        before = self.bytes_once + self.pilot_bytes
-        few, many = self.passes
-        return before + few * self.bytes_per_pass, before + many * self.bytes_per_pass
-
-    @property
-    def total_seconds(self) -> tuple[float, float] | None:
-        """Time of all readings, for the fewest and the most passes; None if not timed.
-
-        The sample is among them, but not its fit, which runs in memory; nor is compilation.
-        """
-        if self.pass_seconds is None:
-            return None
-        speed = self.pass_seconds / self.bytes_per_pass
-        few, many = (speed * size for size in self.total_bytes)
-        return few, many
-
-    def __str__(self) -> str:
-        rows = _table(self)
-        width = max(len(name) for name, _ in rows)
-        lines = [_title(self)]
-        for name, text in rows:
-            lines += _wrapped(text, f"  {name:<{width}}  ")
-        for text in self.warnings:
-            lines += _wrapped(text, "  Warning: ")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-            for name, text in _table(self)
-        )
-        notes = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
-        listed = f"<p>Warnings</p><ul>{notes}</ul>" if notes else ""
-        return f"<p>{html.escape(_title(self))}</p><table>{rows}</table>{listed}"
 
 
 class FitCall(Protocol[P]):
@@ -205,6 +92,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
         plan,
         compile_seconds=trial.compile_seconds,
         pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads),
+        later_pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads, plan.kept),
         timed_rows=trial.rows,
     )
 
@@ -212,6 +100,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
 def _streaming(job: Job) -> FitPlan:
     """The plan of a fit whose blocks are read by tasks."""
     from nlsq_dask.engines import reading  # engines, loaded for use
+    from nlsq_dask.engines.cache import KeptGroup
     from nlsq_dask.engines.chunk_advice import advise
     from nlsq_dask.engines.prefetch import prefetch_depth
 
@@ -220,11 +109,12 @@ def _streaming(job: Job) -> FitPlan:
     assert config is not None, "a streaming fit has blocks"
     workers, threads = _where(job)
     sources = reading.sources_of(data)
-    a_pass = reading.read_in_pass(sources, stream)
-    each_time = a_pass.each_time
-    if not data.lazy:
-        each_time = sum(int(a.nbytes) for a in data.operands)
+    keeping = job.keeping()
+    kept = [isinstance(group, KeptGroup) for group in keeping.groups]
+    a_pass = reading.read_in_pass(sources, stream, kept)
     plan = _common(job)
+    if data.lazy:
+        plan = replace(plan, bytes_per_pass=a_pass.each_time, bytes_per_later_pass=a_pass.later)
     sample = (0, 0, 0)
     if plan.pilot or job.guess is not None:
         chosen, rows = _sampled(job)
@@ -241,12 +131,16 @@ def _streaming(job: Job) -> FitPlan:
         groups=len(stream.groups),
         workers=workers,
         threads=threads,
-        bytes_per_pass=each_time,
+        kept=keeping.share,
         bytes_once=a_pass.once,
         pilot_blocks=sample[0],
         pilot_rows=sample[1],
         pilot_bytes=sample[2],
-        memory_bytes=base + a_worker + a_pass.once + _sample_memory(job, sample[1]),
+        memory_bytes=base
+        + a_worker
+        + a_pass.once
+        + _sample_memory(job, sample[1])
+        + keeping.worker_bytes,
         warnings=notes,
     )
 
@@ -297,6 +191,8 @@ def _common(job: Job) -> FitPlan:
         budget=job.plan.budget,
         data_bytes=data_bytes,
         bytes_per_pass=data_bytes,
+        bytes_per_later_pass=data_bytes,
+        kept=0.0,
         bytes_once=0,
         pilot=job.pilot,
         pilot_blocks=0,
@@ -324,7 +220,7 @@ def _where(job: Job) -> tuple[int, int]:
 
         threads = worker_threads(job.client)
         return len(threads), sum(threads)
-    from nlsq_dask.engines.dask import local_threads  # an engine, loaded for use
+    from nlsq_dask.engines.scheduler import local_threads  # an engine, loaded for use
 
     assert job.plan.config is not None, "a streaming fit has blocks"
     return 0, min(local_threads(), job.plan.config.threads)
@@ -385,108 +281,10 @@ def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
         plan,
         compile_seconds=max(first - second, 0.0),
         pass_seconds=second / share,
+        later_pass_seconds=second / share,
         timed_rows=data.n_rows,
     )
 
 
 def _silent(done: int, total: int, blocks: int) -> None:
     """Report nothing."""
-
-
-def _title(plan: FitPlan) -> str:
-    plural = "" if plan.params == 1 else "s"
-    return f"Plan of a fit of {plan.params} parameter{plural} to {plan.rows:,} rows"
-
-
-def _table(plan: FitPlan) -> list[tuple[str, str]]:
-    """Names and texts of the print, in order."""
-    streaming = plan.strategy == "streaming"
-    preset = "" if plan.workflow is None else f"; workflow {plan.workflow!r}"
-    rows = [
-        ("strategy", f"{plan.strategy}: {plan.reason}{preset}"),
-        ("data", in_units(plan.data_bytes) + (", decoded" if streaming else " in memory")),
-        ("a pass", _pass_text(plan)),
-        ("pilot" if plan.pilot else "start", _first_text(plan)),
-        ("passes", _passes_text(plan)),
-        ("reads", f"{_span(*map(in_units, plan.total_bytes))} in all" if streaming else ""),
-        ("memory", _memory_text(plan)),
-        ("time", _time_text(plan)),
-    ]
-    return [(name, text) for name, text in rows if text]
-
-
-def _pass_text(plan: FitPlan) -> str:
-    where = f"{plan.threads} thread{_s(plan.threads)}" if plan.threads else "no worker yet"
-    if plan.workers:
-        where += f" of {plan.workers} worker{_s(plan.workers)}"
-    if plan.strategy != "streaming":
-        return f"{plan.groups:,} block{_s(plan.groups)} on {where}"
-    once = f", and {in_units(plan.bytes_once)} once before" if plan.bytes_once else ""
-    return (
-        f"reads {in_units(plan.bytes_per_pass)}{once}: {plan.blocks:,} block{_s(plan.blocks)} in "
-        f"{plan.groups:,} task{_s(plan.groups)} on {where}"
-    )
-
-
-def _first_text(plan: FitPlan) -> str:
-    if not plan.pilot_rows:
-        return ""
-    use = "a fit of" if plan.pilot else "a guess from"
-    source = f"{plan.blocks:,} blocks ({in_units(plan.pilot_bytes)} read)"
-    taken = f" from {plan.pilot_blocks:,} of {source}" if plan.pilot_blocks else ""
-    return f"{use} a sample in memory: at most {plan.pilot_rows:,} rows{taken}"
-
-
-def _passes_text(plan: FitPlan) -> str:
-    passes = f"{_span(*map(str, plan.passes))} over all rows"
-    if plan.pilot:
-        return f"{passes}, as most fits take that start from the answer of a sample"
-    return f"{passes}, as most fits take"
-
-
-def _memory_text(plan: FitPlan) -> str:
-    of = f"at most {in_units(plan.memory_bytes)} of {in_units(plan.budget.available_gb * GB)}"
-    if plan.workers:
-        return f"{of} on each worker"
-    return f"{of} in this process" + ("" if plan.strategy == "streaming" else ", beside the data")
-
-
-def _time_text(plan: FitPlan) -> str:
-    if plan.total_seconds is None or plan.pass_seconds is None or plan.compile_seconds is None:
-        return "not measured; plan(..., time=True) reads a little and measures"
-    total = _span(*map(_in_time, plan.total_seconds))
-    sample = " and the fit of the sample" if plan.pilot else ""
-    compiling = _in_time(plan.compile_seconds)
-    return (
-        f"about {total} for all passes, {_in_time(plan.pass_seconds)} each (measured on "
-        f"{plan.timed_rows:,} rows); besides {compiling} of compilation{sample}"
-    )
-
-
-def _span(low: str, high: str) -> str:
-    return low if low == high else f"{low} to {high}"
-
-
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
-
-
-def _in_time(seconds: float) -> str:
-    """Write a duration with two digits."""
-    if seconds < 0.0995:
-        return f"{max(seconds * 1e3, 0.1):.2g} ms"
-    for limit, unit, name in ((99.5, 1, "s"), (5970, 60, "min"), (171_000, 3600, "hours")):
-        if seconds < limit:
-            return f"{seconds / unit:.2g} {name}"
-    return f"{seconds / 86_400:.2g} days"
-
-
-def _wrapped(text: str, head: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=head,
-        subsequent_indent=" " * len(head),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -168,7 +168,8 @@ def _solver_rows(record: FitRecord) -> list[Row]:
 
 def _cost_rows(record: FitRecord) -> list[Row]:
     """What a fit took, and where it led."""
-    rows = [("passes", f"{record.n_passes}  ({record.nfev} evaluations, {record.nit} steps)")]
+    counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
+    rows = [("passes", f"{record.n_passes}  ({counts})")]
     if record.starts:
         ran, basins = sum(s.basin is not None for s in record.starts), n_basins(record.starts)
         ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
@@ -210,3 +211,7 @@ def _html_rows(rows: Iterable[Sequence[str]]) -> str:
         rest = "".join(f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells)
         written.append(f"<tr>{title}{rest}</tr>")
     return "".join(written)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -318,7 +318,7 @@ class FitResult(FitRecord):
         if model is None:
             return result
         fitted = FittedModel.of_model(
-            model, result.names, result.structure, result.n_coords, result.popt
+            model, result.names, result.structure, result.n_coords, result.popt, result.fixed
         )
         return replace(result, fitted=fitted)
 

@@ -109,15 +109,24 @@ LAYOUTS = [
 ]
 
 
+def bytes_of(planned, n_passes):
+    """Bytes that a fit of so many passes was planned to read."""
+    before = planned.bytes_once + planned.pilot_bytes + planned.bytes_per_pass
+    return before + (n_passes - 1) * planned.bytes_per_later_pass
+
+
+@pytest.mark.parametrize("cache", ["auto", False])
 @pytest.mark.parametrize("pilot", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_bytes_of_a_fit_are_those_that_were_planned(layout, pilot, disk):
+def test_the_bytes_of_a_fit_are_those_that_were_planned(layout, pilot, cache, disk):
     x, y = layout(disk)
-    planned = plan(decay, x, y, p0=START, pilot=pilot, time=False)
+    options = {"p0": START, "pilot": pilot, "cache": cache}
+    planned = plan(decay, x, y, **options, time=False)
     assert disk.bytes_read == 0
-    result = fit(decay, x, y, p0=START, pilot=pilot, progress=False)
-    passes = result.n_passes * planned.bytes_per_pass
-    assert disk.bytes_read == passes + planned.bytes_once + planned.pilot_bytes
+    result = fit(decay, x, y, **options, progress=False)
+    assert disk.bytes_read == bytes_of(planned, result.n_passes)
+    assert planned.kept == (cache == "auto")
+    assert (planned.bytes_per_later_pass == 0) == (cache == "auto")
     assert planned.pilot == pilot == (planned.pilot_bytes > 0)
     assert planned.total_bytes[0] <= disk.bytes_read <= planned.total_bytes[1]
     assert (planned.rows, planned.params) == (N, 3)
@@ -132,9 +141,35 @@ def test_broadcast_coordinates_of_a_cube_are_counted_as_they_are_read(disk):
         before = disk.bytes_read
         planned = plan(surface, x, y, p0=[1, 1, 1], pilot=pilot, time=False)
         result = fit(surface, x, y, p0=[1, 1, 1], pilot=pilot, progress=False)
-        read = result.n_passes * planned.bytes_per_pass + planned.bytes_once + planned.pilot_bytes
         # Coordinates, of a few kB here, may be read by each task that needs them.
+        read = bytes_of(planned, result.n_passes)
         assert disk.bytes_read - before == pytest.approx(read, rel=0.03)
+
+
+def test_rows_are_kept_as_far_as_the_memory_budget_goes(disk):
+    x, y = alike(disk)
+    least = plan(decay, x, y, p0=START, cache=False, memory_limit_gb=0.15, time=False).memory_bytes
+    shares = []
+    for budget in np.linspace(least, least + 18e6, 10):
+        before = disk.bytes_read
+        options = {"p0": START, "cache": True, "memory_limit_gb": budget / 0.75e9}
+        planned = plan(decay, x, y, **options, time=False)
+        assert planned.memory_bytes <= budget
+        result = fit(decay, x, y, **options, progress=False)
+        assert disk.bytes_read - before == bytes_of(planned, result.n_passes)
+        shares.append(planned.kept)
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert len(set(shares)) > 3
+
+
+def test_rows_that_are_read_once_are_not_kept(disk):
+    x, y = alike(disk)
+    assert plan(decay, x, y, p0=START, max_nfev=1, cache=True, time=False).kept == 0
+    # Nor are those that lie in memory already.
+    x, y = (da.from_array(a, chunks=6000) for a in (T, Y))
+    assert plan(decay, x, y, p0=START, cache=True, time=False).kept == 0
 
 
 @pytest.mark.parametrize("layout", [alike, dask_joins_zarr])
@@ -146,7 +181,11 @@ def test_timing_reads_no_more_than_a_quarter_and_a_task(layout, disk):
     assert planned.pass_seconds > 0
     assert planned.compile_seconds > 0
     few, many = planned.total_seconds
-    assert 2 * planned.pass_seconds <= few < many
+    assert planned.pass_seconds < few < many
+    assert 0 < planned.later_pass_seconds < planned.pass_seconds
+    unkept = plan(decay, x, y, p0=P0, cache=False)
+    assert unkept.later_pass_seconds == unkept.pass_seconds
+    assert unkept.total_seconds[0] >= 2 * unkept.pass_seconds
 
 
 def test_an_untimed_plan_knows_no_times(disk):
@@ -407,7 +446,7 @@ def test_a_plan_for_a_cluster_counts_its_workers(client, disk):
     assert 0 < disk.bytes_read <= planned.bytes_per_pass / 3
     before = disk.bytes_read
     result = fit(decay, x, y, p0=START, client=client, progress=False)
-    read = result.n_passes * planned.bytes_per_pass + planned.bytes_once + planned.pilot_bytes
-    assert disk.bytes_read - before == read
+    assert disk.bytes_read - before == bytes_of(planned, result.n_passes)
+    assert planned.kept == 1
     assert planned.memory_bytes > 400e6
     assert "on each worker" in str(planned)

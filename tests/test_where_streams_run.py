@@ -14,8 +14,9 @@ import pytest
 
 from nlsq_dask import InputError, fit
 from nlsq_dask.engines import dask as dask_engine
+from nlsq_dask.engines import runners
 from nlsq_dask.engines.cluster import smallest_worker
-from nlsq_dask.engines.dask import local_threads
+from nlsq_dask.engines.scheduler import local_threads
 
 X = np.linspace(0, 4, 3000)
 Y = 2.5 * np.exp(-1.3 * X) + 0.5 + 0.05 * np.sin(31 * X)
@@ -114,7 +115,7 @@ def test_a_limit_lowers_what_a_worker_has_but_does_not_raise_it(client):
 @pytest.mark.cluster
 def test_arrays_in_memory_are_not_sent_to_a_cluster_that_was_not_named(client, monkeypatch):
     used = []
-    runner = dask_engine.ClusterRunner
+    runner = runners.ClusterRunner
 
     def noted(*args):
         used.append(args)

@@ -28,7 +28,7 @@ def no_such_device(platform: str, available: str) -> InputError:
     )
 
 
-def unknown_choice(argument: str, value: object, choices: Sequence[str]) -> InputError:
+def unknown_choice(argument: str, value: object, choices: Sequence[object]) -> InputError:
     """An argument is none of its choices."""
     listed = join_names([repr(choice) for choice in choices])
     return InputError(f"{argument} = {value!r} is unknown: choose one of {listed}.")

@@ -174,16 +174,19 @@ class Keeping:
         Worker of each group that is kept on one.
     share : float
         Rows that are kept, of all rows.
+    worker_bytes : int
+        Most memory that kept rows take on one worker, or in this process.
     """
 
     groups: tuple[GroupPlan | KeptGroup, ...]
     workers: tuple[str | None, ...]
     share: float
+    worker_bytes: int
 
 
 def keep_nothing(plan: StreamPlan) -> Keeping:
     """All groups read in every pass."""
-    return Keeping(plan.groups, (None,) * len(plan.groups), 0.0)
+    return Keeping(plan.groups, (None,) * len(plan.groups), 0.0, 0)
 
 
 def plan_keeping(
@@ -231,7 +234,8 @@ def plan_keeping(
     share = kept_rows / plan.n_rows
     if choice == "auto" and share < MIN_SHARE:
         return keep_nothing(plan)
-    return Keeping(tuple(groups), tuple(workers), share)
+    taken = max(room.n_bytes - rest for room, rest in zip(rooms, left, strict=True))
+    return Keeping(tuple(groups), tuple(workers), share, taken)
 
 
 def reads(group: GroupPlan) -> bool:

@@ -48,15 +48,15 @@ def worker_rooms(client: Client, read_bytes: int, n_bytes: int | None = None) ->
     read_bytes : int
         Decoded bytes that every thread reads at a time.
     n_bytes : int, optional
-        Bytes to give on each worker, whatever it has.
+        Most bytes to give on each worker.
     """
     rooms = []
     for address, worker in sorted(_workers(client).items()):
         threads = worker["nthreads"]
         holds = max(worker["metrics"]["memory"], WORKER_BASE_BYTES) + SPARE_BYTES
         reading = threads * CHUNKS_A_THREAD * read_bytes
-        room = int(TARGET_SHARE * worker["memory_limit"]) - holds - reading
-        rooms.append(WorkerRoom(address, threads, max(room, 0) if n_bytes is None else n_bytes))
+        room = max(int(TARGET_SHARE * worker["memory_limit"]) - holds - reading, 0)
+        rooms.append(WorkerRoom(address, threads, room if n_bytes is None else min(room, n_bytes)))
     return rooms
 
 

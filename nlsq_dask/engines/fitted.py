@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -73,6 +73,7 @@ class FittedModel:
         structure: Structure,
         n_coords: int,
         params: ArrayLike | None = None,
+        fixed: Sequence[str] = (),
     ) -> Self:
         """Fitted model without data, for a result that was loaded.
 
@@ -88,6 +89,8 @@ class FittedModel:
             Number of coordinates.
         params : array_like, shape (p,), optional
             Where to try whether the model works row by row; ones by default.
+        fixed : sequence of str
+            Names of the parameters that were fixed.
 
         Raises
         ------
@@ -96,6 +99,7 @@ class FittedModel:
         """
         spec = prepare_model(model, tuple(names), structure, n_coords)
         at = np.ones(len(names)) if params is None else np.asarray(params, np.float64)
+        spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))
         return cls(spec, row_wise=row_dependence(spec, at) is None)
 
     def values(self, params: ArrayLike, x: Any = None) -> Array:

@@ -14,7 +14,6 @@ from dask.delayed import Delayed, delayed
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.binning import BinSums, Grid, bin_blocks
-from nlsq_dask.engines.dask import ClusterRunner, LocalRunner
 from nlsq_dask.engines.group_task import Work
 from nlsq_dask.engines.groups import GroupPlan, common_chunks, plan_stream
 from nlsq_dask.engines.prefetch import read_blocks
@@ -23,6 +22,7 @@ from nlsq_dask.engines.row_function import (
     residuals_of_block,
     without_mask,
 )
+from nlsq_dask.engines.runners import ClusterRunner, LocalRunner
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
@@ -85,9 +85,8 @@ def _as_one_task(function: RowFunction) -> Delayed:
     Its name follows from the model's token, so that equal models have equal names in any process.
     """
     spec = function.spec
-    jacobian = None if spec.jacobian is None else spec.jacobian.token
     numbers = (function.params, function.root, function.buffer_rows)
-    what = (spec.token, spec.style, jacobian, *numbers, function.device)
+    what = (spec.row_key, spec.style, *numbers, function.device)
     model: Delayed = delayed(function, name=f"nlsq-model-{tokenize(*what)}", traverse=False)
     return model
 

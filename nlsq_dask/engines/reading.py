@@ -93,10 +93,13 @@ class Reading:
         Every time the tasks run.
     once : int
         Once before: what more than two of the tasks need.
+    later : int
+        Every time but the first, where some tasks keep their rows.
     """
 
     each_time: int
     once: int
+    later: int
 
 
 def sources_of(data: Observations) -> list[Source]:
@@ -137,10 +140,12 @@ def read_by(sources: Sequence[Source], stream: StreamPlan, blocks: Sequence[int]
     """What tasks of one block each read, as a sample is taken; see :func:`read_in_pass`."""
     tasks = np.full(math.prod(map(len, stream.chunks)), -1, np.int64)
     tasks[list(blocks)] = np.arange(len(blocks))
-    return _read(sources, stream.chunks, tasks)
+    return _read(sources, stream.chunks, tasks, np.zeros(len(blocks), bool))
 
 
-def read_in_pass(sources: Sequence[Source], stream: StreamPlan) -> Reading:
+def read_in_pass(
+    sources: Sequence[Source], stream: StreamPlan, kept: Sequence[bool] | None = None
+) -> Reading:
     """What the tasks of one pass read.
 
     Parameters
@@ -148,9 +153,12 @@ def read_in_pass(sources: Sequence[Source], stream: StreamPlan) -> Reading:
     sources : sequence of Source
     stream : StreamPlan
         Blocks and the tasks they belong to.
+    kept : sequence of bool, optional
+        Whether each task keeps its rows; none does by default.
     """
     sizes = [len(group.steps) for group in stream.groups]
-    return _read(sources, stream.chunks, np.repeat(np.arange(len(sizes)), sizes))
+    keeps = np.zeros(len(sizes), bool) if kept is None else np.array(kept, bool)
+    return _read(sources, stream.chunks, np.repeat(np.arange(len(sizes)), sizes), keeps)
 
 
 def largest_piece(sources: Sequence[Source]) -> int:
@@ -158,20 +166,24 @@ def largest_piece(sources: Sequence[Source]) -> int:
     return sum(int(source.piece_bytes().max()) for source in sources)
 
 
-def _read(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> Reading:
+def _read(
+    sources: Sequence[Source], chunks: Chunks, tasks: IntArray, keeps: NDArray[np.bool_]
+) -> Reading:
     """Count the tasks that need each piece; tasks (blocks,) is -1 where there is none."""
-    each_time = once = 0
+    each_time = once = later = 0
     for source in sources:
         blocks, pieces = _cells(chunks, source.pieces)
         n_pieces = math.prod(map(len, source.pieces))
         owners = tasks[blocks]
         pairs = np.unique(owners[owners >= 0] * n_pieces + pieces[owners >= 0])
         users = np.bincount(pairs % n_pieces, minlength=n_pieces)
+        again = np.bincount(pairs[~keeps[pairs // n_pieces]] % n_pieces, minlength=n_pieces)
         shared = users > MAX_GROUPS_TO_REPEAT
         size = source.piece_bytes()
         each_time += int((users * size)[~shared].sum())
+        later += int((again * size)[~shared].sum())
         once += int(size[shared].sum())
-    return Reading(each_time, once)
+    return Reading(each_time, once, later)
 
 
 def _cells(chunks: Chunks, pieces: Chunks) -> tuple[IntArray, IntArray]:

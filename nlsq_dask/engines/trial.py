@@ -12,9 +12,10 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.accumulate import accumulate, no_rows
-from nlsq_dask.engines.dask import ClusterRunner, LocalRunner, Runner
+from nlsq_dask.engines.cache import KeptGroup
 from nlsq_dask.engines.group_task import Work, load, run_group
 from nlsq_dask.engines.groups import GroupPlan, StreamPlan
+from nlsq_dask.engines.runners import ClusterRunner, LocalRunner, Runner
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block
 from nlsq_dask.kernels.block import block_kernel
@@ -44,16 +45,23 @@ class Trial:
     task_seconds : float
         Reading and summing, added over these tasks. As many ran at one time as in a pass, so far as
         there were so many.
+    sum_seconds : float
+        Summing alone, of rows that were kept.
     """
 
     tasks: int
     rows: int
     compile_seconds: float
     task_seconds: float
+    sum_seconds: float
 
-    def pass_seconds(self, n_rows: int, n_tasks: int, threads: int) -> float:
-        """Time of a pass over so many rows in so many tasks on so many threads."""
-        a_task = self.task_seconds / self.rows * n_rows / n_tasks
+    def pass_seconds(self, n_rows: int, n_tasks: int, threads: int, kept: float = 0.0) -> float:
+        """Time of a pass over so many rows in so many tasks on so many threads.
+
+        `kept` is the share of the rows that were kept by a pass before.
+        """
+        seconds = kept * self.sum_seconds + (1.0 - kept) * self.task_seconds
+        a_task = seconds / self.rows * n_rows / n_tasks
         return a_task * -(-n_tasks // threads)
 
 
@@ -88,7 +96,7 @@ def try_groups(
     warm = chosen[1::2][:threads]
     timed = [group for group in chosen if group not in warm]
     compile_seconds = _compile(work, n_coords, params, client)
-    seconds = 0.0
+    seconds = np.zeros(2)
     for groups in filter(None, (warm, timed)):
         few = replace(stream, groups=tuple(groups))
         runner: Runner
@@ -96,19 +104,23 @@ def try_groups(
             runner = LocalRunner(few, work, _silent, threads)
         else:
             runner = ClusterRunner(few, work, client, _silent)
-        seconds = float(runner.run("trial", time_group, params)[0])
+        seconds = runner.run("trial", time_group, params)
         runner.close()
     rows = sum(group.n_rows for group in timed)
-    return Trial(len(timed), rows, compile_seconds, seconds)
+    return Trial(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))
 
 
 def time_group(
     plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray
 ) -> FloatArray:
-    """Seconds that a group takes, (1,)."""
-    began = time.perf_counter()
-    run_group(plan, external, work, params, np.eye(params.size))
-    return np.array([time.perf_counter() - began])
+    """Seconds that a group takes to read and sum, and to sum once more from memory, (2,)."""
+    group = KeptGroup(plan, 0, 0)  # for a moment, and counted as part of reading
+    marks = [time.perf_counter()]
+    for _ in range(2):
+        run_group(group, external, work, params, np.eye(params.size))
+        marks.append(time.perf_counter())
+    group.forget()
+    return np.diff(marks)
 
 
 def compile_kernel(blob: bytes, n_coords: int, params: FloatArray) -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, ModelError, fit
-from nlsq_dask.engines.dask import DaskEvaluator, active_client
+from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.block import compilations
 from nlsq_dask.kernels.model import prepare_model

@@ -11,7 +11,8 @@ import pytest
 from dask.callbacks import Callback
 
 from nlsq_dask import fit
-from nlsq_dask.engines.dask import DaskEvaluator, active_client
+from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance

@@ -26,7 +26,7 @@ def plane_decay(x, a, b, c):
 
 
 def fit_decay(x, y, **options):
-    return fit(decay, x, y, p0=[1, 1, 0], **options)
+    return fit(decay, x, y, p0=[1, 1, 0], **{"cache": False} | options)
 
 
 def assert_read(array, times, without=()):
@@ -47,9 +47,21 @@ def test_every_chunk_is_read_once_a_pass(tmp_path, wrap):
     assert_read(y, result.n_passes)
 
 
+@pytest.mark.parametrize("cache", ["auto", True])
+def test_every_chunk_is_read_once_a_fit_where_rows_are_kept(tmp_path, cache):
+    x, y = stored(tmp_path / "x", X, (1530,)), stored(tmp_path / "y", Y, (1530,))
+    result = fit_decay(x, y, sigma=0.1, cache=cache)
+    assert_read(x, 1)
+    assert_read(y, 1)
+    again = fit_decay(x, y, sigma=0.1)
+    assert result.n_passes == again.n_passes > 3
+    assert result.popt.tobytes() == again.popt.tobytes()
+    assert result.pcov.tobytes() == again.pcov.tobytes()
+
+
 def test_rejected_trials_cost_one_pass_each_and_accepted_ones_no_second(tmp_path):
     x, y = stored(tmp_path / "x", X, (2000,)), stored(tmp_path / "y", Y, (2000,))
-    result = fit(decay, x, y, p0=[1, 5, 1])
+    result = fit(decay, x, y, p0=[1, 5, 1], cache=False)
     accepted = [record.accepted for record in result.history]
     assert not all(accepted)
     assert sum(accepted) == result.njev == result.nit + 1
@@ -64,7 +76,7 @@ def test_a_second_look_at_the_optimum_is_one_more_pass(tmp_path):
         return a * x + b * (x + 1e-6 * x**2)
 
     x, y = stored(tmp_path / "x", X, (2000,)), stored(tmp_path / "y", X + X**2, (2000,))
-    result = fit(model, x, y, p0=[0, 0])
+    result = fit(model, x, y, p0=[0, 0], cache=False)
     assert result.n_passes >= result.nfev
     assert_read(x, result.n_passes)
 
@@ -84,7 +96,7 @@ def test_work_upstream_fuses(tmp_path, upstream, missing):
     lazy = upstream(da.from_zarr(x))
     y = da.from_array(np.exp(-np.asarray(lazy)), chunks=lazy.chunks)
     x.store.clear_counts()
-    result = fit(decay, lazy, y, p0=[2, 0.5, 0.1])
+    result = fit(decay, lazy, y, p0=[2, 0.5, 0.1], cache=False)
     if missing is None:
         missing = tuple(f"c/{i}" for i in range(9, 20))
     assert_read(x, result.n_passes, missing)
@@ -131,7 +143,7 @@ def test_broadcast_coordinates_are_not_read_at_y_size(tmp_path):
     y = stored(tmp_path / "y", cube, (5, 30, 10))
     coordinate = stored(tmp_path / "t", t[:, None, None], (5, 1, 1))
     coords = (da.from_zarr(coordinate), row[:, None], col)
-    result = fit(plane_decay, coords, y, p0=[1, 1, 1], stat_tol=None)
+    result = fit(plane_decay, coords, y, p0=[1, 1, 1], stat_tol=None, cache=False)
 
     assert result.n_points == cube.size
     assert set(y.store.reads.values()) == {result.n_passes}

@@ -1,0 +1,235 @@
+"""What a fit will cost, as numbers and as a print."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from dataclasses import dataclass
+
+from nlsq_dask._errors import in_units
+from nlsq_dask.core.memory_budget import GB, MemoryBudget, Strategy
+
+# Columns of the print.
+WIDTH = 96
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What a fit will cost, from :func:`plan`; prints as a table. Sizes are in bytes.
+
+    Attributes
+    ----------
+    rows, params : int
+        Rows, those that will be left out among them, and parameters that are fitted.
+    blocks, groups : int
+        Pieces in which the data are read or summed, and the tasks of a pass that do it.
+    workers, threads : int
+        Workers of the cluster (0 without one), and tasks that run at one time.
+    strategy : {"standard", "chunked", "streaming"}
+    reason : str
+        Why this strategy.
+    workflow : str or None
+    budget : MemoryBudget
+        Memory, in GB, of this process or of the smallest worker.
+    data_bytes : int
+        All arrays, decoded.
+    bytes_per_pass : int
+        What a pass reads, in whole decoded Zarr chunks and as often as they are decoded. For data
+        in memory, what it goes through.
+    bytes_per_later_pass : int
+        The same of each pass after the first, for which rows were kept in memory.
+    kept : float
+        Share of streamed rows that stay in memory after the first pass.
+    bytes_once : int
+        What is read once, before the first pass, since many tasks need it.
+    pilot : bool
+        Whether a sample is fitted first.
+    pilot_blocks, pilot_rows, pilot_bytes : int
+        Blocks of which the sample is taken, its rows at most, and what is read for it. Zero where
+        no sample is taken; a model that guesses its own start has one too.
+    passes : pair of int
+        Readings of all rows that most fits take.
+    memory_bytes : int
+        Most memory that this process, or each worker, takes, beside data that are in it already.
+    compile_seconds, pass_seconds, later_pass_seconds : float or None
+        Compilation of the model, a pass over all rows, and one for which rows were kept; None where
+        nothing was timed.
+    timed_rows : int
+        Rows that were read and summed to find `pass_seconds`.
+    warnings : tuple of str
+        Chunks that will make the fit slower than it need be, and the call that helps.
+    """
+
+    rows: int
+    params: int
+    blocks: int
+    groups: int
+    workers: int
+    threads: int
+    strategy: Strategy
+    reason: str
+    workflow: str | None
+    budget: MemoryBudget
+    data_bytes: int
+    bytes_per_pass: int
+    bytes_per_later_pass: int
+    kept: float
+    bytes_once: int
+    pilot: bool
+    pilot_blocks: int
+    pilot_rows: int
+    pilot_bytes: int
+    passes: tuple[int, int]
+    memory_bytes: int
+    compile_seconds: float | None = None
+    pass_seconds: float | None = None
+    later_pass_seconds: float | None = None
+    timed_rows: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> tuple[int, int]:
+        """Bytes that the whole fit reads, for the fewest and the most passes."""
+        before = self.bytes_once + self.pilot_bytes + self.bytes_per_pass
+        few, many = (before + (n - 1) * self.bytes_per_later_pass for n in self.passes)
+        return few, many
+
+    @property
+    def total_seconds(self) -> tuple[float, float] | None:
+        """Time of all readings, for the fewest and the most passes; None if not timed.
+
+        The sample is among them, but not its fit, which runs in memory; nor is compilation.
+        """
+        if self.pass_seconds is None or self.later_pass_seconds is None:
+            return None
+        speed = self.pass_seconds / self.bytes_per_pass
+        before = speed * (self.bytes_once + self.pilot_bytes) + self.pass_seconds
+        few, many = (before + (n - 1) * self.later_pass_seconds for n in self.passes)
+        return few, many
+
+    def __str__(self) -> str:
+        rows = _table(self)
+        width = max(len(name) for name, _ in rows)
+        lines = [_title(self)]
+        for name, text in rows:
+            lines += _wrapped(text, f"  {name:<{width}}  ")
+        for text in self.warnings:
+            lines += _wrapped(text, "  Warning: ")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in _table(self)
+        )
+        notes = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
+        listed = f"<p>Warnings</p><ul>{notes}</ul>" if notes else ""
+        return f"<p>{html.escape(_title(self))}</p><table>{rows}</table>{listed}"
+
+
+def _title(plan: FitPlan) -> str:
+    plural = "" if plan.params == 1 else "s"
+    return f"Plan of a fit of {plan.params} parameter{plural} to {plan.rows:,} rows"
+
+
+def _table(plan: FitPlan) -> list[tuple[str, str]]:
+    """Names and texts of the print, in order."""
+    streaming = plan.strategy == "streaming"
+    preset = "" if plan.workflow is None else f"; workflow {plan.workflow!r}"
+    rows = [
+        ("strategy", f"{plan.strategy}: {plan.reason}{preset}"),
+        ("data", in_units(plan.data_bytes) + (", decoded" if streaming else " in memory")),
+        ("a pass", _pass_text(plan)),
+        ("pilot" if plan.pilot else "start", _first_text(plan)),
+        ("passes", _passes_text(plan)),
+        ("reads", f"{_span(*map(in_units, plan.total_bytes))} in all" if streaming else ""),
+        ("memory", _memory_text(plan)),
+        ("time", _time_text(plan)),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _pass_text(plan: FitPlan) -> str:
+    where = f"{plan.threads} thread{_s(plan.threads)}" if plan.threads else "no worker yet"
+    if plan.workers:
+        where += f" of {plan.workers} worker{_s(plan.workers)}"
+    if plan.strategy != "streaming":
+        return f"{plan.groups:,} block{_s(plan.groups)} on {where}"
+    once = f", and {in_units(plan.bytes_once)} once before" if plan.bytes_once else ""
+    text = (
+        f"reads {in_units(plan.bytes_per_pass)}{once}: {plan.blocks:,} block{_s(plan.blocks)} in "
+        f"{plan.groups:,} task{_s(plan.groups)} on {where}"
+    )
+    if not plan.kept:
+        return text
+    rows = "all rows" if plan.kept == 1 else f"{plan.kept:.0%} of the rows"
+    later = in_units(plan.bytes_per_later_pass) if plan.bytes_per_later_pass else "nothing"
+    return f"{text}; {rows} stay in memory, and later passes read {later}"
+
+
+def _first_text(plan: FitPlan) -> str:
+    if not plan.pilot_rows:
+        return ""
+    use = "a fit of" if plan.pilot else "a guess from"
+    source = f"{plan.blocks:,} blocks ({in_units(plan.pilot_bytes)} read)"
+    taken = f" from {plan.pilot_blocks:,} of {source}" if plan.pilot_blocks else ""
+    return f"{use} a sample in memory: at most {plan.pilot_rows:,} rows{taken}"
+
+
+def _passes_text(plan: FitPlan) -> str:
+    passes = f"{_span(*map(str, plan.passes))} over all rows"
+    if plan.pilot:
+        return f"{passes}, as most fits take that start from the answer of a sample"
+    return f"{passes}, as most fits take"
+
+
+def _memory_text(plan: FitPlan) -> str:
+    of = f"at most {in_units(plan.memory_bytes)} of {in_units(plan.budget.available_gb * GB)}"
+    if plan.workers:
+        return f"{of} on each worker"
+    return f"{of} in this process" + ("" if plan.strategy == "streaming" else ", beside the data")
+
+
+def _time_text(plan: FitPlan) -> str:
+    if plan.total_seconds is None or plan.pass_seconds is None or plan.compile_seconds is None:
+        return "not measured; plan(..., time=True) reads a little and measures"
+    total = _span(*map(_in_time, plan.total_seconds))
+    each = _in_time(plan.pass_seconds)
+    if plan.kept and plan.later_pass_seconds is not None:
+        each = f"{each} for the first and {_in_time(plan.later_pass_seconds)}"
+    sample = " and the fit of the sample" if plan.pilot else ""
+    compiling = _in_time(plan.compile_seconds)
+    return (
+        f"about {total} for all passes, {each} each (measured on "
+        f"{plan.timed_rows:,} rows); besides {compiling} of compilation{sample}"
+    )
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _in_time(seconds: float) -> str:
+    """Write a duration with two digits."""
+    if seconds < 0.0995:
+        return f"{max(seconds * 1e3, 0.1):.2g} ms"
+    for limit, unit, name in ((99.5, 1, "s"), (5970, 60, "min"), (171_000, 3600, "hours")):
+        if seconds < limit:
+            return f"{seconds / unit:.2g} {name}"
+    return f"{seconds / 86_400:.2g} days"
+
+
+def _wrapped(text: str, head: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
