@@ -18,10 +18,9 @@ from nlsq_dask import _errors
 from nlsq_dask._comparison import ModelComparison
 from nlsq_dask._fit import Tolerance
 from nlsq_dask._job import Given, Job, Wishes, open_source, prepare_on
-from nlsq_dask._multi_start import Start
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
-from nlsq_dask._run import Found, open_checkpoints, result_of, save_state, solve
+from nlsq_dask._run import Before, Found, open_checkpoints, result_of, save_state, solve
 from nlsq_dask._sample import guessed_start, sample_of
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.solver_state import SolverState
@@ -351,8 +350,8 @@ def _search(
     """One model's fit, for a seat at the table."""
 
     def search(seat: Seat) -> Found:
-        def observe_state(state: SolverState, starts: tuple[Start, ...]) -> None:
-            save_state(store, state, starts, seat.n_passes)
+        def observe_state(state: SolverState, before: Before) -> None:
+            save_state(store, state, before, seat.n_passes)
 
         with _naming(name):
             return solve(job, seat, sample, saved, observe_state)

@@ -226,6 +226,18 @@ class Job:
             self.data, self.spec, self.device, config.block_rows, config.threads, models
         )
 
+    @property
+    def parallel(self) -> tuple[int, int]:
+        """Workers, and threads of all together that read at one time, of a streaming fit."""
+        from nlsq_dask.engines.cluster import worker_threads  # engines, loaded for use
+        from nlsq_dask.engines.scheduler import local_threads
+
+        if self.client is not None:
+            threads = worker_threads(self.client)
+            return len(threads), sum(threads)
+        assert self.plan.config is not None, "a streaming fit has blocks"
+        return 0, min(local_threads(), self.plan.config.threads)
+
     def keeping(self) -> Keeping:
         """Which groups of blocks stay in memory after the first pass."""
         from nlsq_dask.engines.dask import keeping_of  # an engine, loaded for use

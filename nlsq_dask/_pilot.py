@@ -11,6 +11,7 @@ where the user starts, or no longer where it ends, since a peak may have been lo
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,12 +20,13 @@ from nlsq_dask import _errors
 from nlsq_dask._job import Job, logger
 from nlsq_dask._multi_start import Start, best_end, draw_starts, n_basins, ranked, run_starts
 from nlsq_dask._record import PilotRecord
+from nlsq_dask._trials import Trials, accepted_share, choose_trials
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import Basis, Linearization, column_norms, factorize
 from nlsq_dask.core.minimize import first_point, minimize
 from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray, NormalEquations, Survey
-from nlsq_dask.core.solver_state import SolverOptions
+from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions
 from nlsq_dask.io.observations import Observations
 
 # Rows of the fit that comes before the pilot's own, where that has many more.
@@ -64,6 +66,10 @@ class Pilot:
         The best end of each basin, the best first; one for a single start.
     linearization : Linearization
         Of the sample, at the best end.
+    history : tuple of IterationRecord
+        Of the searches of a single start.
+    few : Observations
+        Some rows of the sample.
     starts : tuple of Start
         What several starts led to; empty for one.
     """
@@ -71,6 +77,8 @@ class Pilot:
     n_rows: int
     ends: FloatArray
     linearization: Linearization
+    history: tuple[IterationRecord, ...]
+    few: Observations
     starts: tuple[Start, ...] = ()
 
 
@@ -92,29 +100,14 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
     """
     if sample.n_rows < len(job.reduction.names):
         return None
-    point, seen = job.start, True
-    for n_rows in (FIRST_ROWS, sample.n_rows):
-        if n_rows < sample.n_rows < MANY_TIMES * n_rows:
-            continue
-        rows = sample.thinned(n_rows) if n_rows < sample.n_rows else sample
-        with job.sample_evaluator(rows) as in_memory:
-            evaluator = ReducedEvaluator(in_memory, job.reduction)
-            try:
-                if job.plan.n_starts > 1 and rows is sample:
-                    return _of_starts(job, evaluator, sample.n_rows)
-                if job.plan.n_starts == 1:
-                    end = _descend(job, evaluator, point)
-                    linear, noise = _linearize(job, evaluator, end)
-                    seen = _sees(job, linear, end, noise) and _sees(
-                        job, _linearize(job, evaluator, job.start)[0], job.start, noise
-                    )
-                    point = end if seen else job.start
-            except _errors.StartNotFiniteError:
-                return None
-    if not seen:
-        logger.info("the pilot's %d rows do not show all parameters: starting at p0", sample.n_rows)
+    few = sample.thinned(FIRST_ROWS) if sample.n_rows > FIRST_ROWS else sample
+    try:
+        if job.plan.n_starts > 1:
+            with job.sample_evaluator(sample) as in_memory:
+                return _of_starts(job, ReducedEvaluator(in_memory, job.reduction), sample, few)
+        return _of_one_start(job, sample, few)
+    except _errors.StartNotFiniteError:
         return None
-    return Pilot(sample.n_rows, point[None], linear)
 
 
 def first_pass(
@@ -135,7 +128,9 @@ def first_pass(
     basis = Basis.whitening(pilot.linearization.r_factor)
     best = first_point(pilot.ends[0], job.lower, job.upper, job.options)
     candidates = np.vstack([pilot.ends[1:], job.start])
+    began = time.perf_counter()
     survey = evaluator.survey(best, basis.forward, candidates)
+    seconds = time.perf_counter() - began
     costs = np.nan_to_num([survey.sums.cost, *survey.costs], nan=np.inf)
     points = np.vstack([best, candidates])
     choice = int(np.argmin(costs))
@@ -158,10 +153,23 @@ def first_pass(
         float(costs[0]),
         float(costs[-1]),
         choice < len(points) - 1,
+        _trials(job, pilot, seconds),
     )
     if choice == 0:
         evaluator = PrimedEvaluator(evaluator, best, basis, survey.sums)
     return points[choice], evaluator, pilot, record
+
+
+def _trials(job: Job, pilot: Pilot, seconds: float) -> Trials:
+    """How to try points on all rows, if the first pass over them took so many seconds."""
+    # The radius of "lm" depends on the cost of a rejected trial to its last bit.
+    if job.stream is None or pilot.starts or job.options.method == "lm":
+        return "fused"
+    of_thread = seconds * job.parallel[1] / job.data.n_rows
+    with job.sample_evaluator(pilot.few) as in_memory:
+        evaluator = ReducedEvaluator(in_memory, job.reduction)
+        accepted = accepted_share(pilot.history)
+        return choose_trials(evaluator, pilot.ends[0], pilot.few.n_rows, accepted, of_thread)
 
 
 class PrimedEvaluator:
@@ -206,17 +214,39 @@ class PrimedEvaluator:
         return self._evaluator.survey(params, basis, candidates)
 
 
-def _of_starts(job: Job, evaluator: CostEvaluator, n_rows: int) -> Pilot:
+def _of_one_start(job: Job, sample: Observations, few: Observations) -> Pilot | None:
+    """The user's start on a sample, coming from the answer of a part of it where that is large."""
+    point, seen = job.start, True
+    history: tuple[IterationRecord, ...] = ()
+    for rows in (few, sample) if sample.n_rows >= MANY_TIMES * few.n_rows else (sample,):
+        with job.sample_evaluator(rows) as in_memory:
+            evaluator = ReducedEvaluator(in_memory, job.reduction)
+            end = _descend(job, evaluator, point)
+            history += end.history
+            linear, noise = _linearize(job, evaluator, end.params)
+            seen = _sees(job, linear, end.params, noise) and _sees(
+                job, _linearize(job, evaluator, job.start)[0], job.start, noise
+            )
+            point = end.params if seen else job.start
+    if not seen:
+        logger.info("the pilot's %d rows do not show all parameters: starting at p0", sample.n_rows)
+        return None
+    return Pilot(sample.n_rows, point[None], linear, history, few)
+
+
+def _of_starts(
+    job: Job, evaluator: CostEvaluator, sample: Observations, few: Observations
+) -> Pilot:
     """Several starts on a sample."""
     points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
     starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
     basins = range(n_basins(starts))
     ends = [best_end([s for s in starts if s.basin == b]) for b in basins] or [best_end(starts)]
     linear, _ = _linearize(job, evaluator, ends[0])
-    return Pilot(n_rows, np.vstack(ends), linear, tuple(starts))
+    return Pilot(sample.n_rows, np.vstack(ends), linear, (), few, tuple(starts))
 
 
-def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> FloatArray:
+def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> Solution:
     options = SolverOptions(
         ftol=FTOL,
         x_scale=job.options.x_scale,
@@ -224,7 +254,7 @@ def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> FloatArra
         stat_tol=STAT_TOL,
         residual_variance=job.options.residual_variance,
     )
-    return minimize(evaluator, point, job.lower, job.upper, options).params
+    return minimize(evaluator, point, job.lower, job.upper, options)
 
 
 def _linearize(

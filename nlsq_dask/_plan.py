@@ -107,7 +107,7 @@ def _streaming(job: Job) -> FitPlan:
     stream, config, data = job.stream, job.plan.config, job.data
     assert stream is not None
     assert config is not None, "a streaming fit has blocks"
-    workers, threads = _where(job)
+    workers, threads = job.parallel
     sources = reading.sources_of(data)
     keeping = job.keeping()
     kept = [isinstance(group, KeptGroup) for group in keeping.groups]
@@ -211,19 +211,6 @@ def _passes(job: Job) -> tuple[int, int]:
         few, many = 1 + job.plan.n_starts, many + 1 + FIRST_EVALUATIONS * job.plan.n_starts
     most = job.options.max_nfev
     return (few, many) if most is None else (min(few, most), min(many, most))
-
-
-def _where(job: Job) -> tuple[int, int]:
-    """Workers, and threads of all together that read at one time."""
-    if job.client is not None:
-        from nlsq_dask.engines.cluster import worker_threads  # an engine, loaded for use
-
-        threads = worker_threads(job.client)
-        return len(threads), sum(threads)
-    from nlsq_dask.engines.scheduler import local_threads  # an engine, loaded for use
-
-    assert job.plan.config is not None, "a streaming fit has blocks"
-    return 0, min(local_threads(), job.plan.config.threads)
 
 
 def _sampled(job: Job) -> tuple[list[int], int]:

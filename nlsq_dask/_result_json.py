@@ -53,7 +53,7 @@ def to_fields(record: FitRecord) -> dict[str, Any]:
     plain["moments"] = _plain(asdict(record.moments))
     plain["budget"] = _plain(asdict(record.budget))
     if record.pilot is not None:
-        plain["pilot"] = _plain(asdict(record.pilot))
+        plain["pilot"] = _plain(record.pilot.to_dict())
     plain["starts"] = [_plain(start.to_dict()) for start in record.starts]
     plain["history"] = [_plain(asdict(entry)) for entry in record.history]
     return {f.name: plain[f.name] for f in fields(FitRecord)}
@@ -81,7 +81,7 @@ def from_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
         "tolerances": _numbers(saved["tolerances"]),
         "moments": Moments(**_numbers(saved["moments"])),
         "budget": MemoryBudget(**_numbers(saved["budget"])),
-        "pilot": None if saved["pilot"] is None else _pilot(saved["pilot"]),
+        "pilot": None if saved["pilot"] is None else PilotRecord.from_dict(saved["pilot"]),
         "starts": tuple(Start.from_dict(start) for start in saved["starts"]),
         "history": tuple(IterationRecord(**_numbers(entry)) for entry in saved["history"]),
     }
@@ -144,11 +144,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: Any) -> Any:
     """A number as it was; text stands for one that is not finite."""
     return float(value) if isinstance(value, str) else value
-
-
-def _pilot(saved: Mapping[str, Any]) -> PilotRecord:
-    numbers = _numbers({name: value for name, value in saved.items() if name != "params"})
-    return PilotRecord(params=_array(saved["params"]), **numbers)
 
 
 def _array(values: Any) -> FloatArray:

@@ -66,10 +66,10 @@ def run(job: Job, reporting: Reporting) -> FitResult:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reporting.checkpoint)
 
-        def observe_state(state: SolverState, starts: tuple[Start, ...]) -> None:
+        def observe_state(state: SolverState, before: Before) -> None:
             line.cost(state.cost)
             table.row(state)
-            save_state(store, state, starts, evaluator.n_passes)
+            save_state(store, state, before, evaluator.n_passes)
             callback(state)
 
         saved = store.load() if store is not None and reporting.resume else None
@@ -104,13 +104,27 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
     return store
 
 
+@dataclass(frozen=True)
+class Before:
+    """What came before the search on all rows."""
+
+    starts: tuple[Start, ...] = ()
+    pilot: PilotRecord | None = None
+
+
 def save_state(
-    store: CheckpointStore | None, state: SolverState, starts: tuple[Start, ...], n_passes: int
+    store: CheckpointStore | None, state: SolverState, before: Before, n_passes: int
 ) -> None:
     """Write a checkpoint, where they are kept."""
-    if store is not None:
-        as_json = [{k: to_json(v) for k, v in s.to_dict().items()} for s in starts]
-        store.save(Checkpoint(state, n_passes, as_json))
+    if store is None:
+        return
+    starts = [_as_json(start.to_dict()) for start in before.starts]
+    pilot = None if before.pilot is None else _as_json(before.pilot.to_dict())
+    store.save(Checkpoint(state, n_passes, starts, pilot))
+
+
+def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: to_json(value) for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -118,8 +132,7 @@ class Found:
     """What a search found, and what it took."""
 
     solution: Solution
-    starts: tuple[Start, ...]
-    pilot: PilotRecord | None
+    before: Before
     n_passes: int
 
 
@@ -128,36 +141,40 @@ def solve(
     evaluator: InMemoryEvaluator[Any] | DaskEvaluator | Seat,
     sample: Callable[[], Observations],
     saved: Checkpoint | None,
-    observer: Callable[[SolverState, tuple[Start, ...]], None],
+    observer: Callable[[SolverState, Before], None],
 ) -> Found:
     """From a checkpoint, the pilot's answer, or the best of the starts, to the optimum."""
     state: SolverState | None = None
     point = job.start
-    starts: tuple[Start, ...] = ()
-    record: PilotRecord | None = None
+    before = Before()
     reduced: CostEvaluator = ReducedEvaluator(evaluator, job.reduction)
     if saved is not None:
         state, evaluator.n_passes = saved.state, saved.n_passes
-        starts = tuple(Start.from_dict(start) for start in saved.starts)
+        before = Before(
+            tuple(Start.from_dict(start) for start in saved.starts),
+            None if saved.pilot is None else PilotRecord.from_dict(saved.pilot),
+        )
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
     elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
         point, reduced, pilot, record = first_pass(job, reduced, pilot)
-        starts = pilot.starts
+        before = Before(pilot.starts, record)
     elif job.plan.n_starts > 1:
         points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
-        starts = tuple(run_starts(reduced, points, job.lower, job.upper, job.options))
-        point = best_end(starts)
+        before = Before(tuple(run_starts(reduced, points, job.lower, job.upper, job.options)))
+        point = best_end(before.starts)
+    cost_first = before.pilot is not None and before.pilot.trials == "cost first"
     solution = minimize(
         reduced,
         point,
         job.lower,
         job.upper,
         job.options,
-        lambda state: observer(state, starts),
+        lambda state: observer(state, before),
         state,
         reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
+        reduced.costs if cost_first else None,
     )
-    return Found(solution, starts, record, evaluator.n_passes)
+    return Found(solution, before, evaluator.n_passes)
 
 
 def result_of(
@@ -217,9 +234,9 @@ def result_of(
                 p0=reduction.expand(start.p0),
                 params=None if start.params is None else reduction.expand(start.params),
             )
-            for start in found.starts
+            for start in found.before.starts
         ),
-        pilot=found.pilot,
+        pilot=found.before.pilot,
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
         fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),

@@ -114,7 +114,7 @@ def test_the_fields_of_the_solver_s_state_are_all_covered():
 @given(state=states(), n_passes=counts)
 def test_every_state_reads_back_to_the_same_bits(state, n_passes, tmp_path_factory):
     store = CheckpointStore(tmp_path_factory.mktemp("round"), {"p": 1}, VERSIONS)
-    store.save(Checkpoint(state, n_passes, []))
+    store.save(Checkpoint(state, n_passes, [], None))
     loaded = store.load()
     assert bits(loaded.state) == bits(state)
     assert loaded.n_passes == n_passes
@@ -132,7 +132,7 @@ def a_state():
 def store_with(directory, costs, problem=None):
     store = CheckpointStore(directory, problem or {"p": 1}, VERSIONS)
     for i, cost in enumerate(costs):
-        store.save(Checkpoint(replace(a_state(), cost=cost), i + 1, []))
+        store.save(Checkpoint(replace(a_state(), cost=cost), i + 1, [], None))
     return store
 
 
@@ -140,7 +140,15 @@ def test_the_format_is_open(tmp_path):
     result = fit_decay(tmp_path)
     newest = json.loads(checkpoints_in(tmp_path)[-1].read_text())
     content = json.loads(newest["content"])
-    assert set(content) == {"format", "problem", "versions", "n_passes", "starts", "state"}
+    assert set(content) == {
+        "format",
+        "problem",
+        "versions",
+        "n_passes",
+        "starts",
+        "pilot",
+        "state",
+    }
     assert set(content["versions"]) == {"nlsq_dask", "dask", "jax", "numpy"}
     assert content["state"]["params"] == result.popt.tolist()
     assert set(content["state"]) == {f.name for f in fields(SolverState)}
@@ -191,10 +199,10 @@ def test_an_error_while_writing_leaves_no_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_space)
         with pytest.warns(CheckpointWarning, match="No space left"):
-            store.save(Checkpoint(a_state(), 2, []))
-        store.save(Checkpoint(a_state(), 3, []))  # warned once is enough
+            store.save(Checkpoint(a_state(), 2, [], None))
+        store.save(Checkpoint(a_state(), 3, [], None))  # warned once is enough
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000001.json"]
-    store.save(Checkpoint(replace(a_state(), cost=1.5), 4, []))  # there is space again
+    store.save(Checkpoint(replace(a_state(), cost=1.5), 4, [], None))  # there is space again
     assert store.load().state.cost == 1.5
 
 
@@ -306,14 +314,14 @@ def test_a_resumed_fit_reads_only_what_is_left(tmp_path, all_kept):
         return block
 
     x = in_chunks(X).map_blocks(noted, meta=np.empty(0))
-    whole = fit_decay(tmp_path, x=x, y=in_chunks(Y))
+    whole = fit_decay(tmp_path, x=x, y=in_chunks(Y), cache=False)
     a_pass = len(reads) // whole.n_passes
     for done, file in enumerate(checkpoints_in(tmp_path)[:-1], start=1):
         last = tmp_path / f"after {done}"
         last.mkdir()
         shutil.copy(file, last)
         reads.clear()
-        fit_decay(last, x=x, y=in_chunks(Y), resume=True)
+        fit_decay(last, x=x, y=in_chunks(Y), resume=True, cache=False)
         assert len(reads) == (whole.n_passes - done) * a_pass
 
 

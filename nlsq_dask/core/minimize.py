@@ -31,6 +31,7 @@ from nlsq_dask.core.search import (
     distance,
     is_finite,
     moved,
+    rounding_of_cost,
 )
 from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions, SolverState
 from nlsq_dask.core.trf import TrustRegionReflective
@@ -63,6 +64,7 @@ def minimize(
     observer: Callable[[SolverState], None] | None = None,
     state: SolverState | None = None,
     basis: Basis | None = None,
+    costs: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Solution:
     """Minimise a sum of squares within bounds.
 
@@ -81,6 +83,9 @@ def minimize(
         Where an earlier search was, to go on from there with the same bits.
     basis : Basis, optional
         To evaluate the start in: the one that whitens its Jacobian, where that is known roughly.
+    costs : callable, optional
+        Costs (k,) of points (k, p). If given, a trial is only linearised if it costs less; "trf"
+        and "dogbox" take the same way either way.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def minimize(
     if state is None:
         state = _observed(start(evaluator, p0, box, options, basis), observer)
     while state.status is None:
-        state = _observed(advance(evaluator, state, box, options), observer)
+        state = _observed(advance(evaluator, state, box, options, costs), observer)
     return finish(evaluator, state, box, options)
 
 
@@ -167,9 +172,13 @@ def start(
 
 
 def advance(
-    evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
+    evaluator: Evaluator,
+    state: SolverState,
+    box: Box,
+    options: SolverOptions,
+    costs: Callable[[FloatArray], FloatArray] | None = None,
 ) -> SolverState:
-    """Try one point, by one evaluation.
+    """Try one point, by one evaluation, or by its cost first.
 
     Parameters
     ----------
@@ -178,6 +187,8 @@ def advance(
         With ``status`` None.
     box : Box
     options : SolverOptions
+    costs : callable, optional
+        As for :func:`minimize`.
 
     Returns
     -------
@@ -192,7 +203,10 @@ def advance(
             _displacement(state, box) if displaces else METHODS[options.method].propose(state, box)
         )
     basis = Basis.whitening(state.linearization.r_factor)
-    sums = evaluator.evaluate(trial.params, basis.forward)
+    sums = None
+    if costs is not None and not displaces:
+        sums = _rejected(state, float(costs(trial.params[None])[0]))
+    sums = sums or evaluator.evaluate(trial.params, basis.forward)
     tried = replace(state, nfev=state.nfev + 1, alpha=trial.alpha)
     weigh = _displaced if displaces else _weighed
     after = weigh(tried, trial, sums, basis, box, options)
@@ -256,6 +270,14 @@ def _settled_first(
     return replace(state, radius=method.first_radius(state, box))
 
 
+def _rejected(state: SolverState, cost: float) -> NormalEquations | None:
+    """What is known of a trial that costs more; None for one that may cost less."""
+    if cost - state.cost <= rounding_of_cost(state):
+        return None
+    unknown = np.full(state.linearization.r_factor.shape, np.nan)
+    return NormalEquations(unknown, unknown[0], cost, 2.0 * cost, state.n_points)
+
+
 def _displacement(state: SolverState, box: Box) -> Trial:
     """Compute where to leave a start at which the columns of the Jacobian are linearly dependent.
 
@@ -309,17 +331,18 @@ def _weighed(
 ) -> SolverState:
     """Accept or reject a trial, choose the next radius, and check the criteria."""
     method = METHODS[options.method]
-    if not is_finite(sums):
-        # Perhaps the cost alone is known, as it is worse.
-        worse = sums.cost if sums.cost > state.cost else np.inf
-        return method.resize(state, trial, state.cost - worse)
-    there = moved(state, trial.params, sums, basis, box)
-    actual = actual_reduction(state, there, trial.predicted)
+    there = moved(state, trial.params, sums, basis, box) if is_finite(sums) else None
+    if there is not None:
+        actual = actual_reduction(state, there, trial.predicted)
+    else:  # perhaps the cost alone is known, as it is worse
+        actual = state.cost - (sums.cost if sums.cost > state.cost else np.inf)
     after = method.resize(state, trial, actual)
-    accepted = method.accepts(trial, actual)
-    if accepted:
+    accepted = there is not None and method.accepts(trial, actual)
+    if there is not None and accepted:
         after = replace(there, radius=after.radius, alpha=after.alpha)
-    status = method.criterion(state, after, trial, actual, options)
+    status = None
+    if actual > -np.inf:
+        status = method.criterion(state, after, trial, actual, options)
     if status is not None and not _is_near(after, trial, options):
         status = None
     after = replace(after, status=status)

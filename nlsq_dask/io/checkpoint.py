@@ -28,7 +28,7 @@ from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.io.files import write_atomically
 
-FORMAT = "nlsq_dask checkpoint 2"
+FORMAT = "nlsq_dask checkpoint 3"
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
@@ -50,11 +50,14 @@ class Checkpoint:
         Readings of all rows so far.
     starts : list of dict
         What multi-start found, as JSON values; empty without it.
+    pilot : dict or None
+        What the pilot was good for, as JSON values.
     """
 
     state: SolverState
     n_passes: int
     starts: list[dict[str, Any]]
+    pilot: dict[str, Any] | None
 
 
 class CheckpointStore:
@@ -129,7 +132,10 @@ class CheckpointStore:
                 continue
             self._check_problem(path, content["problem"])
             return Checkpoint(
-                _state_from_json(content["state"]), content["n_passes"], content["starts"]
+                _state_from_json(content["state"]),
+                content["n_passes"],
+                content["starts"],
+                content["pilot"],
             )
         return None
 
@@ -147,6 +153,7 @@ class CheckpointStore:
                 "versions": self._versions,
                 "n_passes": checkpoint.n_passes,
                 "starts": checkpoint.starts,
+                "pilot": checkpoint.pilot,
                 "state": _state_to_json(checkpoint.state),
             }
         )

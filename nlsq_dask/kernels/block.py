@@ -27,7 +27,7 @@ import numpy as np
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.kernels.loss import rescale
-from nlsq_dask.kernels.model import ModelSpec, call_model
+from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 
 # Bytes of the matrix A of one tile on a CPU. Speed is flat within 20 % from 32 KiB to 1 MiB, the
 # caches' sizes. But the matrix product packs A into memory of its own, twice, and under the
@@ -337,7 +337,7 @@ class BlockKernel:
     def _augmented(self, params: jax.Array, basis: jax.Array, rows: _Tile) -> jax.Array:
         """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), with the errors e = f - y not weighted."""
         if self._spec.jacobian is not None:
-            jacobian = call_model(self._spec.jacobian, rows.coords, params)
+            jacobian = call_jacobian(self._spec, rows.coords, params)
             return jnp.concatenate([(jacobian @ basis).T, self._error(params, rows)[None]])
         e, derivative = jax.linearize(lambda theta: self._error(theta, rows), params)
         along = jax.vmap(derivative, in_axes=1)(basis)

@@ -16,15 +16,17 @@ from __future__ import annotations
 import inspect
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.kernels.model import model_label
+from nlsq_dask.kernels.signature import model_label
 
 # Relative step of central differences that balances truncation against rounding, the cube root of
 # the machine precision (Press et al., "Numerical Recipes", section 5.7).
@@ -150,7 +152,7 @@ class HostModel(_Wrapper):
         self.identity = uuid.uuid4().hex
         self.calls = 0
         self.error: Exception | None = None
-        self._last: dict[str, tuple[FloatArray, FloatArray]] = {}
+        self._last: dict[object, tuple[FloatArray, FloatArray]] = {}
 
     def __call__(self, rows: jax.Array, *params: jax.Array) -> jax.Array:
         """Value at the model's own x."""
@@ -159,17 +161,18 @@ class HostModel(_Wrapper):
             raise ValueError(f"the value has {n} rows, not {rows.shape}")
 
         @jax.custom_jvp
-        def value(theta: jax.Array) -> jax.Array:
-            return _called_back(self._value, (n,), theta)
+        def value(*theta: jax.Array) -> jax.Array:
+            return _called_back(self._value, (n,), jnp.stack(theta))
 
-        @value.defjvp
-        def derivative(
-            at: tuple[jax.Array], along: tuple[jax.Array]
-        ) -> tuple[jax.Array, jax.Array]:
-            jacobian = _called_back(self._jacobian, (n, len(params)), at[0])
-            return value(at[0]), jacobian @ along[0]
+        def derivative(at: tuple[jax.Array, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
+            free = [i for i, step in enumerate(along) if not isinstance(step, SymbolicZero)]
+            columns = _called_back(
+                partial(self._jacobian, free=tuple(free)), (n, len(free)), jnp.stack(at)
+            )
+            return value(*at), columns @ jnp.stack([along[i] for i in free])
 
-        return value(jnp.stack(params))
+        value.defjvp(derivative, symbolic_zeros=True)
+        return value(*params)
 
     def release(self) -> None:
         """Let go of the data, after the last call: compiled code keeps the model for a while."""
@@ -177,19 +180,20 @@ class HostModel(_Wrapper):
         self._last.clear()
 
     def _value(self, theta: Any) -> FloatArray:
-        return self._remembered(self._evaluate, np.array(theta))
+        return self._remembered("value", self._evaluate, np.array(theta))
 
-    def _jacobian(self, theta: Any) -> FloatArray:
-        return self._remembered(self._differentiate, np.array(theta))
+    def _jacobian(self, theta: Any, free: tuple[int, ...]) -> FloatArray:
+        """Derivatives by the parameters that are free, (n, q)."""
+        return self._remembered(free, partial(self._differentiate, free=free), np.array(theta))
 
     def _remembered(
-        self, function: Callable[[FloatArray], FloatArray], point: FloatArray
+        self, what: object, function: Callable[[FloatArray], FloatArray], point: FloatArray
     ) -> FloatArray:
         """The last point is sometimes evaluated again, for its derivatives in another basis."""
-        last, value = self._last.get(function.__name__, (None, point))
+        last, value = self._last.get(what, (None, point))
         if last is None or not np.array_equal(last, point):
             value = function(point)
-            self._last[function.__name__] = point, value
+            self._last[what] = point, value
         return value
 
     def _evaluate(self, point: FloatArray) -> FloatArray:
@@ -200,9 +204,9 @@ class HostModel(_Wrapper):
         self.calls += 1
         return np.ascontiguousarray(np.broadcast_to(value, (self.n,)))
 
-    def _differentiate(self, point: FloatArray) -> FloatArray:
+    def _differentiate(self, point: FloatArray, free: tuple[int, ...]) -> FloatArray:
         if self.jac is None:
-            columns = [self._central_difference(point, i) for i in range(point.size)]
+            columns = [self._central_difference(point, i) for i in free]
             return np.stack(columns, axis=1)
         with _Keep(self):
             value = eager_value(self.jac, self.x, point)
@@ -210,7 +214,7 @@ class HostModel(_Wrapper):
                 raise _errors.jacobian_output_shape(
                     model_label(self.jac), value.shape, self.n, point.size
                 )
-        return np.ascontiguousarray(value)
+        return np.ascontiguousarray(value[:, free])
 
     def _central_difference(self, point: FloatArray, i: int) -> FloatArray:
         step = CENTRAL_STEP * (abs(point[i]) or 1.0)

@@ -1,4 +1,4 @@
-"""The user's model: its parameters' names, how it is called, and what makes it the same model.
+"""The user's model: how it is called, and what makes it the same model.
 
 A model is ``f(x; θ) = function(x, θ_1, ..., θ_p)``. ``ModelSpec`` is all that the rest of the
 package holds of it: a small value that can be compared, hashed and sent to workers. The function
@@ -9,8 +9,6 @@ new object each time it arrives, and JAX compiles anew for each object.
 from __future__ import annotations
 
 import hashlib
-import inspect
-import math
 import types
 import uuid
 from collections.abc import Callable, Sequence
@@ -29,6 +27,7 @@ from nlsq_dask.kernels.identity import UNPICKLABLE, ModuleData, changed_data, id
 from nlsq_dask.kernels.loss import LINEAR, Loss, check_loss
 from nlsq_dask.kernels.lru import LruTable
 from nlsq_dask.kernels.numpy_tracing import call_with_traced
+from nlsq_dask.kernels.signature import model_label, parameter_names
 from nlsq_dask.kernels.untraceable import is_mixed, model_error
 
 Structure = Literal["single", "stacked", "tuple"]
@@ -83,6 +82,9 @@ class ModelSpec:
     cholesky : ndarray, shape (n, n), or None
         Lower-triangular factor of the covariance matrix of the observations, where they are
         correlated; rows are then evaluated all at once.
+    constant : tuple of int
+        Numbers of the parameters by which no derivative is taken: those that are fixed. Where the
+        slope along one is infinite or no number, its product with a step of zero would be none.
     """
 
     names: tuple[str, ...]
@@ -98,13 +100,22 @@ class ModelSpec:
     jacobian: ModelSpec | None = None
     loss: Loss = LINEAR
     cholesky: FloatArray | None = field(default=None, repr=False, compare=False)
+    constant: tuple[int, ...] = ()
+
+    @property
+    def row_key(self) -> str:
+        """Identity of what is computed row by row: the model's values and their derivatives."""
+        parts = [self.token]
+        if self.jacobian is not None:
+            parts.append(self.jacobian.token)
+        if self.constant:
+            parts.append(f"constant {self.constant}")
+        return " ".join(parts)
 
     @property
     def key(self) -> str:
         """Identity of all that enters the sums over rows: the model, its derivatives, its loss."""
-        parts = [self.token, self.loss.token]
-        if self.jacobian is not None:
-            parts.append(self.jacobian.token)
+        parts = [self.row_key, self.loss.token]
         if self.cholesky is not None:
             parts.append(hashlib.sha256(self.cholesky.tobytes()).hexdigest())
         return " ".join(parts)
@@ -316,7 +327,10 @@ def call_model(
         x = coords[0]
     elif spec.structure == "stacked":
         x = jnp.stack(coords)
-    scalars = [params[i] for i in range(len(spec.names))]
+    scalars = [
+        jax.lax.stop_gradient(params[i]) if i in spec.constant else params[i]
+        for i in range(len(spec.names))
+    ]
     function = spec.function
     with _ModelErrors(spec.label, n):
         if spec.style == "numpy":
@@ -324,6 +338,18 @@ def call_model(
         else:
             value = function(x, *scalars)
     return _checked_value(spec, value, n)
+
+
+def call_jacobian(
+    spec: ModelSpec, coords: tuple[jax.Array, ...], params: jax.Array
+) -> jax.Array:  # (n, p)
+    """Derivatives of a model that the user wrote; zero by the parameters that are constant.
+
+    Parameters, errors and where to call it as for :func:`call_model`.
+    """
+    assert spec.jacobian is not None
+    derivatives = call_model(spec.jacobian, coords, params)
+    return derivatives.at[:, list(spec.constant)].set(0.0) if spec.constant else derivatives
 
 
 def _checked_value(spec: ModelSpec, value: Any, n: int) -> jax.Array:
@@ -350,83 +376,6 @@ def _output_shape(spec: ModelSpec, got: tuple[int, ...], n: int) -> _errors.Mode
     if spec.returns == "loss":
         return _errors.loss_output_shape(spec.label, got, n)
     return _errors.model_output_shape(spec.label, got, n)
-
-
-def parameter_names(
-    function: Callable[..., Any], names_or_count: Sequence[str] | int | None = None
-) -> tuple[str, ...]:
-    """Names of a model's parameters, in the order in which it takes them.
-
-    Parameters
-    ----------
-    function : callable
-        ``function(x, *params)``.
-    names_or_count : sequence of str, int or None
-        Names that the caller gives, or the number of parameters. Parameters taken as ``*args``
-        are named p0, p1 and so on by their position, and need one of the two.
-
-    Returns
-    -------
-    tuple of str
-
-    Raises
-    ------
-    ModelError
-        If the function does not take x and that many parameters by position.
-    InputError
-        If names are given twice.
-    InputTypeError
-        If the function cannot be called.
-    """
-    if not callable(function):
-        raise _errors.not_callable(function)
-    named, required, is_open = _positional(function)
-    label = model_label(function)
-    if names_or_count is None:
-        if is_open:
-            raise _errors.unknown_parameter_count(label)
-        names_or_count = len(named)
-    count = names_or_count if isinstance(names_or_count, int) else len(names_or_count)
-    most = math.inf if is_open else len(named)
-    if count == 0:
-        raise _errors.no_parameters(label)
-    if not required <= count <= most:
-        raise _errors.parameter_count(label, count, required, most)
-    if isinstance(names_or_count, int):
-        return (*named[:count], *(f"p{i}" for i in range(len(named), count)))
-    names = tuple(names_or_count)
-    if len(set(names)) < len(names):
-        raise _errors.duplicate_parameter_names(names)
-    return names
-
-
-def _positional(function: Callable[..., Any]) -> tuple[list[str], int, bool]:
-    """Names behind x, how many of them have no default, and whether more are taken as ``*args``."""
-    label = model_label(function)
-    if isinstance(function, np.ufunc):  # its signature names an output, and no parameters
-        raise _errors.no_signature(label)
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError) as error:
-        raise _errors.no_signature(label) from error
-    parameters = list(signature.parameters.values())
-    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if not by_position and not is_open:
-        raise _errors.no_x_argument(label, signature)
-    by_keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if by_keyword:
-        raise _errors.keyword_only_parameters(label, by_keyword)
-    required = sum(p.default is p.empty for p in by_position[1:])
-    return [p.name for p in by_position[1:]], required, is_open
-
-
-def model_label(function: Any) -> str:
-    """Name of a model in messages."""
-    while hasattr(function, "func") and not hasattr(function, "__name__"):
-        function = function.func  # functools.partial
-    name = getattr(function, "__name__", type(function).__name__)
-    return "lambda" if name == "<lambda>" else str(name)
 
 
 def _find_style(spec: ModelSpec, n_rows: int | None) -> Style:

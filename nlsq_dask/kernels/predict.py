@@ -23,12 +23,12 @@ import numpy as np
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.block import CPU_TILE_BYTES, find_device, tile_rows
 from nlsq_dask.kernels.lru import LruTable
-from nlsq_dask.kernels.model import ModelSpec, call_model
+from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
 MAX_KERNELS = 64
 
-_Key = tuple[str, str | None, int | None, jax.Device]
+_Key = tuple[str, int | None, jax.Device]
 
 _compilations: Counter[str] = Counter()
 
@@ -130,7 +130,7 @@ class RowKernel:
     ) -> jax.Array:
         """Derivatives of the values along the columns of ``root``, (q, n)."""
         if self._spec.jacobian is not None:
-            return (call_model(self._spec.jacobian, coords, params) @ root).T
+            return (call_jacobian(self._spec, coords, params) @ root).T
         _, derivative = jax.linearize(lambda theta: call_model(self._spec, coords, theta), params)
         along: jax.Array = jax.vmap(derivative, in_axes=1)(root)
         return along
@@ -180,8 +180,7 @@ def row_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False) 
     """
     target = find_device(device)
     tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
-    jacobian = None if spec.jacobian is None else spec.jacobian.token
-    key = (spec.token, jacobian, tile_bytes, target)
+    key = (spec.row_key, tile_bytes, target)
     known = _kernels.get(key)
     return known or _kernels.keep(key, RowKernel(spec, tile_bytes, target))
 

@@ -16,7 +16,8 @@ from scipy.optimize import curve_fit
 
 from nlsq_dask import InputError, InputTypeError, fit, models
 from nlsq_dask.kernels.identity import identify
-from nlsq_dask.kernels.model import parameter_names, prepare_model
+from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.kernels.signature import parameter_names
 from tests.models.problems import DRAWS, SUMS, draw_problem
 
 ALL = [cls() for cls in DRAWS] + SUMS

@@ -1,0 +1,89 @@
+"""What a model's signature says: the names of its parameters, and its own name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+
+
+def parameter_names(
+    function: Callable[..., Any], names_or_count: Sequence[str] | int | None = None
+) -> tuple[str, ...]:
+    """Names of a model's parameters, in the order in which it takes them.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``.
+    names_or_count : sequence of str, int or None
+        Names that the caller gives, or the number of parameters. Parameters taken as ``*args``
+        are named p0, p1 and so on by their position, and need one of the two.
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    ModelError
+        If the function does not take x and that many parameters by position.
+    InputError
+        If names are given twice.
+    InputTypeError
+        If the function cannot be called.
+    """
+    if not callable(function):
+        raise _errors.not_callable(function)
+    named, required, is_open = _positional(function)
+    label = model_label(function)
+    if names_or_count is None:
+        if is_open:
+            raise _errors.unknown_parameter_count(label)
+        names_or_count = len(named)
+    count = names_or_count if isinstance(names_or_count, int) else len(names_or_count)
+    most = math.inf if is_open else len(named)
+    if count == 0:
+        raise _errors.no_parameters(label)
+    if not required <= count <= most:
+        raise _errors.parameter_count(label, count, required, most)
+    if isinstance(names_or_count, int):
+        return (*named[:count], *(f"p{i}" for i in range(len(named), count)))
+    names = tuple(names_or_count)
+    if len(set(names)) < len(names):
+        raise _errors.duplicate_parameter_names(names)
+    return names
+
+
+def _positional(function: Callable[..., Any]) -> tuple[list[str], int, bool]:
+    """Names behind x, how many of them have no default, and whether more are taken as ``*args``."""
+    label = model_label(function)
+    if isinstance(function, np.ufunc):  # its signature names an output, and no parameters
+        raise _errors.no_signature(label)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise _errors.no_signature(label) from error
+    parameters = list(signature.parameters.values())
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if not by_position and not is_open:
+        raise _errors.no_x_argument(label, signature)
+    by_keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if by_keyword:
+        raise _errors.keyword_only_parameters(label, by_keyword)
+    required = sum(p.default is p.empty for p in by_position[1:])
+    return [p.name for p in by_position[1:]], required, is_open
+
+
+def model_label(function: Any) -> str:
+    """Name of a model in messages."""
+    while hasattr(function, "func") and not hasattr(function, "__name__"):
+        function = function.func  # functools.partial
+    name = getattr(function, "__name__", type(function).__name__)
+    return "lambda" if name == "<lambda>" else str(name)
