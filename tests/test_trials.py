@@ -95,7 +95,8 @@ def test_only_the_passes_differ(rejected_pilot, monkeypatch, method, bounds):
     # The pass that compares the pilot's answer with p0; p0 itself; and what follows.
     assert fused.n_passes == 1 + fused.nfev
     accepted = sum(entry.accepted for entry in first.history) - 1
-    assert accepted < first.nfev - 1
+    if np.ndim(bounds[1]) == 0:
+        assert accepted < first.nfev - 1
     assert first.n_passes == 1 + first.nfev + accepted
 
 
