@@ -36,9 +36,18 @@ def arrays(upstream=None):
     return x, y
 
 
-def run(client=None, upstream=None):
-    x, y = arrays(upstream)
-    return fit(decay, x, y, p0=[1, 1, 0], sigma=0.1, client=client)
+def identity(block):
+    return block
+
+
+#: Every pass reads all rows; or a sample is fitted first, and rows stay in memory.
+EVERY_PASS = {"pilot": False, "cache": False}
+DEFAULTS = {}
+
+
+def run(client=None, options=EVERY_PASS):
+    x, y = arrays(identity)
+    return fit(decay, x, y, p0=[1, 1, 0], sigma=0.1, client=client, **options)
 
 
 def wait_until(condition):
@@ -58,23 +67,37 @@ def bits(result):
     )
 
 
+def alone(options):
+    with dask.config.set(scheduler="synchronous"):
+        result = run(options=options)
+    assert result.success
+    return result
+
+
 @pytest.fixture(scope="module")
 def expected():
-    with dask.config.set(scheduler="synchronous"):
-        result = run()
-    assert result.success
+    result = alone(EVERY_PASS)
     assert result.n_passes > 3
+    assert result.pilot is None
+    return bits(result)
+
+
+@pytest.fixture(scope="module")
+def expected_by_default():
+    result = alone(DEFAULTS)
+    assert result.pilot.used
     return bits(result)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads(expected, threads):
+def test_threads(expected, expected_by_default, threads):
     with dask.config.set(scheduler="threads", num_workers=threads):
         assert bits(run()) == expected
+        assert bits(run(options=DEFAULTS)) == expected_by_default
 
 
 @pytest.mark.cluster
-def test_clusters_of_one_two_and_four_processes(expected):
+def test_clusters_of_one_two_and_four_processes(expected, expected_by_default):
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -83,13 +106,14 @@ def test_clusters_of_one_two_and_four_processes(expected):
             cluster.scale(n_workers)
             client.wait_for_workers(n_workers)
             assert bits(run(client)) == expected
+            assert bits(run(client, DEFAULTS)) == expected_by_default
             used = client.run(lambda: "nlsq_dask.kernels.block" in __import__("sys").modules)
             assert len(used) == n_workers
             assert all(used.values())
 
 
 @pytest.mark.cluster
-def test_a_cluster_of_threads(expected):
+def test_a_cluster_of_threads(expected, expected_by_default):
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
@@ -97,6 +121,7 @@ def test_a_cluster_of_threads(expected):
         Client(cluster, set_as_default=False) as client,
     ):
         assert bits(run(client)) == expected
+        assert bits(run(client, DEFAULTS)) == expected_by_default
 
 
 @pytest.mark.cluster
@@ -128,7 +153,8 @@ def test_a_worker_that_is_killed_in_mid_pass(expected, tmp_path, persisted):
             wait_for = 0
 
         def work():
-            results.append(fit(decay, x, y, p0=[1, 1, 0], sigma=0.1, client=client))
+            options = {"sigma": 0.1, "client": client, **EVERY_PASS}
+            results.append(fit(decay, x, y, p0=[1, 1, 0], **options))
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()

@@ -44,9 +44,9 @@ def kernel_rows(monkeypatch):
     counts = []
     call = BlockKernel.__call__
 
-    def counted(self, params, basis, rows):
+    def counted(self, params, basis, rows, observe_y=False):
         counts.append(rows.n)
-        return call(self, params, basis, rows)
+        return call(self, params, basis, rows, observe_y)
 
     monkeypatch.setattr(BlockKernel, "__call__", counted)
     return counts
