@@ -135,7 +135,9 @@ def plot_fit(
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = top.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: LEGEND.index(labels[i].split(" ")[-1]))
-    top.legend([handles[i] for i in order], [labels[i] for i in order], **LEGEND_STYLE)
+    # Above the axes, where no data are: to find a place among them takes long for many.
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 4, **LEGEND_STYLE}
+    top.legend([handles[i] for i in order], [labels[i] for i in order], **place)
     return figure
 
 

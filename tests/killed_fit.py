@@ -61,7 +61,9 @@ def main(directory, out, n_starts, scheduler=None):
             *slow_data(),
             p0=[0.3, 0.3, 0.3, 0.3],
             bounds=(0, 10),
-            # Many passes, also from a good start.
+            # Many passes, also from a good start, and slow ones.
+            pilot=False,
+            cache=False,
             ftol=1e-15,
             gtol=None,
             xtol=1e-9,

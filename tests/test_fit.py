@@ -334,7 +334,7 @@ def test_no_global_setting_is_touched_at_any_time(scheduler):
             return block
 
         y = da.from_array(Y, chunks=500).map_blocks(upstream, dtype=float, meta=np.empty(0))
-        fit(model, X, y, p0=[1, 1, 0])
+        fit(model, X, y, p0=[1, 1, 0], cache=False)
         fit(model, X, Y, p0=[1, 1, 0])
 
         assert Settings() == before

@@ -132,13 +132,19 @@ def test_the_data_are_read_as_often_as_by_the_longest_fit(tmp_path, pilot):
     )
     alone = []
     for model, p0 in zip(MODELS, STARTS, strict=True):
-        fit(model, x, y, p0, pilot=pilot)
+        fit(model, x, y, p0, pilot=pilot, cache=False)
         alone.append(sum(y.store.reads.values()))
         y.store.clear_counts()
-    comparison = fit_models(MODELS, x, y, STARTS, pilot=pilot)
+    comparison = fit_models(MODELS, x, y, STARTS, pilot=pilot, cache=False)
 
     assert sum(y.store.reads.values()) == max(alone) < sum(alone)
     assert min(y.store.reads.values()) == comparison.n_passes
+
+    y.store.clear_counts()
+    kept = fit_models(MODELS, x, y, STARTS, pilot=pilot)
+    assert min(y.store.reads.values()) == 1
+    for name, result in kept.items():
+        assert_same_result(result, comparison[name])
 
 
 def test_a_model_whose_rows_depend_on_each_other_is_fitted_beside_others():

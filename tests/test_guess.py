@@ -174,7 +174,7 @@ def test_a_guess_of_streamed_data_reads_a_sample_of_them(tmp_path):
     """Whole chunks, few of them, once; and the passes are no more than without a guess."""
     x, y = (stored(tmp_path / n, a, (500,)) for n, a in (("x", X), ("y", Y)))
     guess = Guess([2.0, 20.7, 0.5])
-    result = fit(make_peak(guess), x, y)
+    result = fit(make_peak(guess), x, y, cache=False)
     n_chunks = X.size // 500
     reads = y.store.reads
     assert len(guess.calls) == 1

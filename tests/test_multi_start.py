@@ -374,12 +374,12 @@ def test_starts_never_multiply_passes(monkeypatch):
 
     x = da.from_array(PEAKS.x, chunks=chunk).map_blocks(noted, meta=np.empty(0))
     problem = Problem(PEAKS.model, x, PEAKS.y, PEAKS.p0, PEAKS.bounds, PEAKS.cost)
-    alone = problem.fit()
+    alone = problem.fit(cache=False)
     assert reads == dict.fromkeys(range(n_chunks), alone.n_passes)
     for n_starts in (5, 20, 60):
         reads.clear()
         compared.clear()
-        result = problem.fit(n_starts)
+        result = problem.fit(n_starts, cache=False)
         basins = len({s.basin for s in result.starts} - {None})
         # The other basins and p0, in the pass that evaluates the best end.
         assert compared == [basins]

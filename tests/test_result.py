@@ -94,7 +94,7 @@ def test_the_report_names_what_was_found(result):
         f"{result.reduced_chi2:.6g}",
         "197 degrees of freedom",
         result.strategy,
-        f"{result.n_passes}  ({result.nfev} evaluations, {result.nit} steps)",
+        f"{result.n_passes}  ({result.nfev} evaluations, {result.nit} step",
         f"{int(result.status)} ({result.status.name})",
     ):
         assert words in report
@@ -194,7 +194,7 @@ def test_the_summary_holds_all_that_was_found():
     solver = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in found["Solver"])
     assert (solver["method"], solver["loss"]) == ("trf", "linear")
     assert solver["strategy"] == "standard"
-    assert solver["passes"] == "2  (2 evaluations, 1 steps)"
+    assert solver["passes"] == "2  (2 evaluations, 1 step)"
     assert solver["tolerances"] == "ftol 1e-08, xtol None, gtol 1e-08"
     assert solver["status"] == "1 (GRADIENT)"
 
