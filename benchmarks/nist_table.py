@@ -35,14 +35,9 @@ from tests.nist import MODELS, Problem, certified_digits, load
 Strategy = Literal["standard", "chunked", "streaming"]
 
 #: The gradient criterion is off because it knows no scale (the residuals of Lanczos1 are 1e-13).
+SCIPY_TOLERANCES: dict[str, Any] = {"ftol": 1e-12, "xtol": 1e-12, "gtol": None, "max_nfev": 2000}
 #: With `stat_tol` a streamed fit would end at a hundredth of a standard error, short of 6 digits.
-TOLERANCES: dict[str, Any] = {
-    "ftol": 1e-12,
-    "xtol": 1e-12,
-    "gtol": None,
-    "stat_tol": None,
-    "max_nfev": 2000,
-}
+TOLERANCES: dict[str, Any] = {**SCIPY_TOLERANCES, "stat_tol": None}
 STRATEGIES: tuple[Strategy, ...] = ("standard", "chunked", "streaming")
 CHUNK_ROWS = 7
 PARAMETER_DIGITS, DEVIATION_DIGITS = 6.0, 5.0
@@ -154,7 +149,7 @@ def scipy_digits(problem: Problem, start: int) -> Digits:
             method="trf",
             x_scale="jac",
             tr_solver="exact",
-            **TOLERANCES,
+            **SCIPY_TOLERANCES,
         )
     _, s, vt = np.linalg.svd(solution.jac, full_matrices=False)
     variances = np.sum((vt.T / s) ** 2, axis=1) * 2 * solution.cost / problem.degrees_of_freedom
