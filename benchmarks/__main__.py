@@ -18,6 +18,7 @@ RUNS: dict[str, list[str]] = {
     "streaming": [],
     "passes": [],
     "whole_fit": [],
+    "cached": [],
     "broadcast": [],
     "memory": [],
     "budget": [],

@@ -46,6 +46,14 @@ RUNS = [
         id="whole_fit",
     ),
     pytest.param(
+        "cached",
+        ["--rows", "20000", "--chunk-rows", "3000", "--repeat", "1"],
+        2,
+        ("share kept", "kept", "in memory", "same bits"),
+        id="cached",
+        marks=(cluster, slow),
+    ),
+    pytest.param(
         "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
     ),
     pytest.param(
