@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import Row, arguments, in_fresh_process, interleave, judge, report
-from nlsq_dask.kernels.block import CPU_TILE_BYTES, tile_rows
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
 
 ROWS = 1 << 18
 SIZES = {"Gaussians": (4, 10, 22, 31, 61), "polynomial": (3, 6, 12, 24, 48)}

@@ -11,7 +11,7 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
-from nlsq_dask.kernels.block import Rows
+from nlsq_dask.kernels.tiles import Rows
 
 # What sums over blocks are made of; costs of several candidates are arrays.
 SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many)

@@ -30,7 +30,8 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.accumulate import SumT, accumulate, sum_rows
 from nlsq_dask.engines.groups import GroupPlan, StreamPlan
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage
-from nlsq_dask.kernels.block import BlockKernel, Rows, find_device
+from nlsq_dask.kernels.block import BlockKernel, find_device
+from nlsq_dask.kernels.tiles import Rows
 
 CacheChoice = bool | Literal["auto"]
 

@@ -22,8 +22,9 @@ from nlsq_dask.engines.groups import GroupPlan
 from nlsq_dask.engines.prefetch import read_ahead
 from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
-from nlsq_dask.kernels.block import Rows, block_kernel
+from nlsq_dask.kernels.block import block_kernel
 from nlsq_dask.kernels.model import ModelSpec
+from nlsq_dask.kernels.tiles import Rows
 
 SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many, "Sample")
 RowSumT = TypeVar("RowSumT", NormalEquations, FloatArray, Survey, Many)

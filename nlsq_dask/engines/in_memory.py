@@ -27,9 +27,10 @@ from nlsq_dask.engines.accumulate import (
 from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
-from nlsq_dask.kernels.block import BlockKernel, Rows, block_kernel
+from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage, aligned_empty
+from nlsq_dask.kernels.block import BlockKernel, block_kernel
 from nlsq_dask.kernels.model import ModelSpec
+from nlsq_dask.kernels.tiles import Rows
 
 PartT = TypeVar("PartT")
 
@@ -38,6 +39,10 @@ MIN_PART_ROWS = 1 << 10
 
 # Parts a data set of moderate size is cut into, so that several cores share it evenly.
 MIN_PARTS = 8
+
+# Bytes allocated in one piece for the buffers of several parts: large enough for huge pages, small
+# enough that little lies here twice on the way to another device.
+PIECE_BYTES = 1 << 26
 
 # Below this many rows one thread is faster than handing parts to several: a part of 2**15 rows
 # takes about as long as waking a thread.
@@ -227,13 +232,20 @@ def chunked_evaluator(
 def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
     """Copy all rows that count into aligned buffers of one capacity, 0 where there are none."""
     block = data.block(whole_box(data.y.shape))
+    n_coords, weighted = len(data.coords), data.sigma is not None
+    n_buffers = n_coords + 1 + weighted
     start = 0
     while capacity and start < data.n_rows:
-        stage = Stage(len(data.coords), data.sigma is not None, capacity)
-        while start < data.n_rows and not stage.full:
-            start = stage.fill(block, start)
-        if stage.n_rows:
-            yield rows_of_stage(stage)
+        n_parts = -(-(data.n_rows - start) // capacity)
+        n_parts = min(n_parts, max(PIECE_BYTES // (8 * n_buffers * capacity), 1))
+        for memory in aligned_empty(n_parts, n_buffers, capacity):
+            stage = Stage(n_coords, weighted, capacity, memory)
+            while start < data.n_rows and not stage.full:
+                start = stage.fill(block, start)
+            if stage.n_rows:
+                yield rows_of_stage(stage)
+            if start == data.n_rows:
+                return
 
 
 def part_rows(n_rows: int) -> int:

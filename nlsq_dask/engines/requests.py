@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
 from nlsq_dask.engines.accumulate import no_costs, no_rows, no_survey
-from nlsq_dask.kernels.block import BlockKernel, Rows
+from nlsq_dask.kernels.block import BlockKernel
+from nlsq_dask.kernels.tiles import Rows
 
 
 class Request(Protocol):

@@ -70,7 +70,7 @@ class RowFunction:
         capacity = n
         if self.row_wise:
             capacity = self.buffer_rows or _buffer_rows(n)
-        buffers = tuple(aligned_empty(capacity) for _ in coords)
+        buffers = tuple(aligned_empty(len(coords), capacity))
         for start in range(0, n, capacity):
             stop = min(start + capacity, n)
             _fill(buffers, coords, shape, start, stop)

@@ -11,6 +11,7 @@ count, so that nothing downstream knows of masks, and no NaN can reach a sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,11 +107,19 @@ class Layout:
         return Block(values[0], tuple(values[1:]), sigma, tuple(masks), self.rule)
 
 
-def aligned_empty(n_rows: int) -> FloatArray:
-    """Allocate ``n_rows`` float64 values at an address that XLA takes without a copy."""
-    raw = np.empty(n_rows * 8 + ALIGNMENT, np.uint8)
+def aligned_empty(*shape: int) -> FloatArray:
+    """Allocate float64 values, each row of the last axis at an address that XLA does not copy.
+
+    All in one piece, which the system can give in huge pages from 4 MB on: to be given pages of
+    4 KiB takes several times as long as to fill them.
+    """
+    *outer, n_rows = shape
+    stride = -(-n_rows * 8 // ALIGNMENT) * ALIGNMENT
+    n_bytes = math.prod(outer) * stride
+    raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     offset = -raw.ctypes.data % ALIGNMENT
-    return raw[offset : offset + n_rows * 8].view(np.float64)
+    rows = raw[offset : offset + n_bytes].view(np.float64).reshape(*outer, stride // 8)
+    return rows[..., :n_rows]
 
 
 class Stage:
@@ -124,6 +133,8 @@ class Stage:
         Whether rows have standard deviations.
     capacity : int
         Rows.
+    memory : ndarray, shape (n_coords + 1, capacity) or (n_coords + 2, capacity), optional
+        What the buffers are made of, one more where weighted; from :func:`aligned_empty`.
 
     Attributes
     ----------
@@ -138,16 +149,23 @@ class Stage:
 
     __slots__ = ("capacity", "coords", "n_left_out", "n_rows", "weights", "y")
 
-    def __init__(self, n_coords: int, weighted: bool, capacity: int = STAGE_ROWS) -> None:
-        self.capacity = capacity
-        self.n_rows = self.n_left_out = 0
-        self.y = aligned_empty(capacity)
-        self.coords = tuple(aligned_empty(capacity) for _ in range(n_coords))
-        self.weights = aligned_empty(capacity) if weighted else None
+    def __init__(
+        self,
+        n_coords: int,
+        weighted: bool,
+        capacity: int = STAGE_ROWS,
+        memory: FloatArray | None = None,
+    ) -> None:
+        if memory is None:
+            memory = aligned_empty(n_coords + 1 + weighted, capacity)
         # The kernel also computes on the rows behind n_rows of the last tile, and masks them:
         # zeros there keep that arithmetic free of NaN traps and slow subnormal numbers.
-        for buffer in self._buffers():
-            buffer[:] = 0.0
+        memory[:] = 0.0
+        self.capacity = capacity
+        self.n_rows = self.n_left_out = 0
+        self.y, *columns = memory
+        self.coords = tuple(columns[:n_coords])
+        self.weights = columns[n_coords] if weighted else None
 
     @property
     def full(self) -> bool:
@@ -224,7 +242,3 @@ class Stage:
         """Forget all rows. Only after the kernel call that reads them has returned its result."""
         self.n_rows = 0
         self.n_left_out = 0
-
-    def _buffers(self) -> tuple[FloatArray, ...]:
-        extra = () if self.weights is None else (self.weights,)
-        return (self.y, *self.coords, *extra)

@@ -17,8 +17,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -28,41 +27,15 @@ from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.kernels.loss import rescale
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
-
-# Bytes of the matrix A of one tile on a CPU. Speed is flat within 20 % from 32 KiB to 1 MiB, the
-# caches' sizes. But the matrix product packs A into memory of its own, twice, and under the
-# MALLOC_TRIM_THRESHOLD_=65536 that Dask's nannies set for their workers larger pieces go back to
-# the system after every tile: measured 4 to 5 times slower, by 33 page faults a tile.
-CPU_TILE_BYTES = 1 << 16
+from nlsq_dask.kernels.moments import moments_of_y, solved
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, Sums, Tile, sum_over_tiles
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
 MAX_KERNELS = 64
 
-# A pytree of sums over rows.
-Sums = TypeVar("Sums")
-
 _compilations: Counter[str] = Counter()
 _kernels: OrderedDict[tuple[object, ...], BlockKernel] = OrderedDict()
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows as the kernel takes them: 1-D float64 buffers, of which the first ``n`` rows count."""
-
-    coords: tuple[jax.Array | FloatArray, ...]
-    y: jax.Array | FloatArray
-    weights: jax.Array | FloatArray | None
-    n: int
-
-
-class _Tile(NamedTuple):
-    """Rows of one tile inside the kernel, and which of them count."""
-
-    coords: tuple[jax.Array, ...]
-    y: jax.Array
-    weights: jax.Array | None
-    valid: jax.Array
 
 
 class BlockKernel:
@@ -117,33 +90,11 @@ class BlockKernel:
             cost, chi2, *extra = map(float, extra)
         moments = Moments(float(abs_errors), float(extra[0]) if extra else chi2)
         if observe_y:
-            moments = replace(moments, **self._moments_of_y(rows))
+            of_y = moments_of_y(rows, self._spec.cholesky)
+            moments = replace(moments, **of_y)
         return NormalEquations(
             products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments
         )
-
-    def _moments_of_y(self, rows: Rows) -> dict[str, float]:
-        """Those of the moments that do not depend on parameters."""
-        y = np.asarray(rows.y)[: rows.n]
-        if not y.size:
-            return {}
-        first = float(y[0])
-        relative = y - first  # large squares of y are not subtracted from each other
-        if rows.weights is None and self._spec.cholesky is None:
-            weight, linear, square = float(rows.n), relative.sum(), (relative * relative).sum()
-        else:
-            unit = np.ones_like(y) if rows.weights is None else np.asarray(rows.weights)[: rows.n]
-            relative = relative * unit
-            if self._spec.cholesky is not None:
-                both = np.stack([relative, unit], axis=1)
-                with jax.enable_x64(True):
-                    relative, unit = np.asarray(_solved(self._spec.cholesky, both)).T
-            weight, linear, square = (
-                float((a * b).sum()) for a, b in ((unit, unit), (unit, relative), (relative,) * 2)
-            )
-        shift = float(linear) / weight
-        scatter = max(float(square) - shift * float(linear), 0.0)
-        return {"weight": weight, "mean": first + shift, "scatter": scatter}
 
     def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:
         """Half the sum of squared residuals of several candidates at once.
@@ -227,7 +178,7 @@ class BlockKernel:
     ) -> jax.Array:
         weighted = weights is not None or self._spec.cholesky is not None
 
-        def sums(rows: _Tile) -> tuple[jax.Array, jax.Array]:
+        def sums(rows: Tile) -> tuple[jax.Array, jax.Array]:
             directions = self._augmented(params, basis, rows)
             residuals = self._weighted(directions, rows)
             errors = jnp.where(rows.valid, directions[-1], 0.0)
@@ -245,13 +196,13 @@ class BlockKernel:
         products, extra = self._over_tiles(sums, zero, coords, y, weights, n)
         return jnp.concatenate([products.ravel(), extra])
 
-    def _weighted(self, values: jax.Array, rows: _Tile) -> jax.Array:
+    def _weighted(self, values: jax.Array, rows: Tile) -> jax.Array:
         """Values of rows (k, tile) in units of their standard deviations; 0 behind the last."""
         if rows.weights is not None:
             values = values * rows.weights
         if self._spec.cholesky is not None:
             factor = jnp.asarray(self._spec.cholesky)
-            values = _solved(factor, values.T).T
+            values = solved(factor, values.T).T
         # A select, not a product: rows behind the last may hold NaN, and NaN * 0 is NaN.
         return jnp.where(rows.valid, values, 0.0)
 
@@ -274,7 +225,7 @@ class BlockKernel:
         weights: jax.Array | None,
         n: jax.Array,
     ) -> jax.Array:
-        def costs(rows: _Tile) -> jax.Array:
+        def costs(rows: Tile) -> jax.Array:
             errors = jax.vmap(lambda params: self._error(params, rows))(candidates)
             residuals = self._weighted(errors, rows)
             if self._spec.loss.is_linear:
@@ -295,7 +246,7 @@ class BlockKernel:
     ) -> jax.Array:
         p = params.shape[0]
 
-        def meat(rows: _Tile) -> jax.Array:
+        def meat(rows: Tile) -> jax.Array:
             directions = self._weighted(self._augmented(params, jnp.eye(p), rows), rows)
             residuals = directions[-1]
             if not self._spec.loss.is_linear:
@@ -308,7 +259,7 @@ class BlockKernel:
 
     def _over_tiles(
         self,
-        function: Callable[[_Tile], Sums],
+        function: Callable[[Tile], Sums],
         zero: Sums,
         coords: tuple[jax.Array, ...],
         y: jax.Array,
@@ -317,24 +268,9 @@ class BlockKernel:
     ) -> Sums:
         """Sum a function of a tile over all tiles; the zero's first axis is its values a row."""
         _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
-        tile = y.shape[0]
-        if self._tile_bytes is not None:
-            tile = min(tile, tile_rows(self._tile_bytes, jax.tree.leaves(zero)[0].shape[0]))
+        return sum_over_tiles(function, zero, self._tile_bytes, coords, y, weights, n)
 
-        def add_tile(i: jax.Array, total: Sums) -> Sums:
-            def cut(rows: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)
-
-            valid = i * tile + jnp.arange(tile) < n
-            w = None if weights is None else cut(weights)
-            one = function(_Tile(tuple(cut(c) for c in coords), cut(y), w, valid))
-            added: Sums = jax.tree.map(jnp.add, total, one)
-            return added
-
-        total: Sums = jax.lax.fori_loop(0, (n + tile - 1) // tile, add_tile, zero)
-        return total
-
-    def _augmented(self, params: jax.Array, basis: jax.Array, rows: _Tile) -> jax.Array:
+    def _augmented(self, params: jax.Array, basis: jax.Array, rows: Tile) -> jax.Array:
         """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), with the errors e = f - y not weighted."""
         if self._spec.jacobian is not None:
             jacobian = call_jacobian(self._spec, rows.coords, params)
@@ -343,12 +279,8 @@ class BlockKernel:
         along = jax.vmap(derivative, in_axes=1)(basis)
         return jnp.concatenate([along, e[None]])
 
-    def _error(self, params: jax.Array, rows: _Tile) -> jax.Array:
+    def _error(self, params: jax.Array, rows: Tile) -> jax.Array:
         return call_model(self._spec, rows.coords, params) - rows.y
-
-
-def _solved(factor: jax.Array | FloatArray, columns: jax.Array | FloatArray) -> jax.Array:
-    return jax.scipy.linalg.solve_triangular(jnp.asarray(factor), jnp.asarray(columns), lower=True)
 
 
 def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:
@@ -402,11 +334,6 @@ def find_device(platform: str | None) -> jax.Device:
         return jax.local_devices(backend=platform)[0]
     except RuntimeError as error:
         raise no_such_device(platform, jax.default_backend()) from error
-
-
-def tile_rows(tile_bytes: int, size: int) -> int:
-    """Rows of a tile of ``size`` float64 values a row: a power of two, as buffers' lengths are."""
-    return 1 << max(tile_bytes // (8 * size), 1).bit_length() - 1
 
 
 def compilations(spec: ModelSpec) -> int:

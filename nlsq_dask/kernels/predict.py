@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.kernels.block import CPU_TILE_BYTES, find_device, tile_rows
+from nlsq_dask.kernels.block import find_device
 from nlsq_dask.kernels.lru import LruTable
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
 MAX_KERNELS = 64

@@ -77,6 +77,24 @@ def test_the_same_bits_on_any_number_of_cores(make, monkeypatch):
         assert other.chi2 == sums[0].chi2
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 5 << 20])
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_same_bits_whatever_pieces_the_memory_comes_in(piece_bytes, missing, monkeypatch):
+    problem = plain_problem(600_000)
+    if missing:
+        problem.y[::3] = np.nan
+    data = observe(problem.x, problem.y, problem.sigma, nan_policy="omit")
+    sums = []
+    for size in (in_memory.PIECE_BYTES, piece_bytes):
+        monkeypatch.setattr(in_memory, "PIECE_BYTES", size)
+        with standard_evaluator(data, problem.spec) as evaluator:
+            sums.append(evaluator.evaluate(problem.params, problem.basis))
+
+    assert sums[0].n_points == (400_000 if missing else 600_000)
+    assert sums[1].gram.tobytes() == sums[0].gram.tobytes()
+    assert sums[1].moments == sums[0].moments
+
+
 def test_available_cores_are_those_of_this_process():
     assert in_memory.available_cores() == len(os.sched_getaffinity(0))
 

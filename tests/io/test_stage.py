@@ -21,6 +21,18 @@ def test_buffers_are_aligned_and_apart(n_rows):
     assert all((b == i).all() for i, b in enumerate(buffers))
 
 
+@pytest.mark.parametrize("n_rows", [1, 7, 8, 1 << 10])
+def test_buffers_of_one_piece_are_aligned_and_apart(n_rows):
+    stages = aligned_empty(3, 2, n_rows)
+    assert stages.shape == (3, 2, n_rows)
+    buffers = [buffer for stage in stages for buffer in stage]
+    for i, buffer in enumerate(buffers):
+        assert buffer.ctypes.data % ALIGNMENT == 0
+        assert buffer.flags.c_contiguous
+        buffer[:] = i
+    assert all((b == i).all() for i, b in enumerate(buffers))
+
+
 @st.composite
 def blocks(draw: st.DrawFn, n_coords: int, weighted: bool) -> Block:
     shape = tuple(draw(st.lists(st.integers(0, 6), min_size=1, max_size=3)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,16 +18,15 @@ from nlsq_dask import InputError
 from nlsq_dask.io.stage import aligned_empty
 from nlsq_dask.kernels import block
 from nlsq_dask.kernels.block import (
-    CPU_TILE_BYTES,
     BlockKernel,
-    Rows,
     block_kernel,
     compilations,
     find_device,
-    tile_rows,
 )
 from nlsq_dask.kernels.loss import LINEAR, Loss
 from nlsq_dask.kernels.model import prepare_jacobian, prepare_loss, prepare_model
+from nlsq_dask.kernels.moments import PIECE_ROWS, moments_of_y
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, tile_rows
 from tests.engines.problems import decays, exact_sums, plain_problem
 
 PARAMS = np.array([0.5, 0.8, 0.3])
@@ -421,6 +421,26 @@ def test_moments_of_y_lose_no_digits_to_an_offset(n_rows, offset, spread, weight
     assert moments.mean - y[0] == pytest.approx(mean, rel=1e-9, abs=4 * np.spacing(abs(y[0])))
     expected = float(np.sum(squares * (apart - mean) ** 2))
     assert moments.scatter == pytest.approx(expected, rel=1e-9, abs=1e-12 * (spread**2 + 1e-300))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_many_rows_take_pieces_of_them(weighted):
+    """Temporary arrays of the buffer's size took longer than the kernel, by their fresh pages."""
+    n_rows = 3 * PIECE_ROWS + 5
+    rng = np.random.default_rng(7)
+    y = 1e6 + rng.normal(size=n_rows)
+    weights = rng.uniform(0.1, 3, n_rows) if weighted else None
+    rows = Rows((y,), y, weights, n_rows)
+    tracemalloc.start()
+    found = moments_of_y(rows, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    squares = np.ones(n_rows) if weights is None else weights**2
+    mean = np.average(y - 1e6, weights=squares)
+    assert found["weight"] == pytest.approx(squares.sum(), rel=1e-13)
+    assert found["mean"] - 1e6 == pytest.approx(mean, rel=1e-6)
+    assert found["scatter"] == pytest.approx(squares @ (y - 1e6 - mean) ** 2, rel=1e-10)
+    assert peak < 1.2 * 8 * PIECE_ROWS
 
 
 def test_moments_of_correlated_rows_are_those_of_generalised_least_squares():

@@ -1,0 +1,86 @@
+"""Moments of y, which no parameter changes: what the total sum of squares is made of."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.kernels.tiles import Rows
+
+# Rows at a time, 256 KiB: few enough to stay in a core's cache and to cost next to no fresh pages
+# (a stage's worth of temporary arrays took longer than the kernel), enough that threads do not wait
+# for each other's interpreter lock.
+PIECE_ROWS = 1 << 15
+
+
+def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
+    """Those fields of ``Moments`` that do not depend on parameters.
+
+    In NumPy: they are needed once, and a compiled kernel for every size of buffer takes longer to
+    make than it saves.
+
+    Parameters
+    ----------
+    rows : Rows
+    factor : ndarray, shape (n, n), float64, or None
+        Lower Cholesky factor of the covariance of all rows.
+    """
+    if not rows.n:
+        return {}
+    y = np.asarray(rows.y)[: rows.n]
+    weights = None if rows.weights is None else np.asarray(rows.weights)[: rows.n]
+    first = float(y[0])
+    if factor is None:
+        weight, linear, square = _sums(y, first, weights)
+    else:
+        weight, linear, square = _sums_of_correlated(y, first, weights, factor)
+    shift = linear / weight
+    scatter = max(square - shift * linear, 0.0)
+    return {"weight": weight, "mean": first + shift, "scatter": scatter}
+
+
+def solved(factor: jax.Array | FloatArray, columns: jax.Array | FloatArray) -> jax.Array:
+    """Columns (n, k) whitened by a lower Cholesky factor (n, n)."""
+    return jax.scipy.linalg.solve_triangular(jnp.asarray(factor), jnp.asarray(columns), lower=True)
+
+
+def _sums(y: FloatArray, first: float, weights: FloatArray | None) -> tuple[float, float, float]:
+    """``Σ w²``, ``Σ w² d`` and ``Σ w² d²`` of the distances d = y - first.
+
+    Large squares of y are not subtracted from each other: those of d are as large as they must be.
+    """
+    weight, linear, square = float(y.size), 0.0, 0.0
+    if weights is not None:
+        weight = 0.0
+    apart_of = np.empty(min(PIECE_ROWS, y.size))
+    for start in range(0, y.size, PIECE_ROWS):
+        piece = slice(start, start + PIECE_ROWS)
+        apart = np.subtract(y[piece], first, out=apart_of[: y[piece].size])
+        if weights is None:
+            linear += float(apart.sum())
+        else:
+            apart *= weights[piece]
+            weight += _dot(weights[piece], weights[piece])
+            linear += _dot(weights[piece], apart)
+        square += _dot(apart, apart)
+    return weight, linear, square
+
+
+def _dot(a: FloatArray, b: FloatArray) -> float:
+    # Not ``a @ b``: BLAS shares a long product between as many threads as there are cores, and
+    # their number would be seen in the last bits.
+    return float(np.einsum("i,i->", a, b))
+
+
+def _sums_of_correlated(
+    y: FloatArray, first: float, weights: FloatArray | None, factor: FloatArray
+) -> tuple[float, float, float]:
+    """The same sums of whitened rows."""
+    columns = np.stack([np.ones_like(y), y - first], axis=1)
+    if weights is not None:
+        columns *= weights[:, None]
+    with jax.enable_x64(True):
+        unit, apart = np.asarray(solved(factor, columns)).T
+    return _dot(unit, unit), _dot(unit, apart), _dot(apart, apart)
