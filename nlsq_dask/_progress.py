@@ -47,7 +47,7 @@ class ProgressLine:
                 self._width = 0
 
     def blocks(self, number: int, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` blocks of a pass are summed."""
+        """Show that ``done`` of ``total`` blocks of a pass are summed; pass 0 reads a sample."""
         if not self._wanted:
             return
         with self._lock:
@@ -65,9 +65,10 @@ class ProgressLine:
     def _draw_blocks(self, number: int, done: int, total: int, now: float) -> None:
         left = f"{(now - self._pass_start) / done * (total - done):.0f} s" if done else "?"
         cost = "" if self._cost is None else f" · cost {self._cost:.6g}"
+        what = f"pass {number}" if number else "sample"
         self._draw(
-            f"pass {number} · {done}/{total} blocks{cost} · "
-            f"{now - self._start:.0f} s · pass ends in {left}"
+            f"{what} · {done}/{total} blocks{cost} · "
+            f"{now - self._start:.0f} s · {what.partition(' ')[0]} ends in {left}"
         )
         self._drawn_at = now
 

@@ -133,3 +133,11 @@ def test_time_left_follows_from_the_blocks_of_this_pass(clock):
         clock.now += 10
         line.blocks(2, 1, 4)
     assert stream.getvalue().rstrip().endswith("2 · 1/4 blocks · 60 s · pass ends in 30 s")
+
+
+def test_reading_a_sample_is_no_pass(clock):
+    stream = io.StringIO()
+    with ProgressLine(True, stream) as line:
+        clock.now += 2
+        line.blocks(0, 1, 3)
+    assert stream.getvalue().strip() == "sample · 1/3 blocks · 2 s · sample ends in 4 s"
