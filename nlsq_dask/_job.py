@@ -386,7 +386,7 @@ def prepare_on(
         wishes.device,
         getattr(model, "guess", None) if p0 is None else None,
         wishes.seed,
-        _pilots(data, plan, row_wise, wishes.pilot),
+        _pilots(data, plan, row_wise, _checked_pilot(wishes.pilot)),
         _checked_cache(wishes.cache),
     )
 
@@ -424,6 +424,12 @@ def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool
     if wanted is None:
         return data.n_rows >= (PILOT_ROWS_STREAMED if streaming else PILOT_ROWS_IN_MEMORY)
     return bool(wanted)
+
+
+def _checked_pilot(pilot: Any) -> bool | None:
+    if pilot is None or isinstance(pilot, bool):
+        return pilot
+    raise _errors.unknown_choice("pilot", pilot, (None, True, False))
 
 
 def _checked_cache(cache: Any) -> CacheChoice:

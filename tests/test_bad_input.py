@@ -189,6 +189,8 @@ REST = {
     "verbose two numbers": (dict(verbose=np.array([1, 2])), InputError, "verbose = array([1, 2])"),
     "callback a number": (dict(callback=3), InputTypeError, "callback = 3 cannot be called"),
     "stat_tol a word": (dict(stat_tol="best"), InputError, "stat_tol = 'best'"),
+    "pilot a word": (dict(pilot="yes"), InputError, "pilot = 'yes' is unknown"),
+    "cache a word": (dict(cache="yes"), InputError, "cache = 'yes' is unknown"),
     "stat_tol negative": (dict(stat_tol=-1), InputError, "stat_tol = -1"),
     "ftol a word": (dict(ftol="small"), InputError, "ftol = 'small'"),
     "xtol two numbers": (dict(xtol=[1, 2]), InputError, "xtol = [1, 2]"),
@@ -300,6 +302,11 @@ def test_curve_fit_raises_the_same(name):
         pytest.param(dict(sigma=with_value(np.nan)), "sigma has 1 values", id="sigma"),
         pytest.param(
             dict(sigma=with_value(0.0)), "sigma has 1 values that are not positive", id="zero sigma"
+        ),
+        pytest.param(
+            dict(sigma=with_value(-1.0)),
+            "sigma has 1 values that are not positive (one is -1.0), the first at index",
+            id="negative sigma",
         ),
     ],
 )

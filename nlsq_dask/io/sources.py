@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,8 @@ def observe(
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
-    return _check_sigma(data)
+    _check_sigma(data)
+    return data
 
 
 def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Array:
@@ -211,23 +211,21 @@ def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
     return array[(None,) * missing] if missing else array
 
 
-def _check_sigma(data: Observations) -> Observations:
+def _check_sigma(data: Observations) -> None:
     """Refuse standard deviations that are not positive, where that is known without reading.
 
-    Where the data are lazy and may leave rows out, the rows to which values belong are not known
-    yet. Negative ones then become zero in a copy, which the sum of squares shows.
+    Where they are lazy, or the data are and may leave rows out, the sum of squares shows them.
     """
     sigma = data.sigma
     if sigma is None or is_dask(sigma):
-        return data
+        return
     if sigma.min() > 0:  # needs no memory, which a comparison of all values would; NaN fails it
-        return data
+        return
     if not data.selects:
         bad = ~(sigma > 0)
         raise _errors.sigma_not_positive(int(bad.sum()), float(sigma[bad][0]))
     if data.lazy:
-        return replace(data, sigma=np.maximum(sigma, 0))
+        return
     found = scan_in_memory(data).not_positive
     if found.count:
         raise _errors.sigma_not_positive(found.count, found.value, f", the first {found.first}")
-    return data

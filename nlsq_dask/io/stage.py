@@ -234,7 +234,9 @@ class Stage:
         if self.weights is not None and block.sigma is not None:
             copy(self.weights, block.sigma)
             weights = self.weights[rows]
-            with np.errstate(divide="ignore"):  # sigma = 0 shows as a non-finite cost
+            # A sigma that is not positive becomes 0, which shows as a cost that is not finite.
+            np.maximum(weights, 0.0, out=weights)
+            with np.errstate(divide="ignore"):
                 np.reciprocal(weights, out=weights)
         self.n_rows += n_rows
 

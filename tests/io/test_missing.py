@@ -169,7 +169,7 @@ def test_sigma_in_memory_of_rows_that_are_not_known_yet():
     lazy = da.from_array(np.array([False, True, False, True, False]), chunks=2)
     data = observe(np.ones(5), np.ones(5), SIGMA, mask=lazy)
     assert str(finite_problem(data)).startswith(
-        "sigma has 1 values that are not positive (one is 0.0), the first at index (4,)"
+        "sigma has 1 values that are not positive (one is -3.0), the first at index (4,)"
     )
     np.testing.assert_array_equal(SIGMA, [1.0, 0.0, 2.0, NAN, -3.0])
 
