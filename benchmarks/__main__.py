@@ -19,6 +19,7 @@ RUNS: dict[str, list[str]] = {
     "passes": [],
     "whole_fit": [],
     "cached": [],
+    "pages": [],
     "broadcast": [],
     "memory": [],
     "budget": [],

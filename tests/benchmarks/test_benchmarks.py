@@ -54,6 +54,14 @@ RUNS = [
         marks=(cluster, slow),
     ),
     pytest.param(
+        "pages",
+        ["--rows", "20000", "--chunk-rows", "3000", "--repeat", "1"],
+        6,
+        ("fit", "sum", "faster"),
+        id="pages",
+        marks=slow,
+    ),
+    pytest.param(
         "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
     ),
     pytest.param(
