@@ -195,7 +195,7 @@ def test_a_matrix_of_ties():
     [
         dict(method="lm"),
         dict(method="dogbox"),
-        dict(jac=pair_jacobian),
+        pytest.param(dict(jac=pair_jacobian), id="jac"),
         dict(x_scale=[1, 1, 0.5, 1, 1, 0.5, 0.1]),
         dict(workflow="fast", **TIGHT),
         dict(workflow="quality", **TIGHT),

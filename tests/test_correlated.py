@@ -167,7 +167,7 @@ def test_what_is_no_covariance_matrix_is_refused_as_by_scipy(sigma, text):
         dict(x=da.from_array(X, chunks=40)),
         dict(y=da.from_array(Y, chunks=40)),
         dict(sigma=da.from_array(COVARIANCE, chunks=40)),
-        dict(y=zarr.array(Y, chunks=40)),
+        pytest.param(dict(y=zarr.array(Y, chunks=40)), id="zarr"),
         dict(strategy="chunked"),
         dict(strategy="streaming"),
         dict(workflow="streaming"),
