@@ -270,7 +270,7 @@ def curve_fit(
     problem = _checked(problem, check_finite, nan_policy)
     if p0 is None and problem.adapt is None and hasattr(f, "guess"):
         options["p0"] = None  # the model knows better than ones
-    if method == "lm" and start.size > problem.n_rows:
+    if method == "lm" and start.size > problem.n_rows > 0:  # no rows are refused as such
         raise _errors.too_few_rows_for_lm(start.size, problem.n_rows)
     result = _fitted(problem, options)
     if not result.success:

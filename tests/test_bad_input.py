@@ -317,6 +317,12 @@ def test_bad_values_in_dask_arrays_are_named(data, text):
     assert text in str(raised.value)
 
 
+@pytest.mark.parametrize("call", [fit, curve_fit])
+def test_dask_arrays_without_rows_are_refused_as_such(call):
+    with pytest.raises(InputError, match="y is empty"):
+        call(decay, lazy(X)[:0], lazy(Y)[:0], [1, 1, 0])
+
+
 @pytest.mark.parametrize("strategy", ["standard", "chunked"])
 @pytest.mark.parametrize("argument", ["x", "y", "sigma"])
 def test_dask_arrays_are_never_loaded_whole(strategy, argument):
