@@ -24,9 +24,13 @@ SAMPLE_ROWS = 20_000
 
 
 def sample_of(job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> Observations:
-    """Rows of some blocks of streamed data, or every k-th row of data in memory."""
+    """Rows of some blocks of streamed data, or every k-th row of data in memory.
+
+    Few rows that a model guesses from are all read: a guess that misses a peak, because it lies in
+    another block, leads to another minimum.
+    """
     if not isinstance(evaluator, InMemoryEvaluator):
-        return evaluator.sample()
+        return evaluator.sample(whole=job.guess is not None and job.data.n_rows <= SAMPLE_ROWS)
     return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART))
 
 

@@ -209,8 +209,13 @@ class DaskEvaluator:
         assert isinstance(found, Many)
         return found.answers
 
-    def sample(self) -> Observations:
+    def sample(self, *, whole: bool = False) -> Observations:
         """Rows of a few whole chunks, spread over the chunk grid of every dimension.
+
+        Parameters
+        ----------
+        whole : bool
+            Read all blocks instead.
 
         Returns
         -------
@@ -224,7 +229,7 @@ class DaskEvaluator:
         InputError
             If all rows are left out.
         """
-        few = sample_blocks(self.plan.n_blocks)
+        few = self.plan.n_blocks if whole else sample_blocks(self.plan.n_blocks)
         rows = self._thinned(few)
         while rows.y.size < len(self._work.spec.names) and few < self.plan.n_blocks:
             few *= SAMPLE_GROWTH
