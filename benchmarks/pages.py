@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy as np
 
 from benchmarks.common import Row, arguments, in_fresh_process, report, stopwatch
 from benchmarks.problems import EXPONENTIAL
-from benchmarks.streaming import BARS, CHUNK_ROWS, write_store
+from benchmarks.streaming import CHUNK_ROWS, stores
 from nlsq_dask import fit
 
 GIB = str(1 << 30)
@@ -47,10 +46,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = arguments(__doc__, rows=100_000_000, chunk_rows=CHUNK_ROWS, repeat=5)
     options = parser.parse_args(argv)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="nlsq_dask_bench_") as folder:
-        for compression in BARS:
-            path = Path(folder) / compression
-            write_store(path, options.rows, options.chunk_rows, compression)
+    with stores(options.rows, options.chunk_rows) as paths:
+        for compression, path in paths.items():
             rows += measure(path, compression, options.repeat)
     return report(f"pages: a streaming fit of {options.rows:,} rows", rows, options.json)
 

@@ -11,7 +11,8 @@ Bars, pass/sum: 1.7 uncompressed, 1.35 with Zarr's default compression.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,23 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Run the benchmark and print its table."""
     parser = arguments(__doc__, rows=64_000_000, chunk_rows=CHUNK_ROWS, repeat=7)
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="nlsq_dask_bench_") as folder:
-        for compression in BARS:
-            path = Path(folder) / compression
-            write_store(path, options.rows, options.chunk_rows, compression)
-        rows = measure(Path(folder), options.repeat, "threads", None)
+    with stores(options.rows, options.chunk_rows) as paths:
+        rows = measure(paths, options.repeat, "threads", None)
         for processes, threads in CLUSTERS:
             with local_cluster(processes, threads) as client:
                 label = f"cluster {processes} x {threads}"
-                rows += measure(Path(folder), options.repeat, label, client)
+                rows += measure(paths, options.repeat, label, client)
     return report(f"streaming: a pass over {options.rows:,} rows", rows, options.json)
+
+
+@contextmanager
+def stores(n: int, chunk: int) -> Iterator[dict[str, Path]]:
+    """Stores of n rows with and without compression, by its name, on a disk for the time being."""
+    with tempfile.TemporaryDirectory(prefix="nlsq_dask_bench_") as folder:
+        paths = {compression: Path(folder) / compression for compression in BARS}
+        for compression, path in paths.items():
+            write_store(path, n, chunk, compression)
+        yield paths
 
 
 def write_store(path: Path, n: int, chunk: int, compression: str) -> None:
@@ -70,14 +78,16 @@ def write_store(path: Path, n: int, chunk: int, compression: str) -> None:
         x[start:stop], y[start:stop] = EXPONENTIAL.data(stop - start, seed=start)
 
 
-def measure(folder: Path, repeat: int, scheduler: str, client: Client | None) -> list[Row]:
+def measure(
+    paths: Mapping[str, Path], repeat: int, scheduler: str, client: Client | None
+) -> list[Row]:
     """Time both stores on one scheduler."""
     rows = []
     model = EXPONENTIAL.model(jnp)
     spec = prepare_model(model, parameter_names(model))
     params, basis = np.array(EXPONENTIAL.start), np.eye(len(EXPONENTIAL.start))
     for compression, bar in BARS.items():
-        x, y = (da.from_zarr(str(folder / compression), component=name) for name in "xy")
+        x, y = (da.from_zarr(str(paths[compression]), component=name) for name in "xy")
         total = x.sum() + y.sum()
         with DaskEvaluator(observe(x, y), spec, "cpu", client) as evaluator:
             seconds = interleave(

@@ -18,7 +18,6 @@ Bars: fit/sum 5 uncompressed, 4 with Zarr's default compression; cold/fit 15.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from scipy.optimize import least_squares
 
 from benchmarks.common import Row, arguments, interleave, judge, ratio, report, stopwatch
 from benchmarks.problems import EXPONENTIAL, FloatArray
-from benchmarks.streaming import CHUNK_ROWS, write_store
+from benchmarks.streaming import CHUNK_ROWS, stores
 from nlsq_dask import FitResult, fit
 
 #: Most that a fit takes, in readings of the same arrays, by compression.
@@ -47,10 +46,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = arguments(__doc__, rows=200_000_000, chunk_rows=CHUNK_ROWS, repeat=3)
     options = parser.parse_args(argv)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="nlsq_dask_bench_") as folder:
-        for compression in BARS:
-            path = Path(folder) / compression
-            write_store(path, options.rows, options.chunk_rows, compression)
+    with stores(options.rows, options.chunk_rows) as paths:
+        for compression, path in paths.items():
             rows += measure(path, compression, options.repeat)
     return report(f"whole_fit: seconds of a fit of {options.rows:,} rows", rows, options.json)
 

@@ -423,7 +423,7 @@ def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool
         return True
     if wanted is None:
         return data.n_rows >= (PILOT_ROWS_STREAMED if streaming else PILOT_ROWS_IN_MEMORY)
-    return bool(wanted)
+    return wanted
 
 
 def _checked_pilot(pilot: Any) -> bool | None:
