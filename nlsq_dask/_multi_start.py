@@ -8,7 +8,8 @@ after a few steps says much, and steps that did not lead far are cheaper than ru
 
 A few data are used as they are. For others all this happens on a sample
 (:mod:`nlsq_dask._pilot`), and only the best end of each basin is compared on all data, in the first
-pass: more starts never mean more passes. The full fit then goes on from the best end.
+pass: more starts do not mean more passes. The full fit then goes on from the best end; or from p0
+where the sample does not show all parameters, and then only from an end that costs less than that.
 """
 
 from __future__ import annotations

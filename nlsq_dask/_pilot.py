@@ -72,6 +72,8 @@ class Pilot:
         Some rows of the sample.
     starts : tuple of Start
         What several starts led to; empty for one.
+    sees : bool
+        Whether the sample shows every parameter, where the user starts and at the best end.
     """
 
     n_rows: int
@@ -80,6 +82,7 @@ class Pilot:
     history: tuple[IterationRecord, ...]
     few: Observations
     starts: tuple[Start, ...] = ()
+    sees: bool = True
 
 
 def run_pilot(job: Job, sample: Observations) -> Pilot | None:
@@ -95,8 +98,8 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
     -------
     Pilot or None
         None if the model is not finite on the sample at any start, or the sample has too few rows:
-        then all rows have to tell what is wrong. Or if a single start has a parameter that the
-        sample does not show.
+        then all rows have to tell what is wrong. Or if the sample does not show a parameter of a
+        single start; several starts are compared on all rows even so.
     """
     if sample.n_rows < len(job.reduction.names):
         return None
@@ -134,7 +137,9 @@ def first_pass(
     costs = np.nan_to_num([survey.sums.cost, *survey.costs], nan=np.inf)
     points = np.vstack([best, candidates])
     choice = int(np.argmin(costs))
-    if choice == 0 and not _is_trusted(pilot, survey.sums):
+    if not pilot.sees and np.isfinite(costs[-1]):
+        choice = len(points) - 1
+    elif choice == 0 and not _is_trusted(pilot, survey.sums):
         logger.info("the pilot's rows do not determine all parameters: going on from p0")
         choice = len(points) - 1
     elif choice == len(points) - 1:
@@ -229,7 +234,7 @@ def _of_one_start(job: Job, sample: Observations, few: Observations) -> Pilot | 
             )
             point = end.params if seen else job.start
     if not seen:
-        logger.info("the pilot's %d rows do not show all parameters: starting at p0", sample.n_rows)
+        _log_unseen(sample)
         return None
     return Pilot(sample.n_rows, point[None], linear, history, few)
 
@@ -242,8 +247,17 @@ def _of_starts(
     starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
     basins = range(n_basins(starts))
     ends = [best_end([s for s in starts if s.basin == b]) for b in basins] or [best_end(starts)]
-    linear, _ = _linearize(job, evaluator, ends[0])
-    return Pilot(sample.n_rows, np.vstack(ends), linear, (), few, tuple(starts))
+    linear, noise = _linearize(job, evaluator, ends[0])
+    sees = _sees(job, linear, ends[0], noise)
+    if starts[0].params is not None:  # else the fit cannot start at p0, whatever the sample shows
+        sees &= _sees(job, _linearize(job, evaluator, job.start)[0], job.start, noise)
+    if not sees:
+        _log_unseen(sample)
+    return Pilot(sample.n_rows, np.vstack(ends), linear, (), few, tuple(starts), sees)
+
+
+def _log_unseen(sample: Observations) -> None:
+    logger.info("the pilot's %d rows do not show all parameters: starting at p0", sample.n_rows)
 
 
 def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> Solution:

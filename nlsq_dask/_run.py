@@ -24,7 +24,7 @@ from nlsq_dask._sample import guessed_start, sample_of
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.minimize import minimize
-from nlsq_dask.core.normal_equations import CostEvaluator
+from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
 from nlsq_dask.engines.fitted import FittedModel
@@ -162,19 +162,41 @@ def solve(
         points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
         before = Before(tuple(run_starts(reduced, points, job.lower, job.upper, job.options)))
         point = best_end(before.starts)
-    cost_first = before.pilot is not None and before.pilot.trials == "cost first"
-    solution = minimize(
-        reduced,
-        point,
-        job.lower,
-        job.upper,
-        job.options,
-        lambda state: observer(state, before),
-        state,
-        reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
-        reduced.costs if cost_first else None,
-    )
+
+    def descend(point: FloatArray, state: SolverState | None, before: Before) -> Solution:
+        cost_first = before.pilot is not None and before.pilot.trials == "cost first"
+        return minimize(
+            reduced,
+            point,
+            job.lower,
+            job.upper,
+            job.options,
+            lambda state: observer(state, before),
+            state,
+            reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
+            reduced.costs if cost_first else None,
+        )
+
+    solution = descend(point, state, before)
+    if solution.status.success and (better := _better_end(before, solution.cost)) is not None:
+        point, before = better
+        solution = descend(point, None, before)
     return Found(solution, before, evaluator.n_passes)
+
+
+def _better_end(before: Before, cost: float) -> tuple[FloatArray, Before] | None:
+    """An end of several starts that costs less on all rows than the answer that p0 led to, if any.
+
+    The fit goes on from p0 where the sample does not show all parameters; what the other starts
+    found on it is not lost.
+    """
+    if before.pilot is None or before.pilot.used:
+        return None
+    least = min((s.cost for s in before.starts if s.cost is not None), default=np.inf)
+    if least >= cost:
+        return None
+    logger.info("p0 led to a cost of %.6g, another start to %.6g: going on from there", cost, least)
+    return best_end(before.starts), replace(before, pilot=replace(before.pilot, used=True))
 
 
 def result_of(

@@ -29,18 +29,41 @@ from tests.pilot_cases import (
 )
 
 
-def test_a_peak_in_one_chunk_that_was_not_sampled(caplog):
+@pytest.mark.parametrize("n_starts", [1, 5])
+def test_a_peak_in_one_chunk_that_was_not_sampled(n_starts, caplog):
     n = 200
     hidden = next(c for c in range(90, n) if not {c - 1, c, c + 1} & set(sampled(n)))
     x = np.linspace(0, n, n * CHUNK)
     truth = [5, hidden + 0.5, 0.12, 0.5]
     y = computed(gauss, x, *truth) + 0.2 * rng().normal(size=x.size)
-    case = Case(gauss, x, y, [4, hidden + 0.4, 0.15, 0.7])
+    bounds = ([0, hidden - 6, 0.05, -3], [10, hidden + 7, 2, 3])
+    options = {"bounds": bounds, "n_starts": n_starts}
+    case = Case(gauss, x, y, [4, hidden + 0.4, 0.15, 0.7], options)
     with caplog.at_level(logging.INFO, logger="nlsq_dask"):
         result = case.fit()
-    assert result.pilot is None
+    assert result.pilot is None or not result.pilot.used
     assert "do not show all parameters: starting at p0" in caplog.text
     np.testing.assert_allclose(result.popt, truth, atol=0.1)
+    case.options["n_starts"] = 1
+    assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
+
+
+def test_several_starts_find_what_the_sample_shows_elsewhere(caplog):
+    n = 200
+    hidden = next(c for c in range(90, n) if not {c - 1, c, c + 1} & set(sampled(n)))
+    x = np.linspace(0, n, n * CHUNK)
+    truth = [5, 40, 12, 0.5]
+    narrow = computed(gauss, x, 5, hidden + 0.5, 0.12, 0.0)  # where p0 leads
+    y = computed(gauss, x, *truth) + narrow + 0.2 * rng().normal(size=x.size)
+    p0 = [4, hidden + 0.4, 0.12, 0.7]
+    case = Case(gauss, x, y, p0, {"bounds": ([0, 0, 0.05, -3], [10, n, 20, 3])})
+    with caplog.at_level(logging.INFO, logger="nlsq_dask"):
+        result = case.fit(n_starts=10)
+    assert result.pilot.used
+    assert result.cost < case.fit().cost
+    assert "p0 led to" in caplog.text
+    np.testing.assert_allclose(result.popt, truth, atol=0.1)
+    case.p0 = result.popt
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
