@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import subprocess
 import sys
 
@@ -329,84 +328,6 @@ def test_what_is_wrong_is_refused_as_by_the_fit():
     huge = da.zeros(10**9, chunks=10**9)
     with pytest.raises(InputError, match=r"y\.rechunk"):
         plan(decay, huge, huge, p0=P0, memory_limit_gb=4)
-
-
-# Chunks that hurt
-
-
-def warnings_of(x, y, **options):
-    return plan(decay, x, y, p0=P0, time=False, **options).warnings
-
-
-def rechunked_as_advised(text, **arrays):
-    """Arrays after the calls that a text advises."""
-    calls = re.findall(r"(\w+) = (\w+)\.rechunk\((\([\d, ]+\))\)", text)
-    assert calls
-    for name, again, chunks in calls:
-        assert name == again
-        arrays[name] = arrays[name].rechunk(tuple(map(int, re.findall(r"\d+", chunks))))
-    return arrays["x"], arrays["y"]
-
-
-def test_good_chunks_are_not_warned_of(disk):
-    assert warnings_of(*alike(disk)) == ()
-    assert warnings_of(*dask_joins_zarr(disk)) == ()
-    assert warnings_of(T, disk(Y, 6000)) == ()
-
-
-@pytest.mark.parametrize("chunks", [(4000, 6000), (2000, 4000), (3000, 7000)])
-def test_chunks_that_do_not_match(chunks):
-    x, y = (da.zeros(N, chunks=c) for c in chunks)
-    (text,) = warnings_of(x, y)
-    assert f"y ({chunks[1]},), x ({chunks[0]},)" in text
-    assert warnings_of(*rechunked_as_advised(text, x=x, y=y)) == ()
-
-
-def test_rows_that_are_read_twice_for_chunks_that_do_not_match(disk):
-    x, y = unlike(disk)
-    planned = plan(decay, x, y, p0=P0, time=False)
-    whole = 30 * 4000 * 8 + 19 * 6500 * 8
-    assert planned.bytes_per_pass > whole
-    (text,) = planned.warnings
-    kilobytes = float(re.search(r"([\d.]+) kB are read twice", text)[1])
-    assert 1e3 * kilobytes == pytest.approx(planned.bytes_per_pass - whole, rel=0.01)
-
-
-def test_dask_chunks_that_cut_zarr_chunks(disk):
-    x, y = disk(T, 6000), disk(Y, 6000)
-    cut = da.from_zarr(y, chunks=1500)
-    (text,) = warnings_of(x, cut)
-    assert "decoded 4 times" in text
-    chunks = re.search(r"y = da\.from_zarr\(store, chunks=\((\d+),\)\)", text)[1]
-    assert int(chunks) % 6000 == 0
-    planned = plan(decay, x, da.from_zarr(y, chunks=int(chunks)), p0=P0, time=False)
-    assert planned.bytes_per_pass == 2 * 8 * N
-    assert not any("Zarr" in text for text in planned.warnings)
-
-
-def test_very_many_very_small_chunks():
-    x, y = da.zeros(N, chunks=10), da.zeros(N, chunks=10)
-    (text,) = warnings_of(x, y)
-    assert text.startswith("12,000 blocks of 160 bytes")
-    assert not any("blocks of" in t for t in warnings_of(*rechunked_as_advised(text, x=x, y=y)))
-
-
-def test_fewer_tasks_than_threads():
-    x, y = da.zeros(10 * N, chunks=2 * N), da.zeros(10 * N, chunks=2 * N)
-    with dask.config.set(num_workers=8):
-        (text,) = warnings_of(x, y)
-        assert text.startswith("a pass has 5 tasks for 8 threads, 3 of which idle.")
-        assert warnings_of(*rechunked_as_advised(text, x=x, y=y)) == ()
-    with dask.config.set(num_workers=5):
-        assert warnings_of(x, y) == ()
-
-
-def test_stored_chunks_too_large_to_share_are_to_be_stored_again(disk):
-    long = np.tile(Y, 10)
-    x, y = disk(long, 5 * N), disk(long, 5 * N)
-    with dask.config.set(num_workers=4):
-        (text,) = warnings_of(x, y)
-    assert "x.rechunk((300000,)).to_zarr('x.zarr')" in text
 
 
 # How it reads

@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from nlsq_dask._errors.kinds import in_units
 
 
-def _calls(calls: Mapping[str, tuple[int, ...]]) -> str:
-    return "; ".join(f"{name} = {name}.rechunk({chunks})" for name, chunks in calls.items())
-
-
-def chunks_small(blocks: int, block_bytes: float, calls: Mapping[str, tuple[int, ...]]) -> str:
+def chunks_small(blocks: int, block_bytes: float, calls: str) -> str:
     """There are very many very small chunks."""
     return (
         f"{blocks:,} blocks of {in_units(block_bytes)} on average: opening and planning them costs "
-        f"more than reading them. Join chunks before the fit: {_calls(calls)}; or store the data "
-        "again in such chunks."
+        f"more than reading them. Pass joined chunks: {calls}; or store the data again in such "
+        "chunks."
     )
 
 
 def chunks_differ(
-    grids: Mapping[str, tuple[int, ...]], repeated: float, calls: Mapping[str, tuple[int, ...]]
+    grids: Mapping[str, tuple[int, ...]], repeated: float, calls: str, stored: bool
 ) -> str:
     """Arrays are cut at different places."""
     cuts = ", ".join(f"{name} {chunks}" for name, chunks in grids.items())
@@ -30,7 +26,8 @@ def chunks_differ(
         if repeated
         else "blocks are cut wherever either of them is"
     )
-    return f"the chunks do not match ({cuts}): {twice}. Cut all alike: {_calls(calls)}."
+    how = "Store the data again, cut alike" if stored else "Pass all cut alike"
+    return f"the chunks do not match ({cuts}): {twice}. {how}: {calls}."
 
 
 def zarr_chunks_cut(
@@ -43,25 +40,18 @@ def zarr_chunks_cut(
     """Dask reads pieces of Zarr chunks, each of which decodes the whole chunk."""
     return (
         f"{name} is read in Dask chunks of {chunks}, which cut the Zarr chunks of {stored} they "
-        f"come from: each Zarr chunk is decoded {repeats:.3g} times in every pass. Read whole "
-        f"ones: {name} = da.from_zarr(store, chunks={wanted}), or pass the zarr.Array itself."
+        f"come from: each Zarr chunk is decoded {repeats:.3g} times in every pass. Pass whole "
+        f"ones as {name}: da.from_zarr(store, chunks={wanted}), or the zarr.Array itself."
     )
 
 
-def workers_idle(
-    tasks: int, threads: int, calls: Mapping[str, tuple[int, ...]], stored: bool
-) -> str:
+def workers_idle(tasks: int, threads: int, calls: str, stored: bool) -> str:
     """There are fewer tasks than threads."""
     each = "1 task" if tasks == 1 else f"{tasks} tasks"
-    how = (
-        "Store the data again in smaller chunks: "
-        + "; ".join(
-            f"{name}.rechunk({chunks}).to_zarr('{name}.zarr')" for name, chunks in calls.items()
-        )
-        if stored
-        else f"Cut the data smaller: {_calls(calls)}"
+    how = "Store the data again in smaller chunks" if stored else "Pass the data cut smaller"
+    return (
+        f"a pass has {each} for {threads} threads, {threads - tasks} of which idle. {how}: {calls}."
     )
-    return f"a pass has {each} for {threads} threads, {threads - tasks} of which idle. {how}."
 
 
 def no_workers() -> str:

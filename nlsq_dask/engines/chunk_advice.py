@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from dask.array.core import normalize_chunks
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.groups import StreamPlan
 from nlsq_dask.engines.reading import Reading, array_sources, sources_of, zarr_sources
+from nlsq_dask.io.given import Given, Sizes
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 
@@ -49,10 +51,10 @@ def advise(
     reading : Reading
         What a pass reads.
     """
-    arrays = _named(data)
+    advisor = _Advisor(data, _named(data), stream, threads)
     # Whole Zarr chunks may well match; what to do otherwise shows only then.
-    cuts = tuple(_cut_chunks(arrays)) or tuple(_unlike(data, arrays, reading))
-    return (*cuts, *_small(arrays, stream), *_idle(arrays, stream, threads))
+    cuts = tuple(advisor.cut_chunks()) or tuple(advisor.unlike(reading))
+    return (*cuts, *advisor.small(), *advisor.idle())
 
 
 def _named(data: Observations) -> Named:
@@ -67,58 +69,91 @@ def _named(data: Observations) -> Named:
     return named
 
 
-def _cut_chunks(arrays: Named) -> Iterator[str]:
-    for name, array in arrays.items():
-        for source in zarr_sources(array):
-            if source.stored is not None and source.repeats > NOTABLE_REPEATS:
-                pieces = tuple(map(max, source.pieces))
-                wanted = _whole(source.stored, source.shape, pieces)
-                yield _errors.zarr_chunks_cut(name, pieces, source.stored, source.repeats, wanted)
+@dataclass(frozen=True, slots=True)
+class _Advisor:
+    """Looks at Dask arrays, by the names of arguments, in one way after another."""
 
+    data: Observations
+    arrays: Named
+    stream: StreamPlan
+    threads: int
 
-def _unlike(data: Observations, arrays: Named, reading: Reading) -> Iterator[str]:
-    """Arrays of which one has cuts where another has none."""
-    full = _full_size(arrays)
-    if len({array.chunks for array in full.values()}) < 2:
-        return
-    grids = {name: tuple(map(max, array.chunks)) for name, array in full.items()}
-    itemsize = max(int(array.dtype.itemsize) for array in full.values())
-    shape = next(iter(full.values())).shape
-    # Where all have cuts, so that no chunk is needed on both sides of one.
-    common = zip(zip(*grids.values(), strict=True), shape, strict=True)
-    wanted = tuple(min(math.lcm(*sizes), n) for sizes, n in common)
-    if math.prod(wanted) * itemsize > MAX_JOINED_BYTES:
-        wanted = max(grids.values(), key=math.prod)
-    like = normalize_chunks(wanted, shape)
-    calls = {name: wanted for name, array in full.items() if array.chunks != like}
-    whole = sum(int(source.piece_bytes().sum()) for source in sources_of(data))
-    yield _errors.chunks_differ(grids, max(reading.each_time + reading.once - whole, 0), calls)
+    def cut_chunks(self) -> Iterator[str]:
+        """Zarr chunks that Dask reads in pieces."""
+        for name, array in self.arrays.items():
+            for source in zarr_sources(array):
+                if source.stored is not None and source.repeats > NOTABLE_REPEATS:
+                    pieces = tuple(map(max, source.pieces))
+                    wanted = _whole(source.stored, source.shape, pieces)
+                    yield _errors.zarr_chunks_cut(
+                        name, pieces, source.stored, source.repeats, wanted
+                    )
 
+    def unlike(self, reading: Reading) -> Iterator[str]:
+        """Arrays of which one has cuts where another has none."""
+        full = _full_size(self.arrays)
+        if len({array.chunks for array in full.values()}) < 2:
+            return
+        grids = {name: tuple(map(max, array.chunks)) for name, array in full.items()}
+        shape = next(iter(full.values())).shape
+        # Where all have cuts, so that no chunk is needed on both sides of one.
+        common = zip(zip(*grids.values(), strict=True), shape, strict=True)
+        wanted = tuple(min(math.lcm(*sizes), n) for sizes, n in common)
+        itemsize = max(int(array.dtype.itemsize) for array in full.values())
+        too_large = math.prod(wanted) * itemsize > self._most(MAX_JOINED_BYTES, full)
+        if too_large:
+            wanted = max(grids.values(), key=math.prod)
+        like = normalize_chunks(wanted, shape)
+        calls = {name: wanted for name, array in full.items() if array.chunks != like}
+        stored = too_large and any(_is_stored(full[name]) for name in calls)
+        whole = sum(int(source.piece_bytes().sum()) for source in sources_of(self.data))
+        repeated = max(reading.each_time + reading.once - whole, 0)
+        yield _errors.chunks_differ(grids, repeated, self._calls(calls, stored), stored)
 
-def _small(arrays: Named, stream: StreamPlan) -> Iterator[str]:
-    full = _full_size(arrays)
-    mean = sum(int(array.nbytes) for array in arrays.values()) / stream.n_blocks
-    if stream.n_blocks <= MANY_BLOCKS or mean >= SMALL_BLOCK_BYTES or not full:
-        return
-    calls = {}
-    for name, array in full.items():
-        chunk = tuple(map(max, array.chunks))
-        calls[name] = _joined(chunk, array.shape, int(array.dtype.itemsize))
-    yield _errors.chunks_small(stream.n_blocks, mean, calls)
+    def small(self) -> Iterator[str]:
+        """Very many very small chunks."""
+        full = _full_size(self.arrays)
+        mean = sum(int(array.nbytes) for array in self.arrays.values()) / self.stream.n_blocks
+        if self.stream.n_blocks <= MANY_BLOCKS or mean >= SMALL_BLOCK_BYTES or not full:
+            return
+        most = self._most(GOOD_CHUNK_BYTES, full)
+        calls = {}
+        for name, array in full.items():
+            chunk = tuple(map(max, array.chunks))
+            calls[name] = _joined(chunk, array.shape, most // int(array.dtype.itemsize))
+        yield _errors.chunks_small(self.stream.n_blocks, mean, self._calls(calls))
 
+    def idle(self) -> Iterator[str]:
+        """Fewer tasks than threads."""
+        tasks = len(self.stream.groups)
+        full = _full_size(self.arrays)
+        whole = sum(int(array.nbytes) for array in self.arrays.values())
+        if tasks >= self.threads or whole < MIN_BYTES_TO_SHARE or not full:
+            return
+        parts = -(-self.threads // tasks)
+        calls = {n: _cut(tuple(map(max, array.chunks)), parts) for n, array in full.items()}
+        stored = any(map(_is_stored, full.values()))
+        yield _errors.workers_idle(tasks, self.threads, self._calls(calls, stored), stored)
 
-def _idle(arrays: Named, stream: StreamPlan, threads: int) -> Iterator[str]:
-    """Fewer tasks than threads."""
-    tasks = len(stream.groups)
-    full = _full_size(arrays)
-    whole = sum(int(array.nbytes) for array in arrays.values())
-    if tasks >= threads or whole < MIN_BYTES_TO_SHARE or not full:
-        return
-    calls, stored = {}, False
-    for name, array in full.items():
-        stored = stored or any(source.stored for source in array_sources(array))
-        calls[name] = _cut(tuple(map(max, array.chunks)), -(-threads // tasks))
-    yield _errors.workers_idle(tasks, threads, calls, stored)
+    def _given(self, name: str) -> Given:
+        """How an argument was given; a Dask array where only a part of it is one."""
+        known = self.data.given.get(name)
+        return known or Given("dask", (None,) * self.arrays[name].ndim)
+
+    def _calls(self, calls: Mapping[str, Sizes], stored: bool = False) -> str:
+        """The expressions for arrays in other chunks."""
+        given = {name: self._given(name) for name in calls}
+        return "; ".join(
+            given[name].stored_again(name, chunks)
+            if stored
+            else given[name].rechunked(name, chunks)
+            for name, chunks in calls.items()
+        )
+
+    def _most(self, most: int, full: Named) -> int:
+        """Bytes of a chunk at most that leave one for every thread, where that matters."""
+        size = min(int(array.nbytes) for array in full.values())
+        return min(most, size // self.threads) if size >= MIN_BYTES_TO_SHARE else most
 
 
 def _full_size(arrays: Named) -> Named:
@@ -127,27 +162,32 @@ def _full_size(arrays: Named) -> Named:
     return {name: array for name, array in arrays.items() if array.size == most}
 
 
-def _whole(
-    stored: tuple[int, ...], shape: tuple[int, ...], least: tuple[int, ...]
-) -> tuple[int, ...]:
+def _is_stored(array: Array) -> bool:
+    """Whether an array is read from Zarr."""
+    return any(source.stored for source in array_sources(array))
+
+
+def _whole(stored: Sizes, shape: Sizes, least: Sizes) -> Sizes:
     """As many whole Zarr chunks as make up ``least``."""
     sizes = zip(stored, shape, least, strict=True)
     return tuple(min(-(-size // chunk) * chunk, n) for chunk, n, size in sizes)
 
 
-def _joined(chunk: tuple[int, ...], shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Whole chunks that make up about GOOD_CHUNK_BYTES.
+def _joined(chunk: Sizes, shape: Sizes, most: int) -> Sizes:
+    """Whole chunks that make up so many elements, or fewer, and about the same number each.
 
     Joined along the last dimensions first, along which rows are neighbours in storage.
     """
     joined = list(chunk)
     for d in reversed(range(len(joined))):
-        room = GOOD_CHUNK_BYTES // (math.prod(joined) * itemsize)
-        joined[d] = min(joined[d] * max(room, 1), shape[d])
+        room = -(-most // math.prod(joined))
+        cuts = -(-shape[d] // (joined[d] * room))
+        joined[d] *= -(-shape[d] // (joined[d] * cuts))
+        joined[d] = min(joined[d], shape[d])
     return tuple(joined)
 
 
-def _cut(chunk: tuple[int, ...], parts: int) -> tuple[int, ...]:
+def _cut(chunk: Sizes, parts: int) -> Sizes:
     """A chunk cut into about so many parts, along its first dimensions first."""
     cut = []
     for n in chunk:

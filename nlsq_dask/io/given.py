@@ -1,0 +1,52 @@
+"""How the caller gave an array that is read lazily, and the calls that cut it into other chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An argument as the caller knows it.
+
+    Attributes
+    ----------
+    kind : {"dask", "zarr", "xarray"}
+        Which library's array it is.
+    dims : tuple of hashable or None
+        A name for each dimension that the rows have, and None where the argument has none; of the
+        others only their number counts.
+    """
+
+    kind: Literal["dask", "zarr", "xarray"]
+    dims: tuple[Hashable | None, ...]
+
+    def rechunked(self, name: str, chunks: Sizes) -> str:
+        """The expression for an argument in chunks of so many rows along each dimension."""
+        if self.kind == "xarray":
+            return f"{name}.chunk({self._by_name(chunks)})"
+        if self.kind == "zarr":
+            return f"da.from_zarr({name}, chunks={self._by_position(chunks)})"
+        return f"{name}.rechunk({self._by_position(chunks)})"
+
+    def stored_again(self, name: str, chunks: Sizes) -> str:
+        """The call that stores an argument in such chunks, beside the store it may come from."""
+        store = "".join(c for c in name if c.isalnum()) + "_rechunked.zarr"
+        if self.kind == "xarray":  # the encoding has the chunks of the store it was read from
+            return f"{self.rechunked(name, chunks)}.drop_encoding().to_zarr('{store}')"
+        # Whole chunks are read: Zarr would decode others more than once.
+        lazy = f"da.from_zarr({name})" if self.kind == "zarr" else name
+        return f"{lazy}.rechunk({self._by_position(chunks)}).to_zarr('{store}')"
+
+    def _by_name(self, chunks: Sizes) -> dict[Hashable, int]:
+        named = zip(reversed(self.dims), reversed(chunks), strict=False)
+        return {dim: n for dim, n in reversed(list(named)) if dim is not None}
+
+    def _by_position(self, chunks: Sizes) -> Sizes:
+        """Chunks of all dimensions: several coordinates in one array have one more, rows fewer."""
+        more = len(self.dims) - len(chunks)
+        return (-1,) * more + chunks if more >= 0 else chunks[-more:]
