@@ -16,6 +16,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._comparison import ModelComparison
+from nlsq_dask._evaluators import evaluator_of
 from nlsq_dask._fit import Tolerance
 from nlsq_dask._job import Given, Job, Wishes, open_source, prepare_on
 from nlsq_dask._progress import ProgressLine
@@ -281,7 +282,8 @@ def _run(
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
         readers = _readers(list(jobs.values()), stack, line)
-        sample = cache(lambda: sample_of(first, readers[0]))
+        guesses = next((job for job in jobs.values() if job.guess is not None), first)
+        sample = cache(lambda: sample_of(guesses, readers[0]))
         jobs = {name: _with_guess(name, job, sample) for name, job in jobs.items()}
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
@@ -335,7 +337,7 @@ def _readers(
     # An engine is made for its model of most parameters: its samples have to do for that one.
     for i in sorted(range(len(jobs)), key=lambda i: -len(models[i].names)):
         if pieces[i] not in readers:
-            readers[pieces[i]] = jobs[i].evaluator(line.blocks, models)
+            readers[pieces[i]] = evaluator_of(jobs[i], line.blocks, models)
             stack.enter_context(readers[pieces[i]])
     return [readers[key] for key in pieces]
 

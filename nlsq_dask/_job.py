@@ -21,27 +21,12 @@ from nlsq_dask.core.constraints import (
     reduce_parameters,
     reduce_start,
 )
-from nlsq_dask.core.memory_budget import (
-    CHUNKS_A_THREAD,
-    GB,
-    SAMPLE_COPIES,
-    SOLVER_BYTES,
-    WORKER_BASE_BYTES,
-    size_sample,
-)
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, Machine, Problem, WorkflowPlan, plan_workflow
-from nlsq_dask.engines.in_memory import (
-    InMemoryEvaluator,
-    chunked_evaluator,
-    part_rows,
-    standard_evaluator,
-)
 from nlsq_dask.io.checkpoint import to_json
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
-from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.block import find_device
 from nlsq_dask.kernels.loss import LINEAR
 from nlsq_dask.kernels.model import (
@@ -56,8 +41,7 @@ from nlsq_dask.kernels.signature import parameter_names
 if TYPE_CHECKING:
     from distributed import Client
 
-    from nlsq_dask.engines.cache import CacheChoice, Keeping
-    from nlsq_dask.engines.dask import DaskEvaluator, PassProgress
+    from nlsq_dask.engines.cache import CacheChoice
     from nlsq_dask.engines.groups import StreamPlan
 
 # Rows of data in memory that are shown to the model to see whether it works row by row.
@@ -193,89 +177,6 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
-
-    def evaluator(
-        self, progress: PassProgress, models: Sequence[ModelSpec] = ()
-    ) -> InMemoryEvaluator[Any] | DaskEvaluator:
-        """Make the evaluator of the chosen strategy; `models` are those that read together."""
-        config = self.plan.config
-        if self.stream is not None:
-            from nlsq_dask.engines.dask import DaskEvaluator  # an engine, loaded for use
-
-            assert config is not None, "a streaming fit has blocks"
-            evaluator = DaskEvaluator(
-                self.data,
-                self.spec,
-                self.device,
-                self.client,
-                progress,
-                self.stream,
-                min(config.block_rows, STAGE_ROWS),
-                config.threads,
-                size_sample(self.plan.budget.threshold_gb * GB, len(self.data.coords)),
-                models,
-                self._keeps,
-                self._cache_bytes(),
-            )
-            if evaluator.keeping.share:
-                logger.info("%.0f %% of the rows stay in memory", 100 * evaluator.keeping.share)
-            return evaluator
-        if config is None:
-            return standard_evaluator(self.data, self.spec, self.device, self.row_wise, models)
-        return chunked_evaluator(
-            self.data, self.spec, self.device, config.block_rows, config.threads, models
-        )
-
-    @property
-    def parallel(self) -> tuple[int, int]:
-        """Workers, and threads of all together that read at one time, of a streaming fit."""
-        from nlsq_dask.engines.cluster import worker_threads  # engines, loaded for use
-        from nlsq_dask.engines.scheduler import local_threads
-
-        if self.client is not None:
-            threads = worker_threads(self.client)
-            return len(threads), sum(threads)
-        assert self.plan.config is not None, "a streaming fit has blocks"
-        return 0, min(local_threads(), self.plan.config.threads)
-
-    def keeping(self) -> Keeping:
-        """Which groups of blocks stay in memory after the first pass."""
-        from nlsq_dask.engines.dask import keeping_of  # an engine, loaded for use
-
-        config = self.plan.config
-        assert config is not None, "a streaming fit has blocks"
-        assert self.stream is not None
-        stage_rows = min(config.block_rows, STAGE_ROWS)
-        room = self._cache_bytes()
-        return keeping_of(self.data, self.stream, stage_rows, self.client, self._keeps, room)
-
-    @property
-    def _keeps(self) -> CacheChoice:
-        """Whether to keep rows: what is read but once need not be."""
-        return self.cache if self.options.max_nfev != 1 else False
-
-    def _cache_bytes(self) -> int:
-        """What of the budget is left for kept rows when the blocks in flight have theirs."""
-        from nlsq_dask.engines.prefetch import prefetch_depth  # an engine, loaded for use
-
-        config = self.plan.config
-        assert config is not None, "a streaming fit has blocks"
-        assert self.stream is not None
-        n_coords = len(self.data.coords)
-        threshold = self.plan.budget.threshold_gb * GB
-        held = largest_chunk(self.data, self.stream)[1]
-        held += prefetch_depth(self.stream) * self.stream.block_bytes
-        sample_rows = min(size_sample(threshold, n_coords), self.data.n_rows)
-        sample = SAMPLE_COPIES * 8 * (n_coords + 2) * sample_rows
-        base = SOLVER_BYTES if self.client is None else WORKER_BASE_BYTES
-        taken = base + config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held) + sample
-        return max(int(threshold) - taken, 0)
-
-    def sample_evaluator(self, sample: Observations) -> InMemoryEvaluator[Any]:
-        """Make an evaluator of some rows in memory, of the shape that is compiled for all rows."""
-        config = self.plan.config
-        rows = part_rows(self.data.n_rows) if config is None else config.block_rows
-        return chunked_evaluator(sample, self.spec, self.device, rows)
 
     def description(self) -> dict[str, Any]:
         """What makes this fit another one, as JSON values: for checkpoints."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask._evaluators import parallel, sample_evaluator
 from nlsq_dask._job import Job, logger
 from nlsq_dask._multi_start import Start, best_end, draw_starts, n_basins, ranked, run_starts
 from nlsq_dask._record import PilotRecord
@@ -106,7 +107,7 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
     few = sample.thinned(FIRST_ROWS) if sample.n_rows > FIRST_ROWS else sample
     try:
         if job.plan.n_starts > 1:
-            with job.sample_evaluator(sample) as in_memory:
+            with sample_evaluator(job, sample) as in_memory:
                 return _of_starts(job, ReducedEvaluator(in_memory, job.reduction), sample, few)
         return _of_one_start(job, sample, few)
     except _errors.StartNotFiniteError:
@@ -170,8 +171,8 @@ def _trials(job: Job, pilot: Pilot, seconds: float) -> Trials:
     # The radius of "lm" depends on the cost of a rejected trial to its last bit.
     if job.stream is None or pilot.starts or job.options.method == "lm":
         return "fused"
-    of_thread = seconds * job.parallel[1] / job.data.n_rows
-    with job.sample_evaluator(pilot.few) as in_memory:
+    of_thread = seconds * parallel(job)[1] / job.data.n_rows
+    with sample_evaluator(job, pilot.few) as in_memory:
         evaluator = ReducedEvaluator(in_memory, job.reduction)
         accepted = accepted_share(pilot.history)
         return choose_trials(evaluator, pilot.ends[0], pilot.few.n_rows, accepted, of_thread)
@@ -224,7 +225,7 @@ def _of_one_start(job: Job, sample: Observations, few: Observations) -> Pilot | 
     point, seen = job.start, True
     history: tuple[IterationRecord, ...] = ()
     for rows in (few, sample) if sample.n_rows >= MANY_TIMES * few.n_rows else (sample,):
-        with job.sample_evaluator(rows) as in_memory:
+        with sample_evaluator(job, rows) as in_memory:
             evaluator = ReducedEvaluator(in_memory, job.reduction)
             end = _descend(job, evaluator, point)
             history += end.history

@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overl
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask._evaluators import (
+    evaluator_of,
+    keeping,
+    parallel,
+    sample_bytes,
+    sample_evaluator,
+    sampled,
+)
 from nlsq_dask._fit_plan import FitPlan
 from nlsq_dask._job import Job, largest_chunk
 from nlsq_dask._multi_start import FIRST_EVALUATIONS
@@ -18,18 +26,15 @@ from nlsq_dask._result import FitResult
 from nlsq_dask._sample import SAMPLE_PART, SAMPLE_ROWS
 from nlsq_dask.core.memory_budget import (
     CHUNKS_A_THREAD,
-    GB,
     GPU_MATRICES,
-    SAMPLE_COPIES,
     SOLVER_BYTES,
     THREAD_BYTES,
     WORKER_BASE_BYTES,
-    size_sample,
 )
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.in_memory import part_rows
-from nlsq_dask.io.chunks import regular_chunks, spread_blocks
+from nlsq_dask.io.chunks import regular_chunks
 from nlsq_dask.io.stage import STAGE_ROWS
 
 if TYPE_CHECKING:
@@ -107,19 +112,23 @@ def _streaming(job: Job) -> FitPlan:
     stream, config, data = job.stream, job.plan.config, job.data
     assert stream is not None
     assert config is not None, "a streaming fit has blocks"
-    workers, threads = job.parallel
+    workers, threads = parallel(job)
     sources = reading.sources_of(data)
-    keeping = job.keeping()
-    kept = [isinstance(group, KeptGroup) for group in keeping.groups]
+    cache = keeping(job)
+    kept = [isinstance(group, KeptGroup) for group in cache.groups]
     a_pass = reading.read_in_pass(sources, stream, kept)
     plan = _common(job)
     if data.lazy:
         plan = replace(plan, bytes_per_pass=a_pass.each_time, bytes_per_later_pass=a_pass.later)
-    sample = (0, 0, 0)
-    if plan.pilot or job.guess is not None:
-        chosen, rows = _sampled(job)
-        read = reading.read_by(sources, stream, chosen)
-        sample = len(chosen), rows, read.each_time + read.once
+    sample = sampled(job)
+    if sample is not None:
+        read = reading.read_by(sources, stream, sample.blocks)
+        plan = replace(
+            plan,
+            pilot_blocks=len(sample.blocks),
+            pilot_rows=sample.rows,
+            pilot_bytes=read.each_time + read.once,
+        )
     held = max(largest_chunk(data, stream)[1], reading.largest_piece(sources))
     held += prefetch_depth(stream) * stream.block_bytes
     a_worker = config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held)
@@ -131,16 +140,13 @@ def _streaming(job: Job) -> FitPlan:
         groups=len(stream.groups),
         workers=workers,
         threads=threads,
-        kept=keeping.share,
+        kept=cache.share,
         bytes_once=a_pass.once,
-        pilot_blocks=sample[0],
-        pilot_rows=sample[1],
-        pilot_bytes=sample[2],
         memory_bytes=base
         + a_worker
         + a_pass.once
-        + _sample_memory(job, sample[1])
-        + keeping.worker_bytes,
+        + sample_bytes(job, plan.pilot_rows)
+        + cache.worker_bytes,
         warnings=notes,
     )
 
@@ -171,7 +177,7 @@ def _in_memory(job: Job) -> FitPlan:
         memory_bytes=SOLVER_BYTES
         + threads * THREAD_BYTES
         + memory
-        + _sample_memory(job, sample_rows),
+        + sample_bytes(job, sample_rows),
     )
 
 
@@ -213,27 +219,6 @@ def _passes(job: Job) -> tuple[int, int]:
     return (few, many) if most is None else (min(few, most), min(many, most))
 
 
-def _sampled(job: Job) -> tuple[list[int], int]:
-    """Numbers of the blocks of which a sample is taken, and its rows at most."""
-    from nlsq_dask.engines.dask import sample_blocks  # an engine, loaded for use
-
-    assert job.stream is not None
-    chunks = job.stream.chunks
-    chosen = spread_blocks([len(cuts) for cuts in chunks], sample_blocks(job.stream.n_blocks))
-    sizes = np.ones(1, np.int64)
-    for cuts in chunks:
-        sizes = np.multiply.outer(sizes, np.array(cuts, np.int64)).ravel()
-    rows = sizes[chosen]
-    most = size_sample(job.plan.budget.threshold_gb * GB, len(job.data.coords))
-    step = -(-int(rows.sum()) // most)
-    return chosen, int((-(-rows // step)).sum())
-
-
-def _sample_memory(job: Job, rows: int) -> int:
-    """Bytes of a sample, with the copies at the peak of taking it."""
-    return SAMPLE_COPIES * 8 * (len(job.data.coords) + 2) * rows
-
-
 def _params(job: Job) -> FloatArray:
     """All parameters at the start."""
     return np.asarray(job.reduction.expand(job.start), np.float64)
@@ -255,7 +240,7 @@ def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
     data = job.data
     if job.row_wise:
         data = data.thinned(max(SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
-    evaluator = job.sample_evaluator(data) if job.row_wise else job.evaluator(_silent)
+    evaluator = sample_evaluator(job, data) if job.row_wise else evaluator_of(job, _silent)
     params = _params(job)
     marks = [time.perf_counter()]
     with evaluator:

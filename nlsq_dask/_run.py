@@ -14,6 +14,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._callback import IterationTable, wrap_callback
+from nlsq_dask._evaluators import evaluator_of
 from nlsq_dask._job import Job, logger, versions
 from nlsq_dask._multi_start import Start, best_end, draw_starts, run_starts
 from nlsq_dask._pilot import PrimedEvaluator, first_pass, run_pilot
@@ -59,7 +60,7 @@ def run(job: Job, reporting: Reporting) -> FitResult:
     streaming = job.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reporting.progress if streaming else False))
-        evaluator = job.evaluator(line.blocks)
+        evaluator = evaluator_of(job, line.blocks)
         stack.enter_context(evaluator)
         sample = cache(lambda: sample_of(job, evaluator))
         if job.guess is not None:

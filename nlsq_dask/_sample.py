@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask._evaluators import sampled
 from nlsq_dask._job import Job
 from nlsq_dask.core.constraints import reduce_start
 from nlsq_dask.core.normal_equations import FloatArray
@@ -24,13 +25,11 @@ SAMPLE_ROWS = 20_000
 
 
 def sample_of(job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> Observations:
-    """Rows of some blocks of streamed data, or every k-th row of data in memory.
-
-    Few rows that a model guesses from are all read: a guess that misses a peak, because it lies in
-    another block, leads to another minimum.
-    """
+    """Rows of some blocks of streamed data, or every k-th row of data in memory."""
     if not isinstance(evaluator, InMemoryEvaluator):
-        return evaluator.sample(whole=job.guess is not None and job.data.n_rows <= SAMPLE_ROWS)
+        blocks = sampled(job)
+        assert blocks is not None, "a fit with a guess or a pilot"
+        return evaluator.sample(whole=blocks.whole)
     return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from nlsq_dask import fit
 from nlsq_dask._job import STAT_TOL
-from nlsq_dask.engines.dask import sample_blocks
+from nlsq_dask.engines.sampling import sample_blocks
 from nlsq_dask.io.chunks import spread_blocks
 
 CHUNK = 500

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import ModelError, fit
+from nlsq_dask import ModelError, fit, fit_models
 from nlsq_dask.models import Constant, Gaussian, Lorentzian
 from tests.counting_store import stored
 
@@ -172,13 +172,14 @@ def test_a_guess_never_sees_rows_that_are_left_out():
 
 def test_a_guess_of_streamed_data_reads_a_sample_of_them(tmp_path):
     """Whole chunks, few of them, once; and the passes are no more than without a guess."""
-    x, y = (stored(tmp_path / n, a, (500,)) for n, a in (("x", X), ("y", Y)))
+    n_rows, chunk = 26 * X.size, 13_000  # more than are all read
+    x, y = (stored(tmp_path / n, np.resize(a, n_rows), (chunk,)) for n, a in (("x", X), ("y", Y)))
     guess = Guess([2.0, 20.7, 0.5])
     result = fit(make_peak(guess), x, y, cache=False)
-    n_chunks = X.size // 500
+    n_chunks = n_rows // chunk
     reads = y.store.reads
     assert len(guess.calls) == 1
-    assert len(guess.calls[0][1]) < 0.5 * X.size
+    assert len(guess.calls[0][1]) < 0.5 * n_rows
     sampled = sum(reads.values()) - result.n_passes * n_chunks
     assert 0 < sampled <= 0.25 * n_chunks
     assert max(reads.values()) <= result.n_passes + 1
@@ -189,12 +190,25 @@ def test_a_model_of_the_library_needs_no_start():
     np.testing.assert_allclose(result.popt, TRUTH, rtol=0.02)
 
 
-def test_a_guess_sees_all_of_few_streamed_rows():
-    """Of sorted rows in eight blocks, a quarter of them shows neither peak."""
-    x = np.linspace(0, 10, 1000)
-    noise = np.random.default_rng(0).normal(0, 0.05, 1000)
+@pytest.mark.parametrize(("rows", "chunk"), [(1000, 137), (60_000, 1000), (1_600_000, 100_000)])
+def test_a_guess_sees_all_of_few_streamed_rows(rows, chunk):
+    """Of sorted rows in few blocks, a quarter of them shows neither peak."""
+    x = np.linspace(0, 10, rows)
+    noise = np.random.default_rng(0).normal(0, 0.05, rows)
     y = 3 * np.exp(-0.5 * ((x - 4) / 0.3) ** 2) + 2 / (1 + ((x - 7) / 0.4) ** 2) + 1 + noise
     model = Gaussian(prefix="g_") + Lorentzian(prefix="l_") + Constant()
-    streamed = fit(model, *(da.from_array(a, chunks=137) for a in (x, y)))
+    streamed = fit(model, *(da.from_array(a, chunks=chunk) for a in (x, y)))
     in_memory = fit(model, x, y)
     np.testing.assert_array_less(abs(streamed.popt - in_memory.popt), 0.01 * in_memory.perr)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_several_models_guess_from_all_of_few_streamed_rows(order):
+    """Whichever of them it is that guesses."""
+    x = np.linspace(-50, 50, 30_000)
+    lines = [("line", lambda x, a, b: a + b * x), ("peak", Gaussian())][::order]
+    y = 3.0 * np.exp(-0.5 * ((x - 14.5) / 0.4) ** 2) + 0.01 * RNG.normal(size=x.size)
+    lazy = (da.from_array(a, chunks=1000) for a in (x, y))
+    p0 = [None if name == "peak" else [1, 1] for name, _ in lines]
+    result = fit_models(dict(lines), *lazy, p0=p0, pilot=False)["peak"]
+    np.testing.assert_allclose(result.popt, [3.0, 14.5, 0.4], rtol=0.02)

@@ -26,8 +26,9 @@ from nlsq_dask._multi_start import (
 )
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.engines.dask import DaskEvaluator, sample_blocks
+from nlsq_dask.engines.dask import DaskEvaluator
 from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
+from nlsq_dask.engines.sampling import sample_blocks
 from nlsq_dask.io.checkpoint import to_json
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.model import prepare_model

@@ -163,6 +163,16 @@ def test_rows_are_kept_as_far_as_the_memory_budget_goes(disk):
     assert len(set(shares)) > 3
 
 
+@pytest.mark.parametrize("chunk", [10_000, 100_000])
+@pytest.mark.parametrize("memory_limit_gb", [0.25, 0.3, 0.4])
+def test_what_fits_into_the_budget_is_kept(memory_limit_gb, chunk):
+    x, y = (da.random.random(1_000_000, chunks=chunk) for _ in "xy")
+    options = {"p0": START, "memory_limit_gb": memory_limit_gb, "time": False}
+    planned = plan(decay, x, y, cache=True, **options)
+    assert planned.kept == 1
+    assert planned.memory_bytes <= 1e9 * planned.budget.threshold_gb
+
+
 def test_rows_that_are_read_once_are_not_kept(disk):
     x, y = alike(disk)
     assert plan(decay, x, y, p0=START, max_nfev=1, cache=True, time=False).kept == 0
@@ -328,6 +338,21 @@ def test_what_is_wrong_is_refused_as_by_the_fit():
     huge = da.zeros(10**9, chunks=10**9)
     with pytest.raises(InputError, match=r"y\.rechunk"):
         plan(decay, huge, huge, p0=P0, memory_limit_gb=4)
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(40_000, 1000), (1_600_000, 100_000)])
+def test_few_rows_that_a_model_guesses_from_are_read_whole(rows, chunk, disk):
+    def guessing(x, a, b, c):
+        return decay(x, a, b, c)
+
+    guessing.guess = lambda x, y: START
+    x, y = (disk(np.resize(a, rows), (chunk,)) for a in (T, Y))
+    planned = plan(guessing, x, y, cache=False)
+    assert planned.pilot_blocks == planned.blocks
+    assert planned.pilot_bytes == planned.bytes_per_pass == 16 * rows
+    before = disk.bytes_read
+    result = fit(guessing, x, y, cache=False)
+    assert disk.bytes_read - before == bytes_of(planned, result.n_passes)
 
 
 # How it reads

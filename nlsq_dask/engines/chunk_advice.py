@@ -11,7 +11,7 @@ from dask.array.core import normalize_chunks
 from nlsq_dask import _errors
 from nlsq_dask.engines.groups import StreamPlan
 from nlsq_dask.engines.reading import Reading, array_sources, sources_of, zarr_sources
-from nlsq_dask.io.given import Given, Sizes
+from nlsq_dask.io.arguments import Sizes
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 
@@ -135,18 +135,13 @@ class _Advisor:
         stored = any(map(_is_stored, full.values()))
         yield _errors.workers_idle(tasks, self.threads, self._calls(calls, stored), stored)
 
-    def _given(self, name: str) -> Given:
-        """How an argument was given; a Dask array where only a part of it is one."""
-        known = self.data.given.get(name)
-        return known or Given("dask", (None,) * self.arrays[name].ndim)
-
     def _calls(self, calls: Mapping[str, Sizes], stored: bool = False) -> str:
         """The expressions for arrays in other chunks."""
-        given = {name: self._given(name) for name in calls}
+        arguments = self.data.arguments
         return "; ".join(
-            given[name].stored_again(name, chunks)
+            arguments[name].stored_again(name, chunks)
             if stored
-            else given[name].rechunked(name, chunks)
+            else arguments[name].rechunked(name, chunks)
             for name, chunks in calls.items()
         )
 

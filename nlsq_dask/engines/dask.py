@@ -37,6 +37,7 @@ from nlsq_dask.engines.groups import StreamPlan, plan_stream
 from nlsq_dask.engines.prefetch import prefetch_depth
 from nlsq_dask.engines.requests import Request
 from nlsq_dask.engines.runners import ClusterRunner, LocalRunner, Runner
+from nlsq_dask.engines.sampling import sample_blocks
 from nlsq_dask.engines.scheduler import runs_here
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS
@@ -51,19 +52,8 @@ LOCAL_SHARE = 0.5
 # Called with the number of the pass, the blocks done so far in it, and all blocks.
 PassProgress = Callable[[int, int, int], None]
 
-# A sample is this fraction of the blocks, or so many blocks if that is more, of few blocks a part.
-# Along sorted data the blocks must not lie further apart than what is to be found there is wide.
-SAMPLE_FRACTION = 0.02
-SAMPLE_BLOCKS = 16
-SAMPLE_PART = 4
-
 # So many times as many blocks are read for a sample where nearly all rows were left out.
 SAMPLE_GROWTH = 8
-
-
-def sample_blocks(n_blocks: int) -> int:
-    """How many of so many blocks are read for a sample."""
-    return max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
 
 
 def keeping_of(

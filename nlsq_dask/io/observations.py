@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
-from nlsq_dask.io.given import Given
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
 
@@ -44,8 +44,8 @@ class Observations:
         arrays in memory. Blocks of Dask arrays may be masked arrays besides.
     rule : MissingRule
         Which values leave a row out.
-    given : mapping of str to Given
-        The arguments that are read lazily, by the names that messages give them.
+    arguments : mapping of str to LazyArgument
+        Those of the caller's arguments that have chunks, by the names that messages give them.
     """
 
     y: Array
@@ -55,7 +55,7 @@ class Observations:
     lazy: bool
     masks: tuple[Array, ...] = ()
     rule: MissingRule = NO_RULE
-    given: Mapping[str, Given] = field(default_factory=dict)
+    arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import finite_problem, scan_in_memory
-from nlsq_dask.io.given import Given
 from nlsq_dask.io.missing import NanPolicy, missing_rule
 from nlsq_dask.io.observations import Array, Observations, Structure
 
@@ -97,7 +97,7 @@ def observe(
         any(is_dask(a) for a in itertools.chain(values, masks)),
         tuple(m for m in masks if is_dask(m) or m.any()),
         rule,
-        _given(x, y, sigma, mask, structure),
+        _lazy_arguments(x, y, sigma, mask, structure),
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
@@ -182,22 +182,25 @@ def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
     return data[tuple(slice(None) if d in value.dims else None for d in dims)]
 
 
-def _given(x: Any, y: Any, sigma: Any, mask: Any, structure: Structure) -> dict[str, Given]:
-    """How those of the arguments were given that have chunks."""
-    arguments = {"y": y, "sigma": sigma, "mask": mask}
-    arguments |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
+def _lazy_arguments(
+    x: Any, y: Any, sigma: Any, mask: Any, structure: Structure
+) -> dict[str, LazyArgument]:
+    """Those of the arguments that have chunks, by name."""
+    named = {"y": y, "sigma": sigma, "mask": mask}
+    named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
     dims = y.dims if is_xarray(y) else None
-    given = {}
-    for name, value in arguments.items():
+    found = {}
+    for name, value in named.items():
         if is_zarr(value):
-            given[name] = Given("zarr", (None,) * value.ndim)
+            found[name] = LazyArgument("zarr", (None,) * value.ndim)
         elif is_dask(value):
-            given[name] = Given("dask", (None,) * value.ndim)
+            found[name] = LazyArgument("dask", (None,) * value.ndim)
         elif is_xarray(value) and dims is not None and set(value.dims) <= set(dims):
-            given[name] = Given("xarray", tuple(d if d in value.dims else None for d in dims))
+            aligned = tuple(d if d in value.dims else None for d in dims)
+            found[name] = LazyArgument("xarray", aligned)
         elif is_xarray(value):
-            given[name] = Given("xarray", value.dims)
-    return given
+            found[name] = LazyArgument("xarray", value.dims)
+    return found
 
 
 def _as_mask(value: Any, dims: tuple[Any, ...] | None) -> Array:

@@ -1,4 +1,4 @@
-"""How the caller gave an array that is read lazily, and the calls that cut it into other chunks."""
+"""Arguments with chunks, as the caller gave them, and the calls that cut them into other chunks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """An argument as the caller knows it.
+class LazyArgument:
+    """An argument that is read chunk by chunk, as the caller knows it.
 
     Attributes
     ----------
