@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nlsq_dask._job import Job, largest_chunk, logger
+from nlsq_dask._job import Job, logger
 from nlsq_dask.core.memory_budget import (
     CHUNKS_A_THREAD,
     GB,
@@ -110,6 +110,27 @@ def sampled(job: Job) -> SampledBlocks | None:
     return sampled_blocks(job.stream, _sample_rows(job), whole=few and job.guess is not None)
 
 
+def streaming_bytes(job: Job) -> int:
+    """Memory that a streaming fit takes in this process, or in each worker, but for kept rows."""
+    from nlsq_dask.engines.pieces import largest_pieces, sources_of  # engines, loaded for use
+    from nlsq_dask.engines.prefetch import prefetch_depth
+
+    config, stream = job.plan.config, job.stream
+    assert config is not None, "a streaming fit has blocks"
+    assert stream is not None
+    # Zarr decodes whole chunks, however small the part that Dask asks for.
+    held = max(stream.piece_bytes, largest_pieces(sources_of(job.data)))
+    held += prefetch_depth(stream) * stream.block_bytes
+    base = SOLVER_BYTES if job.client is None else WORKER_BASE_BYTES
+    sample = sampled(job)
+    return (
+        base
+        + stream.held_bytes
+        + config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held)
+        + (0 if sample is None else sample_bytes(job, sample.rows))
+    )
+
+
 def sample_bytes(job: Job, rows: int) -> int:
     """Bytes of a sample of so many rows, with the copies at the peak of taking it."""
     return SAMPLE_COPIES * 8 * (len(job.data.coords) + 2) * rows
@@ -126,17 +147,5 @@ def _cache_choice(job: Job) -> CacheChoice:
 
 
 def _cache_bytes(job: Job) -> int:
-    """What of the budget is left for kept rows when the blocks in flight have theirs."""
-    from nlsq_dask.engines.prefetch import prefetch_depth  # an engine, loaded for use
-
-    config = job.plan.config
-    assert config is not None, "a streaming fit has blocks"
-    assert job.stream is not None
-    held = largest_chunk(job.data, job.stream)[1]
-    held += prefetch_depth(job.stream) * job.stream.block_bytes
-    sample = sampled(job)
-    base = SOLVER_BYTES if job.client is None else WORKER_BASE_BYTES
-    taken = base + config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held)
-    if sample is not None:
-        taken += sample_bytes(job, sample.rows)
-    return max(int(job.plan.budget.threshold_gb * GB) - taken, 0)
+    """What of the budget is left for kept rows."""
+    return max(int(job.plan.budget.threshold_gb * GB) - streaming_bytes(job), 0)

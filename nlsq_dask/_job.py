@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -387,7 +386,10 @@ def _plan(
 
         threads = local_threads()
     on_gpu = client is None and find_device(wishes.device).platform != "cpu"
-    chunk, chunk_bytes = (None, 0) if stream is None else largest_chunk(data, stream)
+    chunk, piece_bytes, held_bytes = None, 0, 0
+    if stream is not None:
+        chunk = _largest_chunk(data, stream)
+        piece_bytes, held_bytes = stream.piece_bytes, stream.held_bytes
     return plan_workflow(
         Problem(
             data.n_rows,
@@ -397,7 +399,8 @@ def _plan(
             row_wise=row_wise,
             broadcasts=not data.flat,
             chunks=chunk,
-            chunk_bytes=chunk_bytes,
+            chunk_bytes=piece_bytes,
+            held_bytes=held_bytes,
         ),
         Machine(wishes.memory_limit_gb, on_gpu, threads, worker),
         wishes.workflow,
@@ -408,16 +411,13 @@ def _plan(
     )
 
 
-def largest_chunk(data: Observations, stream: StreamPlan) -> tuple[tuple[int, ...], int]:
-    """Shape and decoded bytes of what a thread reads at a time, of all arrays together.
+def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[int, ...]:
+    """Shape of what a thread reads at a time, at most.
 
     Where the arrays' chunks differ, blocks are cut from chunks that are larger than they are.
     """
-    lazy = [a for a in data.operands if is_dask(a)]
-    grids = [stream.chunks, *(a.chunks for a in lazy)]
-    shape = tuple(max(map(max, cuts)) for cuts in zip(*grids, strict=True))
-    read = sum(math.prod(map(max, a.chunks)) * int(a.dtype.itemsize) for a in lazy)
-    return shape, max(read, stream.block_bytes)
+    grids = [stream.chunks, *(a.chunks for a in data.operands if is_dask(a))]
+    return tuple(max(map(max, cuts)) for cuts in zip(*grids, strict=True))
 
 
 def _sizes(x_scale: Any, reduction: Reduction) -> Any:

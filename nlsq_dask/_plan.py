@@ -18,18 +18,17 @@ from nlsq_dask._evaluators import (
     sample_bytes,
     sample_evaluator,
     sampled,
+    streaming_bytes,
 )
 from nlsq_dask._fit_plan import FitPlan
-from nlsq_dask._job import Job, largest_chunk
+from nlsq_dask._job import Job
 from nlsq_dask._multi_start import FIRST_EVALUATIONS
 from nlsq_dask._result import FitResult
 from nlsq_dask._sample import SAMPLE_PART, SAMPLE_ROWS
 from nlsq_dask.core.memory_budget import (
-    CHUNKS_A_THREAD,
     GPU_MATRICES,
     SOLVER_BYTES,
     THREAD_BYTES,
-    WORKER_BASE_BYTES,
 )
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import available_cores
@@ -107,13 +106,13 @@ def _streaming(job: Job) -> FitPlan:
     from nlsq_dask.engines import reading  # engines, loaded for use
     from nlsq_dask.engines.cache import KeptGroup
     from nlsq_dask.engines.chunk_advice import advise
-    from nlsq_dask.engines.prefetch import prefetch_depth
+    from nlsq_dask.engines.pieces import sources_of
 
     stream, config, data = job.stream, job.plan.config, job.data
     assert stream is not None
     assert config is not None, "a streaming fit has blocks"
     workers, threads = parallel(job)
-    sources = reading.sources_of(data)
+    sources = sources_of(data)
     cache = keeping(job)
     kept = [isinstance(group, KeptGroup) for group in cache.groups]
     a_pass = reading.read_in_pass(sources, stream, kept)
@@ -129,10 +128,6 @@ def _streaming(job: Job) -> FitPlan:
             pilot_rows=sample.rows,
             pilot_bytes=read.each_time + read.once,
         )
-    held = max(largest_chunk(data, stream)[1], reading.largest_piece(sources))
-    held += prefetch_depth(stream) * stream.block_bytes
-    a_worker = config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held)
-    base = SOLVER_BYTES if job.client is None else WORKER_BASE_BYTES
     notes = advise(data, stream, threads, a_pass) if threads else (_errors.no_workers(),)
     return replace(
         plan,
@@ -142,11 +137,7 @@ def _streaming(job: Job) -> FitPlan:
         threads=threads,
         kept=cache.share,
         bytes_once=a_pass.once,
-        memory_bytes=base
-        + a_worker
-        + a_pass.once
-        + sample_bytes(job, plan.pilot_rows)
-        + cache.worker_bytes,
+        memory_bytes=streaming_bytes(job) + cache.worker_bytes,
         warnings=notes,
     )
 

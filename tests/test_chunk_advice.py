@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from nlsq_dask import plan
+from nlsq_dask import InputError, plan
 
 N = 120_000
 
@@ -229,3 +229,31 @@ def test_fewer_tasks_than_threads():
     assert text.startswith("a pass has 5 tasks for 8 threads, 3 of which idle.")
     with dask.config.set(num_workers=5):
         assert warnings_of(x, y) == ()
+
+
+def test_chunks_that_lie_across_many_tasks(tmp_path):
+    """As slices of an image in time and its columns do; and where there is no memory for them."""
+    shape = (32, 1024, 512)
+    y = da.from_zarr(in_zarr(shape, (1, 1024, 512), tmp_path))
+    sigma = da.from_zarr(in_zarr(shape, (32, 128, 128), tmp_path))
+
+    def look(sigma, **options):
+        t = (np.arange(32.0)[:, None, None],)
+        options |= {"p0": [2, 1, 0.3], "sigma": sigma, "time": False}
+        return plan(decay, t, y, **options)
+
+    whole = 8 * math.prod(shape)
+    planned = look(sigma)
+    (text,) = planned.warnings
+    assert f"{whole / 1e6:.0f} MB are kept in memory" in text
+    assert planned.bytes_once == whole
+    assert planned.memory_bytes > whole
+    with pytest.raises(InputError, match=r"134 MB of them would be kept.*330 MB.*rechunk\(y\."):
+        look(sigma, memory_limit_gb=0.33)
+
+    call = re.search(r"cut alike: (.*)\.$", text)[1]
+    with contextlib.chdir(tmp_path):
+        eval(call, {"sigma": sigma})
+    planned = look(da.from_zarr(tmp_path / "sigma_rechunked.zarr"), memory_limit_gb=0.33)
+    assert planned.warnings == ()
+    assert planned.bytes_once == 0

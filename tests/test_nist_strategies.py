@@ -13,7 +13,7 @@ from benchmarks.nist_table import (
     fit_with,
     write_replicated,
 )
-from nlsq_dask import _job, fit
+from nlsq_dask import _evaluators, fit
 from nlsq_dask.engines.in_memory import chunked_evaluator
 from tests import nist
 
@@ -45,7 +45,7 @@ def test_certified_digits(name, start, strategy, monkeypatch):
     def of_small_blocks(data, spec, device, *_):
         return chunked_evaluator(data, spec, device, block_rows=16)
 
-    monkeypatch.setattr(_job, "chunked_evaluator", of_small_blocks)
+    monkeypatch.setattr(_evaluators, "chunked_evaluator", of_small_blocks)
     result = fit_with(PROBLEMS[name], start, strategy)
     assert result.strategy == strategy
     assert_certified(PROBLEMS[name], result)

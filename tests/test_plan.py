@@ -92,6 +92,10 @@ def x_in_memory(disk):
     return T, disk(Y, 5500)
 
 
+def coarse_and_fine(disk):
+    return disk(T, 12_000), disk(Y, 500)
+
+
 def one_large_chunk(disk):
     return disk(T, N), disk(Y, 3000)
 
@@ -104,6 +108,7 @@ LAYOUTS = [
     derived,
     rechunked,
     x_in_memory,
+    coarse_and_fine,
     one_large_chunk,
 ]
 
@@ -298,9 +303,10 @@ def test_a_fit_takes_no_more_memory_than_planned(strategy):
 
 def test_a_dry_run_is_a_plan(disk):
     x, y = alike(disk)
-    planned = plan(decay, x, y, P0, time=False, loss="huber", seed=2)
+    options = {"loss": "huber", "seed": 2, "memory_limit_gb": 2}  # not what is free at the moment
+    planned = plan(decay, x, y, P0, time=False, **options)
     assert isinstance(planned, FitPlan)
-    assert fit(decay, x, y, P0, dry_run="untimed", loss="huber", seed=2) == planned
+    assert fit(decay, x, y, P0, dry_run="untimed", **options) == planned
     assert disk.bytes_read == 0
     assert fit(decay, x, y, P0, dry_run=True).pass_seconds > 0
     assert fit(decay, T, Y, P0, dry_run=True).pass_seconds is None

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_dask import _job, fit, plan
+from nlsq_dask import _job, _run, fit, plan
 from nlsq_dask._job import STAT_TOL
 from nlsq_dask.core import memory_budget
 from nlsq_dask.core.workflow import (
@@ -70,13 +70,13 @@ def in_folder(tmp_path, monkeypatch):
 def evaluators(monkeypatch):
     """Plans of fits and the evaluators that were made for them."""
     made = []
-    original = _job.Job.evaluator
+    original = _run.evaluator_of
 
-    def evaluator(job, progress):
+    def evaluator_of(job, progress):
         made.append((job.plan, original(job, progress)))
         return made[-1][1]
 
-    monkeypatch.setattr(_job.Job, "evaluator", evaluator)
+    monkeypatch.setattr(_run, "evaluator_of", evaluator_of)
     return made
 
 

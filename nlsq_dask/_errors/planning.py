@@ -17,17 +17,18 @@ def chunks_small(blocks: int, block_bytes: float, calls: str) -> str:
 
 
 def chunks_differ(
-    grids: Mapping[str, tuple[int, ...]], repeated: float, calls: str, stored: bool
+    grids: Mapping[str, tuple[int, ...]], repeated: float, held: float, calls: str, stored: bool
 ) -> str:
     """Arrays are cut at different places."""
     cuts = ", ".join(f"{name} {chunks}" for name, chunks in grids.items())
-    twice = (
-        f"{in_units(repeated)} are read twice in every pass, where tasks meet"
-        if repeated
-        else "blocks are cut wherever either of them is"
-    )
+    costs = []
+    if repeated:
+        costs.append(f"{in_units(repeated)} are read twice in every pass, where tasks meet")
+    if held:
+        costs.append(f"{in_units(held)} are kept in memory, since many tasks need them")
+    what = ", and ".join(costs) or "blocks are cut wherever either of them is"
     how = "Store the data again, cut alike" if stored else "Pass all cut alike"
-    return f"the chunks do not match ({cuts}): {twice}. {how}: {calls}."
+    return f"the chunks do not match ({cuts}): {what}. {how}: {calls}."
 
 
 def zarr_chunks_cut(

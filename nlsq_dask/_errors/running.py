@@ -173,6 +173,16 @@ def chunk_too_large(
     )
 
 
+def chunks_held(held_bytes: int, memory_bytes: int, room_bytes: int) -> InputError:
+    """Chunks that differ too much would have to be kept in memory."""
+    return InputError(
+        f"the chunks of the arrays differ so much that {in_units(held_bytes)} of them would be "
+        f"kept in memory, since many tasks need each; but a worker with {in_units(memory_bytes)} "
+        f"of memory has room for {in_units(room_bytes)} of them. Store the data again with chunks "
+        "alike, for example x.rechunk(y.chunks).to_zarr('x_rechunked.zarr')."
+    )
+
+
 def callback_not_callable(value: object) -> InputTypeError:
     """A callback is no function."""
     return InputTypeError(

@@ -338,6 +338,22 @@ def check_chunk_fits(
     )
 
 
+def check_held_fit(
+    worker: WorkerMemory, held_bytes: int, safety_factor: float = SAFETY_FACTOR
+) -> None:
+    """Refuse chunks that must be kept through a fit where that leaves a worker too little room.
+
+    Raises
+    ------
+    InputError
+        If less than a quarter of what may be used is left, with both sizes and the remedy.
+    """
+    usable = worker.memory_bytes * safety_factor
+    room = max(usable * 3 / 4 - worker.base_bytes, 0.0)
+    if held_bytes > room:
+        raise _errors.chunks_held(held_bytes, worker.memory_bytes, int(room))
+
+
 def fitting_chunks(chunks: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
     """Cut a chunk down to a number of rows, along the first dimensions first.
 

@@ -35,6 +35,7 @@ from nlsq_dask.core.memory_budget import (
     WorkerMemory,
     blocks_for,
     check_chunk_fits,
+    check_held_fit,
     choose_strategy,
     size_stage,
 )
@@ -138,6 +139,8 @@ class Problem:
         Shape of the largest chunk of Dask arrays.
     chunk_bytes : int
         Its decoded bytes, of all arrays together; 0 where there are no chunks.
+    held_bytes : int
+        Decoded bytes of chunks that are kept through the fit.
     """
 
     n_points: int
@@ -148,6 +151,7 @@ class Problem:
     broadcasts: bool = False
     chunks: tuple[int, ...] | None = None
     chunk_bytes: int = 0
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,6 +440,8 @@ def _plan_worker(
             limit = int(checked_gigabytes("memory_limit_gb", limit_gb) * GB)
             worker = replace(worker, memory_bytes=min(worker.memory_bytes, limit))
         budget = _budget(problem, worker.memory_bytes / GB, use_gpu=False)
+    check_held_fit(worker, problem.held_bytes)
+    worker = replace(worker, base_bytes=worker.base_bytes + problem.held_bytes)
     config = size_stage(
         worker,
         problem.n_params,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from dask.array.core import normalize_chunks
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.groups import StreamPlan
-from nlsq_dask.engines.reading import Reading, array_sources, sources_of, zarr_sources
+from nlsq_dask.engines.pieces import array_sources, sources_of, zarr_sources
+from nlsq_dask.engines.reading import Reading
 from nlsq_dask.io.arguments import Sizes
+from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 
@@ -100,15 +103,16 @@ class _Advisor:
         common = zip(zip(*grids.values(), strict=True), shape, strict=True)
         wanted = tuple(min(math.lcm(*sizes), n) for sizes, n in common)
         itemsize = max(int(array.dtype.itemsize) for array in full.values())
-        too_large = math.prod(wanted) * itemsize > self._most(MAX_JOINED_BYTES, full)
-        if too_large:
+        if math.prod(wanted) * itemsize > self._most(MAX_JOINED_BYTES, full):
             wanted = max(grids.values(), key=math.prod)
         like = normalize_chunks(wanted, shape)
         calls = {name: wanted for name, array in full.items() if array.chunks != like}
-        stored = too_large and any(_is_stored(full[name]) for name in calls)
+        # Pieces of Zarr chunks would be read once for each of the chunks that they are joined to.
+        stored = any(_is_stored(full[n]) and not _joins(full[n].chunks, like) for n in calls)
         whole = sum(int(source.piece_bytes().sum()) for source in sources_of(self.data))
         repeated = max(reading.each_time + reading.once - whole, 0)
-        yield _errors.chunks_differ(grids, repeated, self._calls(calls, stored), stored)
+        held = self.stream.held_bytes
+        yield _errors.chunks_differ(grids, repeated, held, self._calls(calls, stored), stored)
 
     def small(self) -> Iterator[str]:
         """Very many very small chunks."""
@@ -155,6 +159,14 @@ def _full_size(arrays: Named) -> Named:
     """The arrays that do not broadcast."""
     most = max((int(array.size) for array in arrays.values()), default=0)
     return {name: array for name, array in arrays.items() if array.size == most}
+
+
+def _joins(fine: Chunks, coarse: Chunks) -> bool:
+    """Whether coarse chunks are made of whole fine ones."""
+    return all(
+        set(itertools.accumulate(joined)) <= set(itertools.accumulate(pieces))
+        for pieces, joined in zip(fine, coarse, strict=True)
+    )
 
 
 def _is_stored(array: Array) -> bool:

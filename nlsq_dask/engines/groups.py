@@ -26,13 +26,18 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
+from nlsq_dask.engines.grouping import group_blocks, group_sample, most_open
+from nlsq_dask.engines.pieces import (
+    MAX_TASKS_TO_REPEAT,
+    held_bytes,
+    sources_of,
+)
 from nlsq_dask.io.chunks import (
     Box,
     Chunks,
     block_boxes,
     box_size,
     broadcast_box,
-    cut_groups,
     regular_chunks,
     spread_blocks,
 )
@@ -42,11 +47,6 @@ from nlsq_dask.io.sources import is_dask
 # Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
 # was fastest of 1, 8 and 64 MB.
 UNCHUNKED_BLOCK_ROWS = 1 << 20
-
-# An array that more groups than this need directly is computed once, before the first pass. One
-# or two groups need it where a chunk lies across a group's edge: then each makes it for itself,
-# since keeping it would keep a part of the data in memory.
-MAX_GROUPS_TO_REPEAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,10 @@ class StreamPlan:
         Chunk grid that all arrays were brought to.
     block_bytes : int
         Decoded bytes of the largest block.
+    piece_bytes : int
+        Decoded bytes of what a task holds at a time to make a block, at most.
+    held_bytes : int
+        Decoded bytes of pieces that are kept through the fit, since many tasks need them.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -97,6 +101,8 @@ class StreamPlan:
     shared_keys: tuple[Key, ...]
     chunks: Chunks
     block_bytes: int
+    piece_bytes: int
+    held_bytes: int
 
     @property
     def n_blocks(self) -> int:
@@ -123,40 +129,50 @@ def plan_stream(
     unchunked_rows : int
         Rows of a block where the data have no chunks of their own.
     most_blocks : int, optional
-        Plan for so many blocks alone, spread over the grid, each a group of its own.
+        Plan for so many blocks alone, spread over the grid.
     """
     chunks = common_chunks(data, unchunked_rows)
+    sources = sources_of(data)
     arrays = [_match_chunks(a, chunks) for a in data.operands]
     graph = _optimized_graph([a for a in arrays if is_dask(a)])
     blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
-    if most_blocks is not None:
-        lengths = [sum(n > 0 for n in sizes) for sizes in chunks]
-        blocks = [blocks[i] for i in spread_blocks(lengths, most_blocks)]
-    operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
     sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
-    groups = cut_groups(sizes)
-    if most_blocks is not None:
-        groups = [range(i, i + 1) for i in range(len(blocks))]
+    if most_blocks is None:
+        grouping = group_blocks(sizes, chunks, sources)
+    else:
+        chosen = spread_blocks(list(map(len, chunks)), most_blocks)
+        grouping = group_sample(chosen, chunks, sources)
+        blocks = [blocks[i] for i in chosen]
+    groups = grouping.groups
+    operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups])
     plans = tuple(
         _plan_group(graph, [operands[i] for i in group], shared_keys, _rows_of(blocks, group))
         for group in groups
     )
-    shared = _cull(graph, shared_keys)
-    return StreamPlan(plans, shared, tuple(shared_keys), chunks, max(sizes))
+    return StreamPlan(
+        plans,
+        _cull(graph, shared_keys),
+        tuple(shared_keys),
+        chunks,
+        max(sizes),
+        _piece_bytes(data, max(sizes) + most_open(sources, chunks, grouping)),
+        held_bytes(sources, chunks, grouping.tasks),
+    )
 
 
 def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS) -> Chunks:
-    """Chunk grid at which every array can be cut without joining pieces of any.
+    """Chunk grid at which the arrays are cut into blocks.
 
-    Along each dimension the union of the cuts of all Dask arrays that vary along it; where there
-    is none, the data are in memory and are cut into blocks of moderate size.
+    Along each dimension the union of the cuts of all Dask arrays that vary along it; only of those
+    of full size where there are any, since smaller ones are joined for next to nothing. Where no
+    array is cut, the data are in memory and get blocks of moderate size.
     """
     shape = data.y.shape
+    lazy = [a for a in data.operands if is_dask(a)]
+    lazy = [a for a in lazy if a.shape == shape] or lazy
     cuts: list[set[int] | None] = [None] * len(shape)
-    for array in data.operands:
-        if not is_dask(array):
-            continue
+    for array in lazy:
         for d, (n, full) in enumerate(zip(array.shape, shape, strict=True)):
             if n == full:
                 edges = set(itertools.accumulate(array.chunks[d], initial=0))
@@ -169,6 +185,13 @@ def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS
 
 def _lengths(edges: set[int] | None) -> tuple[int, ...]:
     return tuple(b - a for a, b in itertools.pairwise(sorted(edges or ())))
+
+
+def _piece_bytes(data: Observations, block_bytes: int) -> int:
+    """Decoded bytes that a task holds to make a block, which needs `block_bytes` itself."""
+    lazy = [a for a in data.operands if is_dask(a)]
+    largest = [int(math.prod(map(max, a.chunks)) * a.dtype.itemsize) for a in lazy]
+    return max(sum(largest), block_bytes)
 
 
 def _match_chunks(array: Array, chunks: Chunks) -> Array:
@@ -206,7 +229,7 @@ def _rows_of(blocks: list[tuple[tuple[int, ...], Box]], group: range) -> int:
 def _shared_keys(
     graph: Mapping[Key, GraphNode], groups: list[list[tuple[Operand, ...]]]
 ) -> dict[Key, None]:
-    """Keys to compute once: those that more than MAX_GROUPS_TO_REPEAT groups need directly.
+    """Keys to compute once: those that more than MAX_TASKS_TO_REPEAT groups need directly.
 
     A node is needed *directly* by a group if the group uses it as an operand, or if a node uses
     it that is needed by that group and few others. So in ``x - x.mean()`` the mean is needed
@@ -220,14 +243,14 @@ def _shared_keys(
         users = _users(graph, order, groups, shared)
         direct = _operand_users(groups)
         for key in order:
-            if key not in shared and 0 < len(users[key]) <= MAX_GROUPS_TO_REPEAT:
+            if key not in shared and 0 < len(users[key]) <= MAX_TASKS_TO_REPEAT:
                 for needed in graph[key].dependencies:
                     direct[needed] |= users[key]
         new = [
             key
             for key in order
             if key not in shared
-            and len(direct[key]) > MAX_GROUPS_TO_REPEAT
+            and len(direct[key]) > MAX_TASKS_TO_REPEAT
             and not _is_light(graph[key])
         ]
         if not new:
@@ -254,7 +277,7 @@ def _users(
         if key in shared:
             continue
         for needed in graph[key].dependencies:
-            if len(users[needed]) <= MAX_GROUPS_TO_REPEAT:
+            if len(users[needed]) <= MAX_TASKS_TO_REPEAT:
                 users[needed] |= users[key]
     return users
 

@@ -117,7 +117,7 @@ def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
     return tuple(reversed(chunks))
 
 
-def cut_groups(block_bytes: Sequence[int]) -> list[range]:
+def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -> list[range]:
     """Cut a sequence of blocks into groups of neighbours, by the bytes of the blocks alone.
 
     The cut depends on nothing but the layout of the data, never on the number of workers: sums
@@ -127,6 +127,8 @@ def cut_groups(block_bytes: Sequence[int]) -> list[range]:
     ----------
     block_bytes : sequence of int
         Decoded bytes of each block.
+    ends : sequence of bool, optional
+        Whether a group may end before each block; by default before any.
 
     Returns
     -------
@@ -143,7 +145,8 @@ def cut_groups(block_bytes: Sequence[int]) -> list[range]:
     for i, size in enumerate(block_bytes):
         filled += size
         # Compare with the running total, so that rounding does not pile up in the last group.
-        if filled >= (done + 1) * target and i + 1 < n_blocks:
+        may_end = i + 1 < n_blocks and (ends is None or ends[i + 1])
+        if filled >= (done + 1) * target and may_end:
             groups.append(range(first, i + 1))
             first = i + 1
             done = max(done + 1, math.floor(filled / target))

@@ -224,7 +224,7 @@ GROUP = group_of(10)
 )
 def test_no_worker_is_given_more_than_it_has_room_for(sizes, rooms):
     groups = tuple(GroupPlan(GROUP.steps, (), n) for n in sizes)
-    plan = StreamPlan(groups, {}, (), ((sum(sizes),),), 1)
+    plan = StreamPlan(groups, {}, (), ((sum(sizes),),), 1, 1, 0)
     workers = [WorkerRoom(f"w{i}", *room) for i, room in enumerate(rooms)]
     keeping = plan_keeping(plan, True, 2, STAGE_ROWS, workers)
     taken = dict.fromkeys((w.address for w in workers), 0)
@@ -248,7 +248,7 @@ def test_no_worker_is_given_more_than_it_has_room_for(sizes, rooms):
 
 
 def test_workers_get_groups_by_their_threads():
-    plan = StreamPlan((GROUP,) * 12, {}, (), ((120,),), 1)
+    plan = StreamPlan((GROUP,) * 12, {}, (), ((120,),), 1, 1, 0)
     rooms = [WorkerRoom("a", 2, 10**6), WorkerRoom("b", 1, 10**6)]
     keeping = plan_keeping(plan, "auto", 2, STAGE_ROWS, rooms)
     assert (keeping.workers.count("a"), keeping.workers.count("b")) == (8, 4)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import cloudpickle
 import dask.array as da
 import numpy as np
 import pytest
+from dask import delayed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask.engines.groups import MAX_GROUPS_TO_REPEAT, common_chunks, plan_stream
+from nlsq_dask.engines import grouping
+from nlsq_dask.engines.groups import common_chunks, plan_stream
+from nlsq_dask.engines.pieces import MAX_TASKS_TO_REPEAT
 from nlsq_dask.engines.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
 from tests.engines.problems import problems
@@ -50,9 +55,26 @@ def test_a_plan_makes_every_row_once(problem, layout):
 
 
 def test_chunks_are_the_union_of_all_cuts():
-    x = da.ones((12, 1), chunks=((5, 7), (1,)))
+    x = da.ones((12, 6), chunks=((5, 7), (6,)))
     y = da.ones((12, 6), chunks=((6, 6), (3, 3)))
     assert common_chunks(observe((x,), y)) == ((5, 1, 6), (3, 3))
+
+
+def test_coordinates_that_are_smaller_do_not_cut():
+    x = da.ones((12, 1), chunks=((5, 7), (1,)))
+    y = da.ones((12, 6), chunks=((6, 6), (3, 3)))
+    data = observe((x, da.arange(6, chunks=5)), y)
+    assert common_chunks(data) == y.chunks
+    plan = plan_stream(data)
+    assert plan.n_blocks == 4
+    assert plan.held_bytes <= x.nbytes + 6 * 8
+    columns = all_rows(plan, data.layout)
+    np.testing.assert_array_equal(np.sort(columns[2]), np.repeat(np.arange(6), 12))
+
+
+def test_what_is_smaller_cuts_where_nothing_else_does():
+    x = da.ones((12, 1), chunks=((5, 7), (1,)))
+    assert common_chunks(observe((x,), np.ones((12, 6)))) == ((5, 7), (6,))
 
 
 def test_arrays_in_memory_do_not_cut_what_dask_has_cut():
@@ -102,7 +124,73 @@ def test_an_array_at_the_edge_of_two_groups_is_made_in_both():
     plan = plan_stream(observe(x, da.ones(32_000, chunks=1000)))
     assert not plan.shared_keys
     made = [node.key for group in plan.groups for step in group.steps for node, _ in step.nodes]
-    assert max(made.count(key) for key in made) <= MAX_GROUPS_TO_REPEAT
+    assert max(made.count(key) for key in made) <= MAX_TASKS_TO_REPEAT
+
+
+def pieces_made(plan, array):
+    """How many groups make each chunk of an array."""
+    made = [
+        {node.key for step in group.steps for node, _ in step.nodes if node.key[0] == array.name}
+        for group in plan.groups
+    ]
+    return Counter(itertools.chain.from_iterable(made))
+
+
+@pytest.mark.parametrize("most_blocks", [None, 40])
+@pytest.mark.parametrize("coarse", [20_000_000, 5_000_000, 3_200_000])
+def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_blocks):
+    """And not kept: such an array would be in memory whole."""
+    x = da.zeros(1_000_000_000, chunks=coarse)
+    y = da.zeros(1_000_000_000, chunks=200_000)
+    plan = plan_stream(observe(x, y), most_blocks=most_blocks)
+    assert not plan.shared_keys
+    assert plan.held_bytes == 0
+    assert set(pieces_made(plan, x).values()) == {1}
+    assert set(pieces_made(plan, y).values()) == {1}
+    # The chunk, and the block that is cut from it.
+    assert 8 * (coarse + 200_000) <= plan.piece_bytes <= 8 * (coarse + 400_000)
+
+
+def test_chunks_that_are_few_are_kept():
+    x, y = da.zeros(20_000_000, chunks=5_000_000), da.zeros(20_000_000, chunks=100_000)
+    plan = plan_stream(observe(x, y))
+    assert len(plan.groups) == 16
+    assert plan.held_bytes == x.nbytes == 8 * 5_000_000 * len(plan.shared_keys)
+
+
+@given(
+    x=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    y=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    rows=st.integers(1, 4),
+    least=st.integers(1, 8),
+)
+def test_pieces_are_made_by_one_group_or_two_or_kept(x, y, rows, least):
+    """Whatever the chunks of an array of two dimensions, and every row is there once."""
+    n = min(sum(x), sum(y))
+    numbers = np.arange(float(n * rows)).reshape(n, rows)
+    cut = [tuple(len(range(*c)) for c in _edges(lengths, n)) for lengths in (x, y)]
+    arrays = [da.from_delayed(delayed(numbers), numbers.shape, float) for _ in cut]
+    arrays = [a.rechunk((c, -1)) + 1 for a, c in zip(arrays, cut, strict=True)]
+    data = observe(*arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "SMALL_ARRAY_BYTES", 0)
+        patch.setattr(grouping, "MIN_ALIGNED", least)
+        plan = plan_stream(data)
+    kept = {key for key in plan.shared_keys if key[0] in {a.name for a in arrays}}
+    for array in arrays:
+        made = pieces_made(plan, array)
+        assert max(made.values(), default=0) <= MAX_TASKS_TO_REPEAT
+        assert not kept & set(made)
+    sizes = {(a.name, i, 0): 8 * rows * c for a in arrays for i, c in enumerate(a.chunks[0])}
+    assert plan.held_bytes == sum(sizes[key] for key in kept)
+    made = all_rows(plan, data.layout)
+    np.testing.assert_array_equal(made, [numbers.ravel() + 1] * 2)
+
+
+def _edges(lengths, n):
+    """Ranges of so many rows one after the other, up to n."""
+    stops = [min(stop, n) for stop in itertools.accumulate(lengths, initial=0)]
+    return [(a, b) for a, b in itertools.pairwise(stops) if a < b]
 
 
 def test_nothing_is_kept_longer_than_it_is_needed():
