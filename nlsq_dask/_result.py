@@ -305,7 +305,7 @@ class FitResult(FitRecord):
         InputError
             If the file holds something else, is damaged, or was written by a later release.
         ModelError
-            If `model` does not take the parameters of the result.
+            If `model` does not take the parameters of the result, in their order.
         OSError
             If the file cannot be read.
 

@@ -161,6 +161,17 @@ def test_what_is_no_covariance_matrix_is_refused_as_by_scipy(sigma, text):
         scipy_fit(sigma=sigma)
 
 
+def test_a_matrix_that_is_not_symmetric_is_refused():
+    """Where SciPy uses its lower triangle."""
+    sigma = COVARIANCE.copy()
+    sigma[3, 5] += 0.1
+    with pytest.raises(InputError, match=r"not symmetric: sigma\[3, 5\] = .* and sigma\[5, 3\] ="):
+        fit(decay, X, Y, P0, sigma=sigma)
+    rounded = COVARIANCE * (1.0 + 1e-12 * np.random.default_rng(0).normal(size=COVARIANCE.shape))
+    expected = fit(decay, X, Y, P0, sigma=COVARIANCE)
+    np.testing.assert_allclose(fit(decay, X, Y, P0, sigma=rounded).popt, expected.popt, rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

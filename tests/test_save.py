@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nlsq_dask import FitResult, InputError, Start, Status, fit
+from nlsq_dask import FitResult, InputError, ModelError, Start, Status, fit
 from nlsq_dask._record import FitRecord, PilotRecord
 from nlsq_dask._result_json import FORMAT, HEAD_BYTES
 from nlsq_dask.core.memory_budget import MemoryBudget
@@ -239,6 +239,19 @@ def test_a_file_does_not_grow_with_the_data(tmp_path):
         fit(lambda x, a, b: a * x + b, x, np.sin(9 * x)).save(tmp_path / "result.json")
         sizes.append((tmp_path / "result.json").stat().st_size)
     assert sizes[1] < 1.2 * sizes[0]
+
+
+def test_a_result_is_loaded_with_its_parameters_in_their_order(tmp_path):
+    y = 1.5 + np.random.default_rng(1).normal(size=X.size)
+    result = fit(lambda x, a, b: a + b * x, X, y, p0=[1, 1])
+    result.save(tmp_path / "result.json")
+    with pytest.raises(
+        ModelError, match="parameters a and b, but the model .* takes b and a, in an"
+    ):
+        FitResult.load(tmp_path / "result.json", model=lambda x, b, a: a + b * x)
+    for model in (lambda x, start, slope: start + slope * x, lambda x, *p: p[0] + p[1] * x):
+        loaded = FitResult.load(tmp_path / "result.json", model=model)
+        np.testing.assert_array_equal(loaded.predict(X), result.predict())
 
 
 def test_pickles_leave_model_and_data_out():

@@ -149,8 +149,16 @@ def covariance_in_parts() -> InputError:
 def sigma_not_positive_definite() -> InputError:
     """A covariance matrix has no Cholesky factor."""
     return InputError(
-        "`sigma` must be positive definite. The matrix has an eigenvalue that is zero or negative, "
-        "or is not symmetric: pass a covariance matrix, or standard deviations of y's shape."
+        "`sigma` must be positive definite. The matrix has an eigenvalue that is zero or negative: "
+        "pass a covariance matrix, or standard deviations of y's shape."
+    )
+
+
+def covariance_not_symmetric(i: int, j: int, above: float, below: float) -> InputError:
+    """A matrix is no covariance matrix."""
+    return InputError(
+        f"sigma is a matrix, but not symmetric: sigma[{i}, {j}] = {above:g} and sigma[{j}, {i}] = "
+        f"{below:g}. Pass a covariance matrix, or standard deviations of y's shape."
     )
 
 

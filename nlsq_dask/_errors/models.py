@@ -72,9 +72,22 @@ def parameter_count(model: str, count: int, least: int, most: float) -> ModelErr
     else:
         takes = f"{least} to {most:.0f}"
     return ModelError(
-        f"the model {model} takes {takes} parameters, but {count} were given: pass one starting "
-        "value for each."
+        f"the model {model} takes {takes} parameters, but {_given(count)}: pass one starting value "
+        "for each."
     )
+
+
+def parameter_order(model: str, fitted: Sequence[str], taken: Sequence[str]) -> ModelError:
+    """A model takes the parameters of a result in another order."""
+    return ModelError(
+        f"the result has the parameters {join_names(fitted)}, but the model {model} takes "
+        f"{join_names(taken)}, in another order: pass the model that was fitted, or a function "
+        "that takes its parameters in that order."
+    )
+
+
+def _given(count: int) -> str:
+    return "1 was given" if count == 1 else f"{count} were given"
 
 
 def duplicate_parameter_names(names: Sequence[str]) -> InputError:
@@ -254,8 +267,8 @@ def loss_output_shape(name: str, got: tuple[int, ...], rows: int) -> ModelError:
 def model_argument_count(model: str, names: Sequence[str], count: int) -> InputTypeError:
     """A ready-made model is called with another number of parameters than it has."""
     return InputTypeError(
-        f"{model} takes x and {len(names)} parameters ({join_names(names)}), but {count} were "
-        "given: pass one value for each."
+        f"{model} takes x and {len(names)} parameters ({join_names(names)}), but {_given(count)}: "
+        "pass one value for each."
     )
 
 

@@ -26,6 +26,7 @@ from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.model import ModelSpec, Structure, prepare_model
 from nlsq_dask.kernels.predict import covariance_root
 from nlsq_dask.kernels.rows import row_dependence
+from nlsq_dask.kernels.signature import model_label, parameter_names
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -95,8 +96,11 @@ class FittedModel:
         Raises
         ------
         ModelError
-            If the model cannot be traced, or does not take these parameters.
+            If the model cannot be traced, or does not take these parameters in this order.
         """
+        taken = parameter_names(model, len(names))
+        if any(name in taken and taken.index(name) != i for i, name in enumerate(names)):
+            raise _errors.parameter_order(model_label(model), names, taken)
         spec = prepare_model(model, tuple(names), structure, n_coords)
         at = np.ones(len(names)) if params is None else np.asarray(params, np.float64)
         spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))

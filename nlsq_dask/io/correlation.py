@@ -11,6 +11,10 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_zarr
 
+# Difference from its transpose of a covariance matrix, in units of its largest value, that rounding
+# may have made.
+SYMMETRY_RTOL = 1e-8
+
 
 def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
     """Tell standard deviations from a covariance matrix.
@@ -58,7 +62,7 @@ def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
     Raises
     ------
     InputError
-        If the matrix is not positive definite, or the data are lazy.
+        If the matrix is not symmetric or not positive definite, or the data are lazy.
     """
     if data.lazy:
         raise _errors.covariance_in_parts()
@@ -68,6 +72,10 @@ def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
         matrix = matrix[np.ix_(kept, kept)]
     if not np.isfinite(matrix).all():
         raise _errors.covariance_not_finite(int((~np.isfinite(matrix)).sum()))
+    asymmetry = np.abs(matrix - matrix.T)
+    if asymmetry.max(initial=0.0) > SYMMETRY_RTOL * np.abs(matrix).max(initial=0.0):
+        i, j = sorted(map(int, np.unravel_index(asymmetry.argmax(), matrix.shape)))
+        raise _errors.covariance_not_symmetric(i, j, matrix[i, j], matrix[j, i])
     try:
         factor = np.asarray(np.linalg.cholesky(matrix), np.float64)
     except np.linalg.LinAlgError:
