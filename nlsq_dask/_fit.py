@@ -89,8 +89,8 @@ def fit(
         Starting values, in order or by name. By default what ``model.guess(x, y)`` says, called
         with a sample of the rows; without that ones, or inside the bounds.
     sigma : float or array_like, optional
-        Standard deviations of ``y``; broadcasts to its shape. For ``y`` (n,) in memory also its
-        covariance matrix (n, n).
+        Standard deviations of ``y``; broadcasts to its shape. An infinite one gives its row no
+        weight. For ``y`` (n,) in memory also its covariance matrix (n, n), symmetric.
     absolute_sigma : bool
         True takes ``sigma`` as it is for the covariance; False (default) scales the covariance so
         that the reduced chi-square is one, as in ``scipy.optimize.curve_fit``.
@@ -108,7 +108,8 @@ def fit(
         Values, by name, of parameters that are not fitted.
     ties : dict or array_like of shape (p, q), optional
         ``{"a2": "a1"}`` keeps two parameters equal, ``{"a2": {"a1": 2.0, "b": -1.0}}`` makes one a
-        linear combination of others; a matrix gives all p parameters out of q free values.
+        linear combination of others; a matrix gives all p parameters out of q free values. What
+        ``p0`` says of a tied parameter counts for nothing.
     method : {"trf", "lm", "dogbox"}
         "trf", or as in ``scipy.optimize.least_squares`` the Levenberg-Marquardt method (without
         bounds and robust loss), or the dogleg method in a box.
