@@ -416,7 +416,8 @@ def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[int, ...]:
 
     Where the arrays' chunks differ, blocks are cut from chunks that are larger than they are.
     """
-    grids = [stream.chunks, *(a.chunks for a in data.operands if is_dask(a))]
+    full = (a for a in data.operands if is_dask(a) and a.shape == data.y.shape)
+    grids = [stream.chunks, *(a.chunks for a in full)]
     return tuple(max(map(max, cuts)) for cuts in zip(*grids, strict=True))
 
 

@@ -179,7 +179,8 @@ def chunks_held(held_bytes: int, memory_bytes: int, room_bytes: int) -> InputErr
         f"the chunks of the arrays differ so much that {in_units(held_bytes)} of them would be "
         f"kept in memory, since many tasks need each; but a worker with {in_units(memory_bytes)} "
         f"of memory has room for {in_units(room_bytes)} of them. Store the data again with chunks "
-        "alike, for example x.rechunk(y.chunks).to_zarr('x_rechunked.zarr')."
+        "alike, for example x.rechunk(y.chunks).to_zarr('x_rechunked.zarr'); or, where an array "
+        "lacks a dimension of y, with longer chunks of y along that."
     )
 
 

@@ -16,16 +16,16 @@ import numpy as np
 
 from nlsq_dask.engines.pieces import (
     MAX_TASKS_TO_REPEAT,
+    SMALL_ARRAY_BYTES,
     IntArray,
     Source,
     count_users,
     held_bytes,
     open_bytes,
+    users_of,
+    with_repeats,
 )
-from nlsq_dask.io.chunks import GROUP_BYTES, Chunks, cut_groups
-
-# Bytes of the pieces of one array that are kept through a fit without a second thought.
-SMALL_ARRAY_BYTES = GROUP_BYTES
+from nlsq_dask.io.chunks import Chunks, cut_groups
 
 # Part of an array at most that is read twice, since two tasks need it, without a second thought.
 MOST_AGAIN = 0.1
@@ -107,12 +107,19 @@ def group_sample(blocks: Sequence[int], chunks: Chunks, sources: Sequence[Source
 def most_open(sources: Sequence[Source], chunks: Chunks, grouping: Grouping) -> int:
     """Decoded bytes of the pieces that a group holds from one block to the next one, at most.
 
-    Those that are kept through the fit are not counted.
+    Those that are kept through the fit are not counted; of those that are repeated, all that a
+    group needs.
     """
     tasks = grouping.tasks
-    own = [s for s in sources if not s.in_memory and not held_bytes([s], chunks, tasks)]
+    most = 0
+    for source in sources:
+        if source.repeated:
+            owners, pieces = users_of(source, chunks, tasks).T
+            most += int(np.bincount(owners, source.piece_bytes()[pieces]).max(initial=0))
+    passing = [s for s in sources if not (s.in_memory or s.repeated)]
+    own = [s for s in passing if not held_bytes([s], chunks, tasks)]
     inside = np.flatnonzero((np.diff(tasks) == 0) & (tasks[1:] >= 0)) + 1
-    return int(open_bytes(own, chunks)[inside].max(initial=0))
+    return most + int(open_bytes(own, chunks)[inside].max(initial=0))
 
 
 def _grouping(blocks: list[int], groups: list[range], n_blocks: int) -> Grouping:
@@ -124,10 +131,10 @@ def _grouping(blocks: list[int], groups: list[range], n_blocks: int) -> Grouping
 def _cut_badly(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> list[Source]:
     """Sources with so many pieces across the ends of tasks that these should end elsewhere."""
     found = []
-    for source in sources:
+    for source in with_repeats(sources, chunks, tasks):
         sizes, users = source.piece_bytes(), count_users(source, chunks, tasks)
         kept = sizes[users > MAX_TASKS_TO_REPEAT].sum()
         again = (sizes * (users - 1))[(users > 1) & (users <= MAX_TASKS_TO_REPEAT)].sum()
         if kept > SMALL_ARRAY_BYTES or again > MOST_AGAIN * sizes.sum():
             found.append(source)
-    return [source for source in found if not source.in_memory]
+    return [source for source in found if not (source.in_memory or source.repeated)]

@@ -15,7 +15,7 @@ import gc
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from nlsq_dask.engines.pieces import (
     MAX_TASKS_TO_REPEAT,
     held_bytes,
     sources_of,
+    with_repeats,
 )
 from nlsq_dask.io.chunks import (
     Box,
@@ -163,7 +164,12 @@ def plan_stream(
     groups = grouping.groups
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
     graph = _optimized_graph([a for a in arrays if is_dask(a)], operands)
-    shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups])
+    # Large arrays whose chunks each group makes for itself.
+    sources = with_repeats(sources, chunks, grouping.tasks)
+    own = {source.operand for source in sources if source.repeated}
+    pairs = zip(data.operands, arrays, strict=True)
+    own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
+    shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
     plans = tuple(
         _plan_group(graph, [operands[i] for i in group], shared_keys, _rows_of(blocks, group))
         for group in groups
@@ -248,9 +254,13 @@ def _rows_of(blocks: list[tuple[tuple[int, ...], Box]], group: range) -> int:
 
 
 def _shared_keys(
-    graph: Mapping[Key, GraphNode], groups: list[list[tuple[Operand, ...]]]
+    graph: Mapping[Key, GraphNode],
+    groups: list[list[tuple[Operand, ...]]],
+    own_names: Container[str],
 ) -> dict[Key, None]:
     """Keys to compute once: those that more than MAX_TASKS_TO_REPEAT groups need directly.
+
+    Chunks of arrays of `own_names` are left to each group.
 
     A node is needed *directly* by a group if the group uses it as an operand, or if a node uses
     it that is needed by that group and few others. So in ``x - x.mean()`` the mean is needed
@@ -273,6 +283,7 @@ def _shared_keys(
             if key not in shared
             and len(direct[key]) > MAX_TASKS_TO_REPEAT
             and not _is_light(graph[key])
+            and not (isinstance(key, tuple) and key[0] in own_names)
         ]
         if not new:
             return dict.fromkeys(sorted(shared, key=str))

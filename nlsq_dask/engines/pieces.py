@@ -30,6 +30,12 @@ IntArray = NDArray[np.int64]
 # part of the data in memory.
 MAX_TASKS_TO_REPEAT = 2
 
+# Bytes of such pieces of one array that are kept through a fit without a second thought. Those of
+# larger arrays are made by each task after all, if that adds no more than this part to what all
+# tasks read: a value for each pixel of an image, in tasks of many images each.
+SMALL_ARRAY_BYTES = 64_000_000
+MOST_REPEATED = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -47,6 +53,10 @@ class Source:
         Shape of the Zarr chunks; None if it is not read from Zarr.
     in_memory : bool
         Whether its pieces are views of a NumPy array, which take no memory.
+    operand : str
+        Name of the Dask array that it belongs to.
+    repeated : bool
+        Whether every task makes the pieces that it needs, however many need them.
     """
 
     name: str
@@ -54,6 +64,8 @@ class Source:
     itemsize: int
     stored: tuple[int, ...] | None = None
     in_memory: bool = False
+    operand: str = ""
+    repeated: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,9 +116,9 @@ def array_sources(array: Array) -> list[Source]:
     """
     stored = [_with_dimensions(source, array.ndim) for source in zarr_sources(array)]
     if stored and all(source.shape == array.shape for source in stored):
-        return stored
-    in_memory = _is_in_memory(array)
-    return [Source(array.name, array.chunks, int(array.dtype.itemsize), in_memory=in_memory)]
+        return [replace(source, operand=array.name) for source in stored]
+    itemsize, in_memory = int(array.dtype.itemsize), _is_in_memory(array)
+    return [Source(array.name, array.chunks, itemsize, None, in_memory, array.name)]
 
 
 def zarr_sources(array: Array) -> Iterator[Source]:
@@ -161,8 +173,23 @@ def held_bytes(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> in
     total = 0
     for source in sources:
         kept = count_users(source, chunks, tasks) > MAX_TASKS_TO_REPEAT
-        total += 0 if source.in_memory else int(source.piece_bytes()[kept].sum())
+        kept &= not (source.in_memory or source.repeated)
+        total += int(source.piece_bytes()[kept].sum())
     return total
+
+
+def with_repeats(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> list[Source]:
+    """Decide which sources are repeated rather than kept; parameters as for :func:`users_of`."""
+    sizes = [source.piece_bytes() for source in sources]
+    users = [count_users(source, chunks, tasks) for source in sources]
+    counted = list(zip(sizes, users, strict=True))
+    room = MOST_REPEATED * sum(int(size[count > 0].sum()) for size, count in counted)
+    marked = []
+    for source, (size, count) in zip(sources, counted, strict=True):
+        kept = 0 if source.in_memory else int(size[count > MAX_TASKS_TO_REPEAT].sum())
+        repeated = kept > SMALL_ARRAY_BYTES and int((size * count).sum()) <= room
+        marked.append(replace(source, repeated=repeated))
+    return marked
 
 
 def open_bytes(sources: Sequence[Source], chunks: Chunks) -> IntArray:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask.engines.grouping import group_sample
 from nlsq_dask.engines.groups import StreamPlan
-from nlsq_dask.engines.pieces import MAX_TASKS_TO_REPEAT, IntArray, Source, users_of
+from nlsq_dask.engines.pieces import MAX_TASKS_TO_REPEAT, IntArray, Source, users_of, with_repeats
 from nlsq_dask.io.chunks import Chunks
 
 
@@ -67,12 +67,12 @@ def _read(
 ) -> Reading:
     """Count the tasks that need each piece; tasks (blocks,) is -1 where there is none."""
     each_time = once = later = 0
-    for source in sources:
+    for source in with_repeats(sources, chunks, tasks):
         owners, pieces = users_of(source, chunks, tasks).T
         size = source.piece_bytes()
         users = np.bincount(pieces, minlength=size.size)
         again = np.bincount(pieces[~keeps[owners]], minlength=size.size)
-        shared = users > MAX_TASKS_TO_REPEAT
+        shared = (users > MAX_TASKS_TO_REPEAT) & (not source.repeated)
         each_time += int((users * size)[~shared].sum())
         later += int((again * size)[~shared].sum())
         once += int(size[shared].sum())

@@ -15,10 +15,11 @@ import dask.array as da
 import numpy as np
 import pytest
 from dask import delayed
+from dask.core import flatten
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask.engines import grouping
+from nlsq_dask.engines import grouping, pieces
 from nlsq_dask.engines.groups import common_chunks, plan_stream
 from nlsq_dask.engines.pieces import MAX_TASKS_TO_REPEAT
 from nlsq_dask.engines.prefetch import read_blocks
@@ -153,6 +154,20 @@ def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_
     assert 8 * (coarse + 200_000) <= plan.piece_bytes <= 8 * (coarse + 400_000)
 
 
+@pytest.mark.parametrize("cuts", [(500, 500), (700, 900)])
+def test_a_value_for_each_pixel_is_read_by_each_task_of_many_images(cuts):
+    y = da.zeros((400, 4000, 4000), chunks=(100, 500, 500), dtype="f4")
+    pixels = da.zeros((4000, 4000), chunks=cuts)
+    plan = plan_stream(observe(pixels, y))
+    assert plan.chunks == y.chunks
+    assert not plan.shared_keys
+    assert plan.held_bytes == 0
+    # Of few images it would be as much as they are.
+    plan = plan_stream(observe(pixels, y.rechunk((4, 500, 500))))
+    assert len(plan.shared_keys) >= len(list(flatten(pixels.__dask_keys__())))
+    assert plan.held_bytes == pixels.nbytes
+
+
 def test_chunks_that_are_few_are_kept():
     x, y = da.zeros(20_000_000, chunks=5_000_000), da.zeros(20_000_000, chunks=100_000)
     plan = plan_stream(observe(x, y))
@@ -165,8 +180,9 @@ def test_chunks_that_are_few_are_kept():
     y=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     rows=st.integers(1, 4),
     least=st.integers(1, 8),
+    repeated=st.sampled_from([0, 100]),
 )
-def test_pieces_are_made_by_one_group_or_two_or_kept(x, y, rows, least):
+def test_pieces_are_made_by_one_group_or_two_or_kept(x, y, rows, least, repeated):
     """Whatever the chunks of an array of two dimensions, and every row is there once."""
     n = min(sum(x), sum(y))
     numbers = np.arange(float(n * rows)).reshape(n, rows)
@@ -176,15 +192,18 @@ def test_pieces_are_made_by_one_group_or_two_or_kept(x, y, rows, least):
     data = observe(*arrays)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "SMALL_ARRAY_BYTES", 0)
+        patch.setattr(pieces, "SMALL_ARRAY_BYTES", 0)
+        patch.setattr(pieces, "MOST_REPEATED", repeated)
         patch.setattr(grouping, "MIN_ALIGNED", least)
         plan = plan_stream(data)
     kept = {key for key in plan.shared_keys if key[0] in {a.name for a in arrays}}
     for array in arrays:
         made = pieces_made(plan, array)
-        assert max(made.values(), default=0) <= MAX_TASKS_TO_REPEAT
+        assert max(made.values(), default=0) <= (100 if repeated else MAX_TASKS_TO_REPEAT)
         assert not kept & set(made)
     sizes = {(a.name, i, 0): 8 * rows * c for a in arrays for i, c in enumerate(a.chunks[0])}
     assert plan.held_bytes == sum(sizes[key] for key in kept)
+    assert not (repeated and kept)
     made = all_rows(plan, data.layout)
     np.testing.assert_array_equal(made, [numbers.ravel() + 1] * 2)
 
