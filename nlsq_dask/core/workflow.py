@@ -440,8 +440,18 @@ def _plan_worker(
             limit = int(checked_gigabytes("memory_limit_gb", limit_gb) * GB)
             worker = replace(worker, memory_bytes=min(worker.memory_bytes, limit))
         budget = _budget(problem, worker.memory_bytes / GB, use_gpu=False)
-    check_held_fit(worker, problem.held_bytes)
-    worker = replace(worker, base_bytes=worker.base_bytes + problem.held_bytes)
+    config = _stage(problem, machine, goal, worker)
+    if problem.held_bytes:
+        check_held_fit(worker, problem.held_bytes)
+        worker = replace(worker, base_bytes=worker.base_bytes + problem.held_bytes)
+        config = _stage(problem, machine, goal, worker)
+    return budget, config
+
+
+def _stage(
+    problem: Problem, machine: Machine, goal: OptimizationGoal | None, worker: WorkerMemory
+) -> BlockConfig:
+    """Buffers of a worker whose chunks fit."""
     config = size_stage(
         worker,
         problem.n_params,
@@ -451,7 +461,7 @@ def _plan_worker(
     )
     if problem.chunks is not None:
         check_chunk_fits(worker, problem.chunk_bytes, problem.chunks, config)
-    return budget, config
+    return config
 
 
 def _choose(

@@ -24,6 +24,7 @@ import dask.array as da
 import numpy as np
 from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
 from dask.array.optimization import optimize
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
@@ -163,7 +164,7 @@ def plan_stream(
     grouping = grouping or group_blocks(sizes, chunks, sources)
     groups = grouping.groups
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
-    graph = _optimized_graph([a for a in arrays if is_dask(a)], operands)
+    graph = _optimized_graph([a for a in arrays if is_dask(a)])
     # Large arrays whose chunks each group makes for itself.
     sources = with_repeats(sources, chunks, grouping.tasks)
     own = {source.operand for source in sources if source.repeated}
@@ -225,14 +226,14 @@ def _match_chunks(array: Array, chunks: Chunks) -> Array:
     return array if array.chunks == wanted else array.rechunk(wanted)
 
 
-def _optimized_graph(
-    arrays: list[da.Array], operands: list[tuple[Operand, ...]]
-) -> dict[Key, GraphNode]:
-    """The arrays' graphs as one, culled to operands and fused as Dask would before computing."""
+def _optimized_graph(arrays: list[da.Array]) -> dict[Key, GraphNode]:
+    """The arrays' graphs as one, culled and fused as Dask would before computing.
+
+    Of all blocks for a sample too: Dask reads a chunk of which it sees one block alone in parts.
+    """
     if not arrays:
         return {}
-    used = (operand.key for block in operands for operand in block)
-    keys = list(dict.fromkeys(key for key in used if key is not None))
+    keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
     graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
     return dict(convert_legacy_graph(dict(optimize(graph, keys))))
 
