@@ -179,7 +179,8 @@ def solve(
         )
 
     solution = descend(point, state, before)
-    if solution.status.success and (better := _better_end(before, solution.cost)) is not None:
+    stopped = solution.status is _errors.Status.CALLBACK
+    if not stopped and (better := _better_end(before, solution.cost)) is not None:
         point, before = better
         solution = descend(point, None, before)
     return Found(solution, before, evaluator.n_passes)
