@@ -497,9 +497,8 @@ def _full_output(
         status = _errors.Status.COST
     if method != "lm":
         return infodict, result.message, int(status)
-    message = _errors.lm_message(
-        result.status, result.tolerances["ftol"] or 0.0, result.tolerances["xtol"] or 0.0
-    )
+    tolerances = (result.tolerances[name] or 0.0 for name in ("ftol", "xtol", "gtol"))
+    message = _errors.lm_message(result.status, *tolerances)
     if result.r_factor.shape[1] < result.popt.size:  # parameters are fixed or tied
         return infodict, message, LM_STATUS[status]
     _, r_factor, pivots = qr(result.r_factor, mode="economic", pivoting=True)

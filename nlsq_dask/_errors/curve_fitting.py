@@ -97,15 +97,20 @@ def evaluations_spent(method: str, limit: int) -> str:
     return f"{cause} Raise {argument}, improve p0, or loosen ftol, xtol and gtol."
 
 
-def lm_message(status: Status, ftol: float, xtol: float) -> str:
-    """Why Levenberg-Marquardt ended, for ``infodict``'s companion."""
+def lm_message(status: Status, ftol: float, xtol: float, gtol: float) -> str:
+    """Why Levenberg-Marquardt ended, in MINPACK's words; tolerances with six digits."""
     cost = (
         "Both actual and predicted relative reductions in the sum of squares are at most "
         f"{ftol:.6g}"
     )
     step = f"the relative error between two consecutive iterates is at most {xtol:.6g}"
+    cosine = (
+        "The cosine of the angle between func(x) and any column of the Jacobian is at most "
+        f"{gtol:.6g} in absolute value"
+    )
     return {
         Status.COST: cost,
         Status.STEP: step[0].upper() + step[1:],
-        Status.COST_AND_STEP: f"{cost}, and {step}",
+        Status.COST_AND_STEP: f"{cost} and {step}",
+        Status.GRADIENT: cosine,
     }.get(status, status.message)
