@@ -18,7 +18,7 @@ import numpy as np
 from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
 from nlsq_dask.engines.accumulate import accumulate, no_costs, no_meat, no_rows, no_survey
 from nlsq_dask.engines.cache import KeptGroup
-from nlsq_dask.engines.groups import GroupPlan
+from nlsq_dask.engines.groups import GroupPlan, without_collections
 from nlsq_dask.engines.prefetch import read_ahead
 from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
@@ -47,6 +47,7 @@ class Work:
     read_ahead: int = 0
 
 
+@without_collections()
 def packed(value: Any) -> bytes:
     """A plan, or the common work, as bytes: the plans of 100,000 chunks as 2 MB, of 17 pickled."""
     return zlib.compress(cloudpickle.dumps(value), 1)
@@ -57,6 +58,7 @@ def load(blob: bytes) -> Any:
     return pickle.loads(blob)
 
 
+@without_collections()
 def unpacked(blob: bytes) -> Any:
     """Make it of its bytes again. As the result of a task it can be made again."""
     return load(zlib.decompress(blob))

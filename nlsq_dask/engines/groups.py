@@ -119,7 +119,7 @@ class StreamPlan:
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """Pause the cyclic garbage collector of this process.
 
     The plan of 100,000 blocks is millions of objects, all of them in use: searching through them
@@ -134,7 +134,7 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collections()
+@without_collections()
 def plan_stream(
     data: Observations,
     unchunked_rows: int = UNCHUNKED_BLOCK_ROWS,
