@@ -106,11 +106,6 @@ class Problem:
         """Whether the model closes on its x, so that its value has all rows or none."""
         return isinstance(self.adapt, partial) and self.adapt.func is ClosedModel
 
-    @property
-    def n_rows(self) -> int:
-        """Number of rows, without reading any."""
-        return int(self.y.size if hasattr(self.y, "size") else np.size(self.y))
-
     def given_arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Arrays in memory by name, of which SciPy checks the values."""
         for name, array in (("y", self.y), ("x", self.given_x)):
@@ -158,8 +153,9 @@ class Problem:
         with warnings.catch_warnings():  # told by curve_fit, in SciPy's way
             warnings.simplefilter("ignore", _errors.ConvergenceWarning)
             warnings.simplefilter("ignore", _errors.CovarianceWarning)
+            sigma = _with_least_weight(self.sigma) if self.plain else self.sigma
             found: FitResult = fit(
-                model, x, self.y, sigma=self.sigma, nan_policy=self.nan_policy, **options
+                model, x, self.y, sigma=sigma, nan_policy=self.nan_policy, **options
             )
         return found
 
@@ -270,8 +266,6 @@ def curve_fit(
     problem = _checked(problem, check_finite, nan_policy)
     if p0 is None and problem.adapt is None and hasattr(f, "guess"):
         options["p0"] = None  # the model knows better than ones
-    if method == "lm" and start.size > problem.n_rows > 0:  # no rows are refused as such
-        raise _errors.too_few_rows_for_lm(start.size, problem.n_rows)
     result = _fitted(problem, options)
     if not result.success:
         message = result.message
@@ -400,6 +394,13 @@ def _deviations(sigma: Any, n: int) -> Any:
     if sigma.shape not in ((n,), (n, n)):
         raise _errors.sigma_shape(sigma.shape, n)
     return sigma
+
+
+def _with_least_weight(sigma: Any) -> Any:
+    """Finite standard deviations in place of infinite ones, by which rows weigh as little."""
+    if np.ndim(sigma) != 1 or not np.isposinf(sigma).any():
+        return sigma
+    return np.minimum(sigma, np.finfo(sigma.dtype).max)
 
 
 def _rows(

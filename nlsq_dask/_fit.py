@@ -89,8 +89,8 @@ def fit(
         Starting values, in order or by name. By default what ``model.guess(x, y)`` says, called
         with a sample of the rows; without that ones, or inside the bounds.
     sigma : float or array_like, optional
-        Standard deviations of ``y``; broadcasts to its shape. An infinite one gives its row no
-        weight. For ``y`` (n,) in memory also its covariance matrix (n, n), symmetric.
+        Standard deviations of ``y``, positive and finite; broadcasts to its shape. For ``y`` (n,)
+        in memory also its covariance matrix (n, n), symmetric.
     absolute_sigma : bool
         True takes ``sigma`` as it is for the covariance; False (default) scales the covariance so
         that the reduced chi-square is one, as in ``scipy.optimize.curve_fit``.

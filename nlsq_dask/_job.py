@@ -247,6 +247,8 @@ def prepare_on(
     if wishes.method == "lm" and np.isfinite([lower, upper]).any():
         raise _errors.lm_bounded()
     start = reduce_start(reduction, p0, names, lower, upper)
+    if data.n_rows < start.size:
+        raise _errors.too_few_rows(start.size, data.n_rows)
     spec = _spec(model, names, data, given, correlated)
     spec = replace(spec, constant=tuple(np.flatnonzero(reduction.is_fixed).tolist()))
     if wishes.method == "lm" and not spec.loss.is_linear:

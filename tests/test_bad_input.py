@@ -71,6 +71,20 @@ DATA = {
         dict(sigma=with_value(0.0)), InputError, "sigma has 1 values that are not positive"
     ),
     "negative sigma": (dict(sigma=-1.0), InputError, "sigma has 1 values that are not positive"),
+    "one infinite sigma": (
+        dict(sigma=with_value(np.inf)),
+        InputError,
+        "sigma has 1 values that are infinite (one is inf)",
+    ),
+    "sigma infinite": (
+        dict(sigma=np.inf), InputError, "a mask leaves out rows that are to have no weight"
+    ),
+    "fewer rows than parameters": (
+        dict(x=X[:2], y=Y[:2]),
+        InputTypeError,
+        "The number of func parameters=3 must not exceed the number of data points=2: pass more",
+    ),
+    "one row": (dict(x=X[:1], y=Y[:1]), InputTypeError, "the number of data points=1"),
     "NaN in sigma": (dict(sigma=with_value(np.nan)), InputError, "sigma has 1 values"),
     "NaN in y": (dict(y=with_value(np.nan)), InputError, "y has 1 values that are NaN"),
     "NaN in x": (dict(x=with_value(np.nan)), InputError, "x has 1 values that are NaN"),
@@ -308,6 +322,11 @@ def test_curve_fit_raises_the_same(name):
             "sigma has 1 values that are not positive (one is -1.0), the first at index",
             id="negative sigma",
         ),
+        pytest.param(
+            dict(sigma=with_value(np.inf)),
+            "sigma has 1 values that are NaN or infinite, the first at index (7,)",
+            id="infinite sigma",
+        ),
     ],
 )
 def test_bad_values_in_dask_arrays_are_named(data, text):
@@ -441,32 +460,46 @@ def test_models_of_all_rows_are_refused_in_chunks(model):
 
 
 @pytest.mark.parametrize("wrap", [np.asarray, lazy], ids=["memory", "Dask"])
-@pytest.mark.parametrize(("n_rows", "absolute"), [(1, True), (2, True), (2, False), (3, False)])
-def test_too_few_rows_leave_the_covariance_undetermined(wrap, n_rows, absolute):
-    """As in SciPy's curve_fit; three rows determine three parameters, but not the noise."""
+def test_as_many_rows_as_parameters_leave_the_noise_undetermined(wrap):
+    """As in SciPy's curve_fit."""
+    x, y = X[::40], Y[::40]
     with pytest.warns(CovarianceWarning, match="could not be estimated"):
-        result = fit(
-            decay,
-            wrap(X[:n_rows]),
-            wrap(Y[:n_rows]),
-            p0=[2, 1, 0.4],
-            sigma=1.0,
-            absolute_sigma=absolute,
-        )
+        result = fit(decay, wrap(x), wrap(y), p0=[2, 1, 0.4])
     assert result.success
     assert np.isinf(result.pcov).all()
     assert np.isinf(result.perr).all()
-    np.testing.assert_allclose(decay(X[:n_rows], *result.popt), Y[:n_rows], rtol=1e-5)
+    np.testing.assert_allclose(decay(x, *result.popt), y, rtol=1e-5)
+    fitted = fit(decay, wrap(x), wrap(y), p0=[2, 1, 0.4], sigma=1.0, absolute_sigma=True)
+    assert np.isfinite(fitted.pcov).all()
 
 
 @pytest.mark.parametrize("wrap", [np.asarray, lazy], ids=["memory", "Dask"])
-def test_an_infinite_sigma_gives_a_row_no_weight(wrap):
-    """As in SciPy: the row counts, but pulls at nothing."""
-    y = with_value(1e6)
-    sigma = np.where(np.arange(100) == 7, np.inf, 1.0)
-    result = fit(decay, wrap(X), wrap(y), p0=[1, 1, 0], sigma=wrap(sigma))
-    np.testing.assert_allclose(result.popt, [2.5, 1.3, 0.5], rtol=1e-7)
-    assert result.n_points == 100
+@pytest.mark.parametrize("method", ["trf", "lm", "dogbox"])
+def test_rows_left_out_do_not_determine_parameters(wrap, method):
+    y = np.where(np.arange(100) < 98, np.nan, Y)
+    with pytest.raises(InputTypeError, match=r"=3 must .* points=2 \(98 more are left out\)"):
+        fit(decay, wrap(X), wrap(y), nan_policy="omit", method=method)
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, lazy], ids=["memory", "Dask"])
+def test_two_rows_determine_what_is_not_held(wrap):
+    with pytest.warns(CovarianceWarning):
+        result = fit(decay, wrap(X[:2]), wrap(Y[:2]), p0=[1, 1, 0.5], fixed={"c": 0.5})
+    np.testing.assert_allclose(result.popt, [2.5, 1.3, 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_curve_fit_gives_rows_of_infinite_sigma_no_weight(absolute, dtype):
+    """As SciPy does: the row counts as one, but pulls at nothing."""
+    y = with_value(1e6) + 0.01 * np.sin(50 * X)
+    sigma = np.where(np.arange(100) == 7, np.inf, 0.5).astype(dtype)
+    arguments = dict(p0=[2, 1, 0.4], sigma=sigma, absolute_sigma=absolute, full_output=True)
+    expected = scipy.optimize.curve_fit(decay_in_numpy, X, y, **arguments)
+    got = curve_fit(decay_in_numpy, X, y, **arguments)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4)
+    np.testing.assert_allclose(got[2]["fvec"], expected[2]["fvec"], atol=1e-6)
 
 
 def test_parameters_without_effect_leave_the_covariance_undetermined():

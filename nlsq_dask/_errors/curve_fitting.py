@@ -24,11 +24,12 @@ def ydata_empty(shape: tuple[int, ...]) -> InputError:
     )
 
 
-def too_few_rows_for_lm(size: int, rows: int) -> InputTypeError:
-    """Levenberg-Marquardt was asked for with fewer rows than parameters."""
+def too_few_rows(size: int, rows: int, left_out: int = 0) -> InputTypeError:
+    """There are fewer rows than parameters, which therefore are not determined."""
+    counted = f" ({left_out} more are left out)" if left_out else ""
     return InputTypeError(
-        f"The number of func parameters={size} must not exceed the number of data points={rows} "
-        "with method 'lm': pass more data, or method='trf' or 'dogbox'."
+        f"The number of func parameters={size} must not exceed the number of data points={rows}"
+        f"{counted}: pass more data, or hold parameters with fixed= or ties=."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from nlsq_dask._errors.kinds import (
@@ -79,11 +80,15 @@ def all_left_out(n_rows: int, causes: Sequence[str]) -> InputError:
 
 
 def sigma_not_positive(count: int, example: float, place: str = "") -> InputError:
-    """Standard deviations must be positive."""
-    remedy = ", and nan_policy='omit' leaves out rows with NaN" if example != example else ""
+    """Standard deviations must be positive and finite."""
+    what, remedy = "not positive", ""
+    if math.isnan(example):
+        remedy = ", and nan_policy='omit' leaves out rows with NaN"
+    elif math.isinf(example) and example > 0:  # no weight, yet a degree of freedom
+        what, remedy = "infinite", ", and a mask leaves out rows that are to have no weight"
     return InputError(
-        f"sigma has {count} values that are not positive (one is {example!r}){place}: standard "
-        f"deviations must be greater than zero{remedy}."
+        f"sigma has {count} values that are {what} (one is {example!r}){place}: standard "
+        f"deviations must be greater than zero and finite{remedy}."
     )
 
 

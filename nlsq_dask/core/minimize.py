@@ -95,7 +95,9 @@ def minimize(
     ------
     InputError
         If the cost or its derivatives are not finite at `p0`, ``options.x_scale`` does not fit, or
-        "lm" is given bounds or fewer rows than parameters.
+        "lm" is given bounds.
+    InputTypeError
+        If there are fewer rows than parameters.
     """
     box = Box(lower, upper)
     if state is None:
@@ -131,8 +133,8 @@ def start(
     params = first_point(p0, box.lower, box.upper, options)
     basis = basis or Basis.identity(params.size)
     sums = evaluator.evaluate(params, basis.forward)
-    if options.method == "lm" and sums.n_points < params.size:
-        raise _errors.too_few_rows_for_lm(params.size, sums.n_points)
+    if sums.n_points < params.size:
+        raise _errors.too_few_rows(params.size, sums.n_points, sums.n_skipped)
     if not np.isfinite(sums.cost):
         raise _errors.start_not_finite(params)
     if not is_finite(sums):

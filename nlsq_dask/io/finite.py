@@ -1,5 +1,7 @@
 """What keeps a sum of squares from being finite: NaN, infinities, and sigma of zero or less.
 
+An infinite sigma is taken to do so as well: its row would have no weight, yet count as one.
+
 Good data are never read for it: it is looked for after a sum was not finite. Rows that are left
 out do not count. Findings of blocks combine by adding, as sums of squares do.
 """
@@ -71,21 +73,21 @@ class Findings:
     ----------
     not_finite : tuple of Affected
         NaN and infinities: in y, each coordinate, and sigma where there is one.
-    not_positive : Affected
-        Values of sigma that are not greater than zero, NaN among them.
+    no_deviation : Affected
+        Values of sigma that are not greater than zero and finite, NaN among them.
     n_affected, n_nan : int
         Rows with NaN or infinities in any array, and rows with NaN in any.
     """
 
     not_finite: tuple[Affected, ...]
-    not_positive: Affected
+    no_deviation: Affected
     n_affected: int
     n_nan: int
 
     def __add__(self, other: Findings) -> Findings:
         return Findings(
             tuple(map(add, self.not_finite, other.not_finite)),
-            self.not_positive + other.not_positive,
+            self.no_deviation + other.no_deviation,
             self.n_affected + other.n_affected,
             self.n_nan + other.n_nan,
         )
@@ -96,7 +98,7 @@ class Findings:
             if found.count:
                 place = f", the first {found.first}"
                 return _errors.not_finite(name, found.count, place, self.n_affected, self.n_nan)
-        found = self.not_positive
+        found = self.no_deviation
         if found.count:
             place = f", the first {found.first}"
             return _errors.sigma_not_positive(found.count, found.value, place)
@@ -122,6 +124,11 @@ def finite_problem(data: Observations, client: Client | None = None) -> _errors.
     """
     found = _scan_lazy(data, client) if data.lazy else scan_in_memory(data)
     return found.error(data.names)
+
+
+def is_deviation(sigma: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which values can be standard deviations: those that are positive and finite."""
+    return np.asarray(np.greater(sigma, 0) & np.isfinite(sigma))
 
 
 def scan_in_memory(data: Observations) -> Findings:
@@ -188,8 +195,8 @@ def _scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
         if not_finite[-1].count:
             np.logical_or(affected, bad, out=affected, where=counts)
             np.logical_or(with_nan, np.isnan(array), out=with_nan, where=counts)
-    not_positive = Affected()
+    no_deviation = Affected()
     if block.sigma is not None:
-        not_positive = locate(~np.greater(block.sigma, 0), block.sigma)
+        no_deviation = locate(~is_deviation(block.sigma), block.sigma)
     n_affected, n_nan = (int(np.count_nonzero(flags)) for flags in (affected, with_nan))
-    return Findings(tuple(not_finite), not_positive, n_affected, n_nan)
+    return Findings(tuple(not_finite), no_deviation, n_affected, n_nan)

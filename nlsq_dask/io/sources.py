@@ -19,7 +19,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.arguments import LazyArgument
-from nlsq_dask.io.finite import finite_problem, scan_in_memory
+from nlsq_dask.io.finite import finite_problem, is_deviation, scan_in_memory
 from nlsq_dask.io.missing import NanPolicy, missing_rule
 from nlsq_dask.io.observations import Array, Observations, Structure
 
@@ -235,20 +235,21 @@ def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def _check_sigma(data: Observations) -> None:
-    """Refuse standard deviations that are not positive, where that is known without reading.
+    """Refuse sigma that is not positive or infinite, where that is known without reading.
 
     Where they are lazy, or the data are and may leave rows out, the sum of squares shows them.
     """
     sigma = data.sigma
     if sigma is None or is_dask(sigma):
         return
-    if sigma.min() > 0:  # needs no memory, which a comparison of all values would; NaN fails it
+    # Needs no memory, which a comparison of all values would; NaN fails it.
+    if sigma.min() > 0 and sigma.max() < np.inf:
         return
     if not data.selects:
-        bad = ~(sigma > 0)
+        bad = ~is_deviation(sigma)
         raise _errors.sigma_not_positive(int(bad.sum()), float(sigma[bad][0]))
     if data.lazy:
         return
-    found = scan_in_memory(data).not_positive
+    found = scan_in_memory(data).no_deviation
     if found.count:
         raise _errors.sigma_not_positive(found.count, found.value, f", the first {found.first}")

@@ -234,10 +234,13 @@ class Stage:
         if self.weights is not None and block.sigma is not None:
             copy(self.weights, block.sigma)
             weights = self.weights[rows]
-            # A sigma that is not positive becomes 0, which shows as a cost that is not finite.
+            # A sigma that is not positive gets an infinite weight, which shows as a cost that is
+            # not finite; so does an infinite one, which would else go unnoticed.
             np.maximum(weights, 0.0, out=weights)
             with np.errstate(divide="ignore"):
                 np.reciprocal(weights, out=weights)
+            if not weights.min(initial=1.0) > 0.0:
+                weights[weights == 0.0] = np.inf
         self.n_rows += n_rows
 
     def clear(self) -> None:

@@ -167,18 +167,22 @@ def test_dogbox_ends_at_once_where_all_parameters_are_held():
     assert solution.params.tolist() == [0.0, 0.0]
 
 
-def test_lm_refuses_bounds_and_too_few_rows():
+def test_lm_refuses_bounds():
     options = SolverOptions(method="lm")
     evaluator = decay_evaluator()
-    lower, upper = free_of(3)
+    _, upper = free_of(3)
     with pytest.raises(InputError, match="Method 'lm' only works for unconstrained problems"):
         minimize(evaluator, np.ones(3), np.zeros(3), upper, options)
     assert evaluator.n_passes == 0
-    two_rows = DenseEvaluator(*model_functions(decay, X[:2], Y[:2]))
-    with pytest.raises(InputTypeError, match="parameters=3 .* data points=2"):
-        minimize(two_rows, np.ones(3), lower, upper, options)
     with pytest.raises(InputError, match="method = 'newton'"):
         SolverOptions(method="newton")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fewer_rows_than_parameters_are_refused(method):
+    two_rows = DenseEvaluator(*model_functions(decay, X[:2], Y[:2]))
+    with pytest.raises(InputTypeError, match="parameters=3 .* data points=2"):
+        minimize(two_rows, np.ones(3), *free_of(3), SolverOptions(method=method))
 
 
 def test_lm_shrinks_from_a_trial_that_is_not_finite():

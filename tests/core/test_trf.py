@@ -152,8 +152,9 @@ def test_twelve_parameters():
     assert np.all(np.abs(solution.params - truth) < 5 * np.sqrt(np.diag(pcov)))
 
 
-def test_more_parameters_than_rows():
-    solution = unbounded(evaluator_of(decay, X[:2], Y[:2]), [1.0, 1.0, 0.0])
+def test_more_parameters_than_rows_that_differ():
+    rows = [0, 1, 0, 1]
+    solution = unbounded(evaluator_of(decay, X[rows], Y[rows]), [1.0, 1.0, 0.0])
     assert solution.cost == pytest.approx(0.0, abs=1e-12)
     assert solution.status.success
 
