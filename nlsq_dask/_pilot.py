@@ -24,7 +24,7 @@ from nlsq_dask._record import PilotRecord
 from nlsq_dask._trials import Trials, accepted_share, choose_trials
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.distance import estimated_variance
-from nlsq_dask.core.factor import Basis, Linearization, column_norms, factorize
+from nlsq_dask.core.factor import Basis, Linearization, factorize
 from nlsq_dask.core.minimize import first_point, minimize
 from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray, NormalEquations, Survey
 from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions
@@ -129,7 +129,7 @@ def first_pass(
         With the costs of all rows.
     record : PilotRecord
     """
-    basis = Basis.whitening(pilot.linearization.r_factor)
+    basis = pilot.linearization.whitening
     best = first_point(pilot.ends[0], job.lower, job.upper, job.options)
     candidates = np.vstack([pilot.ends[1:], job.start])
     began = time.perf_counter()
@@ -290,7 +290,7 @@ def _linearize(
 def _sees(job: Job, linear: Linearization, point: FloatArray, noise: float) -> bool:
     """Whether a sample shows every parameter whose size the start tells."""
     size = np.maximum(np.abs(point), np.abs(job.start))
-    signal = column_norms(linear.r_factor) * size
+    signal = linear.norms * size
     return bool((signal >= SEEN * noise)[job.start != 0.0].all())
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nlsq_dask.core.factor import Linearization, column_norms, nonzero, rank_tolerance
+from nlsq_dask.core.factor import Linearization, nonzero, rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
 
@@ -45,7 +45,7 @@ def attainable_reduction(
         nothing.
     """
     room, towards = box.distance_along_descent(params, linear.gradient)
-    norms = column_norms(linear.r_factor)
+    norms = linear.norms
     slopes = np.abs(linear.gradient)
     # Products of numbers that are far out of range decide for "not held".
     with np.errstate(over="ignore", invalid="ignore"):
@@ -53,9 +53,11 @@ def attainable_reduction(
     gain = float(slopes[held] @ room[held])
     if held.all():
         return gain
-    u, singular, _ = np.linalg.svd(
-        linear.r_factor[:, ~held] / nonzero(norms[~held]), full_matrices=False
-    )
+    u, singular, _ = linear.svd
+    if held.any():
+        u, singular, _ = np.linalg.svd(
+            linear.r_factor[:, ~held] / nonzero(norms[~held]), full_matrices=False
+        )
     known = singular > rank_tolerance(n_points, params.size) * singular[0]
     whitened = (u.T @ linear.qtr)[known]
     return gain + 0.5 * float(whitened @ whitened)

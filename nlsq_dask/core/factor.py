@@ -19,6 +19,7 @@ tells how many digits survived.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -56,30 +57,8 @@ class Basis:
         """Take the parameters themselves for coordinates."""
         return cls(np.eye(size), np.eye(size))
 
-    @classmethod
-    def whitening(cls, r_factor: FloatArray) -> Basis:
-        """Find the basis in which a Jacobian with this factor has orthonormal columns.
 
-        It is built from the singular value decomposition ``R = U Σ Vᵀ D`` of the equilibrated
-        factor, ``S = D⁻¹ V Σ⁻¹``: unlike the inverse of a triangle, ``S`` and ``S⁻¹`` then undo
-        each other to rounding however ill-conditioned ``R`` is, and a singular ``R`` is no special
-        case.
-
-        Parameters
-        ----------
-        r_factor : ndarray, shape (p, p), float64
-        """
-        norms = nonzero(column_norms(r_factor))
-        _, singular, v_transposed = np.linalg.svd(r_factor / norms)
-        floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
-        singular = np.maximum(singular, floor)
-        return cls(
-            v_transposed.T / singular / norms[:, None],
-            singular[:, None] * v_transposed * norms,
-        )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what follows from the attributes is computed once
 class Linearization:
     """The least-squares problem around a point, in p × p numbers.
 
@@ -100,6 +79,35 @@ class Linearization:
     qtr: FloatArray
     gradient: FloatArray
     resolution: float
+
+    @cached_property
+    def norms(self) -> FloatArray:
+        """Norms of the columns of the Jacobian, shape (p,)."""
+        return column_norms(self.r_factor)
+
+    @cached_property
+    def svd(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """``U``, ``Σ`` and ``Vᵀ`` of the factor with columns of length 1 (or 0), ``R D⁻¹``."""
+        u, singular, v_transposed = np.linalg.svd(self.r_factor / nonzero(self.norms))
+        return u, singular, v_transposed
+
+    @cached_property
+    def whitening(self) -> Basis:
+        """The basis in which the Jacobian has orthonormal columns.
+
+        It is built from the singular value decomposition ``R = U Σ Vᵀ D`` of the equilibrated
+        factor, ``S = D⁻¹ V Σ⁻¹``: unlike the inverse of a triangle, ``S`` and ``S⁻¹`` then undo
+        each other to rounding however ill-conditioned ``R`` is, and a singular ``R`` is no special
+        case.
+        """
+        norms = nonzero(self.norms)
+        _, singular, v_transposed = self.svd
+        floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
+        singular = np.maximum(singular, floor)
+        return Basis(
+            v_transposed.T / singular / norms[:, None],
+            singular[:, None] * v_transposed * norms,
+        )
 
 
 def factorize(sums: NormalEquations, basis: Basis) -> Linearization:

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from nlsq_dask._errors import Status
-from nlsq_dask.core.factor import EPS, column_norms, rank_tolerance
+from nlsq_dask.core.factor import EPS, rank_tolerance
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import LEAST_RADIUS, Trial, both, rescaled
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
@@ -48,7 +48,7 @@ class LevenbergMarquardt:
 
     def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
         """Scale and judge a new point; residuals orthogonal to all columns end the search."""
-        norms = column_norms(state.linearization.r_factor)
+        norms = state.linearization.norms
         length = float((2.0 * state.cost) ** 0.5)
         effective = norms > 0.0
         cosines = np.abs(state.linearization.gradient[effective]) / norms[effective]

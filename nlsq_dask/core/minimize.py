@@ -20,7 +20,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import active_bounds, strictly_feasible
 from nlsq_dask.core.distance import attainable_reduction
 from nlsq_dask.core.dogbox import Dogbox
-from nlsq_dask.core.factor import EPS, Basis, column_norms, factorize, nonzero
+from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.lm import LevenbergMarquardt
 from nlsq_dask.core.normal_equations import Evaluator, FloatArray, NormalEquations
 from nlsq_dask.core.reflective import Box
@@ -204,7 +204,7 @@ def advance(
         trial = (
             _displacement(state, box) if displaces else METHODS[options.method].propose(state, box)
         )
-    basis = Basis.whitening(state.linearization.r_factor)
+    basis = state.linearization.whitening
     sums = None
     if costs is not None and not displaces:
         sums = _rejected(state, float(costs(trial.params[None])[0]))
@@ -288,13 +288,12 @@ def _displacement(state: SolverState, box: Box) -> Trial:
     at a saddle point. A small displacement within the null space changes the cost to second order
     alone. Its direction is the projection of a fixed vector that has no symmetry.
     """
-    r_factor = state.linearization.r_factor
-    norms = nonzero(column_norms(r_factor))
-    _, singular, v_transposed = np.linalg.svd(r_factor / norms)
+    norms = nonzero(state.linearization.norms)
+    _, singular, v_transposed = state.linearization.svd
     weak = v_transposed[singular**2 < START_RESOLUTION * singular[0] ** 2]
     direction = weak.T @ (weak @ np.cos(np.arange(1.0, norms.size + 1.0)))
     # A parameter without any effect stays where the user put it.
-    direction[column_norms(r_factor) == 0.0] = 0.0
+    direction[state.linearization.norms == 0.0] = 0.0
     length = DISPLACEMENT * (float(np.linalg.norm(state.params * norms)) or 1.0)
     scaled_step = direction * (length / (float(np.linalg.norm(direction)) or 1.0))
     params = strictly_feasible(state.params + scaled_step / norms, box.lower, box.upper)
@@ -345,9 +344,8 @@ def _weighed(
     status = None
     if actual > -np.inf:
         status = method.criterion(state, after, trial, actual, options)
-    if status is not None and not _is_near(after, trial, options):
-        status = None
-    after = replace(after, status=status)
+    if status is not None and _is_near(after, trial, options):
+        after = replace(after, status=status)
     return method.settle(after, box, options) if accepted else after
 
 
@@ -384,7 +382,7 @@ def _refined(evaluator: Evaluator, state: SolverState, box: Box, resolution: flo
     """Evaluate a known point again in its own basis, if digits of its factor were lost."""
     if state.linearization.resolution >= resolution:
         return state
-    basis = Basis.whitening(state.linearization.r_factor)
+    basis = state.linearization.whitening
     sums = evaluator.evaluate(state.params, basis.forward)
     refined = replace(state, n_refined=state.n_refined + 1)
     # A model on the verge of overflow may not bear the basis: what is known must do.

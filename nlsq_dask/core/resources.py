@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -65,11 +66,8 @@ def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
     proc : Path
         The process's directory in the proc file system.
     """
-    membership = _memberships(proc)
-    for kind, root, mount in _memory_mounts(proc):
-        if kind in membership:
-            for directory in _directories(membership[kind], root, mount):
-                yield from _room(directory, _VERSIONS[kind])
+    for directory, version in _groups(proc, "\n".join(_lines(proc / "cgroup"))):
+        yield from _room(directory, version)
 
 
 def available_cores() -> int:
@@ -95,10 +93,26 @@ def gpu_memory() -> int | None:
     return None if stats is None else int(stats["bytes_limit"] - stats["bytes_in_use"])
 
 
-def _memberships(proc: Path) -> dict[str, str]:
+@cache
+def _groups(proc: Path, membership: str) -> tuple[tuple[Path, _Version], ...]:
+    """Directories of the memory cgroups around a process, of which ``/proc`` says `membership`.
+
+    Mounts stay while a process runs, its groups may change: a small fit takes no longer than to
+    look for all of them.
+    """
+    paths = _memberships(membership)
+    return tuple(
+        (directory, _VERSIONS[kind])
+        for kind, root, mount in _memory_mounts(proc)
+        if kind in paths
+        for directory in _directories(paths[kind], root, mount)
+    )
+
+
+def _memberships(text: str) -> dict[str, str]:
     """Path of the process's memory cgroup in each hierarchy, by the hierarchy's file system."""
     found = {}
-    for line in _lines(proc / "cgroup"):
+    for line in text.splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             found["cgroup2"] = path
@@ -138,8 +152,8 @@ def _directories(path: str, root: str, mount: Path) -> Iterator[Path]:
 def _room(directory: Path, version: _Version) -> Iterator[int]:
     numbers = [_number(directory / name) for name in version.limits]
     limits = [limit for limit in numbers if limit is not None and limit < NO_LIMIT]
-    used = _number(directory / version.usage)
-    if not limits or used is None:
+    used = _number(directory / version.usage) if limits else None
+    if used is None:
         return
     stat = dict(line.split(" ", 1) for line in _lines(directory / "memory.stat"))
     used = max(used - int(stat.get(version.reclaimable, 0)), 0)

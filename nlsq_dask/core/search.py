@@ -23,7 +23,7 @@ from nlsq_dask.core.distance import (
     distance_to_optimum_sigma,
     estimated_variance,
 )
-from nlsq_dask.core.factor import EPS, Basis, column_norms, factorize, nonzero
+from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
@@ -184,7 +184,7 @@ def rescaled(state: SolverState, options: SolverOptions) -> SolverState:
     """Update the characteristic sizes of the parameters for a new linearisation."""
     if not isinstance(options.x_scale, str):
         return replace(state, scale_inv=np.ones_like(state.params) / options.x_scale)
-    largest = np.maximum(column_norms(state.linearization.r_factor), state.scale_inv)
+    largest = np.maximum(state.linearization.norms, state.scale_inv)
     return replace(state, scale_inv=nonzero(largest))
 
 
