@@ -79,7 +79,7 @@ def all_left_out(n_rows: int, causes: Sequence[str]) -> InputError:
     )
 
 
-def sigma_not_positive(count: int, example: float, place: str = "") -> InputError:
+def sigma_no_deviation(count: int, example: float, place: str = "") -> InputError:
     """Standard deviations must be positive and finite."""
     what, remedy = "not positive", ""
     if math.isnan(example):

@@ -53,11 +53,11 @@ def attainable_reduction(
     gain = float(slopes[held] @ room[held])
     if held.all():
         return gain
-    u, singular, _ = linear.svd
     if held.any():
-        u, singular, _ = np.linalg.svd(
-            linear.r_factor[:, ~held] / nonzero(norms[~held]), full_matrices=False
-        )
+        free = linear.r_factor[:, ~held] / nonzero(norms[~held])
+        u, singular, _ = np.linalg.svd(free, full_matrices=False)
+    else:
+        u, singular, _ = linear.equilibrated_svd
     known = singular > rank_tolerance(n_points, params.size) * singular[0]
     whitened = (u.T @ linear.qtr)[known]
     return gain + 0.5 * float(whitened @ whitened)

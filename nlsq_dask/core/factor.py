@@ -86,7 +86,7 @@ class Linearization:
         return column_norms(self.r_factor)
 
     @cached_property
-    def svd(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def equilibrated_svd(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """``U``, ``Σ`` and ``Vᵀ`` of the factor with columns of length 1 (or 0), ``R D⁻¹``."""
         u, singular, v_transposed = np.linalg.svd(self.r_factor / nonzero(self.norms))
         return u, singular, v_transposed
@@ -101,7 +101,7 @@ class Linearization:
         case.
         """
         norms = nonzero(self.norms)
-        _, singular, v_transposed = self.svd
+        _, singular, v_transposed = self.equilibrated_svd
         floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
         singular = np.maximum(singular, floor)
         return Basis(

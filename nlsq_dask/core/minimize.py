@@ -289,7 +289,7 @@ def _displacement(state: SolverState, box: Box) -> Trial:
     alone. Its direction is the projection of a fixed vector that has no symmetry.
     """
     norms = nonzero(state.linearization.norms)
-    _, singular, v_transposed = state.linearization.svd
+    _, singular, v_transposed = state.linearization.equilibrated_svd
     weak = v_transposed[singular**2 < START_RESOLUTION * singular[0] ** 2]
     direction = weak.T @ (weak @ np.cos(np.arange(1.0, norms.size + 1.0)))
     # A parameter without any effect stays where the user put it.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -66,7 +66,7 @@ def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
     proc : Path
         The process's directory in the proc file system.
     """
-    for directory, version in _groups(proc, "\n".join(_lines(proc / "cgroup"))):
+    for directory, version in _groups(proc, tuple(_lines(proc / "cgroup"))):
         yield from _room(directory, version)
 
 
@@ -94,11 +94,10 @@ def gpu_memory() -> int | None:
 
 
 @cache
-def _groups(proc: Path, membership: str) -> tuple[tuple[Path, _Version], ...]:
-    """Directories of the memory cgroups around a process, of which ``/proc`` says `membership`.
+def _groups(proc: Path, membership: tuple[str, ...]) -> tuple[tuple[Path, _Version], ...]:
+    """Directories of the memory cgroups around a process that is in the groups of `membership`.
 
-    Mounts stay while a process runs, its groups may change: a small fit takes no longer than to
-    look for all of them.
+    Mounts stay while a process runs and are looked up once; its groups may change.
     """
     paths = _memberships(membership)
     return tuple(
@@ -109,10 +108,10 @@ def _groups(proc: Path, membership: str) -> tuple[tuple[Path, _Version], ...]:
     )
 
 
-def _memberships(text: str) -> dict[str, str]:
+def _memberships(lines: Iterable[str]) -> dict[str, str]:
     """Path of the process's memory cgroup in each hierarchy, by the hierarchy's file system."""
     found = {}
-    for line in text.splitlines():
+    for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             found["cgroup2"] = path

@@ -101,7 +101,7 @@ class Findings:
         found = self.no_deviation
         if found.count:
             place = f", the first {found.first}"
-            return _errors.sigma_not_positive(found.count, found.value, place)
+            return _errors.sigma_no_deviation(found.count, found.value, place)
         return None
 
 

@@ -235,7 +235,7 @@ def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def _check_sigma(data: Observations) -> None:
-    """Refuse sigma that is not positive or infinite, where that is known without reading.
+    """Refuse sigma that is not positive and finite, where that is known without reading.
 
     Where they are lazy, or the data are and may leave rows out, the sum of squares shows them.
     """
@@ -247,9 +247,9 @@ def _check_sigma(data: Observations) -> None:
         return
     if not data.selects:
         bad = ~is_deviation(sigma)
-        raise _errors.sigma_not_positive(int(bad.sum()), float(sigma[bad][0]))
+        raise _errors.sigma_no_deviation(int(bad.sum()), float(sigma[bad][0]))
     if data.lazy:
         return
     found = scan_in_memory(data).no_deviation
     if found.count:
-        raise _errors.sigma_not_positive(found.count, found.value, f", the first {found.first}")
+        raise _errors.sigma_no_deviation(found.count, found.value, f", the first {found.first}")

@@ -97,6 +97,18 @@ def test_cgroup_of_a_container(proc, path, root):
     assert proc.rooms() == [2_500]
 
 
+def test_a_process_that_moves_to_another_cgroup(proc):
+    proc.membership("0::/first")
+    proc.mounts(v2_mount(proc))
+    proc.group("cg/first", memory__max=4_000, memory__current=1_500)
+    proc.group("cg/second", memory__max=9_000, memory__current=1_000)
+    assert proc.rooms() == [2_500]
+    proc.group("cg/first", memory__current=2_000)
+    assert proc.rooms() == [2_000]
+    proc.membership("0::/second")
+    assert proc.rooms() == [8_000]
+
+
 def test_cgroup_mount_point_with_a_space(proc):
     proc.membership("0::/")
     proc.mounts(v2_mount(proc, name="my\\040cg"))
