@@ -336,6 +336,19 @@ def test_bad_values_in_dask_arrays_are_named(data, text):
     assert text in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"), [("y", np.inf), ("x", np.inf), ("sigma", np.inf), ("sigma", 0.0)]
+)
+@pytest.mark.parametrize("index", [0, 30])
+def test_a_bad_value_in_the_first_row_of_a_block_is_no_warning(argument, value, index):
+    """The error alone tells of it: sums that are not finite on the way are no news."""
+    arrays = {"x": X, "y": Y, "sigma": np.ones(100)}
+    arrays[argument] = arrays[argument].copy()
+    arrays[argument][index] = value
+    with pytest.raises(InputError, match=f"{argument} has 1 values"):
+        fit(decay, **{key: lazy(array) for key, array in arrays.items()})
+
+
 @pytest.mark.parametrize("call", [fit, curve_fit])
 def test_dask_arrays_without_rows_are_refused_as_such(call):
     with pytest.raises(InputError, match="y is empty"):

@@ -32,10 +32,12 @@ def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
     y = np.asarray(rows.y)[: rows.n]
     weights = None if rows.weights is None else np.asarray(rows.weights)[: rows.n]
     first = float(y[0])
-    if factor is None:
-        weight, linear, square = _sums(y, first, weights)
-    else:
-        weight, linear, square = _sums_of_correlated(y, first, weights, factor)
+    # Infinite values and weights make NaN here. The cost shows them: no news.
+    with np.errstate(invalid="ignore"):
+        if factor is None:
+            weight, linear, square = _sums(y, first, weights)
+        else:
+            weight, linear, square = _sums_of_correlated(y, first, weights, factor)
     shift = linear / weight
     scatter = max(square - shift * linear, 0.0)
     return {"weight": weight, "mean": first + shift, "scatter": scatter}
