@@ -159,11 +159,17 @@ def _solver_rows(record: FitRecord) -> list[Row]:
         ("loss", record.loss),
         ("cost", f"{record.cost:.8g}"),
         ("optimality", f"{record.optimality:.3g}"),
-        ("distance", f"{record.distance_to_optimum_sigma:.2g} standard errors from the optimum"),
+        ("distance", _distance(record.distance_to_optimum_sigma)),
         ("tolerances", ", ".join(tolerances)),
         ("strategy", record.strategy + preset),
         *_cost_rows(record),
     ]
+
+
+def _distance(sigma: float) -> str:
+    if np.isnan(sigma):
+        return "not known, as the standard errors are not"
+    return f"{sigma:.2g} standard errors from the optimum"
 
 
 def _cost_rows(record: FitRecord) -> list[Row]:

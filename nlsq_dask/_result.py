@@ -60,7 +60,8 @@ class FitResult(FitRecord):
     optimality : float
         Infinity norm of the gradient, scaled for the bounds.
     distance_to_optimum_sigma : float
-        How far `popt` is from the optimum of its linearisation, in standard errors.
+        How far `popt` is from the optimum of its linearisation, in standard errors; NaN where
+        these are not known, and `pcov` is infinite.
     active_mask : ndarray, shape (p,), int
         -1 where a lower bound is active, 1 where an upper one is, 0 elsewhere.
     method : str

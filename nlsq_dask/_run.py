@@ -235,7 +235,7 @@ def result_of(
         moments=solution.moments,
         grad=reduction.expand_gradient(solution.gradient),
         optimality=solution.optimality,
-        distance_to_optimum_sigma=solution.distance,
+        distance_to_optimum_sigma=solution.distance if determined else float(np.nan),
         active_mask=reduction.expand_mask(solution.active_mask),
         method=job.options.method,
         loss=spec.loss.name,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask import InputError, fit
+from nlsq_dask import FitResult, InputError, fit
 from nlsq_dask._errors import Status
 from nlsq_dask._job import STAT_TOL
 
@@ -179,6 +179,18 @@ def test_every_fit_has_one(method, loss):
         assert 0 <= result.distance_to_optimum_sigma < 0.1
         assert len(result.history) == result.nfev
         assert all(record.distance >= 0 for record in result.history)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "streaming"])
+def test_without_standard_errors_there_is_no_distance_in_them(strategy, tmp_path):
+    x, y = data("decay", 2000)
+    with pytest.warns(match="infinite"):
+        result = fit(lambda x, a, b, c: a * b * jnp.exp(-c * x), x, y, [1, 2, 1], strategy=strategy)
+    assert np.isinf(result.pcov).all()
+    assert math.isnan(result.distance_to_optimum_sigma)
+    assert "distance    not known" in result.summary()
+    result.save(tmp_path / "fit.json")
+    assert math.isnan(FitResult.load(tmp_path / "fit.json").distance_to_optimum_sigma)
 
 
 # Stopping by it
