@@ -290,7 +290,7 @@ def _linearize(
 def _sees(job: Job, linear: Linearization, point: FloatArray, noise: float) -> bool:
     """Whether a sample shows every parameter whose size the start tells."""
     size = np.maximum(np.abs(point), np.abs(job.start))
-    signal = linear.norms * size
+    signal = linear.quadratic.norms * size
     return bool((signal >= SEEN * noise)[job.start != 0.0].all())
 
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import CheckpointWarning, InputError, Status, fit
+from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
@@ -75,16 +76,21 @@ records = st.builds(
 statuses = st.sampled_from([None, *Status])
 
 
-_FLOATS = ("cost", "chi2", "attainable", "radius", "alpha", "optimality")
+_FLOATS = ("cost", "chi2", "radius", "alpha", "optimality")
 
 
 @st.composite
 def states(draw):
     p = draw(st.integers(1, 4))
-    linearization = Linearization(*(draw(arrays(*s)) for s in ((p, p), (p,), (p,))), draw(floats))
+    linearization, curved = (
+        Linearization(*(draw(arrays(*s)) for s in ((p, p), (p,), (p,))), draw(floats))
+        for _ in range(2)
+    )
+    linearization = replace(linearization, curved=draw(st.sampled_from([None, curved])))
     return SolverState(
         params=draw(arrays(p)),
         linearization=linearization,
+        left=Remainder(draw(floats), draw(floats)),
         scale_inv=draw(arrays(p)),
         moments=Moments(*(draw(floats) for _ in fields(Moments))),
         status=draw(statuses),
@@ -108,7 +114,8 @@ def bits(value):
 
 
 def test_the_fields_of_the_solver_s_state_are_all_covered():
-    assert {f.name for f in fields(Linearization)} == {"r_factor", "qtr", "gradient", "resolution"}
+    names = {"r_factor", "qtr", "gradient", "resolution", "curved"}
+    assert {f.name for f in fields(Linearization)} == names
 
 
 @given(state=states(), n_passes=counts)
@@ -123,9 +130,8 @@ def test_every_state_reads_back_to_the_same_bits(state, n_passes, tmp_path_facto
 def a_state():
     linearization = Linearization(np.eye(2), np.ones(2), np.ones(2), 1.0)
     return SolverState(
-        np.array([1.0, 2.0]), linearization, 1.0, 2.0, 9, 0, Moments(), 0.0, np.ones(2), 1.0, 0.0,
-        0.5, 3, 2, 0,
-        None, (),
+        np.array([1.0, 2.0]), linearization, 1.0, 2.0, 9, 0, Moments(), Remainder(0.0, 0.0),
+        np.ones(2), 1.0, 0.0, 0.5, 3, 2, 0, None, (),
     )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_the_optimum_is_scipy_s(loss, strategy):
     assert (2 * result.cost == result.chi2) == (loss == "linear")
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["linear", "soft_l1", "huber"])
 def test_the_search_takes_scipy_s_steps(loss):
     """The same evaluations to the same criterion, which another curvature would not take."""
     tolerances = dict(ftol=1e-8, xtol=1e-8, gtol=1e-8)
@@ -126,6 +126,77 @@ def test_the_search_takes_scipy_s_steps(loss):
     assert (result.nfev, result.status) == (reference.nfev, reference.status)
     np.testing.assert_allclose(result.popt, reference.x, rtol=1e-7)
     np.testing.assert_allclose(result.grad, reference.grad, atol=1e-5 * np.abs(reference.cost))
+
+
+# Losses that are concave in most rows: noise of some f_scale
+
+
+NOISY_X = np.linspace(0, 5, 200_000)
+NOISE = np.random.default_rng(5).normal(size=NOISY_X.size)
+DEEP = {  # ρ' and ρ' + 2 z ρ''
+    "cauchy": (lambda z: 1 / (1 + z), lambda z: (1 - z) / (1 + z) ** 2),
+    "arctan": (lambda z: 1 / (1 + z**2), lambda z: (1 - 3 * z**2) / (1 + z**2) ** 2),
+}
+
+
+def optimum_by_newton(loss, x, y, params):
+    """Newton's method on the cost, with all second derivatives, over all rows at once."""
+    slope, curvature = DEEP[loss]
+    for _ in range(30):
+        a, b, c = params
+        e = np.exp(-b * x)
+        r = a * e + c - y
+        jac = np.column_stack([e, -a * x * e, np.ones_like(x)])
+        score = slope(r**2) * r
+        hessian = (jac * curvature(r**2)[:, None]).T @ jac
+        hessian[0, 1] -= score @ (x * e)
+        hessian[1, 0] = hessian[0, 1]
+        hessian[1, 1] += score @ (a * x**2 * e)
+        params = params - np.linalg.solve(hessian, jac.T @ score)
+    assert np.linalg.eigvalsh(hessian)[0] > 0
+    return params
+
+
+@pytest.mark.parametrize("pilot", [True, False])
+@pytest.mark.parametrize("noise", [1, 3, 10])
+@pytest.mark.parametrize("loss", DEEP)
+def test_a_distance_knows_where_the_loss_is_concave(loss, noise, pilot):
+    """Rows beyond f_scale curve the cost downwards: without them steps are many times too short.
+
+    Fits ended 0.03 to 2 standard errors from the optimum after 18 to 300 passes, and said 0.01.
+    """
+    y = 100 * np.exp(-0.8 * NOISY_X) + 20 + noise * NOISE
+    x, lazy = (da.from_array(a, chunks=10_000) for a in (NOISY_X, y))
+    result = fit(decay, x, lazy, [80, 1, 10], loss=loss, pilot=pilot)
+    optimum = optimum_by_newton(loss, NOISY_X, y, result.popt)
+    away = result.r_factor @ (result.popt - optimum) * np.sqrt(result.dof / (2 * result.cost))
+    assert result.success
+    assert result.distance_to_optimum_sigma < 0.01
+    assert np.linalg.norm(away) < 0.011
+    assert np.all(np.abs(result.popt - optimum) < 0.011 * result.perr)
+    assert result.n_passes <= (10 if pilot else 16)
+
+
+@pytest.mark.parametrize("loss", DEEP)
+@pytest.mark.parametrize("bounded", [False, True])
+def test_the_true_distance_in_a_concave_loss(loss, bounded):
+    """From a point that is known to be so far off, with a parameter held by a bound or none."""
+    y = 100 * np.exp(-0.8 * NOISY_X) + 20 + 5 * NOISE
+    bounds = ([0, 0, 20.5], [200, 9, 30]) if bounded else (-np.inf, np.inf)
+    there = fit(
+        decay, NOISY_X, y, [100, 0.8, 20.5 + bounded], loss=loss, bounds=bounds, method="dogbox"
+    )
+    assert there.active_mask.any() == bounded
+    free = np.flatnonzero(there.active_mask == 0)
+    _, root = np.linalg.qr(there.r_factor[:, free])
+    unit = np.zeros(3)
+    unit[free] = np.linalg.solve(root, np.ones(free.size) / np.sqrt(free.size))
+    scale = np.sqrt(2 * there.cost / there.dof)
+    for distance in (0.3, 0.03):
+        with pytest.warns(match="maximum number"):
+            near = fit(decay, NOISY_X, y, there.popt + unit * scale * distance, loss=loss,
+                       bounds=bounds, method="dogbox", max_nfev=1, gtol=None)  # fmt: skip
+        assert near.distance_to_optimum_sigma == pytest.approx(distance, rel=0.05)
 
 
 @pytest.mark.parametrize("absolute_sigma", [False, True])

@@ -55,7 +55,7 @@ class Dogbox(SimpleDecrease):
         """Follow the dogleg to where it leaves the box."""
         free = _free(state, box)
         scale = 1.0 / state.scale_inv[free]
-        linear = state.linearization
+        linear = state.linearization.quadratic
         model = QuadraticModel(
             linear.r_factor[:, free] * scale,
             linear.gradient[free] * scale,

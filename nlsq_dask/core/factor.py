@@ -14,11 +14,19 @@ neighbouring point: the idea of Cholesky QR applied twice (Yamamoto, Nakatsukasa
 Fukaya, "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44, 2015), where the second
 pass over the data is the one that the next trial needs anyway. The smallest eigenvalue of ``C``
 tells how many digits survived.
+
+A robust loss that is concave in large residuals has second derivatives ``H = G + N`` with N
+negative semi-definite, and G alone overrates its curvature. ``H = Hᵀ`` need not be definite; steps
+are computed with its absolute value in the metric of ``M = G - N``, in which every row counts by
+the size of its curvature: from the factor ``F`` of M and ``F⁻ᵀ H F⁻¹ = U μ Uᵀ``, the model of the
+cost has the factor ``|μ|^½ Uᵀ F``. Near an optimum all μ are positive and this is Newton's method;
+elsewhere it leaves saddles downhill (Dauphin et al., "Identifying and attacking the saddle point
+problem in high-dimensional non-convex optimization", NeurIPS 27, 2014, there with ``M = 1``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +39,10 @@ EPS = float(np.finfo(np.float64).eps)
 #: fraction when the factor is inverted: they came out of a Gram matrix whose rounding hides
 #: everything below √EPS, and must not blow up a direction that has no effect at all.
 BASIS_FLOOR = EPS**0.5
+
+#: Least |μ|: curvature that is this small a part of what its rows have, for and against, is not
+#: told from none.
+LEAST_CURVATURE = 1e-4
 
 #: Most rows that raise the threshold of :func:`rank_tolerance`. Rounding in a row of ``J`` is
 #: relative to that row, so the factor's relative error stops growing long before n does.
@@ -73,12 +85,21 @@ class Linearization:
     resolution : float
         Smallest over largest eigenvalue of the equilibrated Gram matrix in its basis, at least
         zero. The factor's weakest direction is known to about ``EPS / resolution``.
+    curved : Linearization or None
+        The problem whose quadratic model has the curvature of a loss that is concave in some rows;
+        None where that is this one's.
     """
 
     r_factor: FloatArray
     qtr: FloatArray
     gradient: FloatArray
     resolution: float
+    curved: Linearization | None = None
+
+    @property
+    def quadratic(self) -> Linearization:
+        """The problem that steps are computed with; standard errors are of this one itself."""
+        return self.curved or self
 
     @cached_property
     def norms(self) -> FloatArray:
@@ -124,24 +145,65 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     Linearization
         In the coordinates of the parameters.
     """
-    diagonal = np.sqrt(np.maximum(np.diagonal(sums.gram), 0.0))
-    divisor = nonzero(diagonal)
-    equilibrated = sums.gram / divisor / divisor[:, None]
-    # A column of zeros is decoupled: give it the eigenvalue 1, so that it says nothing of digits.
-    np.fill_diagonal(equilibrated, 1.0)
-    eigenvalues, vectors = np.linalg.eigh(equilibrated)
-    noise = EPS * eigenvalues.size * eigenvalues[-1]
-    known = eigenvalues > noise
-    roots = np.sqrt(np.where(known, eigenvalues, 0.0))
-    factor = roots[:, None] * vectors.T * diagonal @ basis.inverse
-    rotated = np.divide(vectors.T @ (sums.gradient / divisor), roots, where=known, out=0.0 * roots)
+    root = _SquareRoot.of(sums.gram)
+    rotated = root.solve(sums.gradient)
+    gradient = basis.inverse.T @ sums.gradient
+    linear = _linearization(root.factor @ basis.inverse, rotated, gradient, root.resolution)
+    if sums.concave is None:
+        return linear
+    root = _SquareRoot.of(sums.gram - sums.concave)
+    mu, u = np.linalg.eigh(root.solve(root.solve(sums.gram + sums.concave).T))
+    strengths = np.sqrt(np.maximum(np.abs(mu), LEAST_CURVATURE))
+    factor = strengths[:, None] * (u.T @ root.factor) @ basis.inverse
+    rotated = u.T @ root.solve(sums.gradient) / strengths
+    curved = _linearization(factor, rotated, gradient, root.resolution)
+    return replace(linear, curved=curved)
+
+
+@dataclass(frozen=True, slots=True)
+class _SquareRoot:
+    """``F`` with ``Fᵀ F = G``, for a positive semi-definite G: steps 1 and 2 above for ``S = 1``.
+
+    ``E`` and ``V`` are kept, and Λ's roots, zero where they are lost in rounding.
+    """
+
+    lengths: FloatArray
+    vectors: FloatArray
+    roots: FloatArray
+    resolution: float
+
+    @classmethod
+    def of(cls, gram: FloatArray) -> _SquareRoot:
+        lengths = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
+        divisor = nonzero(lengths)
+        equilibrated = gram / divisor / divisor[:, None]
+        # A column of zeros is decoupled: give it the eigenvalue 1, so that it says nothing of
+        # digits.
+        np.fill_diagonal(equilibrated, 1.0)
+        eigenvalues, vectors = np.linalg.eigh(equilibrated)
+        known = eigenvalues > EPS * eigenvalues.size * eigenvalues[-1]
+        roots = np.sqrt(np.where(known, eigenvalues, 0.0))
+        resolution = max(float(eigenvalues[0] / eigenvalues[-1]), 0.0)
+        return cls(lengths, vectors, roots, resolution)
+
+    @property
+    def factor(self) -> FloatArray:
+        return self.roots[:, None] * self.vectors.T * self.lengths
+
+    def solve(self, columns: FloatArray) -> FloatArray:
+        """``F⁻ᵀ`` times columns (p,) or (p, k); 0 for directions that G does not know."""
+        across = (self.vectors.T @ (columns.T / nonzero(self.lengths)).T).T
+        known = self.roots > 0.0
+        solved: FloatArray = np.divide(across, self.roots, where=known, out=np.zeros_like(across)).T
+        return solved
+
+
+def _linearization(
+    factor: FloatArray, rotated: FloatArray, gradient: FloatArray, resolution: float
+) -> Linearization:
+    """Turn a factor into a triangle, and what is rotated with it."""
     q_factor, r_factor = np.linalg.qr(factor)
-    return Linearization(
-        r_factor,
-        q_factor.T @ rotated,
-        basis.inverse.T @ sums.gradient,
-        max(float(eigenvalues[0] / eigenvalues[-1]), 0.0),
-    )
+    return Linearization(r_factor, q_factor.T @ rotated, gradient, resolution)
 
 
 def column_norms(matrix: FloatArray) -> FloatArray:

@@ -18,7 +18,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import active_bounds, strictly_feasible
-from nlsq_dask.core.distance import attainable_reduction
+from nlsq_dask.core.distance import remainder
 from nlsq_dask.core.dogbox import Dogbox
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.lm import LevenbergMarquardt
@@ -148,7 +148,7 @@ def start(
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         moments=sums.moments,
-        attainable=attainable_reduction(linear, params, box, sums.n_points),
+        left=remainder(linear, params, box, sums.n_points),
         scale_inv=np.zeros(params.size),
         radius=0.0,
         alpha=0.0,
@@ -372,7 +372,7 @@ def _has_arrived(state: SolverState, options: SolverOptions) -> bool:
     return (
         options.stat_tol is not None
         and distance(state, options) < options.stat_tol
-        and state.attainable < (options.ftol or 0.0) * state.cost
+        and state.left.reduction < (options.ftol or 0.0) * state.cost
         # What a basis that does not fit has hidden might be the distance itself.
         and state.linearization.resolution >= FINAL_RESOLUTION
     )
@@ -389,5 +389,5 @@ def _refined(evaluator: Evaluator, state: SolverState, box: Box, resolution: flo
     if not is_finite(sums):
         return refined
     linear = factorize(sums, basis)
-    attainable = attainable_reduction(linear, state.params, box, state.n_points)
-    return replace(refined, linearization=linear, attainable=attainable)
+    left = remainder(linear, state.params, box, state.n_points)
+    return replace(refined, linearization=linear, left=left)

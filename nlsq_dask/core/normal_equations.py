@@ -95,6 +95,9 @@ class NormalEquations:
         Rows left out: masked or missing.
     moments : Moments
         An engine may compute those of y in its first pass alone, and repeat them.
+    concave : ndarray, shape (q, q), float64, or None
+        Second derivatives of a robust loss over the rows where it is concave, which `gram` leaves
+        out: negative semi-definite. None for zero, as of a loss that never is.
     """
 
     gram: FloatArray
@@ -104,6 +107,7 @@ class NormalEquations:
     n_points: int
     n_skipped: int = 0
     moments: Moments = Moments()
+    concave: FloatArray | None = None
 
     @classmethod
     def zero(cls, size: int) -> NormalEquations:
@@ -119,7 +123,14 @@ class NormalEquations:
             self.n_points + other.n_points,
             self.n_skipped + other.n_skipped,
             self.moments + other.moments,
+            _sum_of_known(self.concave, other.concave),
         )
+
+
+def _sum_of_known(a: FloatArray | None, b: FloatArray | None) -> FloatArray | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from nlsq_dask._errors import Status
-from nlsq_dask.core.distance import (
-    attainable_reduction,
-    distance_to_optimum_sigma,
-    estimated_variance,
-)
+from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.reflective import Box
@@ -126,7 +122,7 @@ def moved(
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         moments=sums.moments,
-        attainable=attainable_reduction(linear, params, box, sums.n_points),
+        left=remainder(linear, params, box, sums.n_points),
         njev=state.njev + 1,
     )
 
@@ -134,7 +130,10 @@ def moved(
 def is_finite(sums: NormalEquations) -> bool:
     """Whether a step can be computed from the sums."""
     return bool(
-        np.isfinite(sums.cost) and np.isfinite(sums.gram).all() and np.isfinite(sums.gradient).all()
+        np.isfinite(sums.cost)
+        and np.isfinite(sums.gram).all()
+        and np.isfinite(sums.gradient).all()
+        and (sums.concave is None or np.isfinite(sums.concave).all())
     )
 
 
@@ -156,7 +155,7 @@ def actual_reduction(state: SolverState, there: SolverState, predicted: float) -
     difference = state.cost - there.cost
     if max(abs(difference), predicted) > rounding_of_cost(state):
         return difference
-    return state.attainable - there.attainable
+    return state.left.reduction - there.left.reduction
 
 
 def rounding_of_cost(state: SolverState) -> float:
@@ -177,14 +176,14 @@ def distance(state: SolverState, options: SolverOptions) -> float:
     variance = options.residual_variance
     if variance is None:
         variance = estimated_variance(state.cost, state.n_points, state.params.size)
-    return distance_to_optimum_sigma(state.attainable, variance)
+    return distance_to_optimum_sigma(state.left, variance)
 
 
 def rescaled(state: SolverState, options: SolverOptions) -> SolverState:
     """Update the characteristic sizes of the parameters for a new linearisation."""
     if not isinstance(options.x_scale, str):
         return replace(state, scale_inv=np.ones_like(state.params) / options.x_scale)
-    largest = np.maximum(state.linearization.norms, state.scale_inv)
+    largest = np.maximum(state.linearization.quadratic.norms, state.scale_inv)
     return replace(state, scale_inv=nonzero(largest))
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.checks import checked_count, checked_tolerance
+from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.factor import EPS, Linearization
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 
@@ -141,8 +142,8 @@ class SolverState:
         Rows in and left out of the sums.
     moments : Moments
         At `params`.
-    attainable : float
-        Reduction of the cost that the linearisation promises within the bounds.
+    left : Remainder
+        What lies between `params` and the optimum of the linearisation within the bounds.
     scale_inv : ndarray, shape (p,), float64
         Inverse characteristic sizes of the parameters: the diagonal of D.
     radius : float
@@ -166,7 +167,7 @@ class SolverState:
     n_points: int
     n_skipped: int
     moments: Moments
-    attainable: float
+    left: Remainder
     scale_inv: FloatArray
     radius: float
     alpha: float

@@ -54,11 +54,14 @@ class TrustRegionReflective(SimpleDecrease):
         linear = state.linearization
         root_v, curvature = _coleman_li(state, box)
         scale = root_v / state.scale_inv
-        model = QuadraticModel(linear.r_factor * scale, scale * linear.gradient, curvature, scale)
+        quadratic = linear.quadratic
+        model = QuadraticModel(
+            quadratic.r_factor * scale, scale * linear.gradient, curvature, scale
+        )
         spectrum = Spectrum.of(
             np.vstack([model.factor, np.diag(np.sqrt(curvature))]),
-            np.concatenate([linear.qtr, np.zeros_like(linear.qtr)]),
-            rank_tolerance(state.n_points, linear.qtr.size),
+            np.concatenate([quadratic.qtr, np.zeros_like(quadratic.qtr)]),
+            rank_tolerance(state.n_points, quadratic.qtr.size),
         )
         newton, alpha = solve(spectrum, state.radius, state.alpha)
         step_back = max(LEAST_STEP_BACK, 1.0 - state.optimality)

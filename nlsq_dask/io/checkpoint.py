@@ -23,19 +23,20 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
+from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.io.files import write_atomically
 
-FORMAT = "nlsq_dask checkpoint 3"
+FORMAT = "nlsq_dask checkpoint 4"
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
 _ARRAYS = {"params", "scale_inv", "r_factor", "qtr", "gradient"}
-_NESTED = {"linearization", "moments", "history"}
+_NESTED = {"linearization", "left", "moments", "history"}
 
 
 @dataclass(frozen=True)
@@ -188,29 +189,40 @@ def to_json(value: Any) -> Any:
 
 def _state_to_json(state: SolverState) -> dict[str, Any]:
     flat = {f.name: getattr(state, f.name) for f in fields(state)}
-    linear = flat.pop("linearization")
-    flat["linearization"] = {
-        f.name: to_json(getattr(linear, f.name)) for f in fields(Linearization)
-    }
-    flat["moments"] = {name: to_json(value) for name, value in asdict(flat["moments"]).items()}
-    flat["history"] = [
-        {name: to_json(value) for name, value in asdict(record).items()} for record in state.history
-    ]
+    flat["linearization"] = _linearization_to_json(state.linearization)
+    flat["left"] = _flat_to_json(state.left)
+    flat["moments"] = _flat_to_json(state.moments)
+    flat["history"] = [_flat_to_json(record) for record in state.history]
     flat["status"] = None if state.status is None else int(state.status)
     return {name: value if name in _NESTED else to_json(value) for name, value in flat.items()}
 
 
+def _linearization_to_json(linear: Linearization) -> dict[str, Any]:
+    flat = {f.name: to_json(getattr(linear, f.name)) for f in fields(linear) if f.name != "curved"}
+    return flat | {"curved": linear.curved and _linearization_to_json(linear.curved)}
+
+
+def _flat_to_json(record: Remainder | Moments | IterationRecord) -> dict[str, Any]:
+    return {name: to_json(value) for name, value in asdict(record).items()}
+
+
 def _state_from_json(saved: Mapping[str, Any]) -> SolverState:
-    values = {name: _from_json(name, value) for name, value in saved.items()}
-    linear = saved["linearization"]
-    values["linearization"] = Linearization(**{n: _from_json(n, v) for n, v in linear.items()})
-    values["moments"] = Moments(**{n: _from_json(n, v) for n, v in saved["moments"].items()})
-    values["history"] = tuple(
-        IterationRecord(**{n: _from_json(n, v) for n, v in record.items()})
-        for record in saved["history"]
-    )
+    values = _flat_from_json(saved)
+    values["linearization"] = _linearization_from_json(saved["linearization"])
+    values["left"] = Remainder(**_flat_from_json(saved["left"]))
+    values["moments"] = Moments(**_flat_from_json(saved["moments"]))
+    values["history"] = tuple(IterationRecord(**_flat_from_json(r)) for r in saved["history"])
     values["status"] = None if saved["status"] is None else Status(saved["status"])
     return SolverState(**values)
+
+
+def _linearization_from_json(saved: Mapping[str, Any]) -> Linearization:
+    curved = saved["curved"] and _linearization_from_json(saved["curved"])
+    return Linearization(**(_flat_from_json(saved) | {"curved": curved}))
+
+
+def _flat_from_json(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _from_json(name, value) for name, value in saved.items()}
 
 
 def _from_json(name: str, value: Any) -> Any:

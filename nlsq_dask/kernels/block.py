@@ -5,7 +5,8 @@ and J = ∂r/∂θ (n, p), the kernel returns the symmetric matrix
 
     A Aᵀ (q + 1, q + 1)   of   A = [(J S)ᵀ; rᵀ] (q + 1, n)
 
-whose parts are the Gram matrix (J S)ᵀ(J S), the gradient (J S)ᵀr and Σ r².
+whose parts are the Gram matrix (J S)ᵀ(J S), the gradient (J S)ᵀr and Σ r². A loss that is concave
+in some residuals adds its share of the curvature, a second (q, q) matrix.
 
 The rows are swept tile by tile, so that A of one tile stays in the CPU's cache and the memory of a
 block does not depend on p. The columns of (J S)ᵀ are directional derivatives along the columns of
@@ -25,7 +26,7 @@ import numpy as np
 
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
-from nlsq_dask.kernels.loss import rescale
+from nlsq_dask.kernels.loss import concavity, rescale
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 from nlsq_dask.kernels.moments import moments_of_y, solved
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, Sums, Tile, sum_over_tiles
@@ -82,7 +83,12 @@ class BlockKernel:
         """
         size = basis.shape[1] + 1
         sums = self._run(self._sums, (params, basis), rows)
-        products, (abs_errors, *extra) = sums[: size**2].reshape(size, size), sums[size**2 :]
+        products, rest = sums[: size**2].reshape(size, size), sums[size**2 :]
+        concave = None
+        if self._spec.loss.is_concave:
+            q = size - 1
+            concave, rest = rest[: q**2].reshape(q, q), rest[q**2 :]
+        abs_errors, *extra = rest
         chi2 = float(products[-1, -1])
         # What is the same for linear loss, or without weights, is not summed twice.
         cost = 0.5 * chi2
@@ -93,7 +99,7 @@ class BlockKernel:
             of_y = moments_of_y(rows, self._spec.cholesky)
             moments = replace(moments, **of_y)
         return NormalEquations(
-            products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments
+            products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments, concave
         )
 
     def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:
@@ -178,23 +184,26 @@ class BlockKernel:
     ) -> jax.Array:
         weighted = weights is not None or self._spec.cholesky is not None
 
-        def sums(rows: Tile) -> tuple[jax.Array, jax.Array]:
+        def sums(rows: Tile) -> tuple[jax.Array, ...]:
             directions = self._augmented(params, basis, rows)
             residuals = self._weighted(directions, rows)
             errors = jnp.where(rows.valid, directions[-1], 0.0)
             extra = [jnp.abs(errors)]
+            concave: list[jax.Array] = []
             if not self._spec.loss.is_linear:
-                residuals, cost = self._reweighted(residuals, rows.valid)
+                residuals, cost, concave = self._reweighted(residuals, rows.valid)
                 extra += cost
             if weighted:
                 extra.append(errors**2)
-            return residuals @ residuals.T, jnp.stack([jnp.sum(e) for e in extra])
+            return residuals @ residuals.T, *concave, jnp.stack([jnp.sum(e) for e in extra])
 
-        size = basis.shape[1] + 1
+        q = basis.shape[1]
         n_extra = 1 + weighted + 2 * (not self._spec.loss.is_linear)
-        zero = (jnp.zeros((size, size)), jnp.zeros(n_extra))
-        products, extra = self._over_tiles(sums, zero, coords, y, weights, n)
-        return jnp.concatenate([products.ravel(), extra])
+        concave = [jnp.zeros((q, q))] if self._spec.loss.is_concave else []
+        zero = (jnp.zeros((q + 1, q + 1)), *concave, jnp.zeros(n_extra))
+        return jnp.concatenate(
+            [s.ravel() for s in self._over_tiles(sums, zero, coords, y, weights, n)]
+        )
 
     def _weighted(self, values: jax.Array, rows: Tile) -> jax.Array:
         """Values of rows (k, tile) in units of their standard deviations; 0 behind the last."""
@@ -208,14 +217,22 @@ class BlockKernel:
 
     def _reweighted(
         self, directions: jax.Array, valid: jax.Array
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """Rescale the rows of ``[J S; r]`` for the loss; beside them the rows' costs, and r²."""
-        residuals = directions[-1]
+    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+        """Rescale the rows of ``[J S; r]`` for the loss.
+
+        Beside them: the rows' costs, and r²; and the curvature of the rows where the loss is
+        concave, summed, if it is one that may be.
+        """
+        jacobian, residuals = directions[:-1], directions[-1]
         value, first, second = self._spec.loss.terms(residuals, _call_loss)
         on_jacobian, on_residual = rescale(first, second)
-        rescaled = jnp.concatenate([directions[:-1] * on_jacobian, (residuals * on_residual)[None]])
+        rescaled = jnp.concatenate([jacobian * on_jacobian, (residuals * on_residual)[None]])
+        concave = []
+        if self._spec.loss.is_concave:
+            concave = [(jacobian * jnp.where(valid, concavity(first, second), 0.0)) @ jacobian.T]
         # A user's loss of the residual 0, which rows behind the last have, may be anything.
-        return jnp.where(valid, rescaled, 0.0), [0.5 * jnp.where(valid, value, 0.0), residuals**2]
+        costs = [0.5 * jnp.where(valid, value, 0.0), residuals**2]
+        return jnp.where(valid, rescaled, 0.0), costs, concave
 
     def _costs_of_tiles(
         self,

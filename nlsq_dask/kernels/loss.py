@@ -6,6 +6,11 @@ for residuals and a Jacobian that are rescaled row by row (Triggs, McLauchlan, H
 Fitzgibbon, "Bundle adjustment - a modern synthesis", 2000, section 4.3, without the term that
 couples them): with ``s² = ρ' + 2 z ρ''``, row i of J is multiplied by s and r_i by ``ρ' / s``. That
 keeps the gradient exact and the second derivatives of the loss in the Gauss-Newton matrix.
+
+Where ``ρ' + 2 z ρ''`` is negative the loss is concave in r_i, and no real s exists. SciPy leaves
+such rows out of the matrix. With noise well above C, which makes most rows such rows, that
+overrates the curvature many times, and steps are as many times too short. Their share is summed
+apart, and put back where a step is computed: see :mod:`nlsq_dask.core.factor`.
 """
 
 from __future__ import annotations
@@ -23,8 +28,11 @@ from nlsq_dask import _errors
 # ρ, ρ' and ρ'' of z, each of z's shape.
 Terms = tuple[jax.Array, jax.Array, jax.Array]
 
-# Rows where the loss curves downwards too much keep this much of s², as SciPy's do.
+# Rows where the loss is concave keep this much of s², as SciPy's do.
 LEAST_SQUARED_SCALE = float(np.finfo(np.float64).eps)
+
+# Losses that are concave in large residuals.
+CONCAVE = ("cauchy", "arctan")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class Loss:
     def is_linear(self) -> bool:
         """Whether this is plain least squares."""
         return self.function is None and self.name == "linear"
+
+    @property
+    def is_concave(self) -> bool:
+        """Whether it may be concave in some residuals; of a user's function nothing is known."""
+        return self.function is not None or self.name in CONCAVE
 
     @property
     def token(self) -> str:
@@ -79,6 +92,11 @@ def rescale(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Factors of the rows of J and of the residuals, out of ``ρ'`` and ``z ρ''``."""
     scale = jnp.sqrt(jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE))
     return scale, first / scale
+
+
+def concavity(first: jax.Array, second: jax.Array) -> jax.Array:
+    """``ρ' + 2 z ρ''`` of the rows where it is negative; 0 elsewhere."""
+    return jnp.minimum(first + 2.0 * second, 0.0)
 
 
 def check_loss(name: Any, f_scale: Any) -> float:

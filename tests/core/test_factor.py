@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import eigh
 
 from nlsq_dask.core.factor import (
     EPS,
+    LEAST_CURVATURE,
     Basis,
     Linearization,
     column_norms,
@@ -108,6 +110,43 @@ def test_column_of_zeros():
         assert linear.gradient[1] == pytest.approx(0.0, abs=1e-12)
         assert linear.r_factor[:, 1] == pytest.approx(np.zeros(3), abs=1e-12)
         assert linear.r_factor.T @ linear.r_factor == pytest.approx(jac.T @ jac, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 6), concave=st.floats(0.0, 3.0))
+def test_steps_know_the_rows_where_the_loss_is_concave(seed: int, size: int, concave: float):
+    """With the absolute value of H in the metric in which each row counts by its curvature."""
+    rng = np.random.default_rng(seed)
+    jac, r = jacobian_of_condition(rng, size, 10.0), rng.normal(size=40)
+    curvatures = np.where(np.arange(40) < 25, 1.0, -concave * rng.uniform(size=40))
+    kept = jac * np.sqrt(np.maximum(curvatures, 0.0))[:, None]
+    below = (jac * np.minimum(curvatures, 0.0)[:, None]).T @ jac
+    chi2 = float(r @ r)
+    sums = NormalEquations(kept.T @ kept, jac.T @ r, chi2 / 2, chi2, r.size, concave=below)
+    linear = factorize(sums, Basis.identity(size))
+    norms = column_norms(jac)
+
+    def in_units(matrix):
+        return matrix / norms / norms[:, None]
+
+    # Standard errors are of the rows that are kept, as in SciPy.
+    gram = in_units(linear.r_factor.T @ linear.r_factor)
+    assert gram == pytest.approx(in_units(kept.T @ kept), abs=1e-11)
+    metric = in_units((jac * np.abs(curvatures)[:, None]).T @ jac)
+    hessian = in_units((jac * curvatures[:, None]).T @ jac)
+    mu, vectors = eigh(hessian, metric)  # vectorsᵀ metric vectors = 1
+    strengths = np.maximum(np.abs(mu), LEAST_CURVATURE)
+    expected = metric @ (vectors * strengths) @ vectors.T @ metric
+    quadratic = linear.quadratic
+    assert in_units(quadratic.r_factor.T @ quadratic.r_factor) == pytest.approx(expected, abs=1e-10)
+    assert np.array_equal(quadratic.r_factor, np.triu(quadratic.r_factor))
+    assert quadratic.r_factor.T @ quadratic.qtr / norms == pytest.approx(
+        linear.gradient / norms, abs=1e-11
+    )
+    if mu.min() > 1e-2:  # near an optimum steps are Newton's
+        step = np.linalg.solve(quadratic.r_factor, quadratic.qtr) * norms
+        newton = np.linalg.solve(hessian, linear.gradient / norms)
+        assert step == pytest.approx(newton, rel=1e-8, abs=1e-8)
 
 
 def test_jacobian_of_zeros():

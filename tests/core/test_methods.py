@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult, least_squares
 
 from nlsq_dask._errors import InputError, InputTypeError, Status
-from nlsq_dask.core.distance import attainable_reduction, distance_to_optimum_sigma
+from nlsq_dask.core.distance import Remainder, distance_to_optimum_sigma, remainder
 from nlsq_dask.core.factor import Basis, factorize
 from nlsq_dask.core.minimize import advance, finish, minimize, start
 from nlsq_dask.core.normal_equations import Moments, NormalEquations
@@ -256,23 +256,22 @@ def test_distance_is_that_of_the_linear_problem():
     expected = np.sqrt(apart @ (jac.T @ jac / s2) @ apart)
     sums = NormalEquations(jac.T @ jac, jac.T @ r, 0.5 * float(r @ r), float(r @ r), 40)
     linear = factorize(sums, Basis.identity(4))
-    attainable = attainable_reduction(linear, theta, Box(*free_of(4)), 40)
-    assert distance_to_optimum_sigma(attainable, s2) == pytest.approx(expected, rel=1e-9)
-    assert attainable == pytest.approx(0.5 * (r @ r) - 0.5 * np.sum((jac @ optimum - y) ** 2))
+    left = remainder(linear, theta, Box(*free_of(4)), 40)
+    assert distance_to_optimum_sigma(left, s2) == pytest.approx(expected, rel=1e-9)
+    assert left.reduction == pytest.approx(0.5 * (r @ r) - 0.5 * np.sum((jac @ optimum - y) ** 2))
     # On a bound that the gradient points beyond, a parameter takes no part.
     g = jac.T @ r
     lower = np.where((np.arange(4) == 2) & (g > 0), theta, -np.inf)
     upper = np.where((np.arange(4) == 2) & (g < 0), theta, np.inf)
     rest = np.delete(jac, 2, axis=1)
     held = 0.5 * (rest.T @ r) @ np.linalg.solve(rest.T @ rest, rest.T @ r)
-    assert attainable_reduction(linear, theta, Box(lower, upper), 40) == pytest.approx(held)
+    assert remainder(linear, theta, Box(lower, upper), 40).reduction == pytest.approx(held)
 
 
-@pytest.mark.parametrize(
-    ("attainable", "variance", "sigma"), [(0, 0, 0), (1, 0, np.inf), (2, 1, 2)]
-)
-def test_distance_of_an_exact_fit(attainable: float, variance: float, sigma: float):
-    assert distance_to_optimum_sigma(float(attainable), float(variance)) == sigma
+@pytest.mark.parametrize(("length", "variance", "sigma"), [(0, 0, 0), (1, 0, np.inf), (2, 4, 1)])
+def test_distance_of_an_exact_fit(length: float, variance: float, sigma: float):
+    left = Remainder(0.5 * length**2, float(length))
+    assert distance_to_optimum_sigma(left, float(variance)) == sigma
 
 
 @pytest.mark.parametrize("method", METHODS)

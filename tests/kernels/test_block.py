@@ -275,6 +275,14 @@ def test_sums_of_a_loss_are_those_of_rescaled_rows(name, f_scale, n_rows, filler
     scale = np.sqrt(np.maximum(first + 2 * z * second, np.finfo(float).eps))
     cost = 0.5 * f_scale**2 * value.sum()
     assert_sums(sums, r * first / scale, jacobian * scale[:, None], cost, r @ r)
+    # What negative second derivatives leave out of the Gram matrix is summed apart.
+    below = np.minimum(first + 2 * z * second, 0)
+    if name in ("cauchy", "arctan"):
+        np.testing.assert_allclose(
+            sums.concave, jacobian.T @ (jacobian * below[:, None]), rtol=1e-9, atol=1e-9
+        )
+    else:
+        assert sums.concave is None
     # That changes no gradient: it is the cost's.
     np.testing.assert_allclose(sums.gradient, jacobian.T @ (first * r), rtol=1e-9, atol=1e-9)
     assert sums.moments.abs_residuals == pytest.approx(np.abs(errors).sum())

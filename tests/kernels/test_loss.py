@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, ModelError
-from nlsq_dask.kernels.loss import LEAST_SQUARED_SCALE, LINEAR, LOSSES, Loss, rescale
+from nlsq_dask.kernels.loss import (
+    LEAST_SQUARED_SCALE,
+    LINEAR,
+    LOSSES,
+    Loss,
+    concavity,
+    rescale,
+)
 from nlsq_dask.kernels.model import call_model, prepare_loss
 
 # rho(z) as documented for scipy.optimize.least_squares.
@@ -97,6 +104,17 @@ def test_rescaling_keeps_the_gradient_and_takes_the_curvature(first, second):
         on_jacobian, on_residual = map(float, rescale(jnp.asarray(first), jnp.asarray(second)))
     assert on_jacobian * on_residual == pytest.approx(first, rel=1e-14)
     assert on_jacobian**2 == pytest.approx(max(first + 2 * second, LEAST_SQUARED_SCALE), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_a_loss_is_known_to_be_concave_where_it_is(name):
+    """The second derivative by r of ρ(r²), halved, is ρ' + 2 z ρ''."""
+    residuals = np.linspace(-30, 30, 1001)
+    _, first, second = terms(Loss(name), residuals)
+    with jax.enable_x64(True):
+        below = np.asarray(concavity(jnp.asarray(first), jnp.asarray(second)))
+    np.testing.assert_array_equal(below, np.minimum(first + 2 * second, 0))
+    assert Loss(name).is_concave == (below.min() < -1e-3)
 
 
 def own_cauchy(z):
