@@ -43,16 +43,21 @@ class ModelComparison(Sequence[FitResult]):
     ----------
     results : mapping of FitResult
         By the models' names.
+    n_passes : int
+        Readings of all rows that all fits together took.
 
     Attributes
     ----------
     names : tuple of str
         The models, in the order given.
+    n_passes : int
+        Readings of all rows that all fits together took: those of the longest.
     """
 
-    def __init__(self, results: Mapping[str, FitResult]) -> None:
+    def __init__(self, results: Mapping[str, FitResult], n_passes: int) -> None:
         self._results = tuple(results.values())
         self.names = tuple(results)
+        self.n_passes = n_passes
 
     @overload
     def __getitem__(self, index: int | str) -> FitResult: ...
@@ -100,11 +105,6 @@ class ModelComparison(Sequence[FitResult]):
         likelihoods = np.exp(-0.5 * self.delta_aic)
         weights: FloatArray = likelihoods / likelihoods.sum()
         return weights
-
-    @property
-    def n_passes(self) -> int:
-        """Readings of all rows that all fits together took: those of the longest."""
-        return max(result.n_passes for result in self._results)
 
     def table(self) -> str:
         """The models as lines of text, the best first and marked by a star."""

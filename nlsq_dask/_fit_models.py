@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,14 +20,13 @@ from nlsq_dask._job import Given, Job, Wishes, open_source, prepare_on
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
 from nlsq_dask._run import Before, Found, open_checkpoints, result_of, save_state, solve
-from nlsq_dask._sample import guessed_start, sample_of
+from nlsq_dask._sample import Sample, guessed_start, shows_all
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.engines.together import Seat, read_by, run_together
 from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.io.finite import finite_problem
-from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.signature import model_label
 
 if TYPE_CHECKING:
@@ -98,7 +95,8 @@ def fit_models(
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
     strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
-        How the data are read, as for :func:`fit`. A sample is read once for all models.
+        How the data are read, as for :func:`fit`. A sample is read once for all models; another
+        where a model guesses its start, if :func:`fit` would show it all rows.
     checkpoint : path-like, optional
         Directory in which each model gets one of its own, "model-0" and so on.
     resume : bool
@@ -169,7 +167,8 @@ def fit_models(
     own = {"p0": p0, "bounds": bounds, "fixed": fixed, "ties": ties}
     per_model = {argument: _per_model(argument, own[argument], list(named)) for argument in own}
     jobs = _prepare(named, x, y, per_model, given, wishes)
-    return ModelComparison(_results(_run(jobs, checkpoint, resume, progress)))
+    fits, n_passes = _run(jobs, checkpoint, resume, progress)
+    return ModelComparison(_results(fits), n_passes)
 
 
 def _is_auto(tolerance: Any) -> bool:
@@ -275,27 +274,35 @@ def _run(
     checkpoint: str | os.PathLike[str] | None,
     resume: bool,
     progress: bool | None,
-) -> dict[str, Fitted]:
-    """Run all fits to their ends, reading together."""
+) -> tuple[dict[str, Fitted], int]:
+    """Run all fits to their ends, reading together; also, the number of readings."""
     first = next(iter(jobs.values()))
     streaming = first.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
         readers = _readers(list(jobs.values()), stack, line)
-        guesses = next((job for job in jobs.values() if job.guess is not None), first)
-        sample = cache(lambda: sample_of(guesses, readers[0]))
-        jobs = {name: _with_guess(name, job, sample) for name, job in jobs.items()}
+        samples = _samples(list(jobs.values()), readers[0])
+        jobs = dict(zip(jobs, map(_with_guess, jobs, jobs.values(), samples), strict=True))
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
-        if any(job.pilot and old is None for job, old in zip(jobs.values(), saved, strict=True)):
-            sample()  # once, before the fits ask for it
-        searches = list(map(_search, jobs, jobs.values(), repeat(sample), stores, saved))
+        for job, sample, old in zip(jobs.values(), samples, saved, strict=True):
+            if job.pilot and old is None:
+                sample()  # before the fits ask for it, in this thread
+        searches = list(map(_search, jobs, jobs.values(), samples, stores, saved))
         try:
             found = run_together(searches, read_by(readers), first.data)
         except _errors.StartNotFiniteError as error:
             raise finite_problem(first.data, first.client) or error from None
-    return dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
+    before = sum(sample.n_passes for sample in set(samples))
+    after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
+    return dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True)), before + after
+
+
+def _samples(jobs: Sequence[Job], reader: InMemoryEvaluator[Any] | DaskEvaluator) -> list[Sample]:
+    """The sample that each fit would take alone; one for all that would take the same."""
+    shared = {shows_all(job): Sample(job, reader) for job in jobs}
+    return [shared[shows_all(job)] for job in jobs]
 
 
 def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> Path | None:
@@ -315,7 +322,7 @@ def _results(fits: Mapping[str, Fitted]) -> dict[str, FitResult]:
     return results
 
 
-def _with_guess(name: str, job: Job, sample: Callable[[], Observations]) -> Job:
+def _with_guess(name: str, job: Job, sample: Sample) -> Job:
     """A fit that starts where its model guesses, if it was given no start."""
     if job.guess is None:
         return job
@@ -345,7 +352,7 @@ def _readers(
 def _search(
     name: str,
     job: Job,
-    sample: Callable[[], Observations],
+    sample: Sample,
     store: CheckpointStore | None,
     saved: Checkpoint | None,
 ) -> Callable[[Seat], Found]:
@@ -355,6 +362,7 @@ def _search(
         def observe_state(state: SolverState, before: Before) -> None:
             save_state(store, state, before, seat.n_passes)
 
+        seat.n_passes = sample.n_passes
         with _naming(name):
             return solve(job, seat, sample, saved, observe_state)
 

@@ -48,7 +48,7 @@ class FitPlan:
         Blocks of which the sample is taken, its rows at most, and what is read for it. Zero where
         no sample is taken; a model that guesses its own start has one too.
     passes : pair of int
-        Readings of all rows that most fits take.
+        Readings of all rows that most fits take, the sample's among them if that is of all blocks.
     memory_bytes : int
         Most memory that this process, or each worker, takes, beside data that are in it already.
     compile_seconds, pass_seconds, later_pass_seconds : float or None
@@ -91,7 +91,7 @@ class FitPlan:
     def total_bytes(self) -> tuple[int, int]:
         """Bytes that the whole fit reads, for the fewest and the most passes."""
         before = self.bytes_once + self.pilot_bytes + self.bytes_per_pass
-        few, many = (before + (n - 1) * self.bytes_per_later_pass for n in self.passes)
+        few, many = (before + n * self.bytes_per_later_pass for n in self._later_passes)
         return few, many
 
     @property
@@ -104,8 +104,15 @@ class FitPlan:
             return None
         speed = self.pass_seconds / self.bytes_per_pass
         before = speed * (self.bytes_once + self.pilot_bytes) + self.pass_seconds
-        few, many = (before + (n - 1) * self.later_pass_seconds for n in self.passes)
+        few, many = (before + n * self.later_pass_seconds for n in self._later_passes)
         return few, many
+
+    @property
+    def _later_passes(self) -> tuple[int, int]:
+        """Passes after the first, and after the sample's."""
+        first = 1 + (self.pilot_blocks == self.blocks)
+        few, many = self.passes
+        return few - first, many - first
 
     def __str__(self) -> str:
         rows = _table(self)

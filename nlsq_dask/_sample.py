@@ -24,13 +24,48 @@ SAMPLE_PART = 50
 SAMPLE_ROWS = 20_000
 
 
-def sample_of(job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> Observations:
-    """Rows of some blocks of streamed data, or every k-th row of data in memory."""
-    if not isinstance(evaluator, InMemoryEvaluator):
-        blocks = sampled(job)
-        assert blocks is not None, "a fit with a guess or a pilot"
-        return evaluator.sample(whole=blocks.whole)
-    return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART))
+class Sample:
+    """Rows of some blocks of streamed data, or every k-th row of data in memory.
+
+    They are taken when they are first asked for.
+
+    Parameters
+    ----------
+    job : Job
+        A fit with a guess or a pilot.
+    evaluator : InMemoryEvaluator or DaskEvaluator
+
+    Attributes
+    ----------
+    n_passes : int
+        Readings of all rows that it took: 1 where a guess is shown all blocks, else mostly 0.
+    """
+
+    def __init__(self, job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> None:
+        self._job = job
+        self._evaluator = evaluator
+        self._rows: Observations | None = None
+        self.n_passes = 0
+
+    def __call__(self) -> Observations:
+        """The rows."""
+        if self._rows is None:
+            before = self._evaluator.n_passes
+            self._rows = self._take()
+            self.n_passes = self._evaluator.n_passes - before
+        return self._rows
+
+    def _take(self) -> Observations:
+        job, evaluator = self._job, self._evaluator
+        if isinstance(evaluator, InMemoryEvaluator):
+            return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART))
+        return evaluator.sample(whole=shows_all(job))
+
+
+def shows_all(job: Job) -> bool:
+    """Whether the sample of a fit is taken of all blocks."""
+    blocks = sampled(job)
+    return blocks is not None and blocks.whole
 
 
 def guessed_start(job: Job, sample: Observations) -> FloatArray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import ModelError, fit, fit_models
+from nlsq_dask import ModelError, fit, fit_models, plan
 from nlsq_dask.models import Constant, Gaussian, Lorentzian
 from tests.counting_store import stored
 
@@ -200,6 +200,23 @@ def test_a_guess_sees_all_of_few_streamed_rows(rows, chunk):
     streamed = fit(model, *(da.from_array(a, chunks=chunk) for a in (x, y)))
     in_memory = fit(model, x, y)
     np.testing.assert_array_less(abs(streamed.popt - in_memory.popt), 0.01 * in_memory.perr)
+
+
+def test_a_guess_from_all_rows_is_a_pass(tmp_path):
+    """And the plan says so: readings are what a fit costs."""
+    n_rows, chunk = 30_000, 1000
+    x, y = (stored(tmp_path / n, np.resize(a, n_rows), (chunk,)) for n, a in (("x", X), ("y", Y)))
+    guess = Guess([2.0, 20.7, 0.5])
+    options = dict(cache=False, pilot=False)
+    given = [None, list(guess.answer)]
+    expected = [plan(make_peak(guess), x, y, p0, time=False, **options) for p0 in given]
+    guessed, started = (fit(make_peak(guess), x, y, p0, **options) for p0 in given)
+    assert guessed.n_passes == started.n_passes + 1
+    assert set(y.store.reads.values()) == {guessed.n_passes + started.n_passes}
+    assert expected[0].passes == tuple(n + 1 for n in expected[1].passes)
+    assert expected[0].total_bytes == tuple(
+        n + expected[1].bytes_per_pass for n in expected[1].total_bytes
+    )
 
 
 @pytest.mark.parametrize("order", [1, -1])

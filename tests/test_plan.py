@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 
 import dask
 import dask.array as da
@@ -115,8 +116,7 @@ LAYOUTS = [
 
 def bytes_of(planned, n_passes):
     """Bytes that a fit of so many passes was planned to read."""
-    before = planned.bytes_once + planned.pilot_bytes + planned.bytes_per_pass
-    return before + (n_passes - 1) * planned.bytes_per_later_pass
+    return replace(planned, passes=(n_passes, n_passes)).total_bytes[0]
 
 
 @pytest.mark.parametrize("cache", ["auto", False])

@@ -212,7 +212,8 @@ class DaskEvaluator:
         Observations
             In memory, flat, without rows that are left out; about `sample_rows` rows at most, of at
             most 2 % of the blocks, or of 16 blocks, a quarter of fewer than 64, where that is more.
-            Where these hold fewer rows that count than there are parameters, of more blocks.
+            Where these hold fewer rows that count than there are parameters, of more blocks. If
+            these are all, that is a pass, and counts as one.
 
         Raises
         ------
@@ -235,6 +236,7 @@ class DaskEvaluator:
         runner = self._runner_of(plan)
         rows = runner.run("sample", thin_group, -(-plan.n_rows // self._sample_rows))
         runner.close()
+        self.n_passes += n_blocks >= self.plan.n_blocks
         assert isinstance(rows, Sample)
         return rows
 
