@@ -159,22 +159,25 @@ def first_pass(
         float(costs[0]),
         float(costs[-1]),
         choice < len(points) - 1,
-        _trials(job, pilot, seconds),
+        _trials(job, pilot, seconds, near=choice == 0),
     )
     if choice == 0:
         evaluator = PrimedEvaluator(evaluator, best, basis, survey.sums)
     return points[choice], evaluator, pilot, record
 
 
-def _trials(job: Job, pilot: Pilot, seconds: float) -> Trials:
-    """How to try points on all rows, if the first pass over them took so many seconds."""
+def _trials(job: Job, pilot: Pilot, seconds: float, *, near: bool) -> Trials:
+    """How to try points on all rows, if the first pass over them took so many seconds.
+
+    `near` says that the fit goes on from the pilot's answer.
+    """
     # The radius of "lm" depends on the cost of a rejected trial to its last bit.
     if job.stream is None or pilot.starts or job.options.method == "lm":
         return "fused"
     of_thread = seconds * parallel(job)[1] / job.data.n_rows
     with sample_evaluator(job, pilot.few) as in_memory:
         evaluator = ReducedEvaluator(in_memory, job.reduction)
-        accepted = accepted_share(pilot.history)
+        accepted = accepted_share(pilot.history, near=near)
         return choose_trials(evaluator, pilot.ends[0], pilot.few.n_rows, accepted, of_thread)
 
 

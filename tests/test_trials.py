@@ -23,8 +23,8 @@ Y = computed(decay, X, 2.5, 1.3, 0.5) + 0.1 * np.random.default_rng(3).normal(si
 SAME = set(EXACT) - {"n_passes", "history"}
 
 
-def record(nfev, accepted):
-    return IterationRecord(0, nfev, 1.0, 1.0, 1.0, 1.0, accepted, 1.0)
+def record(nfev, accepted, distance=1.0):
+    return IterationRecord(0, nfev, 1.0, 1.0, 1.0, 1.0, accepted, distance)
 
 
 def test_the_share_is_that_of_the_trials_of_all_searches():
@@ -34,22 +34,48 @@ def test_the_share_is_that_of_the_trials_of_all_searches():
     assert accepted_share([*way, record(1, True), record(2, True)]) == pytest.approx(2 / 3)
 
 
+def test_near_the_optimum_the_share_is_that_of_the_trials_there():
+    far = [record(1, True, 1e4), record(2, False, 1e4), record(3, True, 3), record(4, True, 0.1)]
+    assert accepted_share(far) == pytest.approx(2 / 3)
+    assert accepted_share(far, near=True) == 1
+    assert accepted_share(far[:3], near=True) == 1  # there was none
+    # Another search begins where the last has ended, but not from there.
+    again = [record(1, True, 2), record(2, False, 2), record(3, True, 0.1)]
+    assert accepted_share([*far, *again], near=True) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_fit_of_a_sample_says_what_trials_are_worth_where_the_fit_goes_on(monkeypatch, trusted):
+    monkeypatch.setattr(_pilot, "_is_trusted", lambda *_: trusted)
+    shares = []
+
+    def choose(evaluator, point, n_rows, accepted, seconds):
+        shares.append(accepted)
+        return "fused"
+
+    monkeypatch.setattr(_pilot, "choose_trials", choose)
+    fit(decay, *(da.from_array(a, chunks=500) for a in (X, Y)), [1, 5, 1], pilot=True)
+    (share,) = shares
+    assert (share == 1) == trusted
+
+
 class Clock:
-    """An evaluator for which every call takes a known time."""
+    """An evaluator for which every call takes a known time, though the first of a kind longer."""
 
     def __init__(self, residual, derivative):
         self.now, self.residual, self.derivative = 0.0, residual, derivative
+        self.delays = {"residual": [9.0, 2.0, 0.0, 1.0], "derivative": [9.0, 1.0, 2.0, 0.0]}
 
     def perf_counter(self):
         return self.now
 
     def evaluate(self, params, basis):
         assert basis.shape == (params.size, params.size)
-        self.now += self.derivative
+        self.now += self.derivative + self.delays["derivative"].pop(0)
         return NormalEquations.zero(params.size)
 
     def costs(self, candidates):
-        self.now += self.residual
+        self.now += self.residual + self.delays["residual"].pop(0)
         return np.zeros(len(candidates))
 
 
@@ -61,12 +87,13 @@ def test_the_cheaper_way_is_chosen(read, residual, more, accepted):
     derivative = residual + more
     fused = read + derivative
     cost_first = read + residual + accepted * (read + derivative)
-    assume(abs(fused - cost_first) > 1e-6 * fused)
+    pays = cost_first < 0.9 * fused
+    assume(abs(0.9 * fused - cost_first) > 1e-6 * fused)
     clock = Clock(residual, derivative)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_trials, "time", clock)
         chosen = choose_trials(clock, np.ones(2), 1, accepted, read + derivative + residual)
-    assert chosen == ("cost first" if cost_first < fused else "fused")
+    assert chosen == ("cost first" if pays else "fused")
 
 
 @pytest.fixture
