@@ -110,6 +110,11 @@ def sampled(job: Job) -> SampledBlocks | None:
     return sampled_blocks(job.stream, _sample_rows(job), whole=few and job.guess is not None)
 
 
+def base_bytes(job: Job) -> int:
+    """Memory that a streaming fit takes in this process, or in each worker, without any data."""
+    return SOLVER_BYTES if job.client is None else WORKER_BASE_BYTES
+
+
 def streaming_bytes(job: Job) -> int:
     """Memory that a streaming fit takes in this process, or in each worker, but for kept rows."""
     from nlsq_dask.engines.pieces import largest_pieces, sources_of  # engines, loaded for use
@@ -121,10 +126,9 @@ def streaming_bytes(job: Job) -> int:
     # Zarr decodes whole chunks, however small the part that Dask asks for.
     held = max(stream.piece_bytes, largest_pieces(sources_of(job.data)))
     held += prefetch_depth(stream) * stream.block_bytes
-    base = SOLVER_BYTES if job.client is None else WORKER_BASE_BYTES
     sample = sampled(job)
     return (
-        base
+        base_bytes(job)
         + stream.held_bytes
         + config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held)
         + (0 if sample is None else sample_bytes(job, sample.rows))

@@ -57,7 +57,8 @@ class FitPlan:
     timed_rows : int
         Rows that were read and summed to find `pass_seconds`.
     warnings : tuple of str
-        Chunks that will make the fit slower than it need be, and the call that helps.
+        Chunks that will make the fit slower than it need be, and the call that helps; a memory
+        limit that is less than `memory_bytes`.
     """
 
     rows: int

@@ -12,6 +12,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._evaluators import (
+    base_bytes,
     evaluator_of,
     keeping,
     parallel,
@@ -26,6 +27,7 @@ from nlsq_dask._multi_start import FIRST_EVALUATIONS
 from nlsq_dask._result import FitResult
 from nlsq_dask._sample import SAMPLE_PART, SAMPLE_ROWS
 from nlsq_dask.core.memory_budget import (
+    GB,
     GPU_MATRICES,
     SOLVER_BYTES,
     THREAD_BYTES,
@@ -82,9 +84,9 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
         raise _errors.unknown_choice("dry_run", dry_run, ("timed", "untimed"))
     timed = job.data.lazy if dry_run is True else dry_run == "timed"
     if job.stream is None:
-        plan = _in_memory(job)
+        plan = _noting_memory(_in_memory(job), SOLVER_BYTES)
         return _timed_in_memory(job, plan) if timed else plan
-    plan = _streaming(job)
+    plan = _noting_memory(_streaming(job), base_bytes(job))
     if not timed or not plan.threads:
         return plan
     from nlsq_dask.engines.trial import try_groups  # an engine, loaded for use
@@ -99,6 +101,15 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
         later_pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads, plan.kept),
         timed_rows=trial.rows,
     )
+
+
+def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
+    """Warn of a limit that is less than what is planned for, `fixed` bytes of it in any case."""
+    available = plan.budget.available_gb * GB
+    if plan.memory_bytes <= available:
+        return plan
+    note = _errors.memory_exceeded(plan.memory_bytes, available, fixed)
+    return replace(plan, warnings=(*plan.warnings, note))
 
 
 def _streaming(job: Job) -> FitPlan:

@@ -364,6 +364,19 @@ def test_few_rows_that_a_model_guesses_from_are_read_whole(rows, chunk, disk):
 # How it reads
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("limit", [0.03, 0.05, 0.1])
+def test_a_limit_that_cannot_be_kept_is_said(lazy, limit):
+    """The interpreter and the compiler alone take more; the memory that is named is enough."""
+    data = [da.from_array(a, chunks=4000) for a in (T, Y)] if lazy else [T, Y]
+    (note,) = plan(decay, *data, p0=P0, memory_limit_gb=limit, time=False).warnings
+    assert f"{limit * 1000:.0f} MB are to be used" in note
+    enough = float(note.partition("memory_limit_gb to ")[2].partition(",")[0])
+    planned = plan(decay, *data, p0=P0, memory_limit_gb=enough, time=False)
+    assert planned.memory_bytes < enough * 1e9
+    assert not planned.warnings
+
+
 def test_it_prints_as_a_table(disk):
     planned = plan(decay, *dask_cuts_zarr(disk), p0=P0)
     text = str(planned)

@@ -55,6 +55,15 @@ def workers_idle(tasks: int, threads: int, calls: str, stored: bool) -> str:
     )
 
 
+def memory_exceeded(planned: float, available: float, fixed: float) -> str:
+    """A memory limit is below what is planned for."""
+    return (
+        f"the fit may take {in_units(planned)}, of which {in_units(fixed)} are for the program "
+        f"itself whatever the data are, but {in_units(available)} are to be used: raise "
+        f"memory_limit_gb to {1.05 * planned / 1e9:.2g}, or expect more to be taken."
+    )
+
+
 def no_workers() -> str:
     """A cluster has no worker yet."""
     return (

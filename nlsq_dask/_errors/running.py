@@ -173,6 +173,17 @@ def chunk_too_large(
     )
 
 
+def memory_too_small(memory_bytes: int, threads: int, least_bytes: float) -> InputError:
+    """A worker has no room for any chunk."""
+    each = "1 thread" if threads == 1 else f"{threads} threads"
+    enough = 1.05 * least_bytes / 1e9  # two digits may round down by so much
+    return InputError(
+        f"{in_units(memory_bytes)} of memory for {each} leaves no room for chunks beside the "
+        f"buffers of the threads: raise memory_limit_gb to {enough:.2g} or more, or "
+        "start workers with more memory or fewer threads."
+    )
+
+
 def chunks_held(held_bytes: int, memory_bytes: int, room_bytes: int) -> InputError:
     """Chunks that differ too much would have to be kept in memory."""
     return InputError(

@@ -325,13 +325,19 @@ def check_chunk_fits(
     Raises
     ------
     InputError
-        If a chunk is too large, with both sizes and the call that makes smaller ones.
+        If a chunk is too large, with both sizes and the call that makes smaller ones; or if there
+        is room for none, with the memory that has room for this one.
     """
     room = worker.room(safety_factor) / worker.threads - config.thread_bytes
     fitting = max(room, 0.0) / CHUNKS_A_THREAD
     if chunk_bytes <= fitting:
         return
     row_bytes = chunk_bytes / math.prod(chunks)
+    if fitting < row_bytes:
+        # Buffers take a quarter of the room, if that is twice what a thread takes beside its own.
+        room = worker.threads * max(4 / 3 * CHUNKS_A_THREAD * chunk_bytes, 8 * THREAD_BYTES)
+        least = min(room + worker.base_bytes, 4 * room) / safety_factor
+        raise _errors.memory_too_small(worker.memory_bytes, worker.threads, least)
     smaller = fitting_chunks(chunks, int(fitting / row_bytes))
     raise _errors.chunk_too_large(
         chunks, chunk_bytes, worker.memory_bytes, worker.threads, int(fitting), smaller

@@ -308,6 +308,32 @@ def test_the_chunks_that_an_error_names_do_fit(memory, threads, shape, row_bytes
     check_chunk_fits(worker, math.prod(smaller) * row_bytes, smaller, config)
 
 
+@given(
+    memory=st.integers(1, 2 * 10**7),
+    threads=st.integers(1, 64),
+    chunk=st.integers(1, 10**6),
+    base=st.sampled_from([10**8, 4 * 10**8]),
+)
+def test_the_memory_that_an_error_names_is_enough(memory, threads, chunk, base):
+    """Where no chunk at all has room, smaller ones are no remedy."""
+    worker = WorkerMemory(memory, threads, base)
+    try:
+        check_chunk_fits(worker, 8 * chunk, (chunk,), stage(worker))
+    except InputError as error:
+        message = str(error)
+        if "rechunk" in message:
+            rows = int(message.partition("y.rechunk((")[2].partition(",")[0])
+            check_chunk_fits(worker, 8 * rows, (rows,), stage(worker))
+            return
+    else:
+        return
+    assert in_units(memory) in message
+    enough = float(message.partition("memory_limit_gb to ")[2].partition(" ")[0])
+    assert enough * 1e9 > memory
+    worker = dataclasses.replace(worker, memory_bytes=round(enough * 1e9))
+    check_chunk_fits(worker, 8 * chunk, (chunk,), stage(worker))
+
+
 def test_a_chunk_too_large_for_a_worker_is_refused_with_both_sizes():
     worker = WorkerMemory(4_000_000_000, 2)
     problem = Problem(10**9, 3, lazy=True, chunks=(1000, 1000, 262), chunk_bytes=2_096_000_000)
