@@ -17,6 +17,7 @@ RUNS: dict[str, list[str]] = {
     "in_memory": [],
     "streaming": [],
     "passes": [],
+    "losses": [],
     "whole_fit": [],
     "cached": [],
     "pages": [],

@@ -39,6 +39,9 @@ RUNS = [
         "passes", ["--rows", "4e5", "--chunks", "40"], 4, ("passes", "cold", "scipy"), id="passes"
     ),
     pytest.param(
+        "losses", ["--rows", "2e4", "--chunks", "40"], 9, ("passes", "ours", "scipy"), id="losses"
+    ),
+    pytest.param(
         "whole_fit",
         ["--rows", "20000", "--chunk-rows", "1500", "--repeat", "1"],
         6,
