@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import Literal
 
 from nlsq_dask.core.factor import Basis
+from nlsq_dask.core.memory_budget import CALL_ROWS
 from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
 from nlsq_dask.core.solver_state import IterationRecord
 
@@ -76,8 +77,11 @@ def choose_trials(
     seconds : float
         T, in seconds of a thread.
     """
+    if n_rows < CALL_ROWS:  # too few to be timed: calling the kernel costs more than the rows
+        return "fused"
     basis = Basis.identity(point.size).forward
     derivative = _seconds_a_row(lambda: evaluator.evaluate(point, basis), n_rows)
+    derivative = min(derivative, seconds)  # in noise; reading takes no less than nothing
     if derivative <= accepted * seconds:  # whatever C is, which has to be compiled to be known
         return "fused"
     residual = _seconds_a_row(lambda: evaluator.costs(point[None]), n_rows)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nlsq_dask import FitResult, _pilot, _trials, fit
 from nlsq_dask._trials import accepted_share, choose_trials
+from nlsq_dask.core.memory_budget import CALL_ROWS
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.solver_state import IterationRecord
 from nlsq_dask.io.checkpoint import CheckpointStore
@@ -89,11 +90,30 @@ def test_the_cheaper_way_is_chosen(read, residual, more, accepted):
     cost_first = read + residual + accepted * (read + derivative)
     pays = cost_first < 0.9 * fused
     assume(abs(0.9 * fused - cost_first) > 1e-6 * fused)
-    clock = Clock(residual, derivative)
+    clock = Clock(residual * CALL_ROWS, derivative * CALL_ROWS)
+    chosen = chosen_by(clock, accepted, read + derivative + residual)
+    assert chosen == ("cost first" if pays else "fused")
+
+
+def chosen_by(clock, accepted, seconds, n_rows=CALL_ROWS):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_trials, "time", clock)
-        chosen = choose_trials(clock, np.ones(2), 1, accepted, read + derivative + residual)
-    assert chosen == ("cost first" if pays else "fused")
+        return choose_trials(clock, np.ones(2), n_rows, accepted, seconds)
+
+
+@given(residual=times, derivative=times, seconds=times)
+def test_where_all_trials_are_accepted_no_measured_time_makes_them_wait(
+    residual, derivative, seconds
+):
+    """Not even one that cannot be, as of a machine that others use."""
+    clock = Clock(residual * CALL_ROWS, derivative * CALL_ROWS)
+    assert chosen_by(clock, 1.0, seconds) == "fused"
+
+
+def test_of_few_rows_the_calls_would_be_timed():
+    n = CALL_ROWS - 1
+    assert chosen_by(Clock(1.0 * n, 10.0 * n), 0.0, 11.5, n) == "fused"
+    assert chosen_by(Clock(1.0 * (n + 1), 10.0 * (n + 1)), 0.0, 11.5) == "cost first"
 
 
 @pytest.fixture
