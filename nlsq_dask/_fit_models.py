@@ -20,7 +20,7 @@ from nlsq_dask._job import Given, Job, Wishes, open_source, prepare_on
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
 from nlsq_dask._run import Before, Found, open_checkpoints, result_of, save_state, solve
-from nlsq_dask._sample import Sample, guessed_start, shows_all
+from nlsq_dask._sample import Sample, guessed_start
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
@@ -281,7 +281,7 @@ def _run(
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
         readers = _readers(list(jobs.values()), stack, line)
-        samples = _samples(list(jobs.values()), readers[0])
+        samples = [Sample(job, readers[0]) for job in jobs.values()]
         jobs = dict(zip(jobs, map(_with_guess, jobs, jobs.values(), samples), strict=True))
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
@@ -289,20 +289,14 @@ def _run(
         for job, sample, old in zip(jobs.values(), samples, saved, strict=True):
             if job.pilot and old is None:
                 sample()  # before the fits ask for it, in this thread
+        before = readers[0].n_passes
         searches = list(map(_search, jobs, jobs.values(), samples, stores, saved))
         try:
             found = run_together(searches, read_by(readers), first.data)
         except _errors.StartNotFiniteError as error:
             raise finite_problem(first.data, first.client) or error from None
-    before = sum(sample.n_passes for sample in set(samples))
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
     return dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True)), before + after
-
-
-def _samples(jobs: Sequence[Job], reader: InMemoryEvaluator[Any] | DaskEvaluator) -> list[Sample]:
-    """The sample that each fit would take alone; one for all that would take the same."""
-    shared = {shows_all(job): Sample(job, reader) for job in jobs}
-    return [shared[shows_all(job)] for job in jobs]
 
 
 def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> Path | None:
@@ -341,8 +335,7 @@ def _readers(
     models = [job.spec for job in jobs]
     pieces = [(job.plan.strategy, job.row_wise, job.plan.config) for job in jobs]
     readers: dict[Any, InMemoryEvaluator[Any] | DaskEvaluator] = {}
-    # An engine is made for its model of most parameters: its samples have to do for that one.
-    for i in sorted(range(len(jobs)), key=lambda i: -len(models[i].names)):
+    for i in range(len(jobs)):
         if pieces[i] not in readers:
             readers[pieces[i]] = evaluator_of(jobs[i], line.blocks, models)
             stack.enter_context(readers[pieces[i]])

@@ -27,7 +27,7 @@ SAMPLE_ROWS = 20_000
 class Sample:
     """Rows of some blocks of streamed data, or every k-th row of data in memory.
 
-    They are taken when they are first asked for.
+    They are taken when they are first asked for; of streamed data, read once for all samples alike.
 
     Parameters
     ----------
@@ -50,22 +50,17 @@ class Sample:
     def __call__(self) -> Observations:
         """The rows."""
         if self._rows is None:
-            before = self._evaluator.n_passes
-            self._rows = self._take()
-            self.n_passes = self._evaluator.n_passes - before
+            self._rows, all_read = self._take()
+            self.n_passes = int(all_read)
         return self._rows
 
-    def _take(self) -> Observations:
+    def _take(self) -> tuple[Observations, bool]:
         job, evaluator = self._job, self._evaluator
         if isinstance(evaluator, InMemoryEvaluator):
-            return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART))
-        return evaluator.sample(whole=shows_all(job))
-
-
-def shows_all(job: Job) -> bool:
-    """Whether the sample of a fit is taken of all blocks."""
-    blocks = sampled(job)
-    return blocks is not None and blocks.whole
+            return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART)), False
+        blocks = sampled(job)
+        assert blocks is not None, "a fit with a guess or a pilot"
+        return evaluator.sample(len(job.spec.names), whole=blocks.whole)
 
 
 def guessed_start(job: Job, sample: Observations) -> FloatArray:

@@ -204,6 +204,24 @@ def test_a_guess_from_all_rows_is_that_model_s_own(tmp_path, order, pilot):
         assert comparison.n_passes == max(guessed, other + 1)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_few_rows_that_count_are_enough_for_some_models(tmp_path, order):
+    """What one model has to read for its sample is none of the others' concern."""
+    x, y = data(64_000)
+    kept = np.concatenate([[5, 28_009, 60_030], np.arange(1500, 64_000, 331)])
+    y = np.where(np.isin(np.arange(y.size), kept), y, np.nan)
+    y[np.isin(np.arange(y.size) // 1000, range(0, 64, 4))] = np.nan
+    y[[28_009, 60_030]] = 0.6  # all that a sample of every fourth block shows
+    x, y = (stored(tmp_path / n, a, 1000) for n, a in (("x", x), ("y", y)))
+    models = [constant, decay_on_background][::order]
+    starts = [[0.0], [5, 3, 1]][::order]
+    options = dict(nan_policy="omit", pilot=True, cache=False)
+    comparison = fit_models(models, x, y, starts, **options)
+    assert min(y.store.reads.values()) == comparison.n_passes
+    for mine, model, p0 in zip(comparison, models, starts, strict=True):
+        assert_same_result(mine, fit(model, x, y, p0, **options))
+
+
 def test_what_differs_from_model_to_model_is_given_by_position_or_name():
     x, y = data()
     named = {"flat": constant, "curved": decay_on_background, "line": line}

@@ -378,7 +378,7 @@ def test_the_sample_that_starts_are_tried_on_obeys_the_limit(many, evaluators):
     assert result.strategy == "streaming"
     rows = memory_budget.size_sample(plan.budget.threshold_gb * memory_budget.GB)
     assert rows == memory_budget.MIN_SAMPLE_ROWS < y.size
-    assert rows / 2 < evaluator.sample().n_rows <= rows
+    assert rows / 2 < evaluator.sample()[0].n_rows <= rows
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-8)
 
 

@@ -60,7 +60,7 @@ def memory_exceeded(planned: float, available: float, fixed: float) -> str:
     return (
         f"the fit may take {in_units(planned)}, of which {in_units(fixed)} are for the program "
         f"itself whatever the data are, but {in_units(available)} are to be used: raise "
-        f"memory_limit_gb to {1.05 * planned / 1e9:.2g}, or expect more to be taken."
+        "memory_limit_gb, or expect more to be taken."
     )
 
 

@@ -167,7 +167,8 @@ def chunk_too_large(
     return InputError(
         f"a chunk of shape {chunks} takes {in_units(chunk_bytes)} when decoded, coordinates and "
         f"sigma included, but a worker with {in_units(memory_bytes)} of memory and {each} has room "
-        f"for chunks of {in_units(fitting_bytes)}: rechunk, for example y.rechunk({fitting_chunks})"
+        f"for chunks of {in_units(fitting_bytes)}: rechunk all arrays alike, for example "
+        f"y.rechunk({fitting_chunks})"
         f", or da.from_zarr(store, chunks={fitting_chunks}) for data in a store, or start workers "
         "with more memory or fewer threads."
     )

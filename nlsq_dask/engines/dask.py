@@ -139,6 +139,7 @@ class DaskEvaluator:
         self.plan = plan or plan_stream(data)
         self.n_passes = 0
         self._moments: Moments | None = None  # known after the first pass
+        self._samples: dict[int, Sample] = {}  # by the number of blocks
         depth = prefetch_depth(self.plan)
         self._work = Work(spec, data.layout, device, stage_rows, tuple(models), depth)
         self._client = client
@@ -199,21 +200,24 @@ class DaskEvaluator:
         assert isinstance(found, Many)
         return found.answers
 
-    def sample(self, *, whole: bool = False) -> Observations:
+    def sample(self, least: int = 1, *, whole: bool = False) -> tuple[Observations, bool]:
         """Rows of a few whole chunks, spread over the chunk grid of every dimension.
 
         Parameters
         ----------
+        least : int
+            Rows that must be among them, as many as a model has parameters.
         whole : bool
             Read all blocks instead.
 
         Returns
         -------
-        Observations
+        rows : Observations
             In memory, flat, without rows that are left out; about `sample_rows` rows at most, of at
             most 2 % of the blocks, or of 16 blocks, a quarter of fewer than 64, where that is more.
-            Where these hold fewer rows that count than there are parameters, of more blocks. If
-            these are all, that is a pass, and counts as one.
+            Where these hold fewer than `least` rows that count, of more blocks.
+        all_read : bool
+            Whether these are all blocks. That is a pass, and counts as one.
 
         Raises
         ------
@@ -222,15 +226,18 @@ class DaskEvaluator:
         """
         few = self.plan.n_blocks if whole else sample_blocks(self.plan.n_blocks)
         rows = self._thinned(few)
-        while rows.y.size < len(self._work.spec.names) and few < self.plan.n_blocks:
+        while rows.y.size < least and few < self.plan.n_blocks:
             few *= SAMPLE_GROWTH
             rows = self._thinned(few)
         if not rows.y.size:
             raise all_left_out(self._data.n_rows, self._data.causes)
-        return Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)
+        taken = Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)
+        return taken, few >= self.plan.n_blocks
 
     def _thinned(self, n_blocks: int) -> Sample:
-        """Rows of so many blocks."""
+        """Rows of so many blocks, read once."""
+        if n_blocks in self._samples:
+            return self._samples[n_blocks]
         block_rows = math.prod(map(max, self.plan.chunks))
         plan = plan_stream(self._data, block_rows, most_blocks=n_blocks)
         runner = self._runner_of(plan)
@@ -238,6 +245,7 @@ class DaskEvaluator:
         runner.close()
         self.n_passes += n_blocks >= self.plan.n_blocks
         assert isinstance(rows, Sample)
+        self._samples[n_blocks] = rows
         return rows
 
     def _runner_of(self, plan: StreamPlan, keeping: Keeping | None = None) -> Runner:

@@ -141,7 +141,7 @@ def test_a_sample_holds_whole_rows_of_a_few_chunks():
     data = observe(x, y, sigma=da.arange(1, 41, chunks=3)[:, None, None])
     problem = plain_problem(10, p=1)
     evaluator = DaskEvaluator(data, problem.spec)
-    sample = evaluator.sample()
+    sample = evaluator.sample()[0]
 
     assert evaluator.n_passes == 0
     assert sample.flat

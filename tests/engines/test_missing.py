@@ -200,7 +200,7 @@ def test_a_sample_holds_only_rows_that_remain():
     case = many_rows(n_rows=200_000)
     arrays = [da.from_array(a, chunks=1000) for a in case.problem.arrays]
     data = observe(*arrays[:3], nan_policy="omit")
-    sample = DaskEvaluator(data, case.problem.spec, sample_rows=500).sample()
+    sample = DaskEvaluator(data, case.problem.spec, sample_rows=500).sample()[0]
     assert sample.n_rows == sample.count_rows()
     assert 100 < sample.n_rows < 2000
     assert np.isin(sample.y, case.remaining.y).all()
@@ -216,7 +216,7 @@ def test_a_sample_of_masked_blocks_looks_at_more_of_them():
         da.from_array(np.arange(20_000.0), chunks=50), da.from_array(y, chunks=50),
         nan_policy="omit",
     )  # fmt: skip
-    sample = DaskEvaluator(data, plain_problem(10, p=2).spec).sample()
+    sample = DaskEvaluator(data, plain_problem(10, p=2).spec).sample(2)[0]
     np.testing.assert_array_equal(sample.coords[0], np.arange(6100, 6150))
 
 
