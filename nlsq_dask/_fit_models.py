@@ -289,12 +289,12 @@ def _run(
         for job, sample, old in zip(jobs.values(), samples, saved, strict=True):
             if job.pilot and old is None:
                 sample()  # before the fits ask for it, in this thread
-        before = readers[0].n_passes
         searches = list(map(_search, jobs, jobs.values(), samples, stores, saved))
         try:
             found = run_together(searches, read_by(readers), first.data)
         except _errors.StartNotFiniteError as error:
             raise finite_problem(first.data, first.client) or error from None
+    before = max(sample.n_passes for sample in samples)  # all blocks are read once for all of them
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
     return dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True)), before + after
 

@@ -35,23 +35,28 @@ class Sample:
         A fit with a guess or a pilot.
     evaluator : InMemoryEvaluator or DaskEvaluator
 
-    Attributes
-    ----------
-    n_passes : int
-        Readings of all rows that it took: 1 where a guess is shown all blocks, else mostly 0.
     """
 
     def __init__(self, job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> None:
         self._job = job
         self._evaluator = evaluator
         self._rows: Observations | None = None
-        self.n_passes = 0
+        self._all_read: bool | None = None
+
+    @property
+    def n_passes(self) -> int:
+        """Readings of all rows that it takes: 1 where a guess is shown all blocks, mostly 0."""
+        if self._all_read is None:  # as of a fit that is resumed, to whose passes it counted
+            blocks, stream = sampled(self._job), self._job.stream
+            self._all_read = (
+                blocks is not None and stream is not None and len(blocks.blocks) == stream.n_blocks
+            )
+        return int(self._all_read)
 
     def __call__(self) -> Observations:
         """The rows."""
         if self._rows is None:
-            self._rows, all_read = self._take()
-            self.n_passes = int(all_read)
+            self._rows, self._all_read = self._take()
         return self._rows
 
     def _take(self) -> tuple[Observations, bool]:

@@ -205,6 +205,21 @@ def test_a_guess_from_all_rows_is_that_model_s_own(tmp_path, order, pilot):
 
 
 @pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("n_blocks", [1, 40])
+def test_a_resumed_comparison_has_the_passes_of_one_that_was_not(tmp_path, n_blocks, order):
+    """The reading for a guess among them, and that of a pilot of the only block."""
+    x, y = (da.from_array(a, chunks=-(-a.size // n_blocks)) for a in data(120_000))
+    models, starts = [Guessing(), decay_on_background][::order], [None, [5, 3, 1]][::order]
+    whole = fit_models(models, x, y, starts, checkpoint=tmp_path)
+    for folder in tmp_path.iterdir():
+        max(folder.iterdir()).unlink()
+    resumed = fit_models(models, x, y, starts, checkpoint=tmp_path, resume=True)
+    for mine, other in zip(resumed, whole, strict=True):
+        assert_same_result(mine, other)
+    assert resumed.n_passes == whole.n_passes
+
+
+@pytest.mark.parametrize("order", [1, -1])
 def test_few_rows_that_count_are_enough_for_some_models(tmp_path, order):
     """What one model has to read for its sample is none of the others' concern."""
     x, y = data(64_000)
