@@ -51,7 +51,8 @@ class ModelComparison(Sequence[FitResult]):
     names : tuple of str
         The models, in the order given.
     n_passes : int
-        Readings of all rows that all fits together took: those of the longest.
+        Readings of all rows that all fits together took: those of the longest, and one before them
+        where a guess is shown all rows.
     """
 
     def __init__(self, results: Mapping[str, FitResult], n_passes: int) -> None:

@@ -20,7 +20,7 @@ from nlsq_dask._job import Given, Job, Wishes, open_source, prepare_on
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
 from nlsq_dask._run import Before, Found, open_checkpoints, result_of, save_state, solve
-from nlsq_dask._sample import Sample, guessed_start
+from nlsq_dask._sample import LazySample, guessed_start
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
@@ -281,7 +281,7 @@ def _run(
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
         readers = _readers(list(jobs.values()), stack, line)
-        samples = [Sample(job, readers[0]) for job in jobs.values()]
+        samples = [LazySample(job, readers[0]) for job in jobs.values()]
         jobs = dict(zip(jobs, map(_with_guess, jobs, jobs.values(), samples), strict=True))
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
@@ -316,7 +316,7 @@ def _results(fits: Mapping[str, Fitted]) -> dict[str, FitResult]:
     return results
 
 
-def _with_guess(name: str, job: Job, sample: Sample) -> Job:
+def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
     """A fit that starts where its model guesses, if it was given no start."""
     if job.guess is None:
         return job
@@ -345,7 +345,7 @@ def _readers(
 def _search(
     name: str,
     job: Job,
-    sample: Sample,
+    sample: LazySample,
     store: CheckpointStore | None,
     saved: Checkpoint | None,
 ) -> Callable[[Seat], Found]:

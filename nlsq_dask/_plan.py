@@ -134,10 +134,9 @@ def _streaming(job: Job) -> FitPlan:
     if sample is not None:
         read = reading.read_by(sources, stream, sample.blocks)
         few, many = plan.passes
-        reads_all = len(sample.blocks) == stream.n_blocks
         plan = replace(
             plan,
-            passes=(few + reads_all, many + reads_all),
+            passes=(few + sample.whole, many + sample.whole),
             pilot_blocks=len(sample.blocks),
             pilot_rows=sample.rows,
             pilot_bytes=read.each_time + read.once,

@@ -20,7 +20,7 @@ from nlsq_dask._pilot import PrimedEvaluator, first_pass, run_pilot
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._record import PilotRecord
 from nlsq_dask._result import FitResult
-from nlsq_dask._sample import Sample, guessed_start
+from nlsq_dask._sample import LazySample, guessed_start
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.minimize import minimize
@@ -61,7 +61,7 @@ def run(job: Job, reporting: Reporting) -> FitResult:
         line = stack.enter_context(ProgressLine(reporting.progress if streaming else False))
         evaluator = evaluator_of(job, line.blocks)
         stack.enter_context(evaluator)
-        sample = Sample(job, evaluator)
+        sample = LazySample(job, evaluator)
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reporting.checkpoint)

@@ -24,7 +24,7 @@ SAMPLE_PART = 50
 SAMPLE_ROWS = 20_000
 
 
-class Sample:
+class LazySample:
     """Rows of some blocks of streamed data, or every k-th row of data in memory.
 
     They are taken when they are first asked for; of streamed data, read once for all samples alike.
@@ -34,7 +34,6 @@ class Sample:
     job : Job
         A fit with a guess or a pilot.
     evaluator : InMemoryEvaluator or DaskEvaluator
-
     """
 
     def __init__(self, job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> None:
@@ -47,10 +46,8 @@ class Sample:
     def n_passes(self) -> int:
         """Readings of all rows that it takes: 1 where a guess is shown all blocks, mostly 0."""
         if self._all_read is None:  # as of a fit that is resumed, to whose passes it counted
-            blocks, stream = sampled(self._job), self._job.stream
-            self._all_read = (
-                blocks is not None and stream is not None and len(blocks.blocks) == stream.n_blocks
-            )
+            blocks = sampled(self._job)
+            self._all_read = blocks is not None and blocks.whole
         return int(self._all_read)
 
     def __call__(self) -> Observations:

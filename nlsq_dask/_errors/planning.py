@@ -60,7 +60,7 @@ def memory_exceeded(planned: float, available: float, fixed: float) -> str:
     return (
         f"the fit may take {in_units(planned)}, of which {in_units(fixed)} are for the program "
         f"itself whatever the data are, but {in_units(available)} are to be used: raise "
-        "memory_limit_gb, or expect more to be taken."
+        "memory_limit_gb, on a cluster the memory of the workers, or expect more to be taken."
     )
 
 

@@ -154,6 +154,10 @@ def data_exceed_memory(
     )
 
 
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
+
+
 def chunk_too_large(
     chunks: tuple[int, ...],
     chunk_bytes: int,
@@ -163,24 +167,22 @@ def chunk_too_large(
     fitting_chunks: tuple[int, ...],
 ) -> InputError:
     """A worker would run out of memory with one chunk a thread."""
-    each = "1 thread" if threads == 1 else f"{threads} threads"
     return InputError(
         f"a chunk of shape {chunks} takes {in_units(chunk_bytes)} when decoded, coordinates and "
-        f"sigma included, but a worker with {in_units(memory_bytes)} of memory and {each} has room "
-        f"for chunks of {in_units(fitting_bytes)}: rechunk all arrays alike, for example "
-        f"y.rechunk({fitting_chunks})"
-        f", or da.from_zarr(store, chunks={fitting_chunks}) for data in a store, or start workers "
-        "with more memory or fewer threads."
+        f"sigma included, but a worker with {in_units(memory_bytes)} of memory and "
+        f"{_threads(threads)} has room for chunks of {in_units(fitting_bytes)}: rechunk all arrays "
+        f"alike, for example y.rechunk({fitting_chunks}), or da.from_zarr(store, "
+        f"chunks={fitting_chunks}) for data in a store, or start workers with more memory or fewer "
+        "threads."
     )
 
 
 def memory_too_small(memory_bytes: int, threads: int, least_bytes: float) -> InputError:
     """A worker has no room for any chunk."""
-    each = "1 thread" if threads == 1 else f"{threads} threads"
     enough = 1.05 * least_bytes / 1e9  # two digits may round down by so much
     return InputError(
-        f"{in_units(memory_bytes)} of memory for {each} leaves no room for chunks beside the "
-        f"buffers of the threads: raise memory_limit_gb to {enough:.2g} or more, or "
+        f"{in_units(memory_bytes)} of memory for {_threads(threads)} leaves no room for chunks "
+        f"beside the buffers of the threads: raise memory_limit_gb to {enough:.2g} or more, or "
         "start workers with more memory or fewer threads."
     )
 

@@ -53,4 +53,5 @@ def sampled_blocks(plan: StreamPlan, most: int, *, whole: bool = False) -> Sampl
         sizes = np.multiply.outer(sizes, np.array(cuts, np.int64)).ravel()
     rows = sizes[chosen]
     step = -(-int(rows.sum()) // most)
-    return SampledBlocks(chosen, int((-(-rows // step)).sum()), whole)
+    reads_all = len(chosen) == plan.n_blocks
+    return SampledBlocks(chosen, int((-(-rows // step)).sum()), reads_all)
