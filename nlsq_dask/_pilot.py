@@ -11,23 +11,21 @@ where the user starts, or no longer where it ends, since a peak may have been lo
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask._evaluators import parallel, sample_evaluator
+from nlsq_dask._evaluators import sample_evaluator
 from nlsq_dask._job import Job, logger
 from nlsq_dask._multi_start import Start, best_end, draw_starts, n_basins, ranked, run_starts
 from nlsq_dask._record import PilotRecord
-from nlsq_dask._trials import Trials, accepted_share, choose_trials
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import Basis, Linearization, factorize
 from nlsq_dask.core.minimize import first_point, minimize
 from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray, NormalEquations, Survey
-from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions
+from nlsq_dask.core.solver_state import Solution, SolverOptions
 from nlsq_dask.io.observations import Observations
 
 # Rows of the fit that comes before the pilot's own, where that has many more.
@@ -67,10 +65,6 @@ class Pilot:
         The best end of each basin, the best first; one for a single start.
     linearization : Linearization
         Of the sample, at the best end.
-    history : tuple of IterationRecord
-        Of the searches of a single start.
-    few : Observations
-        Some rows of the sample.
     starts : tuple of Start
         What several starts led to; empty for one.
     sees : bool
@@ -80,8 +74,6 @@ class Pilot:
     n_rows: int
     ends: FloatArray
     linearization: Linearization
-    history: tuple[IterationRecord, ...]
-    few: Observations
     starts: tuple[Start, ...] = ()
     sees: bool = True
 
@@ -104,12 +96,11 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
     """
     if sample.n_rows < len(job.reduction.names):
         return None
-    few = sample.thinned(FIRST_ROWS) if sample.n_rows > FIRST_ROWS else sample
     try:
         if job.plan.n_starts > 1:
             with sample_evaluator(job, sample) as in_memory:
-                return _of_starts(job, ReducedEvaluator(in_memory, job.reduction), sample, few)
-        return _of_one_start(job, sample, few)
+                return _of_starts(job, ReducedEvaluator(in_memory, job.reduction), sample)
+        return _of_one_start(job, sample)
     except _errors.StartNotFiniteError:
         return None
 
@@ -132,9 +123,7 @@ def first_pass(
     basis = pilot.linearization.whitening
     best = first_point(pilot.ends[0], job.lower, job.upper, job.options)
     candidates = np.vstack([pilot.ends[1:], job.start])
-    began = time.perf_counter()
     survey = evaluator.survey(best, basis.forward, candidates)
-    seconds = time.perf_counter() - began
     costs = np.nan_to_num([survey.sums.cost, *survey.costs], nan=np.inf)
     points = np.vstack([best, candidates])
     choice = int(np.argmin(costs))
@@ -159,26 +148,10 @@ def first_pass(
         float(costs[0]),
         float(costs[-1]),
         choice < len(points) - 1,
-        _trials(job, pilot, seconds, near=choice == 0),
     )
     if choice == 0:
         evaluator = PrimedEvaluator(evaluator, best, basis, survey.sums)
     return points[choice], evaluator, pilot, record
-
-
-def _trials(job: Job, pilot: Pilot, seconds: float, *, near: bool) -> Trials:
-    """How to try points on all rows, if the first pass over them took so many seconds.
-
-    `near` says that the fit goes on from the pilot's answer.
-    """
-    # The radius of "lm" depends on the cost of a rejected trial to its last bit.
-    if job.stream is None or pilot.starts or job.options.method == "lm":
-        return "fused"
-    of_thread = seconds * parallel(job)[1] / job.data.n_rows
-    with sample_evaluator(job, pilot.few) as in_memory:
-        evaluator = ReducedEvaluator(in_memory, job.reduction)
-        accepted = accepted_share(pilot.history, near=near)
-        return choose_trials(evaluator, pilot.ends[0], pilot.few.n_rows, accepted, of_thread)
 
 
 class PrimedEvaluator:
@@ -223,15 +196,14 @@ class PrimedEvaluator:
         return self._evaluator.survey(params, basis, candidates)
 
 
-def _of_one_start(job: Job, sample: Observations, few: Observations) -> Pilot | None:
+def _of_one_start(job: Job, sample: Observations) -> Pilot | None:
     """The user's start on a sample, coming from the answer of a part of it where that is large."""
+    few = sample.thinned(FIRST_ROWS) if sample.n_rows > FIRST_ROWS else sample
     point, seen = job.start, True
-    history: tuple[IterationRecord, ...] = ()
     for rows in (few, sample) if sample.n_rows >= MANY_TIMES * few.n_rows else (sample,):
         with sample_evaluator(job, rows) as in_memory:
             evaluator = ReducedEvaluator(in_memory, job.reduction)
             end = _descend(job, evaluator, point)
-            history += end.history
             linear, noise = _linearize(job, evaluator, end.params)
             seen = _sees(job, linear, end.params, noise) and _sees(
                 job, _linearize(job, evaluator, job.start)[0], job.start, noise
@@ -240,12 +212,10 @@ def _of_one_start(job: Job, sample: Observations, few: Observations) -> Pilot | 
     if not seen:
         _log_unseen(sample)
         return None
-    return Pilot(sample.n_rows, point[None], linear, history, few)
+    return Pilot(sample.n_rows, point[None], linear)
 
 
-def _of_starts(
-    job: Job, evaluator: CostEvaluator, sample: Observations, few: Observations
-) -> Pilot:
+def _of_starts(job: Job, evaluator: CostEvaluator, sample: Observations) -> Pilot:
     """Several starts on a sample."""
     points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
     starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
@@ -257,7 +227,7 @@ def _of_starts(
         sees &= _sees(job, _linearize(job, evaluator, job.start)[0], job.start, noise)
     if not sees:
         _log_unseen(sample)
-    return Pilot(sample.n_rows, np.vstack(ends), linear, (), few, tuple(starts), sees)
+    return Pilot(sample.n_rows, np.vstack(ends), linear, tuple(starts), sees)
 
 
 def _log_unseen(sample: Observations) -> None:

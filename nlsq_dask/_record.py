@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +58,6 @@ class PilotRecord:
         Cost of the user's start on all rows.
     used : bool
         Whether the fit went on from its answer.
-    trials : {"fused", "cost first"}
-        What a pass over all rows computed at a new point: the cost and the sums for the next step
-        together; or the cost alone, and the sums in another pass where that was lower. The latter
-        where the pilot found derivatives so dear, and trials so often rejected, that it pays.
     """
 
     n_rows: int
@@ -69,13 +65,13 @@ class PilotRecord:
     cost: float
     start_cost: float
     used: bool
-    trials: Literal["fused", "cost first"] = "fused"
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_dict` wrote, infinities given as text."""
         numbers = {name: float(saved[name]) for name in ("cost", "start_cost")}
-        return cls(**{**saved, **numbers, "params": np.array(saved["params"], np.float64)})
+        params = np.array(saved["params"], np.float64)
+        return cls(saved["n_rows"], params, **numbers, used=saved["used"])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""

@@ -164,7 +164,6 @@ def solve(
         point = best_end(before.starts)
 
     def descend(point: FloatArray, state: SolverState | None, before: Before) -> Solution:
-        cost_first = before.pilot is not None and before.pilot.trials == "cost first"
         return minimize(
             reduced,
             point,
@@ -174,7 +173,6 @@ def solve(
             lambda state: observer(state, before),
             state,
             reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
-            reduced.costs if cost_first else None,
         )
 
     solution = descend(point, state, before)

@@ -31,7 +31,6 @@ from nlsq_dask.core.search import (
     distance,
     is_finite,
     moved,
-    rounding_of_cost,
 )
 from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions, SolverState
 from nlsq_dask.core.trf import TrustRegionReflective
@@ -64,7 +63,6 @@ def minimize(
     observer: Callable[[SolverState], None] | None = None,
     state: SolverState | None = None,
     basis: Basis | None = None,
-    costs: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Solution:
     """Minimise a sum of squares within bounds.
 
@@ -83,9 +81,6 @@ def minimize(
         Where an earlier search was, to go on from there with the same bits.
     basis : Basis, optional
         To evaluate the start in: the one that whitens its Jacobian, where that is known roughly.
-    costs : callable, optional
-        Costs (k,) of points (k, p). If given, a trial is only linearised if it costs less; "trf"
-        and "dogbox" take the same way either way.
 
     Returns
     -------
@@ -103,7 +98,7 @@ def minimize(
     if state is None:
         state = _observed(start(evaluator, p0, box, options, basis), observer)
     while state.status is None:
-        state = _observed(advance(evaluator, state, box, options, costs), observer)
+        state = _observed(advance(evaluator, state, box, options), observer)
     return finish(evaluator, state, box, options)
 
 
@@ -174,13 +169,9 @@ def start(
 
 
 def advance(
-    evaluator: Evaluator,
-    state: SolverState,
-    box: Box,
-    options: SolverOptions,
-    costs: Callable[[FloatArray], FloatArray] | None = None,
+    evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
 ) -> SolverState:
-    """Try one point, by one evaluation, or by its cost first.
+    """Try one point, by one evaluation.
 
     Parameters
     ----------
@@ -189,8 +180,6 @@ def advance(
         With ``status`` None.
     box : Box
     options : SolverOptions
-    costs : callable, optional
-        As for :func:`minimize`.
 
     Returns
     -------
@@ -205,10 +194,7 @@ def advance(
             _displacement(state, box) if displaces else METHODS[options.method].propose(state, box)
         )
     basis = state.linearization.whitening
-    sums = None
-    if costs is not None and not displaces:
-        sums = _rejected(state, float(costs(trial.params[None])[0]))
-    sums = sums or evaluator.evaluate(trial.params, basis.forward)
+    sums = evaluator.evaluate(trial.params, basis.forward)
     tried = replace(state, nfev=state.nfev + 1, alpha=trial.alpha)
     weigh = _displaced if displaces else _weighed
     after = weigh(tried, trial, sums, basis, box, options)
@@ -272,14 +258,6 @@ def _settled_first(
     return replace(state, radius=method.first_radius(state, box))
 
 
-def _rejected(state: SolverState, cost: float) -> NormalEquations | None:
-    """What is known of a trial that costs more; None for one that may cost less."""
-    if cost - state.cost <= rounding_of_cost(state):
-        return None
-    unknown = np.full(state.linearization.r_factor.shape, np.nan)
-    return NormalEquations(unknown, unknown[0], cost, 2.0 * cost, state.n_points)
-
-
 def _displacement(state: SolverState, box: Box) -> Trial:
     """Compute where to leave a start at which the columns of the Jacobian are linearly dependent.
 
@@ -333,10 +311,7 @@ def _weighed(
     """Accept or reject a trial, choose the next radius, and check the criteria."""
     method = METHODS[options.method]
     there = moved(state, trial.params, sums, basis, box) if is_finite(sums) else None
-    if there is not None:
-        actual = actual_reduction(state, there, trial.predicted)
-    else:  # perhaps the cost alone is known, as it is worse
-        actual = state.cost - (sums.cost if sums.cost > state.cost else np.inf)
+    actual = -np.inf if there is None else actual_reduction(state, there, trial.predicted)
     after = method.resize(state, trial, actual)
     accepted = there is not None and method.accepts(trial, actual)
     if there is not None and accepted:
