@@ -82,29 +82,40 @@ class ModelComparison(Sequence[FitResult]):
     def best(self) -> FitResult:
         """The result of least AIC; of equal ones that with the fewest parameters.
 
-        A fit that has not converged is no exception: its AIC could only become less.
+        A fit that is no success takes no part.
+
+        Raises
+        ------
+        ConvergenceError
+            If no fit is a success.
         """
-        return self._results[self._ranking[0]]
+        return self._results[self._best]
 
     @property
     def best_name(self) -> str:
         """Name of the best model."""
-        return self.names[self._ranking[0]]
+        return self.names[self._best]
 
     @property
     def delta_aic(self) -> FloatArray:
-        """AIC of each model less the least one, shape (k,), float64, in the order given."""
-        aic = np.array([result.aic for result in self._results])
-        least = np.full_like(aic, aic.min())
+        """AIC of each model less the least one, shape (k,), float64, in the order given.
+
+        NaN for a fit that is no success.
+        """
+        aic = np.array([r.aic if r.success else np.nan for r in self._results])
+        least = np.full_like(aic, np.fmin.reduce(aic))
         # A perfect fit has the AIC -inf, which is no different from itself.
         delta: FloatArray = np.subtract(aic, least, out=np.zeros_like(aic), where=aic != least)
         return delta
 
     @property
     def akaike_weights(self) -> FloatArray:
-        """Akaike weights ``exp(-Δ/2) / Σ exp(-Δ/2)``, shape (k,), float64, in the order given."""
+        """Akaike weights ``exp(-Δ/2) / Σ exp(-Δ/2)``, shape (k,), float64, in the order given.
+
+        NaN for a fit that is no success.
+        """
         likelihoods = np.exp(-0.5 * self.delta_aic)
-        weights: FloatArray = likelihoods / likelihoods.sum()
+        weights: FloatArray = likelihoods / np.nansum(likelihoods)
         return weights
 
     def table(self) -> str:
@@ -112,14 +123,16 @@ class ModelComparison(Sequence[FitResult]):
         rows = [HEADER, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        stars = ["  ", "* ", *["  "] * (len(self) - 1)]
+        best = "* " if any(result.success for result in self._results) else "  "
+        stars = ["  ", best, *["  "] * (len(self) - 1)]
         return "\n".join([self._title(), *map(str.__add__, stars, lines)])
 
     def __str__(self) -> str:
         return self.table()
 
     def __repr__(self) -> str:
-        return f"ModelComparison({', '.join(self.names)}; best: {self.best_name})"
+        best = self.best_name if any(result.success for result in self._results) else "none"
+        return f"ModelComparison({', '.join(self.names)}; best: {best})"
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col" style="{_CELL}">{title}</th>' for title in HEADER)
@@ -134,10 +147,21 @@ class ModelComparison(Sequence[FitResult]):
         return f"{models} of {self[0].n_points:,} rows, fitted in {readings}"
 
     @property
+    def _best(self) -> int:
+        """Position of the best model."""
+        best = self._ranking[0]
+        if not self._results[best].success:
+            raise _errors.no_model_arrived(self.names)
+        return best
+
+    @property
     def _ranking(self) -> list[int]:
-        """Positions of the models, the best first."""
+        """Positions of the models, the best first, those whose fits are no success last."""
         results = self._results
-        return sorted(range(len(self)), key=lambda i: (results[i].aic, results[i].n_free))
+        return sorted(
+            range(len(self)),
+            key=lambda i: (not results[i].success, results[i].aic, results[i].n_free),
+        )
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         deltas, weights = self.delta_aic, self.akaike_weights

@@ -67,6 +67,9 @@ class IndeterminateCovarianceWarning(
     """The data do not determine the covariance; heard by who listens for SciPy's warning."""
 
 
+# The last of the numbers that SciPy has for a success.
+LAST_OF_SCIPY = _errors.Status.COST_AND_STEP
+
 # Makes a function of `x` as ``fit`` hands it over of a function of SciPy's x.
 Adapt = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -267,18 +270,29 @@ def curve_fit(
     if p0 is None and problem.adapt is None and hasattr(f, "guess"):
         options["p0"] = None  # the model knows better than ones
     result = _fitted(problem, options)
-    if not result.success:
-        message = result.message
-        if result.status == _errors.Status.MAX_EVALUATIONS:
-            limit = options["max_nfev"] or EVALUATIONS_PER_PARAMETER * start.size
-            message = _errors.evaluations_spent(method, limit)
-        raise _errors.optimum_not_found(message)
+    _check_end(result, method, options["max_nfev"] or EVALUATIONS_PER_PARAMETER * start.size)
     if np.isinf(result.pcov).any():
-        text = str(_errors.covariance_undetermined())
+        text = str(_errors.covariance_undetermined(result.undetermined))
         warnings.warn(IndeterminateCovarianceWarning(text), stacklevel=2)
     if not full_output:
         return result.popt, result.pcov
     return result.popt, result.pcov, *_full_output(method, problem, result)
+
+
+def _check_end(result: FitResult, method: str, limit: int) -> None:
+    """Raise where SciPy does; warn where SciPy would have returned too early.
+
+    Where a criterion of SciPy's was met and only the distance from the optimum was missing, SciPy
+    returns. So does `curve_fit`, once it can go no further.
+    """
+    if result.success or result.status == _errors.Status.UNDETERMINED:
+        return
+    message = result.message
+    if result.status == _errors.Status.MAX_EVALUATIONS:
+        message = _errors.evaluations_spent(method, limit)
+    if result.scipy_status is None or result.status == _errors.Status.CALLBACK:
+        raise _errors.optimum_not_found(message)
+    warnings.warn(_errors.not_converged(message), stacklevel=3)
 
 
 def _start_and_bounds(
@@ -494,8 +508,8 @@ def _full_output(
     """``infodict``, ``mesg`` and ``ier``."""
     infodict = {"nfev": result.nfev, "fvec": _weighted_residuals(problem, result)}
     status = result.status
-    if status == _errors.Status.STATISTICAL:  # SciPy has no number for it; `ftol` is met as well
-        status = _errors.Status.COST
+    if not 1 <= status <= LAST_OF_SCIPY:  # SciPy has no number for it
+        status = result.scipy_status or _errors.Status.COST
     if method != "lm":
         return infodict, result.message, int(status)
     tolerances = (result.tolerances[name] or 0.0 for name in ("ftol", "xtol", "gtol"))

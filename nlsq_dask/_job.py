@@ -34,6 +34,7 @@ from nlsq_dask.kernels.model import (
     prepare_loss,
     prepare_model,
 )
+from nlsq_dask.kernels.precision import model_eps
 from nlsq_dask.kernels.rows import row_dependence
 from nlsq_dask.kernels.signature import parameter_names
 
@@ -58,8 +59,15 @@ DIFFERENCES = ("2-point", "3-point", "cs")
 PILOT_ROWS_STREAMED = 100_000
 PILOT_ROWS_IN_MEMORY = 500_000
 
-# Standard errors from the optimum at which another pass over streamed data is not worth its time.
+# Standard errors from the optimum that count as none; for streamed data also those at which another
+# pass is not worth its time.
 STAT_TOL = 0.01
+
+# The same where the caller asks for SciPy's criteria alone.
+LOOSE_STAT_TOL = 0.1
+
+# Rows of a row-wise model that are traced to find its types of float.
+PRECISION_ROWS = 4
 
 logger = logging.getLogger("nlsq_dask")
 
@@ -271,6 +279,9 @@ def prepare_on(
         # they would be in memory once more.
         client, stream = wishes.client, _plan_stream(data, plan.config)
     options = _options(plan, wishes, reduction, given.absolute_sigma)
+    options = replace(
+        options, model_eps=model_eps(spec, PRECISION_ROWS if row_wise else _n_rows(data))
+    )
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(names), plan.summary)
     return Job(
         data,
@@ -302,9 +313,7 @@ def _spec(
 ) -> ModelSpec:
     """The model with all that its residuals are made by."""
     # A model that takes all rows at once may accept no other number of them.
-    rows = data.n_rows if data.n_rows <= MAX_TRIAL_ROWS else None
-    if rows is not None and data.selects and not data.lazy:
-        rows = data.count_rows()
+    rows = _n_rows(data) if data.n_rows <= MAX_TRIAL_ROWS else None
     spec = prepare_model(model, names, data.structure, len(data.coords), rows)
     jacobian = None
     if callable(given.jac):
@@ -314,6 +323,11 @@ def _spec(
     cholesky = None if correlated is None else factor_covariance(correlated, data)
     loss = prepare_loss(given.loss, given.f_scale)
     return replace(spec, jacobian=jacobian, loss=loss, cholesky=cholesky)
+
+
+def _n_rows(data: Observations) -> int:
+    """Rows that the model is called with, as far as these are known without reading."""
+    return data.count_rows() if data.selects and not data.lazy else data.n_rows
 
 
 def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:
@@ -344,12 +358,16 @@ def _options(
     plan: WorkflowPlan, wishes: Wishes, reduction: Reduction, absolute_sigma: bool
 ) -> SolverOptions:
     stat_tol = wishes.stat_tol
+    arrival_tol = LOOSE_STAT_TOL if stat_tol is None else stat_tol
     if isinstance(stat_tol, str):
         if stat_tol != "auto":
             raise _errors.unknown_choice("stat_tol", stat_tol, ("auto",))
-        stat_tol = STAT_TOL if plan.strategy == "streaming" else None
+        stat_tol, arrival_tol = STAT_TOL if plan.strategy == "streaming" else None, STAT_TOL
     return SolverOptions(
-        **plan.tolerances,
+        plan.tolerances["ftol"],
+        plan.tolerances["xtol"],
+        plan.tolerances["gtol"],
+        arrival_tol=arrival_tol,
         max_nfev=wishes.max_nfev,
         x_scale=_sizes(wishes.x_scale, reduction),
         method=wishes.method,  # type: ignore[arg-type]

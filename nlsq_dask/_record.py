@@ -106,6 +106,8 @@ class FitRecord:
     nit: int
     n_passes: int
     status: Status
+    scipy_status: Status | None
+    undetermined: tuple[str, ...]
     strategy: str
     workflow: str | None
     budget: MemoryBudget
@@ -178,13 +180,24 @@ class FitRecord:
 
     @property
     def success(self) -> bool:
-        """Whether a convergence criterion was met."""
+        """Whether the fit arrived at an optimum that the data determine."""
         return self.status.success
 
     @property
     def message(self) -> str:
         """Why the fit ended."""
-        return self.status.message
+        return _errors.end_of_fit(self.status, self.undetermined)
+
+    def raise_for_status(self) -> None:
+        """Raise an error unless the fit was a success; as ``requests.Response`` does.
+
+        Raises
+        ------
+        ConvergenceError
+            With :attr:`message`.
+        """
+        if not self.success:
+            raise _errors.optimum_not_found(self.message)
 
     def confidence_intervals(self, level: float = 0.95) -> FloatArray:
         """Confidence intervals of the parameters, ``popt ± t perr``.

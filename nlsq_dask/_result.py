@@ -60,8 +60,8 @@ class FitResult(FitRecord):
     optimality : float
         Infinity norm of the gradient, scaled for the bounds.
     distance_to_optimum_sigma : float
-        How far `popt` is from the optimum of its linearisation, in standard errors; NaN where
-        these are not known, and `pcov` is infinite.
+        How far `popt` is from the optimum of its linearisation, in standard errors, along the
+        directions that the data determine.
     active_mask : ndarray, shape (p,), int
         -1 where a lower bound is active, 1 where an upper one is, 0 elsewhere.
     method : str
@@ -81,7 +81,12 @@ class FitResult(FitRecord):
     n_passes : int
         Readings of all rows.
     status : Status
-        Why the fit ended, numbered as in ``scipy.optimize.least_squares``.
+        Why the fit ended, numbered as in ``scipy.optimize.least_squares`` from -2 to 4.
+    scipy_status : Status or None
+        The first of SciPy's criteria, 1 to 4, that was met on the way: where SciPy would have
+        ended. None if none was.
+    undetermined : tuple of str
+        Parameters that the data leave open: others, or combinations of them, fit as well.
     strategy : str
         "standard", "chunked" or "streaming".
     workflow : str or None

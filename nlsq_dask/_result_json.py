@@ -36,6 +36,9 @@ HEAD_BYTES = 256
 
 _FIELDS = frozenset(f.name for f in fields(FitRecord))
 
+# What a file of version 1 that lacks a later field is read with.
+_DEFAULTS: dict[str, Any] = {"scipy_status": None, "undetermined": ()}
+
 
 def to_fields(record: FitRecord) -> dict[str, Any]:
     """The fields of a result in plain JSON types.
@@ -48,6 +51,7 @@ def to_fields(record: FitRecord) -> dict[str, Any]:
     """
     plain = {name: to_json(getattr(record, name)) for name in _FIELDS}
     plain["status"] = int(record.status)
+    plain["scipy_status"] = None if record.scipy_status is None else int(record.scipy_status)
     plain["absolute_sigma"] = bool(record.absolute_sigma)
     plain["tolerances"] = _plain(record.tolerances)
     plain["moments"] = _plain(asdict(record.moments))
@@ -67,6 +71,7 @@ def from_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
     KeyError, TypeError, ValueError
         If a field is missing, or has no value of its kind.
     """
+    saved = {**_DEFAULTS, **saved}
     if saved.keys() != _FIELDS:
         raise KeyError(*sorted(saved.keys() ^ _FIELDS))
     values = {name: _number(value) for name, value in saved.items() if name in _NUMBERS}
@@ -78,6 +83,8 @@ def from_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
         "fixed": tuple(saved["fixed"]),
         "active_mask": np.array(saved["active_mask"], np.int64),
         "status": Status(saved["status"]),
+        "scipy_status": None if saved["scipy_status"] is None else Status(saved["scipy_status"]),
+        "undetermined": tuple(saved["undetermined"]),
         "tolerances": _numbers(saved["tolerances"]),
         "moments": Moments(**_numbers(saved["moments"])),
         "budget": MemoryBudget(**_numbers(saved["budget"])),

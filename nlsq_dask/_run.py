@@ -173,6 +173,7 @@ def solve(
             lambda state: observer(state, before),
             state,
             reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
+            job.start,
         )
 
     solution = descend(point, state, before)
@@ -207,18 +208,21 @@ def result_of(
     """
     solution = found.solution
     problems: list[_errors.FitWarning] = []
-    if not solution.status.success:
-        problems.append(_errors.not_converged(solution.status))
+    reduction, spec = job.reduction, job.spec
+    names = np.array(spec.names, object)
+    undetermined = tuple(np.array(reduction.names, object)[solution.undetermined].tolist())
+    if not solution.status.success and solution.status is not _errors.Status.UNDETERMINED:
+        message = _errors.end_of_fit(solution.status, undetermined)
+        problems.append(_errors.not_converged(message))
+    variance_known = job.absolute_sigma or solution.n_points > solution.params.size
     pcov, determined = covariance(
         solution.r_factor, solution.cost, solution.n_points, absolute_sigma=job.absolute_sigma
     )
     if not determined:
-        problems.append(_errors.covariance_undetermined())
+        problems.append(_errors.covariance_undetermined(undetermined))
     for problem in problems:
         named = problem if model is None else _errors.of_model(model, problem)
         warnings.warn(named, stacklevel=WARNING_LEVEL)
-    reduction, spec = job.reduction, job.spec
-    names = np.array(spec.names, object)
     return FitResult(
         names=spec.names,
         popt=reduction.expand(solution.params),
@@ -232,7 +236,7 @@ def result_of(
         moments=solution.moments,
         grad=reduction.expand_gradient(solution.gradient),
         optimality=solution.optimality,
-        distance_to_optimum_sigma=solution.distance if determined else float(np.nan),
+        distance_to_optimum_sigma=solution.distance if variance_known else float(np.nan),
         active_mask=reduction.expand_mask(solution.active_mask),
         method=job.options.method,
         loss=spec.loss.name,
@@ -243,6 +247,8 @@ def result_of(
         nit=solution.nit,
         n_passes=found.n_passes,
         status=solution.status,
+        scipy_status=solution.met,
+        undetermined=undetermined,
         strategy=job.plan.strategy,
         workflow=job.plan.workflow,
         budget=job.plan.budget,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from nlsq_dask._errors.kinds import FitError, FitWarning, InputError, InputTypeError, join_names
+from nlsq_dask._errors.kinds import (
+    ConvergenceError,
+    FitError,
+    FitWarning,
+    InputError,
+    InputTypeError,
+    join_names,
+)
 
 ProblemT = TypeVar("ProblemT", bound=FitError | FitWarning)
 
@@ -13,6 +20,14 @@ ProblemT = TypeVar("ProblemT", bound=FitError | FitWarning)
 def of_model(name: str, problem: ProblemT) -> ProblemT:
     """An error or a warning of one of several models, with the model's name."""
     return type(problem)(f"model {name!r}: {problem}")
+
+
+def no_model_arrived(names: Sequence[str]) -> ConvergenceError:
+    """There is no success to be the best."""
+    return ConvergenceError(
+        f"no fit of {join_names(names)} is a success, so that no model is the best: see the "
+        "message of each result, and improve the starting values."
+    )
 
 
 def models_form(value: object) -> InputTypeError:

@@ -61,8 +61,11 @@ class CheckpointWarning(FitWarning):
 
 
 class Status(IntEnum):
-    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares``; 5 is our own."""
+    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares`` from -2 to 4."""
 
+    INCONSISTENT = -5
+    UNDETERMINED = -4
+    STALLED = -3
     CALLBACK = -2
     MAX_EVALUATIONS = 0
     GRADIENT = 1
@@ -70,10 +73,13 @@ class Status(IntEnum):
     STEP = 3
     COST_AND_STEP = 4
     STATISTICAL = 5
+    ROUNDING = 6
+    NEAR = 7
+    KINK = 8
 
     @property
     def success(self) -> bool:
-        """Whether a convergence criterion was met."""
+        """Whether the fit arrived at an optimum."""
         return self > 0
 
     @property
@@ -83,6 +89,20 @@ class Status(IntEnum):
 
 
 _STATUS_MESSAGES = {
+    Status.INCONSISTENT: (
+        "The fit stalled where the derivatives of the model promise a lower sum of squares and its "
+        "values do not keep the promise: check `jac`, and look for steps, rounding or random "
+        "numbers in the model."
+    ),
+    Status.UNDETERMINED: (
+        "The data do not determine all parameters: other values fit as well. Fix or bound those in "
+        "result.undetermined, start them elsewhere, or take a model without them."
+    ),
+    Status.STALLED: (
+        "The fit stalled before it arrived: no step lowers the sum of squares any further, though "
+        "the optimum is result.distance_to_optimum_sigma standard errors away. Improve p0, write "
+        "the model with less cancellation, or try another method."
+    ),
     Status.CALLBACK: (
         "`callback` raised StopIteration: the result is the best point so far, from which another "
         "fit can go on with p0=result.popt."
@@ -98,6 +118,17 @@ _STATUS_MESSAGES = {
     Status.STATISTICAL: (
         "`stat_tol` and `ftol` termination conditions are satisfied: another pass would not move "
         "the estimates by a noticeable part of their standard errors."
+    ),
+    Status.ROUNDING: (
+        "The optimum is reached as nearly as the rounding errors of the model's values allow."
+    ),
+    Status.NEAR: (
+        "No step lowers the sum of squares any further, and the optimum is less than a tenth of a "
+        "standard error away."
+    ),
+    Status.KINK: (
+        "The optimum lies on a kink of the model, where its derivatives jump: standard errors "
+        "there are rough."
     ),
 }
 

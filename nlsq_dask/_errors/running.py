@@ -42,17 +42,33 @@ def lazy_data_in_memory(strategy: str) -> InputError:
     )
 
 
-def not_converged(status: Status) -> ConvergenceWarning:
-    """A fit ended without meeting a criterion."""
-    return ConvergenceWarning(status.message)
+def end_of_fit(status: Status, undetermined: Sequence[str] = ()) -> str:
+    """Why a fit ended, with the parameters that the data leave open."""
+    if not undetermined:
+        return status.message
+    named = f"The data do not determine {join_names(undetermined)}"
+    if status is Status.UNDETERMINED:
+        return f"{named}: other values fit as well. Fix or bound them, or start them elsewhere."
+    return f"{status.message} {named}."
 
 
-def covariance_undetermined() -> CovarianceWarning:
+def not_converged(message: str) -> ConvergenceWarning:
+    """A fit ended at no optimum."""
+    return ConvergenceWarning(message)
+
+
+def covariance_undetermined(names: Sequence[str] = ()) -> CovarianceWarning:
     """The Jacobian is singular, or there are too few rows."""
+    if not names:
+        return CovarianceWarning(
+            "Covariance of the parameters could not be estimated: the data do not determine all "
+            "parameters, or there are no more rows than parameters. pcov is infinite; simplify "
+            "the model, or add data that depend on every parameter."
+        )
     return CovarianceWarning(
-        "Covariance of the parameters could not be estimated: the data do not determine all "
-        "parameters, or there are no more rows than parameters. pcov is infinite; simplify the "
-        "model, or add data that depend on every parameter."
+        "Covariance of the parameters could not be estimated: the data do not determine "
+        f"{join_names(names)}. pcov is infinite; fix or bound them, start them elsewhere, or add "
+        "data that depend on every parameter."
     )
 
 

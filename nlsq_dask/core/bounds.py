@@ -7,7 +7,7 @@ two float64 arrays, ``lower < upper``, with infinities where there is no bound.
 The interior-point geometry of the trust-region-reflective method (Coleman & Li, "An interior trust
 region approach for nonlinear minimization subject to bounds", SIAM J. Optim. 6, 1996) divides by
 the distance to the bounds, so every iterate must lie strictly between them:
-:func:`strictly_feasible`.
+:func:`off_bounds`, :func:`next_inside`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from numpy.typing import NDArray
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 
-#: Relative distance from a bound, in units of ``max(1, |bound|)``, to which a start that lies on
-#: the bound is moved: the value of ``scipy.optimize.least_squares``.
+#: Relative distance from a bound to which a start that lies on the bound is moved: the value of
+#: ``scipy.optimize.least_squares``.
 START_MARGIN = 1e-10
+
+#: Largest part of half the box by which a start is moved off a bound.
+MOST_OF_BOX = 2e-3
+
+#: Rounding of a parameter next to a bound, as a part of the bound.
+BOUND_ROUNDING = 4.0 * float(np.finfo(np.float64).eps)
 
 
 def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
@@ -115,60 +121,83 @@ def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatA
     return start
 
 
-def strictly_feasible(
-    params: FloatArray, lower: FloatArray, upper: FloatArray, margin: float = START_MARGIN
+def off_bounds(
+    p0: FloatArray, lower: FloatArray, upper: FloatArray, distance: FloatArray | float
 ) -> FloatArray:
-    """Move parameters that lie on (or near) a bound into the interior.
+    """Move a start that lies on a bound into the interior.
 
     Parameters
     ----------
-    params, lower, upper : ndarray, shape (p,), float64
-    margin : float
-        A parameter nearer to a bound than ``margin * max(1, |bound|)`` is moved to that distance;
-        zero moves a parameter on the bound, or beyond it, to the next floating-point number inside.
+    p0, lower, upper : ndarray, shape (p,), float64
+    distance : ndarray, shape (p,), or float
+        Least distance to keep from the bound, besides 1e-10 of the bound itself. A start is never
+        moved by more than a thousandth of the box.
 
     Returns
     -------
     ndarray, shape (p,), float64
-        A new array, strictly between the bounds; the middle where they leave no room for `margin`.
+        A new array, strictly between the bounds. A start that is off the bounds stays where it is.
     """
-    side = active_bounds(params, lower, upper, margin)
-    if margin == 0.0:
-        inside_lower, inside_upper = np.nextafter(lower, upper), np.nextafter(upper, lower)
-    else:
-        inside_lower = lower + margin * np.maximum(1.0, _finite_abs(lower))
-        inside_upper = upper - margin * np.maximum(1.0, _finite_abs(upper))
-    inside = np.where(side < 0, inside_lower, np.where(side > 0, inside_upper, params))
+    with np.errstate(over="ignore"):
+        most = MOST_OF_BOX * (0.5 * upper - 0.5 * lower)
+    from_lower = np.fmin(np.fmax(START_MARGIN * _finite_abs(lower), distance), most)
+    from_upper = np.fmin(np.fmax(START_MARGIN * _finite_abs(upper), distance), most)
+    inside = np.where(
+        p0 <= lower, lower + from_lower, np.where(p0 >= upper, upper - from_upper, p0)
+    )
+    return next_inside(inside, lower, upper)
+
+
+def next_inside(params: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Move parameters on or beyond a bound to the next number inside, shape (p,), float64.
+
+    The middle where there is none.
+    """
+    inside = np.clip(params, np.nextafter(lower, upper), np.nextafter(upper, lower))
     too_tight = (inside <= lower) | (inside >= upper)
     # Halves are added, not the sum halved, which could overflow.
     inside[too_tight] = 0.5 * lower[too_tight] + 0.5 * upper[too_tight]
     return inside
 
 
+def stopped_at_bounds(
+    params: FloatArray, step: FloatArray, lower: FloatArray, upper: FloatArray
+) -> FloatArray:
+    """Take a step (p,) in which a parameter that would leave its bounds goes half the way there."""
+    tried = params + step
+    tried = np.where(tried <= lower, 0.5 * params + 0.5 * lower, tried)
+    return np.where(tried >= upper, 0.5 * params + 0.5 * upper, tried)
+
+
 def active_bounds(
-    params: FloatArray, lower: FloatArray, upper: FloatArray, rtol: float
+    params: FloatArray,
+    lower: FloatArray,
+    upper: FloatArray,
+    gradient: FloatArray,
+    reach: FloatArray | float,
 ) -> NDArray[np.int64]:
-    """Say which bounds the parameters have reached.
+    """Say which bounds hold the parameters back.
 
     Parameters
     ----------
     params, lower, upper : ndarray, shape (p,), float64
-    rtol : float
-        A bound is reached within the distance ``rtol * max(1, |bound|)``.
+    gradient : ndarray, shape (p,), float64
+        Of the cost.
+    reach : ndarray, shape (p,), or float
+        Distance within which a bound is reached; the rounding of the bound at least.
 
     Returns
     -------
     ndarray, shape (p,), int64
-        -1 at the lower bound, 1 at the upper bound, 0 between; of two bounds within reach the
-        nearer one.
+        -1 at a lower bound that the negative gradient points beyond, 1 at such an upper bound, 0
+        elsewhere.
     """
     side = np.zeros(params.size, dtype=np.int64)
-    to_lower, to_upper = params - lower, upper - params
-    # An infinite bound is an infinite distance away; its own threshold would be infinite too.
-    near_lower = np.isfinite(lower) & (to_lower <= rtol * np.maximum(1.0, _finite_abs(lower)))
-    near_upper = np.isfinite(upper) & (to_upper <= rtol * np.maximum(1.0, _finite_abs(upper)))
-    side[near_upper & (to_upper <= to_lower)] = 1
-    side[near_lower & (to_lower <= to_upper)] = -1
+    # An infinite bound is an infinite distance away.
+    at_lower = params - lower <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(lower))
+    at_upper = upper - params <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(upper))
+    side[at_upper & (gradient < 0.0)] = 1
+    side[at_lower & (gradient > 0.0)] = -1
     return side
 
 

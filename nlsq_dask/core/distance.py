@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlsq_dask.core.factor import Linearization, nonzero, rank_tolerance
+from nlsq_dask.core.bounded import bounded_minimum
+from nlsq_dask.core.factor import Linearization, nonzero
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
 
@@ -36,8 +37,8 @@ class Remainder:
     reduction : float
         What the cost can still fall by, at least zero.
     length : float
-        ``‖J s‖`` of the step s to the optimum: ``√(2 reduction)``, unless the loss is concave in
-        some rows.
+        ``‖J s‖`` of the step s to the optimum, and ``√(2 reduction)`` if that is more, as on the
+        way to a bound.
     """
 
     reduction: float
@@ -46,10 +47,6 @@ class Remainder:
 
 def remainder(linear: Linearization, params: FloatArray, box: Box, n_points: int) -> Remainder:
     """How far the quadratic model's optimum within the bounds is.
-
-    A parameter is held if the negative gradient points at a bound that its own Newton step,
-    ``-g_i / ‖J_i‖²``, would pass: it can gain no more than ``|g_i|`` times its distance to the
-    bound, nothing on it. The others gain ``½ g_Fᵀ (J_Fᵀ J_F)⁻¹ g_F``.
 
     Parameters
     ----------
@@ -64,34 +61,42 @@ def remainder(linear: Linearization, params: FloatArray, box: Box, n_points: int
     Remainder
         Directions that the data do not determine promise nothing.
     """
+    step = step_to_optimum(linear, params, box, n_points)
     quadratic = linear.quadratic
-    room, towards = box.distance_along_descent(params, linear.gradient)
-    norms = quadratic.norms
-    slopes = np.abs(linear.gradient)
-    # Products of numbers that are far out of range decide for "not held".
-    with np.errstate(over="ignore", invalid="ignore"):
-        held = (towards != 0.0) & (slopes >= norms**2 * room)
-    gain = float(slopes[held] @ room[held])
-    if held.all():
-        return Remainder(gain, (2.0 * gain) ** 0.5)
-    if held.any():
-        free = quadratic.r_factor[:, ~held] / nonzero(norms[~held])
-        u, singular, v_transposed = np.linalg.svd(free, full_matrices=False)
-    else:
-        u, singular, v_transposed = quadratic.equilibrated_svd
-    known = singular > rank_tolerance(n_points, params.size) * singular[0]
-    whitened = (u.T @ quadratic.qtr)[known]
-    reduction = gain + 0.5 * float(whitened @ whitened)
-    if linear.curved is None:
-        return Remainder(reduction, (2.0 * reduction) ** 0.5)
-    scaled_step = v_transposed[known].T @ (whitened / singular[known])
-    image = linear.r_factor[:, ~held] @ (scaled_step / nonzero(norms[~held]))
-    return Remainder(reduction, (2.0 * gain + float(image @ image)) ** 0.5)
+    image = quadratic.r_factor @ step
+    reduction = max(-float(quadratic.qtr @ image) - 0.5 * float(image @ image), 0.0)
+    length = max(float(np.linalg.norm(linear.r_factor @ step)), (2.0 * reduction) ** 0.5)
+    return Remainder(reduction, length)
+
+
+def step_to_optimum(
+    linear: Linearization, params: FloatArray, box: Box, n_points: int
+) -> FloatArray:
+    """The step to the quadratic model's optimum within the bounds.
+
+    Parameters as for :func:`remainder`.
+
+    Returns
+    -------
+    ndarray, shape (p,), float64
+        The shortest one, in units of the columns' lengths, where there are several.
+    """
+    quadratic = linear.quadratic
+    norms = nonzero(quadratic.norms)
+    rank_rtol = quadratic.rank_rtol(n_points)
+    u, singular, v_transposed = quadratic.equilibrated_svd
+    known = singular > rank_rtol * singular[0]
+    step = -v_transposed[known].T @ ((u.T @ quadratic.qtr)[known] / singular[known])
+    lower, upper = (box.lower - params) * norms, (box.upper - params) * norms
+    if not np.all((lower <= step) & (step <= upper)):
+        factor = quadratic.r_factor / norms
+        step = bounded_minimum(factor, -quadratic.qtr, lower, upper, rank_rtol)
+    return np.asarray(step / norms, np.float64)
 
 
 def estimated_variance(cost: float, n_points: int, size: int) -> float:
-    """Residual variance ``s² = 2 cost / (n - p)``; 1 where no rows are left to estimate it from."""
-    return 2.0 * cost / (n_points - size) if n_points > size else 1.0
+    """Residual variance ``s² = 2 cost / (n - p)``; of one degree of freedom where none is left."""
+    return 2.0 * cost / max(n_points - size, 1)
 
 
 def distance_to_optimum_sigma(left: Remainder, variance: float) -> float:

@@ -21,11 +21,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask._errors import Status
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box, QuadraticModel
-from nlsq_dask.core.search import SimpleDecrease, Trial, rescaled
+from nlsq_dask.core.search import SimpleDecrease, Trial, first_radius, rescaled
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import Spectrum
 
@@ -36,12 +35,8 @@ class Dogbox(SimpleDecrease):
     interior = False
 
     def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale and judge a new point; a small gradient of the free parameters ends the search."""
-        optimality = self.optimality(state, box)
-        all_held = not _free(state, box).any()
-        small = all_held or optimality < (options.gtol or 0.0)
-        status = Status.GRADIENT if small else state.status
-        return replace(rescaled(state, options), optimality=optimality, status=status)
+        """Scale a new point."""
+        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:
         """Infinity norm of the gradient of the parameters that are not held."""
@@ -49,7 +44,7 @@ class Dogbox(SimpleDecrease):
 
     def first_radius(self, state: SolverState, box: Box) -> float:  # noqa: ARG002 (of the protocol)
         """The length of the start, in the scaled variables and in the norm of the box."""
-        return float(np.max(np.abs(state.params * state.scale_inv))) or 1.0
+        return first_radius(state, float(np.max(np.abs(state.params * state.scale_inv))))
 
     def propose(self, state: SolverState, box: Box) -> Trial:
         """Follow the dogleg to where it leaves the box."""

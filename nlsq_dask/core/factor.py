@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 
@@ -88,6 +89,9 @@ class Linearization:
     curved : Linearization or None
         The problem whose quadratic model has the curvature of a loss that is concave in some rows;
         None where that is this one's.
+    downhill : ndarray, shape (p,), float64, or None
+        Direction of the most negative curvature of such a loss, of length 1 in the metric M; None
+        where the curvature is positive in all directions that the data determine.
     """
 
     r_factor: FloatArray
@@ -95,6 +99,22 @@ class Linearization:
     gradient: FloatArray
     resolution: float
     curved: Linearization | None = None
+    downhill: FloatArray | None = None
+
+    def rank_rtol(self, n_points: int) -> float:
+        """Relative size below which a singular value of the equilibrated factor is zero."""
+        return rank_tolerance(n_points, self.qtr.size)
+
+    def without(self, columns: NDArray[np.bool_]) -> Linearization:
+        """The problem in which some parameters, shape (p,), have no effect."""
+        if not columns.any():
+            return self
+        return replace(
+            self,
+            r_factor=np.where(columns, 0.0, self.r_factor),
+            gradient=np.where(columns, 0.0, self.gradient),
+            curved=self.curved and self.curved.without(columns),
+        )
 
     @property
     def quadratic(self) -> Linearization:
@@ -157,7 +177,10 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     factor = strengths[:, None] * (u.T @ root.factor) @ basis.inverse
     rotated = u.T @ root.solve(sums.gradient) / strengths
     curved = _linearization(factor, rotated, gradient, root.resolution)
-    return replace(linear, curved=curved)
+    downhill = None
+    if mu[0] < -LEAST_CURVATURE:
+        downhill = basis.forward @ root.solve_transposed(u[:, 0])
+    return replace(linear, curved=curved, downhill=downhill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +218,13 @@ class _SquareRoot:
         across = (self.vectors.T @ (columns.T / nonzero(self.lengths)).T).T
         known = self.roots > 0.0
         solved: FloatArray = np.divide(across, self.roots, where=known, out=np.zeros_like(across)).T
+        return solved
+
+    def solve_transposed(self, vector: FloatArray) -> FloatArray:
+        """``F⁻¹`` times a vector (p,); 0 for directions that G does not know."""
+        known = self.roots > 0.0
+        across = np.divide(vector, self.roots, where=known, out=np.zeros_like(vector))
+        solved: FloatArray = self.vectors @ across / nonzero(self.lengths)
         return solved
 
 

@@ -18,10 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from nlsq_dask._errors import Status
-from nlsq_dask.core.factor import EPS, rank_tolerance
+from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.search import LEAST_RADIUS, Trial, both, rescaled
+from nlsq_dask.core.search import LEAST_RADIUS, Trial, first_radius, rescaled
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import Spectrum, reduction_ratio, solve
 
@@ -37,8 +36,6 @@ POOR_RATIO, GOOD_RATIO = 0.25, 0.75
 MOST_SHRINK, LEAST_SHRINK = 0.1, 0.5
 #: A trial of more than this many times the cost says nothing of where along the step to stop.
 HOPELESS_COST = 100.0
-#: A reduction of more than this many times the promise shows that the model was wrong.
-MOST_RATIO = 2.0
 
 
 class LevenbergMarquardt:
@@ -47,16 +44,8 @@ class LevenbergMarquardt:
     interior = False
 
     def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale and judge a new point; residuals orthogonal to all columns end the search."""
-        norms = state.linearization.norms
-        length = float((2.0 * state.cost) ** 0.5)
-        effective = norms > 0.0
-        cosines = np.abs(state.linearization.gradient[effective]) / norms[effective]
-        status = state.status
-        if status is None and np.all(cosines <= _tolerance(options.gtol) * length):
-            status = Status.GRADIENT
-        optimality = self.optimality(state, box)
-        return replace(rescaled(state, options), optimality=optimality, status=status)
+        """Scale a new point."""
+        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:  # noqa: ARG002 (of the protocol)
         """Infinity norm of the gradient."""
@@ -64,7 +53,8 @@ class LevenbergMarquardt:
 
     def first_radius(self, state: SolverState, box: Box) -> float:  # noqa: ARG002
         """A hundred times the length of the start, in the scaled variables."""
-        return FIRST_RADIUS * (float(np.linalg.norm(state.scale_inv * state.params)) or 1.0)
+        length = float(np.linalg.norm(state.scale_inv * state.params))
+        return FIRST_RADIUS * first_radius(state, length)
 
     def propose(self, state: SolverState, box: Box) -> Trial:  # noqa: ARG002
         """Solve the subproblem."""
@@ -112,23 +102,3 @@ class LevenbergMarquardt:
     def accepts(self, trial: Trial, actual: float) -> bool:
         """Accept a point that lowers the cost by a part of what was promised."""
         return actual > 0.0 and reduction_ratio(actual, trial.predicted) >= LEAST_RATIO
-
-    def criterion(
-        self,
-        before: SolverState,
-        after: SolverState,
-        trial: Trial,
-        actual: float,
-        options: SolverOptions,
-    ) -> Status | None:
-        """Compare the reductions, actual and promised, with the cost, and the radius with θ."""
-        least = _tolerance(options.ftol) * before.cost
-        ratio = reduction_ratio(actual, trial.predicted)
-        by_cost = abs(actual) <= least and trial.predicted <= least and ratio <= MOST_RATIO
-        size = float(np.linalg.norm(after.scale_inv * after.params))
-        return both(by_cost, after.radius <= _tolerance(options.xtol) * size)
-
-
-def _tolerance(value: float | None) -> float:
-    """MINPACK ends a search at the machine precision even where a tolerance is smaller."""
-    return max(value or 0.0, EPS)

@@ -5,53 +5,59 @@ together. It is taken in the basis that whitens the last linearisation, so that 
 keeps its digits. Between two evaluations all that is known is a
 :class:`~nlsq_dask.core.solver_state.SolverState`. :func:`start` makes the first one,
 :func:`advance` tries one point, :func:`finish` states the result; what a method does in its own
-way is a :class:`~nlsq_dask.core.search.Method`.
+way is a :class:`~nlsq_dask.core.search.Method`, when a search is over says
+:mod:`nlsq_dask.core.convergence`, and what is tried before it ends :mod:`nlsq_dask.core.ending`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask.core.bounds import active_bounds, strictly_feasible
-from nlsq_dask.core.distance import remainder
-from nlsq_dask.core.dogbox import Dogbox
+from nlsq_dask.core.bounds import active_bounds, off_bounds, stopped_at_bounds
+from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undetermined
+from nlsq_dask.core.distance import Remainder
+from nlsq_dask.core.ending import METHODS, confirmed, record, refined, settled_first
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
-from nlsq_dask.core.lm import LevenbergMarquardt
 from nlsq_dask.core.normal_equations import Evaluator, FloatArray, NormalEquations
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
-    Method,
     Trial,
     actual_reduction,
     distance,
     is_finite,
-    moved,
+    stand_at,
+    standard_deviation,
 )
-from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions, SolverState
-from nlsq_dask.core.trf import TrustRegionReflective
+from nlsq_dask.core.solver_state import Solution, SolverOptions, SolverState
 
-#: A linearisation whose Gram matrix has a smaller eigenvalue ratio than this at the end is
-#: evaluated once more in a fitting basis, as standard errors are read off it: seven digits of its
-#: weakest direction are left.
-FINAL_RESOLUTION = 1e7 * EPS
-
-#: A start whose Gram matrix has a smaller eigenvalue ratio than this is displaced along the
-#: directions that its linearisation does not resolve, by this fraction of its length in units of
-#: x_scale.
+#: A start whose Gram matrix has a smaller eigenvalue ratio than this is evaluated once more in a
+#: fitting basis; where that shows columns that are linearly dependent, it is displaced along the
+#: directions that are not resolved, by this fraction of its length in units of x_scale.
 START_RESOLUTION = 1e3 * EPS
 DISPLACEMENT = 1e-2
 WORST_DISPLACED_COST = 2.0
 
-METHODS: Mapping[str, Method] = {
-    "trf": TrustRegionReflective(),
-    "lm": LevenbergMarquardt(),
-    "dogbox": Dogbox(),
-}
+#: Distance from the bound 0 at which a start on it is evaluated, where nothing tells its size: next
+#: to zero for all practical purposes.
+TINY = 1e-300
+
+#: The same where the model is not finite so near to the bound: the distance of
+#: ``scipy.optimize.least_squares``.
+START_DISTANCE = 1e-10
+
+#: Distance of a start from a bound, as a part of the bound, or of the step to the minimum along the
+#: parameter: the relative distance of ``scipy.optimize.least_squares``.
+START_MARGIN = 1e-10
+
+#: A bound is active where a parameter is nearer to it than this part of what its standard error
+#: would be alone, ``s / ‖J_j‖``.
+ACTIVE_REACH = 1e-3
 
 
 def minimize(
@@ -63,6 +69,7 @@ def minimize(
     observer: Callable[[SolverState], None] | None = None,
     state: SolverState | None = None,
     basis: Basis | None = None,
+    sizes: FloatArray | None = None,
 ) -> Solution:
     """Minimise a sum of squares within bounds.
 
@@ -81,6 +88,8 @@ def minimize(
         Where an earlier search was, to go on from there with the same bits.
     basis : Basis, optional
         To evaluate the start in: the one that whitens its Jacobian, where that is known roughly.
+    sizes : ndarray, shape (p,), float64, optional
+        Values that tell the sizes of the parameters, 0 where they do not; by default `p0`.
 
     Returns
     -------
@@ -96,7 +105,7 @@ def minimize(
     """
     box = Box(lower, upper)
     if state is None:
-        state = _observed(start(evaluator, p0, box, options, basis), observer)
+        state = _observed(start(evaluator, p0, box, options, basis, sizes), observer)
     while state.status is None:
         state = _observed(advance(evaluator, state, box, options), observer)
     return finish(evaluator, state, box, options)
@@ -106,7 +115,7 @@ def first_point(
     p0: FloatArray, lower: FloatArray, upper: FloatArray, options: SolverOptions
 ) -> FloatArray:
     """The point that a search from p0 evaluates first: moved off the bounds if it must be."""
-    return strictly_feasible(p0, lower, upper) if METHODS[options.method].interior else p0
+    return off_bounds(p0, lower, upper, TINY) if METHODS[options.method].interior else p0
 
 
 def start(
@@ -115,63 +124,54 @@ def start(
     box: Box,
     options: SolverOptions,
     basis: Basis | None = None,
+    sizes: FloatArray | None = None,
 ) -> SolverState:
     """Evaluate the starting point.
 
     Parameters and errors as for :func:`minimize`.
     """
-    method = METHODS[options.method]
     if not isinstance(options.x_scale, str) and np.shape(options.x_scale) not in ((), p0.shape):
         raise _errors.x_scale_shape(np.shape(options.x_scale), p0.size)
     if options.method == "lm" and (np.isfinite(box.lower) | np.isfinite(box.upper)).any():
         raise _errors.lm_bounded()
-    params = first_point(p0, box.lower, box.upper, options)
-    basis = basis or Basis.identity(params.size)
-    sums = evaluator.evaluate(params, basis.forward)
-    if sums.n_points < params.size:
-        raise _errors.too_few_rows(params.size, sums.n_points, sums.n_skipped)
-    if not np.isfinite(sums.cost):
-        raise _errors.start_not_finite(params)
-    if not is_finite(sums):
-        raise _errors.start_derivative_not_finite(params)
-    linear = factorize(sums, basis)
+    basis = basis or Basis.identity(p0.size)
+    params, sums, n_more = _first_sums(evaluator, p0, box, options, basis)
     state = SolverState(
+        sizes=np.abs(p0 if sizes is None else sizes),
         params=params,
-        linearization=linear,
+        linearization=factorize(sums, basis),
         cost=sums.cost,
         chi2=sums.chi2,
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         moments=sums.moments,
-        left=remainder(linear, params, box, sums.n_points),
+        left=Remainder(np.inf, np.inf),
         scale_inv=np.zeros(params.size),
         radius=0.0,
         alpha=0.0,
         optimality=np.inf,
         nfev=1,
         njev=1,
-        n_refined=0,
+        n_refined=n_more,
+        n_rejected=0,
+        n_probed=0,
+        refined=False,
+        met=None,
         status=None,
         history=(),
     )
-    state = _ended(_settled_first(state, method, box, options), options, moved=True)
-    record = IterationRecord(
-        iteration=0,
-        nfev=1,
-        cost=state.cost,
-        step_norm=0.0,
-        optimality=state.optimality,
-        radius=0.0,
-        accepted=True,
-        distance=distance(state, options),
-    )
-    return replace(state, history=(record,))
+    state = stand_at(state, params, sums, basis, box, options)
+    if state.linearization.resolution < START_RESOLUTION:
+        state = refined(evaluator, state, box, options)
+    state = settled_first(state, box, options)
+    state = record(state, options, cost=state.cost, accepted=True)
+    return confirmed(evaluator, judged(state, box, options), box, options)
 
 
 def advance(
     evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
 ) -> SolverState:
-    """Try one point, by one evaluation.
+    """Try one point, by one evaluation, and what has to be tried before the search ends.
 
     Parameters
     ----------
@@ -184,60 +184,99 @@ def advance(
     Returns
     -------
     SolverState
-        With one more record. If the trial was accepted it stands at the new point, if not it has a
-        smaller radius; if a criterion was met it has a status.
+        If the trial was accepted it stands at the new point, if not it has a smaller radius; if the
+        search is over it has a status.
     """
-    displaces = state.nfev == 1 and state.linearization.resolution < START_RESOLUTION
-    # A model that overflows makes a trial that is not finite, which is rejected: no news.
+    away = _displacement(state, box) if state.nfev == 1 else None
+    # A model that overflows makes a trial that is not finite, which is rejected without a warning.
     with np.errstate(over="ignore", invalid="ignore"):
-        trial = (
-            _displacement(state, box) if displaces else METHODS[options.method].propose(state, box)
-        )
+        trial = away or METHODS[options.method].propose(state, box)
+    if np.array_equal(trial.params, state.params):  # the step is lost in rounding
+        outcome = Outcome(state, trial, -np.inf, accepted=False, slope=np.nan)
+        return confirmed(evaluator, judged(state, box, options, outcome), box, options)
     basis = state.linearization.whitening
     sums = evaluator.evaluate(trial.params, basis.forward)
-    tried = replace(state, nfev=state.nfev + 1, alpha=trial.alpha)
-    weigh = _displaced if displaces else _weighed
+    tried = replace(state, nfev=state.nfev + 1)
+    weigh = _displaced if away else _weighed
     after = weigh(tried, trial, sums, basis, box, options)
-    after = _ended(after, options, moved=after.njev > state.njev)
-    record = IterationRecord(
-        iteration=after.njev - 1,
-        nfev=after.nfev,
+    accepted = after.njev > state.njev
+    after = record(
+        after,
+        options,
         cost=sums.cost,
         step_norm=trial.step_norm,
-        optimality=after.optimality,
         radius=state.radius,
-        accepted=after.njev > state.njev,
-        distance=distance(after, options),
+        accepted=accepted,
     )
-    return replace(after, history=(*state.history, record))
+    return confirmed(evaluator, after, box, options)
 
 
 def finish(evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions) -> Solution:
     """State the result of a search that is over, its linearisation known to full accuracy."""
-    method = METHODS[options.method]
-    state = _refined(evaluator, state, box, FINAL_RESOLUTION)
+    if state.linearization.resolution < FINAL_RESOLUTION and not state.refined:
+        state = refined(evaluator, state, box, options)
     assert state.status is not None, "advance() until the state has a status"
-    # Interior iterates never are on a bound.
-    rtol = (options.xtol or 0.0) if method.interior else 0.0
+    _, involved = undetermined(state)
     return Solution(
         params=state.params,
         cost=state.cost,
         chi2=state.chi2,
         r_factor=state.linearization.r_factor,
         gradient=state.linearization.gradient,
-        optimality=method.optimality(state, box),
+        optimality=METHODS[options.method].optimality(state, box),
         distance=distance(state, options),
-        active_mask=active_bounds(state.params, box.lower, box.upper, rtol),
+        active_mask=_active_mask(state, box, options),
         nfev=state.nfev,
         njev=state.njev,
         nit=state.njev - 1,
         n_refined=state.n_refined,
         status=state.status,
+        met=state.met,
+        undetermined=involved,
         n_points=state.n_points,
         n_skipped=state.n_skipped,
         moments=state.moments,
         history=state.history,
     )
+
+
+def _first_sums(
+    evaluator: Evaluator, p0: FloatArray, box: Box, options: SolverOptions, basis: Basis
+) -> tuple[FloatArray, NormalEquations, int]:
+    """The sums at a start, the point to go on from, and how many evaluations more than one it took.
+
+    What a start on the bound 0 has for a size is known once it is evaluated: it is evaluated next
+    to the bound, or where the model is not finite there, at SciPy's distance.
+    """
+    interior = METHODS[options.method].interior
+    point, n_more = first_point(p0, box.lower, box.upper, options), 0
+    sums = evaluator.evaluate(point, basis.forward)
+    if interior and not is_finite(sums):
+        further = off_bounds(p0, box.lower, box.upper, START_DISTANCE)
+        if not np.array_equal(further, point):
+            point, n_more = further, 1
+            sums = evaluator.evaluate(point, basis.forward)
+    if sums.n_points < point.size:
+        raise _errors.too_few_rows(point.size, sums.n_points, sums.n_skipped)
+    if not np.isfinite(sums.cost):
+        raise _errors.start_not_finite(point)
+    if not is_finite(sums):
+        raise _errors.start_derivative_not_finite(point)
+    if interior and not n_more and not np.array_equal(point, p0):
+        linear = factorize(sums, basis)
+        with np.errstate(over="ignore", under="ignore"):
+            steps = np.abs(linear.gradient / nonzero(linear.norms)) / nonzero(linear.norms)
+        point = np.where(
+            point == p0, p0, off_bounds(p0, box.lower, box.upper, START_MARGIN * steps)
+        )
+    return point, sums, n_more
+
+
+def _active_mask(state: SolverState, box: Box, options: SolverOptions) -> NDArray[np.int64]:
+    """The bounds that keep the parameters from where the gradient would take them."""
+    norms = state.linearization.norms
+    reach = ACTIVE_REACH * standard_deviation(state, options) / nonzero(norms)
+    return active_bounds(state.params, box.lower, box.upper, state.linearization.gradient, reach)
 
 
 def _observed(state: SolverState, observer: Callable[[SolverState], None] | None) -> SolverState:
@@ -250,15 +289,7 @@ def _observed(state: SolverState, observer: Callable[[SolverState], None] | None
     return state
 
 
-def _settled_first(
-    state: SolverState, method: Method, box: Box, options: SolverOptions
-) -> SolverState:
-    """Settle on a point to start from, and choose the first radius there."""
-    state = method.settle(state, box, options)
-    return replace(state, radius=method.first_radius(state, box))
-
-
-def _displacement(state: SolverState, box: Box) -> Trial:
+def _displacement(state: SolverState, box: Box) -> Trial | None:
     """Compute where to leave a start at which the columns of the Jacobian are linearly dependent.
 
     At such a point (say, two exponentials that start with equal rates) the gradient and every step
@@ -266,15 +297,19 @@ def _displacement(state: SolverState, box: Box) -> Trial:
     at a saddle point. A small displacement within the null space changes the cost to second order
     alone. Its direction is the projection of a fixed vector that has no symmetry.
     """
-    norms = nonzero(state.linearization.norms)
-    _, singular, v_transposed = state.linearization.equilibrated_svd
-    weak = v_transposed[singular**2 < START_RESOLUTION * singular[0] ** 2]
+    linear = state.linearization
+    norms = nonzero(linear.norms)
+    _, singular, v_transposed = linear.equilibrated_svd
+    weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
     direction = weak.T @ (weak @ np.cos(np.arange(1.0, norms.size + 1.0)))
     # A parameter without any effect stays where the user put it.
-    direction[state.linearization.norms == 0.0] = 0.0
+    direction[linear.norms == 0.0] = 0.0
+    longest = float(np.linalg.norm(direction))
+    if longest < np.sqrt(EPS):
+        return None
     length = DISPLACEMENT * (float(np.linalg.norm(state.params * norms)) or 1.0)
-    scaled_step = direction * (length / (float(np.linalg.norm(direction)) or 1.0))
-    params = strictly_feasible(state.params + scaled_step / norms, box.lower, box.upper)
+    step = direction * (length / longest) / norms
+    params = stopped_at_bounds(state.params, step, box.lower, box.upper)
     return Trial(
         params=params,
         step_norm=float(np.linalg.norm(params - state.params)),
@@ -294,10 +329,10 @@ def _displaced(
     options: SolverOptions,
 ) -> SolverState:
     """Start from the displaced point instead, unless it is far worse."""
-    if not (is_finite(sums) and sums.cost <= WORST_DISPLACED_COST * state.cost):
-        return state
-    there = moved(state, trial.params, sums, basis, box)
-    return _settled_first(there, METHODS[options.method], box, options)
+    if is_finite(sums) and sums.cost <= WORST_DISPLACED_COST * state.cost:
+        state = stand_at(state, trial.params, sums, basis, box, options)
+        state = settled_first(replace(state, njev=state.njev + 1, refined=False), box, options)
+    return judged(state, box, options)
 
 
 def _weighed(
@@ -308,61 +343,29 @@ def _weighed(
     box: Box,
     options: SolverOptions,
 ) -> SolverState:
-    """Accept or reject a trial, choose the next radius, and check the criteria."""
+    """Accept or reject a trial, choose the next radius, and see whether the search is over."""
     method = METHODS[options.method]
-    there = moved(state, trial.params, sums, basis, box) if is_finite(sums) else None
+    state = replace(state, alpha=trial.alpha)
+    there = None
+    if is_finite(sums):
+        there = stand_at(state, trial.params, sums, basis, box, options)
     actual = -np.inf if there is None else actual_reduction(state, there, trial.predicted)
     after = method.resize(state, trial, actual)
     accepted = there is not None and method.accepts(trial, actual)
     if there is not None and accepted:
-        after = replace(there, radius=after.radius, alpha=after.alpha)
-    status = None
-    if actual > -np.inf:
-        status = method.criterion(state, after, trial, actual, options)
-    if status is not None and _is_near(after, trial, options):
-        after = replace(after, status=status)
-    return method.settle(after, box, options) if accepted else after
-
-
-def _is_near(state: SolverState, trial: Trial, options: SolverOptions) -> bool:
-    """Whether a criterion on a trial counts: near the optimum, or where nothing moves any more."""
-    if options.stat_tol is None or distance(state, options) < options.stat_tol:
-        return True
-    return trial.step_norm <= EPS * float(np.linalg.norm(state.params))
-
-
-def _ended(state: SolverState, options: SolverOptions, *, moved: bool) -> SolverState:
-    """End a search that has arrived, or has used up its evaluations."""
-    if state.status is not None:
-        return state
-    if moved and _has_arrived(state, options):
-        return replace(state, status=Status.STATISTICAL)
-    if state.nfev >= options.evaluations(state.params.size):
-        return replace(state, status=Status.MAX_EVALUATIONS)
-    return state
-
-
-def _has_arrived(state: SolverState, options: SolverOptions) -> bool:
-    """Whether the next pass could not change the answer by more than the tolerances allow."""
-    return (
-        options.stat_tol is not None
-        and distance(state, options) < options.stat_tol
-        and state.left.reduction < (options.ftol or 0.0) * state.cost
-        # What a basis that does not fit has hidden might be the distance itself.
-        and state.linearization.resolution >= FINAL_RESOLUTION
-    )
-
-
-def _refined(evaluator: Evaluator, state: SolverState, box: Box, resolution: float) -> SolverState:
-    """Evaluate a known point again in its own basis, if digits of its factor were lost."""
-    if state.linearization.resolution >= resolution:
-        return state
-    basis = state.linearization.whitening
-    sums = evaluator.evaluate(state.params, basis.forward)
-    refined = replace(state, n_refined=state.n_refined + 1)
-    # A model on the verge of overflow may not bear the basis: what is known must do.
-    if not is_finite(sums):
-        return refined
-    linear = factorize(sums, basis)
-    left = remainder(linear, state.params, box, state.n_points)
-    return replace(refined, linearization=linear, left=left)
+        after = replace(
+            there,
+            radius=after.radius,
+            alpha=after.alpha,
+            njev=state.njev + 1,
+            n_rejected=0,
+            refined=False,
+        )
+        after = method.settle(after, box, options)
+    else:
+        after = replace(after, n_rejected=state.n_rejected + 1)
+    slope = np.nan
+    if there is not None:
+        slope = float(there.linearization.gradient @ (trial.params - state.params))
+    outcome = Outcome(state, trial, actual, accepted, slope)
+    return judged(after, box, options, outcome)

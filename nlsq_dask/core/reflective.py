@@ -14,6 +14,7 @@ whose second-order term in C is what a bound contributes. Without bounds, v = 1 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,10 @@ from nlsq_dask.core.normal_equations import FloatArray
 #: Least fraction of the way to a bound that a step may go (Branch, Coleman & Li 1999, section 4:
 #: θ → 1 as the optimum is neared, for fast convergence).
 LEAST_STEP_BACK = 0.995
+
+#: A step that lowers the quadratic model by less than this part of what it can fall within the
+#: bounds makes way for the step to its minimum. In ordinary problems none does.
+LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,11 @@ class QuadraticModel:
         image = self.factor @ step
         return float(0.5 * (image @ image + step @ (self.curvature * step)) + self.gradient @ step)
 
+    def change_of_cost(self, step: FloatArray) -> float:
+        """The same without C, which is no part of the cost."""
+        image = self.factor @ step
+        return float(0.5 * (image @ image) + self.gradient @ step)
+
     def best_along(
         self, origin: FloatArray, direction: FloatArray, least: float, most: float
     ) -> tuple[FloatArray, float]:
@@ -134,6 +144,7 @@ def choose_step(
     radius: float,
     box: Box,
     step_back: float,
+    bounded: Callable[[], FloatArray],
 ) -> tuple[FloatArray, float]:
     """Choose the step that keeps within the bounds and promises most.
 
@@ -149,15 +160,39 @@ def choose_step(
     box : Box
     step_back : float
         Fraction of the way to a bound that may be gone: the point stays in the interior.
+    bounded : callable
+        Computes the scaled step to the minimum of the cost's quadratic model within the bounds.
 
     Returns
     -------
     step : ndarray, shape (p,), float64
         The scaled step: all of `newton` where that is feasible, and else the best of three: cut
-        short at the bound, reflected there, or along the negative gradient.
+        short at the bound, reflected there, or along the negative gradient. Where that promises
+        next to nothing beside the step towards the minimum within the bounds, the latter: columns
+        are nearly collinear there, and a parameter has to follow another one to its bound.
     predicted : float
         The reduction of the cost that the model predicts for it.
     """
+    step, predicted = _interior_step(model, params, newton, radius, box, step_back)
+    if not model.curvature.any():
+        return step, predicted
+    inside = step_back * bounded()
+    promise = -model.change_of_cost(inside)
+    reachable = float(np.linalg.norm(inside)) <= radius
+    if reachable and -model.change_of_cost(step) < LEAST_SHARE * promise:
+        return inside, promise
+    return step, predicted
+
+
+def _interior_step(
+    model: QuadraticModel,
+    params: FloatArray,
+    newton: FloatArray,
+    radius: float,
+    box: Box,
+    step_back: float,
+) -> tuple[FloatArray, float]:
+    """The step of Branch, Coleman & Li: `newton`, or the best of three where that is infeasible."""
     if box.contains(params + model.scale * newton):
         return newton, -model.value(newton)
     stride, hit = box.stride_to(params, model.scale * newton)

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 
-from nlsq_dask._errors import Status
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
@@ -32,9 +31,13 @@ LEAST_RADIUS = 1e-100
 #: and a model whose value is rounded about twice.
 NOISE_FACTOR = 4.0
 
-#: Least ratio of the actual to the predicted reduction at which a small one means convergence: the
-#: model must have been right (the value of ``scipy.optimize.least_squares``).
-TRUSTED_RATIO = 0.25
+#: Rounding errors of a residual, in units of the rounding of its largest term: the values of a
+#: model take some operations.
+NOISE = 4.0
+
+#: A start that is shorter than this part of the residuals, in their units, says nothing of how far
+#: the optimum is: in the data's units it is zero.
+LEAST_START = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Method(Protocol):
         ...
 
     def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale and judge a new point: `scale_inv`, `optimality`, and perhaps `status`."""
+        """Scale a new point: `scale_inv` and `optimality`."""
         ...
 
     def optimality(self, state: SolverState, box: Box) -> float:
@@ -96,35 +99,90 @@ class Method(Protocol):
         """Whether to move to the trial."""
         ...
 
-    def criterion(
-        self,
-        before: SolverState,
-        after: SolverState,
-        trial: Trial,
-        actual: float,
-        options: SolverOptions,
-    ) -> Status | None:
-        """Check the criteria on the cost and on the step of a trial."""
-        ...
 
-
-def moved(
-    state: SolverState, params: FloatArray, sums: NormalEquations, basis: Basis, box: Box
+def stand_at(
+    state: SolverState,
+    params: FloatArray,
+    sums: NormalEquations,
+    basis: Basis,
+    box: Box,
+    options: SolverOptions,
 ) -> SolverState:
-    """Stand at another point, which has been evaluated."""
-    linear = factorize(sums, basis)
-    return replace(
+    """Stand at a point that has been evaluated.
+
+    A parameter whose whole effect, ``‖J_j‖`` times the larger of its value and of its size, is
+    within the rounding errors of the residuals has no effect there.
+    """
+    here = replace(
         state,
         params=params,
-        linearization=linear,
         cost=sums.cost,
         chi2=sums.chi2,
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         moments=sums.moments,
-        left=remainder(linear, params, box, sums.n_points),
-        njev=state.njev + 1,
     )
+    linear = factorize(sums, basis)
+    with np.errstate(over="ignore"):
+        effects = linear.norms * np.maximum(np.abs(params), state.sizes)
+    # A start of 0 tells no size, and at an optimum of 0 every effect is small.
+    rounding = rounding_length(here, linear.norms, options.model_eps)
+    linear = linear.without((state.sizes > 0.0) & (effects <= rounding))
+    left = remainder(linear, params, box, sums.n_points)
+    return replace(here, linearization=linear, left=left)
+
+
+def rounding_length(state: SolverState, norms: FloatArray, eps: float) -> float:
+    """Length of the rounding errors of the weighted residuals.
+
+    ``4 ε √(Σ_j (‖J_j‖ θ_j)² + ‖w y‖²)``: a value of the model is rounded relative to its terms,
+    whose sizes are those of ``‖J_j‖ θ_j``, and relative to y where the terms cancel.
+
+    Parameters
+    ----------
+    state : SolverState
+        With the point and the moments; its linearisation is not used.
+    norms : ndarray, shape (p,), float64
+        ``‖J_j‖``.
+    eps : float
+        Relative precision ε of the model's values.
+    """
+    moments = state.moments
+    with np.errstate(over="ignore", invalid="ignore"):
+        terms = float(np.linalg.norm(norms * state.params))
+        values = float(np.hypot(moments.scatter**0.5, moments.weight**0.5 * moments.mean))
+        return NOISE * eps * float(np.hypot(terms, values))
+
+
+def residual_length(state: SolverState) -> float:
+    """``‖r‖``; with a robust loss, the root of twice the cost."""
+    return float((2.0 * state.cost) ** 0.5)
+
+
+def relative_gradient(state: SolverState, box: Box) -> float:
+    """Largest cosine of the angle between the residuals and a column of the Jacobian.
+
+    A parameter that the negative gradient pushes towards a bound counts by the part of the cost
+    that it can gain on the way, if that is less.
+    """
+    gradient, length = state.linearization.gradient, residual_length(state)
+    if length == 0.0:
+        return 0.0
+    room, towards = box.distance_along_descent(state.params, gradient)
+    cosines = np.abs(gradient) / nonzero(state.linearization.norms) / length
+    with np.errstate(over="ignore", invalid="ignore"):
+        gains = np.where(towards == 0.0, np.inf, np.abs(gradient) / length * (room / length))
+    return float(np.max(np.minimum(cosines, gains)))
+
+
+def first_radius(state: SolverState, length: float) -> float:
+    """The length of the start in the norm of the trust region, where that says anything.
+
+    A start that is zero in the data's units gets the length of the step to the optimum of its
+    linearisation.
+    """
+    least = LEAST_START * state.left.length
+    return length if length > least else state.left.length or 1.0
 
 
 def is_finite(sums: NormalEquations) -> bool:
@@ -173,10 +231,15 @@ def rounding_of_cost(state: SolverState) -> float:
 
 def distance(state: SolverState, options: SolverOptions) -> float:
     """Distance of the best point so far from the optimum, in standard errors."""
+    return distance_to_optimum_sigma(state.left, standard_deviation(state, options) ** 2)
+
+
+def standard_deviation(state: SolverState, options: SolverOptions) -> float:
+    """Standard deviation of the weighted residuals: 1 where the weights are absolute."""
     variance = options.residual_variance
     if variance is None:
         variance = estimated_variance(state.cost, state.n_points, state.params.size)
-    return distance_to_optimum_sigma(state.left, variance)
+    return float(variance**0.5)
 
 
 def rescaled(state: SolverState, options: SolverOptions) -> SolverState:
@@ -200,27 +263,3 @@ class SimpleDecrease:
     def accepts(self, trial: Trial, actual: float) -> bool:  # noqa: ARG002 (of the protocol)
         """Accept every point that lowers the cost."""
         return actual > 0.0
-
-    def criterion(
-        self,
-        before: SolverState,
-        after: SolverState,  # noqa: ARG002 (of the protocol)
-        trial: Trial,
-        actual: float,
-        options: SolverOptions,
-    ) -> Status | None:
-        """Compare the reduction with the cost, and the step with the parameters."""
-        ftol, xtol = options.ftol or 0.0, options.xtol or 0.0
-        ratio = reduction_ratio(actual, trial.predicted)
-        by_cost = actual < ftol * before.cost and ratio > TRUSTED_RATIO
-        by_step = trial.step_norm < xtol * (xtol + float(np.linalg.norm(before.params)))
-        return both(by_cost, by_step)
-
-
-def both(by_cost: bool, by_step: bool) -> Status | None:
-    """Name the criteria that are met."""
-    if by_cost and by_step:
-        return Status.COST_AND_STEP
-    if by_cost:
-        return Status.COST
-    return Status.STEP if by_step else None

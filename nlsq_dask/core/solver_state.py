@@ -34,14 +34,13 @@ class SolverOptions:
     Attributes
     ----------
     ftol : float or None
-        Stop when a step lowers the cost by less than ``ftol * cost``, as the model predicted.
+        Stop when a step lowers the cost by at most ``ftol`` times the cost that is left, as the
+        model predicted.
     xtol : float or None
-        Stop when a step is shorter than ``xtol * (xtol + ‖θ‖)``; in "lm", when the trust-region
-        radius is at most ``xtol * ‖D θ‖``.
+        Stop when a step changes no parameter by more than ``xtol |θ_j|``.
     gtol : float or None
-        Stop when the infinity norm of the gradient, scaled for the bounds, is below `gtol`; in
-        "lm", when the cosine between the residuals and every column of the Jacobian is at most
-        `gtol`.
+        Stop when the cosine between the residuals and every column of the Jacobian is at most
+        `gtol`; see :func:`nlsq_dask.core.convergence.relative_gradient` for bounds.
     max_nfev : int or None
         Most points to evaluate; None allows 100 per parameter.
     x_scale : "jac" or ndarray, shape (p,) or ()
@@ -50,10 +49,14 @@ class SolverOptions:
     method : {"trf", "lm", "dogbox"}
         See :mod:`nlsq_dask.core.trf`, :mod:`nlsq_dask.core.lm`, :mod:`nlsq_dask.core.dogbox`.
     stat_tol : float or None
-        Distance from the optimum that counts as none, in standard errors. `ftol` and `xtol` end
-        the search only nearer than that, and it also ends at a point nearer than that from which
-        the next step would lower the cost by less than ``ftol * cost``. None leaves the distance
-        out.
+        Distance from the optimum, in standard errors, at which a search ends without another
+        evaluation if the next step would lower the cost by less than ``ftol * cost``. None always
+        tries that step.
+    arrival_tol : float
+        Distance from the optimum that counts as none, in standard errors: `ftol`, `xtol` and `gtol`
+        end the search only nearer than that. See :mod:`nlsq_dask.core.convergence`.
+    model_eps : float
+        Relative precision of the model's values: that of the coarsest type of float in it.
     residual_variance : float or None
         s², the variance of the weighted residuals, in which the distance is measured: 1 where the
         weights are absolute; None estimates it by ``2 cost / (n - p)``.
@@ -62,8 +65,7 @@ class SolverOptions:
     ------
     InputError
         If a value is out of its range. None, and any value below the machine precision, disables a
-        criterion; one at least must stay. (In "lm" such a value stands for the machine precision,
-        below which MINPACK ends a search too.)
+        criterion; one at least must stay.
     """
 
     ftol: float | None = 1e-8
@@ -73,6 +75,8 @@ class SolverOptions:
     x_scale: Literal["jac"] | FloatArray = "jac"
     method: MethodName = "trf"
     stat_tol: float | None = None
+    arrival_tol: float = 0.1
+    model_eps: float = EPS
     residual_variance: float | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +136,8 @@ class SolverState:
 
     Attributes
     ----------
+    sizes : ndarray, shape (p,), float64
+        Sizes of the parameters, as far as the user's start tells them; 0 where it does not.
     params : ndarray, shape (p,), float64
         The best point so far, within the bounds ("trf": strictly between them).
     linearization : Linearization
@@ -154,12 +160,22 @@ class SolverState:
         Infinity norm of the scaled gradient at `params`.
     nfev, njev, n_refined : int
         Points evaluated, linearisations used, and evaluations at a known point in another basis.
+    n_rejected : int
+        Trials refused in a row.
+    n_probed : int
+        Displacements that were tried before an end: along directions that the data do not
+        determine, and down from a saddle.
+    refined : bool
+        Whether the best point was evaluated again in its own basis.
+    met : Status or None
+        The criterion of SciPy's that was met first, wherever the search went on to.
     status : Status or None
         Why the search is over; None while it is not.
     history : tuple of IterationRecord
         One a point evaluated.
     """
 
+    sizes: FloatArray
     params: FloatArray
     linearization: Linearization
     cost: float
@@ -175,6 +191,10 @@ class SolverState:
     nfev: int
     njev: int
     n_refined: int
+    n_rejected: int
+    n_probed: int
+    refined: bool
+    met: Status | None
     status: Status | None
     history: tuple[IterationRecord, ...] = field(repr=False)
 
@@ -210,6 +230,10 @@ class Solution:
         Evaluations at a known point in another basis. Passes over the data are ``nfev +
         n_refined``.
     status : Status
+    met : Status or None
+        The criterion of SciPy's that was met first.
+    undetermined : ndarray, shape (p,), bool
+        Parameters of which the data leave a combination open.
     n_points, n_skipped : int
         Rows in and left out of the sums.
     moments : Moments
@@ -230,6 +254,8 @@ class Solution:
     nit: int
     n_refined: int
     status: Status
+    met: Status | None
+    undetermined: NDArray[np.bool_]
     n_points: int
     n_skipped: int
     moments: Moments

@@ -17,12 +17,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from nlsq_dask._errors import Status
-from nlsq_dask.core.bounds import strictly_feasible
+from nlsq_dask.core.bounds import next_inside
+from nlsq_dask.core.distance import step_to_optimum
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import LEAST_STEP_BACK, Box, QuadraticModel, choose_step
-from nlsq_dask.core.search import SimpleDecrease, Trial, rescaled
+from nlsq_dask.core.search import (
+    SimpleDecrease,
+    Trial,
+    first_radius,
+    relative_gradient,
+    rescaled,
+    residual_length,
+)
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import Spectrum, solve
 
@@ -33,10 +40,8 @@ class TrustRegionReflective(SimpleDecrease):
     interior = True
 
     def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale and judge a new point; a gradient that is small enough ends the search."""
-        optimality = self.optimality(state, box)
-        status = Status.GRADIENT if optimality < (options.gtol or 0.0) else state.status
-        return replace(rescaled(state, options), optimality=optimality, status=status)
+        """Scale a new point."""
+        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:
         """Infinity norm of the gradient times Coleman and Li's scaling vector."""
@@ -47,7 +52,7 @@ class TrustRegionReflective(SimpleDecrease):
     def first_radius(self, state: SolverState, box: Box) -> float:
         """The length of the start, in the scaled variables."""
         root_v, _ = _coleman_li(state, box)
-        return float(np.linalg.norm(state.params * state.scale_inv / root_v)) or 1.0
+        return first_radius(state, float(np.linalg.norm(state.params * state.scale_inv / root_v)))
 
     def propose(self, state: SolverState, box: Box) -> Trial:
         """Solve the subproblem, and keep its step within the bounds."""
@@ -64,13 +69,19 @@ class TrustRegionReflective(SimpleDecrease):
             rank_tolerance(state.n_points, quadratic.qtr.size),
         )
         newton, alpha = solve(spectrum, state.radius, state.alpha)
-        step_back = max(LEAST_STEP_BACK, 1.0 - state.optimality)
+        step_back = max(LEAST_STEP_BACK, 1.0 - relative_gradient(state, box))
         scaled_step, predicted = choose_step(
-            model, state.params, newton, state.radius, box, step_back
+            model,
+            state.params,
+            newton,
+            state.radius,
+            box,
+            step_back,
+            lambda: step_to_optimum(linear, state.params, box, state.n_points) / scale,
         )
         step = scale * scaled_step
         return Trial(
-            params=strictly_feasible(state.params + step, box.lower, box.upper, 0.0),
+            params=next_inside(state.params + step, box.lower, box.upper),
             step_norm=float(np.linalg.norm(step)),
             scaled_step_norm=float(np.linalg.norm(scaled_step)),
             predicted=predicted,
@@ -80,8 +91,17 @@ class TrustRegionReflective(SimpleDecrease):
 
 
 def _coleman_li(state: SolverState, box: Box) -> tuple[FloatArray, FloatArray]:
-    """Square root of the scaling vector in units of x_scale, and the diagonal of C."""
+    """Square root of the scaling vector in units of x_scale, and the diagonal of C.
+
+    The distance to a bound is measured by what it is worth in residuals, ``v_j D_j / ‖r‖``, and
+    counts as no bound where that is more than 1: so the trust region knows no units, neither of
+    the parameters nor of the data. C is ``|g_j| / v_j`` in the parameters' units, whatever the
+    scale.
+    """
     gradient = state.linearization.gradient
     v, derivative = box.distance_along_descent(state.params, gradient)
-    v = np.where(derivative == 0.0, v, v * state.scale_inv)
-    return np.sqrt(v), gradient * derivative / state.scale_inv
+    length = residual_length(state) or 1.0
+    bounded = derivative != 0.0
+    relative = np.where(bounded, np.minimum(v * (state.scale_inv / length), 1.0), 1.0)
+    curvature = np.where(bounded, np.abs(gradient) * relative / v / state.scale_inv**2, 0.0)
+    return np.sqrt(relative), curvature

@@ -29,13 +29,13 @@ from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.io.files import write_atomically
 
-FORMAT = "nlsq_dask checkpoint 4"
+FORMAT = "nlsq_dask checkpoint 5"
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
-_ARRAYS = {"params", "scale_inv", "r_factor", "qtr", "gradient"}
+_ARRAYS = {"sizes", "params", "scale_inv", "r_factor", "qtr", "gradient", "downhill"}
 _NESTED = {"linearization", "left", "moments", "history"}
 
 
@@ -193,7 +193,8 @@ def _state_to_json(state: SolverState) -> dict[str, Any]:
     flat["left"] = _flat_to_json(state.left)
     flat["moments"] = _flat_to_json(state.moments)
     flat["history"] = [_flat_to_json(record) for record in state.history]
-    flat["status"] = None if state.status is None else int(state.status)
+    for name in ("met", "status"):
+        flat[name] = None if flat[name] is None else int(flat[name])
     return {name: value if name in _NESTED else to_json(value) for name, value in flat.items()}
 
 
@@ -212,7 +213,8 @@ def _state_from_json(saved: Mapping[str, Any]) -> SolverState:
     values["left"] = Remainder(**_flat_from_json(saved["left"]))
     values["moments"] = Moments(**_flat_from_json(saved["moments"]))
     values["history"] = tuple(IterationRecord(**_flat_from_json(r)) for r in saved["history"])
-    values["status"] = None if saved["status"] is None else Status(saved["status"])
+    for name in ("met", "status"):
+        values[name] = None if saved[name] is None else Status(saved[name])
     return SolverState(**values)
 
 
@@ -226,7 +228,7 @@ def _flat_from_json(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(name: str, value: Any) -> Any:
-    if name in _ARRAYS:
+    if name in _ARRAYS and value is not None:
         return np.array(value, dtype=np.float64)  # strings such as "inf" are read as numbers
     return float(value) if isinstance(value, str) else value
 

@@ -13,7 +13,8 @@ from nlsq_dask.core.bounds import (
     active_bounds,
     normalize_bounds,
     normalize_p0,
-    strictly_feasible,
+    off_bounds,
+    stopped_at_bounds,
 )
 
 NAMES = ("a", "b", "c")
@@ -144,26 +145,45 @@ def test_default_start_is_that_of_scipy(lower: float, upper: float):
 @given(
     params=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4),
     gaps=st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=4, max_size=4),
-    margin=st.sampled_from([0.0, 1e-10, 1e-3]),
+    distance=st.sampled_from([0.0, 1e-300, 1e-10, 1.0]),
 )
-def test_strictly_feasible_points_are_inside_and_near(params, gaps, margin: float):
+def test_a_start_is_moved_off_its_bounds_and_no_further(params, gaps, distance: float):
     values = np.array(params)
     below, above = np.array(gaps)[: values.size].T
     lower, upper = values - below, values + above + 1e-3
-    inside = strictly_feasible(values, lower, upper, margin)
+    inside = off_bounds(values, lower, upper, distance)
     assert np.all((lower < inside) & (inside < upper))
-    # Of two bounds too close for the margin the middle is taken.
-    reach = np.maximum(margin * np.maximum(1, np.abs(values) + 11), 0.5 * (upper - lower))
-    assert np.all(np.abs(inside - values) <= reach + 1e-9)
-    far = (below > 2e-3 * (np.abs(values) + 12)) & (above > 2e-3 * (np.abs(values) + 12))
-    assert np.array_equal(inside[far], values[far])
+    off = (lower < values) & (values < upper)
+    assert np.array_equal(inside[off], values[off])
+    box = upper - lower
+    bound = np.maximum(np.abs(lower), np.abs(upper))
+    least = np.maximum(distance, 1e-10 * bound)
+    assert np.all(np.abs(inside - values) <= np.minimum(least, 1e-3 * box) + 1e-15 * bound)
 
 
-def test_active_bounds():
+@pytest.mark.parametrize("unit", [1e-18, 1e-6, 1.0, 1e12])
+def test_moving_off_a_bound_knows_no_units(unit: float):
+    lower, upper = np.array([0.0, 1.0, -INF]) * unit, np.array([INF, 4.0, -2.0]) * unit
+    start = np.array([1e-12, 1.0, -2.0]) * unit
+    inside = off_bounds(start, lower, upper, 1e-300)
+    assert inside[0] == start[0]  # it is off its bound already, however near
+    assert inside[1:] / unit == pytest.approx([1.0 + 1e-10, -2.0 - 2e-10], rel=1e-14)
+
+
+def test_a_step_stops_halfway_to_a_bound():
+    lower, upper = np.array([0.0, -INF, 0.0]), np.array([1.0, INF, 1.0])
+    stopped = stopped_at_bounds(np.full(3, 0.5), np.array([-2.0, 5.0, 0.25]), lower, upper)
+    assert stopped.tolist() == [0.25, 5.5, 0.75]
+
+
+def test_active_bounds_hold_a_parameter_back():
+    """Within reach of it, and with the cost falling beyond it."""
     lower, upper = np.array([0.0, 0.0, 0.0, -INF, 100.0]), np.array([1.0, 1.0, 1.0, INF, 200.0])
     params = np.array([1e-9, 0.5, 1.0 - 1e-9, 0.0, 100.0 + 5e-7])
-    assert active_bounds(params, lower, upper, 1e-8).tolist() == [-1, 0, 1, 0, -1]
-    assert active_bounds(params, lower, upper, 0.0).tolist() == [0, 0, 0, 0, 0]
+    outward = np.array([1.0, 1.0, -1.0, 1.0, 1.0])
+    assert active_bounds(params, lower, upper, outward, 1e-6).tolist() == [-1, 0, 1, 0, -1]
+    assert active_bounds(params, lower, upper, -outward, 1e-6).tolist() == [0, 0, 0, 0, 0]
+    assert active_bounds(params, lower, upper, outward, 0.0).tolist() == [0, 0, 0, 0, 0]
     params[[0, 4]] = lower[[0, 4]]
     params[2] = upper[2]
-    assert active_bounds(params, lower, upper, 0.0).tolist() == [-1, 0, 1, 0, -1]
+    assert active_bounds(params, lower, upper, outward, 0.0).tolist() == [-1, 0, 1, 0, -1]

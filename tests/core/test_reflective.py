@@ -56,7 +56,8 @@ def random_case(seed: int, size: int, wide: bool):
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 6))
 def test_step_is_feasible_and_at_least_a_gradient_step(seed: int, size: int):
     model, params, newton, radius, box = random_case(seed, size, wide=False)
-    step, predicted = choose_step(model, params, newton, radius, box, 0.995)
+    nowhere = np.zeros(params.size)
+    step, predicted = choose_step(model, params, newton, radius, box, 0.995, lambda: nowhere)
     assert box.contains(params + model.scale * step)
     assert np.linalg.norm(step) <= radius * (1 + 1e-12)
     assert predicted == pytest.approx(-model.value(step), rel=1e-9, abs=1e-12)
@@ -74,7 +75,8 @@ def test_step_is_feasible_and_at_least_a_gradient_step(seed: int, size: int):
 
 def test_feasible_newton_step_is_taken_whole():
     model, params, newton, radius, box = random_case(1, 4, wide=True)
-    step, predicted = choose_step(model, params, newton, radius, box, 0.995)
+    nowhere = np.zeros(params.size)
+    step, predicted = choose_step(model, params, newton, radius, box, 0.995, lambda: nowhere)
     assert step.tolist() == newton.tolist()
     assert predicted == -model.value(newton)
 
@@ -86,7 +88,7 @@ def test_reflection_goes_on_along_the_other_parameters():
     )
     newton = np.array([0.001, 100.0])
     box = Box(np.array([-1.0, -1000.0]), np.array([1e-4, 1000.0]))
-    step, _ = choose_step(model, np.zeros(2), newton, 200.0, box, 0.995)
+    step, _ = choose_step(model, np.zeros(2), newton, 200.0, box, 0.995, lambda: np.zeros(2))
     assert step[1] > 50.0
     assert step[0] < 1e-4
 

