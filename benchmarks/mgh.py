@@ -151,9 +151,7 @@ def scipy_fit(problem: Problem, factor: int, name: str) -> Ended:
     start = problem.start(factor)
     residuals, jacobian = functions_of(problem.name)
     try:
-        found = least_squares(
-            residuals, start, jacobian, max_nfev=100 * start.size, **THEIRS[name]
-        )
+        found = least_squares(residuals, start, jacobian, max_nfev=100 * start.size, **THEIRS[name])
     except (ValueError, np.linalg.LinAlgError):
         return Ended(problem, factor, None, math.inf, False, "refused", 1)
     return Ended(

@@ -133,8 +133,6 @@ def wood(b):
     )
 
 
-
-
 def watson(b):
     n = b.shape[0]
     t = np.arange(1, 30)[:, None] / 29
@@ -179,7 +177,6 @@ def _grid(n: int) -> FloatArray:
     return np.arange(1, n + 1) / (n + 1)
 
 
-
 def integral_equation(b):
     n = b.shape[0]
     t = _grid(n)
@@ -198,7 +195,6 @@ def broyden_banded(b):
     ahead = np.arange(n) - np.arange(n)[:, None]
     band = ((ahead >= -5) & (ahead <= 1) & (ahead != 0)).astype(float)
     return b * (2 + 5 * b**2) + 1 - band @ (b * (1 + b))
-
 
 
 def chebyquad(b):
@@ -353,8 +349,9 @@ def _data_problems() -> list[Problem]:
         data_problem(
             "Biggs", biggs, tenths[:13], biggs_y[:13], [1, 2, 1, 1, 1, 1], (0.0, 5.65565e-3)
         ),
-        data_problem("Osborne 2", osborne_2, (i[:65] - 1) / 10, _OSBORNE_2, osborne_2_start,
-                     (4.01377e-2,)),
+        data_problem(
+            "Osborne 2", osborne_2, (i[:65] - 1) / 10, _OSBORNE_2, osborne_2_start, (4.01377e-2,)
+        ),
     ]
 
 
