@@ -95,14 +95,11 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     options = parser.parse_args(argv)
     problems = [PROBLEMS[name] for name in options.problems]
-    rows: list[Row] = []
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # Starts far away overflow, and some fits end at max_nfev: the table counts them.
         warnings.simplefilter("ignore")
-        for method in OURS:
-            rows.append(row_of(method, list(our_fits(problems, method)), judged=True))
-        for name in THEIRS:
-            rows.append(row_of(name, list(scipy_fits(problems, name)), judged=False))
+        rows = [row_of(name, list(our_fits(problems, name)), judged=True) for name in OURS]
+        rows += [row_of(name, list(scipy_fits(problems, name)), judged=False) for name in THEIRS]
     title = f"mgh: {len(problems) * len(FACTORS)} fits of test functions"
     return report(title, rows, options.json)
 

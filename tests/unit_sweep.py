@@ -212,7 +212,7 @@ class Scaling:
         return np.array([float(v) for v in back])
 
     def bounds(self, natural: FloatArray) -> FloatArray:
-        """One side of the bounds in the data's units; those of parameters that move are infinite."""
+        """One side of the bounds in the data's units, infinite for parameters that move."""
         scales = np.array([float(u) for u in self.units])
         return natural * scales
 
