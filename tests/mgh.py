@@ -11,19 +11,29 @@ integral equation is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from tests.core.dense_evaluator import model_functions
 
 FloatArray = NDArray[np.float64]
 Model = Callable[..., Any]
 
 #: Multiples of the standard start that the paper asks for.
 FACTORS = (1, 10, 100)
+#: A lower sum of squares, relative to it, that a success may leave; absolute where the least is 0.
+LEFT_OVER = 1e-6
+#: The published minima have six digits; what is below the other number is zero.
+MINIMUM_DIGITS, ZERO = 1e-5, 1e-10
+TIGHT: dict[str, Any] = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15, "max_nfev": 5000}
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,28 @@ class Problem:
     standard_start: FloatArray
     minima: tuple[float, ...]
 
+    def is_minimum(self, sum_of_squares: float, minima: Sequence[float] | None = None) -> bool:
+        """Whether a sum of squares is one of the minima, by default of all that are published."""
+        published = self.minima if minima is None else minima
+        return any(abs(sum_of_squares - m) <= MINIMUM_DIGITS * m + ZERO for m in published)
+
+    def lower_from(self, params: FloatArray) -> float | None:
+        """A lower sum of squares that SciPy finds from there; None where it finds none.
+
+        By "trf" or "lm" with tolerances of rounding. None says that this is a minimum.
+        """
+        residuals, jacobian = functions_of(self.name)
+        here = float(np.sum(residuals(params) ** 2))
+        for method, x_scale in itertools.product(("trf", "lm"), ("jac", 1.0)):
+            options: dict[str, Any] = {"method": method, "x_scale": x_scale, **TIGHT}
+            try:
+                found = least_squares(residuals, params, jacobian, **options)
+            except (ValueError, np.linalg.LinAlgError):
+                continue  # a trial was not finite, and SciPy gives up
+            if self._is_lower(2.0 * float(found.cost), here):
+                return 2.0 * float(found.cost)
+        return None
+
     def start(self, factor: int) -> FloatArray:
         """A multiple of the standard start; where that is zero, the factor itself.
 
@@ -56,6 +88,11 @@ class Problem:
         if factor != 1 and not self.standard_start.any():
             return np.full(self.standard_start.size, float(factor))
         return factor * self.standard_start
+
+    def _is_lower(self, lower: float, sum_of_squares: float) -> bool:
+        """Whether a sum of squares is so much lower than another that the latter is no minimum."""
+        scale = sum_of_squares if self.minima[0] > 0.0 else 1.0
+        return sum_of_squares - lower > LEFT_OVER * scale
 
 
 def residual_problem(
@@ -356,3 +393,10 @@ def _data_problems() -> list[Problem]:
 
 
 PROBLEMS = {problem.name: problem for problem in _plain_problems() + _data_problems()}
+
+
+@cache
+def functions_of(name: str) -> tuple[Callable[..., FloatArray], Callable[..., FloatArray]]:
+    """Residuals (m,) and Jacobian (m, n) of a problem, compiled once."""
+    problem = PROBLEMS[name]
+    return model_functions(problem.model, problem.x, problem.y)

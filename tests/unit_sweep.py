@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -57,8 +57,8 @@ class Case:
 
     def pairs(self) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
         """Every two of its levels."""
-        named = [(f.name, value) for f, value in zip(fields(self), astuple(self), strict=True)]
-        return itertools.combinations(named[:-1], 2)
+        levels = [level for level in vars(self).items() if level[0] != "seed"]
+        return itertools.combinations(levels, 2)
 
 
 def design(count: int, seed: int = 0) -> list[Case]:
