@@ -28,6 +28,9 @@ RUNS: dict[str, list[str]] = {
     "small_chunks": [],
     "scaling": [],
     "nist_table": ["--replicate", "1000"],
+    "mgh": [],
+    "units": [],
+    "evaluations": [],
 }
 
 

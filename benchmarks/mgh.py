@@ -138,7 +138,7 @@ def scipy_fit(problem: Problem, factor: int, name: str) -> Ended:
         factor,
         found.x,
         2.0 * float(found.cost),
-        bool(found.success) and np.isfinite(found.cost),
+        bool(found.success and np.isfinite(found.cost)),
         f"status {found.status}",
         int(found.nfev),
     )

@@ -52,7 +52,7 @@ def test_the_sweep_covers_every_two_levels():
     def levels(cases):
         return {pair for case in cases for pair in case.pairs()}
 
-    assert levels(design(3000)) >= levels(design(3000, seed=2))
+    assert levels(design(500)) == levels(design(1000, seed=2))
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as all_of_them
-from benchmarks import nist_table, nlsq_reference
+from benchmarks import evaluations, nist_table, nlsq_reference
 from benchmarks.common import interleave, judge, ratio, report
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +103,15 @@ RUNS = [
         marks=(cluster, slow),
     ),
     pytest.param("nist_table", ["--problems", "Misra1a", "Nelson"], 4, (), id="nist_table"),
+    pytest.param("mgh", ["--problems", "Beale"], 6, ("fits", "least", "evaluations"), id="mgh"),
+    pytest.param("units", ["--fits", "8", "--by", "tier"], 3, ("fits", "evaluations"), id="units"),
+    pytest.param(
+        "evaluations",
+        ["--groups", "families", "--starts", "1"],
+        2,
+        ("fits", "success", "evaluations"),
+        id="evaluations",
+    ),
     pytest.param(
         "nist_table",
         ["--problems", "Rat42", "--replicate", "20"],
@@ -156,6 +165,24 @@ def test_nlsq_is_run_in_its_own_environment(tmp_path, monkeypatch):
     for row in rows:
         assert row["NLSQ of SciPy, cold"] > 0
         assert row["apart"] < 0.01
+
+
+def test_evaluations_of_two_versions_are_compared_where_both_end_in_the_same_minimum(
+    tmp_path, capsys
+):
+    options = ["--groups", "families", "--starts", "1"]
+    saved = tmp_path / "before.json"
+    evaluations.main([*options, "--save", str(saved)])
+    before = json.loads(saved.read_text())
+    moved, _, slower, *_ = before  # "trf" and "lm" take turns
+    before[moved]["cost"] *= 2
+    before[slower]["evaluations"] += 5
+    saved.write_text(json.dumps(before))
+    changed, same = evaluations.main([*options, "--compare", str(saved)])
+    assert (changed["moved"], same["moved"]) == (1, 0)
+    assert changed["before"] == changed["evaluations"] + 5
+    assert (changed["met"], same["ratio"]) == ("yes", 1.0)
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_contestants_take_turns():
