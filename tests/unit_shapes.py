@@ -65,7 +65,7 @@ class Shape:
     constant, location : int or None
         Parameter that takes up an offset of y, or of x.
     bounded : tuple of pair
-        Number and upper bound of the parameter that ends at its bound, below its true value.
+        Numbers of parameters and their upper bounds, so that one of them ends at its bound.
     positive : tuple of int
         Parameters that are positive in any units and with any offsets.
     """
@@ -75,7 +75,7 @@ class Shape:
     near: tuple[float, ...]
     far: tuple[float, ...]
     powers: tuple[tuple[int, int], ...]
-    bounded: tuple[int, float]
+    bounded: tuple[tuple[int, float], ...]
     positive: tuple[int, ...]
     constant: int | None = None
     location: int | None = None
@@ -99,7 +99,7 @@ class Shape:
 
 SHAPES = {
     "line": Shape(
-        line, (0.3, 1.0), (0.2, 1.5), (1.0, 10.0), ((1, -1), (1, 0)), (0, 0.25), (0,), constant=1
+        line, (0.3, 1.0), (0.2, 1.5), (1.0, 10.0), ((1, -1), (1, 0)), ((0, 0.25),), (0,), constant=1
     ),
     "decay": Shape(
         decay,
@@ -107,7 +107,7 @@ SHAPES = {
         (1.5, 1.2, 0.5),
         (1.0, 1.0, 0.0),
         ((1, 0), (0, 1), (1, 0)),
-        (1, 1.4),
+        ((1, 1.4),),
         (0, 1, 2),
         constant=2,
     ),
@@ -117,7 +117,7 @@ SHAPES = {
         (1.0, 4.2, 1.0, 0.4),
         (0.8, 5.5, 1.5, 0.0),
         ((1, 0), (0, 1), (0, 1), (1, 0)),
-        (2, 0.6),
+        ((2, 0.6),),
         (0, 1, 2, 3),
         constant=3,
         location=1,
@@ -128,11 +128,11 @@ SHAPES = {
         (1.2, 1.0, 0.8, 4.0),
         (1.0, 0.5, 1.0, 3.0),
         ((1, 0), (0, 1), (1, 0), (0, 1)),
-        (3, 4.0),
+        ((1, 4.0), (3, 4.0)),
         (0, 1, 2, 3),
     ),
     "saturation": Shape(
-        saturation, (2.0, 1.5), (1.5, 1.0), (1.0, 5.0), ((1, 0), (0, 1)), (1, 1.0), (0, 1)
+        saturation, (2.0, 1.5), (1.5, 1.0), (1.0, 5.0), ((1, 0), (0, 1)), ((1, 1.0),), (0, 1)
     ),
     "step": Shape(
         step,
@@ -140,7 +140,7 @@ SHAPES = {
         (1.2, 4.5, 0.8),
         (1.0, 5.5, 1.2),
         ((1, 0), (0, 1), (0, 1)),
-        (2, 0.4),
+        ((2, 0.4),),
         (0, 1, 2),
         location=1,
     ),
@@ -150,7 +150,7 @@ SHAPES = {
         (1.2, 3.0, 2.4, 0.8, 0.7),
         (1.0, 6.0, 2.3, 1.0, 0.0),
         ((1, 0), (0, 1), (0, -1), (0, 0), (1, 0)),
-        (1, 3.0),
+        ((1, 3.0),),
         (0, 1, 2, 4),
         constant=4,
     ),

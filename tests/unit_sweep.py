@@ -229,6 +229,6 @@ def _bounds(shape: Shape, kind: str) -> tuple[FloatArray, FloatArray]:
         for i in shape.positive:
             if i not in (shape.constant, shape.location):
                 lower[i], upper[i] = 0.1 * shape.truth[i], 10 * shape.truth[i]
-        i, bound = shape.bounded
-        upper[i] = bound
+        for i, bound in shape.bounded:
+            upper[i] = bound
     return lower, upper
