@@ -66,11 +66,11 @@ class Problem:
     def lower_from(self, params: FloatArray) -> float | None:
         """A lower sum of squares that SciPy finds from there; None where it finds none.
 
-        By "trf" or "lm" with tolerances of rounding. None says that this is a minimum.
+        By "lm" or "trf" with tolerances of rounding. None says that this is a minimum.
         """
         residuals, jacobian = functions_of(self.name)
         here = float(np.sum(residuals(params) ** 2))
-        for method, x_scale in itertools.product(("trf", "lm"), ("jac", 1.0)):
+        for method, x_scale in itertools.product(("lm", "trf"), (1.0, "jac")):
             options: dict[str, Any] = {"method": method, "x_scale": x_scale, **TIGHT}
             try:
                 found = least_squares(residuals, params, jacobian, **options)

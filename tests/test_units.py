@@ -13,7 +13,7 @@ from tests.unit_shapes import SHAPES
 from tests.unit_sweep import Case, Scaling, Task, design
 
 #: The benchmark ``units`` runs thousands.
-CASES = design(60, seed=1)
+CASES = design(40, seed=1)
 
 
 def label(case):
