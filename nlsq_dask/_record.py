@@ -106,8 +106,6 @@ class FitRecord:
     nit: int
     n_passes: int
     status: Status
-    scipy_status: Status | None
-    undetermined: tuple[str, ...]
     strategy: str
     workflow: str | None
     budget: MemoryBudget
@@ -118,6 +116,8 @@ class FitRecord:
     starts: tuple[Start, ...] = field(repr=False)
     checkpoint: str | None
     history: tuple[IterationRecord, ...] = field(repr=False)
+    scipy_status: Status | None = field(default=None, kw_only=True)
+    undetermined: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def perr(self) -> FloatArray:
