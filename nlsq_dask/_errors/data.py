@@ -33,6 +33,26 @@ def unknown_chunks(name: str) -> InputError:
     )
 
 
+def block_shape(
+    name: str, index: tuple[int, ...], got: tuple[int, ...], announced: tuple[int, ...]
+) -> InputError:
+    """A block of a Dask array has another shape than the array says."""
+    return InputError(
+        f"block {index} of {name} has shape {tuple(got)}, but {name} announces {announced}, so "
+        "that rows would be paired wrongly: correct what makes the block (map_blocks, "
+        f"from_delayed) so that it keeps the shape; or, where rows are meant to be dropped, call "
+        f"compute_chunk_sizes() on {name} and drop the same rows of all arrays, or pass a mask."
+    )
+
+
+def block_dtype(name: str, index: tuple[int, ...], dtype: object) -> InputTypeError:
+    """A block of a Dask array has values of another kind than the array says."""
+    return InputTypeError(
+        f"block {index} of {name} has dtype {dtype}, which its array does not announce: correct "
+        "what makes the block (map_blocks, from_delayed), or the dtype that is passed to it."
+    )
+
+
 def no_rows(name: str, shape: tuple[int, ...]) -> InputError:
     """There are no data."""
     return InputError(f"{name} is empty, with shape {shape}: there is nothing to fit.")

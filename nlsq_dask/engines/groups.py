@@ -35,6 +35,7 @@ from nlsq_dask.engines.pieces import (
     sources_of,
     with_repeats,
 )
+from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import (
     Box,
     Chunks,
@@ -62,8 +63,13 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One block: the graph nodes to run for it, and what to drop after each and at the end."""
+    """One block: the graph nodes to run for it, and what to drop after each and at the end.
 
+    ``index`` is its place in the chunk grid, ``shape`` that of its rows as it was announced.
+    """
+
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
     nodes: tuple[tuple[GraphNode, tuple[Key, ...]], ...]
     operands: tuple[Operand, ...]
     drop: tuple[Key, ...]
@@ -153,7 +159,8 @@ def plan_stream(
     """
     chunks = common_chunks(data, unchunked_rows)
     sources = sources_of(data)
-    arrays = [_match_chunks(a, chunks) for a in data.operands]
+    checked_arrays = _checked_where_cut(data, chunks)
+    arrays = [_match_chunks(a, chunks) for a in checked_arrays]
     blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
     grouping = None
     if most_blocks is not None:
@@ -168,11 +175,11 @@ def plan_stream(
     # Large arrays whose chunks each group makes for itself.
     sources = with_repeats(sources, chunks, grouping.tasks)
     own = {source.operand for source in sources if source.repeated}
-    pairs = zip(data.operands, arrays, strict=True)
-    own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
+    made = zip(data.operands, checked_arrays, arrays, strict=True)
+    own |= {m.name for a, *of_a in made if is_dask(a) and a.name in own for m in of_a}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
     plans = tuple(
-        _plan_group(graph, [operands[i] for i in group], shared_keys, _rows_of(blocks, group))
+        _plan_group(graph, [(*blocks[i], operands[i]) for i in group], shared_keys)
         for group in groups
     )
     return StreamPlan(
@@ -219,11 +226,28 @@ def _piece_bytes(data: Observations, block_bytes: int) -> int:
     return max(sum(largest), block_bytes)
 
 
+def _checked_where_cut(data: Observations, chunks: Chunks) -> list[Array]:
+    """The arrays of a fit, those compared with what they announce that are cut otherwise.
+
+    Of the others each chunk is the part of a block, and is compared when that is made.
+    """
+    named = zip(data.operands, data.layout.names, strict=True)
+    return [
+        checked(a, name) if is_dask(a) and a.chunks != _own_chunks(a, chunks) else a
+        for a, name in named
+    ]
+
+
 def _match_chunks(array: Array, chunks: Chunks) -> Array:
     if not is_dask(array):
         return array
-    wanted = tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
+    wanted = _own_chunks(array, chunks)
     return array if array.chunks == wanted else array.rechunk(wanted)
+
+
+def _own_chunks(array: Array, chunks: Chunks) -> Chunks:
+    """The chunk grid of an array that is as long as the rows, or of length 1, along each axis."""
+    return tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
 
 
 def _optimized_graph(arrays: list[da.Array]) -> dict[Key, GraphNode]:
@@ -248,10 +272,6 @@ def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
 def _operand_bytes(array: Array, box: Box) -> int:
     part = broadcast_box(box, array.shape)
     return box_size(part) * int(array.dtype.itemsize)
-
-
-def _rows_of(blocks: list[tuple[tuple[int, ...], Box]], group: range) -> int:
-    return sum(box_size(blocks[i][1]) for i in group)
 
 
 def _shared_keys(
@@ -361,16 +381,15 @@ def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, Grap
 
 def _plan_group(
     graph: Mapping[Key, GraphNode],
-    blocks: list[tuple[Operand, ...]],
+    blocks: list[tuple[tuple[int, ...], Box, tuple[Operand, ...]]],
     shared: Mapping[Key, None],
-    n_rows: int,
 ) -> GroupPlan:
     """Order the nodes of a group by block, and find where each array is used last."""
     made: dict[Key, None] = dict.fromkeys(shared)
     runs: list[list[Key]] = []
     last_use: dict[Key, tuple[int, int]] = {}
     external: dict[Key, None] = {}
-    for b, operands in enumerate(blocks):
+    for b, (_, _, operands) in enumerate(blocks):
         first = len(made)
         keys = [o.key for o in operands if o.key is not None]
         for key in keys:
@@ -389,10 +408,13 @@ def _plan_group(
         drops[place].append(key)
     steps = tuple(
         Step(
+            index,
+            tuple(s.stop - s.start for s in box),
             tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
             operands,
             tuple(drops[b, len(run)]),
         )
-        for b, (run, operands) in enumerate(zip(runs, blocks, strict=True))
+        for b, (run, (index, box, operands)) in enumerate(zip(runs, blocks, strict=True))
     )
+    n_rows = sum(box_size(box) for _, box, _ in blocks)
     return GroupPlan(steps, tuple(external), n_rows)

@@ -23,6 +23,7 @@ from nlsq_dask.engines.row_function import (
     without_mask,
 )
 from nlsq_dask.engines.runners import ClusterRunner, LocalRunner
+from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
@@ -59,7 +60,8 @@ def _blockwise(
     operands: Sequence[Array],
 ) -> da.Array:
     chunks = chunks_of_rows(data)
-    arrays = [_with_chunks(array, chunks) for array in operands]
+    named = zip(operands, _names(data, operands), strict=True)
+    arrays = [_with_chunks(array, chunks, name) for array, name in named]
     # Costs nothing to make, and gives each block its shape: all else may broadcast.
     rows = da.zeros(data.y.shape, chunks=chunks, dtype=bool)
     index = tuple(range(data.y.ndim))
@@ -91,10 +93,16 @@ def _as_one_task(function: RowFunction) -> Delayed:
     return model
 
 
-def _with_chunks(array: Array, chunks: Chunks) -> da.Array:
+def _names(data: Observations, operands: Sequence[Array]) -> Sequence[str]:
+    """What messages call the arrays: all of the data, or the coordinates alone."""
+    names = data.layout.names
+    return names if len(operands) == len(names) else names[1 : 1 + len(operands)]
+
+
+def _with_chunks(array: Array, chunks: Chunks, name: str) -> da.Array:
     """A Dask array of an array that broadcasts to rows of given chunks."""
     wanted = tuple(c if sum(c) == n else (1,) for n, c in zip(array.shape, chunks, strict=True))
-    lazy: da.Array = array if is_dask(array) else da.from_array(array, chunks=wanted)
+    lazy: da.Array = checked(array, name) if is_dask(array) else da.from_array(array, chunks=wanted)
     return lazy if lazy.chunks == wanted else lazy.rechunk(wanted)
 
 

@@ -34,14 +34,23 @@ LOCAL_PROTOCOLS = ("file", "local", "memory")
 
 
 def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
-    """Make the blocks of a group one after the other, keeping only what later ones need."""
+    """Make the blocks of a group one after the other, keeping only what later ones need.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If an array of a block has not the shape that was announced, or no numbers.
+    """
     values = dict(external)
     for step in plan.steps:
         for node, drop in step.nodes:
             values[node.key] = node(values)
             for key in drop:
                 del values[key]
-        yield layout.block([o.value if o.key is None else values[o.key] for o in step.operands])
+        arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
+        layout.check(arrays, step.index, step.shape)
+        yield layout.block(arrays)
+        del arrays
         for key in step.drop:
             del values[key]
 

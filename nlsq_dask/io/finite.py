@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Box
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import Block, Layout
@@ -140,11 +141,14 @@ def _scan_lazy(data: Observations, client: Client | None) -> Findings:
     """Look at all rows of Dask arrays, in one computation over all of them."""
     import dask.array as da
 
-    def lazy(array: Any) -> Any:
-        return array if isinstance(array, da.Array) else da.from_array(array, chunks=-1, name=False)
+    def lazy(array: Any, name: str) -> Any:
+        if isinstance(array, da.Array):
+            return checked(array, name)
+        return da.from_array(array, chunks=-1, name=False)
 
     axes = tuple(range(data.y.ndim))
-    pairs = itertools.chain.from_iterable((lazy(a), axes) for a in data.operands)
+    named = zip(data.operands, data.layout.names, strict=True)
+    pairs = itertools.chain.from_iterable((lazy(a, name), axes) for a, name in named)
     _, arrays = da.core.unify_chunks(*pairs)
     found = da.map_blocks(
         _scan_chunk,

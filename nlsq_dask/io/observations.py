@@ -82,7 +82,12 @@ class Observations:
     @property
     def layout(self) -> Layout:
         """How a block is made of pieces of the operands."""
-        return Layout(self.sigma is not None, len(self.masks), self.rule)
+        names = self.names + ("mask",) * len(self.masks)
+        full = self.y.shape
+        varies = tuple(
+            tuple(n == rows for n, rows in zip(a.shape, full, strict=True)) for a in self.operands
+        )
+        return Layout(self.sigma is not None, len(self.masks), self.rule, names, varies)
 
     @property
     def selects(self) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.announced import FLAGS, NUMBERS, check_block
 from nlsq_dask.io.chunks import Box, box_size, broadcast_box, row_boxes, whole_box
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 
@@ -91,11 +92,42 @@ class Layout:
     n_masks : int
         Number of masks.
     rule : MissingRule
+    names : tuple of str
+        What messages call the arrays.
+    varies : tuple of tuple of bool
+        For each array, whether it varies along each dimension of y; its length is 1 where not.
     """
 
     weighted: bool
     n_masks: int = 0
     rule: MissingRule = NO_RULE
+    names: tuple[str, ...] = ()
+    varies: tuple[tuple[bool, ...], ...] = ()
+
+    def check(self, arrays: Sequence[Any], index: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        """Compare the arrays of a block with what was announced of them.
+
+        Parameters
+        ----------
+        arrays : sequence of array_like
+            As they were made.
+        index : tuple of int
+            Of the block.
+        shape : tuple of int
+            Of its rows.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            Naming the first array that has another shape, or holds something else.
+        """
+        n_values = len(arrays) - self.n_masks
+        described = zip(arrays, self.names, self.varies, strict=True)
+        for number, (array, name, varies) in enumerate(described):
+            along = [(i, n) if v else (0, 1) for i, n, v in zip(index, shape, varies, strict=True)]
+            own_index, own_shape = zip(*along, strict=True)
+            kinds = NUMBERS if number < n_values else FLAGS
+            check_block(array, name, own_index, own_shape, kinds)
 
     def block(self, arrays: Sequence[Any]) -> Block:
         """The block that arrays make. Masked ones become their values and one more mask each."""
