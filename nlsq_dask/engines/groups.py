@@ -17,12 +17,12 @@ import math
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
 from dask.array.optimization import optimize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
@@ -35,13 +35,14 @@ from nlsq_dask.engines.pieces import (
     sources_of,
     with_repeats,
 )
-from nlsq_dask.io.announced import checked
+from nlsq_dask.io.announced import Announced, kinds_of
 from nlsq_dask.io.chunks import (
     Box,
     Chunks,
     block_boxes,
     box_size,
     broadcast_box,
+    lengths,
     regular_chunks,
     spread_blocks,
 )
@@ -77,11 +78,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """What one task does: its blocks in order, and the keys that must be handed to it."""
+    """What one task does: its blocks in order, and the keys that must be handed to it.
+
+    ``announced`` says what the arrays' own chunks should be, where blocks are cut from them.
+    """
 
     steps: tuple[Step, ...]
     external: tuple[Key, ...]
     n_rows: int
+    announced: Mapping[Key, Announced] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +164,7 @@ def plan_stream(
     """
     chunks = common_chunks(data, unchunked_rows)
     sources = sources_of(data)
-    checked_arrays = _checked_where_cut(data, chunks)
-    arrays = [_match_chunks(a, chunks) for a in checked_arrays]
+    arrays = [_match_chunks(a, chunks) for a in data.operands]
     blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
     grouping = None
     if most_blocks is not None:
@@ -171,20 +175,21 @@ def plan_stream(
     grouping = grouping or group_blocks(sizes, chunks, sources)
     groups = grouping.groups
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
-    graph = _optimized_graph([a for a in arrays if is_dask(a)])
+    announced = _cut_pieces(data, chunks)
+    graph = _optimized_graph([a for a in arrays if is_dask(a)], list(announced))
     # Large arrays whose chunks each group makes for itself.
     sources = with_repeats(sources, chunks, grouping.tasks)
     own = {source.operand for source in sources if source.repeated}
-    made = zip(data.operands, checked_arrays, arrays, strict=True)
-    own |= {m.name for a, *of_a in made if is_dask(a) and a.name in own for m in of_a}
+    pairs = zip(data.operands, arrays, strict=True)
+    own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
     plans = tuple(
-        _plan_group(graph, [(*blocks[i], operands[i]) for i in group], shared_keys)
+        _plan_group(graph, [(*blocks[i], operands[i]) for i in group], shared_keys, announced)
         for group in groups
     )
     return StreamPlan(
         plans,
-        _cull(graph, shared_keys),
+        _compared(_cull(graph, shared_keys), announced),
         tuple(shared_keys),
         chunks,
         max(sizes),
@@ -226,16 +231,19 @@ def _piece_bytes(data: Observations, block_bytes: int) -> int:
     return max(sum(largest), block_bytes)
 
 
-def _checked_where_cut(data: Observations, chunks: Chunks) -> list[Array]:
-    """The arrays of a fit, those compared with what they announce that are cut otherwise.
+def _cut_pieces(data: Observations, chunks: Chunks) -> dict[Key, Announced]:
+    """What is announced of the chunks of arrays that are cut otherwise, by their keys.
 
-    Of the others each chunk is the part of a block, and is compared when that is made.
+    The cuts would hide that such a chunk is longer. Of the other arrays each chunk is the part of a
+    block, which is compared when it is used.
     """
     named = zip(data.operands, data.layout.names, strict=True)
-    return [
-        checked(a, name) if is_dask(a) and a.chunks != _own_chunks(a, chunks) else a
-        for a, name in named
-    ]
+    return {
+        (array.name, *index): Announced(name, index, lengths(box), kinds_of(array))
+        for array, name in named
+        if is_dask(array) and array.chunks != _own_chunks(array, chunks)
+        for index, box in block_boxes(array.chunks)
+    }
 
 
 def _match_chunks(array: Array, chunks: Chunks) -> Array:
@@ -250,8 +258,10 @@ def _own_chunks(array: Array, chunks: Chunks) -> Chunks:
     return tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
 
 
-def _optimized_graph(arrays: list[da.Array]) -> dict[Key, GraphNode]:
+def _optimized_graph(arrays: list[da.Array], kept: list[Key]) -> dict[Key, GraphNode]:
     """The arrays' graphs as one, culled and fused as Dask would before computing.
+
+    The nodes of `kept` are fused with nothing that uses them.
 
     Of all blocks for a sample too: Dask reads a chunk of which it sees one block alone in parts.
     """
@@ -259,7 +269,7 @@ def _optimized_graph(arrays: list[da.Array]) -> dict[Key, GraphNode]:
         return {}
     keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
     graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
-    return dict(convert_legacy_graph(dict(optimize(graph, keys))))
+    return dict(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=kept))))
 
 
 def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
@@ -379,10 +389,27 @@ def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, Grap
     return {key: graph[key] for key in needed}
 
 
+def _compared(
+    graph: Mapping[Key, GraphNode], announced: Mapping[Key, Announced]
+) -> dict[Key, GraphNode]:
+    """A graph that compares chunks with what is announced of them before it uses them."""
+    compared: dict[Key, GraphNode] = {}
+    for key, node in graph.items():
+        if key not in announced:
+            compared[key] = node
+            continue
+        assert isinstance(key, tuple)
+        made = (f"nlsq-made-{key[0]}", *key[1:])
+        compared[made] = node.substitute({}, key=made)
+        compared[key] = Task(key, announced[key].checked, TaskRef(made))
+    return compared
+
+
 def _plan_group(
     graph: Mapping[Key, GraphNode],
     blocks: list[tuple[tuple[int, ...], Box, tuple[Operand, ...]]],
     shared: Mapping[Key, None],
+    announced: Mapping[Key, Announced],
 ) -> GroupPlan:
     """Order the nodes of a group by block, and find where each array is used last."""
     made: dict[Key, None] = dict.fromkeys(shared)
@@ -409,7 +436,7 @@ def _plan_group(
     steps = tuple(
         Step(
             index,
-            tuple(s.stop - s.start for s in box),
+            lengths(box),
             tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
             operands,
             tuple(drops[b, len(run)]),
@@ -417,4 +444,6 @@ def _plan_group(
         for b, (run, (index, box, operands)) in enumerate(zip(runs, blocks, strict=True))
     )
     n_rows = sum(box_size(box) for _, box, _ in blocks)
-    return GroupPlan(steps, tuple(external), n_rows)
+    keys = itertools.chain(external, *runs)
+    pieces = {key: announced[key] for key in keys if key in announced}
+    return GroupPlan(steps, tuple(external), n_rows, pieces)

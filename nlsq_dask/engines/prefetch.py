@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 from dask._task_spec import DataNode, GraphNode, Task
@@ -42,9 +43,13 @@ def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) ->
         If an array of a block has not the shape that was announced, or no numbers.
     """
     values = dict(external)
+    for key in plan.announced.keys() & values.keys():
+        plan.announced[key].check(values[key])
     for step in plan.steps:
         for node, drop in step.nodes:
             values[node.key] = node(values)
+            if node.key in plan.announced:
+                plan.announced[node.key].check(values[node.key])
             for key in drop:
                 del values[key]
         arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
@@ -67,7 +72,7 @@ def read_ahead(
         return
 
     def make(step: Step) -> Block:
-        return next(read_blocks(GroupPlan((step,), plan.external, 0), external, layout))
+        return next(read_blocks(replace(plan, steps=(step,)), external, layout))
 
     coming: deque[Future[Block]] = deque()
     with ThreadPoolExecutor(depth, "nlsq-read") as pool:

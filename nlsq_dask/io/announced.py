@@ -7,6 +7,7 @@ then be paired with the wrong ones, or broadcast to them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,42 +20,55 @@ NUMBERS = "fiub"
 FLAGS = "b"
 
 
-def check_block(
-    block: Any, name: str, index: tuple[int, ...], shape: tuple[int, ...], kinds: str = NUMBERS
-) -> None:
-    """Compare a block with what was announced.
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What is announced of a block.
 
-    Parameters
+    Attributes
     ----------
-    block : array_like
-        As it was made.
     name : str
         What messages call the array that it is of.
     index : tuple of int
         Of the block among those of the array.
     shape : tuple of int
-        As announced.
     kinds : str
         Kinds of dtypes that it may have.
-
-    Raises
-    ------
-    InputError
-        If the shape is another one.
-    InputTypeError
-        If the dtype is of another kind.
     """
-    if np.shape(block) != shape:
-        raise _errors.block_shape(name, index, np.shape(block), shape)
-    dtype = np.ma.getdata(block, subok=False).dtype
-    if dtype.kind not in kinds:
-        raise _errors.block_dtype(name, index, dtype)
+
+    name: str
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
+    kinds: str = NUMBERS
+
+    def checked(self, block: Any) -> Any:
+        """The block itself, if it is as announced; see :meth:`check`."""
+        self.check(block)
+        return block
+
+    def check(self, block: Any) -> None:
+        """Compare a block, as it was made, with what was announced.
+
+        Raises
+        ------
+        InputError
+            If the shape is another one.
+        InputTypeError
+            If the dtype is of another kind.
+        """
+        if np.shape(block) != self.shape:
+            raise _errors.block_shape(self.name, self.index, np.shape(block), self.shape)
+        dtype = np.ma.getdata(block, subok=False).dtype
+        if dtype.kind not in self.kinds:
+            raise _errors.block_dtype(self.name, self.index, dtype)
+
+
+def kinds_of(array: Any) -> str:
+    """Kinds of dtypes that the blocks of an array may have."""
+    return FLAGS if array.dtype.kind in FLAGS else NUMBERS
 
 
 def checked(array: Any, name: str) -> Any:
     """A Dask array whose chunks are compared with what it announces when they are made.
-
-    For an array that is cut into other chunks: the cuts would hide that a chunk is longer.
 
     Parameters
     ----------
@@ -71,7 +85,6 @@ def checked(array: Any, name: str) -> Any:
     from dask.layers import ArrayBlockIdDep, ArrayChunkShapeDep
 
     axes = tuple(range(array.ndim))
-    kinds = FLAGS if array.dtype.kind in FLAGS else NUMBERS
     chunks: Chunks = array.chunks
     return da.blockwise(
         _checked_block,
@@ -84,7 +97,7 @@ def checked(array: Any, name: str) -> Any:
         axes,
         name=f"nlsq-checked-{name}-{array.name}",
         array_name=name,
-        kinds=kinds,
+        kinds=kinds_of(array),
         dtype=array.dtype,
         meta=array._meta,  # noqa: SLF001  # says whether its blocks are masked arrays
         align_arrays=False,
@@ -95,5 +108,4 @@ def _checked_block(
     block: Any, index: tuple[int, ...], shape: tuple[int, ...], array_name: str, kinds: str
 ) -> Any:
     """The block itself, if it is as announced."""
-    check_block(block, array_name, tuple(index), tuple(shape), kinds)
-    return block
+    return Announced(array_name, tuple(index), tuple(shape), kinds).checked(block)

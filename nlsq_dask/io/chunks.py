@@ -97,6 +97,11 @@ def whole_box(shape: Sequence[int]) -> Box:
     return tuple(slice(0, n) for n in shape)
 
 
+def lengths(box: Box) -> tuple[int, ...]:
+    """Shape of a box."""
+    return tuple(s.stop - s.start for s in box)
+
+
 def box_size(box: Box) -> int:
     """Rows in a box."""
     return math.prod(s.stop - s.start for s in box)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.io.announced import FLAGS, NUMBERS, check_block
+from nlsq_dask.io.announced import FLAGS, NUMBERS, Announced
 from nlsq_dask.io.chunks import Box, box_size, broadcast_box, row_boxes, whole_box
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 
@@ -127,7 +127,7 @@ class Layout:
             along = [(i, n) if v else (0, 1) for i, n, v in zip(index, shape, varies, strict=True)]
             own_index, own_shape = zip(*along, strict=True)
             kinds = NUMBERS if number < n_values else FLAGS
-            check_block(array, name, own_index, own_shape, kinds)
+            Announced(name, own_index, own_shape, kinds).check(array)
 
     def block(self, arrays: Sequence[Any]) -> Block:
         """The block that arrays make. Masked ones become their values and one more mask each."""
