@@ -16,6 +16,7 @@ from nlsq_dask._errors import (
     MissingLibraryError,
     ModelError,
     NotRowWiseError,
+    PrecisionWarning,
     Status,
     UntraceableModelError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "NotRowWiseError",
     "Parameter",
     "PilotRecord",
+    "PrecisionWarning",
     "Start",
     "Status",
     "UntraceableModelError",

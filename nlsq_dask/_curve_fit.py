@@ -100,7 +100,7 @@ class Problem:
     y: Any
     sigma: Any
     given_x: Any
-    nan_policy: Literal["raise", "omit"] | None
+    nan_policy: Literal["raise", "omit", "propagate"] | None
     plain: bool
     adapt: Adapt | None = None
 
@@ -447,6 +447,8 @@ def _checked(problem: Problem, check_finite: bool, policy: str | None) -> Proble
             bad = ~np.isfinite(array)
             if bad.any():
                 raise _errors.infinite_or_nan(name, int(bad.sum()), _first(bad))
+    if policy is None and not check_finite:
+        return replace(problem, nan_policy="propagate")
     if check_finite or policy is None:
         return problem
     if policy == "propagate":

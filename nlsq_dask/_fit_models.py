@@ -19,14 +19,21 @@ from nlsq_dask._fit import Tolerance
 from nlsq_dask._job import Given, Job, Wishes, open_source, prepare_on
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._result import FitResult
-from nlsq_dask._run import Before, Found, open_checkpoints, result_of, save_state, solve
+from nlsq_dask._run import (
+    Before,
+    Found,
+    open_checkpoints,
+    result_of,
+    save_state,
+    solve,
+    start_problem,
+)
 from nlsq_dask._sample import LazySample, guessed_start
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.engines.together import Seat, read_by, run_together
 from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore
-from nlsq_dask.io.finite import finite_problem
 from nlsq_dask.kernels.signature import model_label
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ def fit_models(
     sigma: Any = None,
     absolute_sigma: bool = False,
     mask: Any = None,
-    nan_policy: Literal["raise", "omit"] | None = "raise",
+    nan_policy: Literal["raise", "omit", "propagate"] | None = "raise",
     fill_value: float | None = None,
     method: Literal["trf", "lm", "dogbox"] = "trf",
     loss: str | Callable[..., Any] = "linear",
@@ -293,10 +300,20 @@ def _run(
         try:
             found = run_together(searches, read_by(readers), first.data)
         except _errors.StartNotFiniteError as error:
-            raise finite_problem(first.data, first.client) or error from None
+            raise _start_problem(jobs, error) from None
     before = max(sample.n_passes for sample in samples)  # all blocks are read once for all of them
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
     return dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True)), before + after
+
+
+def _start_problem(
+    jobs: Mapping[str, Job], error: _errors.StartNotFiniteError
+) -> _errors.InputError:
+    """What is wrong at the start of a model, with the model's name if it is not the data."""
+    name = error.model or next(iter(jobs))
+    problem = start_problem(jobs[name], error)
+    is_new = problem is not error and isinstance(problem, _errors.StartNotFiniteError)
+    return _errors.of_model(name, problem) if is_new else problem
 
 
 def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> Path | None:

@@ -76,12 +76,22 @@ def run(job: Job, reporting: Reporting) -> FitResult:
         try:
             found = solve(job, evaluator, sample, saved, observe_state)
         except _errors.StartNotFiniteError as error:
-            raise finite_problem(job.data, job.client) or error from None
+            raise start_problem(job, error) from None
     result = result_of(job, found, store)
     solution = found.solution
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
     return result
+
+
+def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
+    """What is wrong at the start: the data, or the model on a row that the error then names."""
+    found = finite_problem(job.data, job.client)
+    if found is not None or error.params is None:
+        return found or error
+    fitted = FittedModel(job.spec, job.data, job.device, job.client, job.row_wise)
+    rows = fitted.bad_rows(job.reduction.expand(np.array(error.params)))
+    return rows.error(job.data.names[1 : 1 + len(job.data.coords)], error)
 
 
 def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> CheckpointStore | None:

@@ -87,7 +87,7 @@ def guessed_start(job: Job, sample: Observations) -> FloatArray:
     except (ArithmeticError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _errors.guess_failed(job.spec.label, repr(error)) from error
     if start.shape != (len(names),) or not np.isfinite(start).all():
-        raise _errors.guess_failed(job.spec.label, f"it returned {guess!r}")
+        raise _errors.guess_failed(job.spec.label, f"it returned {_errors.shown(guess)}")
     unbounded = np.full_like(job.lower, np.inf)
     free = reduce_start(job.reduction, start, names, -unbounded, unbounded)
     return np.clip(free, job.lower, job.upper)

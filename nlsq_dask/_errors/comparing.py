@@ -12,6 +12,7 @@ from nlsq_dask._errors.kinds import (
     InputError,
     InputTypeError,
     join_names,
+    shown,
 )
 
 ProblemT = TypeVar("ProblemT", bound=FitError | FitWarning)
@@ -19,7 +20,9 @@ ProblemT = TypeVar("ProblemT", bound=FitError | FitWarning)
 
 def of_model(name: str, problem: ProblemT) -> ProblemT:
     """An error or a warning of one of several models, with the model's name."""
-    return type(problem)(f"model {name!r}: {problem}")
+    named = type(problem)(f"model {name!r}: {problem}")
+    named.__dict__.update(problem.__dict__, model=name)
+    return named
 
 
 def no_model_arrived(names: Sequence[str]) -> ConvergenceError:
@@ -33,8 +36,8 @@ def no_model_arrived(names: Sequence[str]) -> ConvergenceError:
 def models_form(value: object) -> InputTypeError:
     """The models are in no accepted form."""
     return InputTypeError(
-        f"models = {value!r}: pass a list of models, or a dictionary {{name: model}} with names "
-        "that are strings. A single model is fitted by fit()."
+        f"models = {shown(value)}: pass a list of models, or a dictionary {{name: model}} with "
+        "names that are strings. A single model is fitted by fit()."
     )
 
 
@@ -46,7 +49,7 @@ def no_models() -> InputError:
 def per_model_form(argument: str, value: object, names: Sequence[str]) -> InputTypeError:
     """What differs from model to model was given once."""
     return InputTypeError(
-        f"{argument} = {value!r} is not one value a model: pass a list of {len(names)} in the "
+        f"{argument} = {shown(value)} is not one value a model: pass a list of {len(names)} in the "
         f"order of the models, or a dictionary {{{names[0]!r}: ...}} by their names, in which "
         "models may be left out."
     )

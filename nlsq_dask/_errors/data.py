@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from nlsq_dask._errors.kinds import (
     InputError,
     InputTypeError,
+    PrecisionWarning,
+    StartNotFiniteError,
     join_names,
+    shown,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def not_an_array(name: str, cause: Exception) -> InputError:
@@ -17,12 +24,24 @@ def not_an_array(name: str, cause: Exception) -> InputError:
     return InputError(f"{name} cannot be made an array ({cause}): pass equally long rows.")
 
 
-def not_real(name: str, dtype: object) -> InputTypeError:
+def not_real(name: str, dtype: np.dtype[Any]) -> InputTypeError:
     """An array holds no real numbers."""
-    return InputTypeError(
-        f"{name} has dtype {dtype}, but a fit needs real numbers: convert it, for example with "
-        f"{name}.astype(float), or fit the real and imaginary parts of complex data."
-    )
+    remedy = f"convert it, for example with {name}.astype(float)"
+    if dtype.kind in "mM":
+        difference = name if dtype.kind == "m" else f"({name} - {name}[0])"
+        remedy = (
+            "state it as a number of seconds, or of another unit, from an origin, for example "
+            f"{difference} / np.timedelta64(1, 's')"
+        )
+    elif dtype.kind == "c" and name == "y":
+        remedy = (
+            "stack the two parts, y = np.concatenate([y.real, y.imag]), and the model's values "
+            "likewise: with x = (np.concatenate([x, x]), np.repeat([0, 1], len(x))), a model of "
+            "x, part = x returns np.where(part == 0, value.real, value.imag)"
+        )
+    elif dtype.kind == "c":
+        remedy = f"pass the two parts as two arrays, {name}.real and {name}.imag"
+    return InputTypeError(f"{name} has dtype {dtype}, but a fit needs real numbers: {remedy}.")
 
 
 def unknown_chunks(name: str) -> InputError:
@@ -78,16 +97,16 @@ def mask_not_boolean(dtype: object) -> InputTypeError:
 def fill_value_not_a_number(value: object) -> InputTypeError:
     """The value that stands for missing rows is no number."""
     return InputTypeError(
-        f"fill_value = {value!r} is no real number: pass the one number that stands for missing "
-        "values of y, or a mask."
+        f"fill_value = {shown(value)} is no real number: pass the one number that stands for "
+        "missing values of y, or a mask."
     )
 
 
 def fill_value_does_not_fit(value: object, dtype: object) -> InputError:
     """No value of y can equal the fill value."""
     return InputError(
-        f"fill_value = {value!r} cannot be held by y's dtype {dtype}, so that no row equals it: "
-        "pass the value as it is stored in y."
+        f"fill_value = {shown(value)} cannot be held by y's dtype {dtype}, so that no row equals "
+        "it: pass the value as it is stored in y."
     )
 
 
@@ -101,7 +120,8 @@ def all_left_out(n_rows: int, causes: Sequence[str]) -> InputError:
 
 def sigma_no_deviation(count: int, example: float, place: str = "") -> InputError:
     """Standard deviations must be positive and finite."""
-    what, remedy = "not positive", ""
+    what = "not positive"
+    remedy = ", and mask=(sigma <= 0) leaves out rows without one"
     if math.isnan(example):
         remedy = ", and nan_policy='omit' leaves out rows with NaN"
     elif math.isinf(example) and example > 0:  # no weight, yet a degree of freedom
@@ -109,6 +129,39 @@ def sigma_no_deviation(count: int, example: float, place: str = "") -> InputErro
     return InputError(
         f"sigma has {count} values that are {what} (one is {example!r}){place}: standard "
         f"deviations must be greater than zero and finite{remedy}."
+    )
+
+
+def values_not_finite() -> StartNotFiniteError:
+    """Arrays have NaN, or infinite y or weights; where is told by looking for them."""
+    return StartNotFiniteError(
+        "x, y or sigma has values that are NaN or infinite, but they could not be found when the "
+        "data were read again: pass data that are the same in every reading."
+    )
+
+
+def squares_out_of_range(
+    y: float, weight: float, least: float, largest: float
+) -> StartNotFiniteError:
+    """Squares of y or sigma have no float64."""
+    sizes, unit = f"y has values up to {y:.3g}", f"y is between {least:g} and {largest:g}"
+    what = "y and the model by a number"
+    if weight != 1.0:
+        sizes += f" and sigma has values down to {1.0 / weight:.3g}"
+        what = "y, sigma and the model by a number (without absolute_sigma, sigma by any number)"
+        unit = f"y, sigma and y / sigma are between {least:g} and {largest:g}"
+    return StartNotFiniteError(
+        f"{sizes}, and float64 does not hold sums of squares of such sizes: divide {what}, such "
+        f"that {unit}."
+    )
+
+
+def integers_rounded(name: str, size: float) -> PrecisionWarning:
+    """Integers are larger than those that float64 holds."""
+    return PrecisionWarning(
+        f"{name} has integers up to {size:.4g}, beyond 2**53 = 9.007e15, and the model gets them "
+        f"rounded to multiples of {math.ulp(size):.0f}: subtract an origin in integer "
+        f"arithmetic first, for example {name} - {name}[0]."
     )
 
 

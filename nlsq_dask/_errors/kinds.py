@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from types import FrameType
+from typing import Self
+
+# Names or numbers that a message lists, and how many of more than these.
+MOST_LISTED = 20
+FEW_LISTED = 6
+
+# Characters of a value that a message shows.
+MOST_CHARACTERS = 240
 
 
 class FitError(Exception):
-    """Base class of every error raised by nlsq_dask."""
+    """Base class of every error raised by nlsq_dask.
+
+    ``model`` is the name of the model that it is about, where several are fitted together.
+    """
+
+    model: str | None = None
 
 
 class InputError(FitError, ValueError):
@@ -21,7 +36,19 @@ class InputTypeError(FitError, TypeError):
 
 
 class StartNotFiniteError(InputError):
-    """The sum of squares or its derivatives are not finite at the starting point."""
+    """The sum of squares or its derivatives are not finite at the starting point.
+
+    ``params`` are the free parameters there, where a model is evaluated.
+    """
+
+    params: tuple[float, ...] | None = None
+
+    @classmethod
+    def at(cls, params: Iterable[float], text: str) -> Self:
+        """The error of a starting point."""
+        error = cls(text)
+        error.params = tuple(map(float, params))
+        return error
 
 
 class ModelError(FitError, ValueError):
@@ -58,6 +85,10 @@ class ConvergenceWarning(FitWarning):
 
 class CheckpointWarning(FitWarning):
     """A checkpoint could not be written or read."""
+
+
+class PrecisionWarning(FitWarning):
+    """Values lose digits where they are converted to float64."""
 
 
 class Status(IntEnum):
@@ -134,7 +165,9 @@ _STATUS_MESSAGES = {
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Write names as a readable list: ``a, b and c``."""
+    """Write names as a readable list: ``a, b and c``; of very many the first and their number."""
+    if len(names) > MOST_LISTED:
+        return f"{', '.join(names[:FEW_LISTED])} and {len(names) - FEW_LISTED} more"
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " and " + names[-1]
@@ -150,8 +183,21 @@ def in_units(n_bytes: float) -> str:
 
 
 def listed(params: Iterable[float]) -> str:
-    """Write numbers with six digits."""
-    return "[" + ", ".join(f"{value:.6g}" for value in params) + "]"
+    """Write numbers with six digits; of very many the first and their number."""
+    values = list(params)
+    few = values if len(values) <= MOST_LISTED else values[:FEW_LISTED]
+    numbers = [f"{value:.6g}" for value in few]
+    if len(few) < len(values):
+        numbers.append(f"... {len(values)} numbers")
+    return "[" + ", ".join(numbers) + "]"
+
+
+def shown(value: object) -> str:
+    """Write what a user passed, as ``repr`` does; of a long text the beginning and the end."""
+    text = repr(value)
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 8 :]}"
 
 
 @contextmanager
@@ -160,3 +206,17 @@ def quiet_convergence() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
+
+
+def warn_caller(warning: FitWarning) -> None:
+    """Warn at the line that called the package, from however deep within."""
+    package = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe()  # noqa: SLF001  # as the warnings module itself does
+    while frame.f_back is not None and _package_of(frame) == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(warning, stacklevel=level)
+
+
+def _package_of(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]

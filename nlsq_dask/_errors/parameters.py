@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nlsq_dask._errors.kinds import InputError, InputTypeError, join_names
+from nlsq_dask._errors.kinds import InputError, InputTypeError, join_names, shown
 
 
 def fixed_form(value: object) -> InputTypeError:
     """Fixed parameters are not given by name."""
-    return InputTypeError(f"fixed = {value!r}: pass values by parameter name, {{name: value}}.")
+    return InputTypeError(
+        f"fixed = {shown(value)}: pass values by parameter name, {{name: value}}."
+    )
 
 
 def fixed_value(name: str, value: object) -> InputError:
     """A fixed value is no finite number."""
-    return InputError(f"fixed[{name!r}] = {value!r}: pass a finite number.")
+    return InputError(f"fixed[{name!r}] = {shown(value)}: pass a finite number.")
 
 
 def fixed_outside_bounds(name: str, value: float, lower: float, upper: float) -> InputError:
@@ -51,8 +53,8 @@ def nothing_free(names: Sequence[str]) -> InputError:
 def tie_form(name: str, value: object) -> InputTypeError:
     """A tie is in no accepted form."""
     return InputTypeError(
-        f"ties[{name!r}] = {value!r}: pass the name of the parameter that it equals, or finite "
-        "factors by name, {'a1': 2.0, 'b': -1.0}."
+        f"ties[{name!r}] = {shown(value)}: pass the name of the parameter that it equals, or "
+        "finite factors by name, {'a1': 2.0, 'b': -1.0}."
     )
 
 

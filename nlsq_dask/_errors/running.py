@@ -15,6 +15,7 @@ from nlsq_dask._errors.kinds import (
     Status,
     in_units,
     join_names,
+    shown,
 )
 
 CHECKSUM_MISMATCH = "its checksum does not match"
@@ -31,7 +32,7 @@ def no_such_device(platform: str, available: str) -> InputError:
 def unknown_choice(argument: str, value: object, choices: Sequence[object]) -> InputError:
     """An argument is none of its choices."""
     listed = join_names([repr(choice) for choice in choices])
-    return InputError(f"{argument} = {value!r} is unknown: choose one of {listed}.")
+    return InputError(f"{argument} = {shown(value)} is unknown: choose one of {listed}.")
 
 
 def lazy_data_in_memory(strategy: str) -> InputError:

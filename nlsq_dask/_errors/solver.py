@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from nlsq_dask._errors.kinds import (
@@ -10,29 +11,30 @@ from nlsq_dask._errors.kinds import (
     StartNotFiniteError,
     join_names,
     listed,
+    shown,
 )
 
 
 def bounds_form(bounds: object, size: int) -> InputTypeError:
     """Bounds are in no accepted form."""
     return InputTypeError(
-        f"bounds = {bounds!r} is not a pair: pass (lower, upper), each a number or {size} numbers, "
-        "or {name: (lower, upper)} by parameter name, or scipy.optimize.Bounds."
+        f"bounds = {shown(bounds)} is not a pair: pass (lower, upper), each a number or {size} "
+        "numbers, or {name: (lower, upper)} by parameter name, or scipy.optimize.Bounds."
     )
 
 
 def bound_not_numbers(side: str, value: object) -> InputTypeError:
     """One side of the bounds is not made of numbers."""
     return InputTypeError(
-        f"the {side} bounds are {value!r}: pass numbers, with None where there is no bound."
+        f"the {side} bounds are {shown(value)}: pass numbers, with None where there is no bound."
     )
 
 
 def bound_pair(name: str, value: object) -> InputTypeError:
     """The bounds of a named parameter are no pair."""
     return InputTypeError(
-        f"the bounds of parameter {name} are {value!r}: pass (lower, upper), with None where there "
-        "is no bound."
+        f"the bounds of parameter {name} are {shown(value)}: pass (lower, upper), with None where "
+        "there is no bound."
     )
 
 
@@ -54,9 +56,14 @@ def bound_is_nan(side: str, names: Sequence[str]) -> InputError:
 
 def bounds_crossed(name: str, lower: float, upper: float) -> InputError:
     """A lower bound is not below the upper one."""
+    remedy = ""
+    if lower == upper:
+        remedy = (
+            f"; a parameter that is to keep its value is fixed by fixed={{{name!r}: {lower!r}}}"
+        )
     return InputError(
         f"parameter {name} has the lower bound {lower!r} and the upper bound {upper!r}: Each lower "
-        "bound must be strictly less than each upper bound."
+        f"bound must be strictly less than each upper bound{remedy}."
     )
 
 
@@ -81,8 +88,8 @@ def p0_names_missing(missing: Sequence[str]) -> InputError:
 def p0_not_numbers(p0: object) -> InputTypeError:
     """Starting values are not numbers."""
     return InputTypeError(
-        f"p0 = {p0!r} is not a sequence of real numbers: pass one starting value a parameter, in "
-        "the model's order or as {name: value}."
+        f"p0 = {shown(p0)} is not a sequence of real numbers: pass one starting value a parameter, "
+        "in the model's order or as {name: value}."
     )
 
 
@@ -112,25 +119,60 @@ def p0_infeasible(name: str, value: float, lower: float, upper: float) -> InputE
 
 def start_not_finite(params: Iterable[float]) -> StartNotFiniteError:
     """The model has no finite value at the starting point."""
-    return StartNotFiniteError(
-        f"the sum of squared residuals is not finite at the starting point p0 = {listed(params)} "
+    values = list(params)
+    return StartNotFiniteError.at(
+        values,
+        f"the sum of squared residuals is not finite at the starting point p0 = {listed(values)} "
         "(residuals are not finite in the initial point): choose a p0 where the model is finite on "
-        "all rows, and check the data and sigma for NaN, infinities and zeros."
+        "all rows, and check the data and sigma for NaN, infinities and zeros.",
+    )
+
+
+def start_not_finite_at_row(
+    params: Iterable[float], count: int, place: str, coords: str, value: float
+) -> StartNotFiniteError:
+    """The model has no finite value at the starting point, on rows that are known.
+
+    Parameters
+    ----------
+    params : sequence of float
+        The starting point.
+    count : int
+        Rows with such a residual.
+    place, coords : str
+        Where the first is, and its coordinates.
+    value : float
+        The model's value there.
+    """
+    what = f"the model's value is {value:.6g}"
+    if math.isfinite(value):
+        what += ", and the square of its residual is not finite,"
+    values = list(params)
+    return StartNotFiniteError.at(
+        values,
+        f"the sum of squared residuals is not finite at the starting point p0 = {listed(values)} "
+        f"(residuals are not finite in the initial point): {what} {place}, where {coords}; such "
+        f"rows are {count} in all. Choose a p0 where the model is finite on all rows, or leave "
+        "out these rows with a mask.",
     )
 
 
 def start_derivative_not_finite(params: Iterable[float]) -> StartNotFiniteError:
     """The model has no finite derivatives at the starting point."""
-    return StartNotFiniteError(
-        f"the model is finite at the starting point p0 = {listed(params)}, but its derivatives by "
+    values = list(params)
+    return StartNotFiniteError.at(
+        values,
+        f"the model is finite at the starting point p0 = {listed(values)}, but its derivatives by "
         "the parameters are not: move p0 away from where a root, a power or a logarithm of the "
-        "model has an infinite slope."
+        "model has an infinite slope.",
     )
 
 
 def tolerance_invalid(name: str, value: float) -> InputError:
     """A tolerance is negative or NaN."""
-    return InputError(f"{name} = {value!r}: pass a number of at least zero, or None to disable it.")
+    return InputError(
+        f"{name} = {shown(value)}: pass a number of at least zero, or None to disable it."
+    )
 
 
 def tolerances_disabled(eps: float) -> InputError:
@@ -144,7 +186,7 @@ def tolerances_disabled(eps: float) -> InputError:
 def x_scale_invalid(value: object) -> InputError:
     """Characteristic sizes of the parameters are not positive."""
     return InputError(
-        f"x_scale = {value!r}: pass 'jac', or positive finite numbers, one a parameter."
+        f"x_scale = {shown(value)}: pass 'jac', or positive finite numbers, one a parameter."
     )
 
 
@@ -160,16 +202,16 @@ def unknown_loss(value: object, choices: Sequence[str]) -> InputError:
     """A loss is neither known nor a function."""
     quoted = join_names([repr(choice) for choice in choices])
     return InputError(
-        f"loss = {value!r} is unknown: `loss` must be one of {quoted} or a callable that returns "
-        "[rho, rho', rho''] of shape (3, n) for z (n,)."
+        f"loss = {shown(value)} is unknown: `loss` must be one of {quoted} or a callable that "
+        "returns [rho, rho', rho''] of shape (3, n) for z (n,)."
     )
 
 
 def f_scale_invalid(value: object) -> InputError:
     """The scale of a loss is not positive."""
     return InputError(
-        f"f_scale = {value!r}: pass a positive finite number, the residual from which on rows are "
-        "to count less."
+        f"f_scale = {shown(value)}: pass a positive finite number, the residual from which on rows "
+        "are to count less."
     )
 
 
@@ -184,4 +226,4 @@ def lm_with_loss(loss: str) -> InputError:
 def method_unknown(value: object, choices: Sequence[str]) -> InputError:
     """A method is not known."""
     quoted = join_names([repr(choice) for choice in choices])
-    return InputError(f"method = {value!r} is unknown: `method` must be one of {quoted}.")
+    return InputError(f"method = {shown(value)} is unknown: `method` must be one of {quoted}.")

@@ -51,7 +51,8 @@ def covariance(
     if not singular[-1] > rank_tolerance(n_points, size) * singular[0]:
         return undetermined, False
     root = v_transposed.T / singular / norms[:, None]
-    pcov = root @ root.T
-    if not absolute_sigma:
-        pcov *= estimated_variance(cost, n_points, size)
+    with np.errstate(over="ignore"):  # an infinite variance says so itself
+        pcov = root @ root.T
+        if not absolute_sigma:
+            pcov *= estimated_variance(cost, n_points, size)
     return pcov, True

@@ -17,6 +17,8 @@ Sums of blocks of rows combine by adding: that is all an engine needs to know.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +67,16 @@ class Moments:
         weight = self.weight + other.weight
         share = other.weight / weight if weight else 0.0
         apart = other.mean - self.mean
+        try:
+            square = apart**2
+        except OverflowError:  # of Python's numbers; NumPy's product has other bits
+            square = math.inf
         return Moments(
             self.abs_residuals + other.abs_residuals,
             self.sq_residuals + other.sq_residuals,
             weight,
             self.mean + apart * share,
-            self.scatter + other.scatter + apart**2 * self.weight * share,
+            self.scatter + other.scatter + square * self.weight * share,
         )
 
 
@@ -98,6 +104,9 @@ class NormalEquations:
     concave : ndarray, shape (q, q), float64, or None
         Second derivatives of a robust loss over the rows where it is concave, which `gram` leaves
         out: negative semi-definite. None for zero, as of a loss that never is.
+    largest : ndarray, shape (k + 1,) or (k + 2,), float64, or None
+        Largest magnitudes of y, of each of k coordinates, and of the weights where there are any:
+        NaN where a value is NaN. Told by the first pass alone.
     """
 
     gram: FloatArray
@@ -108,6 +117,7 @@ class NormalEquations:
     n_skipped: int = 0
     moments: Moments = Moments()
     concave: FloatArray | None = None
+    largest: FloatArray | None = None
 
     @classmethod
     def zero(cls, size: int) -> NormalEquations:
@@ -115,22 +125,30 @@ class NormalEquations:
         return cls(np.zeros((size, size)), np.zeros(size), 0.0, 0.0, 0)
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        return NormalEquations(
-            self.gram + other.gram,
-            self.gradient + other.gradient,
-            self.cost + other.cost,
-            self.chi2 + other.chi2,
-            self.n_points + other.n_points,
-            self.n_skipped + other.n_skipped,
-            self.moments + other.moments,
-            _sum_of_known(self.concave, other.concave),
-        )
+        # Sums that are not finite tell of it themselves, where they are used.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return NormalEquations(
+                self.gram + other.gram,
+                self.gradient + other.gradient,
+                self.cost + other.cost,
+                self.chi2 + other.chi2,
+                self.n_points + other.n_points,
+                self.n_skipped + other.n_skipped,
+                self.moments + other.moments,
+                _of_known(np.add, self.concave, other.concave),
+                _of_known(np.maximum, self.largest, other.largest),
+            )
 
 
-def _sum_of_known(a: FloatArray | None, b: FloatArray | None) -> FloatArray | None:
+def _of_known(
+    combine: Callable[[FloatArray, FloatArray], FloatArray],
+    a: FloatArray | None,
+    b: FloatArray | None,
+) -> FloatArray | None:
+    """Combine two arrays, of which the unknown ones do not count."""
     if a is None or b is None:
         return b if a is None else a
-    return a + b
+    return combine(a, b)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from nlsq_dask.core.normal_equations import FloatArray, Many, Moments, NormalEqu
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.cache import CacheChoice, Keeping, WorkerRoom, plan_keeping
 from nlsq_dask.engines.cluster import worker_rooms
+from nlsq_dask.engines.first_look import look_at
 from nlsq_dask.engines.group_task import (
     Sample,
     Work,
@@ -177,6 +178,8 @@ class DaskEvaluator:
         """Sums of at least one row, with the moments of y that the first pass found."""
         if not sums.n_points:
             raise all_left_out(self._data.n_rows, self._data.causes)
+        if self._moments is None:
+            look_at(sums, self._data)
         self._moments = self._moments or sums.moments
         return replace(sums, moments=sums.moments.with_y_of(self._moments))
 
@@ -231,7 +234,7 @@ class DaskEvaluator:
             rows = self._thinned(few)
         if not rows.y.size:
             raise all_left_out(self._data.n_rows, self._data.causes)
-        taken = Observations(rows.y, rows.coords, rows.sigma, self._data.structure, lazy=False)
+        taken = self._data.sample_of(rows.y, rows.coords, rows.sigma)
         return taken, few >= self.plan.n_blocks
 
     def _thinned(self, n_blocks: int) -> Sample:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.bad_row import BadRows, bad_rows_of
 from nlsq_dask.engines.binning import Binned, Grid, bin_blocks
 from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.engines.row_function import (
@@ -20,6 +21,7 @@ from nlsq_dask.engines.row_function import (
     values_of_block,
     without_mask,
 )
+from nlsq_dask.io.chunks import whole_box
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
@@ -249,6 +251,24 @@ class FittedModel:
             return Binned(grid, bin_rows(function, grid, data, self.client))
         block = data.layout.block(data.operands)
         return Binned(grid, bin_blocks(function.for_blocks_of(data.n_rows), grid, [block]))
+
+    def bad_rows(self, params: ArrayLike) -> BadRows:
+        """Rows without a finite squared residual, found in one reading of all rows.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+        """
+        data = self._data("a fit")
+        function = self._function(params, None)
+        if data.lazy:
+            from nlsq_dask.engines.lazy_rows import bad_rows  # Dask, loaded for use
+
+            return bad_rows(function, data, self.client)
+        if self.row_wise:
+            return bad_rows_of(function, ((None, box, block) for box, block in data.pieces()))
+        box = whole_box(data.y.shape)
+        return bad_rows_of(function, [(None, box, data.block(box))])
 
     @property
     def has_curve(self) -> bool:

@@ -444,6 +444,6 @@ def _plan_group(
         for b, (run, (index, box, operands)) in enumerate(zip(runs, blocks, strict=True))
     )
     n_rows = sum(box_size(box) for _, box, _ in blocks)
-    keys = itertools.chain(external, *runs)
-    pieces = {key: announced[key] for key in keys if key in announced}
+    used = itertools.chain(external, *runs)
+    pieces = {key: announced[key] for key in used if key in announced}
     return GroupPlan(steps, tuple(external), n_rows, pieces)

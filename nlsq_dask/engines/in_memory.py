@@ -24,6 +24,7 @@ from nlsq_dask.engines.accumulate import (
     no_survey,
     rows_of_stage,
 )
+from nlsq_dask.engines.first_look import look_at
 from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
@@ -119,6 +120,8 @@ class InMemoryEvaluator(Generic[PartT]):
         """Sums of at least one row, with the moments of y that the first pass found."""
         if not sums.n_points:
             raise all_left_out(self._data.n_rows, self._data.causes)
+        if self._moments is None:
+            look_at(sums, self._data)
         self._moments = self._moments or sums.moments
         return replace(sums, moments=sums.moments.with_y_of(self._moments))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -13,6 +13,7 @@ from dask.base import compute, tokenize
 from dask.delayed import Delayed, delayed
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.bad_row import BadRows, bad_rows_of
 from nlsq_dask.engines.binning import BinSums, Grid, bin_blocks
 from nlsq_dask.engines.group_task import Work
 from nlsq_dask.engines.groups import GroupPlan, common_chunks, plan_stream
@@ -27,7 +28,7 @@ from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
-from nlsq_dask.io.stage import Layout
+from nlsq_dask.io.stage import Block, Layout
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -131,6 +132,27 @@ def bin_rows(
     function: RowFunction, grid: Grid, data: Observations, client: Client | None
 ) -> BinSums:
     """Sum over all rows in one reading, as a pass of a fit does."""
+    sums = _in_one_reading("bins", _bin_group, function, data, client, grid)
+    assert isinstance(sums, BinSums)
+    return sums
+
+
+def bad_rows(function: RowFunction, data: Observations, client: Client | None) -> BadRows:
+    """Look for rows without a finite squared residual in one reading, as a pass of a fit does."""
+    rows = _in_one_reading("bad-rows", _bad_rows_of_group, function, data, client)
+    assert isinstance(rows, BadRows)
+    return rows
+
+
+def _in_one_reading(
+    name: str,
+    of_group: Callable[..., Any],
+    function: RowFunction,
+    data: Observations,
+    client: Client | None,
+    *args: Any,
+) -> Any:
+    """Sum of what groups find: ``of_group(plan, external, work, params, chunks, *args)``."""
     plan = plan_stream(data)
     work = Work(function.spec, data.layout, function.device)
     runner = (
@@ -139,11 +161,9 @@ def bin_rows(
         else ClusterRunner(plan, work, client, _no_progress)
     )
     try:
-        sums = runner.run("bins", _bin_group, function.params, grid, _largest_block(plan.chunks))
+        return runner.run(name, of_group, function.params, plan.chunks, *args)
     finally:
         runner.close()
-    assert isinstance(sums, BinSums)
-    return sums
 
 
 def _bin_group(
@@ -151,14 +171,33 @@ def _bin_group(
     external: Sequence[Any],
     work: Work,
     params: FloatArray,
+    chunks: Chunks,
     grid: Grid,
-    block_rows: int,
 ) -> BinSums:
     """Sum over the blocks of a group."""
-    values = dict(zip(plan.external, external, strict=True))
-    blocks = read_blocks(plan, values, work.layout)
     function = RowFunction(work.spec, params, device=work.device)
-    return bin_blocks(function.for_blocks_of(block_rows), grid, blocks)
+    blocks = _blocks(plan, external, work)
+    return bin_blocks(function.for_blocks_of(_largest_block(chunks)), grid, blocks)
+
+
+def _bad_rows_of_group(
+    plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray, chunks: Chunks
+) -> BadRows:
+    """Look at the blocks of a group."""
+    function = RowFunction(work.spec, params, device=work.device)
+    starts = [list(itertools.accumulate(cuts, initial=0)) for cuts in chunks]
+    boxes = (
+        tuple(slice(at[i], at[i + 1]) for at, i in zip(starts, step.index, strict=True))
+        for step in plan.steps
+    )
+    indices = (step.index for step in plan.steps)
+    blocks = zip(indices, boxes, _blocks(plan, external, work), strict=True)
+    return bad_rows_of(function.for_blocks_of(_largest_block(chunks)), blocks)
+
+
+def _blocks(plan: GroupPlan, external: Sequence[Any], work: Work) -> Iterator[Block]:
+    """Blocks of a group, given the values of ``plan.external`` in that order."""
+    return read_blocks(plan, dict(zip(plan.external, external, strict=True)), work.layout)
 
 
 def _largest_block(chunks: Chunks) -> int:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from nlsq_dask._errors import all_left_out
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.engines.first_look import look_at
 from nlsq_dask.engines.requests import CostsRequest, Request, SumsRequest, SurveyRequest
 from nlsq_dask.io.observations import Observations
 
@@ -167,6 +168,8 @@ class Seat:
         """Sums of at least one row, with the moments of y that the first pass found."""
         if not sums.n_points:
             raise all_left_out(self._data.n_rows, self._data.causes)
+        if self._moments is None:
+            look_at(sums, self._data)
         self._moments = self._moments or sums.moments
         return replace(sums, moments=sums.moments.with_y_of(self._moments))
 

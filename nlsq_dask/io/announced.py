@@ -99,7 +99,7 @@ def checked(array: Any, name: str) -> Any:
         array_name=name,
         kinds=kinds_of(array),
         dtype=array.dtype,
-        meta=array._meta,  # noqa: SLF001  # says whether its blocks are masked arrays
+        meta=array._meta,  # says whether its blocks are masked arrays
         align_arrays=False,
     )
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 
-NanPolicy = Literal["raise", "omit"]
-NAN_POLICIES: tuple[NanPolicy, ...] = ("raise", "omit")
+NanPolicy = Literal["raise", "omit", "propagate"]
+NAN_POLICIES: tuple[NanPolicy, ...] = ("raise", "omit", "propagate")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ class Observations:
         Which values leave a row out.
     arguments : mapping of str to LazyArgument
         Those of the caller's arguments that have chunks, by the names that messages give them.
+    propagates : bool
+        Whether NaN that no rule leaves out goes to the model, as any other value.
     """
 
     y: Array
@@ -56,6 +58,7 @@ class Observations:
     masks: tuple[Array, ...] = ()
     rule: MissingRule = NO_RULE
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
+    propagates: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -151,7 +154,18 @@ class Observations:
         if not y.size:
             raise _errors.all_left_out(self.n_rows, self.causes)
         sigma = None if self.sigma is None else others.pop()
-        return Observations(y, tuple(others), sigma, self.structure, lazy=False)
+        return self.sample_of(y, tuple(others), sigma)
+
+    def sample_of(
+        self,
+        y: NDArray[np.float64],
+        coords: tuple[NDArray[np.float64], ...],
+        sigma: NDArray[np.float64] | None,
+    ) -> Observations:
+        """Some of the rows that count, as flat arrays (n,) in memory."""
+        return Observations(
+            y, coords, sigma, self.structure, lazy=False, propagates=self.propagates
+        )
 
     def count_rows(self) -> int:
         """Rows that are not left out; only of data in memory."""

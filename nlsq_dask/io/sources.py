@@ -61,8 +61,9 @@ def observe(
     mask : array_like of bool or None
         True where a row is left out, broadcasting to ``y``'s shape. Rows are also left out where
         ``x``, ``y`` or ``sigma`` are masked arrays and masked.
-    nan_policy : {"raise", "omit"} or None
-        "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``; None is "raise".
+    nan_policy : {"raise", "omit", "propagate"} or None
+        "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``, "propagate" passes
+        coordinates with NaN to the model; None is "raise".
     fill_value : number or None
         Value of ``y`` that stands for missing ones.
 
@@ -98,6 +99,7 @@ def observe(
         tuple(m for m in masks if is_dask(m) or m.any()),
         rule,
         _lazy_arguments(x, y, sigma, mask, structure),
+        nan_policy == "propagate",
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)

@@ -28,7 +28,7 @@ from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.kernels.loss import concavity, rescale
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
-from nlsq_dask.kernels.moments import moments_of_y, solved
+from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, Sums, Tile, sum_over_tiles
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
@@ -74,7 +74,8 @@ class BlockKernel:
         basis : ndarray, shape (p, q), float64
         rows : Rows
         observe_y : bool
-            Whether to compute the moments of y, which are the same in every pass.
+            Whether to compute the moments of y and the sizes of all values, which are the same in
+            every pass.
 
         Returns
         -------
@@ -95,11 +96,12 @@ class BlockKernel:
         if not self._spec.loss.is_linear:
             cost, chi2, *extra = map(float, extra)
         moments = Moments(float(abs_errors), float(extra[0]) if extra else chi2)
+        largest = None
         if observe_y:
             of_y = moments_of_y(rows, self._spec.cholesky)
-            moments = replace(moments, **of_y)
+            moments, largest = replace(moments, **of_y), largest_of(rows)
         return NormalEquations(
-            products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments, concave
+            products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments, concave, largest
         )
 
     def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Moments of y, which no parameter changes: what the total sum of squares is made of."""
+"""What no parameter changes: moments of y, of which the total sum of squares is made, and sizes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from nlsq_dask.kernels.tiles import Rows
 # (a stage's worth of temporary arrays took longer than the kernel), enough that threads do not wait
 # for each other's interpreter lock.
 PIECE_ROWS = 1 << 15
+
+# Smaller sums of squared weights have lost digits.
+LEAST_WEIGHT = float(np.finfo(np.float64).tiny)
 
 
 def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
@@ -33,14 +36,43 @@ def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
     weights = None if rows.weights is None else np.asarray(rows.weights)[: rows.n]
     first = float(y[0])
     # Infinite values and weights make NaN here. The cost shows them: no news.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         if factor is None:
             weight, linear, square = _sums(y, first, weights)
         else:
             weight, linear, square = _sums_of_correlated(y, first, weights, factor)
+    # Squares of such weights have no float64.
+    if not LEAST_WEIGHT < weight < np.inf:
+        return {"weight": weight, "mean": np.nan, "scatter": np.nan}
     shift = linear / weight
     scatter = max(square - shift * linear, 0.0)
     return {"weight": weight, "mean": first + shift, "scatter": scatter}
+
+
+def largest_of(rows: Rows) -> FloatArray | None:
+    """Largest magnitudes of y, the coordinates and the weights; NaN where a value is NaN.
+
+    Beside the sums, since a model may hide a NaN in its coordinates, and a robust loss one in y.
+    None for no rows.
+    """
+    if not rows.n:
+        return None
+    weights = () if rows.weights is None else (rows.weights,)
+    return np.array([_largest(buffer, rows.n) for buffer in (rows.y, *rows.coords, *weights)])
+
+
+def _largest(buffer: jax.Array | FloatArray, n: int) -> float:
+    if not isinstance(buffer, np.ndarray):
+        with jax.enable_x64(True):
+            return float(_largest_on_device(buffer, np.int64(n)))
+    values = buffer[:n]
+    with np.errstate(invalid="ignore"):
+        return float(np.maximum(values.max(), -values.min()))
+
+
+@jax.jit
+def _largest_on_device(buffer: jax.Array, n: jax.Array) -> jax.Array:
+    return jnp.max(jnp.where(jnp.arange(buffer.shape[0]) < n, jnp.abs(buffer), 0.0))
 
 
 def solved(factor: jax.Array | FloatArray, columns: jax.Array | FloatArray) -> jax.Array:
