@@ -53,14 +53,19 @@ def unknown_chunks(name: str) -> InputError:
 
 
 def block_shape(
-    name: str, index: tuple[int, ...], got: tuple[int, ...], announced: tuple[int, ...]
+    name: str,
+    index: tuple[int, ...],
+    slices: str,
+    got: tuple[int, ...],
+    announced: tuple[int, ...],
 ) -> InputError:
     """A block of a Dask array has another shape than the array says."""
     return InputError(
-        f"block {index} of {name} has shape {tuple(got)}, but {name} announces {announced}, so "
-        "that rows would be paired wrongly: correct what makes the block (map_blocks, "
-        f"from_delayed) so that it keeps the shape; or, where rows are meant to be dropped, call "
-        f"compute_chunk_sizes() on {name} and drop the same rows of all arrays, or pass a mask."
+        f"block {index} of {name}, which is {name}[{slices}], has shape {tuple(got)}, but {name} "
+        f"announces {announced}, so that rows would be paired wrongly: correct what makes the "
+        "block (map_blocks, from_delayed) so that it keeps the shape. Where rows are meant to be "
+        f"dropped, drop the same of all arrays and call compute_chunk_sizes() on each, or pass a "
+        "mask."
     )
 
 
@@ -135,8 +140,8 @@ def sigma_no_deviation(count: int, example: float, place: str = "") -> InputErro
 def values_not_finite() -> StartNotFiniteError:
     """Arrays have NaN, or infinite y or weights; where is told by looking for them."""
     return StartNotFiniteError(
-        "x, y or sigma has values that are NaN or infinite, but they could not be found when the "
-        "data were read again: pass data that are the same in every reading."
+        "x, y or 1 / sigma has values that are NaN or infinite, which were not found when the data "
+        "were read again: pass data that are the same in every reading, and no sigma below 1e-307."
     )
 
 

@@ -106,7 +106,7 @@ class NormalEquations:
         out: negative semi-definite. None for zero, as of a loss that never is.
     largest : ndarray, shape (k + 1,) or (k + 2,), float64, or None
         Largest magnitudes of y, of each of k coordinates, and of the weights where there are any:
-        NaN where a value is NaN. Told by the first pass alone.
+        NaN where a value is NaN, and bounds between 2**-53 and 2**53. Told by the first pass alone.
     """
 
     gram: FloatArray

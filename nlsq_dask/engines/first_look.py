@@ -12,9 +12,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.io.observations import Observations
-
-# From here on float64 does not hold every integer.
-EXACT_INTEGERS = 2.0**53
+from nlsq_dask.kernels.moments import ORDINARY
 
 # Sizes of y, of 1/sigma and of y/sigma outside of which sums of their squares over 1e8 rows exceed
 # the largest float64, 1.8e308, or lose digits below the least normal one, 2.2e-308.
@@ -52,7 +50,7 @@ def look_at(sums: NormalEquations, data: Observations) -> None:
     _check_sizes(float(largest[0]), float(largest[-1]) if weighted else 1.0)
     for array, name, size in zip(data.values, data.names, largest, strict=True):
         is_long = array.dtype.kind in "iu" and array.dtype.itemsize == 8
-        if name != "sigma" and is_long and size >= EXACT_INTEGERS:
+        if name != "sigma" and is_long and size >= ORDINARY:
             _errors.warn_caller(_errors.integers_rounded(name, float(size)))
 
 

@@ -42,7 +42,6 @@ from nlsq_dask.io.chunks import (
     block_boxes,
     box_size,
     broadcast_box,
-    lengths,
     regular_chunks,
     spread_blocks,
 )
@@ -66,11 +65,11 @@ class Operand:
 class Step:
     """One block: the graph nodes to run for it, and what to drop after each and at the end.
 
-    ``index`` is its place in the chunk grid, ``shape`` that of its rows as it was announced.
+    ``index`` is its place in the chunk grid, ``box`` what it is of the rows.
     """
 
     index: tuple[int, ...]
-    shape: tuple[int, ...]
+    box: Box
     nodes: tuple[tuple[GraphNode, tuple[Key, ...]], ...]
     operands: tuple[Operand, ...]
     drop: tuple[Key, ...]
@@ -239,7 +238,7 @@ def _cut_pieces(data: Observations, chunks: Chunks) -> dict[Key, Announced]:
     """
     named = zip(data.operands, data.layout.names, strict=True)
     return {
-        (array.name, *index): Announced(name, index, lengths(box), kinds_of(array))
+        (array.name, *index): Announced(name, index, box, kinds_of(array))
         for array, name in named
         if is_dask(array) and array.chunks != _own_chunks(array, chunks)
         for index, box in block_boxes(array.chunks)
@@ -436,7 +435,7 @@ def _plan_group(
     steps = tuple(
         Step(
             index,
-            lengths(box),
+            box,
             tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
             operands,
             tuple(drops[b, len(run)]),

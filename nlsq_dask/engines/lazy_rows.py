@@ -185,13 +185,8 @@ def _bad_rows_of_group(
 ) -> BadRows:
     """Look at the blocks of a group."""
     function = RowFunction(work.spec, params, device=work.device)
-    starts = [list(itertools.accumulate(cuts, initial=0)) for cuts in chunks]
-    boxes = (
-        tuple(slice(at[i], at[i + 1]) for at, i in zip(starts, step.index, strict=True))
-        for step in plan.steps
-    )
-    indices = (step.index for step in plan.steps)
-    blocks = zip(indices, boxes, _blocks(plan, external, work), strict=True)
+    places = zip(plan.steps, _blocks(plan, external, work), strict=True)
+    blocks = ((step.index, step.box, block) for step, block in places)
     return bad_rows_of(function.for_blocks_of(_largest_block(chunks)), blocks)
 
 

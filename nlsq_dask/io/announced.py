@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.chunks import Box, Chunks, lengths
 
 # Kinds of dtypes that hold real numbers, and that hold truth values.
 NUMBERS = "fiub"
@@ -30,14 +30,15 @@ class Announced:
         What messages call the array that it is of.
     index : tuple of int
         Of the block among those of the array.
-    shape : tuple of int
+    box : tuple of slice
+        What it is of the array.
     kinds : str
         Kinds of dtypes that it may have.
     """
 
     name: str
     index: tuple[int, ...]
-    shape: tuple[int, ...]
+    box: Box
     kinds: str = NUMBERS
 
     def checked(self, block: Any) -> Any:
@@ -55,8 +56,10 @@ class Announced:
         InputTypeError
             If the dtype is of another kind.
         """
-        if np.shape(block) != self.shape:
-            raise _errors.block_shape(self.name, self.index, np.shape(block), self.shape)
+        shape = lengths(self.box)
+        if np.shape(block) != shape:
+            slices = ", ".join(f"{s.start}:{s.stop}" for s in self.box)
+            raise _errors.block_shape(self.name, self.index, slices, np.shape(block), shape)
         dtype = np.ma.getdata(block, subok=False).dtype
         if dtype.kind not in self.kinds:
             raise _errors.block_dtype(self.name, self.index, dtype)
@@ -82,7 +85,7 @@ def checked(array: Any, name: str) -> Any:
         With the same chunks.
     """
     import dask.array as da
-    from dask.layers import ArrayBlockIdDep, ArrayChunkShapeDep
+    from dask.layers import ArrayBlockIdDep, ArraySliceDep
 
     axes = tuple(range(array.ndim))
     chunks: Chunks = array.chunks
@@ -93,7 +96,7 @@ def checked(array: Any, name: str) -> Any:
         axes,
         ArrayBlockIdDep(chunks),
         axes,
-        ArrayChunkShapeDep(chunks),
+        ArraySliceDep(chunks),
         axes,
         name=f"nlsq-checked-{name}-{array.name}",
         array_name=name,
@@ -105,7 +108,7 @@ def checked(array: Any, name: str) -> Any:
 
 
 def _checked_block(
-    block: Any, index: tuple[int, ...], shape: tuple[int, ...], array_name: str, kinds: str
+    block: Any, index: tuple[int, ...], box: Box, array_name: str, kinds: str
 ) -> Any:
     """The block itself, if it is as announced."""
-    return Announced(array_name, tuple(index), tuple(shape), kinds).checked(block)
+    return Announced(array_name, tuple(index), tuple(box), kinds).checked(block)

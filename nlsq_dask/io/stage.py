@@ -104,7 +104,7 @@ class Layout:
     names: tuple[str, ...] = ()
     varies: tuple[tuple[bool, ...], ...] = ()
 
-    def check(self, arrays: Sequence[Any], index: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    def check(self, arrays: Sequence[Any], index: tuple[int, ...], box: Box) -> None:
         """Compare the arrays of a block with what was announced of them.
 
         Parameters
@@ -113,8 +113,8 @@ class Layout:
             As they were made.
         index : tuple of int
             Of the block.
-        shape : tuple of int
-            Of its rows.
+        box : tuple of slice
+            What it is of the rows.
 
         Raises
         ------
@@ -124,10 +124,10 @@ class Layout:
         n_values = len(arrays) - self.n_masks
         described = zip(arrays, self.names, self.varies, strict=True)
         for number, (array, name, varies) in enumerate(described):
-            along = [(i, n) if v else (0, 1) for i, n, v in zip(index, shape, varies, strict=True)]
-            own_index, own_shape = zip(*along, strict=True)
+            along = zip(index, box, varies, strict=True)
+            own = [(i, s) if v else (0, slice(0, 1)) for i, s, v in along]
             kinds = NUMBERS if number < n_values else FLAGS
-            Announced(name, own_index, own_shape, kinds).check(array)
+            Announced(name, tuple(i for i, _ in own), tuple(s for _, s in own), kinds).check(array)
 
     def block(self, arrays: Sequence[Any]) -> Block:
         """The block that arrays make. Masked ones become their values and one more mask each."""
@@ -269,7 +269,7 @@ class Stage:
             # A sigma that is not positive gets an infinite weight, which shows as a cost that is
             # not finite; so does an infinite one, which would else go unnoticed.
             np.maximum(weights, 0.0, out=weights)
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore", over="ignore"):
                 np.reciprocal(weights, out=weights)
             if not weights.min(initial=1.0) > 0.0:
                 weights[weights == 0.0] = np.inf

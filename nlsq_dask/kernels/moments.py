@@ -14,6 +14,14 @@ from nlsq_dask.kernels.tiles import Rows
 # for each other's interpreter lock.
 PIECE_ROWS = 1 << 15
 
+# Rows of a product that BLAS does not share between threads (OpenBLAS does from 10,000 on): the
+# kernel has a thread on every core.
+DOT_ROWS = 1 << 13
+
+# Sizes of values between which nothing is rounded or overflows: from 2**53 on float64 does not hold
+# every integer.
+ORDINARY = 2.0**53
+
 # Smaller sums of squared weights have lost digits.
 LEAST_WEIGHT = float(np.finfo(np.float64).tiny)
 
@@ -53,7 +61,7 @@ def largest_of(rows: Rows) -> FloatArray | None:
     """Largest magnitudes of y, the coordinates and the weights; NaN where a value is NaN.
 
     Beside the sums, since a model may hide a NaN in its coordinates, and a robust loss one in y.
-    None for no rows.
+    Between ``1 / ORDINARY`` and ``ORDINARY`` they are bounds. None for no rows.
     """
     if not rows.n:
         return None
@@ -66,7 +74,12 @@ def _largest(buffer: jax.Array | FloatArray, n: int) -> float:
         with jax.enable_x64(True):
             return float(_largest_on_device(buffer, np.int64(n)))
     values = buffer[:n]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        pieces = (values[i : i + DOT_ROWS] for i in range(0, n, DOT_ROWS))
+        size = sum(float(np.dot(piece, piece)) for piece in pieces) ** 0.5
+        # Half as many bytes a second are compared as BLAS adds squares of.
+        if 1.0 / ORDINARY < size < ORDINARY:
+            return size
         return float(np.maximum(values.max(), -values.min()))
 
 
