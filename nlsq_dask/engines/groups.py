@@ -47,6 +47,7 @@ from nlsq_dask.io.chunks import (
 )
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
+from nlsq_dask.io.stage import Shape
 
 # Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
 # was fastest of 1, 8 and 64 MB.
@@ -65,11 +66,13 @@ class Operand:
 class Step:
     """One block: the graph nodes to run for it, and what to drop after each and at the end.
 
-    ``index`` is its place in the chunk grid, ``box`` what it is of the rows.
+    ``index`` is its place in the chunk grid, ``box`` what it is of the rows, ``shapes`` those that
+    are announced of its arrays.
     """
 
     index: tuple[int, ...]
     box: Box
+    shapes: tuple[Shape, ...]
     nodes: tuple[tuple[GraphNode, tuple[Key, ...]], ...]
     operands: tuple[Operand, ...]
     drop: tuple[Key, ...]
@@ -170,6 +173,9 @@ def plan_stream(
         chosen = spread_blocks(list(map(len, chunks)), most_blocks)
         grouping = group_sample(chosen, chunks, sources)
         blocks = [blocks[i] for i in chosen]
+    one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal ones are sent once
+    layout = data.layout
+    shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
     sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
     grouping = grouping or group_blocks(sizes, chunks, sources)
     groups = grouping.groups
@@ -183,7 +189,12 @@ def plan_stream(
     own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
     plans = tuple(
-        _plan_group(graph, [(*blocks[i], operands[i]) for i in group], shared_keys, announced)
+        _plan_group(
+            graph,
+            [(*blocks[i], shapes[i], operands[i]) for i in group],
+            shared_keys,
+            announced,
+        )
         for group in groups
     )
     return StreamPlan(
@@ -406,7 +417,7 @@ def _compared(
 
 def _plan_group(
     graph: Mapping[Key, GraphNode],
-    blocks: list[tuple[tuple[int, ...], Box, tuple[Operand, ...]]],
+    blocks: list[tuple[tuple[int, ...], Box, tuple[Shape, ...], tuple[Operand, ...]]],
     shared: Mapping[Key, None],
     announced: Mapping[Key, Announced],
 ) -> GroupPlan:
@@ -415,7 +426,7 @@ def _plan_group(
     runs: list[list[Key]] = []
     last_use: dict[Key, tuple[int, int]] = {}
     external: dict[Key, None] = {}
-    for b, (_, _, operands) in enumerate(blocks):
+    for b, (*_, operands) in enumerate(blocks):
         first = len(made)
         keys = [o.key for o in operands if o.key is not None]
         for key in keys:
@@ -436,13 +447,14 @@ def _plan_group(
         Step(
             index,
             box,
+            shapes,
             tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
             operands,
             tuple(drops[b, len(run)]),
         )
-        for b, (run, (index, box, operands)) in enumerate(zip(runs, blocks, strict=True))
+        for b, (run, (index, box, shapes, operands)) in enumerate(zip(runs, blocks, strict=True))
     )
-    n_rows = sum(box_size(box) for _, box, _ in blocks)
+    n_rows = sum(box_size(box) for _, box, *_ in blocks)
     used = itertools.chain(external, *runs)
     pieces = {key: announced[key] for key in used if key in announced}
     return GroupPlan(steps, tuple(external), n_rows, pieces)

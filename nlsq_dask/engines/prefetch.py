@@ -53,7 +53,7 @@ def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) ->
             for key in drop:
                 del values[key]
         arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
-        layout.check(arrays, step.index, step.box)
+        layout.check(arrays, step.shapes, step.index, step.box)
         yield layout.block(arrays)
         del arrays
         for key in step.drop:

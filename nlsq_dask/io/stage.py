@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.announced import FLAGS, NUMBERS, Announced
-from nlsq_dask.io.chunks import Box, box_size, broadcast_box, row_boxes, whole_box
+from nlsq_dask.io.chunks import Box, box_size, broadcast_box, lengths, row_boxes, whole_box
 from nlsq_dask.io.missing import NO_RULE, MissingRule
+
+Shape = tuple[int, ...]
 
 # XLA on the CPU takes a NumPy buffer without a copy only where its address is a multiple of this.
 ALIGNMENT = 64
@@ -104,13 +106,15 @@ class Layout:
     names: tuple[str, ...] = ()
     varies: tuple[tuple[bool, ...], ...] = ()
 
-    def check(self, arrays: Sequence[Any], index: tuple[int, ...], box: Box) -> None:
+    def check(self, arrays: Sequence[Any], shapes: Sequence[Shape], index: Shape, box: Box) -> None:
         """Compare the arrays of a block with what was announced of them.
 
         Parameters
         ----------
         arrays : sequence of array_like
             As they were made.
+        shapes : sequence of tuple of int
+            As announced: see :meth:`shapes_in`.
         index : tuple of int
             Of the block.
         box : tuple of slice
@@ -122,12 +126,23 @@ class Layout:
             Naming the first array that has another shape, or holds something else.
         """
         n_values = len(arrays) - self.n_masks
-        described = zip(arrays, self.names, self.varies, strict=True)
-        for number, (array, name, varies) in enumerate(described):
-            along = zip(index, box, varies, strict=True)
-            own = [(i, s) if v else (0, slice(0, 1)) for i, s, v in along]
+        for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
             kinds = NUMBERS if number < n_values else FLAGS
-            Announced(name, tuple(i for i, _ in own), tuple(s for _, s in own), kinds).check(array)
+            # A fast path, as there may be many small blocks.
+            if type(array) is np.ndarray and array.shape == shape and array.dtype.kind in kinds:
+                continue
+            along = zip(index, box, self.varies[number], strict=True)
+            own = [(i, s) if v else (0, slice(0, 1)) for i, s, v in along]
+            own_index, own_box = tuple(i for i, _ in own), tuple(s for _, s in own)
+            Announced(self.names[number], own_index, own_box, kinds).check(array)
+
+    def shapes_in(self, box: Box) -> tuple[Shape, ...]:
+        """Shapes of the arrays of a block."""
+        full = lengths(box)
+        return tuple(
+            tuple(n if v else 1 for n, v in zip(full, varies, strict=True))
+            for varies in self.varies
+        )
 
     def block(self, arrays: Sequence[Any]) -> Block:
         """The block that arrays make. Masked ones become their values and one more mask each."""

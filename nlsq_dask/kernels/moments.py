@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +78,7 @@ def _largest(buffer: jax.Array | FloatArray, n: int) -> float:
     values = buffer[:n]
     with np.errstate(invalid="ignore", over="ignore"):
         pieces = (values[i : i + DOT_ROWS] for i in range(0, n, DOT_ROWS))
-        size = sum(float(np.dot(piece, piece)) for piece in pieces) ** 0.5
+        size = math.sqrt(sum(float(np.dot(piece, piece)) for piece in pieces))
         # Half as many bytes a second are compared as BLAS adds squares of.
         if 1.0 / ORDINARY < size < ORDINARY:
             return size
