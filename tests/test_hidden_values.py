@@ -22,6 +22,8 @@ from nlsq_dask import (
     fit,
     fit_models,
 )
+from nlsq_dask.kernels.moments import ORDINARY, largest_of
+from nlsq_dask.kernels.tiles import Rows
 from tests.counting_store import stored
 
 X = np.linspace(0.1, 4, 400)
@@ -233,17 +235,12 @@ def sized_line(x, a, b):
     return size * (a * x + b)
 
 
-@pytest.mark.parametrize("wrap", [np.asarray, as_dask], ids=["memory", "Dask"])
-@pytest.mark.parametrize("absolute_sigma", [True, False])
-@pytest.mark.parametrize("sigma", [None, *SIZES])
-@pytest.mark.parametrize("size", SIZES[1:])
-def test_extreme_sizes_are_fitted_or_refused_with_a_remedy(wrap, absolute_sigma, sigma, size):
+def check_size(wrap, size, sigma, absolute_sigma):
     deviations = None if sigma is None else wrap(np.full(400, sigma))
+    x = (wrap(X), np.full(1, size))
+    options = dict(sigma=deviations, absolute_sigma=absolute_sigma, gtol=None)
     try:
-        result = fit(
-            sized_line, (wrap(X), np.full(1, size)), wrap(size * Y), [1.0, 1.0], gtol=None,
-            sigma=deviations, absolute_sigma=absolute_sigma,
-        )  # fmt: skip
+        result = fit(sized_line, x, wrap(size * Y), [1.0, 1.0], **options)
     except InputError as error:
         refused = "no sigma below 1e-307" if sigma == 1e-320 else "does not hold sums of squares"
         assert refused in str(error)
@@ -254,6 +251,14 @@ def test_extreme_sizes_are_fitted_or_refused_with_a_remedy(wrap, absolute_sigma,
     assert str(result)
     assert result.confidence_intervals() is not None
     assert not np.isnan([result.aic, result.bic, result.chi2]).any()
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, as_dask], ids=["memory", "Dask"])
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_extreme_sizes_are_fitted_or_refused_with_a_remedy(wrap, size):
+    for sigma in (None, *SIZES):
+        for absolute_sigma in (True, False):
+            check_size(wrap, size, sigma, absolute_sigma)
 
 
 def test_data_of_nothing_but_zeros_are_no_matter_of_size():
@@ -369,3 +374,28 @@ def test_no_warning_precedes_an_error():
                 fit(explosion, wrap(X), wrap(y), [1e200, 1.0])
             with pytest.raises(InputError):
                 fit(explosion, wrap(X - 2), wrap(Y), [1.0, -300.0])
+
+
+@settings(max_examples=40)
+@given(
+    exponent=st.integers(-300, 300),
+    special=st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e305, 2.0**53]),
+    n=st.sampled_from([1, 7, 9000]),
+)
+def test_largest_magnitudes_on_any_device(exponent, special, n):
+    x = np.zeros(1 << 14)
+    x[:n] = np.random.default_rng(0).normal(size=n) * 10.0**exponent
+    x[n // 2] = special or x[n // 2]
+    x[n:] = np.nan  # behind the rows, and of no meaning
+    y = np.ones(x.size)
+    exact = np.abs(x[:n]).max()
+    with jax.enable_x64(True):
+        on_device = largest_of(Rows((jnp.asarray(x),), y, None, n))
+    here = largest_of(Rows((x,), y, None, n))
+    np.testing.assert_array_equal(on_device[1], exact)
+    if not 1 / ORDINARY < exact < ORDINARY:
+        np.testing.assert_array_equal(here[1], exact)
+    else:
+        assert exact <= here[1] * (1 + 1e-12)
+        assert here[1] < ORDINARY or here[1] == exact
+    assert largest_of(Rows((x,), y, None, 0)) is None

@@ -87,7 +87,9 @@ def _largest(buffer: jax.Array | FloatArray, n: int) -> float:
 
 @jax.jit
 def _largest_on_device(buffer: jax.Array, n: jax.Array) -> jax.Array:
-    return jnp.max(jnp.where(jnp.arange(buffer.shape[0]) < n, jnp.abs(buffer), 0.0))
+    sizes = jnp.where(jnp.arange(buffer.shape[0]) < n, jnp.abs(buffer), 0.0)
+    # XLA's maximum may leave NaN out.
+    return jnp.where(jnp.any(jnp.isnan(sizes)), jnp.nan, jnp.max(sizes))
 
 
 def solved(factor: jax.Array | FloatArray, columns: jax.Array | FloatArray) -> jax.Array:
