@@ -21,6 +21,7 @@ from nlsq_dask._result import FitResult
 from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
+from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.kernels.foreign import (
     ClosedModel,
     HostModel,
@@ -100,7 +101,7 @@ class Problem:
     y: Any
     sigma: Any
     given_x: Any
-    nan_policy: Literal["raise", "omit", "propagate"] | None
+    nan_policy: Literal["raise", "omit"] | Unlooked | None
     plain: bool
     adapt: Adapt | None = None
 
@@ -158,7 +159,12 @@ class Problem:
             warnings.simplefilter("ignore", _errors.CovarianceWarning)
             sigma = _with_least_weight(self.sigma) if self.plain else self.sigma
             found: FitResult = fit(
-                model, x, self.y, sigma=sigma, nan_policy=self.nan_policy, **options
+                model,
+                x,
+                self.y,
+                sigma=sigma,
+                nan_policy=cast("Any", self.nan_policy),
+                **options,
             )
         return found
 
@@ -448,7 +454,7 @@ def _checked(problem: Problem, check_finite: bool, policy: str | None) -> Proble
             if bad.any():
                 raise _errors.infinite_or_nan(name, int(bad.sum()), _first(bad))
     if policy is None and not check_finite:
-        return replace(problem, nan_policy="propagate")
+        return replace(problem, nan_policy=UNLOOKED)
     if check_finite or policy is None:
         return problem
     if policy == "propagate":

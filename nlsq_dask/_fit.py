@@ -35,7 +35,7 @@ def fit(
     sigma: Any = None,
     absolute_sigma: bool = False,
     mask: Any = None,
-    nan_policy: Literal["raise", "omit", "propagate"] | None = "raise",
+    nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
     bounds: Any = (-np.inf, np.inf),
     fixed: Mapping[str, float] | None = None,
@@ -97,9 +97,9 @@ def fit(
     mask : array_like of bool, optional
         True leaves a row out, as in ``numpy.ma``; broadcasts to ``y``'s shape. Masked arrays are
         understood as well.
-    nan_policy : {"raise", "omit", "propagate"}
-        What to do about NaN in ``y``, ``x`` or ``sigma``: an error that names them, leave those
-        rows out, or pass them to the model, for a model that knows what to make of NaN in ``x``.
+    nan_policy : {"raise", "omit"}
+        What to do about NaN in ``y``, ``x`` or ``sigma``: an error that names them, or leave those
+        rows out.
     fill_value : float, optional
         Number that stands for a missing value of ``y``; such rows are left out.
     bounds : pair, dict or scipy.optimize.Bounds

@@ -57,7 +57,7 @@ def fit_models(
     sigma: Any = None,
     absolute_sigma: bool = False,
     mask: Any = None,
-    nan_policy: Literal["raise", "omit", "propagate"] | None = "raise",
+    nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
     method: Literal["trf", "lm", "dogbox"] = "trf",
     loss: str | Callable[..., Any] = "linear",

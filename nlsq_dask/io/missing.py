@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,20 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 
-NanPolicy = Literal["raise", "omit", "propagate"]
-NAN_POLICIES: tuple[NanPolicy, ...] = ("raise", "omit", "propagate")
+NanPolicy = Literal["raise", "omit"]
+NAN_POLICIES: tuple[NanPolicy, ...] = ("raise", "omit")
+
+
+class Unlooked(Enum):
+    """The policy of ``curve_fit(..., check_finite=False)``: NaN in coordinates is not looked for.
+
+    No name that a user could pass: SciPy's ``curve_fit`` refuses a policy "propagate" as well.
+    """
+
+    UNLOOKED = "unlooked"
+
+
+UNLOOKED = Unlooked.UNLOOKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ def missing_rule(nan_policy: Any, fill_value: Any, dtype: np.dtype[Any]) -> Miss
     InputTypeError
         If the fill value is not a real number.
     """
-    policy = "raise" if nan_policy is None else nan_policy
+    policy = "raise" if nan_policy is None or nan_policy is UNLOOKED else nan_policy
     if not isinstance(policy, str) or policy not in NAN_POLICIES:
         raise _errors.unknown_choice("nan_policy", nan_policy, NAN_POLICIES)
     return MissingRule(policy == "omit", _in_dtype(fill_value, dtype))

@@ -20,7 +20,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import finite_problem, is_deviation, scan_in_memory
-from nlsq_dask.io.missing import NanPolicy, missing_rule
+from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations, Structure
 
 __all__ = [
@@ -42,7 +42,7 @@ def observe(
     sigma: Any = None,
     *,
     mask: Any = None,
-    nan_policy: NanPolicy | None = "raise",
+    nan_policy: NanPolicy | Unlooked | None = "raise",
     fill_value: Any = None,
 ) -> Observations:
     """Check the data of a fit and bring them into one representation.
@@ -61,9 +61,8 @@ def observe(
     mask : array_like of bool or None
         True where a row is left out, broadcasting to ``y``'s shape. Rows are also left out where
         ``x``, ``y`` or ``sigma`` are masked arrays and masked.
-    nan_policy : {"raise", "omit", "propagate"} or None
-        "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``, "propagate" passes
-        coordinates with NaN to the model; None is "raise".
+    nan_policy : {"raise", "omit", UNLOOKED} or None
+        "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``; None is "raise".
     fill_value : number or None
         Value of ``y`` that stands for missing ones.
 
@@ -99,7 +98,7 @@ def observe(
         tuple(m for m in masks if is_dask(m) or m.any()),
         rule,
         _lazy_arguments(x, y, sigma, mask, structure),
-        nan_policy == "propagate",
+        nan_policy is UNLOOKED,
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
