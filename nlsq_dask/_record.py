@@ -118,6 +118,7 @@ class FitRecord:
     history: tuple[IterationRecord, ...] = field(repr=False)
     scipy_status: Status | None = field(default=None, kw_only=True)
     undetermined: tuple[str, ...] = field(default=(), kw_only=True)
+    n_differenced: int = field(default=0, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

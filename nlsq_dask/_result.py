@@ -107,6 +107,9 @@ class FitResult(FitRecord):
         Directory of the checkpoints.
     history : tuple of IterationRecord
         One entry an evaluation.
+    n_differenced : int
+        Rows of which a derivative was a difference of two values, as the automatic one was not
+        finite although the value was; the most at any point that the search moved to.
     fitted : FittedModel or None
         The model and its data, for what is computed from them on demand; no part of files and
         pickles.

@@ -36,8 +36,8 @@ HEAD_BYTES = 256
 
 _FIELDS = frozenset(f.name for f in fields(FitRecord))
 
-# What a file of version 1 that lacks a later field is read with.
-_DEFAULTS: dict[str, Any] = {"scipy_status": None, "undetermined": ()}
+# What a file of an earlier release that lacks a later field is read with.
+_DEFAULTS: dict[str, Any] = {"scipy_status": None, "undetermined": (), "n_differenced": 0}
 
 
 def to_fields(record: FitRecord) -> dict[str, Any]:

@@ -230,6 +230,8 @@ def result_of(
     )
     if not determined:
         problems.append(_errors.covariance_undetermined(undetermined))
+    if solution.n_differenced:
+        problems.append(_errors.derivatives_differenced(solution.n_differenced, solution.n_points))
     for problem in problems:
         named = problem if model is None else _errors.of_model(model, problem)
         warnings.warn(named, stacklevel=WARNING_LEVEL)
@@ -276,5 +278,6 @@ def result_of(
         pilot=found.before.pilot,
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
+        n_differenced=solution.n_differenced,
         fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
     )

@@ -79,6 +79,10 @@ class CovarianceWarning(FitWarning):
     """The data do not determine the covariance of the parameters."""
 
 
+class DerivativeWarning(FitWarning):
+    """Some derivatives of the model were not finite, and differences were taken instead."""
+
+
 class ConvergenceWarning(FitWarning):
     """The fit ended without meeting a convergence criterion."""
 

@@ -9,6 +9,7 @@ from nlsq_dask._errors.kinds import (
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
+    DerivativeWarning,
     InputError,
     InputTypeError,
     ModelError,
@@ -70,6 +71,18 @@ def covariance_undetermined(names: Sequence[str] = ()) -> CovarianceWarning:
         "Covariance of the parameters could not be estimated: the data do not determine "
         f"{join_names(names)}. pcov is infinite; fix or bound them, start them elsewhere, or add "
         "data that depend on every parameter."
+    )
+
+
+def derivatives_differenced(n_rows: int, n_points: int) -> DerivativeWarning:
+    """The derivatives of the model were not finite in some rows."""
+    return DerivativeWarning(
+        f"in {n_rows:,} of {n_points:,} rows the automatic derivatives of the model are not "
+        "finite although its value is, as where a power, a root, a norm or a logarithm meets zero: "
+        "differences of the model's values were taken there (result.n_differenced). To have exact "
+        "ones, put a harmless number into such rows and select the value afterwards: "
+        "safe = jnp.where(t > 0, t, 1.0); jnp.where(t > 0, safe**b, 0.0). Or leave the rows out "
+        "with a mask."
     )
 
 

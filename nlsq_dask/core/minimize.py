@@ -144,6 +144,7 @@ def start(
         chi2=sums.chi2,
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
+        n_differenced=sums.n_differenced,
         moments=sums.moments,
         left=Remainder(np.inf, np.inf),
         scale_inv=np.zeros(params.size),
@@ -235,6 +236,7 @@ def finish(evaluator: Evaluator, state: SolverState, box: Box, options: SolverOp
         undetermined=involved,
         n_points=state.n_points,
         n_skipped=state.n_skipped,
+        n_differenced=state.n_differenced,
         moments=state.moments,
         history=state.history,
     )

@@ -107,6 +107,8 @@ class NormalEquations:
     largest : ndarray, shape (k + 1,) or (k + 2,), float64, or None
         Largest magnitudes of y, of each of k coordinates, and of the weights where there are any:
         NaN where a value is NaN, and bounds between 2**-53 and 2**53. Told by the first pass alone.
+    n_differenced : int
+        Rows of which a derivative is a difference of values, since the automatic one is not finite.
     """
 
     gram: FloatArray
@@ -118,6 +120,7 @@ class NormalEquations:
     moments: Moments = Moments()
     concave: FloatArray | None = None
     largest: FloatArray | None = None
+    n_differenced: int = 0
 
     @classmethod
     def zero(cls, size: int) -> NormalEquations:
@@ -137,6 +140,7 @@ class NormalEquations:
                 self.moments + other.moments,
                 _of_known(np.add, self.concave, other.concave),
                 _of_known(np.maximum, self.largest, other.largest),
+                self.n_differenced + other.n_differenced,
             )
 
 

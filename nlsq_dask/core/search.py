@@ -120,6 +120,7 @@ def stand_at(
         chi2=sums.chi2,
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
+        n_differenced=max(state.n_differenced, sums.n_differenced),
         moments=sums.moments,
     )
     linear = factorize(sums, basis)

@@ -173,6 +173,8 @@ class SolverState:
         Why the search is over; None while it is not.
     history : tuple of IterationRecord
         One a point evaluated.
+    n_differenced : int
+        Most rows of which a derivative was a difference, at any point that the search moved to.
     """
 
     sizes: FloatArray
@@ -197,6 +199,7 @@ class SolverState:
     met: Status | None
     status: Status | None
     history: tuple[IterationRecord, ...] = field(repr=False)
+    n_differenced: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,8 @@ class Solution:
     moments : Moments
         At `params`.
     history : tuple of IterationRecord
+    n_differenced : int
+        Most rows of which a derivative was a difference, at any point that the search moved to.
     """
 
     params: FloatArray
@@ -260,6 +265,7 @@ class Solution:
     n_skipped: int
     moments: Moments
     history: tuple[IterationRecord, ...] = field(repr=False)
+    n_differenced: int = 0
 
 
 def _check_sizes(x_scale: Any) -> None:

@@ -11,6 +11,11 @@ in some residuals adds its share of the curvature, a second (q, q) matrix.
 The rows are swept tile by tile, so that A of one tile stays in the CPU's cache and the memory of a
 block does not depend on p. The columns of (J S)ᵀ are directional derivatives along the columns of
 S, by forward mode: ``jax.linearize`` once a tile, and a ``vmap`` over the columns.
+
+Where the sums of a buffer are not finite although the residuals are, a derivative is not: a second
+kernel, which is compiled for that alone, takes the same rows with differences in its place
+(:mod:`nlsq_dask.kernels.derivatives`). The choice rests on the rows of one buffer and on nothing
+else, so that it is the same wherever they are summed.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +32,7 @@ import numpy as np
 
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.kernels.derivatives import with_differences
 from nlsq_dask.kernels.loss import concavity, rescale
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
@@ -60,6 +67,8 @@ class BlockKernel:
         self._sums = jax.jit(self._sums_of_tiles)
         self._costs = jax.jit(self._costs_of_tiles)
         self._meat = jax.jit(self._meat_of_tiles)
+        self._differenced_sums = jax.jit(partial(self._sums_of_tiles, differenced=True))
+        self._differenced_meat = jax.jit(partial(self._meat_of_tiles, differenced=True))
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
 
@@ -83,7 +92,11 @@ class BlockKernel:
             Returned only when the kernel no longer reads the buffers.
         """
         size = basis.shape[1] + 1
-        sums = self._run(self._sums, (params, basis), rows)
+        sums, n_differenced = self._run(self._sums, (params, basis), rows), 0
+        # The last of the products is Σ r²: it is finite where all values are.
+        if not np.isfinite(sums).all() and np.isfinite(sums[size**2 - 1]):
+            found = self._run(self._differenced_sums, (params, basis), rows)
+            sums, n_differenced = found[:-1], int(found[-1])
         products, rest = sums[: size**2].reshape(size, size), sums[size**2 :]
         concave = None
         if self._spec.loss.is_concave:
@@ -101,7 +114,16 @@ class BlockKernel:
             of_y = moments_of_y(rows, self._spec.cholesky)
             moments, largest = replace(moments, **of_y), largest_of(rows)
         return NormalEquations(
-            products[:-1, :-1], products[:-1, -1], cost, chi2, rows.n, 0, moments, concave, largest
+            products[:-1, :-1],
+            products[:-1, -1],
+            cost,
+            chi2,
+            rows.n,
+            0,
+            moments,
+            concave,
+            largest,
+            n_differenced,
         )
 
     def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:
@@ -133,7 +155,10 @@ class BlockKernel:
             ``Σ (ρ'_i r_i)² j_i j_iᵀ`` of the weighted residuals and the rows of their Jacobian;
             ρ' = 1 for linear loss.
         """
-        return self._run(self._meat, (params,), rows)
+        meat = self._run(self._meat, (params,), rows)
+        if np.isfinite(meat).all():
+            return meat
+        return self._run(self._differenced_meat, (params,), rows)
 
     def survey(
         self,
@@ -183,11 +208,12 @@ class BlockKernel:
         y: jax.Array,
         weights: jax.Array | None,
         n: jax.Array,
+        differenced: bool = False,
     ) -> jax.Array:
         weighted = weights is not None or self._spec.cholesky is not None
 
         def sums(rows: Tile) -> tuple[jax.Array, ...]:
-            directions = self._augmented(params, basis, rows)
+            directions, replaced = self._augmented(params, basis, rows, differenced)
             residuals = self._weighted(directions, rows)
             errors = jnp.where(rows.valid, directions[-1], 0.0)
             extra = [jnp.abs(errors)]
@@ -197,10 +223,11 @@ class BlockKernel:
                 extra += cost
             if weighted:
                 extra.append(errors**2)
+            extra += replaced
             return residuals @ residuals.T, *concave, jnp.stack([jnp.sum(e) for e in extra])
 
         q = basis.shape[1]
-        n_extra = 1 + weighted + 2 * (not self._spec.loss.is_linear)
+        n_extra = 1 + weighted + 2 * (not self._spec.loss.is_linear) + differenced
         concave = [jnp.zeros((q, q))] if self._spec.loss.is_concave else []
         zero = (jnp.zeros((q + 1, q + 1)), *concave, jnp.zeros(n_extra))
         return jnp.concatenate(
@@ -262,11 +289,13 @@ class BlockKernel:
         y: jax.Array,
         weights: jax.Array | None,
         n: jax.Array,
+        differenced: bool = False,
     ) -> jax.Array:
         p = params.shape[0]
 
         def meat(rows: Tile) -> jax.Array:
-            directions = self._weighted(self._augmented(params, jnp.eye(p), rows), rows)
+            directions = self._augmented(params, jnp.eye(p), rows, differenced)[0]
+            directions = self._weighted(directions, rows)
             residuals = directions[-1]
             if not self._spec.loss.is_linear:
                 first = self._spec.loss.terms(residuals, _call_loss)[1]
@@ -289,14 +318,24 @@ class BlockKernel:
         _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
         return sum_over_tiles(function, zero, self._tile_bytes, coords, y, weights, n)
 
-    def _augmented(self, params: jax.Array, basis: jax.Array, rows: Tile) -> jax.Array:
-        """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), with the errors e = f - y not weighted."""
+    def _augmented(
+        self, params: jax.Array, basis: jax.Array, rows: Tile, differenced: bool
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), with the errors e = f - y not weighted.
+
+        Beside it, with differences, the flags (tile,) of the rows that have them.
+        """
+        if differenced:
+            values, along, replaced = with_differences(
+                self._spec, rows.coords, params, basis, rows.valid
+            )
+            return jnp.concatenate([along, (values - rows.y)[None]]), [replaced]
         if self._spec.jacobian is not None:
             jacobian = call_jacobian(self._spec, rows.coords, params)
-            return jnp.concatenate([(jacobian @ basis).T, self._error(params, rows)[None]])
+            return jnp.concatenate([(jacobian @ basis).T, self._error(params, rows)[None]]), []
         e, derivative = jax.linearize(lambda theta: self._error(theta, rows), params)
         along = jax.vmap(derivative, in_axes=1)(basis)
-        return jnp.concatenate([along, e[None]])
+        return jnp.concatenate([along, e[None]]), []
 
     def _error(self, params: jax.Array, rows: Tile) -> jax.Array:
         return call_model(self._spec, rows.coords, params) - rows.y
