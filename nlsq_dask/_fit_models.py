@@ -22,6 +22,7 @@ from nlsq_dask._result import FitResult
 from nlsq_dask._run import (
     Before,
     Found,
+    naming_rows,
     open_checkpoints,
     result_of,
     save_state,
@@ -373,7 +374,7 @@ def _search(
             save_state(store, state, before, seat.n_passes)
 
         seat.n_passes = sample.n_passes
-        with _naming(name):
+        with _naming(name), naming_rows(job):
             return solve(job, seat, sample, saved, observe_state)
 
     return search

@@ -120,8 +120,10 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
     skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
     fixed = f", {len(record.names) - record.n_free} fixed or tied"
     scale = "sigma are absolute" if record.absolute_sigma else "scaled by the reduced chi2"
+    differenced = [("derivatives", f"differences in {record.n_differenced:,} rows")]
     return [
         ("rows", f"{record.n_points:,}{skipped}"),
+        *(differenced if record.n_differenced else []),
         ("parameters", f"{record.n_free} free{fixed if record.n_free < len(record.names) else ''}"),
         ("degrees of freedom", f"{record.dof:,}"),
         ("chi2", f"{record.chi2:.8g}"),

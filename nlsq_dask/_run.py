@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,8 @@ def run(job: Job, reporting: Reporting) -> FitResult:
 
         saved = store.load() if store is not None and reporting.resume else None
         try:
-            found = solve(job, evaluator, sample, saved, observe_state)
+            with naming_rows(job):
+                found = solve(job, evaluator, sample, saved, observe_state)
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
     result = result_of(job, found, store)
@@ -92,6 +93,20 @@ def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.Input
     fitted = FittedModel(job.spec, job.data, job.device, job.client, job.row_wise)
     rows = fitted.bad_rows(job.reduction.expand(np.array(error.params)))
     return rows.error(job.data.names[1 : 1 + len(job.data.coords)], error)
+
+
+@contextmanager
+def naming_rows(job: Job) -> Iterator[None]:
+    """Where the derivatives are not finite at the start, say in which rows."""
+    try:
+        yield
+    except _errors.StartSlopeError as error:
+        model = FittedModel(job.spec, job.data, job.device, job.client, job.row_wise)
+        params = job.reduction.expand(np.array(error.params, np.float64))
+        found = model.without_derivatives(params)
+        if not found.count:  # they are finite one by one, but their products are not
+            raise
+        raise _errors.no_difference(params, found.count, found.first) from None
 
 
 def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> CheckpointStore | None:

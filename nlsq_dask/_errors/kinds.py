@@ -51,6 +51,10 @@ class StartNotFiniteError(InputError):
         return error
 
 
+class StartSlopeError(StartNotFiniteError):
+    """The derivatives are not finite at the starting point, `params`."""
+
+
 class ModelError(FitError, ValueError):
     """The model cannot be used as it is written."""
 

@@ -9,6 +9,7 @@ from nlsq_dask._errors.kinds import (
     InputError,
     InputTypeError,
     StartNotFiniteError,
+    StartSlopeError,
     join_names,
     listed,
     shown,
@@ -157,14 +158,25 @@ def start_not_finite_at_row(
     )
 
 
-def start_derivative_not_finite(params: Iterable[float]) -> StartNotFiniteError:
+def start_derivative_not_finite(params: Iterable[float]) -> StartSlopeError:
     """The model has no finite derivatives at the starting point."""
     values = list(params)
-    return StartNotFiniteError.at(
+    return StartSlopeError.at(
         values,
         f"the model is finite at the starting point p0 = {listed(values)}, but its derivatives by "
         "the parameters are not: move p0 away from where a root, a power or a logarithm of the "
         "model has an infinite slope.",
+    )
+
+
+def no_difference(params: Iterable[float], n_rows: int, place: object) -> StartSlopeError:
+    """There are rows in which the derivatives cannot be replaced by differences either."""
+    return StartSlopeError(
+        f"in {n_rows:,} rows, the first {place}, the model is finite at the starting point p0 = "
+        f"{listed(params)}, but its derivatives by the parameters are not. Nor are its values a "
+        "small step away, of which differences could be made. Move p0 away from where a root, a "
+        "power or a logarithm of the model ends, or give the model a value beyond (with jnp.where),"
+        " or leave the rows out with a mask."
     )
 
 

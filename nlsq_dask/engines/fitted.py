@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,10 +23,11 @@ from nlsq_dask.engines.row_function import (
     values_of_block,
     without_mask,
 )
-from nlsq_dask.io.chunks import whole_box
+from nlsq_dask.io.chunks import Box, whole_box
+from nlsq_dask.io.finite import Affected, affected_rows, look_at_chunks
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
-from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.stage import STAGE_ROWS, Block
 from nlsq_dask.kernels.model import ModelSpec, Structure, prepare_model
 from nlsq_dask.kernels.predict import covariance_root
 from nlsq_dask.kernels.rows import row_dependence
@@ -185,6 +188,32 @@ class FittedModel:
 
             return residuals_of_rows(function, data)
         return residuals_of_block(function, data.layout.block(data.operands))
+
+    def without_derivatives(self, params: ArrayLike) -> Affected:
+        """Rows in which neither a derivative nor a difference in its place is finite.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+
+        Returns
+        -------
+        Affected
+            Their number, and where the first is. Reads all rows once.
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        data = self._data("without_derivatives()")
+        at = np.asarray(params, np.float64)
+        look = partial(_without_derivatives, self._function(at, np.eye(at.size)))
+        if data.lazy:
+            return look_at_chunks(look, data, self.client)
+        box = whole_box(data.y.shape)
+        pieces = data.pieces() if self.row_wise else [(box, data.block(box))]
+        return reduce(add, (look(block, None, box) for box, block in pieces))
 
     def meat(self, params: ArrayLike) -> FloatArray:
         """Sum of outer products of the rows' scores, for a robust covariance.
@@ -365,6 +394,17 @@ class FittedModel:
         from nlsq_dask.engines.lazy_rows import of_rows  # Dask, loaded for use
 
         return of_rows(function, rows)
+
+
+def _without_derivatives(
+    errors: RowFunction, block: Block, index: tuple[int, ...] | None, box: Box
+) -> Affected:
+    """Rows of a block with infinite errors, given the errors for parameters of unit variance."""
+    found = values_of_block(errors, block)
+    lost = ~np.isfinite(found)
+    if block.selects:
+        lost &= ~block.left_out()
+    return affected_rows(lost, found, index, box)
 
 
 def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:

@@ -9,11 +9,11 @@ out do not count. Findings of blocks combine by adding, as sums of squares do.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ from nlsq_dask.io.stage import Block, Layout
 
 if TYPE_CHECKING:
     from distributed import Client
+
+# Findings of some rows; those of two sets of rows add.
+FoundT = TypeVar("FoundT", "Affected", "Findings")
+
+# What is found in a block, given its index and what it is of ``y``.
+Look = Callable[[Block, tuple[int, ...] | None, Box], FoundT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ def finite_problem(data: Observations, client: Client | None = None) -> _errors.
         Naming the first array that has such values, their number, where the first is, and how many
         rows are affected in all. None if there is no such value.
     """
-    found = _scan_lazy(data, client) if data.lazy else scan_in_memory(data)
+    found = look_at_chunks(_scan, data, client) if data.lazy else scan_in_memory(data)
     return found.error(data.names)
 
 
@@ -137,9 +143,10 @@ def scan_in_memory(data: Observations) -> Findings:
     return reduce(add, (_scan(block, None, box) for box, block in data.pieces()))
 
 
-def _scan_lazy(data: Observations, client: Client | None) -> Findings:
+def look_at_chunks(look: Look[FoundT], data: Observations, client: Client | None) -> FoundT:
     """Look at all rows of Dask arrays, in one computation over all of them."""
     import dask.array as da
+    from dask.delayed import delayed
 
     def lazy(array: Any, name: str) -> Any:
         if isinstance(array, da.Array):
@@ -151,26 +158,30 @@ def _scan_lazy(data: Observations, client: Client | None) -> Findings:
     pairs = itertools.chain.from_iterable((lazy(a, name), axes) for a, name in named)
     _, arrays = da.core.unify_chunks(*pairs)
     found = da.map_blocks(
-        _scan_chunk,
+        _look_at_chunk,
         *arrays,
+        look=delayed(look, traverse=False),  # one node of the graph for all blocks
         layout=data.layout,
         chunks=tuple((1,) * n for n in arrays[0].numblocks),
         dtype=object,
         meta=np.empty((0,) * len(axes), object),
     )
     computed = found.compute() if client is None else client.compute(found, sync=True)
-    findings: list[Findings] = list(computed.ravel())
+    findings: list[FoundT] = list(computed.ravel())
     return reduce(add, findings)
 
 
-def _scan_chunk(
-    *arrays: Any, layout: Layout, block_info: Mapping[int, Mapping[str, Any]]
+def _look_at_chunk(
+    *arrays: Any,
+    look: Look[Any],
+    layout: Layout,
+    block_info: Mapping[int, Mapping[str, Any]],
 ) -> NDArray[np.object_]:
     """Findings of one chunk, as an array of one element."""
     here = block_info[0]
     box = tuple(slice(start, stop) for start, stop in here["array-location"])
     found = np.empty((1,) * len(box), object)
-    found[...] = _scan(layout.block(arrays), tuple(here["chunk-location"]), box)
+    found[...] = look(layout.block(arrays), tuple(here["chunk-location"]), box)
     return found
 
 
@@ -183,14 +194,7 @@ def _scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
     affected, with_nan = np.zeros((2, *shape), np.bool_)
 
     def locate(bad: NDArray[np.bool_], array: NDArray[np.generic]) -> Affected:
-        rows = bad & counts
-        count = int(np.count_nonzero(rows))
-        if not count:
-            return Affected()
-        first = np.unravel_index(int(np.argmax(rows)), shape)
-        place = tuple(int(i) + s.start for i, s in zip(first, box, strict=True))
-        value = float(np.broadcast_to(array, shape)[first])
-        return Affected(count, Place(place, index, box), value)
+        return affected_rows(bad & counts, array, index, box)
 
     not_finite = []
     for array in block.arrays:
@@ -204,3 +208,20 @@ def _scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
         no_deviation = locate(~is_deviation(block.sigma), block.sigma)
     n_affected, n_nan = (int(np.count_nonzero(flags)) for flags in (affected, with_nan))
     return Findings(tuple(not_finite), no_deviation, n_affected, n_nan)
+
+
+def affected_rows(
+    rows: NDArray[np.bool_],
+    array: NDArray[np.generic],
+    index: tuple[int, ...] | None,
+    box: Box,
+) -> Affected:
+    """How many rows of a block are flagged, the first of them, and the array's value there."""
+    count = int(np.count_nonzero(rows))
+    if not count:
+        return Affected()
+    first = np.unravel_index(int(np.argmax(rows)), rows.shape)
+    place = tuple(int(i) + s.start for i, s in zip(first, box, strict=True))
+    return Affected(
+        count, Place(place, index, box), float(np.broadcast_to(array, rows.shape)[first])
+    )

@@ -1,7 +1,8 @@
 """Derivatives of a model where automatic ones are not finite although the model's value is.
 
-``(t / tau)**b`` at t = 0 has the value 0 for all tau and b, but its derivative is computed as 0 · ∞.
-In such rows, and in such alone, the derivative by a parameter becomes a difference of two values:
+``(t / tau)**b`` at t = 0 has the value 0 for all tau and b, but its derivative is computed as
+0 · ∞. In such rows, and in such alone, the derivative by a parameter becomes a difference of two
+values:
 
     (f(θ + h e_k) - f(θ - h e_k)) / 2h        where both are finite,
     ±(f(θ ± h e_k) - f(θ)) / h                where one of them is,
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model, trace_model
@@ -75,43 +77,44 @@ def with_differences(
     if spec.jacobian is None:
         values, derivative = jax.linearize(model, params)
         columns = jax.vmap(derivative)(jnp.eye(params.shape[0]))
+        # A fixed parameter moves nothing, but zero times what is not finite is not zero.
+        columns = columns.at[list(spec.constant)].set(0.0) if spec.constant else columns
     else:
         values, columns = model(params), call_jacobian(spec, coords, params).T
     usable = counted & jnp.isfinite(values)
     bad = usable & ~jnp.isfinite(columns)
     eps = coarsest_eps(trace_model(spec, coords[0].shape[0]))
+    steps = _steps(values, jnp.where(bad, 0.0, columns), params, usable, eps)
 
     def column(k: jax.Array) -> jax.Array:
         def difference() -> jax.Array:
-            step = _step(values, jnp.where(bad[k], 0.0, columns[k]), params[k], usable, eps)
-            return jnp.where(bad[k], _difference(model, values, params, k, step), columns[k])
+            return jnp.where(bad[k], _difference(model, values, params, k, steps[k]), columns[k])
 
-        return jax.lax.cond(jnp.any(bad[k]), difference, lambda: columns[k])
+        mended: jax.Array = jax.lax.cond(jnp.any(bad[k]), difference, lambda: columns[k])
+        return mended
 
     mended = jax.lax.map(column, jnp.arange(params.shape[0]))
     return Derivatives(values, basis.T @ mended, jnp.any(bad & jnp.isfinite(mended), axis=0))
 
 
-def _step(
-    values: jax.Array, slopes: jax.Array, param: jax.Array, counted: jax.Array, eps: float
+def _steps(
+    values: jax.Array, slopes: jax.Array, params: jax.Array, counted: jax.Array, eps: float
 ) -> jax.Array:
-    """Step of a difference, from the slopes (n,) that are known; 0 stands for those that are not.
+    """Steps (p,) of differences, from the slopes (p, n) that are known; 0 stands for the others.
 
-    Without any the parameter itself tells its size.
+    Where none is known the parameter itself tells its size.
     """
-    size = jnp.abs(param)
-
-    def norm(rows: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.sum(jnp.where(counted, rows, 0.0) ** 2))
-
-    length = norm(values) / norm(slopes)
-    # Never more than SciPy's step, however flat the other rows are, and never one that θ_k + h
-    # would round.
-    length = jnp.minimum(length, jnp.maximum(size, 1.0))
+    size = jnp.abs(params)
+    squares = jnp.where(counted, jnp.concatenate([slopes, values[None]]), 0.0) ** 2
+    norms = jnp.sqrt(jnp.sum(squares, axis=1))
+    # Never much longer than SciPy's step, however flat the other rows are.
+    length = jnp.minimum(norms[-1] / norms[:-1], jnp.maximum(size, 1.0))
     known = jnp.isfinite(length) & (length > 0.0)
     length = jnp.where(known, length, jnp.where(size > 0.0, size, 1.0))
     relative = eps ** (1.0 / 3.0)
-    return relative * jnp.maximum(length, relative * size)
+    # And never so short that θ + h is rounded by much of it.
+    steps: jax.Array = relative * jnp.maximum(length, relative * size)
+    return steps
 
 
 def _difference(
@@ -121,32 +124,31 @@ def _difference(
     at = params[k]
     # The steps as they are after rounding, not as they were meant.
     ends = jnp.stack([at + step, at - step])
-    above, below = jax.lax.map(lambda end: model(params.at[k].set(end)), ends)
+    above, below = jax.vmap(lambda end: model(params.at[k].set(end)))(ends)
     ahead, behind = ends - at
     central = (above - below) / (ahead - behind)
     forward, backward = (above - values) / ahead, (below - values) / behind
     one_sided = jnp.where(jnp.isfinite(above), forward, backward)
     both = jnp.isfinite(above) & jnp.isfinite(below)
-    difference: jax.Array = jnp.where(both, central, one_sided)
-    return difference
+    return jnp.where(both, central, one_sided)
 
 
 def coarsest_eps(closed: ClosedJaxpr) -> float:
-    """Machine precision of the coarsest type of floating-point numbers that a model computes in."""
-    found = _float_types(closed.jaxpr)
-    return max((float(jnp.finfo(dtype).eps) for dtype in found), default=0.0) or float(
-        jnp.finfo(jnp.float64).eps
-    )
+    """Machine precision of the coarsest floating-point numbers that a model computes with."""
+    types = _float_types(closed.jaxpr) or {np.dtype(np.float64)}
+    return max(float(jnp.finfo(t).eps) for t in types)  # type: ignore[no-untyped-call]
 
 
-def _float_types(jaxpr: Jaxpr) -> set[jnp.dtype]:
+def _float_types(jaxpr: Jaxpr) -> set[np.dtype[np.generic]]:
     """Types of all floating-point numbers, those of inner jaxprs too."""
-    variables = [*jaxpr.invars, *jaxpr.constvars, *(v for e in jaxpr.eqns for v in e.outvars)]
-    found = {v.aval.dtype for v in variables if hasattr(v.aval, "dtype")}
-    found = {dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)}
+    results = (variable for eqn in jaxpr.eqns for variable in eqn.outvars)
+    dtypes = {getattr(v.aval, "dtype", None) for v in (*jaxpr.constvars, *results)}
+    found = {d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.floating)}
     for eqn in jaxpr.eqns:
         for param in eqn.params.values():
             for inner in param if isinstance(param, tuple | list) else (param,):
-                if isinstance(inner, ClosedJaxpr | Jaxpr):
-                    found |= _float_types(getattr(inner, "jaxpr", inner))
+                if isinstance(inner, ClosedJaxpr):
+                    found |= _float_types(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    found |= _float_types(inner)
     return found

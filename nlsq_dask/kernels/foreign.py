@@ -32,6 +32,9 @@ from nlsq_dask.kernels.signature import model_label
 # the machine precision (Press et al., "Numerical Recipes", section 5.7).
 CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1.0 / 3.0)
 
+# Relative error of a tied parameter's value: a product and a sum are rounded. Steps are longer.
+ROUNDING = 4.0 * float(np.finfo(np.float64).eps)
+
 
 class _Wrapper:
     """A callable with a user's model inside, and the model's name and signature outside.
@@ -180,7 +183,13 @@ class HostModel(_Wrapper):
         self._last.clear()
 
     def _value(self, theta: Any) -> FloatArray:
-        return self._remembered("value", self._evaluate, np.array(theta))
+        point = np.array(theta)
+        # The search never leaves the bounds, but a difference of values may; it then takes the
+        # other side. Values of tied parameters are rounded.
+        slack = ROUNDING * np.abs(point)
+        if np.any((point + slack < self.lower) | (point - slack > self.upper)):
+            return np.full(self.n, np.nan)
+        return self._remembered("value", self._evaluate, point)
 
     def _jacobian(self, theta: Any, free: tuple[int, ...]) -> FloatArray:
         """Derivatives by the parameters that are free, (n, q)."""
@@ -221,9 +230,16 @@ class HostModel(_Wrapper):
         ahead, behind = point.copy(), point.copy()
         ahead[i] = min(point[i] + step, self.upper[i])
         behind[i] = max(point[i] - step, self.lower[i])
-        difference = self._evaluate(ahead) - self._evaluate(behind)
-        slope: FloatArray = difference / (ahead[i] - behind[i])
-        return slope
+        above, below = self._evaluate(ahead), self._evaluate(behind)
+        slope: FloatArray = (above - below) / (ahead[i] - behind[i])
+        if np.isfinite(slope).all():
+            return slope
+        here = self._value(point)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a side may have no length
+            forward = (above - here) / (ahead[i] - point[i])
+            backward = (here - below) / (point[i] - behind[i])
+        one_sided = np.where(np.isfinite(forward), forward, backward)
+        return np.where(np.isfinite(slope), slope, one_sided)
 
 
 def _called_back(

@@ -7,7 +7,8 @@ first order, the variance
 
 where j_i is the row of ∂f/∂θ and s_k (p,) are the columns of a square root S of C: the delta
 method (Seber & Wild, "Nonlinear Regression", 1989, section 5.1). Each j_i · s_k is a directional
-derivative by forward mode, so that ∂f/∂θ itself is never made.
+derivative by forward mode, so that ∂f/∂θ itself is never made; but in a buffer of which some are
+not finite (:mod:`nlsq_dask.kernels.derivatives`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.block import find_device
+from nlsq_dask.kernels.derivatives import with_differences
 from nlsq_dask.kernels.lru import LruTable
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
@@ -54,6 +57,7 @@ class RowKernel:
         self._device = device
         self._values = jax.jit(self._values_of_tiles)
         self._errors = jax.jit(self._errors_of_tiles)
+        self._differenced_errors = jax.jit(partial(self._errors_of_tiles, differenced=True))
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
 
@@ -87,9 +91,15 @@ class RowKernel:
         Returns
         -------
         ndarray, shape (n,), float64
-            In the units of the model's values.
+            In the units of the model's values. Not finite where the model is not, or a derivative
+            and the difference in its place.
         """
-        return self._run(self._errors, (params, root), coords)
+        errors = self._run(self._errors, (params, root), coords)
+        lost = ~np.isfinite(errors)
+        # Where a coordinate is no number, as where it is masked, no value is either.
+        if not np.logical_and.reduce([lost, *map(np.isfinite, coords)]).any():
+            return errors
+        return self._run(self._differenced_errors, (params, root), coords)
 
     def _run(
         self,
@@ -119,17 +129,29 @@ class RowKernel:
         return self._over_tiles(lambda tile: call_model(self._spec, tile, params), 1, coords)
 
     def _errors_of_tiles(
-        self, params: jax.Array, root: jax.Array, coords: tuple[jax.Array, ...]
+        self,
+        params: jax.Array,
+        root: jax.Array,
+        coords: tuple[jax.Array, ...],
+        differenced: bool = False,
     ) -> jax.Array:
         def errors(tile: tuple[jax.Array, ...]) -> jax.Array:
-            return jnp.sqrt(jnp.sum(self._along(params, root, tile) ** 2, axis=0))
+            along = self._along(params, root, tile, differenced)
+            return jnp.sqrt(jnp.sum(along**2, axis=0))
 
         return self._over_tiles(errors, root.shape[1] + 1, coords)
 
     def _along(
-        self, params: jax.Array, root: jax.Array, coords: tuple[jax.Array, ...]
+        self,
+        params: jax.Array,
+        root: jax.Array,
+        coords: tuple[jax.Array, ...],
+        differenced: bool,
     ) -> jax.Array:
         """Derivatives of the values along the columns of ``root``, (q, n)."""
+        if differenced:
+            every = jnp.ones(coords[0].shape, bool)
+            return with_differences(self._spec, coords, params, root, every).along
         if self._spec.jacobian is not None:
             return (call_jacobian(self._spec, coords, params) @ root).T
         _, derivative = jax.linearize(lambda theta: call_model(self._spec, coords, theta), params)
