@@ -20,6 +20,7 @@ else, so that it is the same wherever they are summed.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -93,8 +94,9 @@ class BlockKernel:
         """
         size = basis.shape[1] + 1
         sums, n_differenced = self._run(self._sums, (params, basis), rows), 0
-        # The last of the products is Σ r²: it is finite where all values are.
-        if not np.isfinite(sums).all() and np.isfinite(sums[size**2 - 1]):
+        # The gradient, and Σ r², which is finite where all values of the model are.
+        *gradient, chi2 = sums[size**2 - size : size**2].tolist()
+        if not all(map(math.isfinite, gradient)) and math.isfinite(chi2):
             found = self._run(self._differenced_sums, (params, basis), rows)
             sums, n_differenced = found[:-1], int(found[-1])
         products, rest = sums[: size**2].reshape(size, size), sums[size**2 :]
@@ -103,7 +105,6 @@ class BlockKernel:
             q = size - 1
             concave, rest = rest[: q**2].reshape(q, q), rest[q**2 :]
         abs_errors, *extra = rest
-        chi2 = float(products[-1, -1])
         # What is the same for linear loss, or without weights, is not summed twice.
         cost = 0.5 * chi2
         if not self._spec.loss.is_linear:
