@@ -130,7 +130,7 @@ class Problem:
         lower, upper = options["bounds"]
         host = HostModel(self.function, self.given_x, n, lower, upper, self.jacobian)
         try:
-            return self._fit(host, np.arange(n, dtype=np.float64), options)
+            result = self._fit(host, np.arange(n, dtype=np.float64), options)
         except _errors.NotRowWiseError:  # chunks were asked for
             raise traced from None
         except (jax.errors.JaxRuntimeError, ValueError):  # JAX has several for a failing callback
@@ -141,6 +141,7 @@ class Problem:
             raise host.error from None
         finally:
             host.release()
+        return replace(result, n_differenced=host.n_differenced)
 
     def attributes(self) -> list[dict[str, Any]]:
         """What the user's functions keep."""
@@ -157,6 +158,7 @@ class Problem:
         with warnings.catch_warnings():  # told by curve_fit, in SciPy's way
             warnings.simplefilter("ignore", _errors.ConvergenceWarning)
             warnings.simplefilter("ignore", _errors.CovarianceWarning)
+            warnings.simplefilter("ignore", _errors.DerivativeWarning)
             sigma = _with_least_weight(self.sigma) if self.plain else self.sigma
             found: FitResult = fit(
                 model,
@@ -280,6 +282,9 @@ def curve_fit(
     if np.isinf(result.pcov).any():
         text = str(_errors.covariance_undetermined(result.undetermined))
         warnings.warn(IndeterminateCovarianceWarning(text), stacklevel=2)
+    if result.n_differenced:
+        differenced = _errors.derivatives_differenced(result.n_differenced, result.n_points)
+        warnings.warn(differenced, stacklevel=2)
     if not full_output:
         return result.popt, result.pcov
     return result.popt, result.pcov, *_full_output(method, problem, result)

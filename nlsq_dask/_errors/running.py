@@ -79,7 +79,7 @@ def derivatives_differenced(n_rows: int, n_points: int) -> DerivativeWarning:
     return DerivativeWarning(
         f"in {n_rows:,} of {n_points:,} rows the automatic derivatives of the model are not "
         "finite although its value is, as where a power, a root, a norm or a logarithm meets zero: "
-        "differences of the model's values were taken there (result.n_differenced). To have exact "
+        "differences of the model's values were taken there. To have exact "
         "ones, put a harmless number into such rows and select the value afterwards: "
         "safe = jnp.where(t > 0, t, 1.0); jnp.where(t > 0, safe**b, 0.0). Or leave the rows out "
         "with a mask."

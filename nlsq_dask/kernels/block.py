@@ -33,7 +33,7 @@ import numpy as np
 
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
-from nlsq_dask.kernels.derivatives import with_differences
+from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.loss import concavity, rescale
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
@@ -96,7 +96,8 @@ class BlockKernel:
         sums, n_differenced = self._run(self._sums, (params, basis), rows), 0
         # The gradient, and Σ r², which is finite where all values of the model are.
         *gradient, chi2 = sums[size**2 - size : size**2].tolist()
-        if not all(map(math.isfinite, gradient)) and math.isfinite(chi2):
+        is_spoilt = math.isfinite(chi2) and not all(map(math.isfinite, gradient))
+        if is_spoilt and can_be_differenced(self._spec, rows.y.shape[0]):
             found = self._run(self._differenced_sums, (params, basis), rows)
             sums, n_differenced = found[:-1], int(found[-1])
         products, rest = sums[: size**2].reshape(size, size), sums[size**2 :]
@@ -157,7 +158,7 @@ class BlockKernel:
             ρ' = 1 for linear loss.
         """
         meat = self._run(self._meat, (params,), rows)
-        if np.isfinite(meat).all():
+        if np.isfinite(meat).all() or not can_be_differenced(self._spec, rows.y.shape[0]):
             return meat
         return self._run(self._differenced_meat, (params,), rows)
 

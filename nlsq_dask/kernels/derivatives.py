@@ -19,15 +19,19 @@ in units of their root mean square.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model, trace_model
+
+# Models of which it is kept whether they call Python back: as many as have kernels.
+MAX_KERNELS = 64
 
 Values = Callable[[jax.Array], jax.Array]
 
@@ -48,6 +52,17 @@ class Derivatives(NamedTuple):
     replaced: jax.Array
 
 
+@lru_cache(MAX_KERNELS)
+def can_be_differenced(spec: ModelSpec, n_rows: int) -> bool:
+    """Whether :func:`with_differences` can evaluate a model, of so many rows.
+
+    Not one that calls Python back, as a model does that JAX cannot trace: XLA may run the branches
+    here in threads of its own, in which JAX would round what it hands over to float32.
+    """
+    closed = trace_model(spec, n_rows)
+    return not any("callback" in eqn.primitive.name for eqn in _equations(closed.jaxpr))
+
+
 def with_differences(
     spec: ModelSpec,
     coords: tuple[jax.Array, ...],
@@ -64,6 +79,7 @@ def with_differences(
     Parameters
     ----------
     spec : ModelSpec
+        One that :func:`can_be_differenced`.
     coords : tuple of jax.Array, each (n,)
     params : jax.Array, shape (p,)
     basis : jax.Array, shape (p, q)
@@ -78,7 +94,7 @@ def with_differences(
         values, derivative = jax.linearize(model, params)
         columns = jax.vmap(derivative)(jnp.eye(params.shape[0]))
         # A fixed parameter moves nothing, but zero times what is not finite is not zero.
-        columns = columns.at[list(spec.constant)].set(0.0) if spec.constant else columns
+        columns = columns.at[np.array(spec.constant)].set(0.0) if spec.constant else columns
     else:
         values, columns = model(params), call_jacobian(spec, coords, params).T
     usable = counted & jnp.isfinite(values)
@@ -140,15 +156,17 @@ def coarsest_eps(closed: ClosedJaxpr) -> float:
 
 
 def _float_types(jaxpr: Jaxpr) -> set[np.dtype[np.generic]]:
-    """Types of all floating-point numbers, those of inner jaxprs too."""
-    results = (variable for eqn in jaxpr.eqns for variable in eqn.outvars)
+    """Types of all floating-point numbers."""
+    results = (variable for eqn in _equations(jaxpr) for variable in eqn.outvars)
     dtypes = {getattr(v.aval, "dtype", None) for v in (*jaxpr.constvars, *results)}
-    found = {d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.floating)}
+    return {d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.floating)}
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All operations, those of inner jaxprs too."""
     for eqn in jaxpr.eqns:
+        yield eqn
         for param in eqn.params.values():
             for inner in param if isinstance(param, tuple | list) else (param,):
-                if isinstance(inner, ClosedJaxpr):
-                    found |= _float_types(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    found |= _float_types(inner)
-    return found
+                if isinstance(inner, ClosedJaxpr | Jaxpr):
+                    yield from _equations(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)

@@ -8,7 +8,8 @@ the two stand
 - :class:`ReshapedModel` and :class:`RowsFirstModel` for an x of shape (..., n) or (n, k);
 - :class:`ClosedModel` for an x that has no rows, on which the model closes;
 - :class:`HostModel` for a model that cannot be traced: it is called back from compiled code, and
-  differentiated by central differences, or by a Jacobian that the user wrote.
+  differentiated by central differences, or by a Jacobian that the user wrote. Where one side of a
+  central difference is not finite, the other side alone gives it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ from nlsq_dask.kernels.signature import model_label
 # Relative step of central differences that balances truncation against rounding, the cube root of
 # the machine precision (Press et al., "Numerical Recipes", section 5.7).
 CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1.0 / 3.0)
-
-# Relative error of a tied parameter's value: a product and a sum are rounded. Steps are longer.
-ROUNDING = 4.0 * float(np.finfo(np.float64).eps)
 
 
 class _Wrapper:
@@ -137,6 +135,8 @@ class HostModel(_Wrapper):
         Calls of the model that returned.
     error : Exception or None
         What the model raised last.
+    n_differenced : int
+        Most rows in which the user's derivatives were not finite, and differences were taken.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class HostModel(_Wrapper):
         self.identity = uuid.uuid4().hex
         self.calls = 0
         self.error: Exception | None = None
+        self.n_differenced = 0
         self._last: dict[object, tuple[FloatArray, FloatArray]] = {}
 
     def __call__(self, rows: jax.Array, *params: jax.Array) -> jax.Array:
@@ -183,13 +184,7 @@ class HostModel(_Wrapper):
         self._last.clear()
 
     def _value(self, theta: Any) -> FloatArray:
-        point = np.array(theta)
-        # The search never leaves the bounds, but a difference of values may; it then takes the
-        # other side. Values of tied parameters are rounded.
-        slack = ROUNDING * np.abs(point)
-        if np.any((point + slack < self.lower) | (point - slack > self.upper)):
-            return np.full(self.n, np.nan)
-        return self._remembered("value", self._evaluate, point)
+        return self._remembered("value", self._evaluate, np.array(theta))
 
     def _jacobian(self, theta: Any, free: tuple[int, ...]) -> FloatArray:
         """Derivatives by the parameters that are free, (n, q)."""
@@ -223,7 +218,18 @@ class HostModel(_Wrapper):
                 raise _errors.jacobian_output_shape(
                     model_label(self.jac), value.shape, self.n, point.size
                 )
-        return np.ascontiguousarray(value[:, free])
+        return self._mended(value[:, free], point, free)
+
+    def _mended(self, columns: FloatArray, point: FloatArray, free: tuple[int, ...]) -> FloatArray:
+        """The user's derivatives (n, q), with differences where they are not finite."""
+        lost = ~np.isfinite(columns)
+        columns = np.array(columns, order="C")
+        for k in np.flatnonzero(lost.any(axis=0)):
+            difference = self._central_difference(point, free[k])
+            columns[lost[:, k], k] = difference[lost[:, k]]
+        mended = (lost & np.isfinite(columns)).any(axis=1)
+        self.n_differenced = max(self.n_differenced, int(np.count_nonzero(mended)))
+        return columns
 
     def _central_difference(self, point: FloatArray, i: int) -> FloatArray:
         step = CENTRAL_STEP * (abs(point[i]) or 1.0)
@@ -231,11 +237,11 @@ class HostModel(_Wrapper):
         ahead[i] = min(point[i] + step, self.upper[i])
         behind[i] = max(point[i] - step, self.lower[i])
         above, below = self._evaluate(ahead), self._evaluate(behind)
-        slope: FloatArray = (above - below) / (ahead[i] - behind[i])
-        if np.isfinite(slope).all():
-            return slope
-        here = self._value(point)
         with np.errstate(divide="ignore", invalid="ignore"):  # a side may have no length
+            slope: FloatArray = (above - below) / (ahead[i] - behind[i])
+            if np.isfinite(slope).all():
+                return slope
+            here = self._value(point)
             forward = (above - here) / (ahead[i] - point[i])
             backward = (here - below) / (point[i] - behind[i])
         one_sided = np.where(np.isfinite(forward), forward, backward)

@@ -24,7 +24,7 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.block import find_device
-from nlsq_dask.kernels.derivatives import with_differences
+from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.lru import LruTable
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
@@ -97,7 +97,8 @@ class RowKernel:
         errors = self._run(self._errors, (params, root), coords)
         lost = ~np.isfinite(errors)
         # Where a coordinate is no number, as where it is masked, no value is either.
-        if not np.logical_and.reduce([lost, *map(np.isfinite, coords)]).any():
+        is_spoilt = np.logical_and.reduce([lost, *map(np.isfinite, coords)]).any()
+        if not (is_spoilt and can_be_differenced(self._spec, coords[0].shape[0])):
             return errors
         return self._run(self._differenced_errors, (params, root), coords)
 
