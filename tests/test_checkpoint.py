@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -77,6 +78,7 @@ statuses = st.sampled_from([None, *Status])
 
 
 _FLOATS = ("cost", "chi2", "radius", "alpha", "optimality")
+_COUNTS = ("n_points", "n_skipped", "nfev", "njev", "n_refined", "n_differenced")
 
 
 @st.composite
@@ -96,7 +98,7 @@ def states(draw):
         status=draw(statuses),
         history=tuple(draw(st.lists(records, max_size=3))),
         **{name: draw(floats) for name in _FLOATS},
-        **{name: draw(counts) for name in ("n_points", "n_skipped", "nfev", "njev", "n_refined")},
+        **{name: draw(counts) for name in _COUNTS},
     )
 
 
@@ -125,6 +127,17 @@ def test_every_state_reads_back_to_the_same_bits(state, n_passes, tmp_path_facto
     loaded = store.load()
     assert bits(loaded.state) == bits(state)
     assert loaded.n_passes == n_passes
+
+
+def test_a_state_of_an_earlier_release_is_read(tmp_path):
+    store = store_with(tmp_path, [1.0])
+    (path,) = tmp_path.iterdir()
+    content = json.loads(json.loads(path.read_text())["content"])
+    del content["state"]["n_differenced"]
+    text = json.dumps(content)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "content": text}))
+    assert store.load().state.n_differenced == 0
 
 
 def a_state():
