@@ -72,14 +72,14 @@ def with_differences(
 ) -> Derivatives:
     """Derivatives of a model, with differences in place of those that are not finite.
 
-    By each parameter first, and along the basis then: one derivative that is no number would spoil
-    all directions. The model is evaluated at two more points for each parameter by which a
-    derivative is not finite, and not at all where all are finite.
+    Differences are taken by each parameter, and the basis is applied afterwards: zero times NaN is
+    NaN, so that one derivative would spoil all directions. A parameter costs two more evaluations
+    of the model where a derivative by it is not finite, and none elsewhere.
 
     Parameters
     ----------
     spec : ModelSpec
-        One that :func:`can_be_differenced`.
+        For which :func:`can_be_differenced` is true.
     coords : tuple of jax.Array, each (n,)
     params : jax.Array, shape (p,)
     basis : jax.Array, shape (p, q)
