@@ -72,6 +72,8 @@ def with_differences(
 ) -> Derivatives:
     """Derivatives of a model, with differences in place of those that are not finite.
 
+    Only in rows whose value and coordinates are finite.
+
     Differences are taken by each parameter, and the basis is applied afterwards: zero times NaN is
     NaN, so that one derivative would spoil all directions. A parameter costs two more evaluations
     of the model where a derivative by it is not finite, and none elsewhere.
@@ -97,7 +99,8 @@ def with_differences(
         columns = columns.at[np.array(spec.constant)].set(0.0) if spec.constant else columns
     else:
         values, columns = model(params), call_jacobian(spec, coords, params).T
-    usable = counted & jnp.isfinite(values)
+    # A value at a coordinate that is no number, such as exp(-inf), is no reason to hide that one.
+    usable = counted & jnp.all(jnp.isfinite(jnp.stack([values, *coords])), axis=0)
     bad = usable & ~jnp.isfinite(columns)
     eps = coarsest_eps(trace_model(spec, coords[0].shape[0]))
     steps = _steps(values, jnp.where(bad, 0.0, columns), params, usable, eps)

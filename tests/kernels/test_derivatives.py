@@ -296,6 +296,16 @@ def test_a_value_that_is_not_finite_compiles_nothing_more():
     assert compilations(spec) == 1
 
 
+def test_a_coordinate_that_is_infinite_is_not_hidden():
+    x = np.append(ROWS, np.inf)
+    sums = block_kernel(prepare_model(spot), "cpu")(
+        np.array([3.0, 150.0, 20.0]), np.eye(3), staged(x, 0 * ROWS[:1].repeat(x.size))
+    )
+    assert np.isfinite(sums.cost)
+    assert not np.isfinite(sums.gradient).all()
+    assert sums.n_differenced == 1  # the summit
+
+
 def test_a_band_where_a_coordinate_is_missing_compiles_nothing_more():
     def model(x, a):
         return a * jnp.exp(-0.75 * x)
