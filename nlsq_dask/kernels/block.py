@@ -95,8 +95,9 @@ class BlockKernel:
         size = basis.shape[1] + 1
         sums, n_differenced = self._run(self._sums, (params, basis), rows), 0
         # The gradient, and Σ r², which is finite where all values of the model are.
-        *gradient, chi2 = sums[size**2 - size : size**2].tolist()
-        is_spoilt = math.isfinite(chi2) and not all(map(math.isfinite, gradient))
+        last_row = sums[size**2 - size : size**2].tolist()
+        chi2 = last_row[-1]
+        is_spoilt = not math.isfinite(sum(last_row)) and math.isfinite(chi2)
         if is_spoilt and can_be_differenced(self._spec, rows.y.shape[0]):
             found = self._run(self._differenced_sums, (params, basis), rows)
             sums, n_differenced = found[:-1], int(found[-1])
