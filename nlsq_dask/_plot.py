@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask._record import student_quantile
+from nlsq_dask._record import interval_quantile
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.binning import Binned
 from nlsq_dask.engines.fitted import SHOWN_DEVIATIONS, FittedModel
@@ -72,6 +72,11 @@ class Plottable(Protocol):
     @property
     def dof(self) -> int:
         """Degrees of freedom."""
+        ...
+
+    @property
+    def absolute_sigma(self) -> bool:
+        """Whether the sigma are known."""
         ...
 
 
@@ -267,7 +272,8 @@ def _draw_curve(
     """The model with its confidence band, where that is wider than the line."""
     x, values, errors = model.curve(result.popt, result.pcov, x_range)
     with np.errstate(invalid="ignore"):  # nothing is known: infinite times zero
-        half = student_quantile(level, result.dof) * errors
+        quantile = interval_quantile(level, result.dof, known_scale=result.absolute_sigma)
+        half = quantile * errors
     low, high = axes.get_ylim()
     if _is_visible(half, high - low):
         label = f"{100 * level:g} % confidence"

@@ -119,6 +119,7 @@ class FitRecord:
     scipy_status: Status | None = field(default=None, kw_only=True)
     undetermined: tuple[str, ...] = field(default=(), kw_only=True)
     n_differenced: int = field(default=0, kw_only=True)
+    bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:
@@ -141,6 +142,15 @@ class FitRecord:
     def reduced_chi2(self) -> float:
         """``chi2 / dof``; NaN where there are no degrees of freedom."""
         return self.chi2 / self.dof if self.dof > 0 else math.nan
+
+    @property
+    def chi2_p_value(self) -> float:
+        """Probability of a `chi2` at least as large, if the model and the sigma are right.
+
+        Upper tail of the χ² distribution with `dof` degrees of freedom. NaN unless
+        `absolute_sigma`: an unknown scale of the errors explains any `chi2`.
+        """
+        return statistics.chi2_p_value(self.chi2, self.dof) if self.absolute_sigma else math.nan
 
     @property
     def rmse(self) -> float:
@@ -203,10 +213,11 @@ class FitRecord:
     def confidence_intervals(self, level: float = 0.95) -> FloatArray:
         """Confidence intervals of the parameters, ``popt ± t perr``.
 
-        t is the quantile of Student's distribution with `dof` degrees of freedom, whether or not
-        the sigma are absolute (a cautious choice, and none that matters beyond some 30 rows). The
-        intervals rest on the model being linear within a few standard errors of the answer (Seber
-        & Wild, "Nonlinear Regression", 1989, section 5.1).
+        t is the quantile of Student's distribution with `dof` degrees of freedom; that of the
+        normal distribution if `absolute_sigma`, as then no variance is estimated. The intervals
+        rest on the model being linear within a few standard errors of the answer (Seber & Wild,
+        "Nonlinear Regression", 1989, section 5.1). Where a bound is active the interval ends at
+        the bound, and is one-sided.
 
         Parameters
         ----------
@@ -234,7 +245,9 @@ class FitRecord:
         array([[1.84, 2.1 ],
                [0.69, 1.48]])
         """
-        return statistics.intervals(self.popt, self.perr, student_quantile(level, self.dof))
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        ends = statistics.intervals(self.popt, self.perr, quantile)
+        return statistics.clipped(ends, self.popt, self.active_mask, self.bounds)
 
     def correlation(self) -> FloatArray:
         """Correlation of the estimates.
@@ -251,7 +264,7 @@ class FitRecord:
         return statistics.deviance(self.chi2, self.n_points, known_scale=self.absolute_sigma)
 
 
-def student_quantile(level: object, dof: int) -> float:
+def interval_quantile(level: object, dof: int, *, known_scale: bool) -> float:
     """Half the width, in standard errors, of the interval that covers with probability `level`.
 
     Parameters
@@ -259,25 +272,31 @@ def student_quantile(level: object, dof: int) -> float:
     level : float
         Probability in (0, 1).
     dof : int
-        Degrees of freedom of Student's distribution.
+        Degrees of freedom that the variance of the rows is estimated with.
+    known_scale : bool
+        Whether the variance is known instead.
 
     Returns
     -------
     float
-        Infinite where there are no degrees of freedom.
+        Of the normal distribution for a known scale, else of Student's; infinite where that has no
+        degrees of freedom.
 
     Raises
     ------
     InputError
         If `level` is no probability in (0, 1).
     """
-    from scipy.special import stdtrit  # loaded when asked for: a fit does without
+    from scipy.special import ndtri, stdtrit  # loaded when asked for: a fit does without
 
     probability = float(level) if isinstance(level, SupportsFloat) else math.nan
     if not 0.0 < probability < 1.0:
         raise _errors.level_invalid(level)
     # The lower tail keeps its digits where the upper one is rounded to 1.
-    return -float(stdtrit(dof, (1.0 - probability) / 2.0)) if dof > 0 else math.inf
+    tail = (1.0 - probability) / 2.0
+    if known_scale:
+        return -float(ndtri(tail))
+    return -float(stdtrit(dof, tail)) if dof > 0 else math.inf
 
 
 def format_uncertain(value: float, error: float) -> str:

@@ -14,6 +14,9 @@ from nlsq_dask._record import FitRecord, Parameter
 # Correlations that are worth a line: beyond it a standard error says little by itself. And how
 # many lines at most, as p parameters have p² / 2 of them.
 NOTABLE_CORRELATION = 0.5
+# Correlation from which on the data hardly tell two parameters apart: the standard error of each is
+# 1 / sqrt(1 - 0.99²) = 7 times what it would be if the other were known.
+DEPENDENT_CORRELATION = 0.99
 MOST_CORRELATIONS = 10
 
 LEVEL = 0.95
@@ -54,6 +57,7 @@ def full_report(record: FitRecord) -> str:
             f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
             _correlation_lines(record),
         ),
+        _section("Remarks", _remark_lines(record)),
         _section("Solver", _aligned(_solver_rows(record))),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -128,6 +132,7 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
         ("degrees of freedom", f"{record.dof:,}"),
         ("chi2", f"{record.chi2:.8g}"),
         ("reduced chi2", f"{record.reduced_chi2:.6g}"),
+        *_p_value_rows(record),
         ("covariance", scale),
         ("R²", f"{record.r_squared:.8g}  (adjusted {record.adj_r_squared:.8g})"),
         ("RMSE", f"{record.rmse:.6g}"),
@@ -137,20 +142,53 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
     ]
 
 
+def _p_value_rows(record: FitRecord) -> list[Row]:
+    p_value = record.chi2_p_value
+    return [] if math.isnan(p_value) else [("p-value of chi2", f"{p_value:.3g}")]
+
+
 def _correlation_lines(record: FitRecord) -> list[str]:
     """The strongest correlations, strongest first."""
-    matrix = record.correlation()
-    above = [
-        (first, second)
-        for first, second in zip(*np.triu_indices(len(record.names), 1), strict=True)
-        if abs(matrix[first, second]) > NOTABLE_CORRELATION
+    pairs = [
+        (f"{first}, {second}", f"{r:+.4f}")
+        for first, second, r in _correlations(record)
+        if abs(r) > NOTABLE_CORRELATION
     ]
-    above.sort(key=lambda pair: -abs(matrix[pair]))
-    pairs = [(f"{record.names[i]}, {record.names[j]}", f"{matrix[i, j]:+.4f}") for i, j in above]
     lines = _aligned(pairs[:MOST_CORRELATIONS])
     if len(pairs) > MOST_CORRELATIONS:
         lines.append(f"  and {len(pairs) - MOST_CORRELATIONS} weaker ones")
     return lines
+
+
+def _remark_lines(record: FitRecord) -> list[str]:
+    """What an interval or a standard error by itself does not say."""
+    sides = {-1: "lower", 1: "upper"}
+    lines = [
+        f"{name} is at its {sides[int(active)]} bound: its interval ends there, and is one-sided"
+        for name, active in zip(record.names, record.active_mask, strict=True)
+        if active and name not in record.fixed
+    ]
+    dependent = [
+        f"{first} and {second} have a correlation of {r:+.4f}: the data hardly tell them apart"
+        for first, second, r in _correlations(record)
+        if abs(r) >= DEPENDENT_CORRELATION
+    ]
+    lines += dependent[:MOST_CORRELATIONS]
+    if len(dependent) > MOST_CORRELATIONS:
+        lines.append(f"and {_count(len(dependent) - MOST_CORRELATIONS, 'other pair')} likewise")
+    if dependent:
+        lines.append("to tell two apart, fix one, choose other parameters, or add data")
+    return lines
+
+
+def _correlations(record: FitRecord) -> list[tuple[str, str, float]]:
+    """Pairs of parameters and their known correlations, strongest first."""
+    matrix, names = record.correlation(), record.names
+    pairs = zip(*np.triu_indices(len(names), 1), strict=True)
+    known = [
+        (names[i], names[j], float(matrix[i, j])) for i, j in pairs if not np.isnan(matrix[i, j])
+    ]
+    return sorted(known, key=lambda pair: -abs(pair[2]))
 
 
 def _solver_rows(record: FitRecord) -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nlsq_dask import _errors, _report, _result_json
 from nlsq_dask._plot import plot_fit
-from nlsq_dask._record import FitRecord, Parameter, student_quantile
+from nlsq_dask._record import FitRecord, Parameter, interval_quantile
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.fitted import FittedModel
@@ -110,6 +110,8 @@ class FitResult(FitRecord):
     n_differenced : int
         Rows of which a derivative was a difference of two values, as the automatic one was not
         finite although the value was; the most at any point that the search moved to.
+    bounds : ndarray, shape (p, 2), float64, or None
+        Lower and upper bounds of the parameters; None in results of earlier releases.
     fitted : FittedModel or None
         The model and its data, for what is computed from them on demand; no part of files and
         pickles.
@@ -158,8 +160,9 @@ class FitResult(FitRecord):
         """Interval for the model's value at each x, ``f ± t √(j C jᵀ)``.
 
         j is the row of derivatives by the parameters, C is `pcov` and t the quantile of Student's
-        distribution with `dof` degrees of freedom (the delta method: Seber & Wild, "Nonlinear
-        Regression", 1989, section 5.1). It holds at each x, not for the whole curve at once.
+        distribution with `dof` degrees of freedom, or of the normal distribution if
+        `absolute_sigma` (the delta method: Seber & Wild, "Nonlinear Regression", 1989, section
+        5.1). It holds at each x, not for the whole curve at once.
 
         Parameters
         ----------
@@ -183,9 +186,10 @@ class FitResult(FitRecord):
     def prediction_interval(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
         """Interval for a new observation at each x, ``f ± t √(j C jᵀ + s²)``.
 
-        As :meth:`confidence_band`, with the variance ``s² = Σ (y - f)² / dof`` of the residuals in
-        y's units: the new observation is taken to scatter as those fitted did on average, also
-        where their sigma differ.
+        As :meth:`confidence_band`, with the variance s² of a new observation in y's units:
+        ``Σ (y - f)² / dof`` of the residuals, or ``Σ sigma² / n`` if `absolute_sigma`. The new
+        observation is taken to scatter as those fitted do on average, also where their sigma
+        differ.
 
         Parameters
         ----------
@@ -204,8 +208,7 @@ class FitResult(FitRecord):
         InputError, InputTypeError
             As :meth:`confidence_band`.
         """
-        scatter = self.moments.sq_residuals / self.dof if self.dof > 0 else math.inf
-        return self._around("prediction_interval()", x, level, scatter)
+        return self._around("prediction_interval()", x, level, self._variance_of_a_row())
 
     def robust_pcov(self) -> FloatArray:
         """Covariance of the estimates that needs no equal, or known, variances.
@@ -350,9 +353,15 @@ class FitResult(FitRecord):
             raise _errors.result_without_model(method)
         return self.fitted
 
+    def _variance_of_a_row(self) -> float:
+        """Mean variance of the rows, in the units of y squared."""
+        if self.absolute_sigma and self.moments.variance > 0.0:
+            return self.moments.variance / self.n_points
+        return self.moments.sq_residuals / self.dof if self.dof > 0 else math.inf
+
     def _around(self, method: str, x: Any, level: float, variance: float) -> tuple[Array, Array]:
         """The model's values, less and plus a multiple of their standard errors."""
-        quantile = student_quantile(level, self.dof)
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         model = self._model(method)
         values = model.values(self.popt, x)
         errors = model.standard_errors(self.popt, self.pcov, x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,8 @@ VERSION = 1
 HEAD_BYTES = 256
 
 _FIELDS = frozenset(f.name for f in fields(FitRecord))
-
-# What a file of an earlier release that lacks a later field is read with.
-_DEFAULTS: dict[str, Any] = {"scipy_status": None, "undetermined": (), "n_differenced": 0}
+# Fields that files of earlier releases lack have a default.
+_REQUIRED = frozenset(f.name for f in fields(FitRecord) if f.default is MISSING)
 
 
 def to_fields(record: FitRecord) -> dict[str, Any]:
@@ -69,13 +68,14 @@ def from_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     KeyError, TypeError, ValueError
-        If a field is missing, or has no value of its kind.
+        If a field is missing or unknown, or has no value of its kind.
     """
-    saved = {**_DEFAULTS, **saved}
-    if saved.keys() != _FIELDS:
-        raise KeyError(*sorted(saved.keys() ^ _FIELDS))
+    wrong = (_REQUIRED - saved.keys()) | (saved.keys() - _FIELDS)
+    if wrong:
+        raise KeyError(*sorted(wrong))
     values = {name: _number(value) for name, value in saved.items() if name in _NUMBERS}
     values |= {name: _array(saved[name]) for name in ("popt", "pcov", "grad", "r_factor")}
+    values |= {name: _array(saved[name]) for name in ("bounds",) if saved.get(name) is not None}
     return {
         **saved,
         **values,
@@ -83,8 +83,8 @@ def from_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
         "fixed": tuple(saved["fixed"]),
         "active_mask": np.array(saved["active_mask"], np.int64),
         "status": Status(saved["status"]),
-        "scipy_status": None if saved["scipy_status"] is None else Status(saved["scipy_status"]),
-        "undetermined": tuple(saved["undetermined"]),
+        "scipy_status": _status(saved.get("scipy_status")),
+        "undetermined": tuple(saved.get("undetermined", ())),
         "tolerances": _numbers(saved["tolerances"]),
         "moments": Moments(**_numbers(saved["moments"])),
         "budget": MemoryBudget(**_numbers(saved["budget"])),
@@ -138,6 +138,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 _NUMBERS = frozenset({"cost", "chi2", "optimality", "distance_to_optimum_sigma"})
+
+
+def _status(number: int | None) -> Status | None:
+    return None if number is None else Status(number)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

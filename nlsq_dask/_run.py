@@ -294,5 +294,6 @@ def result_of(
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
         n_differenced=solution.n_differenced,
+        bounds=reduction.expand_bounds(job.lower, job.upper),
         fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
     )

@@ -61,6 +61,7 @@ def linear_result(design, y, sigma=None, *, absolute_sigma=False):
             float(np.sum(sigma**-2.0)),
             float(mean),
             float(np.sum(((y - mean) / sigma) ** 2)),
+            float(np.sum(sigma**2)),
         ),
         grad=np.zeros(k),
         optimality=0.0,

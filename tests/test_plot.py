@@ -34,6 +34,7 @@ class Result:
     rmse: float
     reduced_chi2: float = 1.0
     dof: int = 97
+    absolute_sigma: bool = False
 
 
 def decay(x, a, b, c):

@@ -13,6 +13,7 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from nlsq_dask import ConvergenceWarning, Parameter, Status, fit
 from nlsq_dask._record import format_uncertain
@@ -220,6 +221,32 @@ def test_the_summary_names_the_strong_correlations_only():
     strong = np.sum(np.abs(np.triu(eight.correlation(), 1)) > 0.5)
     assert len(lines) == 11
     assert lines[-1] == f"  and {strong - 10} weaker ones"
+
+
+def test_the_summary_names_parameters_that_are_hardly_told_apart():
+    title = "Remarks"
+    assert title not in LINEAR.summary()
+    pcov = np.array([[1.0, 0.99, 0.1], [0.99, 1.0, -0.2], [0.1, -0.2, 4.0]])
+    lines = sections(replace(LINEAR, pcov=pcov).summary())[title]
+    assert lines[0].startswith("  a and b have a correlation of +0.9900: the data hardly tell")
+    assert lines[-1] == "  to tell two apart, fix one, choose other parameters, or add data"
+    assert len(lines) == 2
+    pcov[0, 1] = pcov[1, 0] = 0.989
+    assert title not in replace(LINEAR, pcov=pcov).summary()
+    assert title not in replace(LINEAR, pcov=np.full((3, 3), np.inf)).summary()
+    eight = linear_result(np.stack([X**k for k in range(8)], axis=1), np.sin(X))
+    strong = int(np.sum(np.abs(np.triu(eight.correlation(), 1)) >= 0.99))
+    lines = sections(eight.summary())[title]
+    named = [line for line in lines if "hardly" in line]
+    assert len(named) == min(strong, 10)
+    assert (f"  and {strong - 10} other pair" in "\n".join(lines)) == (strong > 10)
+
+
+def test_the_summary_says_how_likely_chi2_is():
+    assert "p-value" not in LINEAR.summary()
+    known = replace(LINEAR, absolute_sigma=True, chi2=230.0)
+    (line,) = (line for line in known.summary().splitlines() if "p-value of chi2" in line)
+    assert float(line.split()[-1]) == pytest.approx(stats.chi2.sf(230.0, 197), rel=5e-3)
 
 
 def test_reports_of_what_was_fixed_bounded_or_left_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from nlsq_dask import FitResult, InputError, ModelError, Start, Status, fit
 from nlsq_dask._record import FitRecord, PilotRecord
@@ -62,7 +64,7 @@ def results(draw):
         "popt": draw(vector),
         "pcov": draw(matrix),
         "fixed": draw(st.lists(NAMES, max_size=2).map(tuple)),
-        "moments": draw(st.builds(Moments, *[NUMBERS] * 5)),
+        "moments": draw(st.builds(Moments, *[NUMBERS] * 6)),
         "grad": draw(vector),
         "active_mask": draw(arrays(np.int64, size, elements=st.integers(-1, 1))),
         "absolute_sigma": draw(st.booleans()),
@@ -78,6 +80,7 @@ def results(draw):
         ),
         "checkpoint": draw(st.none() | st.text(max_size=8)),
         "history": draw(st.lists(records, max_size=3).map(tuple)),
+        "bounds": draw(st.none() | arrays(np.float64, (size, 2), elements=NUMBERS)),
     }
     plain = {"int": COUNTS, "float": NUMBERS, "str": st.text(max_size=8)}
     return FitResult(
@@ -230,6 +233,28 @@ def test_a_loaded_result_predicts_with_its_model(tmp_path, model, x, at):
     # Saved once more, it is the same.
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "result.json").read_bytes()
+
+
+def test_files_of_earlier_releases_are_read(tmp_path):
+    path = tmp_path / "result.json"
+    RESULT.save(path)
+    envelope = json.loads(path.read_text())
+    plain = envelope["result"]
+    for name in ("bounds",):
+        del plain[name]
+    del plain["moments"]["variance"]
+    content = json.dumps(plain, allow_nan=False, sort_keys=True).encode()
+    envelope["sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(envelope))
+    loaded = FitResult.load(path)
+    moments = replace(RESULT.moments, variance=0.0)
+    assert exact(loaded) == exact(replace(RESULT, fitted=None, moments=moments))
+    # The scatter of the residuals stands for a variance that is not known.
+    old = replace(RESULT, absolute_sigma=True, moments=moments)
+    low, high = old.prediction_interval(np.eye(2))
+    scatter = RESULT.moments.sq_residuals / RESULT.dof
+    errors = np.sqrt(np.diagonal(RESULT.pcov) + scatter)
+    np.testing.assert_allclose(high - low, 2 * stats.norm.isf(0.025) * errors, rtol=1e-9)
 
 
 def test_a_file_does_not_grow_with_the_data(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nlsq_dask import InputError, fit
-from nlsq_dask._record import student_quantile
+from nlsq_dask._record import interval_quantile
 from nlsq_dask.core import statistics
 from tests.linear_result import linear_result
 
@@ -86,6 +86,61 @@ def test_what_a_perfect_fit_and_constant_data_leave():
     np.testing.assert_array_equal(none_left.robust_pcov(), np.full((3, 3), np.inf))
 
 
+def test_the_p_value_of_known_errors():
+    expected = stats.chi2.sf(ABSOLUTE.chi2, DOF)
+    assert ABSOLUTE.chi2_p_value == pytest.approx(expected, rel=1e-10)
+    many = replace(ABSOLUTE, chi2=1e12 + 2e6, n_points=10**12 + 3)
+    assert many.chi2_p_value == pytest.approx(stats.norm.sf(2**0.5), rel=1e-4)
+    assert math.isnan(WEIGHTED.chi2_p_value)  # a scale that is estimated explains any chi2
+    assert math.isnan(replace(ABSOLUTE, n_points=3).chi2_p_value)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_intervals_end_at_active_bounds(side):
+    free = ABSOLUTE.confidence_intervals()
+    bounds = np.tile([-math.inf, math.inf], (3, 1))
+    end = (1 + side) // 2
+    bounds[1, end] = ABSOLUTE.popt[1] + side * 1e-9  # where an interior search stops
+    bounds[2, end] = ABSOLUTE.popt[2] + side * 1e-3  # near, and not active
+    active = np.array([0, side, 0])
+    ends = replace(ABSOLUTE, bounds=bounds, active_mask=active).confidence_intervals()
+    assert ends[1, end] == bounds[1, end]
+    assert ends[1, 1 - end] == free[1, 1 - end]
+    np.testing.assert_array_equal(ends[[0, 2]], free[[0, 2]])
+    # A file of an earlier release does not tell the bound.
+    ends = replace(ABSOLUTE, active_mask=active).confidence_intervals()
+    assert ends[1, end] == ABSOLUTE.popt[1]
+    # Rounding may put the estimate beyond the bound.
+    beyond = bounds.copy()
+    beyond[1, end] = ABSOLUTE.popt[1] - side * 1e-9
+    ends = replace(ABSOLUTE, bounds=beyond, active_mask=active).confidence_intervals()
+    assert ends[1, end] == ABSOLUTE.popt[1]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_bounds_of_a_fit_are_those_of_all_parameters(lazy):
+    x, y = (da.from_array(v, chunks=11) if lazy else v for v in (X, -1.0 - X))
+    bounds = {"a": (None, 9), "c": (-4, 1)}
+    options = dict(bounds=bounds, fixed={"e": 2.0}, ties={"b": {"c": -2.0}, "d": {"a": 1, "c": 1}})
+    result = fit(five, x, y, p0=[0, 0, 0, 0, 0], **options)
+    expected = [(-math.inf, 9), (-2, 8), (-4, 1), (-math.inf, math.inf), (-math.inf, math.inf)]
+    np.testing.assert_array_equal(result.bounds, expected)
+
+
+def five(x, a, b, c, d, e):
+    return a + b * x + c * x**2 + (d - 2.0) * jnp.exp(-e * x)
+
+
+def test_an_interval_at_a_bound_covers_what_the_bound_allows():
+    result = fit(decay, X, np.exp(-X) - 2e-3 * X, p0=[1, 2], bounds={"rate": (1.2, None)})
+    assert result.active_mask.tolist() == [0, -1]
+    low, high = result.confidence_intervals()[1]
+    assert low == 1.2 < high
+    lines = [line for line in result.summary().splitlines() if "  rate" in line]
+    assert "[1.2" in lines[0]
+    assert lines[-1] == "  rate is at its lower bound: its interval ends there, and is one-sided"
+
+
 def test_fixed_parameters_leave_degrees_of_freedom():
     fixed = replace(UNWEIGHTED, n_free=2, fixed=("b",))
     assert fixed.dof == DOF + 1
@@ -99,7 +154,9 @@ def test_fixed_parameters_leave_degrees_of_freedom():
     dof=st.integers(1, 10**13),
 )
 def test_quantiles_cover_with_the_level(level, dof):
-    outside = 2.0 * stats.t.sf(student_quantile(level, dof), dof)
+    outside = 2.0 * stats.t.sf(interval_quantile(level, dof, known_scale=False), dof)
+    assert outside == pytest.approx(1.0 - level, rel=1e-6)
+    outside = 2.0 * stats.norm.sf(interval_quantile(level, dof, known_scale=True))
     assert outside == pytest.approx(1.0 - level, rel=1e-6)
 
 
@@ -110,20 +167,24 @@ def test_a_level_that_is_no_probability(level):
             getattr(UNWEIGHTED, method)(level=level)
 
 
+@pytest.mark.parametrize("result", [WEIGHTED, ABSOLUTE], ids=["estimated", "known"])
 @pytest.mark.parametrize("level", [0.5, 0.95, 1 - 1e-9])
-def test_intervals_in_closed_form(level):
-    quantile = stats.t.isf((1 - level) / 2, DOF)
-    ends = WEIGHTED.confidence_intervals(level)
+def test_intervals_in_closed_form(level, result):
+    tail = (1 - level) / 2
+    quantile = stats.norm.isf(tail) if result is ABSOLUTE else stats.t.isf(tail, DOF)
+    ends = result.confidence_intervals(level)
     assert ends.shape == (3, 2)
-    np.testing.assert_allclose(ends.mean(axis=1), WEIGHTED.popt, rtol=1e-12)
-    np.testing.assert_allclose(np.ptp(ends, axis=1), 2 * quantile * WEIGHTED.perr, rtol=1e-6)
+    np.testing.assert_allclose(ends.mean(axis=1), result.popt, rtol=1e-12)
+    np.testing.assert_allclose(np.ptp(ends, axis=1), 2 * quantile * result.perr, rtol=1e-6)
 
     at = DESIGN[::7]
-    variance = np.diagonal(at @ WEIGHTED.pcov @ at.T)
-    scatter = np.sum((Y - WEIGHTED.predict()) ** 2) / DOF
+    variance = np.diagonal(at @ result.pcov @ at.T)
+    scatter = np.sum((Y - result.predict()) ** 2) / DOF
+    if result is ABSOLUTE:
+        scatter = np.mean(SIGMA**2)
     for method, added in (("confidence_band", 0.0), ("prediction_interval", scatter)):
-        low, high = getattr(WEIGHTED, method)(at, level)
-        np.testing.assert_allclose((low + high) / 2, at @ WEIGHTED.popt, rtol=1e-8)
+        low, high = getattr(result, method)(at, level)
+        np.testing.assert_allclose((low + high) / 2, at @ result.popt, rtol=1e-8)
         half = quantile * np.sqrt(variance + added)
         np.testing.assert_allclose((high - low) / 2, half, rtol=1e-6)
 
@@ -196,21 +257,27 @@ TRUTH = np.array([5.0, 1.2])
 REPLICATES = 400
 
 
-def simulate(x, scatter, seed):
+def simulate(x, scatter, seed, **known):
     """Results of fits to as many draws of data as are asked for, with new data for each."""
     rng = np.random.default_rng(seed)
     exact = np.asarray(decay(x, *TRUTH), np.float64)
     for _ in range(REPLICATES):
         y, again = exact + scatter * rng.normal(size=(2, x.size))
-        yield fit(decay, x, y, p0=TRUTH), again
+        yield fit(decay, x, y, p0=TRUTH, **known), again
 
 
-def test_intervals_cover_as_often_as_they_say():
-    # With 4 degrees of freedom the normal quantile would cover 82.5 %, 5 deviations short.
-    x, level, at = np.linspace(0.0, 2.0, 6), 0.9, 3
+@pytest.mark.parametrize(
+    ("rows", "known"),
+    [(6, {}), (3, {"sigma": 0.05, "absolute_sigma": True})],
+    ids=["estimated", "known"],
+)
+def test_intervals_cover_as_often_as_they_say(rows, known):
+    # With 4 degrees of freedom the normal quantile covers 82.5 %, 5 deviations short. With 1,
+    # Student's quantile covers 100 % where sigma is known.
+    x, level, at = np.linspace(0.0, 2.0, rows), 0.9, 1
     hits = np.zeros(4)
     exact = float(decay(x[at], *TRUTH))
-    for result, again in simulate(x, 0.05, seed=1):
+    for result, again in simulate(x, 0.05, seed=1, **known):
         ends = result.confidence_intervals(level)
         hits[:2] += (ends[:, 0] < TRUTH) & (ends[:, 1] > TRUTH)
         low, high = result.confidence_band(x[[at]], level)

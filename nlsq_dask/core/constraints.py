@@ -71,6 +71,20 @@ class Reduction:
             return gradient
         return np.linalg.pinv(self.matrix).T @ gradient
 
+    def expand_bounds(self, lower: FloatArray, upper: FloatArray) -> FloatArray:
+        """Bounds (p, 2) of all parameters out of those of the free coordinates (q,).
+
+        Infinite for parameters that are fixed or a combination of several free coordinates.
+        """
+        if self.is_identity:
+            return np.column_stack([lower, upper])
+        ends = np.tile([-np.inf, np.inf], (len(self.offset), 1))
+        for i in np.flatnonzero(np.count_nonzero(self.matrix, axis=1) == 1):
+            column = int(np.flatnonzero(self.matrix[i])[0])
+            pair = np.array([lower[column], upper[column]])
+            ends[i] = np.sort(self.offset[i] + self.matrix[i, column] * pair)
+        return ends
+
     def expand_mask(self, active: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bounds (p,) that are active; 0 for parameters of several free coordinates."""
         if self.is_identity:

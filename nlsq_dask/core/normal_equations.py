@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +44,9 @@ class Moments:
         Weighted mean of y, ``Σ w_i² y_i / Σ w_i²``; 0 for no rows.
     scatter : float
         ``Σ w_i² (y_i - mean)²``, the total sum of squares.
+    variance : float
+        ``Σ σ_i²``; the number of rows without σ. 0 in results of earlier releases, which do not
+        know it.
     """
 
     abs_residuals: float = 0.0
@@ -51,12 +54,11 @@ class Moments:
     weight: float = 0.0
     mean: float = 0.0
     scatter: float = 0.0
+    variance: float = 0.0
 
     def with_y_of(self, other: Moments) -> Moments:
         """Take what does not depend on parameters from other moments of the same rows."""
-        return Moments(
-            self.abs_residuals, self.sq_residuals, other.weight, other.mean, other.scatter
-        )
+        return replace(other, abs_residuals=self.abs_residuals, sq_residuals=self.sq_residuals)
 
     def __add__(self, other: Moments) -> Moments:
         """Combine the moments of two sets of rows.
@@ -77,6 +79,7 @@ class Moments:
             weight,
             self.mean + apart * share,
             self.scatter + other.scatter + square * self.weight * share,
+            self.variance + other.variance,
         )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 
@@ -92,6 +93,41 @@ def correlation(pcov: FloatArray) -> FloatArray:
     matrix: FloatArray = (scaled + scaled.T) / 2.0  # which rounding made asymmetric
     np.fill_diagonal(matrix, 1.0)
     return matrix
+
+
+def chi2_p_value(chi2: float, dof: int) -> float:
+    """Probability of a sum of squares at least as large, if the model and the σ are right.
+
+    The upper tail of the χ² distribution with `dof` degrees of freedom. NaN without any.
+    """
+    from scipy.special import chdtrc  # loaded when asked for: a fit does without
+
+    return float(chdtrc(dof, chi2)) if dof > 0 else math.nan
+
+
+def clipped(
+    ends: FloatArray, popt: FloatArray, active: NDArray[np.int64], bounds: FloatArray | None
+) -> FloatArray:
+    """Intervals that end at the active bounds.
+
+    Parameters
+    ----------
+    ends : ndarray, shape (p, 2), float64
+    popt : ndarray, shape (p,), float64
+    active : ndarray, shape (p,), int
+        -1 where the lower bound is active, 1 where the upper one is, 0 elsewhere.
+    bounds : ndarray, shape (p, 2), float64, or None
+        None takes the estimates at an active bound for the bound.
+
+    Returns
+    -------
+    ndarray, shape (p, 2), float64
+        Each holds its estimate, wherever rounding has put the bound.
+    """
+    lower, upper = (popt, popt) if bounds is None else bounds.T
+    low = np.where(active < 0, np.maximum(ends[:, 0], np.minimum(lower, popt)), ends[:, 0])
+    high = np.where(active > 0, np.minimum(ends[:, 1], np.maximum(upper, popt)), ends[:, 1])
+    return np.column_stack([low, high])
 
 
 def intervals(popt: FloatArray, perr: FloatArray, quantile: float) -> FloatArray:

@@ -47,6 +47,7 @@ def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
     first = float(y[0])
     # Infinite values and weights make NaN here. The cost shows them: no news.
     with np.errstate(invalid="ignore", over="ignore"):
+        variance = _sum_of_variances(y.size, weights, factor)
         if factor is None:
             weight, linear, square = _sums(y, first, weights)
         else:
@@ -56,7 +57,7 @@ def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
         return {"weight": weight, "mean": np.nan, "scatter": np.nan}
     shift = linear / weight
     scatter = max(square - shift * linear, 0.0)
-    return {"weight": weight, "mean": first + shift, "scatter": scatter}
+    return {"weight": weight, "mean": first + shift, "scatter": scatter, "variance": variance}
 
 
 def largest_of(rows: Rows) -> FloatArray | None:
@@ -117,6 +118,17 @@ def _sums(y: FloatArray, first: float, weights: FloatArray | None) -> tuple[floa
             linear += _dot(weights[piece], apart)
         square += _dot(apart, apart)
     return weight, linear, square
+
+
+def _sum_of_variances(n: int, weights: FloatArray | None, factor: FloatArray | None) -> float:
+    """``Σ σ²``: the trace of the covariance of the rows."""
+    if weights is None:
+        return float(n) if factor is None else float(np.einsum("ij,ij->", factor, factor))
+    with np.errstate(divide="ignore", over="ignore"):
+        if factor is not None:
+            return float(np.sum(np.einsum("ij,ij->i", factor, factor) / weights**2))
+        pieces = (weights[start : start + PIECE_ROWS] for start in range(0, n, PIECE_ROWS))
+        return sum(float(np.sum(piece**-2.0)) for piece in pieces)
 
 
 def _dot(a: FloatArray, b: FloatArray) -> float:
