@@ -373,6 +373,7 @@ def _options(
         method=wishes.method,  # type: ignore[arg-type]
         stat_tol=stat_tol,
         residual_variance=1.0 if absolute_sigma else None,
+        scores=False,  # asked for by the search on all rows alone
     )
 
 

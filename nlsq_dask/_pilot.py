@@ -179,13 +179,15 @@ class PrimedEvaluator:
         """Readings of all rows so far."""
         return self._evaluator.n_passes
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def evaluate(
+        self, params: FloatArray, basis: FloatArray, scores: bool = False
+    ) -> NormalEquations:
         """Sum over all rows, unless the sums are known; they are given away once."""
         sums, self._sums = self._sums, None
         known = np.array_equal(params, self._params) and np.array_equal(basis, self.basis.forward)
         if sums is not None and known:
             return sums
-        return self._evaluator.evaluate(params, basis)
+        return self._evaluator.evaluate(params, basis, scores)
 
     def costs(self, candidates: FloatArray) -> FloatArray:
         """Costs (k,) of candidates (k, q)."""

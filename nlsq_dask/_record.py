@@ -120,6 +120,7 @@ class FitRecord:
     undetermined: tuple[str, ...] = field(default=(), kw_only=True)
     n_differenced: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
+    sandwich: bool = field(default=False, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:
@@ -150,7 +151,10 @@ class FitRecord:
         Upper tail of the χ² distribution with `dof` degrees of freedom. NaN unless
         `absolute_sigma`: an unknown scale of the errors explains any `chi2`.
         """
-        return statistics.chi2_p_value(self.chi2, self.dof) if self.absolute_sigma else math.nan
+        from scipy.special import chdtrc  # loaded when asked for: a fit does without
+
+        known = self.absolute_sigma and self.dof > 0
+        return float(chdtrc(self.dof, self.chi2)) if known else math.nan
 
     @property
     def rmse(self) -> float:

@@ -125,6 +125,8 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
     fixed = f", {len(record.names) - record.n_free} fixed or tied"
     scale = "sigma are absolute" if record.absolute_sigma else "scaled by the reduced chi2"
     differenced = [("derivatives", f"differences in {record.n_differenced:,} rows")]
+    if record.sandwich:
+        scale = "sandwich of the loss"
     return [
         ("rows", f"{record.n_points:,}{skipped}"),
         *(differenced if record.n_differenced else []),

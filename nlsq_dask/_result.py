@@ -40,7 +40,7 @@ class FitResult(FitRecord):
         Estimates.
     pcov : ndarray, shape (p, p), float64
         Covariance of the estimates; infinite where the data do not determine it, zero in the rows
-        and columns of fixed parameters.
+        and columns of fixed parameters. That of a robust loss is :meth:`robust_pcov`.
     cost : float
         What was minimised: half the sum of squared weighted residuals, or of the loss of them.
     chi2 : float
@@ -112,6 +112,8 @@ class FitResult(FitRecord):
         finite although the value was; the most at any point that the search moved to.
     bounds : ndarray, shape (p, 2), float64, or None
         Lower and upper bounds of the parameters; None in results of earlier releases.
+    sandwich : bool
+        Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
     fitted : FittedModel or None
         The model and its data, for what is computed from them on demand; no part of files and
         pickles.
@@ -218,6 +220,12 @@ class FitResult(FitRecord):
         that are independent, however their variances differ from what sigma says. One more reading
         of the data, at each call.
 
+        With a robust loss it is the sandwich of the M-estimator, ``n / dof · H⁻¹ (Σ ψ² j jᵀ) H⁻¹``,
+        with the derivative ψ of the loss by the residual and the second derivatives H of the cost
+        (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 7.6). The fit makes it in its
+        last reading, and `pcov` is the same. It covers noise, not a bias: outliers that lie on one
+        side shift the estimates.
+
         Returns
         -------
         ndarray, shape (p, p), float64
@@ -226,12 +234,14 @@ class FitResult(FitRecord):
         Raises
         ------
         InputError
-            If the result has no model or no data, or the loss was not linear: the formula is one of
-            least squares.
+            If the result has no model or no data, and is not of a robust loss; or if it is of a
+            robust loss, in a file of an earlier release.
         """
-        model = self._model("robust_pcov()")
+        if self.sandwich:
+            return self.pcov.copy()
         if self.loss != "linear":
-            raise _errors.sandwich_of_robust_loss(self.loss)
+            raise _errors.sandwich_not_kept(self.loss)
+        model = self._model("robust_pcov()")
         scale = 1.0 if self.absolute_sigma else self.reduced_chi2
         # A perfect fit has no residuals to make a covariance of, and pcov is zero already.
         bread = self.pcov if scale == 0.0 else self.pcov / scale

@@ -52,6 +52,7 @@ def to_fields(record: FitRecord) -> dict[str, Any]:
     plain["status"] = int(record.status)
     plain["scipy_status"] = None if record.scipy_status is None else int(record.scipy_status)
     plain["absolute_sigma"] = bool(record.absolute_sigma)
+    plain["sandwich"] = bool(record.sandwich)
     plain["tolerances"] = _plain(record.tolerances)
     plain["moments"] = _plain(asdict(record.moments))
     plain["budget"] = _plain(asdict(record.budget))

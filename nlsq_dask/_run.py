@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from nlsq_dask._progress import ProgressLine
 from nlsq_dask._record import PilotRecord
 from nlsq_dask._result import FitResult
 from nlsq_dask._sample import LazySample, guessed_start
+from nlsq_dask.core import statistics
 from nlsq_dask.core.constraints import ReducedEvaluator
-from nlsq_dask.core.covariance import covariance
+from nlsq_dask.core.covariance import covariance, robust_covariance
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
 from nlsq_dask.core.solver_state import Solution, SolverState
@@ -33,12 +35,17 @@ from nlsq_dask.engines.together import Seat
 from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore, to_json
 from nlsq_dask.io.finite import finite_problem
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.kernels.loss import HALF_OF_ROWS, Loss
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask import DaskEvaluator
 
 # Frames between a warning and the caller of fit: this module's, and fit.
 WARNING_LEVEL = 4
+
+# Standard deviation of the residuals in units of f_scale that is not warned of: the measure of it
+# is rough where rows are few, and a tenth of outliers raises it by an eighth.
+TOLERATED_NOISE = 1.25
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,7 @@ def solve(
             point,
             job.lower,
             job.upper,
-            job.options,
+            replace(job.options, scores=not job.spec.loss.is_linear),
             lambda state: observer(state, before),
             state,
             reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
@@ -224,6 +231,17 @@ def _better_end(before: Before, cost: float) -> tuple[FloatArray, Before] | None
     return best_end(before.starts), replace(before, pilot=replace(before.pilot, used=True))
 
 
+def scale_problems(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
+    """What is wrong with the scale of a robust loss: most rows are outliers to it."""
+    small, n = HALF_OF_ROWS * loss.f_scale, solution.n_points
+    n_small = solution.moments.n_small
+    normal = NormalDist(sigma=TOLERATED_NOISE * loss.f_scale)
+    if not statistics.fewer_than_chance(n_small, n, 2.0 * normal.cdf(small) - 1.0):
+        return []
+    noise = statistics.noise_by_small_rows(n_small, n, small)
+    return [_errors.f_scale_below_noise(loss.name, loss.f_scale, noise)]
+
+
 def result_of(
     job: Job, found: Found, store: CheckpointStore | None, model: str | None = None
 ) -> FitResult:
@@ -240,9 +258,15 @@ def result_of(
         message = _errors.end_of_fit(solution.status, undetermined)
         problems.append(_errors.not_converged(message))
     variance_known = job.absolute_sigma or solution.n_points > solution.params.size
-    pcov, determined = covariance(
-        solution.r_factor, solution.cost, solution.n_points, absolute_sigma=job.absolute_sigma
-    )
+    robust = not job.spec.loss.is_linear
+    if robust:
+        pcov, determined = robust_covariance(solution)
+        if solution.status.success:  # the residuals of a fit that did not arrive are no noise
+            problems += scale_problems(job.spec.loss, solution)
+    else:
+        pcov, determined = covariance(
+            solution.r_factor, solution.cost, solution.n_points, absolute_sigma=job.absolute_sigma
+        )
     if not determined:
         problems.append(_errors.covariance_undetermined(undetermined))
     if solution.n_differenced:
@@ -294,6 +318,7 @@ def result_of(
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
         n_differenced=solution.n_differenced,
+        sandwich=robust,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from nlsq_dask import InputError, fit
+from nlsq_dask import InputError, LossScaleWarning, curve_fit, fit
 from tests.same_result import assert_same_result
 
 RNG = np.random.default_rng(11)
@@ -157,6 +157,7 @@ def optimum_by_newton(loss, x, y, params):
     return params
 
 
+@pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("pilot", [True, False])
 @pytest.mark.parametrize("noise", [1, 3, 10])
 @pytest.mark.parametrize("loss", DEEP)
@@ -177,6 +178,7 @@ def test_a_distance_knows_where_the_loss_is_concave(loss, noise, pilot):
     assert result.n_passes <= (10 if pilot else 16)
 
 
+@pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("loss", DEEP)
 @pytest.mark.parametrize("bounded", [False, True])
 def test_the_true_distance_in_a_concave_loss(loss, bounded):
@@ -204,22 +206,122 @@ def test_the_true_distance_in_a_concave_loss(loss, bounded):
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_covariance_is_scipy_s(loss, sigma, bounds, absolute_sigma):
-    """Of the rescaled Jacobian, and by the robust cost, as in curve_fit."""
+    """In curve_fit: of the rescaled Jacobian, and by the robust cost."""
     sigma = SIGMAS[sigma]
-    options = dict(absolute_sigma=absolute_sigma, bounds=BOUNDS[bounds])
-    result = fit_with(loss, "standard", sigma, **options)
-    popt, pcov = optimize.curve_fit(
-        value, X, Y, P0,
+    options = dict(
         sigma=None if sigma is None else np.broadcast_to(sigma, Y.shape),
-        jac=jacobian, method="trf", loss=LOSSES[loss][1], f_scale=scale_of(loss, sigma),
-        x_scale="jac", max_nfev=5000, **TIGHT, **options,
+        absolute_sigma=absolute_sigma, bounds=BOUNDS[bounds], method="trf",
+        f_scale=scale_of(loss, sigma), x_scale="jac", max_nfev=5000, **TIGHT,
     )  # fmt: skip
+    found, covariance = curve_fit(decay, X, Y, P0, loss=LOSSES[loss][0], **options)
+    popt, pcov = optimize.curve_fit(value, X, Y, P0, jac=jacobian, loss=LOSSES[loss][1], **options)
     perr = np.sqrt(np.diag(pcov))
-    assert_near(result.popt, popt, perr, 1e-4)
-    np.testing.assert_allclose(result.pcov / np.outer(perr, perr), pcov / np.outer(perr, perr),
+    assert_near(found, popt, perr, 1e-4)
+    np.testing.assert_allclose(covariance / np.outer(perr, perr), pcov / np.outer(perr, perr),
                                atol=1e-6 if bounds == "free" else 1e-5)  # fmt: skip
-    assert result.active_mask.any() == (bounds == "active")
-    assert result.absolute_sigma is absolute_sigma
+
+
+def test_covariance_of_constrained_fits_is_scipy_s():
+    """As that of a model of the free parameters."""
+    options = dict(loss="soft_l1", f_scale=0.15, method="trf")
+    _, pcov = optimize.curve_fit(
+        lambda x, a, b: value(x, a, b, 0.2 * a), X, Y, P0[:2], x_scale="jac", **options, **TIGHT
+    )
+    tied = curve_fit(decay, X, Y, P0, ties={"c": {"a": 0.2}}, **options, **TIGHT)
+    along = np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 0.0]])
+    np.testing.assert_allclose(tied[1], along @ pcov @ along.T, rtol=1e-4)
+
+
+# ρ' and ρ'' of z
+DERIVATIVES = {
+    "soft_l1": lambda z: (1 / np.sqrt(1 + z), -0.5 * (1 + z) ** -1.5),
+    "huber": lambda z: (
+        np.where(z <= 1, 1, np.maximum(z, 1) ** -0.5),
+        np.where(z <= 1, 0, -0.5 * np.maximum(z, 1) ** -1.5),
+    ),
+    "cauchy": lambda z: (1 / (1 + z), -1 / (1 + z) ** 2),
+    "arctan": lambda z: (1 / (1 + z**2), -2 * z / (1 + z**2) ** 2),
+    "own": lambda z: welsch_for_scipy(z)[1:],
+}
+
+
+def dense_sandwich(loss, popt, sigma, columns=None):
+    """``n / dof · H⁻¹ (Σ ψ² j jᵀ) H⁻¹`` with all rows at once."""
+    f_scale = scale_of(loss, sigma)
+    columns = np.eye(3) if columns is None else np.asarray(columns)
+    sigma = np.broadcast_to(1.0 if sigma is None else sigma, Y.shape)
+    jac = (jacobian(X, *popt) / sigma[:, None]) @ columns
+    r = (value(X, *popt) - Y) / sigma
+    first, second = DERIVATIVES[loss](z := (r / f_scale) ** 2)
+    bread = np.linalg.inv((jac.T * (first + 2 * z * second)) @ jac)
+    free = columns.shape[1]
+    return bread @ ((jac.T * (first * r) ** 2) @ jac) @ bread * Y.size / (Y.size - free)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("loss", DERIVATIVES)
+def test_covariance_is_the_sandwich(loss, sigma, strategy):
+    sigma = SIGMAS[sigma]
+    result = fit_with(loss, strategy, sigma)
+    expected = dense_sandwich(loss, result.popt, sigma)
+    scale = np.outer(*[np.sqrt(np.diag(expected))] * 2)
+    np.testing.assert_allclose(result.pcov / scale, expected / scale, atol=1e-8)
+    np.testing.assert_array_equal(result.pcov, result.pcov.T)
+    np.testing.assert_array_equal(result.robust_pcov(), result.pcov)
+    assert result.n_passes == result.nfev  # no reading but those of the search
+    assert "sandwich of the loss" in result.summary()
+    # The scale of sigma is of no account: all that counts is the scatter of the rows.
+    known = fit_with(loss, strategy, sigma, absolute_sigma=True)
+    np.testing.assert_array_equal(known.pcov, result.pcov)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_sandwich_of_constrained_fits(tied):
+    constraint = dict(ties={"c": {"a": 0.2}}) if tied else dict(fixed={"b": 1.3})
+    columns = np.array([[1, 0], [0, 1], [0.2, 0]] if tied else [[1, 0], [0, 0], [0, 1]])
+    result = fit_with("cauchy", **constraint)
+    expected = columns @ dense_sandwich("cauchy", result.popt, None, columns) @ columns.T
+    np.testing.assert_allclose(result.pcov, expected, rtol=1e-8, atol=1e-18)
+
+
+def test_a_search_that_ends_unexpectedly_reads_once_more():
+    def stop(intermediate_result):
+        raise StopIteration
+
+    with pytest.warns(match="StopIteration"):
+        result = fit_with("huber", callback=stop, p0=[1.0, 9.0, 0.0])
+    assert result.n_passes == result.nfev + 1
+    expected = dense_sandwich("huber", result.popt, None)
+    np.testing.assert_allclose(result.pcov, expected, rtol=1e-8)
+
+
+def test_the_scale_of_a_loss_below_the_noise():
+    """Noise of 0.1, a ninth of the rows outliers: half of the rows lie within 0.078."""
+    for f_scale in (0.1, 0.2, 0.3, 10.0):
+        fit_with("soft_l1", f_scale=f_scale)
+    for f_scale in (0.05, 0.01):
+        with pytest.warns(LossScaleWarning, match="below the noise") as caught:
+            fit_with("soft_l1", f_scale=f_scale)
+        noise = float(str(caught[0].message).split("standard deviation of ")[1].split(". ")[0])
+        assert noise == pytest.approx(0.112, rel=0.25)
+        assert caught[0].filename == __file__
+    curve_fit(decay, X, Y, P0, method="trf", loss="soft_l1", f_scale=0.01)  # as SciPy: no word
+    few = fit(decay, X[::20], Y[::20], P0, loss="soft_l1", f_scale=0.06)  # too few to tell
+    assert few.moments.n_small < 0.5 * few.n_points
+
+
+@pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
+def test_intervals_of_robust_fits_cover(loss):
+    """SciPy's formula covers 26 to 100 %."""
+    rng = np.random.default_rng(3)
+    x, hits, repeats = np.linspace(0, 4, 1000), np.zeros(3), 150
+    for _ in range(repeats):
+        y = value(x, *TRUTH) + 0.1 * rng.standard_t(4, size=x.size)
+        low, high = fit(decay, x, y, TRUTH, loss=loss, f_scale=0.2).confidence_intervals(0.9).T
+        hits += (low < TRUTH) & (high > TRUTH)
+    deviation = np.sqrt(0.9 * 0.1 / repeats)
+    np.testing.assert_allclose(hits / repeats, 0.9, atol=3.5 * deviation)
 
 
 @pytest.mark.parametrize("strategy", ["chunked", "streaming"])
@@ -266,7 +368,7 @@ def test_least_squares_in_one_s_own_words():
     linear = fit_with("linear")
     assert (own.nfev, own.status) == (linear.nfev, linear.status)
     np.testing.assert_allclose(own.popt, linear.popt, rtol=1e-12)
-    np.testing.assert_allclose(own.pcov, linear.pcov, rtol=1e-9)
+    np.testing.assert_allclose(own.pcov, linear.robust_pcov(), rtol=1e-9)
 
 
 def test_outliers_count_less():

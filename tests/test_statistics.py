@@ -240,13 +240,15 @@ def test_the_sandwich_in_closed_form(result):
     np.testing.assert_array_equal(robust, robust.T)
 
 
-def test_the_sandwich_of_a_perfect_fit_and_of_a_robust_loss():
+def test_the_sandwich_of_a_perfect_fit_and_of_a_file_of_an_earlier_release():
     exact = replace(
         linear_result(DESIGN, DESIGN @ [1.0, 2.0, 4.0]), chi2=0.0, pcov=np.zeros((3, 3))
     )
     np.testing.assert_array_equal(exact.robust_pcov(), np.zeros((3, 3)))
-    with pytest.raises(InputError, match=r"loss = 'huber'.*fit with loss='linear'"):
+    with pytest.raises(InputError, match=r"loss = 'huber'.*fit again"):
         replace(UNWEIGHTED, loss="huber").robust_pcov()
+    of_loss = replace(UNWEIGHTED, loss="huber", sandwich=True, fitted=None)
+    np.testing.assert_array_equal(of_loss.robust_pcov(), UNWEIGHTED.pcov)
 
 
 def decay(x, amplitude, rate):

@@ -91,6 +91,10 @@ class ConvergenceWarning(FitWarning):
     """The fit ended without meeting a convergence criterion."""
 
 
+class LossScaleWarning(FitWarning):
+    """The scale of a robust loss is below the noise, so that most rows are outliers to it."""
+
+
 class CheckpointWarning(FitWarning):
     """A checkpoint could not be written or read."""
 

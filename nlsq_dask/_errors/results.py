@@ -28,11 +28,11 @@ def result_without_data(method: str) -> InputError:
     )
 
 
-def sandwich_of_robust_loss(loss: str) -> InputError:
-    """The formula is one of least squares."""
+def sandwich_not_kept(loss: str) -> InputError:
+    """An earlier release had another covariance of robust losses."""
     return InputError(
-        f"robust_pcov() is defined for loss='linear', but the fit had loss = {loss!r}: fit with "
-        "loss='linear' to have it."
+        f"robust_pcov() of a fit with loss = {loss!r} is made while it reads the data, but this "
+        "result comes from a release that did not make it: fit again to have it."
     )
 
 

@@ -12,6 +12,7 @@ from nlsq_dask._errors.kinds import (
     DerivativeWarning,
     InputError,
     InputTypeError,
+    LossScaleWarning,
     ModelError,
     Status,
     in_units,
@@ -83,6 +84,17 @@ def derivatives_differenced(n_rows: int, n_points: int) -> DerivativeWarning:
         "ones, put a harmless number into such rows and select the value afterwards: "
         "safe = jnp.where(t > 0, t, 1.0); jnp.where(t > 0, safe**b, 0.0). Or leave the rows out "
         "with a mask."
+    )
+
+
+def f_scale_below_noise(loss: str, f_scale: float, noise: float) -> LossScaleWarning:
+    """Most rows are outliers to a robust loss."""
+    return LossScaleWarning(
+        f"f_scale = {f_scale:.3g} of the loss {loss!r} is below the noise: half of the weighted "
+        f"residuals are as large as with a standard deviation of {noise:.3g}. Most rows count as "
+        "outliers, so that the estimates are less certain than they need be, and the search may "
+        f"end in another minimum: pass f_scale from {noise:.2g} to {3 * noise:.2g}, or the noise "
+        "as sigma and f_scale from 1 to 3."
     )
 
 

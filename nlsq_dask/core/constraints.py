@@ -113,10 +113,12 @@ class ReducedEvaluator:
         """Readings of all rows so far."""
         return self._evaluator.n_passes
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def evaluate(
+        self, params: FloatArray, basis: FloatArray, scores: bool = False
+    ) -> NormalEquations:
         """Sum over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
-        reduction = self._reduction
-        return self._evaluator.evaluate(reduction.expand(params), reduction.matrix @ basis)
+        at, along = self._reduction.expand(params), self._reduction.matrix @ basis
+        return self._evaluator.evaluate(at, along, scores)
 
     def costs(self, candidates: FloatArray) -> FloatArray:
         """Costs (k,) of candidates (k, q)."""

@@ -5,6 +5,11 @@ if the σ of the data are absolute, and else estimated by ``2 cost / (n - p)``: 
 chi-square (Seber & Wild, "Nonlinear Regression", 1989, section 2.1.2; Press et al., "Numerical
 Recipes", 15.6), or for a robust loss, as in ``scipy.optimize.curve_fit``, the same of the robust
 cost.
+
+The estimates of a robust loss have another covariance, the sandwich ``H⁻¹ (Σ ψ² j jᵀ) H⁻¹`` of
+:func:`~nlsq_dask.core.factor.sandwich`, times ``n / (n - p)`` as in HC1 (MacKinnon & White,
+J. Econometrics 29, 1985): it is right for many independent rows, whatever their noise is, and
+wants no scale of the residuals.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import numpy as np
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import column_norms, nonzero, rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.solver_state import Solution
 
 
 def covariance(
@@ -56,3 +62,27 @@ def covariance(
         if not absolute_sigma:
             pcov *= estimated_variance(cost, n_points, size)
     return pcov, True
+
+
+def robust_covariance(solution: Solution) -> tuple[FloatArray, bool]:
+    """The sandwich covariance of the estimates of a robust loss.
+
+    Parameters
+    ----------
+    solution : Solution
+        With a sandwich.
+
+    Returns
+    -------
+    pcov : ndarray, shape (p, p), float64
+        Infinite everywhere if undetermined.
+    determined : bool
+        As :func:`covariance` has it, and False if the second derivatives of the cost are not
+        positive definite, so that the answer is no minimum.
+    """
+    assert solution.sandwich is not None, "minimize with options.scores"
+    n, size = solution.n_points, solution.params.size
+    _, determined = covariance(solution.r_factor, solution.cost, n, absolute_sigma=False)
+    if not (determined and np.isfinite(solution.sandwich).all()):
+        return np.full((size, size), np.inf), False
+    return solution.sandwich * (n / (n - size)), True

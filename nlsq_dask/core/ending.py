@@ -29,6 +29,7 @@ from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Method,
     distance,
+    evaluated,
     is_finite,
     residual_length,
     rounding_length,
@@ -115,7 +116,7 @@ def refined(
 ) -> SolverState:
     """Evaluate a known point again in its own basis, as digits of its factor were lost."""
     basis = state.linearization.whitening
-    sums = evaluator.evaluate(state.params, basis.forward)
+    sums = evaluated(evaluator, state.params, basis, options.scores)
     again = replace(state, n_refined=state.n_refined + 1, refined=True)
     # A model on the verge of overflow may not bear the basis: what is known must do.
     return stand_at(again, state.params, sums, basis, box, options) if is_finite(sums) else again

@@ -92,6 +92,9 @@ class Linearization:
     downhill : ndarray, shape (p,), float64, or None
         Direction of the most negative curvature of such a loss, of length 1 in the metric M; None
         where the curvature is positive in all directions that the data determine.
+    sandwich : ndarray, shape (p, p), float64, or None
+        Covariance of the estimates of a robust loss; see :func:`sandwich`. None where the sums for
+        it were not asked for.
     """
 
     r_factor: FloatArray
@@ -100,6 +103,7 @@ class Linearization:
     resolution: float
     curved: Linearization | None = None
     downhill: FloatArray | None = None
+    sandwich: FloatArray | None = None
 
     def rank_rtol(self, n_points: int) -> float:
         """Relative size below which a singular value of the equilibrated factor is zero."""
@@ -169,6 +173,7 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     rotated = root.solve(sums.gradient)
     gradient = basis.inverse.T @ sums.gradient
     linear = _linearization(root.factor @ basis.inverse, rotated, gradient, root.resolution)
+    linear = replace(linear, sandwich=sandwich(sums, basis))
     if sums.concave is None:
         return linear
     root = _SquareRoot.of(sums.gram - sums.concave)
@@ -181,6 +186,39 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     if mu[0] < -LEAST_CURVATURE:
         downhill = basis.forward @ root.solve_transposed(u[:, 0])
     return replace(linear, curved=curved, downhill=downhill)
+
+
+def sandwich(sums: NormalEquations, basis: Basis) -> FloatArray | None:
+    """Covariance of the estimates of a robust loss, ``H⁻¹ (Σ ψ² j jᵀ) H⁻¹``.
+
+    H are the second derivatives of the cost, ψ the derivative of the loss by the residual (Huber &
+    Ronchetti, "Robust Statistics", 2nd ed. 2009, section 7.6, without assumptions on the variances
+    of the rows, as White's of least squares).
+
+    Parameters
+    ----------
+    sums : NormalEquations
+        Finite sums in the coordinates of `basis`.
+    basis : Basis
+
+    Returns
+    -------
+    ndarray, shape (p, p), float64, or None
+        In the coordinates of the parameters, symmetric. Infinite where H is not positive definite,
+        so that the point is no minimum. None without the sums of the scores.
+    """
+    if sums.scores is None:
+        return None
+    hessian = sums.gram if sums.concave is None else sums.gram + sums.concave
+    lengths = nonzero(np.sqrt(np.maximum(np.diagonal(sums.gram), 0.0)))
+    curvatures, vectors = np.linalg.eigh(hessian / lengths / lengths[:, None])
+    if not curvatures[0] > EPS * curvatures.size * curvatures[-1]:
+        return np.full_like(hessian, np.inf)
+    inverse = (vectors / curvatures) @ vectors.T / lengths
+    bread = basis.forward @ (inverse / lengths[:, None])
+    covariance = bread @ sums.scores @ bread.T
+    symmetric: FloatArray = (covariance + covariance.T) / 2.0
+    return symmetric
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ from nlsq_dask.core.search import (
     Trial,
     actual_reduction,
     distance,
+    evaluated,
     is_finite,
+    may_be_last,
     stand_at,
     standard_deviation,
 )
@@ -196,7 +198,8 @@ def advance(
         outcome = Outcome(state, trial, -np.inf, accepted=False, slope=np.nan)
         return confirmed(evaluator, judged(state, box, options, outcome), box, options)
     basis = state.linearization.whitening
-    sums = evaluator.evaluate(trial.params, basis.forward)
+    scores = options.scores and may_be_last(state, trial, options)
+    sums = evaluated(evaluator, trial.params, basis, scores)
     tried = replace(state, nfev=state.nfev + 1)
     weigh = _displaced if away else _weighed
     after = weigh(tried, trial, sums, basis, box, options)
@@ -214,7 +217,9 @@ def advance(
 
 def finish(evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions) -> Solution:
     """State the result of a search that is over, its linearisation known to full accuracy."""
-    if state.linearization.resolution < FINAL_RESOLUTION and not state.refined:
+    known = state.linearization.sandwich is not None or not options.scores
+    poor = state.linearization.resolution < FINAL_RESOLUTION and not state.refined
+    if poor or not known:
         state = refined(evaluator, state, box, options)
     assert state.status is not None, "advance() until the state has a status"
     _, involved = undetermined(state)
@@ -239,6 +244,7 @@ def finish(evaluator: Evaluator, state: SolverState, box: Box, options: SolverOp
         n_differenced=state.n_differenced,
         moments=state.moments,
         history=state.history,
+        sandwich=state.linearization.sandwich,
     )
 
 
@@ -252,12 +258,12 @@ def _first_sums(
     """
     interior = METHODS[options.method].interior
     point, n_more = first_point(p0, box.lower, box.upper, options), 0
-    sums = evaluator.evaluate(point, basis.forward)
+    sums = evaluated(evaluator, point, basis, options.scores)
     if interior and not is_finite(sums):
         further = off_bounds(p0, box.lower, box.upper, START_DISTANCE)
         if not np.array_equal(further, point):
             point, n_more = further, 1
-            sums = evaluator.evaluate(point, basis.forward)
+            sums = evaluated(evaluator, point, basis, options.scores)
     if sums.n_points < point.size:
         raise _errors.too_few_rows(point.size, sums.n_points, sums.n_skipped)
     if not np.isfinite(sums.cost):

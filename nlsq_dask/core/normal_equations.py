@@ -47,6 +47,9 @@ class Moments:
     variance : float
         ``Σ σ_i²``; the number of rows without σ. 0 in results of earlier releases, which do not
         know it.
+    n_small : float
+        Rows with ``|r_i|`` of at most ``0.6745 f_scale``, which half of normal rows have where
+        their standard deviation is `f_scale`; 0 for linear loss.
     """
 
     abs_residuals: float = 0.0
@@ -55,10 +58,16 @@ class Moments:
     mean: float = 0.0
     scatter: float = 0.0
     variance: float = 0.0
+    n_small: float = 0.0
 
     def with_y_of(self, other: Moments) -> Moments:
         """Take what does not depend on parameters from other moments of the same rows."""
-        return replace(other, abs_residuals=self.abs_residuals, sq_residuals=self.sq_residuals)
+        return replace(
+            other,
+            abs_residuals=self.abs_residuals,
+            sq_residuals=self.sq_residuals,
+            n_small=self.n_small,
+        )
 
     def __add__(self, other: Moments) -> Moments:
         """Combine the moments of two sets of rows.
@@ -80,6 +89,7 @@ class Moments:
             self.mean + apart * share,
             self.scatter + other.scatter + square * self.weight * share,
             self.variance + other.variance,
+            self.n_small + other.n_small,
         )
 
 
@@ -112,6 +122,9 @@ class NormalEquations:
         NaN where a value is NaN, and bounds between 2**-53 and 2**53. Told by the first pass alone.
     n_differenced : int
         Rows of which a derivative is a difference of values, since the automatic one is not finite.
+    scores : ndarray, shape (q, q), float64, or None
+        ``Σ ψ_i² (J S)_iᵀ (J S)_i`` with the derivative ``ψ_i`` of a robust loss by the residual;
+        None where it was not asked for.
     """
 
     gram: FloatArray
@@ -124,6 +137,7 @@ class NormalEquations:
     concave: FloatArray | None = None
     largest: FloatArray | None = None
     n_differenced: int = 0
+    scores: FloatArray | None = None
 
     @classmethod
     def zero(cls, size: int) -> NormalEquations:
@@ -144,6 +158,7 @@ class NormalEquations:
                 _of_known(np.add, self.concave, other.concave),
                 _of_known(np.maximum, self.largest, other.largest),
                 self.n_differenced + other.n_differenced,
+                _of_known(np.add, self.scores, other.scores),
             )
 
 
@@ -202,13 +217,17 @@ class Evaluator(Protocol):
         """Readings of all rows so far."""
         ...
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def evaluate(
+        self, params: FloatArray, basis: FloatArray, scores: bool = False
+    ) -> NormalEquations:
         """Sum over all rows.
 
         Parameters
         ----------
         params : ndarray, shape (p,), float64
         basis : ndarray, shape (p, q), float64
+        scores : bool
+            Whether to sum the products of the scores, too, where the loss is robust.
 
         Returns
         -------

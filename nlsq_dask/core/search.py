@@ -19,7 +19,7 @@ import numpy as np
 
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.normal_equations import Evaluator, FloatArray, NormalEquations
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
@@ -38,6 +38,11 @@ NOISE = 4.0
 #: A start that is shorter than this part of the residuals, in their units, says nothing of how far
 #: the optimum is: in the data's units it is zero.
 LEAST_START = 0.1
+
+#: Part of the cost that a trial promises to lower it by, at most, where it may be the last one:
+#: searches end at parts of 1e-8 and less, and the promise of the last trial but one is about the
+#: square root of the last one's.
+LAST_REDUCTION = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +233,21 @@ def rounding_of_cost(state: SolverState) -> float:
     moments = state.moments
     values = (moments.scatter + moments.weight * moments.mean**2) / max(state.n_points, 1)
     return NOISE_FACTOR * EPS * (state.cost + float((2.0 * state.cost) ** 0.5 * values**0.5))
+
+
+def evaluated(
+    evaluator: Evaluator, params: FloatArray, basis: Basis, scores: bool
+) -> NormalEquations:
+    """Sum over all rows, with the products of the scores only where they are needed."""
+    if scores:
+        return evaluator.evaluate(params, basis.forward, scores)
+    return evaluator.evaluate(params, basis.forward)
+
+
+def may_be_last(state: SolverState, trial: Trial, options: SolverOptions) -> bool:
+    """Whether the search is expected to end at a trial."""
+    near = trial.predicted <= LAST_REDUCTION * state.cost
+    return near or state.nfev + 1 >= options.evaluations(state.params.size)
 
 
 def distance(state: SolverState, options: SolverOptions) -> float:

@@ -60,6 +60,8 @@ class SolverOptions:
     residual_variance : float or None
         s², the variance of the weighted residuals, in which the distance is measured: 1 where the
         weights are absolute; None estimates it by ``2 cost / (n - p)``.
+    scores : bool
+        Whether the solution needs the sums of the scores of a robust loss.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class SolverOptions:
     arrival_tol: float = 0.1
     model_eps: float = EPS
     residual_variance: float | None = None
+    scores: bool = False
 
     def __post_init__(self) -> None:
         tolerances = {"ftol": self.ftol, "xtol": self.xtol, "gtol": self.gtol}
@@ -244,6 +247,8 @@ class Solution:
     history : tuple of IterationRecord
     n_differenced : int
         Most rows of which a derivative was a difference, at any point that the search moved to.
+    sandwich : ndarray, shape (p, p), float64, or None
+        Covariance of the estimates of a robust loss; see :func:`~nlsq_dask.core.factor.sandwich`.
     """
 
     params: FloatArray
@@ -266,6 +271,7 @@ class Solution:
     moments: Moments
     history: tuple[IterationRecord, ...] = field(repr=False)
     n_differenced: int = 0
+    sandwich: FloatArray | None = None
 
 
 def _check_sizes(x_scale: Any) -> None:

@@ -14,6 +14,7 @@ Inference", 2nd ed. 2002, sections 2.2 and 6.9.5; Schwarz, Ann. Stat. 6, 1978).
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,16 +96,6 @@ def correlation(pcov: FloatArray) -> FloatArray:
     return matrix
 
 
-def chi2_p_value(chi2: float, dof: int) -> float:
-    """Probability of a sum of squares at least as large, if the model and the σ are right.
-
-    The upper tail of the χ² distribution with `dof` degrees of freedom. NaN without any.
-    """
-    from scipy.special import chdtrc  # loaded when asked for: a fit does without
-
-    return float(chdtrc(dof, chi2)) if dof > 0 else math.nan
-
-
 def clipped(
     ends: FloatArray, popt: FloatArray, active: NDArray[np.int64], bounds: FloatArray | None
 ) -> FloatArray:
@@ -128,6 +119,34 @@ def clipped(
     low = np.where(active < 0, np.maximum(ends[:, 0], np.minimum(lower, popt)), ends[:, 0])
     high = np.where(active > 0, np.minimum(ends[:, 1], np.maximum(upper, popt)), ends[:, 1])
     return np.column_stack([low, high])
+
+
+def noise_by_small_rows(n_small: float, n_points: int, small: float) -> float:
+    """Standard deviation of normal residuals of which so many are small.
+
+    A robust measure, as the median of absolute residuals is: outliers are rows that are not small,
+    wherever they are.
+
+    Parameters
+    ----------
+    n_small : float
+        Rows with an absolute residual of at most `small`.
+    n_points : int
+    small : float
+
+    Returns
+    -------
+    float
+        At most what one small row tells; 0 where all rows are small.
+    """
+    share = max(n_small, 1.0) / n_points
+    return 0.0 if share >= 1.0 else small / NormalDist().inv_cdf((1.0 + share) / 2.0)
+
+
+def fewer_than_chance(n_small: float, n_points: int, probability: float) -> bool:
+    """Whether so few of n rows are more than two standard deviations below what is expected."""
+    expected = n_points * probability
+    return n_small < expected - 2.0 * math.sqrt(expected * (1.0 - probability))
 
 
 def intervals(popt: FloatArray, perr: FloatArray, quantile: float) -> FloatArray:

@@ -156,12 +156,14 @@ class DaskEvaluator:
     def __exit__(self, *_: object) -> None:
         self._runner.close()
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def evaluate(
+        self, params: FloatArray, basis: FloatArray, scores: bool = False
+    ) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
         self.n_passes += 1
         observe_y = self._moments is None
         name = f"block-pass-{self.n_passes}"
-        sums = self._runner.run(name, run_group, params, basis, observe_y)
+        sums = self._runner.run(name, run_group, params, basis, observe_y, scores)
         assert isinstance(sums, NormalEquations)
         return self._with_moments(sums)
 

@@ -71,6 +71,7 @@ def run_group(
     params: FloatArray,
     basis: FloatArray,
     observe_y: bool = False,
+    scores: bool = False,
 ) -> NormalEquations:
     """Sum over the blocks of a group.
 
@@ -84,13 +85,15 @@ def run_group(
     basis : ndarray, shape (p, q), float64
     observe_y : bool
         Whether to compute the moments of y.
+    scores : bool
+        Whether to sum the products of the scores, where the loss is robust.
     """
     kernel = block_kernel(work.spec, work.device)
     return _sum(
         plan,
         external,
         work,
-        lambda rows: kernel(params, basis, rows, observe_y),
+        lambda rows: kernel(params, basis, rows, observe_y, scores),
         no_rows(basis.shape[1]),
     )
 

@@ -99,11 +99,14 @@ class InMemoryEvaluator(Generic[PartT]):
         if self._pool is not None:
             self._pool.shutdown()
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def evaluate(
+        self, params: FloatArray, basis: FloatArray, scores: bool = False
+    ) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
         observe_y = self._moments is None
         sums = self._sum(
-            lambda rows: self._kernel(params, basis, rows, observe_y), no_rows(basis.shape[1])
+            lambda rows: self._kernel(params, basis, rows, observe_y, scores),
+            no_rows(basis.shape[1]),
         )
         return self._with_moments(sums)
 

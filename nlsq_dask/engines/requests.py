@@ -42,10 +42,11 @@ class SumsRequest:
     params: FloatArray
     basis: FloatArray
     observe_y: bool
+    scores: bool = False
 
     def of_rows(self, kernel: BlockKernel, rows: Rows) -> NormalEquations:
         """The sums over some rows."""
-        return kernel(self.params, self.basis, rows, self.observe_y)
+        return kernel(self.params, self.basis, rows, self.observe_y, self.scores)
 
     def nothing(self, n_left_out: int) -> NormalEquations:
         """The sums over no rows."""

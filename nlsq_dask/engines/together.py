@@ -144,9 +144,12 @@ class Seat:
         self._moments: Moments | None = None  # known after the first pass
         self.n_passes = 0
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def evaluate(
+        self, params: FloatArray, basis: FloatArray, scores: bool = False
+    ) -> NormalEquations:
         """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
-        sums = self._ask(SumsRequest(self._model, params, basis, self._moments is None))
+        observe_y = self._moments is None
+        sums = self._ask(SumsRequest(self._model, params, basis, observe_y, scores))
         return self._with_moments(sums)
 
     def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:

@@ -35,7 +35,7 @@ FORMAT = "nlsq_dask checkpoint 5"
 KEPT = 3
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
-_ARRAYS = {"sizes", "params", "scale_inv", "r_factor", "qtr", "gradient", "downhill"}
+_ARRAYS = {"sizes", "params", "scale_inv", "r_factor", "qtr", "gradient", "downhill", "sandwich"}
 _NESTED = {"linearization", "left", "moments", "history"}
 
 

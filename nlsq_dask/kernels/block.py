@@ -6,7 +6,9 @@ and J = ∂r/∂θ (n, p), the kernel returns the symmetric matrix
     A Aᵀ (q + 1, q + 1)   of   A = [(J S)ᵀ; rᵀ] (q + 1, n)
 
 whose parts are the Gram matrix (J S)ᵀ(J S), the gradient (J S)ᵀr and Σ r². A loss that is concave
-in some residuals adds its share of the curvature, a second (q, q) matrix.
+in some residuals adds its share of the curvature, a second (q, q) matrix. A robust loss adds, if
+asked to, the products of the rows' scores, of which the covariance of its estimates is made: a
+third matrix, for which a branch at run time costs nothing where nobody asks.
 
 The rows are swept tile by tile, so that A of one tile stays in the CPU's cache and the memory of a
 block does not depend on p. The columns of (J S)ᵀ are directional derivatives along the columns of
@@ -34,7 +36,7 @@ import numpy as np
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
-from nlsq_dask.kernels.loss import concavity, rescale
+from nlsq_dask.kernels.loss import HALF_OF_ROWS, concavity, rescale
 from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, Sums, Tile, sum_over_tiles
@@ -74,7 +76,12 @@ class BlockKernel:
         self._compiling = threading.Lock()
 
     def __call__(
-        self, params: FloatArray, basis: FloatArray, rows: Rows, observe_y: bool = False
+        self,
+        params: FloatArray,
+        basis: FloatArray,
+        rows: Rows,
+        observe_y: bool = False,
+        scores: bool = False,
     ) -> NormalEquations:
         """Sum over the rows of one buffer.
 
@@ -86,33 +93,38 @@ class BlockKernel:
         observe_y : bool
             Whether to compute the moments of y and the sizes of all values, which are the same in
             every pass.
+        scores : bool
+            Whether to sum the products of the scores, where the loss is robust.
 
         Returns
         -------
         NormalEquations
             Returned only when the kernel no longer reads the buffers.
         """
-        size = basis.shape[1] + 1
-        sums, n_differenced = self._run(self._sums, (params, basis), rows), 0
+        q, loss = basis.shape[1], self._spec.loss
+        at = (params, basis, np.bool_(scores))
+        sums, n_differenced = self._run(self._sums, at, rows), 0
         # The gradient, and Σ r², which is finite where all values of the model are.
-        last_row = sums[size**2 - size : size**2].tolist()
+        last_row = sums[q * (q + 1) : (q + 1) ** 2].tolist()
         chi2 = last_row[-1]
         is_spoilt = not math.isfinite(sum(last_row)) and math.isfinite(chi2)
         if is_spoilt and can_be_differenced(self._spec, rows.y.shape[0]):
-            found = self._run(self._differenced_sums, (params, basis), rows)
+            found = self._run(self._differenced_sums, at, rows)
             sums, n_differenced = found[:-1], int(found[-1])
-        products, rest = sums[: size**2].reshape(size, size), sums[size**2 :]
-        concave = None
-        if self._spec.loss.is_concave:
-            q = size - 1
-            concave, rest = rest[: q**2].reshape(q, q), rest[q**2 :]
+        products, rest = _taken(sums, q + 1)
+        concave = products_of_scores = None
+        if loss.is_concave:
+            concave, rest = _taken(rest, q)
+        if not loss.is_linear:
+            products_of_scores, rest = _taken(rest, q)
         abs_errors, *extra = rest
         # What is the same for linear loss, or without weights, is not summed twice.
-        cost = 0.5 * chi2
-        if not self._spec.loss.is_linear:
-            cost, chi2, *extra = map(float, extra)
-        moments = Moments(float(abs_errors), float(extra[0]) if extra else chi2)
+        cost, n_small = 0.5 * chi2, 0.0
+        if not loss.is_linear:
+            cost, chi2, n_small, *extra = map(float, extra)
+        sq_errors = float(extra[0]) if extra else chi2
         largest = None
+        moments = Moments(float(abs_errors), sq_errors, n_small=n_small)
         if observe_y:
             of_y = moments_of_y(rows, self._spec.cholesky)
             moments, largest = replace(moments, **of_y), largest_of(rows)
@@ -127,6 +139,7 @@ class BlockKernel:
             concave,
             largest,
             n_differenced,
+            scores=products_of_scores if scores else None,
         )
 
     def costs(self, candidates: FloatArray, rows: Rows) -> FloatArray:
@@ -186,7 +199,7 @@ class BlockKernel:
         return Rows(coords, y, weights, rows.n)
 
     def _run(
-        self, function: Callable[..., jax.Array], at: tuple[FloatArray, ...], rows: Rows
+        self, function: Callable[..., jax.Array], at: tuple[FloatArray | np.bool_, ...], rows: Rows
     ) -> FloatArray:
         shapes = (function, *(a.shape for a in at), rows.y.shape, rows.weights is None)
         if shapes in self._compiled:
@@ -197,7 +210,7 @@ class BlockKernel:
         return sums
 
     def _fetch(
-        self, function: Callable[..., jax.Array], at: tuple[FloatArray, ...], rows: Rows
+        self, function: Callable[..., jax.Array], at: tuple[FloatArray | np.bool_, ...], rows: Rows
     ) -> FloatArray:
         with jax.enable_x64(True), jax.default_device(self._device):
             # Fetching the result waits for the kernel, after which the buffers may be refilled.
@@ -207,6 +220,7 @@ class BlockKernel:
         self,
         params: jax.Array,
         basis: jax.Array,
+        scores: jax.Array,
         coords: tuple[jax.Array, ...],
         y: jax.Array,
         weights: jax.Array | None,
@@ -220,19 +234,23 @@ class BlockKernel:
             residuals = self._weighted(directions, rows)
             errors = jnp.where(rows.valid, directions[-1], 0.0)
             extra = [jnp.abs(errors)]
-            concave: list[jax.Array] = []
+            more: list[jax.Array] = []
             if not self._spec.loss.is_linear:
-                residuals, cost, concave = self._reweighted(residuals, rows.valid)
-                extra += cost
+                residuals, of_rows, more = self._reweighted(residuals, rows.valid)
+                extra += of_rows
+                more.append(jax.lax.cond(scores, _products_of_scores, _no_products, residuals))
             if weighted:
                 extra.append(errors**2)
             extra += replaced
-            return residuals @ residuals.T, *concave, jnp.stack([jnp.sum(e) for e in extra])
+            return residuals @ residuals.T, *more, jnp.stack([jnp.sum(e) for e in extra])
 
-        q = basis.shape[1]
-        n_extra = 1 + weighted + 2 * (not self._spec.loss.is_linear) + differenced
-        concave = [jnp.zeros((q, q))] if self._spec.loss.is_concave else []
-        zero = (jnp.zeros((q + 1, q + 1)), *concave, jnp.zeros(n_extra))
+        q, robust = basis.shape[1], not self._spec.loss.is_linear
+        more = [jnp.zeros((q, q))] * (robust + self._spec.loss.is_concave)
+        zero = (
+            jnp.zeros((q + 1, q + 1)),
+            *more,
+            jnp.zeros(1 + weighted + 3 * robust + differenced),
+        )
         return jnp.concatenate(
             [s.ravel() for s in self._over_tiles(sums, zero, coords, y, weights, n)]
         )
@@ -252,8 +270,8 @@ class BlockKernel:
     ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
         """Rescale the rows of ``[J S; r]`` for the loss.
 
-        Beside them: the rows' costs, and r²; and the curvature of the rows where the loss is
-        concave, summed, if it is one that may be.
+        Beside them: the rows' costs, r², and 1 where r is small; and the curvature of the rows
+        where the loss is concave, summed, if it is one that may be.
         """
         jacobian, residuals = directions[:-1], directions[-1]
         value, first, second = self._spec.loss.terms(residuals, _call_loss)
@@ -263,8 +281,13 @@ class BlockKernel:
         if self._spec.loss.is_concave:
             concave = [(jacobian * jnp.where(valid, concavity(first, second), 0.0)) @ jacobian.T]
         # A user's loss of the residual 0, which rows behind the last have, may be anything.
-        costs = [0.5 * jnp.where(valid, value, 0.0), residuals**2]
-        return jnp.where(valid, rescaled, 0.0), costs, concave
+        small = valid & (jnp.abs(residuals) <= HALF_OF_ROWS * self._spec.loss.f_scale)
+        of_rows = [0.5 * jnp.where(valid, value, 0.0), residuals**2, jnp.where(small, 1.0, 0.0)]
+        # Computed once, however many products it enters.
+        once: jax.Array = jax.lax.optimization_barrier(  # type: ignore[no-untyped-call]
+            jnp.where(valid, rescaled, 0.0)
+        )
+        return once, of_rows, concave
 
     def _costs_of_tiles(
         self,
@@ -342,6 +365,21 @@ class BlockKernel:
 
     def _error(self, params: jax.Array, rows: Tile) -> jax.Array:
         return call_model(self._spec, rows.coords, params) - rows.y
+
+
+def _taken(sums: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:
+    """A matrix (size, size) at the front of flat sums, and the rest."""
+    return sums[: size**2].reshape(size, size), sums[size**2 :]
+
+
+def _products_of_scores(rescaled: jax.Array) -> jax.Array:
+    """``Σ ψ² j jᵀ``: the factors of a row of J and of its residual multiply to ψ."""
+    scores = rescaled[:-1] * rescaled[-1]
+    return scores @ scores.T
+
+
+def _no_products(rescaled: jax.Array) -> jax.Array:
+    return jnp.zeros((rescaled.shape[0] - 1,) * 2)
 
 
 def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:

@@ -31,6 +31,11 @@ Terms = tuple[jax.Array, jax.Array, jax.Array]
 # Rows where the loss is concave keep this much of s², as SciPy's do.
 LEAST_SQUARED_SCALE = float(np.finfo(np.float64).eps)
 
+# The part of f_scale that half of normal residuals with this standard deviation do not exceed: the
+# normal quantile of 3/4, by which the median of absolute residuals is a robust measure of noise
+# (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 5.1).
+HALF_OF_ROWS = 0.6744897501960817
+
 # Losses that are concave in large residuals.
 CONCAVE = ("cauchy", "arctan")
 
