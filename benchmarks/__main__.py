@@ -18,6 +18,7 @@ RUNS: dict[str, list[str]] = {
     "streaming": [],
     "passes": [],
     "losses": [],
+    "coverage": [],
     "whole_fit": [],
     "cached": [],
     "pages": [],

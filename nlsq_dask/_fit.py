@@ -117,7 +117,8 @@ def fit(
         "linear", "soft_l1", "huber", "cauchy" or "arctan", or a function of z = (residual /
         f_scale)² (n,) that returns the loss and its first two derivatives (3, n).
     f_scale : float
-        Weighted residual from which on a robust loss counts a row less.
+        Weighted residual from which on a robust loss counts a row less; best one to three times
+        the noise.
     jac : callable, optional
         ``jac(x, a, b, ...)``, derivatives of the model's values (n, p). By default they come from
         automatic differentiation, which is exact; "2-point", "3-point" and "cs" mean the same.
@@ -155,8 +156,9 @@ def fit(
         Of the Latin hypercube.
     pilot : bool, optional
         Whether a sample of a few per cent of the rows is fitted first, in memory, so that two or
-        three passes over all rows are left. The answer is that of all rows either way. By default
-        where it pays: from 100,000 streamed rows, or 500,000 in memory.
+        three passes over all rows are left. The answer is a minimum of all rows either way; where
+        there are several minima it may be another one than p0 alone leads to. By default where it
+        pays: from 100,000 streamed rows, or 500,000 in memory.
     cache : {"auto", True, False}
         Whether streamed rows stay in memory after the first pass, as float64, so that later passes
         read nothing: as many as the memory budget holds beside what is being read, on each worker
@@ -206,6 +208,8 @@ def fit(
         If the data do not determine the parameters.
     PrecisionWarning
         If ``x`` or ``y`` has integers beyond 2**53, which float64 does not hold.
+    LossScaleWarning
+        If `f_scale` is below the noise, so that most rows are outliers to a robust loss.
     CheckpointWarning
         If a checkpoint cannot be written, or is damaged.
 

@@ -88,7 +88,11 @@ def states(draw):
         Linearization(*(draw(arrays(*s)) for s in ((p, p), (p,), (p,))), draw(floats))
         for _ in range(2)
     )
-    linearization = replace(linearization, curved=draw(st.sampled_from([None, curved])))
+    linearization = replace(
+        linearization,
+        curved=draw(st.sampled_from([None, curved])),
+        sandwich=draw(st.none() | arrays(p, p)),
+    )
     return SolverState(
         params=draw(arrays(p)),
         linearization=linearization,

@@ -290,7 +290,7 @@ def test_a_search_that_ends_unexpectedly_reads_once_more():
         raise StopIteration
 
     with pytest.warns(match="StopIteration"):
-        result = fit_with("huber", callback=stop, p0=[1.0, 9.0, 0.0])
+        result = fit_with("huber", callback=stop)
     assert result.n_passes == result.nfev + 1
     expected = dense_sandwich("huber", result.popt, None)
     np.testing.assert_allclose(result.pcov, expected, rtol=1e-8)
@@ -334,6 +334,8 @@ def test_every_strategy_has_the_same_covariance(loss, strategy):
     np.testing.assert_allclose(result.pcov / scale, expected.pcov / scale, atol=1e-7)
 
 
+# Held by a bound, the model is as far from the rows as 1.4 times f_scale.
+@pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("loss", ["huber", "own"])
 @pytest.mark.parametrize("method", ["trf", "dogbox"])
 def test_methods_agree(loss, method):
@@ -349,7 +351,7 @@ def test_a_scale_beyond_all_residuals_is_least_squares(loss):
     result = fit_with(loss, sigma=SIGMA, f_scale=1e6)
     linear = fit_with("linear", sigma=SIGMA)
     assert_near(result.popt, linear.popt, linear.perr)
-    np.testing.assert_allclose(result.pcov, linear.pcov, rtol=1e-6)
+    np.testing.assert_allclose(result.pcov, linear.robust_pcov(), rtol=1e-6)
     assert result.cost == pytest.approx(linear.cost, rel=1e-6)
 
 

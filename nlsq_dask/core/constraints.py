@@ -118,7 +118,9 @@ class ReducedEvaluator:
     ) -> NormalEquations:
         """Sum over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
         at, along = self._reduction.expand(params), self._reduction.matrix @ basis
-        return self._evaluator.evaluate(at, along, scores)
+        if scores:
+            return self._evaluator.evaluate(at, along, scores)
+        return self._evaluator.evaluate(at, along)
 
     def costs(self, candidates: FloatArray) -> FloatArray:
         """Costs (k,) of candidates (k, q)."""

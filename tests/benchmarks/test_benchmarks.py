@@ -42,6 +42,13 @@ RUNS = [
         "losses", ["--rows", "2e4", "--chunks", "40"], 9, ("passes", "ours", "scipy"), id="losses"
     ),
     pytest.param(
+        "coverage",
+        ["--rows", "200", "--repeats", "2"],
+        24,
+        ("mean", "least", "most"),
+        id="coverage",
+    ),
+    pytest.param(
         "whole_fit",
         ["--rows", "20000", "--chunk-rows", "1500", "--repeat", "1"],
         6,

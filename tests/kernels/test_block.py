@@ -291,7 +291,16 @@ def test_sums_of_a_loss_are_those_of_rescaled_rows(name, f_scale, n_rows, filler
     np.testing.assert_allclose(
         kernel.costs(np.stack([problem.params, problem.params]), rows), [sums.cost] * 2, rtol=1e-13
     )
+    small = np.abs(r) <= 0.6744897501960817 * f_scale
+    assert sums.moments.n_small == np.count_nonzero(small)
+    assert sums.scores is None
+    asked = kernel(problem.params, problem.basis, rows, scores=True)
     scores = jacobian * (first * r)[:, None]
+    np.testing.assert_allclose(asked.scores, scores.T @ scores, rtol=1e-9, atol=1e-12)
+    # What is asked for beside them keeps its bits.
+    for mine, plain in ((asked.gram, sums.gram), (asked.gradient, sums.gradient)):
+        assert mine.tobytes() == plain.tobytes()
+    assert (asked.cost, asked.moments) == (sums.cost, sums.moments)
     np.testing.assert_allclose(
         kernel.meat(problem.params, rows), scores.T @ scores, rtol=1e-10, atol=1e-12
     )
