@@ -261,7 +261,9 @@ def result_of(
     robust = not job.spec.loss.is_linear
     if robust:
         pcov, determined = robust_covariance(solution)
-        if solution.status.success:  # the residuals of a fit that did not arrive are no noise
+        # The residuals of a fit that did not arrive, or of the poorer of several models, are no
+        # noise.
+        if solution.status.success and model is None:
             problems += scale_problems(job.spec.loss, solution)
     else:
         pcov, determined = covariance(

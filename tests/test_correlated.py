@@ -69,7 +69,16 @@ def test_the_answer_is_scipy_s(options, absolute_sigma):
 def test_a_loss_of_whitened_residuals():
     options = dict(loss="soft_l1", f_scale=0.7)
     result = fit(decay, X, Y, P0, sigma=COVARIANCE, ftol=1e-12, **options)
-    assert_same(result, *scipy_fit(method="trf", **options))
+    popt, pcov = scipy_fit(method="trf", **options)
+    assert np.all(np.abs(result.popt - popt) < 1e-4 * np.sqrt(np.diag(pcov)))
+    # The sandwich of whitened rows.
+    root = np.linalg.cholesky(COVARIANCE)
+    r = np.linalg.solve(root, value(X, *result.popt) - Y)
+    jac = np.linalg.solve(root, jacobian(X, *result.popt))
+    z = (r / 0.7) ** 2
+    bread = np.linalg.inv((jac.T * (1 + z) ** -1.5) @ jac)
+    expected = bread @ ((jac.T * (r**2 / (1 + z))) @ jac) @ bread * X.size / (X.size - 3)
+    np.testing.assert_allclose(result.pcov, expected, rtol=1e-5)
 
 
 def test_derivatives_of_one_s_own_are_whitened_too():

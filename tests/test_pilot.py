@@ -127,7 +127,7 @@ OPTIONS = {
         "bounds": ([0, 0, 0, 0], [2.5, 10, 3, 10]),
     },
     "soft_l1": {"loss": "soft_l1", "f_scale": 0.3},
-    "huber": {"loss": "huber", "f_scale": 0.2},
+    "huber": {"loss": "huber", "f_scale": 0.3},
     "arctan": {"loss": "arctan", "f_scale": 1.0},
     "x_scale": {"x_scale": [1.0, 2.0, 0.5, 0.1]},
 }

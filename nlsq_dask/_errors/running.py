@@ -94,7 +94,7 @@ def f_scale_below_noise(loss: str, f_scale: float, noise: float) -> LossScaleWar
         f"residuals are as large as with a standard deviation of {noise:.3g}. Most rows count as "
         "outliers, so that the estimates are less certain than they need be, and the search may "
         f"end in another minimum: pass f_scale from {noise:.2g} to {3 * noise:.2g}, or the noise "
-        "as sigma and f_scale from 1 to 3."
+        "as sigma and f_scale from 1 to 3; or check that the model follows the data."
     )
 
 
