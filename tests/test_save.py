@@ -71,6 +71,8 @@ def results(draw):
         "sandwich": draw(st.booleans()),
         "r_factor": draw(matrix),
         "status": draw(st.sampled_from(Status)),
+        "scipy_status": draw(st.none() | st.sampled_from(Status)),
+        "undetermined": draw(st.lists(NAMES, max_size=2).map(tuple)),
         "workflow": draw(st.none() | st.text(max_size=8)),
         "budget": draw(st.builds(MemoryBudget, *[NUMBERS] * 5)),
         "tolerances": draw(st.dictionaries(NAMES, st.none() | NUMBERS, max_size=3)),

@@ -16,10 +16,6 @@ scipy_tests = pytest.importorskip("scipy.optimize.tests.test_minpack")
 
 # Where the two differ, and why. The page docs/scipy.md shows the same table.
 DEVIATIONS = {
-    "test_gh4555": "The start is symmetric in two pairs of parameters. With exact derivatives "
-    '"lm", SciPy\'s with `jac` too, stops on the ridge where they stay nearly equal '
-    "and variances are 1e19, beyond which an eigenvalue is known to no better than "
-    "1e3; rounding in forward differences happens to lead SciPy past it.",
     "test_gh4555b": "The reference is MINPACK's covariance one step before the optimum, 1.6e-6 "
     "from that at the optimum, to which nlsq_dask and SciPy with tight tolerances agree to 1e-9.",
 }
