@@ -125,13 +125,14 @@ def fit(
     x_scale : "jac" or array_like, shape (p,)
         Characteristic size of each parameter; "jac" takes it from the Jacobian.
     ftol, xtol, gtol : float, None or "auto"
-        Tolerances for termination by the change of the cost, of the parameters, and by the norm of
-        the gradient, as in ``scipy.optimize.least_squares``; None disables one. "auto" takes the
-        workflow's, and 1e-8, SciPy's default, without one.
+        Tolerances for termination: by the change of the cost, relative to the cost that is left;
+        by the change of each parameter, relative to it; and by the cosine of the angle between the
+        residuals and each column of the Jacobian. None disables one. "auto" takes the workflow's,
+        and 1e-8, SciPy's default, without one.
     stat_tol : float, None or "auto"
-        Standard errors from the optimum below which no further pass is worth making: `ftol` and
-        `xtol` end a fit only nearer than that. "auto" is 0.01 for streaming, and None, SciPy's
-        criteria alone, for data in memory.
+        Standard errors from the optimum that count as none: the tolerances end a fit only nearer
+        than that. "auto" is 0.01, and for streamed data a fit that is nearer ends without a pass
+        to confirm it; so it does in memory with a number. None is 0.1.
     max_nfev : int, optional
         Most evaluations of the model; 100 p by default.
     strategy : {"auto", "standard", "chunked", "streaming"}
@@ -203,7 +204,7 @@ def fit(
     Warns
     -----
     ConvergenceWarning
-        If no convergence criterion was met.
+        If the fit ended at no optimum.
     CovarianceWarning
         If the data do not determine the parameters.
     PrecisionWarning

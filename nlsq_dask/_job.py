@@ -27,14 +27,13 @@ from nlsq_dask.io.checkpoint import to_json
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.block import find_device
-from nlsq_dask.kernels.derivatives import coarsest_eps
+from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.kernels.loss import LINEAR
 from nlsq_dask.kernels.model import (
     ModelSpec,
     prepare_jacobian,
     prepare_loss,
     prepare_model,
-    trace_model,
 )
 from nlsq_dask.kernels.rows import row_dependence
 from nlsq_dask.kernels.signature import parameter_names
@@ -280,8 +279,8 @@ def prepare_on(
         # they would be in memory once more.
         client, stream = wishes.client, _plan_stream(data, plan.config)
     options = _options(plan, wishes, reduction, given.absolute_sigma)
-    traced = trace_model(spec, PRECISION_ROWS if row_wise else _n_rows(data))
-    options = replace(options, model_eps=coarsest_eps(traced))
+    traced = PRECISION_ROWS if row_wise else _n_rows(data)
+    options = replace(options, model_eps=model_eps(spec, traced))
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(names), plan.summary)
     return Job(
         data,

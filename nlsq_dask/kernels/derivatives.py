@@ -102,7 +102,7 @@ def with_differences(
     # A value at a coordinate that is no number, such as exp(-inf), is no reason to hide that one.
     usable = counted & jnp.all(jnp.isfinite(jnp.stack([values, *coords])), axis=0)
     bad = usable & ~jnp.isfinite(columns)
-    eps = coarsest_eps(trace_model(spec, coords[0].shape[0]))
+    eps = model_eps(spec, coords[0].shape[0])
     steps = _steps(values, jnp.where(bad, 0.0, columns), params, usable, eps)
 
     def column(k: jax.Array) -> jax.Array:
@@ -150,6 +150,12 @@ def _difference(
     one_sided = jnp.where(jnp.isfinite(above), forward, backward)
     both = jnp.isfinite(above) & jnp.isfinite(below)
     return jnp.where(both, central, one_sided)
+
+
+@lru_cache(MAX_KERNELS)
+def model_eps(spec: ModelSpec, n_rows: int) -> float:
+    """Relative precision of a model's values, where it is called with so many rows."""
+    return coarsest_eps(trace_model(spec, n_rows))
 
 
 def coarsest_eps(closed: ClosedJaxpr) -> float:
