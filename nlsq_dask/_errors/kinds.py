@@ -67,6 +67,10 @@ class UntraceableModelError(ModelError, TypeError):
     """The model calls something that JAX cannot trace."""
 
 
+class RowLoopError(UntraceableModelError):
+    """The model loops over rows in Python, which could only be traced row by row."""
+
+
 class ConvergenceError(FitError, RuntimeError):
     """No optimum was found, where a caller asked for a result or an exception."""
 

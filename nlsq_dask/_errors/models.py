@@ -9,8 +9,14 @@ from nlsq_dask._errors.kinds import (
     InputTypeError,
     ModelError,
     NotRowWiseError,
+    RowLoopError,
     UntraceableModelError,
     join_names,
+)
+
+# What runs a model that cannot be traced. Untrue of a loss, which is never called as it is.
+_AS_IT_IS = (
+    " Data in memory can be fitted with nlsq_dask.curve_fit, which calls the model as it is."
 )
 
 
@@ -146,7 +152,7 @@ def untraceable_call(model: str, call: str, twin: str | None, line: str) -> Untr
         "jax.numpy.interp"
     )
     return UntraceableModelError(
-        f"the model {model} calls {call}, which JAX cannot trace{line}: {remedy}."
+        f"the model {model} calls {call}, which JAX cannot trace{line}: {remedy}.{_AS_IT_IS}"
     )
 
 
@@ -155,7 +161,7 @@ def untraceable_branch(model: str, line: str) -> UntraceableModelError:
     return UntraceableModelError(
         f"the model {model} decides in Python (if, while, and, or, not, a < x < b) by the value of "
         f"an array, which JAX cannot trace{line}: use jax.numpy.where(condition, a, b), and "
-        "combine conditions with &, | and ~, as in (a < x) & (x < b)."
+        f"combine conditions with &, | and ~, as in (a < x) & (x < b).{_AS_IT_IS}"
     )
 
 
@@ -163,7 +169,7 @@ def untraceable_selection(model: str, line: str) -> UntraceableModelError:
     """The model selects rows by a traced mask."""
     return UntraceableModelError(
         f"the model {model} selects rows by a condition, whose number JAX cannot trace{line}: "
-        "compute all rows and choose with where(condition, a, b)."
+        f"compute all rows and choose with where(condition, a, b).{_AS_IT_IS}"
     )
 
 
@@ -172,6 +178,7 @@ def untraceable_assignment(model: str, why: str, line: str) -> UntraceableModelE
     return UntraceableModelError(
         f"the model {model} {why}, which JAX cannot trace{line}: make a new array, with "
         "where(condition, a, b), or x = x + 1 for x += 1, or start from zeros_like(x)."
+        f"{_AS_IT_IS}"
     )
 
 
@@ -179,15 +186,16 @@ def untraceable_index(model: str, line: str) -> UntraceableModelError:
     """The model indexes a NumPy array by a traced value."""
     return UntraceableModelError(
         f"the model {model} indexes a NumPy array or a list by a traced value, which JAX cannot "
-        f"trace{line}: index jax.numpy.asarray(table) instead."
+        f"trace{line}: index jax.numpy.asarray(table) instead.{_AS_IT_IS}"
     )
 
 
-def untraceable_loop(model: str, line: str) -> UntraceableModelError:
+def untraceable_loop(model: str, line: str) -> RowLoopError:
     """The model loops over rows in Python."""
-    return UntraceableModelError(
+    return RowLoopError(
         f"the model {model} loops over the rows in Python, which JAX would unroll row by "
-        f"row{line}: write it for the whole array, or use jax.vmap for a function of one row."
+        f"row{line}: write it for the whole array, or use jax.vmap for a function of one "
+        f"row.{_AS_IT_IS}"
     )
 
 
@@ -195,7 +203,59 @@ def untraceable_conversion(model: str, what: str, line: str) -> UntraceableModel
     """The model needs the number behind a traced value."""
     return UntraceableModelError(
         f"the model {model} converts a traced value to {what}, which JAX cannot trace{line}: keep "
-        "it an array, with functions of jax.numpy in place of math and NumPy."
+        f"it an array, with functions of jax.numpy in place of math and NumPy.{_AS_IT_IS}"
+    )
+
+
+def untraceable_text(model: str, line: str) -> UntraceableModelError:
+    """The model writes a traced value as text."""
+    return UntraceableModelError(
+        f"the model {model} writes a parameter or an array as text (str, format, an f-string, %), "
+        f"of which JAX knows no digits while it traces{line}: compute with the value itself, and "
+        f"take files or tables by name outside the model.{_AS_IT_IS}"
+    )
+
+
+def untraceable_integer(model: str, line: str) -> UntraceableModelError:
+    """The model uses a traced value as a Python integer."""
+    return UntraceableModelError(
+        f"the model {model} uses a traced value as an integer (int, range, a shape, an index of a "
+        f"list), which JAX cannot trace{line}: a number that is not fitted is passed as a closure "
+        "or with functools.partial, and no parameter of the model; jax.numpy.floor(n) cuts off "
+        f"digits, but has the derivative zero.{_AS_IT_IS}"
+    )
+
+
+def model_misread(
+    model: str, row: int, coords: Sequence[float], expected: float, got: float
+) -> UntraceableModelError:
+    """Traced, the model computes something else than NumPy does."""
+    at = ", ".join(f"{value:.6g}" for value in coords)
+    return UntraceableModelError(
+        f"the model {model} does not compute the same when JAX traces it: at row {row} (x = {at}) "
+        f"it gives {got:.10g}, and {expected:.10g} when it is called with NumPy arrays. Arrays "
+        "that are changed in place under several names, and results that depend on types or on "
+        "the order of calls, are the usual causes: make new arrays (z = z + c for z += c), or "
+        f"write the model with jax.numpy.{_AS_IT_IS}"
+    )
+
+
+def model_random(model: str) -> ModelError:
+    """Two calls of the model give two values."""
+    return ModelError(
+        f"the model {model} does not give the same value twice for the same parameters: it is "
+        "random, or changes what it reads. Draw random numbers once outside the model, or from a "
+        "generator that is seeded within it, and keep counters out of the value."
+    )
+
+
+def model_computes_otherwise(model: str) -> ModelError:
+    """The model computes something else than when the fit was prepared."""
+    return ModelError(
+        f"the model {model} computes something else here and now than where the fit was prepared. "
+        "It follows from something that is no part of it, such as a file, an environment "
+        "variable, or a setting of a library, which a worker may not have, or which has changed "
+        "since: pass the value to the model as a closure or with functools.partial, or fit anew."
     )
 
 
@@ -226,6 +286,16 @@ def not_row_wise(reason: str) -> NotRowWiseError:
     )
 
 
+def not_row_wise_in_several_dimensions(reason: str, shape: tuple[int, ...]) -> NotRowWiseError:
+    """The model mixes rows of data with several axes."""
+    return NotRowWiseError(
+        f"the model is not row-wise: it {reason}, but the rows of y of shape {shape} are passed "
+        "to it one behind the other, so that it would run across the ends of the axes. Make "
+        "each value depend on its own row of x only, or fit each 1-D series by itself: one call "
+        "of fit for each y[i], in a loop."
+    )
+
+
 def jac_unknown(value: object, choices: Sequence[str]) -> InputError:
     """Derivatives are neither a function nor one of SciPy's words."""
     quoted = join_names([repr(choice) for choice in choices])
@@ -245,7 +315,8 @@ def jacobian_arguments(name: str, names: Sequence[str]) -> ModelError:
 
 def of_argument(error: ModelError, argument: str, name: str) -> ModelError:
     """An error of a function that is examined as a model is, in its own words."""
-    return type(error)(str(error).replace(f"the model {name}", f"{argument} = {name}"))
+    text = str(error).replace(f"the model {name}", f"{argument} = {name}")
+    return type(error)(text.replace(_AS_IT_IS, "") if argument == "loss" else text)
 
 
 def jacobian_output_shape(name: str, got: tuple[int, ...], rows: int, size: int) -> ModelError:

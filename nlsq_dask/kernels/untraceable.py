@@ -14,6 +14,8 @@ import builtins
 import dis
 import importlib
 import linecache
+import math
+import operator
 import sys
 import sysconfig
 import types
@@ -28,7 +30,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 
-Kind = Literal["branch", "selection", "assignment", "loop", "function", "value"]
+Kind = Literal["branch", "selection", "assignment", "loop", "function", "value", "text", "key"]
 
 _SITE = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 _LIBRARY_FOLDERS = (
@@ -56,6 +58,21 @@ _RENAMED = {
 }
 
 
+# Functions of NumPy and SciPy that JAX has under another name, or with other arguments.
+_ELSEWHERE = {
+    "numpy.polynomial.polynomial.polyval": "jax.numpy.polyval(c[::-1], x), with the coefficients "
+    "in reverse order",
+    "numpy.polyval": "jax.numpy.polyval",
+    "scipy.special.psi": "jax.scipy.special.digamma",
+}
+
+# Functions that need the integer itself.
+_OF_INTEGERS = (int, range, operator.index, np.arange, math.comb, math.factorial)
+
+# What errors of Python call values that are traced.
+_TRACED_NAMES = ("Tracer", "TracedArray", "Traced<")
+
+
 class TracedValueError(TypeError):
     """A traced value was asked for something that only numbers have.
 
@@ -81,6 +98,8 @@ class Site:
     callee: Any
     expression: str
     line: str
+    is_text: bool
+    is_index: bool
 
 
 def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
@@ -100,11 +119,15 @@ def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
     ModelError
         An UntraceableModelError where the model needs the numbers behind traced values.
     """
-    kind = _kind(error)
+    kind, traceback = _kind(error), error.__traceback__
+    if kind is None and isinstance(error.__cause__, TypeError):
+        # NumPy hides why a value could not be put into an array.
+        kind = _kind(error.__cause__)
+        error = error.__cause__ if kind is not None else error
     if kind is None:
         return _errors.model_raised(model, error, rows)
     what = error.what if isinstance(error, TracedValueError) else "a number"
-    site = _failing_site(error.__traceback__)
+    site = _failing_site(traceback)
     line = "" if site is None else site.line
     if kind == "function":
         return _errors.untraceable_call(model, what, None, line)
@@ -114,6 +137,10 @@ def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
         return _errors.untraceable_assignment(model, what, line)
     if kind == "loop":
         return _errors.untraceable_loop(model, line)
+    if kind == "text":
+        return _errors.untraceable_text(model, line)
+    if kind == "key":
+        return _errors.untraceable_conversion(model, "a key of a dictionary or a cache", line)
     return _value_error(kind, what, model, site)
 
 
@@ -128,7 +155,11 @@ def is_mixed(error: _errors.ModelError) -> bool:
 def _value_error(kind: Kind, what: str, model: str, site: Site | None) -> _errors.ModelError:
     """Error for a truth value or a number that was asked for."""
     line = "" if site is None else site.line
+    if site is not None and site.is_text:
+        return _errors.untraceable_text(model, line)
     if site is not None and site.operation.startswith("CALL"):
+        if any(site.callee is function for function in _OF_INTEGERS):
+            return _errors.untraceable_integer(model, line)
         call, twin = _describe(site.callee, site.expression)
         if call is not None:
             return _errors.untraceable_call(model, call, twin, line)
@@ -136,7 +167,7 @@ def _value_error(kind: Kind, what: str, model: str, site: Site | None) -> _error
         return _errors.untraceable_branch(model, line)
     if site is not None and site.operation == "STORE_SUBSCR":
         return _errors.untraceable_assignment(model, "assigns into a NumPy array", line)
-    if site is not None and site.operation in ("BINARY_SUBSCR", "BINARY_OP"):
+    if site is not None and site.is_index:
         return _errors.untraceable_index(model, line)
     return _errors.untraceable_conversion(model, what, line)
 
@@ -156,6 +187,12 @@ def _kind(error: Exception) -> Kind | None:
         | jax.errors.TracerIntegerConversionError,
     ):
         return "value"
+    text = str(error)
+    if isinstance(error, TypeError | ValueError) and any(name in text for name in _TRACED_NAMES):
+        if "unhashable" in text:
+            return "key"
+        if "format string" in text or "convert string" in text or "serializable" in text:
+            return "text"
     return None
 
 
@@ -172,12 +209,35 @@ def _failing_site(traceback: types.TracebackType | None) -> Site | None:
     code = frame.f_code
     text = linecache.getline(code.co_filename, found.tb_lineno, frame.f_globals).strip()
     expression = _source(code, at, frame)
+    node = _parsed(expression)
     return Site(
         operation=_operation(code, at),
         callee=_callee(expression, frame),
         expression=expression,
         line=f" (line {found.tb_lineno}: `{text}`)" if text else "",
+        is_text=_is_text(node, frame),
+        is_index=isinstance(node, ast.Subscript),
     )
+
+
+def _parsed(expression: str) -> ast.expr | None:
+    try:
+        return ast.parse(f"({expression})", mode="eval").body
+    except SyntaxError:
+        return None
+
+
+def _is_text(node: ast.expr | None, frame: types.FrameType) -> bool:
+    """Whether an expression makes text, as ``"%g" % a`` and ``f"{a:g}"`` do."""
+    if isinstance(node, ast.JoinedStr):
+        return True
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+        left = node.left
+        value = _lookup(left.id, frame) if isinstance(left, ast.Name) else None
+        return isinstance(left.value if isinstance(left, ast.Constant) else value, str)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr == "format"
+    return False
 
 
 def _operation(code: types.CodeType, at: int) -> str:
@@ -209,13 +269,11 @@ def _source(code: types.CodeType, at: int, frame: types.FrameType) -> str:
 
 def _callee(expression: str, frame: types.FrameType) -> Any:
     """The object that an expression such as ``np.linalg.norm(x)`` calls, or None."""
-    try:
-        node: ast.expr = ast.parse(f"({expression})", mode="eval").body
-    except SyntaxError:
+    found_call = _parsed(expression)
+    if not isinstance(found_call, ast.Call):
         return None
-    if not isinstance(node, ast.Call):
-        return None
-    node, path = node.func, []
+    node: ast.expr = found_call.func
+    path: list[str] = []
     while isinstance(node, ast.Attribute):
         path.append(node.attr)
         node = node.value
@@ -254,24 +312,26 @@ def _describe(callee: Any, expression: str) -> tuple[str | None, str | None]:
         return None, None
     if name is None:
         return (expression.partition("(")[0].strip() or None), None
-    return _with_twin(_public_module(module, name), name)
+    return _with_twin(_public_module(module, name, callee), name)
 
 
-def _public_module(module: str, name: str) -> str:
-    """``scipy.special`` for ``scipy.special._logsumexp``."""
+def _public_module(module: str, name: str, callee: Any) -> str:
+    """``scipy.special`` for ``scipy.special._logsumexp``: where this very object is found."""
     parts = module.split(".")
     for size in range(1, len(parts) + 1):
         candidate = ".".join(parts[:size])
-        if hasattr(sys.modules.get(candidate), name):
+        if getattr(sys.modules.get(candidate), name, None) is callee:
             return candidate
     return module
 
 
 def _with_twin(module: str, name: str) -> tuple[str, str | None]:
     full = name if module == "builtins" else f"{module}.{name}"
+    if full in _ELSEWHERE:
+        return full, _ELSEWHERE[full]
     for twin in _twins(module, name):
         package, _, attribute = twin.rpartition(".")
-        if hasattr(_import(package), attribute):
+        if callable(getattr(_import(package), attribute, None)):
             return full, twin
     return full, None
 
@@ -288,9 +348,11 @@ def _twins(module: str, name: str) -> list[str]:
     package, _, rest = module.partition(".")
     if package == "numpy":
         return [f"jax.numpy.{rest}.{name}" if rest else f"jax.numpy.{name}"]
-    if package == "scipy":
-        return [f"jax.{module}.{name}", f"jax.numpy.{name}"]
-    return []
+    if module == "scipy.fft":
+        return [f"jax.numpy.fft.{name}"]
+    if module in ("scipy.special", "scipy.linalg"):  # with NumPy's functions among them
+        return [f"jax.{module}.{name}", f"jax.numpy.{name}", f"jax.numpy.linalg.{name}"]
+    return [f"jax.{module}.{name}"] if package == "scipy" else []
 
 
 def _import(module: str) -> Any:
