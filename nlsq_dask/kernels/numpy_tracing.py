@@ -6,53 +6,30 @@ ufunc and every array function, and it answers with the function of the same nam
 or ``jax.scipy.special``.
 
 NumPy arrays can change in place and tracers cannot. A TracedArray replaces its tracer instead, so
-that everyone who holds the TracedArray sees the change. That is NumPy's meaning as long as no other
-array shares the memory; where one may (a view), changing is refused.
+that everyone who holds the TracedArray sees the change. A view holds no tracer of its own: it reads
+its base anew after each change, and hands what is written to it on (``traced_views``). Where it
+follows from the layout in memory whether NumPy would make a view or a copy, changing is refused.
 """
 
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nlsq_dask.kernels.traced_views import View, is_basic, view_of_index, views_of_function
 from nlsq_dask.kernels.untraceable import TracedValueError, jax_twin
 
 # Longest array that Python code may loop over. Longer loops are over rows, which JAX would
 # unroll: at some 0.1 ms an operation to trace and more to compile, 256 turns are a second's work.
 MAX_UNROLLED = 256
 
-# Functions whose results are views in NumPy.
-_VIEWS = frozenset(
-    [
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-        "broadcast_arrays",
-        "broadcast_to",
-        "diagonal",
-        "expand_dims",
-        "flip",
-        "fliplr",
-        "flipud",
-        "imag",
-        "moveaxis",
-        "ravel",
-        "real",
-        "reshape",
-        "rot90",
-        "rollaxis",
-        "split",
-        "squeeze",
-        "swapaxes",
-        "transpose",
-        "T",
-    ]
-)
 _METHODS = frozenset(
     [
         "all",
@@ -79,7 +56,6 @@ _METHODS = frozenset(
         "reshape",
         "round",
         "searchsorted",
-        "sort",
         "squeeze",
         "std",
         "sum",
@@ -114,6 +90,22 @@ _TAKE_SEQUENCES = frozenset(
 _TAKE_NO_SHAPES = frozenset(["convolve", "digitize", "interp", "polyval", "searchsorted"])
 
 
+class Watch(threading.local):
+    """Whether a function of JAX got hold of a TracedArray, or returned an array of its own."""
+
+    used = False
+
+
+_watch = Watch()
+
+
+@contextmanager
+def watch_jax() -> Iterator[Watch]:
+    """Watch whether a model that is called with TracedArrays uses JAX itself."""
+    _watch.used = False
+    yield _watch
+
+
 def call_with_traced(function: Callable[..., Any], x: Any, params: Sequence[jax.Array]) -> Any:
     """Call a model written with NumPy on JAX tracers.
 
@@ -136,7 +128,10 @@ def call_with_traced(function: Callable[..., Any], x: Any, params: Sequence[jax.
     TracedValueError
         If the model does something with a value that cannot be traced.
     """
-    return unwrap(function(wrap(x), *(TracedArray(value) for value in params)))
+    value = function(wrap(x), *(TracedArray(value) for value in params))
+    if isinstance(value, jax.Array):
+        _watch.used = True
+    return unwrap(value)
 
 
 class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -146,18 +141,42 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
     ----------
     value : jax.Array
         Traced or not.
-    is_view : bool
-        Whether NumPy would share its memory with another array.
+    base : TracedArray, optional
+        The array whose memory NumPy would share with this one.
+    view : View, optional
+        How this array is read from its base, and written to it; None if it is not known whether
+        it is a view.
     """
 
-    def __init__(self, value: jax.Array, is_view: bool = False) -> None:
+    def __init__(
+        self, value: jax.Array, base: TracedArray | None = None, view: View | None = None
+    ) -> None:
         self._value = value
-        self._is_shared = is_view
+        self._base = base
+        self._view = view
+        self._changes = 0
+        self._read_at = self.changed()
+        self._is_shared = base is not None and view is None
+        if self._is_shared and base is not None:
+            base.share()
+
+    def share(self) -> None:
+        """Refuse changes from now on: another array may share the memory."""
+        self._is_shared = True
+        if self._base is not None:
+            self._base.share()
+
+    def changed(self) -> int:
+        """How often the memory was changed."""
+        return self._changes if self._base is None else self._base.changed()
 
     @property
     def value(self) -> jax.Array:
         """The JAX array."""
-        return self._value
+        if self._base is None or self._view is None or self._read_at == self.changed():
+            return self._value
+        # Not kept: it may be read in an inner trace, which it must not outlive.
+        return self._view.read(self._base.value)
 
     def replace(self, value: jax.Array) -> None:
         """Change the content in place."""
@@ -165,11 +184,18 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
             raise TracedValueError("assignment", "changes a scalar in place")
         if self._is_shared:
             raise TracedValueError(
-                "assignment", "changes in place an array that shares memory with another (a view)"
+                "assignment", "changes in place an array that may share memory with another"
             )
         if not np.can_cast(value.dtype, self.dtype, "same_kind"):
             raise TypeError(f"an array of {self.dtype} cannot be changed in place to {value.dtype}")
-        self._value = jnp.broadcast_to(value, self.shape).astype(self.dtype)
+        value = jnp.broadcast_to(value, self.shape).astype(self.dtype)
+        if self._base is None or self._view is None:
+            self._value = value
+            self._changes += 1
+        elif self._view.write is None:
+            raise TracedValueError("assignment", "changes in place a view that is read-only")
+        else:
+            self._base.replace(self._view.write(self._base.value, value))
 
     def __array_ufunc__(
         self,
@@ -190,6 +216,8 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
                 raise TracedValueError("function", f"numpy.{ufunc.__name__}.{method}")
         for name in ("casting", "order", "subok"):  # how NumPy stores results, not what they are
             options.pop(name, None)
+        if any(isinstance(part, jax.Array) for part in inputs):
+            _watch.used = True
         result = function(*_as_arrays(unwrap(inputs)), **unwrap(options))
         if dtype is not None:
             result = result.astype(dtype)
@@ -218,6 +246,11 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         twin = getattr(namespace, name, None)
         if twin is None:
             raise TracedValueError("function", f"{func.__module__}.{name}")
+        views = views_of_function(name, args, kwargs)
+        first = args[0] if args else None
+        if any(isinstance(part, jax.Array) for part in args):
+            _watch.used = True
+        out = kwargs.pop("out", None) if isinstance(kwargs.get("out"), TracedArray) else None
         args, kwargs = unwrap(args), unwrap(kwargs)
         if name not in _TAKE_SEQUENCES:
             args = _as_arrays(args, name in _TAKE_NO_SHAPES)
@@ -226,25 +259,23 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         except jax.errors.ConcretizationTypeError as error:
             # The size of its result depends on values, as that of numpy.unique.
             raise TracedValueError("selection") from error
-        return self._derived(name, result)
+        if out is not None:
+            out.replace(result)
+            return out
+        return _derived(first, views, result)
 
     def __getattr__(self, name: str) -> Any:
         if name in _PROPERTIES:
-            return self._derived(name, getattr(self._value, name))
+            return _derived(self, views_of_function(name, (self,), {}), getattr(self.value, name))
         if name in _METHODS:
-            return lambda *args, **kwargs: self._derived(
-                name, getattr(self._value, name)(*unwrap(args), **unwrap(kwargs))
+            return lambda *args, **kwargs: _derived(
+                self,
+                views_of_function(name, (self, *args), kwargs, method=True),
+                getattr(self.value, name)(*unwrap(args), **unwrap(kwargs)),
             )
         raise AttributeError(
             f"arrays of a traced model have no attribute {name!r}: use a function of jax.numpy"
         )
-
-    def _derived(self, name: str, result: Any) -> Any:
-        """Result of a function of this array, marked where NumPy's would be a view."""
-        if name not in _VIEWS:
-            return wrap(result)
-        self._is_shared = True
-        return wrap(result, is_view=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -270,8 +301,13 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         """Set all elements."""
         self.replace(jnp.asarray(unwrap(value), self.dtype))
 
+    def sort(self, axis: int = -1) -> None:
+        """Sort in place."""
+        self.replace(jnp.sort(self.value, axis=axis))
+
     def __jax_array__(self) -> jax.Array:
-        return self._value
+        _watch.used = True
+        return self.value
 
     def __len__(self) -> int:
         if self.ndim == 0:
@@ -284,10 +320,10 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        result = self._value[unwrap(index)]
-        is_view = result.ndim > 0 and _is_basic(index)
-        self._is_shared |= is_view
-        return TracedArray(result, is_view)
+        result = self.value[unwrap(index)]
+        if result.ndim == 0 or not is_basic(index):
+            return TracedArray(result)
+        return TracedArray(result, self, view_of_index(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         index, value = unwrap(index), jnp.asarray(unwrap(value), self.dtype)
@@ -297,9 +333,9 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
                     "assignment", "assigns an array to rows that a condition selects"
                 )
             mask = index.reshape(index.shape + (1,) * (self.ndim - index.ndim))
-            self.replace(jnp.where(mask, value, self._value))
+            self.replace(jnp.where(mask, value, self.value))
         else:
-            self.replace(self._value.at[index].set(value))
+            self.replace(self.value.at[index].set(value))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         raise TracedValueError("value", "a NumPy array")
@@ -319,6 +355,11 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __complex__(self) -> NoReturn:
         raise TracedValueError("value", "a complex number")
 
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise TracedValueError("text")
+        return str(self)
+
     def item(self) -> NoReturn:
         """Refuse: there is no number yet."""
         raise TracedValueError("value", "a number")
@@ -330,7 +371,9 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
 
 # JAX's own functions (jit, vmap, scan, most of jax.numpy) look through a registered class.
 jax.tree_util.register_pytree_node(
-    TracedArray, lambda array: ((array.value,), None), lambda _, values: TracedArray(*values)
+    TracedArray,
+    lambda array: ((array.__jax_array__(),), None),
+    lambda _, values: TracedArray(*values),
 )
 
 
@@ -349,14 +392,25 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
     setattr(TracedArray, f"__i{_name}__", _in_place(getattr(operator, f"__{_name}__")))
 
 
-def wrap(value: Any, is_view: bool = False) -> Any:
+def wrap(value: Any) -> Any:
     """Put TracedArrays in place of JAX arrays, in sequences too."""
     if isinstance(value, jax.Array):
-        return TracedArray(value, is_view)
+        return TracedArray(value)
     if isinstance(value, tuple | list):
-        parts = [wrap(part, is_view) for part in value]
+        parts = [wrap(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
+
+
+def _derived(array: Any, views: Sequence[View | None] | None, result: Any) -> Any:
+    """Result of a function of an array, as views of it where NumPy's are: None for an unknown."""
+    if views is None or not isinstance(array, TracedArray):
+        return wrap(result)
+    if isinstance(result, jax.Array):
+        return TracedArray(result, array, views[0])
+    known = views if len(views) == len(result) else [None] * len(result)
+    parts = [TracedArray(part, array, view) for part, view in zip(result, known, strict=True)]
+    return type(result)(parts)
 
 
 def unwrap(value: Any) -> Any:
@@ -382,12 +436,6 @@ def _as_arrays(args: tuple[Any, ...], all_tuples: bool = False) -> tuple[Any, ..
         return isinstance(arg, list)
 
     return tuple(jnp.asarray(arg) if is_array(arg) else arg for arg in args)
-
-
-def _is_basic(index: Any) -> bool:
-    """Whether NumPy answers an index with a view."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is ... or isinstance(part, int | slice) for part in parts)
 
 
 def _write(result: Any, out: tuple[Any, ...], where: Any) -> Any:
@@ -423,10 +471,29 @@ def _piecewise(
     return result.astype(x.dtype)
 
 
-def _clip(a: Any, a_min: Any = None, a_max: Any = None, **kwargs: Any) -> jax.Array:
+def _clip(a: Any, a_min: Any = None, a_max: Any = None, **kwargs: Any) -> Any:
     """``numpy.clip``, whose bounds have two names each."""
     low, high = kwargs.pop("min", a_min), kwargs.pop("max", a_max)
-    return jnp.clip(unwrap(a), unwrap(low), unwrap(high), **unwrap(kwargs))
+    out = kwargs.pop("out", None)
+    result = jnp.clip(unwrap(a), unwrap(low), unwrap(high), **unwrap(kwargs))
+    return result if out is None else _write(result, (out,), True)
+
+
+def _nan_to_num(x: Any, copy: bool = True, *args: Any, **kwargs: Any) -> Any:
+    """``numpy.nan_to_num``, which can change its argument."""
+    result = jnp.nan_to_num(unwrap(x), True, *unwrap(args), **unwrap(kwargs))
+    if copy or not isinstance(x, TracedArray):
+        return result
+    x.replace(result)
+    return x
+
+
+def _copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+    """``numpy.copyto``."""
+    if not isinstance(dst, TracedArray):
+        raise TracedValueError("assignment", "writes to a NumPy array with numpy.copyto")
+    del casting
+    dst.replace(jnp.where(unwrap(where), jnp.asarray(unwrap(src), dst.dtype), dst.value))
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
@@ -439,5 +506,7 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "piecewise": _piecewise,
     "clip": _clip,
-    **{name: _refuse(name) for name in ("copyto", "fill_diagonal", "place", "put", "putmask")},
+    "copyto": _copyto,
+    "nan_to_num": _nan_to_num,
+    **{name: _refuse(name) for name in ("fill_diagonal", "place", "put", "putmask")},
 }
