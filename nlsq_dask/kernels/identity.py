@@ -71,10 +71,13 @@ class Identity(NamedTuple):
         pickled.
     module_data : tuple of ModuleData
         Plain data that the model reads from modules which are pickled by name.
+    uses_jax : bool
+        Whether JAX, or a library that imports it, is within the model's reach.
     """
 
     digest: str | None
     module_data: tuple[ModuleData, ...]
+    uses_jax: bool
 
 
 def identify(function: Callable[..., Any]) -> Identity:
@@ -93,9 +96,11 @@ def identify(function: Callable[..., Any]) -> Identity:
     try:
         pickler.dump(function)
     except UNPICKLABLE:
-        return Identity(None, ())
+        return Identity(None, (), True)
     return Identity(
-        hashlib.sha256(stream.getbuffer()).hexdigest(), tuple(sorted(set(pickler.module_data)))
+        hashlib.sha256(stream.getbuffer()).hexdigest(),
+        tuple(sorted(set(pickler.module_data))),
+        pickler.uses_jax,
     )
 
 
@@ -119,8 +124,12 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
         super().__init__(stream)
         self._own = own
         self.module_data: list[ModuleData] = []
+        self.uses_jax = False
 
     def reducer_override(self, obj: Any) -> Any:
+        name = obj.__name__ if isinstance(obj, types.ModuleType) else type(obj).__module__
+        owner = getattr(obj, "__module__", None)
+        self.uses_jax |= _imports_jax(name) or (isinstance(owner, str) and _imports_jax(owner))
         parts = self._parts(obj)
         return super().reducer_override(obj) if parts is None else (tuple, (), parts)
 
@@ -159,6 +168,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
             else:
                 continue
             if isinstance(value, types.ModuleType):
+                self.uses_jax |= _imports_jax(value.__name__)
                 yield from self._module_values(value, names, frozenset())
             else:
                 yield name, value
@@ -279,6 +289,21 @@ def _is_library(package: str) -> bool:
         return package in _LIBRARIES
     file = getattr(sys.modules[package], "__file__", None) or ""
     return package in _LIBRARIES or file.startswith(_INSTALLED)
+
+
+@functools.cache
+def _imports_jax(module: str) -> bool:
+    """Whether a module is JAX's, or one of a library that knows JAX by name."""
+    package = module.partition(".")[0]
+    if package in ("jax", "jaxlib", "nlsq_dask"):
+        return True
+    if not _is_library(package) or package in _LIBRARIES:
+        return False
+    values = list(vars(sys.modules[module]).values()) if module in sys.modules else []
+    return any(
+        isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == "jax"
+        for value in values
+    )
 
 
 def _is_importable(obj: types.FunctionType | type) -> bool:

@@ -44,3 +44,14 @@ class LruTable(Generic[KeyT, ValueT]):
             if len(self._entries) > self._size:
                 self._entries.popitem(last=False)
             return kept
+
+    def pop(self, key: KeyT) -> ValueT | None:
+        """Value of a key, which is forgotten, or None."""
+        with self._lock:
+            return self._entries.pop(key, None)
+
+    def put(self, key: KeyT, value: ValueT) -> None:
+        """Keep a value in place of what was kept for a key."""
+        with self._lock:
+            self._entries.pop(key, None)
+        self.keep(key, value)

@@ -9,7 +9,6 @@ new object each time it arrives, and JAX compiles anew for each object.
 from __future__ import annotations
 
 import hashlib
-import types
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from typing import Any, Literal, Self
 import cloudpickle
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr
 
 from nlsq_dask import _errors
@@ -26,13 +25,14 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.identity import UNPICKLABLE, ModuleData, changed_data, identify
 from nlsq_dask.kernels.loss import LINEAR, Loss, check_loss
 from nlsq_dask.kernels.lru import LruTable
-from nlsq_dask.kernels.numpy_tracing import call_with_traced
+from nlsq_dask.kernels.model_value import ModelErrors, Returns, checked_value
+from nlsq_dask.kernels.numpy_tracing import call_with_traced, watch_jax
 from nlsq_dask.kernels.signature import model_label, parameter_names
-from nlsq_dask.kernels.untraceable import is_mixed, model_error
+from nlsq_dask.kernels.traces import Content, content, count_operations, digest
+from nlsq_dask.kernels.untraceable import is_mixed
 
 Structure = Literal["single", "stacked", "tuple"]
 Style = Literal["jax", "numpy"]
-Returns = Literal["values", "jacobian", "loss"]
 
 # Functions kept in one process. Each may hold arrays in its closure and, through JAX, compiled
 # kernels of some megabytes; more than 64 models are hardly fitted in turn, and one that was
@@ -42,12 +42,22 @@ MAX_MODELS = 64
 # Findings about models (a word each) may outlive the models themselves.
 MAX_STYLES = 4096
 
+# Traces of models kept to be compared with. Each is some kilobytes.
+MAX_TRACES = 512
+
+# Bytes of a pickled function up to which it is kept, for the next fit of the same model.
+KEPT_BLOB = 1 << 16
+
 # Rows of the trial call. A prime, so that no reshape of the model's own divides it, and unlikely
-# to be the size of anything else; long enough that a loop over rows shows.
+# to be the size of anything else.
 TRIAL_ROWS = 1009
 
-# What a model may return, if it is of real numbers.
-_ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list, tuple)
+# Rows of the calls that come before, by which a loop over rows shows: it has an operation more for
+# each row. Compiling one takes some 50 ms a row, so that such a loop is not even tried. Algorithms
+# that halve the rows (associative scans) have some 10 to 30 operations more for twice the rows, and
+# are told apart by the last number where it is not plain before.
+LOOP_ROWS = (7, 31, 67)
+MANY_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,15 @@ class ModelSpec:
     constant : tuple of int
         Numbers of the parameters by which no derivative is taken: those that are fixed. Where the
         slope along one is infinite or no number, its product with a step of zero would be none.
+    rows : int
+        Number of rows for which the function was traced to be compared with later traces.
+    traced : str
+        Version of JAX and digest of that trace.
+    is_numpy : bool
+        Whether the function may be called with NumPy arrays at no great cost: it uses no JAX,
+        whose every operation is compiled when it is first called.
+    whole : str or None
+        Why the function is to be called with all rows at once, to be read after "it".
     """
 
     names: tuple[str, ...]
@@ -101,6 +120,10 @@ class ModelSpec:
     loss: Loss = LINEAR
     cholesky: FloatArray | None = field(default=None, repr=False, compare=False)
     constant: tuple[int, ...] = ()
+    rows: int = field(default=TRIAL_ROWS, compare=False)
+    traced: str = field(default="", compare=False)
+    is_numpy: bool = field(default=False, compare=False)
+    whole: str | None = field(default=None, compare=False)
 
     @property
     def row_key(self) -> str:
@@ -161,24 +184,28 @@ class ModelSpec:
         """Spec of a function as it is now, to be traced as it is."""
         identity = identify(function)
         # A function that cannot be told from another may not share its compiled kernel.
-        digest = identity.digest or uuid.uuid4().hex
-        token = hashlib.sha256(
-            f"{digest} {structure} {k} {len(names)} {returns}".encode()
-        ).hexdigest()
-        known = _functions.keep(token, _Function(function))
-        known.function = function
-        return cls(
+        found = identity.digest or uuid.uuid4().hex
+        token = _sha256(f"{found} {structure} {k} {len(names)} {returns}")
+        spec = cls(
             names,
             structure,
             k,
             "jax",
             token,
-            _pickled(function),
+            _blobs.get(token) or _pickled(function, token),
             model_label(function),
             identity.module_data,
             function,
             returns,
+            is_numpy=not identity.uses_jax,
         )
+        return spec.named(token)
+
+    def named(self, token: str) -> Self:
+        """The same spec under another token, for which this very function is called from now on."""
+        if self._local is not None:
+            _functions.keep(token, _Function(self._local)).function = self._local
+        return replace(self, token=token)
 
 
 class _Function:
@@ -199,7 +226,10 @@ class _Function:
 
 
 _functions: LruTable[str, _Function] = LruTable(MAX_MODELS)
-_styles: LruTable[str, Style] = LruTable(MAX_STYLES)
+_blobs: LruTable[str, bytes] = LruTable(MAX_MODELS)
+_examinations: LruTable[str, _Examination] = LruTable(MAX_STYLES)
+_just_traced: LruTable[str, bool] = LruTable(MAX_MODELS)
+_traces: LruTable[tuple[str, str, int, Content], str] = LruTable(MAX_TRACES)
 
 
 def prepare_model(
@@ -239,7 +269,7 @@ def prepare_model(
         If it cannot be called.
     """
     names = parameter_names(function, names_or_count)
-    return _with_style(ModelSpec.of(function, names, structure, n_coords), n_rows)
+    return _examined(ModelSpec.of(function, names, structure, n_coords), n_rows)
 
 
 def prepare_jacobian(
@@ -262,7 +292,7 @@ def prepare_jacobian(
         raise _errors.jacobian_arguments(label, model.names) from error
     spec = ModelSpec.of(function, model.names, model.structure, model.n_coords, "jacobian")
     try:
-        return _with_style(spec, n_rows)
+        return _examined(spec, n_rows)
     except _errors.ModelError as error:
         raise _errors.of_argument(error, "jac", label) from error.__cause__
 
@@ -282,15 +312,10 @@ def prepare_loss(loss: Any, f_scale: Any) -> Loss:
         return Loss(loss, scale)
     label = model_label(loss)
     try:
-        spec = _with_style(ModelSpec.of(loss, (), "single", 1, "loss"), None)
+        spec = _examined(ModelSpec.of(loss, (), "single", 1, "loss"), None)
     except _errors.ModelError as error:
         raise _errors.of_argument(error, "loss", label) from error.__cause__
     return Loss(label, scale, spec)
-
-
-def _with_style(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
-    style = _styles.get(spec.token) or _styles.keep(spec.token, _find_style(spec, n_rows))
-    return replace(spec, style=style)
 
 
 def call_model(
@@ -321,23 +346,27 @@ def call_model(
     UntraceableModelError
         If the model does something that JAX cannot trace.
     """
-    n = coords[0].shape[0]
     x: Any = coords
     if spec.structure == "single":
         x = coords[0]
     elif spec.structure == "stacked":
         x = jnp.stack(coords)
-    scalars = [
-        jax.lax.stop_gradient(params[i]) if i in spec.constant else params[i]
-        for i in range(len(spec.names))
-    ]
+    # As params[i], without its search for what the index is.
+    scalars = [lax.squeeze(lax.slice(params, (i,), (i + 1,)), (0,)) for i in range(len(spec.names))]
+    for i in spec.constant:
+        scalars[i] = lax.stop_gradient(scalars[i])
+    return _value(spec, x, scalars, coords[0].shape[0])
+
+
+def _value(spec: ModelSpec, x: Any, scalars: list[jax.Array], n: int) -> jax.Array:
+    """Value of a model at its x and its parameters, one by one."""
     function = spec.function
-    with _ModelErrors(spec.label, n):
+    with ModelErrors(spec.label, n):
         if spec.style == "numpy":
             value = call_with_traced(function, x, scalars)
         else:
             value = function(x, *scalars)
-    return _checked_value(spec, value, n)
+    return checked_value(spec.label, spec.returns, value, n, len(spec.names))
 
 
 def call_jacobian(
@@ -352,62 +381,164 @@ def call_jacobian(
     return derivatives.at[:, list(spec.constant)].set(0.0) if spec.constant else derivatives
 
 
-def _checked_value(spec: ModelSpec, value: Any, n: int) -> jax.Array:
-    """What a function returned as a float64 array: for a model, one number a row."""
-    if value is None:
-        raise _errors.model_returned_nothing(spec.label)
-    if not isinstance(value, _ARRAY_LIKE):
-        raise _errors.model_output_type(spec.label, f"a {type(value).__name__}")
-    with _ModelErrors(spec.label, n):
-        array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
-        raise _errors.model_output_type(spec.label, f"values of type {array.dtype}")
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise _errors.model_output_complex(spec.label)
-    shape = {"values": (n,), "jacobian": (n, len(spec.names)), "loss": (3, n)}[spec.returns]
-    if array.shape != shape and (spec.returns != "values" or array.shape != ()):
-        raise _output_shape(spec, array.shape, n)
-    return jnp.broadcast_to(array, shape).astype(jnp.float64)
+@dataclass(frozen=True)
+class _Examination:
+    """How a model is to be traced.
+
+    ``rows`` is the number of rows to trace it for, None where it takes as many as the data have
+    and no other number.
+    """
+
+    style: Style
+    rows: int | None
+    is_numpy: bool
 
 
-def _output_shape(spec: ModelSpec, got: tuple[int, ...], n: int) -> _errors.ModelError:
-    if spec.returns == "jacobian":
-        return _errors.jacobian_output_shape(spec.label, got, n, len(spec.names))
-    if spec.returns == "loss":
-        return _errors.loss_output_shape(spec.label, got, n)
-    return _errors.model_output_shape(spec.label, got, n)
+def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
+    """The spec of a model as it is now, with all that its value follows from in its token.
+
+    The model is traced anew each time: what it reads from files, from the environment, or from
+    the settings of a library is known by what was traced alone.
+    """
+    base = spec
+    known = _examinations.get(base.token)
+    found = None if known is None else _trial(_as_examined(base, known, n_rows))
+    if known is None or found is None or isinstance(found, _errors.ModelError):
+        known, found = _examine(base, n_rows)
+        _examinations.put(base.token, known)
+    spec = _as_examined(base, known, n_rows)
+    seen = content(found)
+    name = _traces.get((base.token, spec.style, spec.rows, seen))
+    is_new = name is None
+    if name is None:
+        again = _trial(spec)
+        if isinstance(again, _errors.ModelError) or content(again) != seen:
+            raise _errors.model_random(spec.label)
+        name = _traces.keep((base.token, spec.style, spec.rows, seen), digest(seen))
+    spec = replace(spec.named(_sha256(f"{base.token} {name}")), traced=f"{jax.__version__} {name}")
+    if is_new:
+        _just_traced.put(spec.token, True)
+    return spec
 
 
-def _find_style(spec: ModelSpec, n_rows: int | None) -> Style:
+def _as_examined(spec: ModelSpec, found: _Examination, n_rows: int | None) -> ModelSpec:
+    rows = found.rows or n_rows or TRIAL_ROWS
+    return replace(spec, style=found.style, rows=rows, is_numpy=found.is_numpy)
+
+
+def _examine(spec: ModelSpec, n_rows: int | None) -> tuple[_Examination, ClosedJaxpr]:
     """Trace the model as it is, or else through NumPy's dispatch."""
-    as_numpy = replace(spec, style="numpy")
-    first = _trial(spec, TRIAL_ROWS)
-    if first is None:
-        return "jax"
-    second = _trial(as_numpy, TRIAL_ROWS)
-    if second is None:
-        return "numpy"
+    styles = (spec, replace(spec, style="numpy"))
+    errors = []
+    for trial in styles:
+        found = _first_trial(replace(trial, rows=TRIAL_ROWS))
+        if not isinstance(found, _errors.ModelError):
+            return _written_for_numpy(replace(trial, rows=TRIAL_ROWS), TRIAL_ROWS, found)
+        errors.append(found)
+    for error in errors:
+        if isinstance(error, _errors.RowLoopError):
+            raise error
     if n_rows is not None:
-        for trial in (spec, as_numpy):
-            if _trial(trial, n_rows) is None:
-                return trial.style
+        for trial in styles:
+            found = _trial(replace(trial, rows=n_rows))
+            if not isinstance(found, _errors.ModelError):
+                if count_operations(found) >= max(n_rows, LOOP_ROWS[-1]):
+                    raise _errors.untraceable_loop(spec.label, "")
+                return _written_for_numpy(replace(trial, rows=n_rows), None, found)
     # The error to report is the one of the style that the model is written in.
+    first, second = errors
     needs_numpy = isinstance(first, _errors.UntraceableModelError) and not is_mixed(second)
     if needs_numpy or isinstance(second, _errors.UntraceableModelError):
         raise second
     raise first
 
 
-def _trial(spec: ModelSpec, n_rows: int) -> _errors.ModelError | None:
-    """Error of a trial call, or None."""
+def _written_for_numpy(
+    spec: ModelSpec, rows: int | None, found: ClosedJaxpr
+) -> tuple[_Examination, ClosedJaxpr]:
+    """Tell a model that JAX traces as it is from one that is written for NumPy's arrays.
+
+    Operators alone are common to both, and ``z += c`` is not: NumPy changes the array under all of
+    its names, and JAX makes a new one. A model that calls no function of JAX means NumPy's.
+    """
+    with watch_jax() as watch:
+        as_numpy = _trial(replace(spec, style="numpy"))
+    style, is_numpy = spec.style, spec.is_numpy and not watch.used
+    if not isinstance(as_numpy, _errors.ModelError):
+        is_numpy = not watch.used
+        if is_numpy and style == "jax" and content(as_numpy) != content(found):
+            style, found = "numpy", as_numpy
+    return _Examination(style, rows, is_numpy), found
+
+
+def _first_trial(spec: ModelSpec) -> ClosedJaxpr | _errors.ModelError:
+    """What a model computes, or why it cannot be traced; loops over rows are refused early."""
     try:
-        operations = len(trace_model(spec, n_rows).eqns)
-        # A loop over rows was unrolled if there is an operation for each row, fewer for fewer.
-        if n_rows == TRIAL_ROWS <= operations and operations > len(trace_model(spec, 2).eqns):
+        if _loops(spec):
             raise _errors.untraceable_loop(spec.label, "")
     except _errors.ModelError as error:
         return error
-    return None
+    return _trial(spec)
+
+
+def _trial(spec: ModelSpec) -> ClosedJaxpr | _errors.ModelError:
+    """What a model computes for ``spec.rows`` rows, or the error of the call."""
+    try:
+        return _trace_call(spec, spec.rows)
+    except _errors.ModelError as error:
+        return error
+
+
+def _loops(spec: ModelSpec) -> bool:
+    """Whether a model has an operation for each row: a loop over rows in Python."""
+    try:
+        few, more = (count_operations(_trace_call(spec, n)) for n in LOOP_ROWS[:2])
+        a_row = (more - few) / (LOOP_ROWS[1] - LOOP_ROWS[0])
+        if a_row < 1 or a_row > MANY_A_ROW:
+            return a_row > MANY_A_ROW
+        last = count_operations(_trace_call(spec, LOOP_ROWS[2]))
+    except _errors.RowLoopError:
+        raise
+    except _errors.ModelError:  # it does not take so few rows
+        return False
+    return last - more >= LOOP_ROWS[2] - LOOP_ROWS[1]
+
+
+def _trace_call(spec: ModelSpec, n: int) -> ClosedJaxpr:
+    """What a model computes of its x and its parameters, one by one, for n rows."""
+    row_values, number = (jax.core.ShapedArray(shape, jnp.float64) for shape in ((n,), ()))
+    x: Any = (row_values,) * spec.n_coords
+    if spec.structure == "single":
+        x = row_values
+    elif spec.structure == "stacked":
+        x = jax.core.ShapedArray((spec.n_coords, n), jnp.float64)
+
+    def model(x: Any, *scalars: jax.Array) -> jax.Array:
+        return _value(spec, x, list(scalars), n)
+
+    with jax.enable_x64(True):
+        return jax.make_jaxpr(model)(x, *(number,) * len(spec.names))
+
+
+def check_trace(spec: ModelSpec) -> None:
+    """Check, before a model is compiled, that it computes here what the fit was prepared for.
+
+    Another process may have other files and other settings, and the same one may have changed
+    them since.
+
+    Raises
+    ------
+    ModelError
+        If what is traced now differs.
+    """
+    version, _, name = spec.traced.partition(" ")
+    if _just_traced.pop(spec.token):
+        version = ""  # compiled for the first time, right after it was traced
+    if version == jax.__version__ and digest(content(_trace_call(spec, spec.rows))) != name:
+        raise _errors.model_computes_otherwise(spec.label)
+    for part in (spec.jacobian, spec.loss.function):
+        if part is not None:
+            check_trace(part)
 
 
 def trace_model(spec: ModelSpec, n_rows: int) -> ClosedJaxpr:
@@ -435,29 +566,13 @@ def trace_model(spec: ModelSpec, n_rows: int) -> ClosedJaxpr:
         return jax.make_jaxpr(model)((row_values,) * spec.n_coords, params)
 
 
-class _ModelErrors:
-    """Turns what the user's code raises into a ModelError with the original as its cause."""
-
-    def __init__(self, label: str, rows: int) -> None:
-        self._label = label
-        self._rows = rows
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        _: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, _errors.FitError):
-            raise model_error(error, self._label, self._rows) from error
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _pickled(function: Callable[..., Any]) -> bytes | None:
+def _pickled(function: Callable[..., Any], token: str) -> bytes | None:
     try:
         blob: bytes = cloudpickle.dumps(function)
     except UNPICKLABLE:
         return None
-    return blob
+    return _blobs.keep(token, blob) if len(blob) <= KEPT_BLOB else blob

@@ -26,7 +26,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.block import find_device
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.lru import LruTable
-from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
+from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model, check_trace
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
@@ -112,6 +112,7 @@ class RowKernel:
         if shapes in self._compiled:
             return self._fetch(function, at, coords)
         with self._compiling:  # one thread compiles, the others wait for its code
+            check_trace(self._spec)
             result = self._fetch(function, at, coords)
             self._compiled.add(shapes)
         return result
