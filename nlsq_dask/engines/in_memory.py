@@ -174,7 +174,7 @@ def standard_evaluator(
     models : sequence of ModelSpec
         Models that read together, by number.
     """
-    kernel = block_kernel(spec, device, whole=not row_wise)
+    kernel = block_kernel(spec, device, whole=not row_wise).compare_anew()
     parts = _aligned_parts(data, part_rows(data.n_rows) if row_wise else data.count_rows())
     rows = [kernel.put(part) for part in parts]
     n_points = sum(part.n for part in rows)
@@ -187,7 +187,7 @@ def standard_evaluator(
         available_cores() if n_points >= THREADING_ROWS else 1,
         data,
         data.n_rows - n_points,
-        [block_kernel(model, device, whole=not row_wise) for model in models],
+        [block_kernel(model, device, whole=not row_wise).compare_anew() for model in models],
     )
 
 
@@ -219,7 +219,7 @@ def chunked_evaluator(
     models : sequence of ModelSpec
         Models that read together, by number.
     """
-    kernel = block_kernel(spec, device)
+    kernel = block_kernel(spec, device).compare_anew()
     stage_rows = min(STAGE_ROWS, power_of_two_from(block_rows))
 
     def over_block(
@@ -229,7 +229,7 @@ def chunked_evaluator(
 
     boxes = block_boxes(regular_chunks(data.y.shape, block_rows))
     blocks = [data.block(box) for _, box in boxes]
-    kernels = [block_kernel(model, device) for model in models]
+    kernels = [block_kernel(model, device).compare_anew() for model in models]
     return InMemoryEvaluator(
         kernel, blocks, over_block, threads or available_cores(), data, kernels=kernels
     )

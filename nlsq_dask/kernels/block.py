@@ -28,6 +28,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,10 @@ import numpy as np
 
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.loss import HALF_OF_ROWS, concavity, rescale
-from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model
+from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model, check_trace
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, Sums, Tile, sum_over_tiles
 
@@ -61,12 +63,17 @@ class BlockKernel:
         whose rows depend on each other needs it.
     device : jax.Device
         Where it runs.
+    whole : bool
+        Whether a buffer holds all rows, since the model needs them all.
     """
 
-    def __init__(self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device) -> None:
+    def __init__(
+        self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device, whole: bool
+    ) -> None:
         self._spec = spec
         self._tile_bytes = tile_bytes
         self._device = device
+        self._is_whole = whole
         self._sums = jax.jit(self._sums_of_tiles)
         self._costs = jax.jit(self._costs_of_tiles)
         self._meat = jax.jit(self._meat_of_tiles)
@@ -74,6 +81,13 @@ class BlockKernel:
         self._differenced_meat = jax.jit(partial(self._meat_of_tiles, differenced=True))
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
+        self._is_compared = False
+        self._comparing = threading.Lock()
+
+    def compare_anew(self) -> Self:
+        """Compare the next rows with the model called as it is, as in each fit in memory."""
+        self._is_compared = False
+        return self
 
     def __call__(
         self,
@@ -101,6 +115,24 @@ class BlockKernel:
         NormalEquations
             Returned only when the kernel no longer reads the buffers.
         """
+        if not self._is_compared:
+            self._compare(params, basis, rows)
+        return self._evaluate(params, basis, rows, observe_y, scores)
+
+    def _compare(self, params: FloatArray, basis: FloatArray, rows: Rows) -> None:
+        with self._comparing:  # a user's model need not run in several threads at a time
+            if not self._is_compared:
+                check_agreement(self._evaluate, self._spec, params, basis, rows, self._is_whole)
+            self._is_compared = True
+
+    def _evaluate(
+        self,
+        params: FloatArray,
+        basis: FloatArray,
+        rows: Rows,
+        observe_y: bool = False,
+        scores: bool = False,
+    ) -> NormalEquations:
         q, loss = basis.shape[1], self._spec.loss
         at = (params, basis, np.bool_(scores))
         sums, n_differenced = self._run(self._sums, at, rows), 0
@@ -205,6 +237,7 @@ class BlockKernel:
         if shapes in self._compiled:
             return self._fetch(function, at, rows)
         with self._compiling:  # one thread compiles, the others wait for its code
+            check_trace(self._spec)
             sums = self._fetch(function, at, rows)
             self._compiled.add(shapes)
         return sums
@@ -405,11 +438,11 @@ def block_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False
     """
     target = find_device(device)
     tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
-    key = (spec.key, tile_bytes, target)
+    key = (spec.key, tile_bytes, target, whole)
     with _lock:
         kernel = _kernels.get(key)
         if kernel is None:
-            kernel = _kernels[key] = BlockKernel(spec, tile_bytes, target)
+            kernel = _kernels[key] = BlockKernel(spec, tile_bytes, target, whole)
             if len(_kernels) > MAX_KERNELS:
                 _kernels.popitem(last=False)
         else:

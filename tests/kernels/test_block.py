@@ -171,7 +171,7 @@ def test_a_tile_does_not_change_more_than_the_rounding():
     device = find_device("cpu")
     exact = exact_sums(problem)
     for tile_bytes in (None, 1 << 8, 1 << 12, 1 << 20):
-        sums = BlockKernel(problem.spec, tile_bytes, device)(
+        sums = BlockKernel(problem.spec, tile_bytes, device, whole=tile_bytes is None)(
             problem.params, problem.basis, buffers(problem, 4096)
         )
         exact.assert_equal(sums, 4096, rtol=1e-13)
