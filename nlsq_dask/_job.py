@@ -28,6 +28,7 @@ from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.block import find_device
 from nlsq_dask.kernels.derivatives import model_eps
+from nlsq_dask.kernels.foreign import RowsModel
 from nlsq_dask.kernels.loss import LINEAR
 from nlsq_dask.kernels.model import (
     ModelSpec,
@@ -262,17 +263,19 @@ def prepare_on(
     if wishes.method == "lm" and not spec.loss.is_linear:
         raise _errors.lm_with_loss(spec.loss.name)
     dependence = None
-    if correlated is None:
-        at = reduction.expand(start)
-        dependence = row_dependence(
-            spec, at, None if data.lazy else data.thinned(SAMPLE_ROWS).coords
-        )
+    several_axes = sum(size > 1 for size in data.y.shape) > 1
+    if correlated is None or several_axes:
+        dependence = _dependence(spec, reduction.expand(start), data)
+    if dependence is not None and several_axes and not data.lazy:
+        raise _errors.not_row_wise_in_several_dimensions(dependence, data.y.shape)
     row_wise = dependence is None and correlated is None
     client, stream = None, None
     if data.lazy:
         client, stream = _active_client(wishes.client), source.stream
     plan = _plan(data, len(reduction.names), row_wise, wishes, client, stream)
     if not row_wise and plan.strategy != "standard":
+        if spec.whole is not None:
+            raise _errors.untraceable_loop(spec.label, "")
         raise _errors.not_row_wise(dependence) if dependence else _errors.covariance_in_parts()
     if plan.strategy == "streaming" and stream is None:
         # Data in memory stay there, unless a cluster is named for them: sent to the active one
@@ -313,7 +316,7 @@ def _spec(
     """The model with all that its residuals are made by."""
     # A model that takes all rows at once may accept no other number of them.
     rows = _n_rows(data) if data.n_rows <= MAX_TRIAL_ROWS else None
-    spec = prepare_model(model, names, data.structure, len(data.coords), rows)
+    spec = _traced_or_called(model, names, data, given.bounds, rows)
     jacobian = None
     if callable(given.jac):
         jacobian = prepare_jacobian(given.jac, spec, rows)
@@ -327,6 +330,32 @@ def _spec(
 def _n_rows(data: Observations) -> int:
     """Rows that the model is called with, as far as these are known without reading."""
     return data.count_rows() if data.selects and not data.lazy else data.n_rows
+
+
+def _traced_or_called(
+    model: Callable[..., Any],
+    names: Sequence[str],
+    data: Observations,
+    bounds: Any,
+    rows: int | None,
+) -> ModelSpec:
+    """The model, traced; or called as it is where it loops over the rows of data in memory."""
+    try:
+        return prepare_model(model, names, data.structure, len(data.coords), rows)
+    except _errors.RowLoopError as error:
+        if data.lazy:
+            raise
+        logger.info("the model is called as it is, without JAX: %s", error)
+        called = RowsModel(model, *normalize_bounds(bounds, names))
+        spec = prepare_model(called, names, data.structure, len(data.coords), rows)
+        return replace(spec, whole="loops over the rows in Python")
+
+
+def _dependence(spec: ModelSpec, at: FloatArray, data: Observations) -> str | None:
+    """What a model's value at a row depends on beside that row, if anything."""
+    if data.lazy:
+        return row_dependence(spec, at)
+    return row_dependence(spec, at, lambda: data.thinned(SAMPLE_ROWS).coords, data.n_rows)
 
 
 def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:

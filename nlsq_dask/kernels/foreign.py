@@ -9,7 +9,9 @@ the two stand
 - :class:`ClosedModel` for an x that has no rows, on which the model closes;
 - :class:`HostModel` for a model that cannot be traced: it is called back from compiled code, and
   differentiated by central differences, or by a Jacobian that the user wrote. Where one side of a
-  central difference is not finite, the other side alone gives it.
+  central difference is not finite, the other side alone gives it;
+- :class:`RowsModel` for a model that is not worth tracing, which is called back in the same way,
+  with the rows that compiled code has.
 """
 
 from __future__ import annotations
@@ -210,8 +212,7 @@ class HostModel(_Wrapper):
 
     def _differentiate(self, point: FloatArray, free: tuple[int, ...]) -> FloatArray:
         if self.jac is None:
-            columns = [self._central_difference(point, i) for i in free]
-            return np.stack(columns, axis=1)
+            return self._differences(point, free)
         with _Keep(self):
             value = eager_value(self.jac, self.x, point)
             if value.shape != (self.n, point.size):
@@ -220,40 +221,123 @@ class HostModel(_Wrapper):
                 )
         return self._mended(value[:, free], point, free)
 
+    def _differences(self, point: FloatArray, free: tuple[int, ...]) -> FloatArray:
+        return central_differences(self._evaluate, point, free, self.lower, self.upper)
+
     def _mended(self, columns: FloatArray, point: FloatArray, free: tuple[int, ...]) -> FloatArray:
         """The user's derivatives (n, q), with differences where they are not finite."""
         lost = ~np.isfinite(columns)
         columns = np.array(columns, order="C")
         for k in np.flatnonzero(lost.any(axis=0)):
-            difference = self._central_difference(point, free[k])
+            difference = self._differences(point, (free[k],))[:, 0]
             columns[lost[:, k], k] = difference[lost[:, k]]
         mended = (lost & np.isfinite(columns)).any(axis=1)
         self.n_differenced = max(self.n_differenced, int(np.count_nonzero(mended)))
         return columns
 
-    def _central_difference(self, point: FloatArray, i: int) -> FloatArray:
-        step = CENTRAL_STEP * (abs(point[i]) or 1.0)
-        ahead, behind = point.copy(), point.copy()
-        ahead[i] = min(point[i] + step, self.upper[i])
-        behind[i] = max(point[i] - step, self.lower[i])
-        above, below = self._evaluate(ahead), self._evaluate(behind)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a side may have no length
-            slope: FloatArray = (above - below) / (ahead[i] - behind[i])
-            if np.isfinite(slope).all():
-                return slope
-            here = self._value(point)
-            forward = (above - here) / (ahead[i] - point[i])
-            backward = (here - below) / (point[i] - behind[i])
-        one_sided = np.where(np.isfinite(forward), forward, backward)
-        return np.where(np.isfinite(slope), slope, one_sided)
+
+class RowsModel(_Wrapper):
+    """A model that loops over rows in Python, called back with all rows at once.
+
+    Derivatives are central differences.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x, *params)``, of shape (n,) or ().
+    lower, upper : ndarray, shape (p,), float64
+        Bounds, beyond which the model is not called.
+    """
+
+    def __init__(self, function: Callable[..., Any], lower: FloatArray, upper: FloatArray) -> None:
+        super().__init__(function)
+        self.lower, self.upper = lower, upper
+
+    def __call__(self, x: Any, *params: Any) -> jax.Array:
+        """Value at the rows of x."""
+        n = jax.tree.leaves(x)[0].shape[-1]
+
+        @jax.custom_jvp
+        def value(*theta: jax.Array) -> jax.Array:
+            return _called_back(partial(self._values, n), (n,), jnp.stack(theta), x)
+
+        def derivative(at: tuple[jax.Array, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
+            free = tuple(i for i, step in enumerate(along) if not isinstance(step, SymbolicZero))
+            columns = _called_back(
+                partial(self._jacobian, n, free), (n, len(free)), jnp.stack(at), x
+            )
+            return value(*at), columns @ jnp.stack([along[i] for i in free])
+
+        value.defjvp(derivative, symbolic_zeros=True)
+        return value(*params)
+
+    def _values(self, n: int, theta: Any, x: Any) -> FloatArray:
+        rows = jax.tree.map(lambda c: np.array(c, np.float64), x)
+        value = eager_value(self.__func__, rows, np.array(theta))
+        if value.shape not in ((n,), (1,), ()):
+            raise _errors.model_output_shape(self.__name__, value.shape, n)
+        return np.ascontiguousarray(np.broadcast_to(value, (n,)))
+
+    def _jacobian(self, n: int, free: tuple[int, ...], theta: Any, x: Any) -> FloatArray:
+        return central_differences(
+            lambda point: self._values(n, point, x), np.array(theta), free, self.lower, self.upper
+        )
+
+
+def central_differences(
+    value: Callable[[FloatArray], FloatArray],
+    point: FloatArray,
+    free: tuple[int, ...],
+    lower: FloatArray,
+    upper: FloatArray,
+) -> FloatArray:
+    """Derivatives of a function of parameters by those that are free.
+
+    Parameters
+    ----------
+    value : callable
+        ``value(point)``, shape (n,).
+    point, lower, upper : ndarray, shape (p,), float64
+        Parameters, and bounds beyond which the function is not called.
+    free : tuple of int, length q
+
+    Returns
+    -------
+    ndarray, shape (n, q), float64
+        One-sided where the function is finite on one side alone.
+    """
+    return np.stack([_central_difference(value, point, i, lower, upper) for i in free], axis=1)
+
+
+def _central_difference(
+    value: Callable[[FloatArray], FloatArray],
+    point: FloatArray,
+    i: int,
+    lower: FloatArray,
+    upper: FloatArray,
+) -> FloatArray:
+    step = CENTRAL_STEP * (abs(point[i]) or 1.0)
+    ahead, behind = point.copy(), point.copy()
+    ahead[i] = min(point[i] + step, upper[i])
+    behind[i] = max(point[i] - step, lower[i])
+    above, below = value(ahead), value(behind)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a side may have no length
+        slope: FloatArray = (above - below) / (ahead[i] - behind[i])
+        if np.isfinite(slope).all():
+            return slope
+        here = value(point)
+        forward = (above - here) / (ahead[i] - point[i])
+        backward = (here - below) / (point[i] - behind[i])
+    one_sided = np.where(np.isfinite(forward), forward, backward)
+    return np.where(np.isfinite(slope), slope, one_sided)
 
 
 def _called_back(
-    function: Callable[[Any], FloatArray], shape: tuple[int, ...], theta: jax.Array
+    function: Callable[..., FloatArray], shape: tuple[int, ...], *args: Any
 ) -> jax.Array:
     """Value of a function of numbers, within code that JAX traces."""
     out = jax.eval_shape(lambda: jnp.zeros(shape, jnp.float64))
-    value: jax.Array = jax.pure_callback(function, out, theta, vmap_method="sequential")
+    value: jax.Array = jax.pure_callback(function, out, *args, vmap_method="sequential")
     return value
 
 

@@ -25,10 +25,17 @@ from nlsq_dask.kernels.lru import LruTable
 from nlsq_dask.kernels.model import MAX_STYLES, TRIAL_ROWS, ModelSpec, trace_model
 from nlsq_dask.kernels.row_state import Kind
 from nlsq_dask.kernels.row_structure import verdict
+from nlsq_dask.kernels.traces import count_operations
 
-# A prime above the largest number of rows that one call of a model gets in a row-wise evaluation
-# (the staging buffer's 2**18): what a model does for it, it does for any number of rows.
-MANY_ROWS = 262_147
+# Primes above the numbers of rows that one call of a model may get in a row-wise evaluation: the
+# powers of two from the smallest buffer's 2**10 to the staging buffer's 2**18. What a model does
+# for the last one, it does for any number of rows.
+ROWS_OF_BUFFERS = (1031, 2053, 4099, 8209, 16411, 32771, 65537, 131_101, 262_147)
+MANY_ROWS = ROWS_OF_BUFFERS[-1]
+
+# Operations of a model for its largest number of rows from which on it is not traced for it. One
+# takes some 0.1 ms; models have tens.
+MAX_OPERATIONS = 10_000
 
 # A second prime to trace with, for a model that holds an array of just the first one's size.
 OTHER_ROWS = 1013
@@ -48,13 +55,16 @@ CONVERGENCE = 1e-5
 # where a user's iteration never converges. Newton's takes some ten where it does.
 MAX_TURNS = 100
 
-_findings: LruTable[ModelSpec, tuple[str | None]] = LruTable(MAX_STYLES)
+_findings: LruTable[tuple[ModelSpec, int], tuple[str | None]] = LruTable(MAX_STYLES)
 
 Values = Callable[[Sequence[FloatArray], FloatArray], FloatArray]
 
 
 def row_dependence(
-    spec: ModelSpec, params: FloatArray, sample: tuple[FloatArray, ...] | None = None
+    spec: ModelSpec,
+    params: FloatArray,
+    sample: Callable[[], tuple[FloatArray, ...]] | None = None,
+    n_rows: int | None = None,
 ) -> str | None:
     """Find out whether a model's value at a row depends on other rows or on the row's position.
 
@@ -64,23 +74,31 @@ def row_dependence(
         The model.
     params : ndarray, shape (p,), float64
         Parameters near which the model makes sense, such as the starting values.
-    sample : tuple of ndarray, each of shape (m,), float64, or None
-        Coordinates of some rows of the data; None takes made-up ones.
+    sample : callable or None
+        Returns coordinates of some rows of the data, each (m,) float64, where they are needed; None
+        takes made-up ones.
+    n_rows : int or None
+        Rows in memory; None for any number. No more rows than there are, or a buffer holds, are
+        made up: a model may build arrays of its own.
 
     Returns
     -------
     str or None
         What was seen, to be read after "it"; None if the model is row-wise. Found once for each
-        spec in a process.
+        spec and size of buffers in a process.
     """
-    known = _findings.get(spec)
+    if spec.whole is not None:
+        return spec.whole
+    many = next((n for n in ROWS_OF_BUFFERS if n_rows is not None and n > n_rows), MANY_ROWS)
+    known = _findings.get((spec, many))
     if known is None:
-        known = _findings.keep(spec, (_examine(spec, params, sample),))
+        rows = None if sample is None else sample()
+        known = _findings.keep((spec, many), (_examine(spec, params, rows, many),))
     return known[0]
 
 
 def _examine(
-    spec: ModelSpec, params: FloatArray, sample: tuple[FloatArray, ...] | None
+    spec: ModelSpec, params: FloatArray, sample: tuple[FloatArray, ...] | None, many_rows: int
 ) -> str | None:
     states, many, uniform = [], None, False
     try:
@@ -88,8 +106,10 @@ def _examine(
             closed = trace_model(spec, n)
             state = verdict(closed, n, spec.n_coords)
             if state.kind < Kind.COUPLED:
-                many = many or trace_model(spec, MANY_ROWS)
-                uniform = fingerprint(closed, n) == fingerprint(many, MANY_ROWS)
+                if many is None and _grows(spec, closed, many_rows):
+                    return "has more operations for more rows"
+                many = many or trace_model(spec, many_rows)
+                uniform = fingerprint(closed, n) == fingerprint(many, many_rows)
             if uniform and state.kind < Kind.UNSURE:
                 return None
             states.append(state)
@@ -98,11 +118,25 @@ def _examine(
     state = min(states, key=lambda state: state.kind)
     if state.kind == Kind.COUPLED:
         return state.reason
-    seen = Trials(spec, params, sample, LONG_ROWS if uniform else MANY_ROWS).difference()
+    long = min(LONG_ROWS, many_rows) if uniform else many_rows
+    seen = Trials(spec, params, sample, long).difference()
     if seen is None:
         return None
     reason = state.reason or "computes something else for another number of rows"
     return f"{reason}; {seen}"
+
+
+def _grows(spec: ModelSpec, closed: ClosedJaxpr, many_rows: int) -> bool:
+    """Whether a model, traced for the trial's rows, would have too many operations for many."""
+    usual = count_operations(closed)
+    if many_rows < 3 * TRIAL_ROWS:  # as quickly traced as for fewer rows
+        return False
+    try:
+        few = count_operations(trace_model(spec, FEW_ROWS))
+    except ModelError:  # it takes no fewer
+        return False
+    a_row = (usual - few) / (TRIAL_ROWS - FEW_ROWS)
+    return usual + a_row * (many_rows - TRIAL_ROWS) > MAX_OPERATIONS
 
 
 class Trials:
