@@ -331,7 +331,7 @@ def test_sample_shows_what_made_up_rows_do_not():
         return jnp.where((x > 1e9) & (x < 1e10), a * x[::-1], a * x)
 
     sample = (np.random.default_rng(5).uniform(2e9, 9e9, 64),)
-    assert "(rev)" in dependence(model, sample=sample)
+    assert "(rev)" in dependence(model, sample=lambda: sample)
 
 
 def test_model_without_a_finite_value_is_not_called_row_wise():
