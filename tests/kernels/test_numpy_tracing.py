@@ -1,14 +1,17 @@
 """Models written with NumPy: traced, they compute what NumPy computes."""
 
+import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from numpy.polynomial import chebyshev, polynomial
 
 from nlsq_dask import _errors
 from nlsq_dask.kernels.model import call_model, prepare_model
@@ -279,6 +282,13 @@ def item_loop(x, a):
     return np.array([math.exp(-a * value) for value in x])
 
 
+def set_by_number(x, a):
+    out = np.zeros(len(x))
+    for i in range(len(x)):
+        out[i] = np.exp(-a * x[i])
+    return out
+
+
 vectorized = np.vectorize(lambda x, a: a * x)
 universal = np.frompyfunc(lambda x, a: a * x, 2, 1)
 
@@ -347,6 +357,46 @@ UNTRACEABLE = {
         "loops over the rows in Python",
         "use jax.vmap",
     ),
+    "polyval of numpy.polynomial": (
+        lambda x, a: polynomial.polyval(x, [a, a]),
+        "calls numpy.polynomial.polynomial.polyval",
+        "use jax.numpy.polyval(c[::-1], x), with the coefficients in reverse order",
+    ),
+    "Chebyshev series": (
+        lambda x, a: chebyshev.chebval(x, [a, a]),
+        "calls numpy.polynomial.chebyshev.chebval",
+        "JAX has no function of that name",
+    ),
+    "text by %": (lambda x, a: x * float("%g" % a), "as text", "the value itself"),  # noqa: UP031
+    "text by % of two": (lambda x, a: x * len("%g %g" % (a, a)), "as text", "the value itself"),  # noqa: UP031
+    "text by format": (lambda x, a: x * float("{:g}".format(a)), "as text", "the value"),  # noqa: UP032
+    "text by an f-string": (lambda x, a: x * float(f"{a:g}"), "as text", "the value itself"),
+    "text in NumPy": (lambda x, a: np.exp(x) * float(f"{a:g}"), "as text", "the value itself"),
+    "text by str": (lambda x, a: x * float(str(a)), "as text", "the value itself"),
+    "text by json": (lambda x, a: x * len(json.dumps(a)), "as text", "the value itself"),
+    "int": (lambda x, a: x ** int(a), "as an integer", "functools.partial"),
+    "range": (
+        lambda x, a: sum(x**k for k in range(a)),
+        "as an integer (int, range",
+        "jax.numpy.floor(n)",
+    ),
+    "arange": (lambda x, a: x * np.arange(a).sum(), "as an integer", "functools.partial"),
+    "key": (lambda x, a: x * {1.0: 2.0}[a], "a key of a dictionary", "keep it an array"),
+    "voigt_profile": (
+        lambda x, a: np.exp(x) * scipy.special.voigt_profile(x, a, 0.1),
+        "calls scipy.special.voigt_profile",
+        "nlsq_dask.curve_fit",
+    ),
+    "odeint": (
+        lambda x, a: scipy.integrate.odeint(lambda y, t: -a * y, 1.0, x)[:, 0],
+        "calls scipy.integrate.odeint",
+        "nlsq_dask.curve_fit",
+    ),
+    "rows assigned by number": (
+        set_by_number,
+        "assigns into a NumPy array",
+        "nlsq_dask.curve_fit",
+    ),
     "item": (lambda x, a: a.item() * x, "a.item()", "keep it an array"),
 }
 
@@ -358,6 +408,7 @@ def test_untraceable_model_names_the_call_and_its_twin(name):
         prepare_model(model)
     assert what in str(caught.value)
     assert remedy in str(caught.value)
+    assert "nlsq_dask.curve_fit, which calls the model as it is" in str(caught.value)
 
 
 def test_change_of_a_view_of_stacked_coordinates():
