@@ -11,15 +11,15 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.constraints import Reduction
-from nlsq_dask.core.solver_state import SolverState
+from nlsq_dask.core.solver_state import IterationRecord, SolverState
 
 HEADER = f"{'Iteration':>10}{'nfev':>8}{'Cost':>16}{'Reduction':>14}{'Step':>12}{'Optimality':>14}"
 
 
 def wrap_callback(
     callback: Callable[..., Any] | None, names: Sequence[str], reduction: Reduction
-) -> Callable[[SolverState], None]:
-    """Make of the user's function one that is shown states.
+) -> Callable[[SolverState, Sequence[IterationRecord]], None]:
+    """Make of the user's function one that is shown states, and what led to them.
 
     Parameters
     ----------
@@ -36,15 +36,15 @@ def wrap_callback(
         If it cannot be called.
     """
     if callback is None:
-        return lambda _: None
+        return lambda _, __: None
     if not callable(callback):
         raise _errors.callback_not_callable(callback)
     from scipy.optimize import OptimizeResult
 
     by_keyword = _takes_result(callback)
 
-    def show(state: SolverState) -> None:
-        if state.nfev == 1 or not state.history[-1].accepted:
+    def show(state: SolverState, records: Sequence[IterationRecord]) -> None:
+        if not any(record.accepted and record.nfev > 1 for record in records):
             return
         x = reduction.expand(state.params).copy()
         if not by_keyword:
@@ -73,6 +73,26 @@ def _takes_result(callback: Callable[..., Any]) -> bool:
     return set(parameters) == {"intermediate_result"}
 
 
+class NewRecords:
+    """The records of a search that were not shown yet: one turn may try several points.
+
+    Parameters
+    ----------
+    n_shown : int
+        Records that were shown before the search was interrupted.
+    """
+
+    def __init__(self, n_shown: int) -> None:
+        self._n_shown = n_shown
+
+    def of(self, state: SolverState) -> tuple[IterationRecord, ...]:
+        """Those that a state has, which are shown now."""
+        history = state.history
+        shown = self._n_shown if self._n_shown <= len(history) else 0  # else of another search
+        self._n_shown = len(history)
+        return history[shown:]
+
+
 class IterationTable:
     """The progress of a fit on standard output, as ``verbose`` asks for it.
 
@@ -96,20 +116,20 @@ class IterationTable:
         self._stream = stream or sys.stdout
         self._cost: float | None = None
 
-    def row(self, state: SolverState) -> None:
-        """Print the evaluation that was made last; a step that was rejected without its step."""
+    def row(self, record: IterationRecord) -> None:
+        """Print an evaluation; a step that was rejected without its length."""
         if self._verbose < 2:
             return
         if self._cost is None:
             self._write(HEADER)
-        last = state.history[-1]
-        reduction = "" if self._cost is None else f"{self._cost - last.cost:.2e}"
-        step = f"{last.step_norm:.2e}" if last.accepted else "rejected"
+        reduction = "" if self._cost is None else f"{self._cost - record.cost:.2e}"
+        step = f"{record.step_norm:.2e}" if record.accepted else "rejected"
         self._write(
-            f"{last.iteration:>10}{last.nfev:>8}{last.cost:>16.8e}{reduction:>14}"
-            f"{step:>12}{last.optimality:>14.2e}"
+            f"{record.iteration:>10}{record.nfev:>8}{record.cost:>16.8e}{reduction:>14}"
+            f"{step:>12}{record.optimality:>14.2e}"
         )
-        self._cost = state.cost
+        if record.accepted or self._cost is None:
+            self._cost = record.cost
 
     def end(self, message: str, nfev: int, costs: tuple[float, float], optimality: float) -> None:
         """Print why the fit ended, and what it cost."""

@@ -242,6 +242,7 @@ def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> Solution:
         x_scale=job.options.x_scale,
         method=job.options.method,
         stat_tol=STAT_TOL,
+        model_eps=job.options.model_eps,
         residual_variance=job.options.residual_variance,
     )
     return minimize(evaluator, point, job.lower, job.upper, options)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask._callback import IterationTable, wrap_callback
+from nlsq_dask._callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask._evaluators import evaluator_of
 from nlsq_dask._job import Job, logger, versions
 from nlsq_dask._multi_start import Start, best_end, draw_starts, run_starts
@@ -72,14 +72,17 @@ def run(job: Job, reporting: Reporting) -> FitResult:
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reporting.checkpoint)
+        saved = store.load() if store is not None and reporting.resume else None
+        new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, before: Before) -> None:
             line.cost(state.cost)
-            table.row(state)
+            records = new_records.of(state)
+            for record in records:
+                table.row(record)
             save_state(store, state, before, evaluator.n_passes)
-            callback(state)
+            callback(state, records)
 
-        saved = store.load() if store is not None and reporting.resume else None
         try:
             with naming_rows(job):
                 found = solve(job, evaluator, sample, saved, observe_state)

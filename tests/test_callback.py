@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from nlsq_dask import ConvergenceError, ConvergenceWarning, Status, curve_fit, fit
+from nlsq_dask import (
+    ConvergenceError,
+    ConvergenceWarning,
+    CovarianceWarning,
+    Status,
+    curve_fit,
+    fit,
+)
 from tests.same_result import assert_same_result
 
 X = np.linspace(0, 4, 300)
@@ -228,3 +235,19 @@ def test_the_end_of_a_failed_fit_is_printed(capsys):
         result, lines = printed(capsys, verbose=1, max_nfev=2)
     assert lines[0] == result.message
     assert lines[1].startswith("Function evaluations 2, initial cost ")
+
+
+def test_what_is_tried_before_the_end_is_shown_once(capsys):
+    """A fit that tries undetermined directions makes several evaluations in one turn."""
+
+    def flat(x, a, b):
+        return a + 0.0 * b * x
+
+    steps = []
+    with pytest.warns(CovarianceWarning):
+        result = fit(flat, X, Y, p0=[9, 1], verbose=2, callback=lambda x: steps.append(x))
+    lines = capsys.readouterr().out.splitlines()
+    cells = [line.split() for line in lines]
+    numbers = [int(row[1]) for row in cells if row[0].isdigit()]
+    assert numbers == list(range(1, result.nfev + 1))
+    assert len(steps) == result.nit
