@@ -79,6 +79,7 @@ statuses = st.sampled_from([None, *Status])
 
 _FLOATS = ("cost", "chi2", "radius", "alpha", "optimality")
 _COUNTS = ("n_points", "n_skipped", "nfev", "njev", "n_refined", "n_differenced")
+_COUNTS = (*_COUNTS, "n_rejected", "n_probed")
 
 
 @st.composite
@@ -92,6 +93,7 @@ def states(draw):
         linearization,
         curved=draw(st.sampled_from([None, curved])),
         sandwich=draw(st.none() | arrays(p, p)),
+        downhill=draw(st.none() | arrays(p)),
     )
     return SolverState(
         params=draw(arrays(p)),
@@ -100,6 +102,9 @@ def states(draw):
         scale_inv=draw(arrays(p)),
         moments=Moments(*(draw(floats) for _ in fields(Moments))),
         status=draw(statuses),
+        met=draw(statuses),
+        sizes=draw(arrays(p)),
+        refined=draw(st.booleans()),
         history=tuple(draw(st.lists(records, max_size=3))),
         **{name: draw(floats) for name in _FLOATS},
         **{name: draw(counts) for name in _COUNTS},
@@ -120,7 +125,7 @@ def bits(value):
 
 
 def test_the_fields_of_the_solver_s_state_are_all_covered():
-    names = {"r_factor", "qtr", "gradient", "resolution", "curved"}
+    names = {"r_factor", "qtr", "gradient", "resolution", "curved", "sandwich", "downhill"}
     assert {f.name for f in fields(Linearization)} == names
 
 

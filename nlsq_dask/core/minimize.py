@@ -156,10 +156,6 @@ def start(
         nfev=1,
         njev=1,
         n_refined=n_more,
-        n_rejected=0,
-        n_probed=0,
-        refined=False,
-        met=None,
         status=None,
         history=(),
     )

@@ -35,6 +35,10 @@ NOISE_FACTOR = 4.0
 #: model take some operations.
 NOISE = 4.0
 
+#: Standard deviations of a residual by which a column of rounding errors explains the residuals by
+#: chance, at most.
+CHANCE = 5.0
+
 #: A start that is shorter than this part of the residuals, in their units, says nothing of how far
 #: the optimum is: in the data's units it is zero.
 LEAST_START = 0.1
@@ -116,7 +120,8 @@ def stand_at(
     """Stand at a point that has been evaluated.
 
     A parameter whose whole effect, ``‖J_j‖`` times the larger of its value and of its size, is
-    within the rounding errors of the residuals has no effect there.
+    within the rounding errors of the residuals has no effect there; unless its column explains more
+    of the residuals than noise does by chance, as where a start is far too small.
     """
     here = replace(
         state,
@@ -133,7 +138,9 @@ def stand_at(
         effects = linear.norms * np.maximum(np.abs(params), state.sizes)
     # A start of 0 tells no size, and at an optimum of 0 every effect is small.
     rounding = rounding_length(here, linear.norms, options.model_eps)
-    linear = linear.without((state.sizes > 0.0) & (effects <= rounding))
+    explained = np.abs(linear.gradient) / nonzero(linear.norms)
+    chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
+    linear = linear.without((state.sizes > 0.0) & (effects <= rounding) & (explained <= chance))
     left = remainder(linear, params, box, sums.n_points)
     return replace(here, linearization=linear, left=left)
 

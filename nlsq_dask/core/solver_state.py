@@ -139,8 +139,6 @@ class SolverState:
 
     Attributes
     ----------
-    sizes : ndarray, shape (p,), float64
-        Sizes of the parameters, as far as the user's start tells them; 0 where it does not.
     params : ndarray, shape (p,), float64
         The best point so far, within the bounds ("trf": strictly between them).
     linearization : Linearization
@@ -163,6 +161,14 @@ class SolverState:
         Infinity norm of the scaled gradient at `params`.
     nfev, njev, n_refined : int
         Points evaluated, linearisations used, and evaluations at a known point in another basis.
+    status : Status or None
+        Why the search is over; None while it is not.
+    history : tuple of IterationRecord
+        One a point evaluated.
+    n_differenced : int
+        Most rows of which a derivative was a difference, at any point that the search moved to.
+    sizes : ndarray, shape (p,), float64
+        Sizes of the parameters, as far as the user's start tells them; 0 where it does not.
     n_rejected : int
         Trials refused in a row.
     n_probed : int
@@ -172,15 +178,8 @@ class SolverState:
         Whether the best point was evaluated again in its own basis.
     met : Status or None
         The criterion of SciPy's that was met first, wherever the search went on to.
-    status : Status or None
-        Why the search is over; None while it is not.
-    history : tuple of IterationRecord
-        One a point evaluated.
-    n_differenced : int
-        Most rows of which a derivative was a difference, at any point that the search moved to.
     """
 
-    sizes: FloatArray
     params: FloatArray
     linearization: Linearization
     cost: float
@@ -196,13 +195,14 @@ class SolverState:
     nfev: int
     njev: int
     n_refined: int
-    n_rejected: int
-    n_probed: int
-    refined: bool
-    met: Status | None
     status: Status | None
     history: tuple[IterationRecord, ...] = field(repr=False)
     n_differenced: int = 0
+    sizes: FloatArray = field(default_factory=lambda: np.zeros(()))
+    n_rejected: int = 0
+    n_probed: int = 0
+    refined: bool = False
+    met: Status | None = None
 
 
 @dataclass(frozen=True)
