@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nlsq_dask._fit_models import fit_models
     from nlsq_dask._fit_plan import FitPlan
     from nlsq_dask._multi_start import Start
+    from nlsq_dask._profile import Profile
     from nlsq_dask._record import PilotRecord
     from nlsq_dask._result import FitResult, Parameter
 
@@ -56,6 +57,7 @@ __all__ = [
     "Parameter",
     "PilotRecord",
     "PrecisionWarning",
+    "Profile",
     "Start",
     "Status",
     "UntraceableModelError",
@@ -76,6 +78,7 @@ _LAZY = {
     "FitResult": "nlsq_dask._result",
     "Parameter": "nlsq_dask._result",
     "PilotRecord": "nlsq_dask._record",
+    "Profile": "nlsq_dask._profile",
     "Start": "nlsq_dask._multi_start",
 }
 

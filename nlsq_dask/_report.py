@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,8 @@ NOTABLE_CORRELATION = 0.5
 # 1 / sqrt(1 - 0.99²) = 7 times what it would be if the other were known.
 DEPENDENT_CORRELATION = 0.99
 MOST_CORRELATIONS = 10
+# Difference of the ends of two intervals, in half-widths, from which on it is said.
+NOTABLE_DIFFERENCE = 0.1
 
 LEVEL = 0.95
 
@@ -47,8 +49,13 @@ def short_report(record: FitRecord) -> str:
     return "\n".join([*lines, *_aligned(rows)])
 
 
-def full_report(record: FitRecord) -> str:
-    """Estimates with their intervals, statistics, correlations, and what the fit took."""
+def full_report(
+    record: FitRecord, profiled: Mapping[str, tuple[float, float]] | None = None
+) -> str:
+    """Estimates with their intervals, statistics, correlations, and what the fit took.
+
+    `profiled` are the intervals by profiles, at the report's level, so far as these are known.
+    """
     sections = [
         _outcome(record),
         _section("Parameters", _parameter_lines(record)),
@@ -57,7 +64,7 @@ def full_report(record: FitRecord) -> str:
             f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
             _correlation_lines(record),
         ),
-        _section("Remarks", _remark_lines(record)),
+        _section("Remarks", [*_remark_lines(record), *_profile_lines(record, profiled or {})]),
         _section("Solver", _aligned(_solver_rows(record))),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -180,6 +187,22 @@ def _remark_lines(record: FitRecord) -> list[str]:
         lines.append(f"and {_count(len(dependent) - MOST_CORRELATIONS, 'other pair')} likewise")
     if dependent:
         lines.append("to tell two apart, fix one, choose other parameters, or add data")
+    return lines
+
+
+def _profile_lines(record: FitRecord, profiled: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Where the intervals by profiles are others than the symmetric ones."""
+    lines = []
+    ends = dict(zip(record.names, record.confidence_intervals(LEVEL), strict=True))
+    for name, found in profiled.items():
+        low, high = ends[name]
+        apart = 2.0 * max(abs(found[0] - low), abs(found[1] - high))
+        if apart > NOTABLE_DIFFERENCE * (high - low):
+            written = _interval(*found, record.params[name].stderr)
+            lines.append(
+                f"{name}: the profile interval is {written}; an end of the symmetric one is off by "
+                f"{apart / (high - low):.0%} of its half-width"
+            )
     return lines
 
 

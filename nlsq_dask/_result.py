@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from nlsq_dask import _errors, _report, _result_json
+from nlsq_dask._job import Job
 from nlsq_dask._plot import plot_fit
+from nlsq_dask._profile import Profile
+from nlsq_dask._profile_fits import profiles
 from nlsq_dask._record import FitRecord, Parameter, interval_quantile
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
@@ -117,9 +121,109 @@ class FitResult(FitRecord):
     fitted : FittedModel or None
         The model and its data, for what is computed from them on demand; no part of files and
         pickles.
+    job : Job or None
+        How the fit was made, for more fits to the same data; no part of files and pickles.
     """
 
     fitted: FittedModel | None = field(default=None, repr=False)
+    job: Job | None = field(default=None, repr=False)
+
+    def confidence_intervals(
+        self, level: float = 0.95, method: Literal["symmetric", "profile"] = "symmetric"
+    ) -> FloatArray:
+        """Confidence intervals of the parameters, ``popt ± t perr`` or by profiles.
+
+        t is the quantile of Student's distribution with `dof` degrees of freedom; that of the
+        normal distribution if `absolute_sigma`, as then no variance is estimated. The symmetric
+        intervals rest on the model being linear within a few standard errors of the answer (Seber &
+        Wild, "Nonlinear Regression", 1989, section 5.1). Where a bound is active the interval ends
+        at the bound, and is one-sided.
+
+        The intervals by profiles hold the values at which the sum of squares rises by at most t²
+        times the variance of the rows when the other parameters are fitted again (Bates & Watts,
+        "Nonlinear Regression Analysis and Its Applications", 1988, section 6.1), as those of
+        ``lmfit.conf_interval`` do. They are not symmetric, and do not depend on how the model is
+        parametrised. Their fits, some sixteen a parameter, share a few readings of the data.
+
+        Parameters
+        ----------
+        level : float
+            Probability with which an interval covers the true value, in (0, 1).
+        method : {"symmetric", "profile"}
+            How the ends are found.
+
+        Returns
+        -------
+        ndarray, shape (p, 2), float64
+            Lower and upper ends. Equal for a fixed parameter, infinite for one that the data do not
+            determine. Those of a profile are a bound, or infinite, on a side where the sum of
+            squares does not rise so far.
+
+        Raises
+        ------
+        InputError
+            If `level` is no probability in (0, 1), `method` is unknown, or there are no profiles;
+            see :meth:`profile`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As :meth:`profile`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nlsq_dask import fit
+        >>> x = np.arange(6.0)
+        >>> result = fit(lambda x, a, b: a * x + b, x, np.array([1.1, 2.9, 5.2, 6.8, 9.1, 10.9]))
+        >>> result.confidence_intervals().round(2)
+        array([[1.84, 2.1 ],
+               [0.69, 1.48]])
+        """
+        if method == "symmetric":
+            return super().confidence_intervals(level)
+        if method != "profile":
+            raise _errors.unknown_choice("method", method, ("symmetric", "profile"))
+        free = [name for name in self.names if name not in self.fixed]
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        made = self._profiled(free, quantile, 'confidence_intervals(method="profile")')
+        ends = np.column_stack([self.popt, self.popt])
+        for name in free:
+            ends[self.names.index(name)] = made[name].interval(quantile)
+        return ends
+
+    def profile(self, name: str, level: float = 0.95) -> Profile:
+        """How the sum of squares rises where a parameter is held off its estimate.
+
+        The other parameters are fitted again at each of some sixteen values, all on the same few
+        readings of the data (Bates & Watts, "Nonlinear Regression Analysis and Its Applications",
+        1988, section 6.1). It is made once for a level.
+
+        Parameters
+        ----------
+        name : str
+            A parameter that is not fixed, and not tied to more than one other.
+        level : float
+            Confidence level, in (0, 1), that the values reach on either side.
+
+        Returns
+        -------
+        Profile
+
+        Raises
+        ------
+        InputError
+            If the result has no data; if the fit is no success, has a robust loss, no degrees of
+            freedom or no residuals; if the parameter has no profile; if a value has a lower cost
+            than the fit; or if `level` is no probability in (0, 1).
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the fit of the other parameters does not arrive at some values.
+        """
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        return self._profiled([name], quantile, "profile()")[name]
 
     def predict(self, x: Any = None) -> Array:
         """Values of the model at the estimates.
@@ -276,8 +380,19 @@ class FitResult(FitRecord):
         return plot_fit(self, bins, level)
 
     def summary(self) -> str:
-        """The full report: estimates with intervals, statistics, correlations, and what it took."""
-        return _report.full_report(self)
+        """The full report: estimates with intervals, statistics, correlations, and what it took.
+
+        Once profiles were made, by :meth:`profile` or :meth:`confidence_intervals`, it says where
+        their intervals of 95 % differ from the symmetric ones by more than a tenth of the
+        half-width. It makes none itself, as that reads the data.
+        """
+        quantile = interval_quantile(_report.LEVEL, self.dof, known_scale=self.absolute_sigma)
+        profiled = {
+            name: made.interval(quantile)
+            for name, (reach, made) in self._profiles.items()
+            if reach >= quantile
+        }
+        return _report.full_report(self, profiled)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but `fitted`, in plain JSON types.
@@ -356,7 +471,27 @@ class FitResult(FitRecord):
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle with all the data would be as large as they are, and many models have none.
-        return {**vars(self), "fitted": None}
+        return {**vars(self), "fitted": None, "job": None}
+
+    @cached_property
+    def _profiles(self) -> dict[str, tuple[float, Profile]]:
+        """Profiles that were made, by name, with the quantile that they reach."""
+        return {}
+
+    def _profiled(
+        self, names: Sequence[str], quantile: float, method: str
+    ) -> Mapping[str, Profile]:
+        """Profiles that reach a quantile: those that there are, and others on the same readings."""
+        known = {n: made for n, (reach, made) in self._profiles.items() if reach == quantile}
+        missing = [name for name in names if name not in known]
+        if missing:
+            if self.job is None:
+                self._model(method)
+                raise _errors.result_without_data(method)
+            made = profiles(self, self.job, missing, quantile)
+            self._profiles.update({name: (quantile, made[name]) for name in missing})
+            known |= made
+        return known
 
     def _model(self, method: str) -> FittedModel:
         if self.fitted is None:

@@ -326,4 +326,5 @@ def result_of(
         sandwich=robust,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
+        job=job,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nlsq_dask._errors.kinds import InputError, MissingLibraryError
+from collections.abc import Iterable
+
+from nlsq_dask._errors.kinds import ConvergenceWarning, InputError, MissingLibraryError
 
 
 def level_invalid(level: object) -> InputError:
@@ -33,6 +35,74 @@ def sandwich_not_kept(loss: str) -> InputError:
     return InputError(
         f"robust_pcov() of a fit with loss = {loss!r} is made while it reads the data, but this "
         "result comes from a release that did not make it: fit again to have it."
+    )
+
+
+def profile_of_loss(loss: str) -> InputError:
+    """The cost of a robust loss is no likelihood of least squares."""
+    return InputError(
+        f"a profile of a fit with loss = {loss!r} has no level of confidence, as the robust cost "
+        "is not the likelihood of normal residuals: use the symmetric intervals, "
+        "confidence_intervals(method=\"symmetric\"), or fit with loss = 'linear'."
+    )
+
+
+def profile_without_success(message: str) -> InputError:
+    """The fit did not arrive at a minimum that the data determine."""
+    return InputError(
+        f"a profile starts from the least sum of squares, which this fit did not find ({message}): "
+        "make the fit a success first, by other starting values or by fixing parameters."
+    )
+
+
+def profile_without_freedom(n_points: int, n_free: int) -> InputError:
+    """There are no rows from which to estimate the variance."""
+    return InputError(
+        f"a profile is measured in units of the residuals' variance, but {n_points} rows and "
+        f"{n_free} free parameters leave no degrees of freedom to estimate it: add rows, fix "
+        "parameters, or pass sigma with absolute_sigma=True."
+    )
+
+
+def profile_without_noise() -> InputError:
+    """A perfect fit has residuals of zero."""
+    return InputError(
+        "a profile is measured in units of the residuals' variance, which is 0 as the model goes "
+        "through all rows: pass sigma with absolute_sigma=True."
+    )
+
+
+def profile_of_fixed(name: str) -> InputError:
+    """A parameter does not vary."""
+    return InputError(
+        f"{name} is fixed, so that it has no profile: fit without {name} in fixed, or profile "
+        "another parameter."
+    )
+
+
+def profile_of_combination(name: str) -> InputError:
+    """A parameter is tied to several others."""
+    return InputError(
+        f"{name} is tied to several free parameters, so that it has no profile of its own: profile "
+        f"these one by one, result.profile(name), or write the model with {name} as a parameter."
+    )
+
+
+def profile_below_fit(name: str, cost: float, least: float, params: Iterable[float]) -> InputError:
+    """A fit with one parameter held is better than the fit itself."""
+    return InputError(
+        f"the profile of {name} came to a cost of {cost:.8g}, below {least:.8g} of the fit, which "
+        "is therefore not the least: fit again with p0 = "
+        f"[{', '.join(f'{float(value):.8g}' for value in params)}]."
+    )
+
+
+def profile_not_converged(name: str, n_short: int, n_points: int) -> ConvergenceWarning:
+    """Some points of a profile are not the best."""
+    return ConvergenceWarning(
+        f"{n_short} of {n_points} points of the profile of {name} ended at no optimum of the other "
+        "parameters, so that the interval may be too narrow: fit with a larger max_nfev, or bound "
+        "the parameters."
     )
 
 
