@@ -27,8 +27,9 @@ from nlsq_dask.core.normal_equations import FloatArray
 # Points of the first round on either side, the last but one of them at the quantile of a linear
 # model.
 POINTS_A_SIDE = 8
-# A point this near to the quantile, as a part of it, leaves nothing to interpolation.
-NEAR_QUANTILE = 0.02
+# Points on both sides of the quantile that are no further apart than this part of it need none
+# between them: the cubic through them and their neighbours is off by some 0.0001 standard errors.
+CLOSE = 0.25
 # Most that a round multiplies the reach of the rounds before by.
 GROWTH = 3.0
 # Where τ stays short of the quantile, go on to this multiple of it if it rose in a straight line.
@@ -195,8 +196,10 @@ class Curve:
         room = side * (limit - self.centre.value)
         crossed = crossing(self.values, self.tau, side * quantile)
         if crossed is not None:
-            near = np.abs(heights - quantile).min() <= NEAR_QUANTILE * quantile
-            return np.array([] if near else [side * (crossed - self.centre.value)])
+            known = np.maximum.accumulate(heights)
+            gap = known[known >= quantile][0] - known[known < quantile][-1]
+            close = gap <= CLOSE * quantile
+            return np.array([] if close else [side * (crossed - self.centre.value)])
         if room - reached[-1] <= NO_ROOM * self.error:
             return np.array([])
         if reached.size == 1:

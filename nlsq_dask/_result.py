@@ -389,7 +389,7 @@ class FitResult(FitRecord):
         quantile = interval_quantile(_report.LEVEL, self.dof, known_scale=self.absolute_sigma)
         profiled = {
             name: made.interval(quantile)
-            for name, (reach, made) in self._profiles.items()
+            for (name, reach), made in sorted(self._profiles.items(), reverse=True, key=_reach)
             if reach >= quantile
         }
         return _report.full_report(self, profiled)
@@ -474,22 +474,22 @@ class FitResult(FitRecord):
         return {**vars(self), "fitted": None, "job": None}
 
     @cached_property
-    def _profiles(self) -> dict[str, tuple[float, Profile]]:
-        """Profiles that were made, by name, with the quantile that they reach."""
+    def _profiles(self) -> dict[tuple[str, float], Profile]:
+        """Profiles that were made, by name and the quantile that they reach."""
         return {}
 
     def _profiled(
         self, names: Sequence[str], quantile: float, method: str
     ) -> Mapping[str, Profile]:
         """Profiles that reach a quantile: those that there are, and others on the same readings."""
-        known = {n: made for n, (reach, made) in self._profiles.items() if reach == quantile}
+        known = {n: made for (n, reach), made in self._profiles.items() if reach == quantile}
         missing = [name for name in names if name not in known]
         if missing:
             if self.job is None:
                 self._model(method)
                 raise _errors.result_without_data(method)
             made = profiles(self, self.job, missing, quantile)
-            self._profiles.update({name: (quantile, made[name]) for name in missing})
+            self._profiles.update({(name, quantile): made[name] for name in missing})
             known |= made
         return known
 
@@ -515,3 +515,8 @@ class FitResult(FitRecord):
         # Infinitely many errors are no number where an error is zero.
         half = quantile * errors if math.isfinite(quantile) else errors + math.inf
         return values - half, values + half
+
+
+def _reach(entry: tuple[tuple[str, float], Profile]) -> float:
+    """The quantile that a profile reaches."""
+    return entry[0][1]
