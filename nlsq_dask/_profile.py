@@ -163,11 +163,13 @@ class Curve:
 
     def wanted(self, quantile: float) -> list[float]:
         """Values of the next round; none where τ is known up to the quantile."""
-        return [
+        values = [
             self.centre.value + side * float(step)
             for side in (-1, 1)
             for step in self._steps(side, quantile)
         ]
+        # A step that is lost in rounding leads nowhere new.
+        return [value for value in dict.fromkeys(values) if value not in self.values]
 
     def guess(self, value: float) -> FloatArray:
         """Coordinates (q,) that may fit best with a value, out of the points there are."""

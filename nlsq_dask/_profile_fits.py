@@ -169,6 +169,8 @@ def _draw(ground: _Ground, curves: dict[int, Curve], quantile: float) -> int:
             n_passes += max(point.n_passes for point in points)
             for (k, _), point in zip(asked, points, strict=True):
                 curves[k].add(point)
+            if any(curve.rises.min() < LOWER_MINIMUM for curve in curves.values()):
+                break
     return n_passes
 
 
@@ -227,7 +229,8 @@ class _LastStep:
         """See how far the optimum is by the linearisation that a search has come to."""
         linear = state.linearization
         decrease = float(linear.qtr @ linear.qtr)
-        if decrease > self._most or linear.resolution < FINAL_RESOLUTION:
+        determined = linear.resolution >= FINAL_RESOLUTION and np.diagonal(linear.r_factor).all()
+        if decrease > self._most or not determined:
             return
         params = state.params - np.linalg.solve(linear.r_factor, linear.qtr)
         lower, upper = self._box
