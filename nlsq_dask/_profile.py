@@ -164,7 +164,7 @@ class Curve:
     def wanted(self, quantile: float) -> list[float]:
         """Values of the next round; none where τ is known up to the quantile."""
         values = [
-            self.centre.value + side * float(step)
+            min(max(self.centre.value + side * float(step), self.bounds[0]), self.bounds[1])
             for side in (-1, 1)
             for step in self._steps(side, quantile)
         ]

@@ -199,10 +199,10 @@ def _profile_lines(record: FitRecord, profiled: Mapping[str, tuple[float, float]
         apart = 2.0 * max(abs(found[0] - low), abs(found[1] - high))
         if apart > NOTABLE_DIFFERENCE * (high - low):
             written = _interval(*found, record.params[name].stderr)
-            lines.append(
-                f"{name}: the profile interval is {written}; an end of the symmetric one is off by "
-                f"{apart / (high - low):.0%} of its half-width"
-            )
+            off = f"is off by {apart / (high - low):.0%} of its half-width"
+            if math.isinf(apart):
+                off = "ends where the sum of squares has not risen so far"
+            lines.append(f"{name}: the profile interval is {written}; the symmetric one {off}")
     return lines
 
 

@@ -187,7 +187,8 @@ def test_an_interval_is_infinite_where_the_sum_of_squares_does_not_rise():
     low, high = result.confidence_intervals(method="profile")[1]
     assert 0.0 < low < result.popt[1]
     assert high == np.inf
-    assert "the profile interval is" in result.summary()
+    said = "inf]; the symmetric one ends where the sum of squares has not risen so far"
+    assert said in result.summary()
     profile = result.profile("b")
     assert profile.tau[-1] < stats.t.ppf(0.975, result.dof)
 
@@ -230,7 +231,7 @@ def test_the_intervals_of_a_strongly_curved_model_cover_as_often_as_they_say():
     rng = np.random.default_rng(5)
     truth = np.array([20.0, 0.5])
     means = np.asarray(growth(DAYS, *truth))
-    covered, n = np.zeros((2, 2)), 100
+    covered, n = np.zeros((2, 2)), 60
     for _ in range(n):
         y = means + rng.normal(0.0, 1.6, DAYS.size)
         result = fit(growth, DAYS, y, truth, sigma=1.6, absolute_sigma=True)
