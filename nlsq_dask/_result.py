@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from nlsq_dask import _errors, _report, _result_json
-from nlsq_dask._job import Job
 from nlsq_dask._plot import plot_fit
 from nlsq_dask._profile import Profile
 from nlsq_dask._profile_fits import profiles
@@ -121,12 +120,9 @@ class FitResult(FitRecord):
     fitted : FittedModel or None
         The model and its data, for what is computed from them on demand; no part of files and
         pickles.
-    job : Job or None
-        How the fit was made, for more fits to the same data; no part of files and pickles.
     """
 
     fitted: FittedModel | None = field(default=None, repr=False)
-    job: Job | None = field(default=None, repr=False)
 
     def confidence_intervals(
         self, level: float = 0.95, method: Literal["symmetric", "profile"] = "symmetric"
@@ -471,7 +467,7 @@ class FitResult(FitRecord):
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle with all the data would be as large as they are, and many models have none.
-        return {**vars(self), "fitted": None, "job": None}
+        return {**vars(self), "fitted": None}
 
     @cached_property
     def _profiles(self) -> dict[tuple[str, float], Profile]:
@@ -485,10 +481,10 @@ class FitResult(FitRecord):
         known = {n: made for (n, reach), made in self._profiles.items() if reach == quantile}
         missing = [name for name in names if name not in known]
         if missing:
-            if self.job is None:
-                self._model(method)
+            job = self._model(method).job
+            if job is None:
                 raise _errors.result_without_data(method)
-            made = profiles(self, self.job, missing, quantile)
+            made = profiles(self, job, missing, quantile)
             self._profiles.update({(name, quantile): made[name] for name in missing})
             known |= made
         return known

@@ -325,6 +325,5 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=robust,
         bounds=reduction.expand_bounds(job.lower, job.upper),
-        fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise),
-        job=job,
+        fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise, job),
     )

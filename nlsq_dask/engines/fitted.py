@@ -63,6 +63,8 @@ class FittedModel:
         Cluster that reads lazy data where a sum over them is asked for.
     row_wise : bool
         Whether the model may be evaluated block by block.
+    job : object, optional
+        How the fit was made, for those who make further fits to its data.
     """
 
     spec: ModelSpec
@@ -70,6 +72,7 @@ class FittedModel:
     device: str | None = None
     client: Client | None = None
     row_wise: bool = True
+    job: Any = None
 
     @classmethod
     def of_model(
