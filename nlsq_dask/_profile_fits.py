@@ -23,7 +23,7 @@ from nlsq_dask._record import FitRecord
 from nlsq_dask.core.constraints import ReducedEvaluator, Reduction
 from nlsq_dask.core.convergence import FINAL_RESOLUTION
 from nlsq_dask.core.covariance import covariance
-from nlsq_dask.core.factor import Basis
+from nlsq_dask.core.factor import EPS, Basis
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverState
@@ -36,6 +36,8 @@ MAX_ROUNDS = 6
 # but a lower minimum.
 LOWER_MINIMUM = -0.1
 
+# A standard error of fewer units of rounding than this does not hold the points of a profile apart.
+RESOLVED = 100.0
 # Standard deviations from the best point of which the linearisation tells the rest of the way: a
 # model that is a tenth off linear there is off by 0.1 · 0.1² in τ².
 TOLD_AHEAD = 0.1
@@ -146,10 +148,13 @@ def _curve(record: FitRecord, ground: _Ground, column: int) -> Curve:
     """The estimate of a coordinate, and what a linear model says of its profile."""
     job, known = ground.job, record.absolute_sigma
     pcov, _ = covariance(record.r_factor, record.cost, record.n_points, absolute_sigma=known)
+    value, error = float(ground.params[column]), math.sqrt(pcov[column, column])
+    if error <= RESOLVED * EPS * abs(value):
+        raise _errors.profile_without_noise()
     return Curve(
-        Point(float(ground.params[column]), ground.params, record.cost),
+        Point(value, ground.params, record.cost),
         pcov[:, column] / pcov[column, column],
-        math.sqrt(pcov[column, column]),
+        error,
         ground.variance,
         (float(job.lower[column]), float(job.upper[column])),
     )

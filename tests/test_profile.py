@@ -286,6 +286,8 @@ def test_what_has_no_profile_says_why():
         stopped.profile("a")
     with pytest.raises(InputError, match="variance, which is 0"):
         fit(slope, DAYS, 0.0 * DAYS).profile("b")
+    with pytest.raises(InputError, match="variance, which is 0 or rounding"):
+        fit(decay, X, decay(X, 2.5, 1.3, 0.5), [1, 1, 0]).profile("b")
     with pytest.warns(CovarianceWarning):
         exact = fit(line, X[:2], Y[:2])
     with pytest.raises(InputError, match="2 rows and 2 free parameters leave no degrees"):

@@ -65,10 +65,10 @@ def profile_without_freedom(n_points: int, n_free: int) -> InputError:
 
 
 def profile_without_noise() -> InputError:
-    """A perfect fit has residuals of zero."""
+    """A perfect fit has residuals of zero, or of rounding."""
     return InputError(
-        "a profile is measured in units of the residuals' variance, which is 0 as the model goes "
-        "through all rows: pass sigma with absolute_sigma=True."
+        "a profile is measured in units of the residuals' variance, which is 0 or rounding as the "
+        "model goes through all rows: pass the true sigma with absolute_sigma=True."
     )
 
 
