@@ -25,7 +25,7 @@ from nlsq_dask.core.convergence import FINAL_RESOLUTION
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.factor import EPS, Basis
 from nlsq_dask.core.minimize import minimize
-from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.engines.together import Seat, read_by, run_together
 
@@ -96,7 +96,7 @@ def profiles(
     variance = 1.0 if record.absolute_sigma else record.reduced_chi2
     ground = _Ground(job, _free(record, job), record.r_factor, variance)
     curves = {k: _curve(record, ground, k) for k in sorted(set(columns.values()))}
-    n_passes = _draw(ground, curves, quantile)
+    n_passes = _draw(ground, curves, quantile, record.moments)
     made = {name: _profile_of(job, name, curves[k], k, n_passes) for name, k in columns.items()}
     for name, k in columns.items():
         _check(job, name, curves[k])
@@ -160,7 +160,7 @@ def _curve(record: FitRecord, ground: _Ground, column: int) -> Curve:
     )
 
 
-def _draw(ground: _Ground, curves: dict[int, Curve], quantile: float) -> int:
+def _draw(ground: _Ground, curves: dict[int, Curve], quantile: float, moments: Moments) -> int:
     """Add points to all curves until they reach the quantile; the readings that it took."""
     job, n_passes = ground.job, 0
     models = [job.spec] * (2 * POINTS_A_SIDE * len(curves))
@@ -170,7 +170,8 @@ def _draw(ground: _Ground, curves: dict[int, Curve], quantile: float) -> int:
             if not asked:
                 break
             searches = [_search(ground, curves[k], k, value) for k, value in asked]
-            points = run_together(searches, read_by([evaluator] * len(asked)), job.data)
+            read = read_by([evaluator] * len(asked))
+            points = run_together(searches, read, job.data, moments)
             n_passes += max(point.n_passes for point in points)
             for (k, _), point in zip(asked, points, strict=True):
                 curves[k].add(point)

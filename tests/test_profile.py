@@ -9,7 +9,15 @@ import pytest
 from scipy import stats
 from scipy.optimize import brentq, least_squares
 
-from nlsq_dask import ConvergenceWarning, CovarianceWarning, FitResult, InputError, Profile, fit
+from nlsq_dask import (
+    ConvergenceWarning,
+    CovarianceWarning,
+    FitResult,
+    InputError,
+    PrecisionWarning,
+    Profile,
+    fit,
+)
 from tests.counting_store import stored
 
 
@@ -268,6 +276,14 @@ def test_profiles_outlive_the_data_but_are_not_made_without_them(tmp_path):
     loaded = FitResult.load(tmp_path / "line.json", model=line)
     with pytest.raises(InputError, match=r"method=\"profile\"\) reads the data of the fit"):
         loaded.confidence_intervals(method="profile")
+
+
+def test_what_the_fit_warned_of_is_not_said_again():
+    y = (1e16 * Y).astype(np.int64)
+    with pytest.warns(PrecisionWarning):
+        result = fit(line, X, y, [1e16, -1e16])
+    ends = result.confidence_intervals(method="profile")
+    np.testing.assert_allclose(ends, result.confidence_intervals(), rtol=1e-6)
 
 
 def test_what_has_no_profile_says_why():

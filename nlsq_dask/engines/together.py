@@ -130,6 +130,8 @@ class Seat:
         Number of the fit's model.
     data : Observations
         What is read.
+    moments : Moments, optional
+        Those of an earlier pass, which need not be made again.
 
     Attributes
     ----------
@@ -137,11 +139,13 @@ class Seat:
         Readings that the fit took part in.
     """
 
-    def __init__(self, table: Table, model: int, data: Observations) -> None:
+    def __init__(
+        self, table: Table, model: int, data: Observations, moments: Moments | None = None
+    ) -> None:
         self._table = table
         self._model = model
         self._data = data
-        self._moments: Moments | None = None  # known after the first pass
+        self._moments = moments  # known after the first pass
         self.n_passes = 0
 
     def evaluate(
@@ -178,7 +182,10 @@ class Seat:
 
 
 def run_together(
-    searches: Sequence[Callable[[Seat], FoundT]], read: Read, data: Observations
+    searches: Sequence[Callable[[Seat], FoundT]],
+    read: Read,
+    data: Observations,
+    moments: Moments | None = None,
 ) -> list[FoundT]:
     """Run fits that read the data together.
 
@@ -190,6 +197,8 @@ def run_together(
         Makes a reading for a sequence of requests. Called in this thread.
     data : Observations
         What is read.
+    moments : Moments, optional
+        Those of an earlier pass, which need not be made again.
 
     Returns
     -------
@@ -209,7 +218,7 @@ def run_together(
         try:
             with table.turn:
                 table.sit_down()
-                found = search(Seat(table, model, data))
+                found = search(Seat(table, model, data, moments))
             failed = False
         finally:
             table.leave(failed=failed)
