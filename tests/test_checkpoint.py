@@ -79,7 +79,7 @@ statuses = st.sampled_from([None, *Status])
 
 _FLOATS = ("cost", "chi2", "radius", "alpha", "optimality")
 _COUNTS = ("n_points", "n_skipped", "nfev", "njev", "n_refined", "n_differenced")
-_COUNTS = (*_COUNTS, "n_rejected", "n_probed")
+_COUNTS = (*_COUNTS, "n_rejected", "n_contradicted", "n_probed")
 
 
 @st.composite

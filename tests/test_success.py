@@ -184,6 +184,20 @@ def test_a_parameter_without_a_slope_is_undetermined(model):
         result.raise_for_status()
 
 
+def opposite(t, a, tau, b):
+    """Derivatives of `decay` with the wrong sign."""
+    falls = jnp.exp(-t / tau)
+    return -jnp.stack([falls, a * t / tau**2 * falls, jnp.ones_like(t)], 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_derivatives_that_are_not_those_of_the_values_are_named(method):
+    with pytest.warns(ConvergenceWarning, match="check `jac`"):
+        result = fit(decay, X, Y, p0=[1, 1, 0], jac=opposite, method=method)
+    assert result.status is Status.INCONSISTENT
+    assert not result.success
+
+
 def test_a_success_raises_nothing():
     fit(line, X, Y, p0=[1, 1]).raise_for_status()
 

@@ -64,6 +64,10 @@ KINK_REJECTIONS = 5
 #: gives 0.04 to 0.7 at true minima of piecewise lines; in noise it gives anything.
 KINK_DISTANCE = 1.0
 
+#: Trials refused in a row that cost more although the slope there goes on falling, from which on
+#: the derivatives are not those of the values. In a valley that bends the slope turns instead.
+CONTRADICTIONS = 5
+
 #: Least ratio of the actual to the predicted reduction at which a small one means convergence: the
 #: quadratic model must have been right (the value of ``scipy.optimize.least_squares``).
 TRUSTED_RATIO = 0.25
@@ -96,6 +100,11 @@ class Outcome:
     slope: float
 
     @property
+    def contradicts(self) -> bool:
+        """Whether the trial costs more although the cost goes on falling along the step there."""
+        return not self.accepted and self.slope < 0.0 and _rises(self)
+
+    @property
     def step(self) -> FloatArray:
         """The step, shape (p,), as rounded."""
         return self.trial.params - self.before.params
@@ -123,7 +132,7 @@ def judged(
     met = _criterion(state, box, options, outcome)
     status = _success(state, met, options, outcome)
     if status is None and outcome is not None and is_stuck(state, outcome):
-        status = _stuck_status(state, options, outcome)
+        status = _stuck_status(state, options)
     if status is None and state.nfev >= options.evaluations(state.params.size):
         status = Status.MAX_EVALUATIONS
     return replace(state, met=met if state.met is None else state.met, status=status)
@@ -217,12 +226,10 @@ def is_stuck(state: SolverState, outcome: Outcome) -> bool:
     return state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
 
 
-def _stuck_status(state: SolverState, options: SolverOptions, outcome: Outcome) -> Status:
+def _stuck_status(state: SolverState, options: SolverOptions) -> Status:
     if state.left.length <= NEAR_TOL * standard_deviation(state, options):
         return Status.NEAR
-    if _rises(outcome) and outcome.slope < 0.0:
-        return Status.INCONSISTENT
-    return Status.STALLED
+    return Status.INCONSISTENT if state.n_contradicted >= CONTRADICTIONS else Status.STALLED
 
 
 def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:

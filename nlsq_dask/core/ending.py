@@ -108,7 +108,9 @@ def settled_first(state: SolverState, box: Box, options: SolverOptions) -> Solve
     """Settle on a point to start from, and choose the first radius there."""
     method = METHODS[options.method]
     state = method.settle(state, box, options)
-    return replace(state, radius=method.first_radius(state, box), alpha=0.0, n_rejected=0)
+    return replace(
+        state, radius=method.first_radius(state, box), alpha=0.0, n_rejected=0, n_contradicted=0
+    )
 
 
 def refined(

@@ -33,6 +33,7 @@ from nlsq_dask.core.search import (
     evaluated,
     is_finite,
     may_be_last,
+    rounding_of_cost,
     stand_at,
     standard_deviation,
 )
@@ -356,6 +357,10 @@ def _weighed(
     actual = -np.inf if there is None else actual_reduction(state, there, trial.predicted)
     after = method.resize(state, trial, actual)
     accepted = there is not None and method.accepts(trial, actual)
+    slope = np.nan
+    if there is not None:
+        slope = float(there.linearization.gradient @ (trial.params - state.params))
+    outcome = Outcome(state, trial, actual, accepted, slope)
     if there is not None and accepted:
         after = replace(
             there,
@@ -363,13 +368,15 @@ def _weighed(
             alpha=after.alpha,
             njev=state.njev + 1,
             n_rejected=0,
+            # A step that rounding lets pass takes no contradiction back.
+            n_contradicted=state.n_contradicted * (actual <= rounding_of_cost(state)),
             refined=False,
         )
         after = method.settle(after, box, options)
     else:
-        after = replace(after, n_rejected=state.n_rejected + 1)
-    slope = np.nan
-    if there is not None:
-        slope = float(there.linearization.gradient @ (trial.params - state.params))
-    outcome = Outcome(state, trial, actual, accepted, slope)
+        after = replace(
+            after,
+            n_rejected=state.n_rejected + 1,
+            n_contradicted=state.n_contradicted + outcome.contradicts,
+        )
     return judged(after, box, options, outcome)

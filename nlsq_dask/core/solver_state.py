@@ -171,6 +171,8 @@ class SolverState:
         Sizes of the parameters, as far as the user's start tells them; 0 where it does not.
     n_rejected : int
         Trials refused in a row.
+    n_contradicted : int
+        Of those, trials that cost more although the derivatives there promise that they cost less.
     n_probed : int
         Displacements that were tried before an end: along directions that the data do not
         determine, and down from a saddle.
@@ -200,6 +202,7 @@ class SolverState:
     n_differenced: int = 0
     sizes: FloatArray = field(default_factory=lambda: np.zeros(()))
     n_rejected: int = 0
+    n_contradicted: int = 0
     n_probed: int = 0
     refined: bool = False
     met: Status | None = None
