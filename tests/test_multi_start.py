@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask import InputError, Start, fit
+from nlsq_dask import CovarianceWarning, InputError, Start, Status, fit
 from nlsq_dask._multi_start import (
     FIRST_EVALUATIONS,
     _number_basins,
@@ -142,8 +143,10 @@ SEEDS = range(8)
     ],
 )
 def test_twenty_starts_find_the_global_minimum_where_one_does_not(problem, least):
-    alone = problem.fit()
-    assert alone.success
+    with warnings.catch_warnings():  # BoxBOD's start leads to where its rate has no effect
+        warnings.simplefilter("ignore", CovarianceWarning)
+        alone = problem.fit()
+    assert alone.success or alone.status is Status.UNDETERMINED
     assert alone.cost > 1.2 * problem.cost
     results = [problem.fit(20, seed=seed) for seed in SEEDS]
     assert all(result.cost >= problem.cost * (1 - 1e-6) for result in results)
@@ -245,7 +248,7 @@ def test_n_starts_is_a_count(n_starts):
 
 
 def test_one_start_is_an_ordinary_fit():
-    assert BOXBOD.fit(1).starts == ()
+    assert PEAKS.fit(1).starts == ()
 
 
 # What is reported of them
@@ -408,11 +411,11 @@ def test_a_start_without_a_finite_value_is_passed_over():
     np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-5)
 
 
-def test_a_start_without_finite_derivatives_is_passed_over():
+def test_a_start_with_an_infinite_derivative_is_run():
     y = 2 * np.sqrt(X + 3)
     result = fit(root, X, y, p0=[1, -1.0], bounds=([0, -np.inf], np.inf), n_starts=12)
     assert math.isfinite(result.starts[0].start_cost)
-    assert result.starts[0].params is None
+    assert result.starts[0].params is not None
     np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-5)
 
 

@@ -37,7 +37,11 @@ PROGRAM = textwrap.dedent(
     baseline = peak()
     with dask.config.set(num_workers={threads}):
         result = fit(
-            lambda x, a, b, c: a * jnp.exp(-b * x) + c, column(0), column(1), p0=[2.4, 1.2, 0.4], cache=False
+            lambda x, a, b, c: a * jnp.exp(-b * x) + c,
+            column(0),
+            column(1),
+            p0=[2.4, 1.2, 0.4],
+            cache=False,
         )
     assert result.n_points == {block_rows} * {n_blocks}
     print(json.dumps([baseline, peak(), result.n_passes]))
