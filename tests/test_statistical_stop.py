@@ -182,10 +182,24 @@ def test_every_fit_has_one(method, loss):
 
 
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
-def test_without_standard_errors_there_is_no_distance_in_them(strategy, tmp_path):
+def test_the_distance_is_that_along_what_the_data_determine(strategy):
     x, y = data("decay", 2000)
     with pytest.warns(match="infinite"):
         result = fit(lambda x, a, b, c: a * b * jnp.exp(-c * x), x, y, [1, 2, 1], strategy=strategy)
+    assert np.isinf(result.pcov).all()
+    assert result.undetermined == ("a", "b")
+    assert result.distance_to_optimum_sigma < 0.01
+
+
+@pytest.mark.parametrize("strategy", ["standard", "streaming"])
+def test_without_standard_errors_there_is_no_distance_in_them(strategy, tmp_path):
+    x, y = data("decay", 2000)
+    few = slice(None, None, 700)  # as many rows as parameters
+    with pytest.warns(match="infinite"):
+        result = fit(
+            lambda x, a, b, c: a * jnp.exp(-b * x) + c, x[few], y[few], [1, 2, 1], strategy=strategy
+        )
+    assert result.n_points == 3
     assert np.isinf(result.pcov).all()
     assert math.isnan(result.distance_to_optimum_sigma)
     assert "distance    not known" in result.summary()
