@@ -520,6 +520,10 @@ def _trace_call(spec: ModelSpec, n: int) -> ClosedJaxpr:
         return jax.make_jaxpr(model)(x, *(number,) * len(spec.names))
 
 
+def _loaded(spec: ModelSpec) -> Callable[..., Any]:
+    return spec.function
+
+
 def check_trace(spec: ModelSpec) -> None:
     """Check, before a model is compiled, that it computes here what the fit was prepared for.
 
@@ -531,6 +535,8 @@ def check_trace(spec: ModelSpec) -> None:
     ModelError
         If what is traced now differs.
     """
+    # Unpickled before a trace begins: a module that is imported within one would compute symbols.
+    _loaded(spec)
     version, _, name = spec.traced.partition(" ")
     if _just_traced.pop(spec.token):
         version = ""  # compiled for the first time, right after it was traced
