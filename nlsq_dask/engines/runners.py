@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dask._task_spec import DataNode, List, Task, TaskRef
@@ -145,13 +146,17 @@ class ClusterRunner:
                 add_in_order, [parts[k] for k in keys], key="-".join(map(str, key)), pure=False
             )
         done = 0
-        for future in as_completed(futures, loop=self._client.loop):
-            done += sizes[future.key] if future.status == "finished" else 0
-            self._progress(done, self._n_blocks)
-        return next(reversed(parts.values())).result()
+        try:
+            for future in as_completed(futures, loop=self._client.loop):
+                done += sizes[future.key] if future.status == "finished" else 0
+                self._progress(done, self._n_blocks)
+            return next(reversed(parts.values())).result()
+        finally:
+            _release(parts.values())
 
     def close(self) -> None:
         """Let the cluster forget the plans."""
+        _release((*self._groups, *self._work, *chain.from_iterable(self._external)))
         self._groups, self._external, self._work = [], [], []
 
     def _map(
@@ -188,6 +193,16 @@ class ClusterRunner:
 
         future: Future[Any] = Future(key, self._client)
         return future
+
+
+def _release(futures: Iterable[Future[Any]]) -> None:
+    """Let the cluster forget futures now.
+
+    Otherwise the cluster keeps them as long as an object does, and the traceback of a fit that
+    failed is such an object.
+    """
+    for future in futures:
+        future.release()
 
 
 class _BlockCounter:

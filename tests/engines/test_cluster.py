@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 from typing import ClassVar
@@ -112,13 +111,31 @@ def test_progress_reaches_all_blocks(client):
 
 
 def test_the_scheduler_forgets_a_fit_that_is_over(cluster, client):
-    gc.collect()  # the traceback of a fit that failed before holds its futures
     problem, data = chunked_problem()
     with DaskEvaluator(data, problem.spec, client=client) as evaluator:
         evaluator.evaluate(problem.params, problem.basis)
         assert any(str(key).startswith("nlsq-") for key in cluster.scheduler.tasks)
     del evaluator
 
+    client.run_on_scheduler(wait_until_empty)
+    assert not [key for key in cluster.scheduler.tasks if str(key).startswith("nlsq-")]
+
+
+def test_the_scheduler_forgets_a_fit_that_failed_while_its_traceback_is_held(cluster, client):
+    def fail(block):
+        raise OSError("the disk is gone")
+
+    x = da.arange(100.0, chunks=10)
+    y = x.map_blocks(fail, dtype=float, meta=np.empty(0))
+    problem = plain_problem(100, p=2)
+    data = observe(x, y, None)
+    with (
+        pytest.raises(OSError, match="the disk is gone") as held,
+        DaskEvaluator(data, problem.spec, client=client) as evaluator,
+    ):
+        evaluator.evaluate(problem.params, problem.basis)
+
+    assert held.tb is not None
     client.run_on_scheduler(wait_until_empty)
     assert not [key for key in cluster.scheduler.tasks if str(key).startswith("nlsq-")]
 
