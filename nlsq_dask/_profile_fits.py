@@ -61,16 +61,16 @@ class _Ground:
 
 
 def profiles(
-    record: FitRecord, job: Job, names: Sequence[str], quantile: float
+    job: Job, record: FitRecord, names: Sequence[str], quantile: float
 ) -> dict[str, Profile]:
     """Profile parameters as far as the quantile, all on the same readings of the data.
 
     Parameters
     ----------
+    job : Job
+        How the fit was made.
     record : FitRecord
         The fit.
-    job : Job
-        How it was made.
     names : sequence of str
         Parameters.
     quantile : float

@@ -15,7 +15,6 @@ import numpy as np
 from nlsq_dask import _errors, _report, _result_json
 from nlsq_dask._plot import plot_fit
 from nlsq_dask._profile import Profile
-from nlsq_dask._profile_fits import profiles
 from nlsq_dask._record import FitRecord, Parameter, interval_quantile
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
@@ -481,10 +480,10 @@ class FitResult(FitRecord):
         known = {n: made for (n, reach), made in self._profiles.items() if reach == quantile}
         missing = [name for name in names if name not in known]
         if missing:
-            job = self._model(method).job
-            if job is None:
+            profiles = self._model(method).profiles
+            if profiles is None:
                 raise _errors.result_without_data(method)
-            made = profiles(self, job, missing, quantile)
+            made: dict[str, Profile] = profiles(self, missing, quantile)
             self._profiles.update({(name, quantile): made[name] for name in missing})
             known |= made
         return known

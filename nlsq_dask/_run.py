@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from nlsq_dask._evaluators import evaluator_of
 from nlsq_dask._job import Job, logger, versions
 from nlsq_dask._multi_start import Start, best_end, draw_starts, run_starts
 from nlsq_dask._pilot import PrimedEvaluator, first_pass, run_pilot
+from nlsq_dask._profile_fits import profiles
 from nlsq_dask._progress import ProgressLine
 from nlsq_dask._record import PilotRecord
 from nlsq_dask._result import FitResult
@@ -325,5 +327,7 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=robust,
         bounds=reduction.expand_bounds(job.lower, job.upper),
-        fitted=FittedModel(spec, job.data, job.device, job.client, job.row_wise, job),
+        fitted=FittedModel(
+            spec, job.data, job.device, job.client, job.row_wise, partial(profiles, job)
+        ),
     )

@@ -63,8 +63,8 @@ class FittedModel:
         Cluster that reads lazy data where a sum over them is asked for.
     row_wise : bool
         Whether the model may be evaluated block by block.
-    job : object, optional
-        How the fit was made, for those who make further fits to its data.
+    profiles : callable, optional
+        ``profiles(record, names, quantile)`` makes further fits to the data, for profiles by name.
     """
 
     spec: ModelSpec
@@ -72,7 +72,7 @@ class FittedModel:
     device: str | None = None
     client: Client | None = None
     row_wise: bool = True
-    job: Any = None
+    profiles: Callable[..., Any] | None = None
 
     @classmethod
     def of_model(
