@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from nlsq_dask._fit import fit
     from nlsq_dask._fit_models import fit_models
     from nlsq_dask._fit_plan import FitPlan
-    from nlsq_dask._multi_start import Start
     from nlsq_dask._profile import Profile
-    from nlsq_dask._record import PilotRecord
+    from nlsq_dask._record import PilotRecord, Start
     from nlsq_dask._result import FitResult, Parameter
 
 __version__ = "0.1.0"
@@ -79,7 +78,7 @@ _LAZY = {
     "Parameter": "nlsq_dask._result",
     "PilotRecord": "nlsq_dask._record",
     "Profile": "nlsq_dask._profile",
-    "Start": "nlsq_dask._multi_start",
+    "Start": "nlsq_dask._record",
 }
 
 

@@ -15,13 +15,12 @@ where the sample does not show all parameters, and then only from an end that co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask._errors import Status
+from nlsq_dask._record import Start
 from nlsq_dask.core.minimize import advance, minimize, start
 from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
 from nlsq_dask.core.reflective import Box
@@ -43,53 +42,6 @@ MIN_RUNS = 4
 # of their values, which is what data without noise leave.
 SAME_BASIN_SIGMA = 1.0
 SAME_BASIN_RTOL = 1e-4
-
-
-@dataclass(frozen=True)
-class Start:
-    """One starting point and where it led.
-
-    Attributes
-    ----------
-    p0 : ndarray, shape (p,), float64
-        The start.
-    start_cost : float
-        Cost there; infinite where the model is not finite.
-    params : ndarray, shape (p,), float64, or None
-        Where the fit from it ended; None if it was given up on the way.
-    cost : float or None
-        Cost at the end. For streamed data ``start_cost`` is that of the sample, and ``cost`` that
-        of all rows, at the best end of the basin.
-    basin : int or None
-        Number of the basin it ended in, 0 the best; ends within a standard error share one.
-    status : Status or None
-        Why the fit from it ended.
-    """
-
-    p0: FloatArray
-    start_cost: float
-    params: FloatArray | None = None
-    cost: float | None = None
-    basin: int | None = None
-    status: Status | None = None
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_dict` wrote, infinities given as text."""
-        return cls(
-            np.array(saved["p0"], np.float64),
-            float(saved["start_cost"]),
-            None if saved["params"] is None else np.array(saved["params"], np.float64),
-            None if saved["cost"] is None else float(saved["cost"]),
-            saved["basin"],
-            None if saved["status"] is None else Status(saved["status"]),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name, the status as a number."""
-        fields = dict(vars(self))
-        fields["status"] = None if self.status is None else int(self.status)
-        return fields
 
 
 def search_box(
@@ -193,11 +145,6 @@ def best_end(starts: Sequence[Start]) -> FloatArray:
     """Where the full fit starts: the best end, or the best start if none has ended."""
     best = min(starts, key=lambda s: (s.cost is None, s.start_cost if s.cost is None else s.cost))
     return best.p0 if best.params is None else best.params
-
-
-def n_basins(starts: Sequence[Start]) -> int:
-    """Number of basins that starts have ended in."""
-    return len({start.basin for start in starts if start.basin is not None})
 
 
 def _first_steps(

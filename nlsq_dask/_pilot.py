@@ -18,8 +18,8 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask._evaluators import sample_evaluator
 from nlsq_dask._job import Job, logger
-from nlsq_dask._multi_start import Start, best_end, draw_starts, n_basins, ranked, run_starts
-from nlsq_dask._record import PilotRecord
+from nlsq_dask._multi_start import best_end, draw_starts, ranked, run_starts
+from nlsq_dask._record import PilotRecord, Start, n_basins
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import Basis, Linearization, factorize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, SupportsFloat
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask._multi_start import Start
 from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
@@ -40,6 +39,53 @@ class Parameter:
 
     def __str__(self) -> str:
         return format_uncertain(self.value, self.stderr)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One starting point and where it led.
+
+    Attributes
+    ----------
+    p0 : ndarray, shape (p,), float64
+        The start.
+    start_cost : float
+        Cost there; infinite where the model is not finite.
+    params : ndarray, shape (p,), float64, or None
+        Where the fit from it ended; None if it was given up on the way.
+    cost : float or None
+        Cost at the end. For streamed data ``start_cost`` is that of the sample, and ``cost`` that
+        of all rows, at the best end of the basin.
+    basin : int or None
+        Number of the basin it ended in, 0 the best; ends within a standard error share one.
+    status : Status or None
+        Why the fit from it ended.
+    """
+
+    p0: FloatArray
+    start_cost: float
+    params: FloatArray | None = None
+    cost: float | None = None
+    basin: int | None = None
+    status: Status | None = None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_dict` wrote, infinities given as text."""
+        return cls(
+            np.array(saved["p0"], np.float64),
+            float(saved["start_cost"]),
+            None if saved["params"] is None else np.array(saved["params"], np.float64),
+            None if saved["cost"] is None else float(saved["cost"]),
+            saved["basin"],
+            None if saved["status"] is None else Status(saved["status"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, the status as a number."""
+        fields = dict(vars(self))
+        fields["status"] = None if self.status is None else int(self.status)
+        return fields
 
 
 @dataclass(frozen=True)
@@ -266,6 +312,11 @@ class FitRecord:
 
     def _deviance(self) -> float:
         return statistics.deviance(self.chi2, self.n_points, known_scale=self.absolute_sigma)
+
+
+def n_basins(starts: Sequence[Start]) -> int:
+    """Number of basins that starts have ended in."""
+    return len({start.basin for start in starts if start.basin is not None})
 
 
 def interval_quantile(level: object, dof: int, *, known_scale: bool) -> float:

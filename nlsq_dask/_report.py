@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from nlsq_dask._multi_start import n_basins
-from nlsq_dask._record import FitRecord, Parameter
+from nlsq_dask._record import FitRecord, Parameter, n_basins
 
 # Correlations that are worth a line: beyond it a standard error says little by itself. And how
 # many lines at most, as p parameters have p² / 2 of them.

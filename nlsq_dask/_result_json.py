@@ -19,8 +19,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask._multi_start import Start
-from nlsq_dask._record import FitRecord, PilotRecord
+from nlsq_dask._record import FitRecord, PilotRecord, Start
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord

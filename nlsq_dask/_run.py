@@ -17,11 +17,11 @@ from nlsq_dask import _errors
 from nlsq_dask._callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask._evaluators import evaluator_of
 from nlsq_dask._job import Job, logger, versions
-from nlsq_dask._multi_start import Start, best_end, draw_starts, run_starts
+from nlsq_dask._multi_start import best_end, draw_starts, run_starts
 from nlsq_dask._pilot import PrimedEvaluator, first_pass, run_pilot
 from nlsq_dask._profile_fits import profiles
 from nlsq_dask._progress import ProgressLine
-from nlsq_dask._record import PilotRecord
+from nlsq_dask._record import PilotRecord, Start
 from nlsq_dask._result import FitResult
 from nlsq_dask._sample import LazySample, guessed_start
 from nlsq_dask.core import statistics
