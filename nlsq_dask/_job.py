@@ -23,7 +23,7 @@ from nlsq_dask.core.constraints import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, Machine, Problem, WorkflowPlan, plan_workflow
-from nlsq_dask.io.checkpoint import to_json
+from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.block import find_device

@@ -23,7 +23,7 @@ from nlsq_dask._record import FitRecord, PilotRecord, Start
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
-from nlsq_dask.io.checkpoint import to_json
+from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.files import write_atomically
 
 FORMAT = "nlsq_dask result"

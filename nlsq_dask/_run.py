@@ -34,7 +34,8 @@ from nlsq_dask.core.workflow import create_checkpoint_directory
 from nlsq_dask.engines.fitted import FittedModel
 from nlsq_dask.engines.in_memory import InMemoryEvaluator
 from nlsq_dask.engines.together import Seat
-from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore, to_json
+from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.finite import finite_problem
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.loss import HALF_OF_ROWS, Loss

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
+from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.files import write_atomically
 
 FORMAT = "nlsq_dask checkpoint 5"
@@ -171,20 +171,6 @@ class CheckpointStore:
             raise _errors.checkpoint_of_another_fit(
                 path, differing, saved.get(first), self._problem.get(first)
             )
-
-
-def to_json(value: Any) -> Any:
-    """Write arrays and numbers as JSON values that read back to the same bits."""
-    if isinstance(value, np.ndarray):
-        return to_json(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [to_json(item) for item in value]
-    if isinstance(value, float | np.floating):
-        number = float(value)
-        return number if math.isfinite(number) else repr(number)
-    if isinstance(value, np.integer):
-        return int(value)
-    return value
 
 
 def _state_to_json(state: SolverState) -> dict[str, Any]:
