@@ -28,15 +28,19 @@ from nlsq_dask.engines.first_look import look_at
 from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage, aligned_empty
+from nlsq_dask.io.stage import (
+    MIN_PART_ROWS,
+    STAGE_ROWS,
+    Block,
+    Stage,
+    aligned_empty,
+    power_of_two_from,
+)
 from nlsq_dask.kernels.block import BlockKernel, block_kernel
 from nlsq_dask.kernels.model import ModelSpec
 from nlsq_dask.kernels.tiles import Rows
 
 PartT = TypeVar("PartT")
-
-# Smallest buffer of kept rows: below it a kernel call costs its overhead, whatever the rows.
-MIN_PART_ROWS = 1 << 10
 
 # Parts a data set of moderate size is cut into, so that several cores share it evenly.
 MIN_PARTS = 8
@@ -258,8 +262,3 @@ def part_rows(n_rows: int) -> int:
     """Rows of a buffer: a power of two, so that few shapes are ever compiled."""
     wanted = n_rows if n_rows < THREADING_ROWS else -(-n_rows // MIN_PARTS)
     return min(max(power_of_two_from(wanted), MIN_PART_ROWS), STAGE_ROWS)
-
-
-def power_of_two_from(rows: int) -> int:
-    """The smallest power of two that is at least ``rows``."""
-    return 1 << (rows - 1).bit_length()

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.in_memory import MIN_PART_ROWS, power_of_two_from
 from nlsq_dask.io.chunks import broadcast_box, row_boxes
 from nlsq_dask.io.observations import Array
-from nlsq_dask.io.stage import STAGE_ROWS, Block, aligned_empty
+from nlsq_dask.io.stage import MIN_PART_ROWS, STAGE_ROWS, Block, aligned_empty, power_of_two_from
 from nlsq_dask.kernels.model import ModelSpec
 from nlsq_dask.kernels.predict import row_kernel
 

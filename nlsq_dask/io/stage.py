@@ -33,6 +33,9 @@ ALIGNMENT = 64
 # between the copy and the kernel, large enough to make the 50 µs of a call disappear.
 STAGE_ROWS = 1 << 18
 
+# Smallest buffer of rows: below it a kernel call costs its overhead, whatever the rows.
+MIN_PART_ROWS = 1 << 10
+
 # Rows, at least, of which is found at a time which of them count: without it a stage of which few
 # rows count would be filled in ever smaller steps.
 MIN_SCAN_ROWS = 1 << 12
@@ -294,3 +297,8 @@ class Stage:
         """Forget all rows. Only after the kernel call that reads them has returned its result."""
         self.n_rows = 0
         self.n_left_out = 0
+
+
+def power_of_two_from(rows: int) -> int:
+    """The smallest power of two that is at least ``rows``."""
+    return 1 << (rows - 1).bit_length()
