@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TypeVar
-
-import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
@@ -68,31 +65,6 @@ def accumulate(
         total = total + sum_of(stage)
     _local.stage = stage
     return total
-
-
-def no_rows(size: int) -> Callable[[int], NormalEquations]:
-    """Normal equations over no rows, given how many were left out, for ``size`` directions."""
-
-    def nothing(n_left_out: int) -> NormalEquations:
-        return replace(NormalEquations.zero(size), n_skipped=n_left_out)
-
-    return nothing
-
-
-def no_costs(size: int) -> Callable[[int], FloatArray]:
-    """Costs of ``size`` candidates over no rows, however many were left out."""
-    return lambda _: np.zeros(size)
-
-
-def no_survey(size: int, n_candidates: int) -> Callable[[int], Survey]:
-    """What a survey finds in no rows, given how many were left out."""
-    nothing, costs = no_rows(size), np.zeros(n_candidates)
-    return lambda n_left_out: Survey(nothing(n_left_out), costs)
-
-
-def no_meat(size: int) -> Callable[[int], FloatArray]:
-    """Products of scores of ``size`` parameters over no rows, however many were left out."""
-    return lambda _: np.zeros((size, size))
 
 
 def rows_of_stage(stage: Stage) -> Rows:

@@ -16,11 +16,18 @@ import cloudpickle
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
-from nlsq_dask.engines.accumulate import accumulate, no_costs, no_meat, no_rows, no_survey
+from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.cache import KeptGroup
 from nlsq_dask.engines.groups import GroupPlan, without_collections
 from nlsq_dask.engines.prefetch import read_ahead
-from nlsq_dask.engines.requests import Request, answers_of_rows
+from nlsq_dask.engines.requests import (
+    Request,
+    answers_of_rows,
+    no_costs,
+    no_meat,
+    no_rows,
+    no_survey,
+)
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
 from nlsq_dask.kernels.block import block_kernel
 from nlsq_dask.kernels.model import ModelSpec

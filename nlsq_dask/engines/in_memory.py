@@ -15,17 +15,16 @@ from typing import Any, Generic, Self, TypeVar
 from nlsq_dask._errors import all_left_out
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
 from nlsq_dask.core.resources import available_cores
-from nlsq_dask.engines.accumulate import (
-    SumT,
-    accumulate,
+from nlsq_dask.engines.accumulate import SumT, accumulate, rows_of_stage
+from nlsq_dask.engines.first_look import look_at
+from nlsq_dask.engines.requests import (
+    Request,
+    answers_of_rows,
     no_costs,
     no_meat,
     no_rows,
     no_survey,
-    rows_of_stage,
 )
-from nlsq_dask.engines.first_look import look_at
-from nlsq_dask.engines.requests import Request, answers_of_rows
 from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import (

@@ -8,11 +8,12 @@ have the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
-from nlsq_dask.engines.accumulate import no_costs, no_rows, no_survey
 from nlsq_dask.kernels.block import BlockKernel
 from nlsq_dask.kernels.tiles import Rows
 
@@ -112,3 +113,28 @@ def answers_of_rows(
         return Many(tuple(asked.nothing(n_left_out) for asked in requests))
 
     return of_rows, nothing
+
+
+def no_rows(size: int) -> Callable[[int], NormalEquations]:
+    """Normal equations over no rows, given how many were left out, for ``size`` directions."""
+
+    def nothing(n_left_out: int) -> NormalEquations:
+        return replace(NormalEquations.zero(size), n_skipped=n_left_out)
+
+    return nothing
+
+
+def no_costs(size: int) -> Callable[[int], FloatArray]:
+    """Costs of ``size`` candidates over no rows, however many were left out."""
+    return lambda _: np.zeros(size)
+
+
+def no_survey(size: int, n_candidates: int) -> Callable[[int], Survey]:
+    """What a survey finds in no rows, given how many were left out."""
+    nothing, costs = no_rows(size), np.zeros(n_candidates)
+    return lambda n_left_out: Survey(nothing(n_left_out), costs)
+
+
+def no_meat(size: int) -> Callable[[int], FloatArray]:
+    """Products of scores of ``size`` parameters over no rows, however many were left out."""
+    return lambda _: np.zeros((size, size))

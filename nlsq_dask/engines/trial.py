@@ -11,10 +11,11 @@ import cloudpickle
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.accumulate import accumulate, no_rows
+from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.cache import KeptGroup
 from nlsq_dask.engines.group_task import Work, load, run_group
 from nlsq_dask.engines.groups import GroupPlan, StreamPlan
+from nlsq_dask.engines.requests import no_rows
 from nlsq_dask.engines.runners import ClusterRunner, LocalRunner, Runner
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block
