@@ -26,10 +26,10 @@ import zarr
 
 from benchmarks.common import Row, arguments, interleave, judge, ratio, report
 from benchmarks.problems import FloatArray, Model
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.in_memory import InMemoryEvaluator, chunked_evaluator
 from nlsq_dask.io.sources import Observations, observe
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.user_model.model import prepare_model
 
 NAMES = ("a", "b", "c", "d")
 PARAMS = np.array([2.5, 1.3, 0.4, -0.2])

@@ -25,11 +25,11 @@ from benchmarks.common import Row, arguments, interleave, judge, local_cluster, 
 from benchmarks.memory import generated
 from benchmarks.problems import EXPONENTIAL
 from nlsq_dask.core.normal_equations import NormalEquations
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.in_memory import standard_evaluator
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.signature import parameter_names
 
 CHUNK_ROWS = 8_000_000  # 64 MB of float64
 BAR = 1.25

@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks.common import Row, arguments, in_fresh_process, interleave, judge, ratio, report
 from benchmarks.problems import EXPONENTIAL, GAUSSIANS, FloatArray, Model, Problem
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
-from nlsq_dask.kernels.block import block_kernel
-from nlsq_dask.kernels.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
+from nlsq_dask.kernels.sums import block_kernel
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, tile_rows
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.signature import parameter_names
 
 BARS = ((EXPONENTIAL, 2.6), (GAUSSIANS, 5.5))
 

@@ -30,10 +30,10 @@ from benchmarks.common import (
     stopwatch,
 )
 from benchmarks.problems import EXPONENTIAL, FloatArray
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.signature import parameter_names
 
 CHUNK_ROWS = 100
 X, Y = EXPONENTIAL.data(CHUNK_ROWS)

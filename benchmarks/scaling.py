@@ -28,11 +28,11 @@ from distributed.protocol import dumps
 
 from benchmarks.common import Row, arguments, report, stopwatch
 from benchmarks.problems import EXPONENTIAL, FloatArray
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.signature import parameter_names
 
 #: Rows that a chunk is said to have: x and y are 64 MB, what a group holds. In fact it has one.
 CHUNK_ROWS = 4_000_000

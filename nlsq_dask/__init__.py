@@ -24,15 +24,15 @@ from nlsq_dask._errors import (
 )
 
 if TYPE_CHECKING:
-    from nlsq_dask._comparison import ModelComparison
-    from nlsq_dask._curve_fit import curve_fit
-    from nlsq_dask._dry_run import plan
-    from nlsq_dask._fit import fit
-    from nlsq_dask._fit_models import fit_models
-    from nlsq_dask._fit_plan import FitPlan
-    from nlsq_dask._profile import Profile
-    from nlsq_dask._record import PilotRecord, Start
-    from nlsq_dask._result import FitResult, Parameter
+    from nlsq_dask.api.curve_fit import curve_fit
+    from nlsq_dask.api.fit import fit
+    from nlsq_dask.api.fit_models import fit_models
+    from nlsq_dask.api.plan import plan
+    from nlsq_dask.results.comparison import ModelComparison
+    from nlsq_dask.results.fit_plan import FitPlan
+    from nlsq_dask.results.profile import Profile
+    from nlsq_dask.results.record import PilotRecord, Start
+    from nlsq_dask.results.result import FitResult, Parameter
 
 __version__ = "0.1.0"
 
@@ -68,17 +68,17 @@ __all__ = [
 
 # Loaded when first used: JAX takes a second to import, and a script may only want the errors.
 _LAZY = {
-    "fit": "nlsq_dask._fit",
-    "fit_models": "nlsq_dask._fit_models",
-    "curve_fit": "nlsq_dask._curve_fit",
-    "ModelComparison": "nlsq_dask._comparison",
-    "plan": "nlsq_dask._dry_run",
-    "FitPlan": "nlsq_dask._plan",
-    "FitResult": "nlsq_dask._result",
-    "Parameter": "nlsq_dask._result",
-    "PilotRecord": "nlsq_dask._record",
-    "Profile": "nlsq_dask._profile",
-    "Start": "nlsq_dask._record",
+    "fit": "nlsq_dask.api.fit",
+    "fit_models": "nlsq_dask.api.fit_models",
+    "curve_fit": "nlsq_dask.api.curve_fit",
+    "ModelComparison": "nlsq_dask.results.comparison",
+    "plan": "nlsq_dask.api.plan",
+    "FitPlan": "nlsq_dask.results.fit_plan",
+    "FitResult": "nlsq_dask.results.result",
+    "Parameter": "nlsq_dask.results.result",
+    "PilotRecord": "nlsq_dask.results.record",
+    "Profile": "nlsq_dask.results.profile",
+    "Start": "nlsq_dask.results.record",
 }
 
 

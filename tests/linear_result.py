@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlsq_dask import Status
-from nlsq_dask._result import FitResult
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import Moments
+from nlsq_dask.results.result import FitResult
 
 
 @dataclass(frozen=True)

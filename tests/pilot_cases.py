@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask import fit
-from nlsq_dask._job import STAT_TOL
-from nlsq_dask.engines.sampling import sample_blocks
+from nlsq_dask.engines.dask.sampling import sample_blocks
+from nlsq_dask.fitting.prepare import STAT_TOL
 from nlsq_dask.io.chunks import spread_blocks
 
 CHUNK = 500

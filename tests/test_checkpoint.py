@@ -25,8 +25,8 @@ from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
-from nlsq_dask.io import checkpoint as checkpoint_module
-from nlsq_dask.io.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting import checkpoint as checkpoint_module
+from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from tests.same_result import assert_same_result
 
 X = np.linspace(0, 4, 400)

@@ -64,7 +64,7 @@ def test_importing_changes_no_setting():
         "assert settings() == before\n"
         "import jax, jax.numpy, dask.array\n"
         "dask_settings, before = dict(dask.config.config), settings()\n"
-        "import nlsq_dask._fit, nlsq_dask.engines.dask\n"
+        "import nlsq_dask.api.fit, nlsq_dask.engines.dask.engine\n"
         "assert settings() == before\n"
         "assert dask.config.config == dask_settings\n"
         "assert not jax.config.jax_enable_x64\n"

@@ -27,11 +27,11 @@ from nlsq_dask import (
     fit,
     fit_models,
 )
-from nlsq_dask.kernels import model as model_module
-from nlsq_dask.kernels import rows as rows_module
-from nlsq_dask.kernels.block import block_kernel
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.kernels.sums import block_kernel
 from nlsq_dask.kernels.tiles import Rows
+from nlsq_dask.user_model import model as model_module
+from nlsq_dask.user_model import row_wise
+from nlsq_dask.user_model.model import prepare_model
 from tests.models_as_written import IN_PLACE, PARAMS
 
 X = np.linspace(0.1, 4.0, 60)
@@ -282,7 +282,7 @@ def test_result_does_not_follow_a_state_that_changed_since():
 ELSEWHERE = """
 import pickle, sys
 import numpy as np
-from nlsq_dask.kernels.block import block_kernel
+from nlsq_dask.kernels.sums import block_kernel
 from nlsq_dask.kernels.tiles import Rows
 spec = pickle.load(open(sys.argv[1], "rb"))
 x = np.linspace(0.0, 2.0, 15)
@@ -450,12 +450,12 @@ LOOPS = [
 def traced_rows(monkeypatch):
     """Numbers of rows that models are traced for while they are examined."""
     numbers = []
-    trace_call, trace_model = model_module._trace_call, rows_module.trace_model
+    trace_call, trace_model = model_module._trace_call, row_wise.trace_model
     monkeypatch.setattr(
         model_module, "_trace_call", lambda spec, n: numbers.append(n) or trace_call(spec, n)
     )
     monkeypatch.setattr(
-        rows_module, "trace_model", lambda spec, n: numbers.append(n) or trace_model(spec, n)
+        row_wise, "trace_model", lambda spec, n: numbers.append(n) or trace_model(spec, n)
     )
     return numbers
 

@@ -19,20 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import CovarianceWarning, InputError, Start, Status, fit
-from nlsq_dask._multi_start import (
+from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.solver_state import SolverOptions
+from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.sampling import sample_blocks
+from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
+from nlsq_dask.fitting.checkpoint import to_json
+from nlsq_dask.fitting.multi_start import (
     FIRST_EVALUATIONS,
     _number_basins,
     draw_starts,
     search_box,
 )
-from nlsq_dask.core.minimize import minimize
-from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.engines.dask import DaskEvaluator
-from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
-from nlsq_dask.engines.sampling import sample_blocks
-from nlsq_dask.io.checkpoint import to_json
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.user_model.model import prepare_model
 from tests.same_result import assert_same_result
 
 PI = math.pi

@@ -13,8 +13,9 @@ from benchmarks.nist_table import (
     fit_with,
     write_replicated,
 )
-from nlsq_dask import _evaluators, fit
+from nlsq_dask import fit
 from nlsq_dask.engines.in_memory import chunked_evaluator
+from nlsq_dask.fitting import open_engine
 from tests import nist
 
 PROBLEMS = nist.load_all()
@@ -45,7 +46,7 @@ def test_certified_digits(name, start, strategy, monkeypatch):
     def of_small_blocks(data, spec, device, *_):
         return chunked_evaluator(data, spec, device, block_rows=16)
 
-    monkeypatch.setattr(_evaluators, "chunked_evaluator", of_small_blocks)
+    monkeypatch.setattr(open_engine, "chunked_evaluator", of_small_blocks)
     result = fit_with(PROBLEMS[name], start, strategy)
     assert result.strategy == strategy
     assert_certified(PROBLEMS[name], result)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from nlsq_dask import fit
 from nlsq_dask._errors import Status
-from nlsq_dask._job import PILOT_ROWS_IN_MEMORY, PILOT_ROWS_STREAMED, STAT_TOL
-from nlsq_dask.engines.sampling import SAMPLE_BLOCKS, SAMPLE_FRACTION
-from nlsq_dask.io.checkpoint import CheckpointStore
+from nlsq_dask.engines.dask.sampling import SAMPLE_BLOCKS, SAMPLE_FRACTION
+from nlsq_dask.fitting.checkpoint import CheckpointStore
+from nlsq_dask.fitting.prepare import PILOT_ROWS_IN_MEMORY, PILOT_ROWS_STREAMED, STAT_TOL
 from tests.counting_store import stored
 from tests.pilot_cases import (
     CHUNK,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import ConvergenceWarning, InputError, fit
-from nlsq_dask._job import STAT_TOL
+from nlsq_dask.fitting.prepare import STAT_TOL
 from tests.pilot_cases import (
     CHUNK,
     CONVERGED,

@@ -14,11 +14,11 @@ import pytest
 
 from nlsq_dask import InputError
 from nlsq_dask._errors import MissingLibraryError
-from nlsq_dask._plot import MAX_POINTS, plot_fit
-from nlsq_dask.engines.binning import BinSums
-from nlsq_dask.engines.fitted import FittedModel
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.questions.histogram import BinSums
+from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.results.plot import MAX_POINTS, plot_fit
+from nlsq_dask.user_model.model import prepare_model
 
 PARAMS = np.array([2.0, 1.3, 0.5])
 MANY = MAX_POINTS + 1

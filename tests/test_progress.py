@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import _progress, fit
-from nlsq_dask._progress import ProgressLine
+from nlsq_dask import fit
+from nlsq_dask.fitting import progress
+from nlsq_dask.fitting.progress import ProgressLine
 
 X = np.linspace(0, 4, 2000)
 Y = 2.5 * np.exp(-1.3 * X) + 0.5
@@ -43,7 +44,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(_progress, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from nlsq_dask import ConvergenceWarning, Parameter, Status, fit
-from nlsq_dask._record import format_uncertain
+from nlsq_dask.results.record import format_uncertain
 from tests.linear_result import linear_result
 
 X = np.linspace(0, 4, 200)

@@ -18,11 +18,11 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from nlsq_dask import FitResult, InputError, ModelError, Start, Status, fit
-from nlsq_dask._record import FitRecord, PilotRecord
-from nlsq_dask._result_json import FORMAT, HEAD_BYTES
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.results.record import FitRecord, PilotRecord
+from nlsq_dask.results.saving import FORMAT, HEAD_BYTES
 from tests.linear_result import linear_result
 
 X = np.linspace(0.0, 3.0, 40)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nlsq_dask import FitResult, InputError, fit
 from nlsq_dask._errors import Status
-from nlsq_dask._job import STAT_TOL
+from nlsq_dask.fitting.prepare import STAT_TOL
 
 #: Criteria at which a fit stands at the optimum, for all that these tests ask.
 CONVERGED: dict[str, Any] = {"stat_tol": 1e-7, "ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nlsq_dask import InputError, fit
-from nlsq_dask._record import interval_quantile
 from nlsq_dask.core import statistics
+from nlsq_dask.results.record import interval_quantile
 from tests.linear_result import linear_result
 
 RNG = np.random.default_rng(20)

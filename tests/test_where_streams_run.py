@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from nlsq_dask import InputError, fit
-from nlsq_dask.engines import dask as dask_engine
-from nlsq_dask.engines import runners
-from nlsq_dask.engines.cluster import smallest_worker
-from nlsq_dask.engines.scheduler import local_threads
+from nlsq_dask.engines.dask import engine as dask_engine
+from nlsq_dask.engines.dask import runners
+from nlsq_dask.engines.dask.cluster import smallest_worker
+from nlsq_dask.engines.dask.scheduler import local_threads
 
 X = np.linspace(0, 4, 3000)
 Y = 2.5 * np.exp(-1.3 * X) + 0.5 + 0.05 * np.sin(31 * X)

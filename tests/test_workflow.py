@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_dask import _job, _run, fit, plan
-from nlsq_dask._job import STAT_TOL
+from nlsq_dask import fit, plan
 from nlsq_dask.core import memory_budget
 from nlsq_dask.core.workflow import (
     WORKFLOW_PRESETS,
@@ -27,7 +26,9 @@ from nlsq_dask.core.workflow import (
     OptimizationGoal,
     calculate_adaptive_tolerances,
 )
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.fitting import prepare, run
+from nlsq_dask.fitting.prepare import STAT_TOL
 from tests.counting_store import stored
 
 TOLERANCES = ("gtol", "ftol", "xtol")
@@ -70,13 +71,13 @@ def in_folder(tmp_path, monkeypatch):
 def evaluators(monkeypatch):
     """Plans of fits and the evaluators that were made for them."""
     made = []
-    original = _run.evaluator_of
+    original = run.evaluator_of
 
     def evaluator_of(job, progress):
         made.append((job.plan, original(job, progress)))
         return made[-1][1]
 
-    monkeypatch.setattr(_run, "evaluator_of", evaluator_of)
+    monkeypatch.setattr(run, "evaluator_of", evaluator_of)
     return made
 
 
@@ -333,14 +334,14 @@ def blocks_and_threads(evaluator):
 @pytest.mark.parametrize("lazy", [False, True])
 def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, evaluators, monkeypatch):
     # Numbers that no default has.
-    original = _job.plan_workflow
+    original = prepare.plan_workflow
 
     def plan_workflow(*args, **kwargs):
         return dataclasses.replace(original(*args, **kwargs), config=BlockConfig(256, 3, 1))
 
     expected = fit(decay, X, Y, p0=START)
     evaluators.clear()
-    monkeypatch.setattr(_job, "plan_workflow", plan_workflow)
+    monkeypatch.setattr(prepare, "plan_workflow", plan_workflow)
     data = X, Y
     if lazy:
         data = tuple(da.from_array(a, chunks=700) for a in data)

@@ -1,1 +1,1 @@
-"""How blocks of rows become one sum: in this process, or as Dask tasks."""
+"""Who answers questions of all rows: threads of this process, or the tasks of Dask."""

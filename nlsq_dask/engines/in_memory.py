@@ -17,14 +17,6 @@ from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.accumulate import SumT, accumulate, rows_of_stage
 from nlsq_dask.engines.first_look import look_at
-from nlsq_dask.engines.requests import (
-    Request,
-    answers_of_rows,
-    no_costs,
-    no_meat,
-    no_rows,
-    no_survey,
-)
 from nlsq_dask.io.chunks import block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import (
@@ -35,9 +27,17 @@ from nlsq_dask.io.stage import (
     aligned_empty,
     power_of_two_from,
 )
-from nlsq_dask.kernels.block import BlockKernel, block_kernel
-from nlsq_dask.kernels.model import ModelSpec
+from nlsq_dask.kernels.sums import BlockKernel, block_kernel
 from nlsq_dask.kernels.tiles import Rows
+from nlsq_dask.questions.question import (
+    Request,
+    answers_of_rows,
+    no_costs,
+    no_meat,
+    no_rows,
+    no_survey,
+)
+from nlsq_dask.user_model.model import ModelSpec
 
 PartT = TypeVar("PartT")
 

@@ -1,1 +1,1 @@
-"""From what a user passes to blocks of rows: sources and the arithmetic of chunks."""
+"""What a user passes: sources, observations, and the blocks of rows that are made of them."""

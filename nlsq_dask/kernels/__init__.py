@@ -1,1 +1,1 @@
-"""One block of rows, in JAX: the user's model, the sums over tiles of rows, and loss functions."""
+"""Rows to sums, in JAX: what all rows of a buffer contribute, and values on them."""

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.kernels.foreign import eager_value
-from nlsq_dask.kernels.model import ModelSpec, trace_model
-from nlsq_dask.kernels.model_value import ModelErrors
 from nlsq_dask.kernels.tiles import Rows
-from nlsq_dask.kernels.traces import coarsest_epsilon
+from nlsq_dask.user_model.called_back import eager_value
+from nlsq_dask.user_model.model import ModelSpec, trace_model
+from nlsq_dask.user_model.model_value import ModelErrors
+from nlsq_dask.user_model.traces import coarsest_epsilon
 
 # Rows that are compared of a model that works row by row.
 COMPARED_ROWS = 64

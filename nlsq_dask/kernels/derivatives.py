@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from nlsq_dask.kernels.model import ModelSpec, call_jacobian, call_model, trace_model
+from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model, trace_model
 
 # Models of which it is kept whether they call Python back: as many as have kernels.
 MAX_KERNELS = 64

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask.kernels.model import ModelSpec, prepare_model
+from nlsq_dask.user_model.model import ModelSpec, prepare_model
 from tests.engines.problems import (
     Problem,
     exact_sums,

@@ -107,7 +107,7 @@ def test_clusters_of_one_two_and_four_processes(expected, expected_by_default):
             client.wait_for_workers(n_workers)
             assert bits(run(client)) == expected
             assert bits(run(client, DEFAULTS)) == expected_by_default
-            used = client.run(lambda: "nlsq_dask.kernels.block" in __import__("sys").modules)
+            used = client.run(lambda: "nlsq_dask.kernels.sums" in __import__("sys").modules)
             assert len(used) == n_workers
             assert all(used.values())
 

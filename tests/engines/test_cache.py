@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask.core.memory_budget import WORKER_BASE_BYTES
-from nlsq_dask.engines import cache
-from nlsq_dask.engines.cache import KeptGroup, WorkerRoom, plan_keeping
-from nlsq_dask.engines.cluster import worker_rooms
-from nlsq_dask.engines.dask import DaskEvaluator
-from nlsq_dask.engines.groups import GroupPlan, StreamPlan, plan_stream
-from nlsq_dask.engines.prefetch import read_blocks
+from nlsq_dask.engines.dask import cache
+from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, plan_keeping
+from nlsq_dask.engines.dask.cluster import worker_rooms
+from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan, plan_stream
+from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
 from tests.counting_store import stored
 from tests.engines.conformance import EvaluatorConformance

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, ModelError, fit
-from nlsq_dask.engines.dask import DaskEvaluator
-from nlsq_dask.engines.scheduler import active_client
+from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.block import compilations
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.kernels.sums import compilations
+from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance, seeds
 from tests.engines.problems import decays, exact_sums, plain_problem, problems
 from tests.engines.test_dask import chunked_problem, in_dask_arrays

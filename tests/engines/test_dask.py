@@ -11,10 +11,10 @@ import pytest
 from dask.callbacks import Callback
 
 from nlsq_dask import fit
-from nlsq_dask.engines.dask import DaskEvaluator
-from nlsq_dask.engines.scheduler import active_client
+from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance
 from tests.engines.problems import exact_sums, plain_problem, random_chunks
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, NotRowWiseError
-from nlsq_dask.engines.fitted import FittedModel
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import call_model, prepare_loss, prepare_model
-from nlsq_dask.kernels.predict import row_compilations
+from nlsq_dask.kernels.values import row_compilations
+from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.user_model.model import call_model, prepare_loss, prepare_model
 from tests.counting_store import stored
 from tests.engines.problems import combined, decays, problems, random_chunks
 

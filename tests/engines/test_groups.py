@@ -19,10 +19,10 @@ from dask.core import flatten
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask.engines import grouping, pieces
-from nlsq_dask.engines.groups import common_chunks, plan_stream
-from nlsq_dask.engines.pieces import MAX_TASKS_TO_REPEAT
-from nlsq_dask.engines.prefetch import read_blocks
+from nlsq_dask.engines.dask import grouping, pieces
+from nlsq_dask.engines.dask.groups import common_chunks, plan_stream
+from nlsq_dask.engines.dask.pieces import MAX_TASKS_TO_REPEAT
+from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
 from tests.engines.problems import problems
 from tests.engines.test_dask import in_dask_arrays
@@ -250,7 +250,7 @@ PLAN_PROGRAM = textwrap.dedent(
     import sys
     sys.path[:] = {path!r}
     import dask.array as da, numpy as np
-    from nlsq_dask.engines.groups import plan_stream
+    from nlsq_dask.engines.dask.groups import plan_stream
     from nlsq_dask.io.sources import observe
     numbers = np.arange(5000.0)
     x = da.from_array(numbers, chunks=70, name="x")

@@ -11,8 +11,8 @@ from nlsq_dask.engines import in_memory
 from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.io.sources import observe
 from nlsq_dask.io.stage import STAGE_ROWS
-from nlsq_dask.kernels.block import BlockKernel
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.kernels.sums import BlockKernel
+from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance
 from tests.engines.problems import exact_sums, plain_problem
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from nlsq_dask import InputError, fit
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.user_model.model import prepare_model
 from tests.counting_store import stored
 from tests.engines.missing_problems import Gappy, gappy_problems
 from tests.engines.problems import exact_sums, plain_problem, with_params

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from nlsq_dask.engines.dask import DaskEvaluator
-from nlsq_dask.engines.groups import plan_stream
-from nlsq_dask.engines.prefetch import (
+from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.groups import plan_stream
+from nlsq_dask.engines.dask.prefetch import (
     AHEAD_BYTES,
     REMOTE_DEPTH,
     prefetch_depth,

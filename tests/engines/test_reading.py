@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nlsq_dask import fit
-from nlsq_dask.kernels.block import compilations
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.kernels.sums import compilations
+from nlsq_dask.user_model.model import prepare_model
 from tests.counting_store import stored
 
 RNG = np.random.default_rng(2)

@@ -9,12 +9,12 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from nlsq_dask.engines.dask import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
-from nlsq_dask.engines.requests import CostsRequest, SumsRequest, SurveyRequest
-from nlsq_dask.engines.together import Seat, Table, read_by, run_together
+from nlsq_dask.fitting.together import Seat, Table, read_by, run_together
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.questions.question import CostsRequest, SumsRequest, SurveyRequest
+from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance
 from tests.engines.problems import plain_problem
 from tests.engines.test_dask import in_dask_arrays

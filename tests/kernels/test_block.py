@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from nlsq_dask import InputError
 from nlsq_dask.io.stage import aligned_empty
-from nlsq_dask.kernels import block
-from nlsq_dask.kernels.block import (
+from nlsq_dask.kernels import sums as sums_module
+from nlsq_dask.kernels.moments import PIECE_ROWS, moments_of_y
+from nlsq_dask.kernels.sums import (
     BlockKernel,
     block_kernel,
     compilations,
     find_device,
 )
-from nlsq_dask.kernels.loss import LINEAR, Loss
-from nlsq_dask.kernels.model import prepare_jacobian, prepare_loss, prepare_model
-from nlsq_dask.kernels.moments import PIECE_ROWS, moments_of_y
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, tile_rows
+from nlsq_dask.user_model.loss import LINEAR, Loss
+from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
 from tests.engines.problems import decays, exact_sums, plain_problem
 
 PARAMS = np.array([0.5, 0.8, 0.3])
@@ -147,8 +147,8 @@ def test_threads_that_start_together_compile_once():
 
 
 def test_the_least_used_kernel_is_forgotten(monkeypatch):
-    monkeypatch.setattr(block, "MAX_KERNELS", 2)
-    monkeypatch.setattr(block, "_kernels", type(block._kernels)())
+    monkeypatch.setattr(sums_module, "MAX_KERNELS", 2)
+    monkeypatch.setattr(sums_module, "_kernels", type(sums_module._kernels)())
     specs = [prepare_model(lambda x, a, c=c: a * x + c, ["a"], "single", 1) for c in (1, 2, 3)]
     first, second = block_kernel(specs[0]), block_kernel(specs[1])
     assert block_kernel(specs[0]) is first

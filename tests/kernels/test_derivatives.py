@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask.io.stage import aligned_empty
-from nlsq_dask.kernels.block import block_kernel, compilations
 from nlsq_dask.kernels.derivatives import coarsest_eps
-from nlsq_dask.kernels.loss import LOSSES
-from nlsq_dask.kernels.model import prepare_jacobian, prepare_loss, prepare_model, trace_model
-from nlsq_dask.kernels.predict import covariance_root, row_compilations, row_kernel
+from nlsq_dask.kernels.sums import block_kernel, compilations
 from nlsq_dask.kernels.tiles import Rows
+from nlsq_dask.kernels.values import covariance_root, row_compilations, row_kernel
+from nlsq_dask.user_model.loss import LOSSES
+from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model, trace_model
 
 ROWS = np.arange(0.0, 300.0)
 ROOT_EPS32 = float(np.finfo(np.float32).eps) ** 0.5

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from nlsq_dask import _errors
-from nlsq_dask.kernels import model as model_module
-from nlsq_dask.kernels.model import MAX_MODELS, prepare_model
+from nlsq_dask.user_model import model as model_module
+from nlsq_dask.user_model.model import MAX_MODELS, prepare_model
 from tests.kernels.evaluated import Line, X, compiled, evaluate
 
 SCALE = 2.0
@@ -251,7 +251,7 @@ def test_data_of_importable_modules_is_part_of_the_identity(case, user_module):
 LOAD = """
 import pickle, sys
 import jax, jax.numpy as jnp, numpy as np
-from nlsq_dask.kernels.model import call_model
+from nlsq_dask.user_model.model import call_model
 spec = pickle.load(open(sys.argv[1], "rb"))
 try:
     with jax.enable_x64(True):
@@ -293,7 +293,7 @@ def test_closure_sees_its_values_in_another_process(tmp_path):
 
 TOKEN = """
 import jax.numpy as jnp
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.user_model.model import prepare_model
 def make(value):
     return lambda x, a: a * x * value if "a" in {"a", "b", "c", "d"} else x
 print(prepare_model(make(2.0)).token)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, ModelError
-from nlsq_dask.kernels.loss import (
+from nlsq_dask.user_model.loss import (
     LEAST_SQUARED_SCALE,
     LINEAR,
     LOSSES,
@@ -20,7 +20,7 @@ from nlsq_dask.kernels.loss import (
     concavity,
     rescale,
 )
-from nlsq_dask.kernels.model import call_model, prepare_loss
+from nlsq_dask.user_model.model import call_model, prepare_loss
 
 # rho(z) as documented for scipy.optimize.least_squares.
 DOCUMENTED = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nlsq_dask import _errors
-from nlsq_dask.kernels import model as model_module
-from nlsq_dask.kernels.model import prepare_model
+from nlsq_dask.user_model import model as model_module
+from nlsq_dask.user_model.model import prepare_model
 from tests.kernels.evaluated import X, evaluate
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError
-from nlsq_dask.kernels.model import call_model, prepare_jacobian, prepare_model
-from nlsq_dask.kernels.predict import covariance_root, row_compilations, row_kernel
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
+from nlsq_dask.kernels.values import covariance_root, row_compilations, row_kernel
+from nlsq_dask.user_model.model import call_model, prepare_jacobian, prepare_model
 from tests.engines.problems import decays
 
 

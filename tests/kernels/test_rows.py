@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from nlsq_dask.kernels import rows
-from nlsq_dask.kernels.model import TRIAL_ROWS, call_model, prepare_model, trace_model
-from nlsq_dask.kernels.row_state import Kind
-from nlsq_dask.kernels.row_structure import verdict
-from nlsq_dask.kernels.rows import OTHER_ROWS, fingerprint, row_dependence
+from nlsq_dask.user_model import row_wise
+from nlsq_dask.user_model.model import TRIAL_ROWS, call_model, prepare_model, trace_model
+from nlsq_dask.user_model.row_proof import verdict
+from nlsq_dask.user_model.row_state import Kind
+from nlsq_dask.user_model.row_wise import OTHER_ROWS, fingerprint, row_dependence
 
 TABLE = np.linspace(0.0, 1.0, 7)
 CENTRES = np.linspace(-1.0, 1.0, 5)
@@ -348,8 +348,8 @@ def test_endless_iteration_ends():
 
 def test_finding_is_kept(monkeypatch):
     calls = []
-    examine = rows._examine
-    monkeypatch.setattr(rows, "_examine", lambda *args: calls.append(args) or examine(*args))
+    examine = row_wise._examine
+    monkeypatch.setattr(row_wise, "_examine", lambda *args: calls.append(args) or examine(*args))
     for _ in range(3):
         assert dependence(lambda x, a: a * jnp.sin(x) + jnp.cos(x)) is None
         assert dependence(lambda x, a: a * jnp.sin(x) + jnp.cos(x).mean()) is not None

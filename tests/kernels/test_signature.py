@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nlsq_dask import _errors
-from nlsq_dask.kernels.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.signature import parameter_names
 from tests.kernels.evaluated import Line, evaluate
 
 

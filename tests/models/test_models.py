@@ -15,9 +15,9 @@ import pytest
 from scipy.optimize import curve_fit
 
 from nlsq_dask import InputError, InputTypeError, fit, models
-from nlsq_dask.kernels.identity import identify
-from nlsq_dask.kernels.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
+from nlsq_dask.user_model.identity import identify
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.signature import parameter_names
 from tests.models.problems import DRAWS, SUMS, draw_problem
 
 ALL = [cls() for cls in DRAWS] + SUMS
@@ -119,7 +119,7 @@ def test_tokens_are_the_same_in_another_process():
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from nlsq_dask import models\n"
-        "from nlsq_dask.kernels.identity import identify\n"
+        "from nlsq_dask.user_model.identity import identify\n"
         "g = models.Gaussian(prefix='g_')\n"
         "for model in (models.Voigt(), g + models.Linear(), g + g):\n"
         "    print(identify(model).digest)\n"

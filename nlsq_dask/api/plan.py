@@ -1,0 +1,96 @@
+"""``plan``: what a fit will cost, from the arguments of the fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, ParamSpec, Protocol, cast, overload
+
+from nlsq_dask import _errors
+from nlsq_dask.api.fit import fit
+from nlsq_dask.planning.cost import FitCall
+from nlsq_dask.results.fit_plan import FitPlan
+
+P = ParamSpec("P")
+
+_OF_FIT = inspect.signature(fit)
+_TIME = inspect.Parameter(
+    "time", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="bool | None"
+)
+_SIGNATURE = _OF_FIT.replace(
+    parameters=[*(p for n, p in _OF_FIT.parameters.items() if n != "dry_run"), _TIME],
+    return_annotation="FitPlan",
+)
+
+# What `dry_run` is for each `time`.
+_DRY_RUNS: Mapping[bool | None, Literal[True, "timed", "untimed"]] = {
+    None: True,
+    True: "timed",
+    False: "untimed",
+}
+
+
+class PlanCall(Protocol[P]):
+    """The type of ``plan``: the arguments of ``fit``, and ``time``."""
+
+    @overload
+    def __call__(self, *args: P.args, **options: P.kwargs) -> FitPlan: ...
+
+    @overload
+    def __call__(self, *args: Any, time: bool | None, **options: Any) -> FitPlan: ...
+
+
+def _with_arguments_of(_: FitCall[P]) -> Callable[[Callable[..., FitPlan]], PlanCall[P]]:
+    """Give a function the signature of ``fit``, for type checkers, editors and ``help``."""
+
+    def declared(function: Callable[..., FitPlan]) -> PlanCall[P]:
+        function.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+        return cast("PlanCall[P]", function)
+
+    return declared
+
+
+@_with_arguments_of(fit)
+def plan(*args: Any, **options: Any) -> FitPlan:
+    """Say what a fit will cost, before it is run.
+
+    Takes the arguments of :func:`fit`, checks them as it does, and returns what the fit would do:
+    strategy, passes, bytes to read, memory, time, and which chunks would make it slow.
+    ``fit(..., dry_run=True)`` is the same.
+
+    Parameters
+    ----------
+    *args, **options
+        As for :func:`fit`.
+    time : bool, optional
+        Whether to read and sum a few chunks (at most a quarter of the tasks of a pass, and three a
+        thread) to measure the time of a pass. By default for Dask and Zarr arrays. With False
+        nothing at all is read.
+
+    Returns
+    -------
+    FitPlan
+        Prints as a table.
+
+    Raises
+    ------
+    InputError, InputTypeError, ModelError
+        As :func:`fit` does before it reads the data, for chunks that do not fit in memory too.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from nlsq_dask import plan
+    >>> def model(x, a, b):
+    ...     return a * jnp.exp(-b * x)
+    >>> x = np.linspace(0, 4, 1_000_000)
+    >>> cost = plan(model, x, np.exp(-x), p0=[2, 2], memory_limit_gb=4)
+    >>> cost.strategy, cost.passes, cost.data_bytes
+    ('standard', (2, 4), 16000000)
+    """
+    bound = _SIGNATURE.bind(*args, **options)
+    time = bound.arguments.pop("time", None)
+    if time is not None and not isinstance(time, bool):
+        raise _errors.unknown_choice("time", time, (True, False, None))
+    found: FitPlan = fit(*bound.args, dry_run=_DRY_RUNS[time], **bound.kwargs)
+    return found

@@ -1,0 +1,77 @@
+"""What a distributed cluster offers its tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from nlsq_dask.core.memory_budget import CHUNKS_A_THREAD, WORKER_BASE_BYTES, WorkerMemory
+from nlsq_dask.engines.dask.cache import WorkerRoom
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Share of its memory limit from which a worker spills (``distributed.worker.memory.target``).
+# What is kept stays below it: at 80 % workers pause, and where all have paused a pass hangs.
+TARGET_SHARE = 0.6
+
+# Left free beside what was measured: with 128 MB kept beyond the target both workers of a cluster
+# with limits of 572 MB paused.
+SPARE_BYTES = 100_000_000
+
+
+def smallest_worker(client: Client) -> WorkerMemory | None:
+    """Memory and threads of the worker that has the least memory a thread.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Returns
+    -------
+    WorkerMemory or None
+        None if no worker has arrived yet: then nothing is known to plan for. A worker without a
+        limit is taken to have its share of this machine's memory.
+    """
+    info = _workers(client).values()
+    workers = [WorkerMemory(w["memory_limit"], w["nthreads"]) for w in info]
+    return min(workers, key=lambda w: w.memory_bytes / w.threads, default=None)
+
+
+def worker_rooms(client: Client, read_bytes: int, n_bytes: int | None = None) -> list[WorkerRoom]:
+    """Room for kept rows on each worker, in the order of their addresses.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    read_bytes : int
+        Decoded bytes that every thread reads at a time.
+    n_bytes : int, optional
+        Most bytes to give on each worker.
+    """
+    rooms = []
+    for address, worker in sorted(_workers(client).items()):
+        threads = worker["nthreads"]
+        holds = max(worker["metrics"]["memory"], WORKER_BASE_BYTES) + SPARE_BYTES
+        reading = threads * CHUNKS_A_THREAD * read_bytes
+        room = max(int(TARGET_SHARE * worker["memory_limit"]) - holds - reading, 0)
+        rooms.append(WorkerRoom(address, threads, room if n_bytes is None else min(room, n_bytes)))
+    return rooms
+
+
+def _workers(client: Client) -> dict[str, Any]:
+    """What the scheduler knows of each worker; one without a memory limit gets its share."""
+    # Not client.scheduler_info(), whose answer the client overwrites every other second by one
+    # that lists no workers.
+    scheduler = client.scheduler
+    assert scheduler is not None, "a client that was closed"
+    identity: dict[str, Any] = client.sync(scheduler.identity, n_workers=-1)
+    workers: dict[str, Any] = identity["workers"]
+    share = psutil.virtual_memory().total // max(len(workers), 1)
+    return {a: {**w, "memory_limit": w["memory_limit"] or share} for a, w in workers.items()}
+
+
+def worker_threads(client: Client) -> tuple[int, ...]:
+    """Threads of each worker; empty if none has arrived yet."""
+    return tuple(client.nthreads().values())

@@ -1,0 +1,460 @@
+"""The plan of the streaming tier: a Dask graph cut into groups of neighbouring blocks. Pure.
+
+A task of a pass is a group. It holds the piece of the optimised Dask graph that makes its blocks,
+as a list of steps in the order in which they run: make the arrays of a block, use them, drop what
+no later block needs. So an array that two blocks share is made once in a group, and the memory of
+a group is that of a block, however many blocks it has.
+
+Parts of the graph on which many groups depend directly (an ``x.mean()`` upstream) are left out of
+the groups: they are named here, computed once before the first pass, and handed to every group.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
+from dask.array.optimization import optimize
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
+
+from nlsq_dask.engines.dask.grouping import group_blocks, group_sample, most_open
+from nlsq_dask.engines.dask.pieces import (
+    MAX_TASKS_TO_REPEAT,
+    held_bytes,
+    sources_of,
+    with_repeats,
+)
+from nlsq_dask.io.announced import Announced, kinds_of
+from nlsq_dask.io.chunks import (
+    Box,
+    Chunks,
+    block_boxes,
+    box_size,
+    broadcast_box,
+    regular_chunks,
+    spread_blocks,
+)
+from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.sources import is_dask
+from nlsq_dask.io.stage import Shape
+
+# Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
+# was fastest of 1, 8 and 64 MB.
+UNCHUNKED_BLOCK_ROWS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Where an array of a block comes from: a key of the graph, or a slice of a NumPy array."""
+
+    key: Key | None
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One block: the graph nodes to run for it, and what to drop after each and at the end.
+
+    ``index`` is its place in the chunk grid, ``box`` what it is of the rows, ``shapes`` those that
+    are announced of its arrays.
+    """
+
+    index: tuple[int, ...]
+    box: Box
+    shapes: tuple[Shape, ...]
+    nodes: tuple[tuple[GraphNode, tuple[Key, ...]], ...]
+    operands: tuple[Operand, ...]
+    drop: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """What one task does: its blocks in order, and the keys that must be handed to it.
+
+    ``announced`` says what the arrays' own chunks should be, where blocks are cut from them.
+    """
+
+    steps: tuple[Step, ...]
+    external: tuple[Key, ...]
+    n_rows: int
+    announced: Mapping[Key, Announced] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """Everything the streaming tier runs.
+
+    Attributes
+    ----------
+    groups : tuple of GroupPlan
+        In row order of their blocks.
+    shared : dict
+        Graph of what is computed once before the first pass; its outputs are ``shared_keys``.
+    shared_keys : tuple of key
+    chunks : tuple of tuple of int
+        Chunk grid that all arrays were brought to.
+    block_bytes : int
+        Decoded bytes of the largest block.
+    piece_bytes : int
+        Decoded bytes of what a task holds at a time to make a block, at most.
+    held_bytes : int
+        Decoded bytes of pieces that are kept through the fit, since many tasks need them.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    shared: Mapping[Key, GraphNode]
+    shared_keys: tuple[Key, ...]
+    chunks: Chunks
+    block_bytes: int
+    piece_bytes: int
+    held_bytes: int
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks that have rows."""
+        return sum(len(group.steps) for group in self.groups)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return sum(group.n_rows for group in self.groups)
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Pause the cyclic garbage collector of this process.
+
+    The plan of 100,000 blocks is millions of objects, all of them in use: searching through them
+    for what is not took half of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_collections()
+def plan_stream(
+    data: Observations,
+    unchunked_rows: int = UNCHUNKED_BLOCK_ROWS,
+    most_blocks: int | None = None,
+) -> StreamPlan:
+    """Cut the data of a fit into groups.
+
+    Parameters
+    ----------
+    data : Observations
+        Any mixture of NumPy and Dask arrays.
+    unchunked_rows : int
+        Rows of a block where the data have no chunks of their own.
+    most_blocks : int, optional
+        Plan for so many blocks alone, spread over the grid.
+    """
+    chunks = common_chunks(data, unchunked_rows)
+    sources = sources_of(data)
+    arrays = [_match_chunks(a, chunks) for a in data.operands]
+    blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
+    grouping = None
+    if most_blocks is not None:
+        chosen = spread_blocks(list(map(len, chunks)), most_blocks)
+        grouping = group_sample(chosen, chunks, sources)
+        blocks = [blocks[i] for i in chosen]
+    one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal ones are sent once
+    layout = data.layout
+    shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
+    sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
+    grouping = grouping or group_blocks(sizes, chunks, sources)
+    groups = grouping.groups
+    operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
+    announced = _cut_pieces(data, chunks)
+    graph = _optimized_graph([a for a in arrays if is_dask(a)], list(announced))
+    # Large arrays whose chunks each group makes for itself.
+    sources = with_repeats(sources, chunks, grouping.tasks)
+    own = {source.operand for source in sources if source.repeated}
+    pairs = zip(data.operands, arrays, strict=True)
+    own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
+    shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
+    plans = tuple(
+        _plan_group(
+            graph,
+            [(*blocks[i], shapes[i], operands[i]) for i in group],
+            shared_keys,
+            announced,
+        )
+        for group in groups
+    )
+    return StreamPlan(
+        plans,
+        _compared(_cull(graph, shared_keys), announced),
+        tuple(shared_keys),
+        chunks,
+        max(sizes),
+        _piece_bytes(data, max(sizes) + most_open(sources, chunks, grouping)),
+        held_bytes(sources, chunks, grouping.tasks),
+    )
+
+
+def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS) -> Chunks:
+    """Chunk grid at which the arrays are cut into blocks.
+
+    Along each dimension the union of the cuts of all Dask arrays that vary along it; only of those
+    of full size where there are any, since smaller ones are joined for next to nothing. Where no
+    array is cut, the data are in memory and get blocks of moderate size.
+    """
+    shape = data.y.shape
+    lazy = [a for a in data.operands if is_dask(a)]
+    lazy = [a for a in lazy if a.shape == shape] or lazy
+    cuts: list[set[int] | None] = [None] * len(shape)
+    for array in lazy:
+        for d, (n, full) in enumerate(zip(array.shape, shape, strict=True)):
+            if n == full:
+                edges = set(itertools.accumulate(array.chunks[d], initial=0))
+                cuts[d] = edges | (cuts[d] or set())
+    free = tuple(n if cuts[d] is None else 1 for d, n in enumerate(shape))
+    lengths = [max(c) if c else 1 for c in (_lengths(e) for e in cuts)]
+    default = regular_chunks(free, max(1, unchunked_rows // math.prod(lengths)))
+    return tuple(default[d] if cuts[d] is None else _lengths(cuts[d]) for d in range(len(shape)))
+
+
+def _lengths(edges: set[int] | None) -> tuple[int, ...]:
+    return tuple(b - a for a, b in itertools.pairwise(sorted(edges or ())))
+
+
+def _piece_bytes(data: Observations, block_bytes: int) -> int:
+    """Decoded bytes that a task holds to make a block, which needs `block_bytes` itself."""
+    lazy = [a for a in data.operands if is_dask(a)]
+    largest = [int(math.prod(map(max, a.chunks)) * a.dtype.itemsize) for a in lazy]
+    return max(sum(largest), block_bytes)
+
+
+def _cut_pieces(data: Observations, chunks: Chunks) -> dict[Key, Announced]:
+    """What is announced of the chunks of arrays that are cut otherwise, by their keys.
+
+    The cuts would hide that such a chunk is longer. Of the other arrays each chunk is the part of a
+    block, which is compared when it is used.
+    """
+    named = zip(data.operands, data.layout.names, strict=True)
+    return {
+        (array.name, *index): Announced(name, index, box, kinds_of(array))
+        for array, name in named
+        if is_dask(array) and array.chunks != _own_chunks(array, chunks)
+        for index, box in block_boxes(array.chunks)
+    }
+
+
+def _match_chunks(array: Array, chunks: Chunks) -> Array:
+    if not is_dask(array):
+        return array
+    wanted = _own_chunks(array, chunks)
+    return array if array.chunks == wanted else array.rechunk(wanted)
+
+
+def _own_chunks(array: Array, chunks: Chunks) -> Chunks:
+    """The chunk grid of an array that is as long as the rows, or of length 1, along each axis."""
+    return tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
+
+
+def _optimized_graph(arrays: list[da.Array], kept: list[Key]) -> dict[Key, GraphNode]:
+    """The arrays' graphs as one, culled and fused as Dask would before computing.
+
+    The nodes of `kept` are fused with nothing that uses them.
+
+    Of all blocks for a sample too: Dask reads a chunk of which it sees one block alone in parts.
+    """
+    if not arrays:
+        return {}
+    keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
+    graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
+    return dict(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=kept))))
+
+
+def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
+    if not is_dask(array):
+        return Operand(None, array[broadcast_box(box, array.shape)])
+    block = (0 if n == 1 else i for i, n in zip(index, array.shape, strict=True))
+    return Operand((array.name, *block))
+
+
+def _operand_bytes(array: Array, box: Box) -> int:
+    part = broadcast_box(box, array.shape)
+    return box_size(part) * int(array.dtype.itemsize)
+
+
+def _shared_keys(
+    graph: Mapping[Key, GraphNode],
+    groups: list[list[tuple[Operand, ...]]],
+    own_names: Container[str],
+) -> dict[Key, None]:
+    """Keys to compute once: those that more than MAX_TASKS_TO_REPEAT groups need directly.
+
+    Chunks of arrays of `own_names` are left to each group.
+
+    A node is needed *directly* by a group if the group uses it as an operand, or if a node uses
+    it that is needed by that group and few others. So in ``x - x.mean()`` the mean is needed
+    directly by all groups, whereas a chunk of x, on which all groups depend through the mean, is
+    needed directly by one only. Taking the mean out leaves that chunk to its group; hence the
+    repetition until nothing changes.
+    """
+    shared: dict[Key, None] = {}
+    order = _reverse_topological(graph)
+    while True:
+        users = _users(graph, order, groups, shared)
+        direct = _operand_users(groups)
+        for key in order:
+            if key not in shared and 0 < len(users[key]) <= MAX_TASKS_TO_REPEAT:
+                for needed in graph[key].dependencies:
+                    direct[needed] |= users[key]
+        new = [
+            key
+            for key in order
+            if key not in shared
+            and len(direct[key]) > MAX_TASKS_TO_REPEAT
+            and not _is_light(graph[key])
+            and not (isinstance(key, tuple) and key[0] in own_names)
+        ]
+        if not new:
+            return dict.fromkeys(sorted(shared, key=str))
+        shared.update(dict.fromkeys(new))
+
+
+def _is_light(node: GraphNode) -> bool:
+    """Whether every group may hold a copy: names and handles, but no arrays in memory."""
+    if isinstance(node, DataNode):
+        return not isinstance(node.value, np.ndarray)
+    return isinstance(node, Alias)
+
+
+def _users(
+    graph: Mapping[Key, GraphNode],
+    order: list[Key],
+    groups: list[list[tuple[Operand, ...]]],
+    shared: Mapping[Key, None],
+) -> dict[Key, set[int]]:
+    """Groups that need each node, in any way; counted only up to one more than may repeat it."""
+    users = _operand_users(groups)
+    for key in order:
+        if key in shared:
+            continue
+        for needed in graph[key].dependencies:
+            if len(users[needed]) <= MAX_TASKS_TO_REPEAT:
+                users[needed] |= users[key]
+    return users
+
+
+def _operand_users(groups: list[list[tuple[Operand, ...]]]) -> dict[Key, set[int]]:
+    """Groups that use each key as an operand of one of their blocks."""
+    users: dict[Key, set[int]] = defaultdict(set)
+    for g, operands in enumerate(groups):
+        for operand in itertools.chain.from_iterable(operands):
+            if operand.key is not None:
+                users[operand.key].add(g)
+    return users
+
+
+def _reverse_topological(graph: Mapping[Key, GraphNode]) -> list[Key]:
+    """Keys of the graph, each before all that it depends on."""
+    postorder: dict[Key, None] = {}
+    for key in graph:
+        _visit(graph, key, postorder)
+    return list(reversed(postorder))
+
+
+def _visit(graph: Mapping[Key, GraphNode], key: Key, done: dict[Key, None]) -> None:
+    """Append a key to ``done`` after all that it depends on; without recursion, which overflows."""
+    stack: list[tuple[Key, bool]] = [(key, False)]
+    while stack:
+        current, expanded = stack.pop()
+        if current in done or current not in graph:
+            continue
+        if expanded:
+            done[current] = None
+        else:
+            stack.append((current, True))
+            stack.extend((k, False) for k in _inputs(graph[current]))
+
+
+def _inputs(node: GraphNode) -> list[Key]:
+    """What a node depends on, in an order that is the same whatever a process's hash seed."""
+    return sorted(node.dependencies, key=str)
+
+
+def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, GraphNode]:
+    needed: dict[Key, None] = {}
+    for key in keys:
+        _visit(graph, key, needed)
+    return {key: graph[key] for key in needed}
+
+
+def _compared(
+    graph: Mapping[Key, GraphNode], announced: Mapping[Key, Announced]
+) -> dict[Key, GraphNode]:
+    """A graph that compares chunks with what is announced of them before it uses them."""
+    compared: dict[Key, GraphNode] = {}
+    for key, node in graph.items():
+        if key not in announced:
+            compared[key] = node
+            continue
+        assert isinstance(key, tuple)
+        made = (f"nlsq-made-{key[0]}", *key[1:])
+        compared[made] = node.substitute({}, key=made)
+        compared[key] = Task(key, announced[key].checked, TaskRef(made))
+    return compared
+
+
+def _plan_group(
+    graph: Mapping[Key, GraphNode],
+    blocks: list[tuple[tuple[int, ...], Box, tuple[Shape, ...], tuple[Operand, ...]]],
+    shared: Mapping[Key, None],
+    announced: Mapping[Key, Announced],
+) -> GroupPlan:
+    """Order the nodes of a group by block, and find where each array is used last."""
+    made: dict[Key, None] = dict.fromkeys(shared)
+    runs: list[list[Key]] = []
+    last_use: dict[Key, tuple[int, int]] = {}
+    external: dict[Key, None] = {}
+    for b, (*_, operands) in enumerate(blocks):
+        first = len(made)
+        keys = [o.key for o in operands if o.key is not None]
+        for key in keys:
+            _visit(graph, key, made)
+        run = list(itertools.islice(made, first, None))
+        for position, key in enumerate(run):
+            for needed in _inputs(graph[key]):
+                last_use[needed] = (b, position)
+        for key in keys:
+            last_use[key] = (b, len(run))
+        needs = itertools.chain(keys, *(_inputs(graph[key]) for key in run))
+        external.update((k, None) for k in needs if k in shared or k not in graph)
+        runs.append(run)
+    drops: dict[tuple[int, int], list[Key]] = defaultdict(list)
+    for key, place in last_use.items():
+        drops[place].append(key)
+    steps = tuple(
+        Step(
+            index,
+            box,
+            shapes,
+            tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
+            operands,
+            tuple(drops[b, len(run)]),
+        )
+        for b, (run, (index, box, shapes, operands)) in enumerate(zip(runs, blocks, strict=True))
+    )
+    n_rows = sum(box_size(box) for _, box, *_ in blocks)
+    used = itertools.chain(external, *runs)
+    pieces = {key: announced[key] for key in used if key in announced}
+    return GroupPlan(steps, tuple(external), n_rows, pieces)

@@ -1,0 +1,234 @@
+"""Where the groups of a pass run: Dask's local scheduler, or a distributed cluster.
+
+On a cluster the plans are results of tasks, so that a worker that dies takes nothing along: the
+scheduler makes its plans and sums again elsewhere.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dask._task_spec import DataNode, List, Task, TaskRef
+from dask.typing import Key
+
+from nlsq_dask.engines.dask.cache import Keeping, KeptGroup, keep_nothing
+from nlsq_dask.engines.dask.groups import StreamPlan
+from nlsq_dask.engines.dask.scheduler import local_get
+from nlsq_dask.engines.dask.task import Work, add_in_order, packed, unpacked
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+# Sums that one task of the tree adds. Widths of 8 to 32 were equally fast.
+TREE_WIDTH = 32
+
+# Times a failed task is tried again before the fit fails: storage errors on networks pass.
+RETRIES = 2
+
+# Called with the blocks of a pass that are done, and all blocks.
+BlockProgress = Callable[[int, int], None]
+
+
+class Runner(Protocol):
+    """Where groups run."""
+
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum ``function(plan, external, work, *args)`` over all groups, in tasks of a name."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the runner holds."""
+        ...
+
+
+class LocalRunner:
+    """Groups as tasks of Dask's local scheduler: the configured one, or threads on all cores."""
+
+    def __init__(
+        self,
+        plan: StreamPlan,
+        work: Work,
+        progress: BlockProgress,
+        threads: int | None,
+        keeping: Keeping | None = None,
+    ) -> None:
+        self._plan = plan
+        self._groups = (keeping or keep_nothing(plan)).groups
+        self._work = work
+        self._progress = progress
+        self._threads = threads
+        keys = list(plan.shared_keys)
+        self._shared = dict(zip(keys, local_get(dict(plan.shared), keys, threads), strict=True))
+
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum over all groups; see :class:`Runner`."""
+        blocks: dict[Key, int] = {}
+        graph: dict[Key, Any] = {}
+        for i, (plan, group) in enumerate(zip(self._plan.groups, self._groups, strict=True)):
+            key: Key = (f"nlsq-{name}", i)
+            external = tuple(self._shared[k] for k in plan.external)
+            inputs = (DataNode(None, v) for v in (group, external, self._work, *args))
+            graph[key] = Task(key, function, *inputs)
+            blocks[key] = len(plan.steps)
+        for node, parts in _tree(list(graph), f"nlsq-reduce-{name}"):
+            graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
+        root = next(reversed(graph))
+        counter = _BlockCounter(blocks, self._plan.n_blocks, self._progress)
+        (total,) = local_get(graph, [root], self._threads, counter)
+        return total
+
+    def close(self) -> None:
+        """Forget what was computed before the first pass, and the rows that were kept."""
+        self._shared = {}
+        for group in self._groups:
+            if isinstance(group, KeptGroup):
+                group.forget()
+
+
+class ClusterRunner:
+    """Groups as tasks of a distributed cluster.
+
+    Keys carry an identity of the fit and the number of the pass: the scheduler never runs a key
+    again that it still holds. Their first words stay the same from pass to pass, since the
+    scheduler learns durations, and the dashboard shows tasks, by them.
+
+    Groups of which rows are kept have a worker each, where they run if it is there.
+    """
+
+    def __init__(
+        self,
+        plan: StreamPlan,
+        work: Work,
+        client: Client,
+        progress: BlockProgress,
+        keeping: Keeping | None = None,
+    ) -> None:
+        self._client = client
+        self._progress = progress
+        self._n_blocks = plan.n_blocks
+        self._fit = uuid.uuid4().hex
+        self._sizes = [len(group.steps) for group in plan.groups]
+        keeping = keeping or keep_nothing(plan)
+        self._workers = keeping.workers
+        self._work = self._map("nlsq-work", unpacked, [None], [packed(work)])
+        blobs = [packed(group) for group in keeping.groups]
+        self._groups = self._map("nlsq-plan", unpacked, keeping.workers, blobs)
+        keys = list(plan.shared_keys)
+        futures = client.get(dict(plan.shared), keys, sync=False) if keys else []
+        shared = dict(zip(keys, futures, strict=True))
+        self._external = [
+            [shared[k] if k in shared else self._existing(k) for k in group.external]
+            for group in plan.groups
+        ]
+
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum over all groups; see :class:`Runner`."""
+        from distributed import as_completed
+
+        n_groups = len(self._groups)
+        futures = self._map(
+            f"nlsq-{name}",
+            function,
+            self._workers,
+            self._groups,
+            self._external,
+            self._work * n_groups,
+            *([arg] * n_groups for arg in args),
+        )
+        sizes = {f.key: size for f, size in zip(futures, self._sizes, strict=True)}
+        parts: dict[Key, Future[Any]] = {f.key: f for f in futures}
+        for key, keys in _tree([f.key for f in futures], f"nlsq-reduce-{name}-{self._fit}"):
+            parts[key] = self._client.submit(
+                add_in_order, [parts[k] for k in keys], key="-".join(map(str, key)), pure=False
+            )
+        done = 0
+        try:
+            for future in as_completed(futures, loop=self._client.loop):
+                done += sizes[future.key] if future.status == "finished" else 0
+                self._progress(done, self._n_blocks)
+            return next(reversed(parts.values())).result()
+        finally:
+            _release(parts.values())
+
+    def close(self) -> None:
+        """Let the cluster forget the plans."""
+        _release((*self._groups, *self._work, *chain.from_iterable(self._external)))
+        self._groups, self._external, self._work = [], [], []
+
+    def _map(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        workers: Sequence[str | None],
+        *args: Sequence[Any],
+    ) -> list[Future[Any]]:
+        """Tasks of a function over arguments, each on its worker; None lets the scheduler choose.
+
+        Groups travel as bytes, of which tasks make them: graph nodes in them the scheduler would
+        run, and what is scattered dies with its worker.
+        """
+        futures: dict[int, Future[Any]] = {}
+        of_worker: dict[str | None, list[int]] = defaultdict(list)
+        for i, worker in enumerate(workers):
+            of_worker[worker].append(i)
+        for worker, numbers in of_worker.items():
+            made = self._client.map(
+                function,
+                *([values[i] for i in numbers] for values in args),
+                key=[f"{name}-{i}-{self._fit}" for i in numbers],
+                retries=RETRIES,
+                workers=worker,
+                allow_other_workers=worker is not None,
+            )
+            futures.update(zip(numbers, made, strict=True))
+        return [futures[i] for i in range(len(workers))]
+
+    def _existing(self, key: Key) -> Future[Any]:
+        """What the user persisted on the cluster before."""
+        from distributed import Future
+
+        future: Future[Any] = Future(key, self._client)
+        return future
+
+
+def _release(futures: Iterable[Future[Any]]) -> None:
+    """Let the cluster forget futures now.
+
+    Otherwise the cluster keeps them as long as an object does, and the traceback of a fit that
+    failed is such an object.
+    """
+    for future in futures:
+        future.release()
+
+
+class _BlockCounter:
+    """Counts blocks as Dask's local scheduler finishes their groups."""
+
+    def __init__(self, sizes: dict[Key, int], n_blocks: int, progress: BlockProgress) -> None:
+        self._sizes = sizes
+        self._n_blocks = n_blocks
+        self._progress = progress
+        self._done = 0
+
+    def __call__(self, key: Key, *_: object) -> None:
+        """Note that a task is done."""
+        if key in self._sizes:
+            self._done += self._sizes[key]
+            self._progress(self._done, self._n_blocks)
+
+
+def _tree(keys: list[Any], name: str) -> Iterator[tuple[tuple[str, int, int], list[Any]]]:
+    """Nodes of a tree over keys, by level, the root last; neighbours are added in their order."""
+    level = 0
+    while level == 0 or len(keys) > 1:
+        nodes = []
+        for i, start in enumerate(range(0, len(keys), TREE_WIDTH)):
+            node = (name, level, i)
+            nodes.append(node)
+            yield node, keys[start : start + TREE_WIDTH]
+        keys = nodes
+        level += 1

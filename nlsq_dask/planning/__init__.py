@@ -1,0 +1,1 @@
+"""What a fit will cost: readings, bytes, memory and time."""

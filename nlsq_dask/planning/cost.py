@@ -1,0 +1,266 @@
+"""The cost of a fit before it is run: what it reads, how often, in which memory and time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overload
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.core.memory_budget import (
+    GB,
+    GPU_MATRICES,
+    SOLVER_BYTES,
+    THREAD_BYTES,
+)
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import available_cores
+from nlsq_dask.engines.in_memory import part_rows
+from nlsq_dask.fitting.multi_start import FIRST_EVALUATIONS
+from nlsq_dask.fitting.open_engine import (
+    base_bytes,
+    evaluator_of,
+    keeping,
+    parallel,
+    sample_bytes,
+    sample_evaluator,
+    sampled,
+    streaming_bytes,
+)
+from nlsq_dask.fitting.prepare import Job
+from nlsq_dask.fitting.sample import SAMPLE_PART, SAMPLE_ROWS
+from nlsq_dask.io.chunks import regular_chunks
+from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.results.fit_plan import FitPlan
+from nlsq_dask.results.result import FitResult
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.task import Work
+
+# Passes of the fits of NIST's 14 reference problems from both starts, each on 400,000 rows in 20
+# chunks: 20 of the 28 are within these, the others are hard (up to 500 evaluations).
+PASSES_AFTER_PILOT = (2, 4)
+PASSES = (4, 20)
+
+# What `dry_run` may be; True times Dask and Zarr arrays alone.
+DryRun = bool | Literal["timed", "untimed"]
+
+P = ParamSpec("P")
+
+
+class FitCall(Protocol[P]):
+    """The type of ``fit``: a plan for ``dry_run=True``, else a result."""
+
+    # It overlaps with the next, which takes any `dry_run`: the first that matches is taken.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, *args: Any, dry_run: Literal[True, "timed", "untimed"], **options: Any
+    ) -> FitPlan: ...
+
+    @overload
+    def __call__(self, *args: P.args, **options: P.kwargs) -> FitResult: ...
+
+
+def with_dry_run(fit: Callable[P, FitResult | FitPlan]) -> FitCall[P]:
+    """Let a type checker know what ``dry_run`` returns, without a second signature."""
+    return cast("FitCall[P]", fit)
+
+
+def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
+    """State what a job will cost.
+
+    Parameters
+    ----------
+    job : Job
+    dry_run : True, "timed" or "untimed"
+        Whether to run a few tasks and time them; True does so for Dask and Zarr arrays. If not,
+        nothing is read.
+    """
+    if dry_run is not True and dry_run not in ("timed", "untimed"):
+        raise _errors.unknown_choice("dry_run", dry_run, ("timed", "untimed"))
+    timed = job.data.lazy if dry_run is True else dry_run == "timed"
+    if job.stream is None:
+        plan = _noting_memory(_in_memory(job), SOLVER_BYTES)
+        return _timed_in_memory(job, plan) if timed else plan
+    plan = _noting_memory(_streaming(job), base_bytes(job))
+    if not timed or not plan.threads:
+        return plan
+    from nlsq_dask.planning.timing import try_groups  # an engine, loaded for use
+
+    work = _work(job)
+    n_coords = len(job.data.coords)
+    trial = try_groups(job.stream, work, n_coords, _params(job), job.client, plan.threads)
+    return replace(
+        plan,
+        compile_seconds=trial.compile_seconds,
+        pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads),
+        later_pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads, plan.kept),
+        timed_rows=trial.rows,
+    )
+
+
+def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
+    """Warn of a limit that is less than what is planned for, `fixed` bytes of it in any case."""
+    available = plan.budget.available_gb * GB
+    if plan.memory_bytes <= available:
+        return plan
+    note = _errors.memory_exceeded(plan.memory_bytes, available, fixed)
+    return replace(plan, warnings=(*plan.warnings, note))
+
+
+def _streaming(job: Job) -> FitPlan:
+    """The plan of a fit whose blocks are read by tasks."""
+    from nlsq_dask.engines.dask.cache import KeptGroup
+    from nlsq_dask.engines.dask.pieces import sources_of
+    from nlsq_dask.planning import bytes_read  # engines, loaded for use
+    from nlsq_dask.planning.chunk_advice import advise
+
+    stream, config, data = job.stream, job.plan.config, job.data
+    assert stream is not None
+    assert config is not None, "a streaming fit has blocks"
+    workers, threads = parallel(job)
+    sources = sources_of(data)
+    cache = keeping(job)
+    kept = [isinstance(group, KeptGroup) for group in cache.groups]
+    a_pass = bytes_read.read_in_pass(sources, stream, kept)
+    plan = _common(job)
+    if data.lazy:
+        plan = replace(plan, bytes_per_pass=a_pass.each_time, bytes_per_later_pass=a_pass.later)
+    sample = sampled(job)
+    if sample is not None:
+        read = bytes_read.read_by(sources, stream, sample.blocks)
+        few, many = plan.passes
+        plan = replace(
+            plan,
+            passes=(few + sample.whole, many + sample.whole),
+            pilot_blocks=len(sample.blocks),
+            pilot_rows=sample.rows,
+            pilot_bytes=read.each_time + read.once,
+        )
+    notes = advise(data, stream, threads, a_pass) if threads else (_errors.no_workers(),)
+    return replace(
+        plan,
+        blocks=stream.n_blocks,
+        groups=len(stream.groups),
+        workers=workers,
+        threads=threads,
+        kept=cache.share,
+        bytes_once=a_pass.once,
+        memory_bytes=streaming_bytes(job) + cache.worker_bytes,
+        warnings=notes,
+    )
+
+
+def _in_memory(job: Job) -> FitPlan:
+    """The plan of a fit of data in memory."""
+    config, data = job.plan.config, job.data
+    plan = _common(job)
+    sample_rows = max(SAMPLE_ROWS, data.n_rows // SAMPLE_PART)
+    sample_rows = min(sample_rows, data.n_rows) if plan.pilot or job.guess is not None else 0
+    row_bytes = 8 * (len(data.coords) + 1 + (data.sigma is not None))
+    if config is None:
+        part = part_rows(data.n_rows) if job.row_wise else data.n_rows
+        blocks, threads = -(-data.n_rows // part), available_cores()
+        memory = blocks * part * row_bytes
+        if not job.row_wise:
+            memory += 8 * GPU_MATRICES * data.n_rows * (len(job.spec.names) + 1)
+    else:
+        cuts = regular_chunks(data.y.shape, config.block_rows)
+        blocks, threads = math.prod(map(len, cuts)), config.threads
+        memory = config.bytes_in_flight
+    return replace(
+        plan,
+        blocks=blocks,
+        groups=blocks,
+        threads=threads,
+        pilot_rows=sample_rows,
+        memory_bytes=SOLVER_BYTES
+        + threads * THREAD_BYTES
+        + memory
+        + sample_bytes(job, sample_rows),
+    )
+
+
+def _common(job: Job) -> FitPlan:
+    """What a plan says of data and strategy wherever the data are."""
+    data_bytes = sum(int(a.nbytes) for a in job.data.operands)
+    return FitPlan(
+        rows=job.data.n_rows,
+        params=len(job.reduction.names),
+        blocks=1,
+        groups=1,
+        workers=0,
+        threads=1,
+        strategy=job.plan.strategy,
+        reason=job.plan.reason,
+        workflow=job.plan.workflow,
+        budget=job.plan.budget,
+        data_bytes=data_bytes,
+        bytes_per_pass=data_bytes,
+        bytes_per_later_pass=data_bytes,
+        kept=0.0,
+        bytes_once=0,
+        pilot=job.pilot,
+        pilot_blocks=0,
+        pilot_rows=0,
+        pilot_bytes=0,
+        passes=_passes(job),
+        memory_bytes=0,
+    )
+
+
+def _passes(job: Job) -> tuple[int, int]:
+    """Readings of all rows that most fits take."""
+    few, many = PASSES_AFTER_PILOT if job.pilot else PASSES
+    if not job.pilot and job.plan.n_starts > 1:
+        # All starts in one pass, then each takes steps of its own: see `run_starts`.
+        few, many = 1 + job.plan.n_starts, many + 1 + FIRST_EVALUATIONS * job.plan.n_starts
+    most = job.options.max_nfev
+    return (few, many) if most is None else (min(few, most), min(many, most))
+
+
+def _params(job: Job) -> FloatArray:
+    """All parameters at the start."""
+    return np.asarray(job.reduction.expand(job.start), np.float64)
+
+
+def _work(job: Job) -> Work:
+    from nlsq_dask.engines.dask.prefetch import prefetch_depth
+    from nlsq_dask.engines.dask.task import Work  # engines, loaded for use
+
+    assert job.stream is not None
+    assert job.plan.config is not None, "a streaming fit has blocks"
+    stage_rows = min(job.plan.config.block_rows, STAGE_ROWS)
+    ahead = prefetch_depth(job.stream)
+    return Work(job.spec, job.data.layout, job.device, stage_rows, read_ahead=ahead)
+
+
+def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
+    """Time a pass over a sample, or over all rows where the model needs them at once."""
+    data = job.data
+    if job.row_wise:
+        data = data.thinned(max(SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
+    evaluator = sample_evaluator(job, data) if job.row_wise else evaluator_of(job, _silent)
+    params = _params(job)
+    marks = [time.perf_counter()]
+    with evaluator:
+        for _ in range(2):
+            evaluator.evaluate(params, np.eye(params.size))
+            marks.append(time.perf_counter())
+    first, second = (float(seconds) for seconds in np.diff(marks))
+    share = data.n_rows / job.data.n_rows
+    return replace(
+        plan,
+        compile_seconds=max(first - second, 0.0),
+        pass_seconds=second / share,
+        later_pass_seconds=second / share,
+        timed_rows=data.n_rows,
+    )
+
+
+def _silent(done: int, total: int, blocks: int) -> None:
+    """Report nothing."""

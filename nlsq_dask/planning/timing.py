@@ -1,0 +1,155 @@
+"""A few tasks of a pass, timed: what the rest will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.accumulate import accumulate
+from nlsq_dask.engines.dask.cache import KeptGroup
+from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan
+from nlsq_dask.engines.dask.runners import ClusterRunner, LocalRunner, Runner
+from nlsq_dask.engines.dask.task import Work, load, run_group
+from nlsq_dask.io.chunks import spread_blocks
+from nlsq_dask.io.stage import Block
+from nlsq_dask.kernels.sums import block_kernel
+from nlsq_dask.questions.question import no_rows
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Tasks that each thread is given, the first of which may be slow and is not counted.
+TASKS_A_THREAD = 3
+
+# Of few tasks, only this part.
+PART = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a few tasks took, in seconds.
+
+    Attributes
+    ----------
+    tasks : int
+        Tasks that were timed.
+    rows : int
+        Rows that they read.
+    compile_seconds : float
+        Compilation on every worker, at the same time; next to nothing if that was done before.
+    task_seconds : float
+        Reading and summing, added over these tasks. As many ran at one time as in a pass, so far as
+        there were so many.
+    sum_seconds : float
+        Summing alone, of rows that were kept.
+    """
+
+    tasks: int
+    rows: int
+    compile_seconds: float
+    task_seconds: float
+    sum_seconds: float
+
+    def pass_seconds(self, n_rows: int, n_tasks: int, threads: int, kept: float = 0.0) -> float:
+        """Time of a pass over so many rows in so many tasks on so many threads.
+
+        `kept` is the share of the rows that were kept by a pass before.
+        """
+        seconds = kept * self.sum_seconds + (1.0 - kept) * self.task_seconds
+        a_task = seconds / self.rows * n_rows / n_tasks
+        return a_task * -(-n_tasks // threads)
+
+
+def try_groups(
+    stream: StreamPlan,
+    work: Work,
+    n_coords: int,
+    params: FloatArray,
+    client: Client | None,
+    threads: int,
+) -> Trial:
+    """Compile the kernel without any data, then run some tasks of a pass, spread over the rows.
+
+    Parameters
+    ----------
+    stream : StreamPlan
+        All tasks.
+    work : Work
+        What they do.
+    n_coords : int
+        Number of coordinates.
+    params : ndarray, shape (p,), float64
+        Where the model is evaluated.
+    client : distributed.Client or None
+        Where they run; None is Dask's local scheduler.
+    threads : int
+        Threads there.
+    """
+    count = min(TASKS_A_THREAD * threads, -(-len(stream.groups) // PART))
+    chosen = [stream.groups[i] for i in spread_blocks([len(stream.groups)], count)]
+    # What is slow but once: decoders and connections are opened, buffers are allocated.
+    warm = chosen[1::2][:threads]
+    timed = [group for group in chosen if group not in warm]
+    compile_seconds = _compile(work, n_coords, params, client)
+    seconds = np.zeros(2)
+    for groups in filter(None, (warm, timed)):
+        few = replace(stream, groups=tuple(groups))
+        runner: Runner
+        if client is None:
+            runner = LocalRunner(few, work, _silent, threads)
+        else:
+            runner = ClusterRunner(few, work, client, _silent)
+        seconds = runner.run("trial", time_group, params)
+        runner.close()
+    rows = sum(group.n_rows for group in timed)
+    return Trial(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))
+
+
+def time_group(
+    plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray
+) -> FloatArray:
+    """Seconds that a group takes to read and sum, and to sum once more from memory, (2,)."""
+    group = KeptGroup(plan, 0, 0)  # for a moment, and counted as part of reading
+    marks = [time.perf_counter()]
+    for _ in range(2):
+        run_group(group, external, work, params, np.eye(params.size))
+        marks.append(time.perf_counter())
+    group.forget()
+    return np.diff(marks)
+
+
+def compile_kernel(blob: bytes, n_coords: int, params: FloatArray) -> None:
+    """Run the kernel on one row of ones, in the process that calls this."""
+    work: Work = load(blob)
+    one = np.ones(1)
+    weighted = work.layout.weighted
+    block = Block(one, (one,) * n_coords, one if weighted else None)
+    kernel, basis = block_kernel(work.spec, work.device), np.eye(params.size)
+    accumulate(
+        lambda rows: kernel(params, basis, rows),
+        no_rows(params.size),
+        [block],
+        weighted,
+        work.stage_rows,
+    )
+
+
+def _compile(work: Work, n_coords: int, params: FloatArray, client: Client | None) -> float:
+    """Compile on all workers, or here; the seconds that it took."""
+    blob = cloudpickle.dumps(work)
+    began = time.perf_counter()
+    if client is None:
+        compile_kernel(blob, n_coords, params)
+    else:
+        client.run(compile_kernel, blob, n_coords, params)
+    return time.perf_counter() - began
+
+
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""

@@ -1,0 +1,86 @@
+"""The first row on which the starting point gives no finite residual, found after a sum had none.
+
+Good data are never read for it. Findings of blocks combine by adding, as sums of squares do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.io.chunks import Box
+from nlsq_dask.io.finite import Affected, Place
+from nlsq_dask.io.stage import Block
+from nlsq_dask.questions.row_values import RowFunction, values_of_block
+
+
+@dataclass(frozen=True, slots=True)
+class BadRows:
+    """Rows without a finite squared residual: the model's value on the first, and its coordinates.
+
+    Attributes
+    ----------
+    found : Affected
+    coords : tuple of float
+    """
+
+    found: Affected = field(default_factory=Affected)
+    coords: tuple[float, ...] = ()
+
+    def error(
+        self, names: Sequence[str], error: _errors.StartNotFiniteError
+    ) -> _errors.StartNotFiniteError:
+        """The error of a start, with the row where there is one and its coordinates by name."""
+        if not self.found.count or error.params is None:
+            return error
+        coords = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, self.coords, strict=True))
+        return _errors.start_not_finite_at_row(
+            error.params, self.found.count, str(self.found.first), coords, self.found.value
+        )
+
+    def __add__(self, other: BadRows) -> BadRows:
+        leading = self if self.found.count else other
+        return BadRows(self.found + other.found, leading.coords)
+
+
+def bad_rows_of(
+    function: RowFunction, blocks: Iterable[tuple[tuple[int, ...] | None, Box, Block]]
+) -> BadRows:
+    """Look at the rows of blocks, one after the other.
+
+    Parameters
+    ----------
+    function : RowFunction
+        Values of the model.
+    blocks : iterable of (index, box, block)
+        Index of the block, where data are chunked, and what it is of ``y``.
+    """
+    rows = BadRows()
+    for index, box, block in blocks:
+        rows = rows + _of_block(function, block, index, box)
+    return rows
+
+
+def _of_block(
+    function: RowFunction, block: Block, index: tuple[int, ...] | None, box: Box
+) -> BadRows:
+    """Look at the rows of a block that count."""
+    shape = block.y.shape
+    values = values_of_block(function, block)
+    with np.errstate(all="ignore"):
+        residuals = np.subtract(values, block.y)
+        if block.sigma is not None:
+            residuals = residuals / block.sigma
+        bad = ~np.isfinite(residuals**2)
+    if block.selects:
+        bad &= ~block.left_out()
+    count = int(np.count_nonzero(bad))
+    if not count:
+        return BadRows()
+    at = np.unravel_index(int(np.argmax(bad)), shape)
+    place = Place(tuple(int(i) + s.start for i, s in zip(at, box, strict=True)), index, box)
+    coords = tuple(float(np.broadcast_to(c, shape)[at]) for c in block.coords)
+    return BadRows(Affected(count, place, float(values[at])), coords)

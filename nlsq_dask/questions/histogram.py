@@ -1,0 +1,220 @@
+"""Histograms of a fit: what a plot of more rows than there are pixels shows.
+
+Every row falls into one bin of a regular grid over (abscissa, y), and into one over (abscissa, z)
+with the standardised residual z. Sums over rows, so that blocks combine by adding, and one reading
+of the data is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.stage import STAGE_ROWS, Block
+from nlsq_dask.questions.row_values import RowFunction, values_of_block
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where rows are counted.
+
+    Attributes
+    ----------
+    x, y, z : tuple of float
+        Lower and upper end of the abscissa, of the observations, and of the standardised
+        residuals.
+    n_x, n_y, n_z : int
+        Bins of each.
+    scale : float
+        What residuals are divided by where there is no sigma, in the units of y.
+    fitted : bool
+        Whether the abscissa is the fitted value, and not the one coordinate.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    z: tuple[float, float]
+    n_x: int
+    n_y: int
+    n_z: int
+    scale: float
+    fitted: bool
+
+
+@dataclass(frozen=True)
+class BinSums:
+    """What is summed over rows.
+
+    Attributes
+    ----------
+    observed : ndarray, shape (n_x, n_y), int64
+        Rows by abscissa and observation.
+    residuals : ndarray, shape (n_x, n_z), int64
+        Rows by abscissa and standardised residual.
+    n : ndarray, shape (n_x,), int64
+        Rows by abscissa.
+    total, squares : ndarray, shape (n_x,), float64
+        Sums of standardised residuals, and of their squares, by abscissa.
+    n_outside : int
+        Rows that lie outside of one of the histograms.
+    """
+
+    observed: Counts
+    residuals: Counts
+    n: Counts
+    total: FloatArray
+    squares: FloatArray
+    n_outside: int
+
+    @classmethod
+    def zero(cls, grid: Grid) -> Self:
+        """Sums over no rows."""
+        n_x = grid.n_x
+        observed = np.zeros((n_x, grid.n_y), np.int64)
+        residuals = np.zeros((n_x, grid.n_z), np.int64)
+        return cls(observed, residuals, np.zeros(n_x, np.int64), np.zeros(n_x), np.zeros(n_x), 0)
+
+    def __add__(self, other: BinSums) -> BinSums:
+        return BinSums(
+            self.observed + other.observed,
+            self.residuals + other.residuals,
+            self.n + other.n,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.n_outside + other.n_outside,
+        )
+
+
+@dataclass(frozen=True)
+class Binned:
+    """A fit in bins.
+
+    Attributes
+    ----------
+    grid : Grid
+    sums : BinSums
+    """
+
+    grid: Grid
+    sums: BinSums
+
+    @property
+    def x_edges(self) -> FloatArray:
+        """Edges of the abscissa's bins, shape (n_x + 1,)."""
+        return np.linspace(*self.grid.x, self.grid.n_x + 1)
+
+    @property
+    def y_edges(self) -> FloatArray:
+        """Edges of the observations' bins, shape (n_y + 1,)."""
+        return np.linspace(*self.grid.y, self.grid.n_y + 1)
+
+    @property
+    def z_edges(self) -> FloatArray:
+        """Edges of the standardised residuals' bins, shape (n_z + 1,)."""
+        return np.linspace(*self.grid.z, self.grid.n_z + 1)
+
+    @property
+    def mean(self) -> FloatArray:
+        """Mean standardised residual by abscissa, shape (n_x,); NaN in a bin without rows."""
+        return self._per_row(self.sums.total)
+
+    @property
+    def rms(self) -> FloatArray:
+        """Root mean square of standardised residuals by abscissa, (n_x,); NaN without rows."""
+        rms: FloatArray = np.sqrt(self._per_row(self.sums.squares))
+        return rms
+
+    def _per_row(self, sums: FloatArray) -> FloatArray:
+        n = self.sums.n
+        per_row = np.full(n.shape, np.nan)
+        np.divide(sums, n, out=per_row, where=n > 0)
+        return per_row
+
+
+def bin_blocks(function: RowFunction, grid: Grid, blocks: Iterable[Block]) -> BinSums:
+    """Sum over blocks, in pieces of a moderate number of rows.
+
+    Parameters
+    ----------
+    function : RowFunction
+        Values of the model.
+    grid : Grid
+    blocks : iterable of Block
+    """
+    total = BinSums.zero(grid)
+    for block in blocks:
+        # A model of all rows needs them at once.
+        most = STAGE_ROWS if function.row_wise else block.y.size
+        for _, box in block_boxes(regular_chunks(block.y.shape, most)):
+            total = total + _bin_rows(function, grid, _cut(block, box))
+    return total
+
+
+def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:
+    shape = block.y.shape
+    counted = ~block.left_out()
+
+    def rows(array: NDArray[np.generic]) -> FloatArray:
+        return np.asarray(np.broadcast_to(array, shape)[counted], np.float64)
+
+    fitted = rows(values_of_block(function, block))
+    x, y = fitted if grid.fitted else rows(block.coords[0]), rows(block.y)
+    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite lie outside
+        z = (y - fitted) / (grid.scale if block.sigma is None else rows(block.sigma))
+    bin_x, bin_y, bin_z = (
+        _bins(values, ends, n)
+        for values, ends, n in (
+            (x, grid.x, grid.n_x),
+            (y, grid.y, grid.n_y),
+            (z, grid.z, grid.n_z),
+        )
+    )
+    along = (bin_x >= 0) & np.isfinite(z)
+
+    def count(other: NDArray[np.intp], n: int) -> Counts:
+        both = along & (other >= 0)
+        flat = bin_x[both] * n + other[both]
+        return np.bincount(flat, minlength=grid.n_x * n).reshape(grid.n_x, n)
+
+    def total(values: FloatArray) -> FloatArray:
+        # An integer comes out where there are no rows, whatever the weights.
+        return np.bincount(position, values, minlength=grid.n_x).astype(np.float64)
+
+    position, z_along = bin_x[along], z[along]
+    shown = along & (bin_y >= 0) & (bin_z >= 0)
+    return BinSums(
+        count(bin_y, grid.n_y),
+        count(bin_z, grid.n_z),
+        np.bincount(position, minlength=grid.n_x),
+        total(z_along),
+        total(z_along**2),
+        int(shown.size - np.count_nonzero(shown)),
+    )
+
+
+def _bins(values: FloatArray, ends: tuple[float, float], n: int) -> NDArray[np.intp]:
+    """Number of each value's bin, -1 outside; the last bin includes its upper end."""
+    low, high = ends
+    inside = (values >= low) & (values <= high)  # False for NaN
+    position = np.full(values.shape, -1, np.intp)
+    position[inside] = np.minimum((values[inside] - low) * (n / (high - low)), n - 1)
+    return position
+
+
+def _cut(block: Block, box: Box) -> Block:
+    """Views of the rows of a box."""
+
+    def cut(array: NDArray[Any]) -> NDArray[Any]:
+        return array[broadcast_box(box, array.shape)]
+
+    sigma = None if block.sigma is None else cut(block.sigma)
+    masks = tuple(cut(m) for m in block.masks)
+    return Block(cut(block.y), tuple(cut(c) for c in block.coords), sigma, masks, block.rule)

@@ -1,0 +1,151 @@
+"""A model with its parameters, as a function of rows in memory of any shape and dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.chunks import broadcast_box, row_boxes
+from nlsq_dask.io.observations import Array
+from nlsq_dask.io.stage import MIN_PART_ROWS, STAGE_ROWS, Block, aligned_empty, power_of_two_from
+from nlsq_dask.kernels.values import row_kernel
+from nlsq_dask.user_model.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class RowFunction:
+    """Values of a model, or their standard errors.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        The model.
+    params : ndarray, shape (p,), float64
+    root : ndarray, shape (p, q), float64, or None
+        Square root of the parameters' covariance, for standard errors; None for values.
+    device : {"cpu", "gpu"} or None
+        Where it is computed.
+    row_wise : bool
+        False evaluates the model on all rows at once.
+    buffer_rows : int or None
+        Rows of a buffer, so that blocks of all sizes share one compiled kernel; None fits it to the
+        rows.
+    """
+
+    spec: ModelSpec
+    params: FloatArray
+    root: FloatArray | None = None
+    device: str | None = None
+    row_wise: bool = True
+    buffer_rows: int | None = None
+
+    def for_blocks_of(self, rows: int) -> RowFunction:
+        """The same function, with one length of buffer for blocks of up to so many rows."""
+        return replace(self, buffer_rows=_buffer_rows(rows))
+
+    def __call__(self, coords: Sequence[Array], shape: tuple[int, ...]) -> FloatArray:
+        """Compute all rows, a buffer of them at a time.
+
+        Parameters
+        ----------
+        coords : sequence of ndarray
+            Coordinates of real dtypes, with as many dimensions as ``shape``; lengths equal its
+            lengths or 1.
+        shape : tuple of int
+            Of at least one dimension.
+
+        Returns
+        -------
+        ndarray, shape ``shape``, float64
+        """
+        n = math.prod(shape)
+        out = np.zeros(n)
+        if n == 0 or (self.root is not None and self.root.shape[1] == 0):
+            return out.reshape(shape)
+        capacity = n
+        if self.row_wise:
+            capacity = self.buffer_rows or _buffer_rows(n)
+        buffers = tuple(aligned_empty(len(coords), capacity))
+        for start in range(0, n, capacity):
+            stop = min(start + capacity, n)
+            _fill(buffers, coords, shape, start, stop)
+            out[start:stop] = self._of_rows(buffers)[: stop - start]
+        return out.reshape(shape)
+
+    def _of_rows(self, coords: tuple[FloatArray, ...]) -> FloatArray:
+        kernel = row_kernel(self.spec, self.device, whole=not self.row_wise)
+        if self.root is None:
+            return kernel.values(self.params, coords)
+        return kernel.standard_errors(self.params, self.root, coords)
+
+
+def _buffer_rows(rows: int) -> int:
+    """A power of two, so that few lengths are ever compiled."""
+    return min(max(power_of_two_from(rows), MIN_PART_ROWS), STAGE_ROWS)
+
+
+def values_of_block(function: RowFunction, block: Block) -> FloatArray:
+    """Values on the rows of a block, in its shape.
+
+    A model of all rows is given only those that count, as in the fit; the others are NaN.
+
+    Parameters
+    ----------
+    function : RowFunction
+    block : Block
+    """
+    shape = block.y.shape
+    if function.row_wise or not block.selects:
+        return function(block.coords, shape)
+    counted = ~block.left_out()
+    coords = [np.broadcast_to(c, shape)[counted] for c in block.coords]
+    values = np.full(shape, np.nan)
+    values[counted] = function(coords, coords[0].shape)
+    return values
+
+
+def residuals_of_block(function: RowFunction, block: Block) -> FloatArray:
+    """Observations minus values, in the block's shape; NaN for rows that are left out.
+
+    Parameters
+    ----------
+    function : RowFunction
+        Values of the model.
+    block : Block
+    """
+    residuals = values_of_block(function, block)
+    np.subtract(block.y, residuals, out=residuals)
+    if block.selects:
+        residuals[block.left_out()] = np.nan
+    return residuals
+
+
+def without_mask(array: Array) -> Array:
+    """Values of an array in memory, with NaN where it is masked."""
+    if np.ma.getmask(array) is np.ma.nomask:
+        return np.ma.getdata(array, subok=False)
+    return np.where(np.ma.getmask(array), np.nan, np.ma.getdata(array, subok=False))
+
+
+def _fill(
+    buffers: Sequence[FloatArray],
+    coords: Sequence[Array],
+    shape: tuple[int, ...],
+    start: int,
+    stop: int,
+) -> None:
+    """Copy rows ``start`` to ``stop`` of the coordinates, broadcast to a shape, into buffers.
+
+    What lies behind them repeats the last row: a loop in the model may not end on numbers that
+    are no coordinates.
+    """
+    for buffer, coord in zip(buffers, coords, strict=True):
+        for first, last, box in row_boxes(shape, start, stop):
+            rows = buffer[first - start : last - start]
+            target = rows.reshape(tuple(s.stop - s.start for s in box))
+            np.copyto(target, coord[broadcast_box(box, coord.shape)], casting="unsafe")
+        buffer[stop - start :] = buffer[stop - start - 1]

@@ -1,0 +1,482 @@
+"""What a fitted model can compute on rows: values, their errors, residuals, sums, histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nlsq_dask import _errors
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
+from nlsq_dask.io.chunks import Box, whole_box
+from nlsq_dask.io.finite import Affected, affected_rows, look_at_chunks
+from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.sources import as_array, is_dask
+from nlsq_dask.io.stage import STAGE_ROWS, Block
+from nlsq_dask.kernels.values import covariance_root
+from nlsq_dask.questions.bad_rows import BadRows, bad_rows_of
+from nlsq_dask.questions.histogram import Binned, Grid, bin_blocks
+from nlsq_dask.questions.row_values import (
+    RowFunction,
+    residuals_of_block,
+    values_of_block,
+    without_mask,
+)
+from nlsq_dask.user_model.model import ModelSpec, Structure, prepare_model
+from nlsq_dask.user_model.row_wise import row_dependence
+from nlsq_dask.user_model.signature import model_label, parameter_names
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Values of x at which a curve is computed to see how far it reaches.
+CURVE_POINTS = 512
+
+# Standard deviations around the model that histograms show; one normal row in 1.7 million lies
+# beyond five.
+SHOWN_DEVIATIONS = 5.0
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A model that was fitted, and the data that it was fitted to.
+
+    Arrays in memory give arrays in memory, made a buffer at a time; Dask and Zarr arrays give Dask
+    arrays, of which nothing is computed yet.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        The model.
+    data : Observations or None
+        What was fitted; None for a result that was loaded.
+    device : {"cpu", "gpu"} or None
+        Where it is computed.
+    client : distributed.Client or None
+        Cluster that reads lazy data where a sum over them is asked for.
+    row_wise : bool
+        Whether the model may be evaluated block by block.
+    profiles : callable, optional
+        ``profiles(record, names, quantile)`` makes further fits to the data, for profiles by name.
+    """
+
+    spec: ModelSpec
+    data: Observations | None = None
+    device: str | None = None
+    client: Client | None = None
+    row_wise: bool = True
+    profiles: Callable[..., Any] | None = None
+
+    @classmethod
+    def of_model(
+        cls,
+        model: Callable[..., Any],
+        names: Sequence[str],
+        structure: Structure,
+        n_coords: int,
+        params: ArrayLike | None = None,
+        fixed: Sequence[str] = (),
+    ) -> Self:
+        """Fitted model without data, for a result that was loaded.
+
+        Parameters
+        ----------
+        model : callable
+            ``model(x, *params)``, as it was fitted.
+        names : sequence of str, length p
+            Names of the parameters.
+        structure : {"single", "stacked", "tuple"}
+            How the model takes its coordinates.
+        n_coords : int
+            Number of coordinates.
+        params : array_like, shape (p,), optional
+            Where to try whether the model works row by row; ones by default.
+        fixed : sequence of str
+            Names of the parameters that were fixed.
+
+        Raises
+        ------
+        ModelError
+            If the model cannot be traced, or does not take these parameters in this order.
+        """
+        taken = parameter_names(model, len(names))
+        if any(name in taken and taken.index(name) != i for i, name in enumerate(names)):
+            raise _errors.parameter_order(model_label(model), names, taken)
+        spec = prepare_model(model, tuple(names), structure, n_coords)
+        at = np.ones(len(names)) if params is None else np.asarray(params, np.float64)
+        spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))
+        return cls(spec, row_wise=row_dependence(spec, at) is None)
+
+    def values(self, params: ArrayLike, x: Any = None) -> Array:
+        """Values of the model.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+        x : array_like or tuple of array_like, optional
+            Coordinates in the form that the model takes: an array of any shape, an array
+            (k, ...) of k coordinates, or a tuple of k arrays that broadcast together. Those of the
+            data by default.
+
+        Returns
+        -------
+        numpy or dask array, float64
+            Of the shape that the coordinates broadcast to; of y's shape by default.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the coordinates are not those of the model, or there are no data to take them from.
+        NotRowWiseError
+            If the coordinates are in chunks and the model's rows depend on each other.
+        """
+        return self._on_rows(x, params, None)
+
+    def standard_errors(self, params: ArrayLike, pcov: ArrayLike, x: Any = None) -> Array:
+        """Standard errors of the model's values, ``√(j C jᵀ)`` with j the row of ``∂f/∂θ``.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+        pcov : array_like, shape (p, p)
+            Covariance C of the parameters; with infinities, all errors are infinite.
+        x : optional
+            As in :meth:`values`.
+
+        Returns
+        -------
+        numpy or dask array, float64
+            As :meth:`values`.
+
+        Raises
+        ------
+        InputError, InputTypeError, NotRowWiseError
+            As :meth:`values`.
+        """
+        covariance = np.asarray(pcov, np.float64)
+        if np.all(np.isfinite(covariance)):
+            return self._on_rows(x, params, covariance_root(covariance))
+        # Zero times its value, which is lazy where that is, plus infinity.
+        no_errors = np.zeros((len(self.spec.names), 0))
+        return self._on_rows(x, params, no_errors) + np.inf
+
+    def residuals(self, params: ArrayLike) -> Array:
+        """Residuals ``y - f``, in the units of y.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+
+        Returns
+        -------
+        numpy or dask array, float64
+            Of y's shape, and in its chunks; NaN for rows that were left out.
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        data = self._data("residuals()")
+        function = self._function(params, None)
+        if data.lazy:
+            from nlsq_dask.engines.dask.lazy_values import residuals_of_rows  # Dask, loaded for use
+
+            return residuals_of_rows(function, data)
+        return residuals_of_block(function, data.layout.block(data.operands))
+
+    def without_derivatives(self, params: ArrayLike) -> Affected:
+        """Rows in which neither a derivative nor a difference in its place is finite.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+
+        Returns
+        -------
+        Affected
+            Their number, and where the first is. Reads all rows once.
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        data = self._data("without_derivatives()")
+        at = np.asarray(params, np.float64)
+        look = partial(_without_derivatives, self._function(at, np.eye(at.size)))
+        if data.lazy:
+            return look_at_chunks(look, data, self.client)
+        box = whole_box(data.y.shape)
+        pieces = data.pieces() if self.row_wise else [(box, data.block(box))]
+        return reduce(add, (look(block, None, box) for box, block in pieces))
+
+    def meat(self, params: ArrayLike) -> FloatArray:
+        """Sum of outer products of the rows' scores, for a robust covariance.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+
+        Returns
+        -------
+        ndarray, shape (p, p), float64
+            ``Σ r_i² j_i j_iᵀ`` of weighted residuals and rows of their Jacobian: the middle of the
+            sandwich (White, "A heteroskedasticity-consistent covariance matrix estimator",
+            Econometrica 48, 1980). One reading of all rows.
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        with self._evaluator("robust_pcov()") as evaluator:
+            sums: FloatArray = evaluator.meat(np.asarray(params, np.float64))
+        return sums
+
+    def binned(
+        self,
+        params: ArrayLike,
+        scale: float,
+        *,
+        bins: tuple[int, int, int] = (200, 120, 60),
+        deviations: float = SHOWN_DEVIATIONS,
+        x_range: tuple[float, float] | None = None,
+    ) -> Binned:
+        """Histograms of observations and residuals, in one reading of all rows.
+
+        The abscissa is the coordinate where there is one, else the fitted value. Its ends are
+        found by reading the coordinates once before.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+        scale : float
+            Typical size of a residual in the units of y, such as the root mean square. Observations
+            are shown this far beyond the model, times ``deviations``; without sigma, residuals are
+            divided by it.
+        bins : triple of int
+            Bins of the abscissa, of the observations, and of the residuals.
+        deviations : float
+            Standardised residuals that are shown, on either side of zero.
+        x_range : pair of float, optional
+            Ends of the abscissa.
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        data = self._data("plot()")
+        function = self._function(params, None)
+        grid = self._grid(data, function, scale, bins, deviations, x_range)
+        if data.lazy:
+            from nlsq_dask.engines.dask.lazy_values import bin_rows  # Dask, loaded for use
+
+            return Binned(grid, bin_rows(function, grid, data, self.client))
+        block = data.layout.block(data.operands)
+        return Binned(grid, bin_blocks(function.for_blocks_of(data.n_rows), grid, [block]))
+
+    def bad_rows(self, params: ArrayLike) -> BadRows:
+        """Rows without a finite squared residual, found in one reading of all rows.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+        """
+        data = self._data("a fit")
+        function = self._function(params, None)
+        if data.lazy:
+            from nlsq_dask.engines.dask.lazy_values import bad_rows  # Dask, loaded for use
+
+            return bad_rows(function, data, self.client)
+        if self.row_wise:
+            return bad_rows_of(function, ((None, box, block) for box, block in data.pieces()))
+        box = whole_box(data.y.shape)
+        return bad_rows_of(function, [(None, box, data.block(box))])
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether the model is a function of one coordinate, so that it can be drawn as a curve."""
+        return self.spec.n_coords == 1 and self.row_wise
+
+    def curve(
+        self, params: ArrayLike, pcov: ArrayLike, x_range: tuple[float, float]
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """A model of one coordinate along a range.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+        pcov : array_like, shape (p, p)
+        x_range : pair of float
+
+        Returns
+        -------
+        x, values, errors : ndarray, shape (512,), float64
+            The coordinate, the model's values, and their standard errors.
+        """
+        line = np.linspace(*x_range, CURVE_POINTS)
+        x: Any = {"single": line, "stacked": line[None], "tuple": (line,)}[self.spec.structure]
+        return line, self.values(params, x), self.standard_errors(params, pcov, x)
+
+    def _grid(
+        self,
+        data: Observations,
+        function: RowFunction,
+        scale: float,
+        bins: tuple[int, int, int],
+        deviations: float,
+        x_range: tuple[float, float] | None,
+    ) -> Grid:
+        if x_range is None:
+            x_range = self._range(
+                data.coords[0] if self.has_curve else self.values(function.params)
+            )
+        x_range = y_range = _widened(*x_range)
+        if self.has_curve:
+            no_errors = np.zeros((function.params.size,) * 2)
+            y_range = _finite_range(self.curve(function.params, no_errors, x_range)[1])
+        margin = deviations * scale
+        return Grid(
+            x=x_range,
+            y=_widened(y_range[0] - margin, y_range[1] + margin),
+            z=(-deviations, deviations),
+            n_x=bins[0],
+            n_y=bins[1],
+            n_z=bins[2],
+            scale=scale if scale > 0 else 1.0,
+            fitted=not self.has_curve,
+        )
+
+    def _range(self, array: Array) -> tuple[float, float]:
+        if is_dask(array):
+            from nlsq_dask.engines.dask.lazy_values import finite_range  # Dask, loaded for use
+
+            return finite_range(array, self.client)
+        return _finite_range(array)
+
+    def _data(self, what: str) -> Observations:
+        if self.data is None:
+            raise _errors.result_without_data(what)
+        return self.data
+
+    def _evaluator(self, what: str) -> AbstractContextManager[Any]:
+        data = self._data(what)
+        if data.lazy:
+            from nlsq_dask.engines.dask.engine import DaskEvaluator  # Dask, loaded for use
+
+            return DaskEvaluator(data, self.spec, self.device, self.client)
+        if not self.row_wise:
+            return standard_evaluator(data, self.spec, self.device, row_wise=False)
+        return chunked_evaluator(data, self.spec, self.device)
+
+    def _function(self, params: ArrayLike, root: FloatArray | None) -> RowFunction:
+        at = np.asarray(params, np.float64)
+        return RowFunction(self.spec, at, root, self.device, self.row_wise)
+
+    def _on_rows(self, x: Any, params: ArrayLike, root: FloatArray | None) -> Array:
+        if x is None:
+            rows = self._data("predict() without x")
+            shape = rows.y.shape
+        else:
+            rows, shape = rows_at(self.spec, x)
+        function = self._function(params, root)
+        if not rows.lazy:
+            return values_of_block(function, rows.layout.block(rows.operands)).reshape(shape)
+        if not self.row_wise:
+            reason = row_dependence(self.spec, function.params)
+            raise _errors.not_row_wise(reason or "depends on all rows")
+        from nlsq_dask.engines.dask.lazy_values import of_rows  # Dask, loaded for use
+
+        return of_rows(function, rows)
+
+
+def _without_derivatives(
+    errors: RowFunction, block: Block, index: tuple[int, ...] | None, box: Box
+) -> Affected:
+    """Rows of a block with infinite errors, given the errors for parameters of unit variance."""
+    found = values_of_block(errors, block)
+    lost = ~np.isfinite(found)
+    if block.selects:
+        lost &= ~block.left_out()
+    return affected_rows(lost, found, index, box)
+
+
+def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:
+    """Coordinates as a model takes them, without observations.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    x : array_like or tuple of array_like
+        As in :meth:`FittedModel.values`.
+
+    Returns
+    -------
+    rows : Observations
+        With zeros for y, which take no memory, of at least one dimension.
+    shape : tuple of int
+        What the coordinates broadcast to.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If these are not the model's coordinates.
+    """
+    coords = _coordinates_of(spec, x)
+    try:
+        shape = np.broadcast_shapes(*(c.shape for c in coords))
+    except ValueError:
+        raise _errors.coordinates_do_not_broadcast([c.shape for c in coords]) from None
+    ndim = max(len(shape), 1)
+    coords = [c[(None,) * (ndim - c.ndim)] for c in coords]
+    y = np.broadcast_to(np.zeros(()), shape or (1,))
+    lazy = any(is_dask(c) for c in coords)
+    return Observations(y, tuple(coords), None, spec.structure, lazy), shape
+
+
+def _coordinates_of(spec: ModelSpec, x: Any) -> list[Array]:
+    """One array a coordinate; masked values in memory become NaN."""
+    if spec.structure == "tuple":
+        if not isinstance(x, tuple | list) or len(x) != spec.n_coords:
+            raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
+        return [_plain(as_array(item, f"x[{i}]")) for i, item in enumerate(x)]
+    array = _plain(as_array(x, "x"))
+    if spec.structure == "single":
+        return [array]
+    if array.ndim == 0 or array.shape[0] != spec.n_coords:
+        raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
+    return [array[i] for i in range(spec.n_coords)]
+
+
+def _plain(array: Array) -> Array:
+    return without_mask(array) if isinstance(array, np.ma.MaskedArray) else array
+
+
+def _finite_range(array: Array) -> tuple[float, float]:
+    """Smallest and largest finite value of an array in memory; infinite where there is none."""
+    low, high = np.inf, -np.inf
+    for piece in np.array_split(array.reshape(-1), max(array.size // STAGE_ROWS, 1)):
+        finite = np.isfinite(piece)
+        low = np.min(piece, where=finite, initial=low)
+        high = np.max(piece, where=finite, initial=high)
+    return float(low), float(high)
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range that has a length: what is infinite or a point becomes one of length 1 or more."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return -0.5, 0.5
+    if high > low:
+        return low, high
+    half = 0.5 * max(abs(low), 1.0)
+    return low - half, high + half

@@ -1,0 +1,373 @@
+"""The numbers of a fit: what was found, and all that follows from it without the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.core import statistics
+from nlsq_dask.core.memory_budget import MemoryBudget
+from nlsq_dask.core.normal_equations import FloatArray, Moments
+from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.user_model.model import Structure
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """An estimate and its standard error; ``float()`` gives the estimate.
+
+    Attributes
+    ----------
+    value : float
+        The estimate.
+    stderr : float
+        Its standard error; infinite where the data do not determine it, 0 if it was fixed.
+    """
+
+    value: float
+    stderr: float
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return format_uncertain(self.value, self.stderr)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One starting point and where it led.
+
+    Attributes
+    ----------
+    p0 : ndarray, shape (p,), float64
+        The start.
+    start_cost : float
+        Cost there; infinite where the model is not finite.
+    params : ndarray, shape (p,), float64, or None
+        Where the fit from it ended; None if it was given up on the way.
+    cost : float or None
+        Cost at the end. For streamed data ``start_cost`` is that of the sample, and ``cost`` that
+        of all rows, at the best end of the basin.
+    basin : int or None
+        Number of the basin it ended in, 0 the best; ends within a standard error share one.
+    status : Status or None
+        Why the fit from it ended.
+    """
+
+    p0: FloatArray
+    start_cost: float
+    params: FloatArray | None = None
+    cost: float | None = None
+    basin: int | None = None
+    status: Status | None = None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_dict` wrote, infinities given as text."""
+        return cls(
+            np.array(saved["p0"], np.float64),
+            float(saved["start_cost"]),
+            None if saved["params"] is None else np.array(saved["params"], np.float64),
+            None if saved["cost"] is None else float(saved["cost"]),
+            saved["basin"],
+            None if saved["status"] is None else Status(saved["status"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, the status as a number."""
+        fields = dict(vars(self))
+        fields["status"] = None if self.status is None else int(self.status)
+        return fields
+
+
+@dataclass(frozen=True)
+class PilotRecord:
+    """What a pilot was good for.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows of the sample.
+    params : ndarray, shape (p,), float64
+        Its answer.
+    cost : float
+        Cost of its answer on all rows.
+    start_cost : float
+        Cost of the user's start on all rows.
+    used : bool
+        Whether the fit went on from its answer.
+    """
+
+    n_rows: int
+    params: FloatArray
+    cost: float
+    start_cost: float
+    used: bool
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_dict` wrote, infinities given as text."""
+        numbers = {name: float(saved[name]) for name in ("cost", "start_cost")}
+        params = np.array(saved["params"], np.float64)
+        return cls(saved["n_rows"], params, **numbers, used=saved["used"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dict(vars(self))
+
+
+# Compared by identity: equality of arrays is no single truth.
+@dataclass(frozen=True, eq=False)
+class FitRecord:
+    """The numbers of :class:`nlsq_dask.FitResult`, whose documentation lists the fields."""
+
+    names: tuple[str, ...]
+    popt: FloatArray
+    pcov: FloatArray
+    cost: float
+    chi2: float
+    n_points: int
+    n_skipped: int
+    n_free: int
+    fixed: tuple[str, ...]
+    moments: Moments
+    grad: FloatArray
+    optimality: float
+    distance_to_optimum_sigma: float
+    active_mask: NDArray[np.int64]
+    method: str
+    loss: str
+    absolute_sigma: bool
+    r_factor: FloatArray = field(repr=False)
+    nfev: int
+    njev: int
+    nit: int
+    n_passes: int
+    status: Status
+    strategy: str
+    workflow: str | None
+    budget: MemoryBudget
+    tolerances: dict[str, float | None]
+    structure: Structure
+    n_coords: int
+    pilot: PilotRecord | None = field(repr=False)
+    starts: tuple[Start, ...] = field(repr=False)
+    checkpoint: str | None
+    history: tuple[IterationRecord, ...] = field(repr=False)
+    scipy_status: Status | None = field(default=None, kw_only=True)
+    undetermined: tuple[str, ...] = field(default=(), kw_only=True)
+    n_differenced: int = field(default=0, kw_only=True)
+    bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
+    sandwich: bool = field(default=False, kw_only=True)
+
+    @property
+    def perr(self) -> FloatArray:
+        """Standard errors of the estimates, shape (p,): square roots of ``pcov``'s diagonal."""
+        errors: FloatArray = np.sqrt(np.diagonal(self.pcov))
+        return errors
+
+    @property
+    def params(self) -> dict[str, Parameter]:
+        """Estimates and standard errors by name."""
+        pairs = zip(self.names, self.popt, self.perr, strict=True)
+        return {name: Parameter(float(value), float(error)) for name, value, error in pairs}
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom: rows less free parameters."""
+        return self.n_points - self.n_free
+
+    @property
+    def reduced_chi2(self) -> float:
+        """``chi2 / dof``; NaN where there are no degrees of freedom."""
+        return self.chi2 / self.dof if self.dof > 0 else math.nan
+
+    @property
+    def chi2_p_value(self) -> float:
+        """Probability of a `chi2` at least as large, if the model and the sigma are right.
+
+        Upper tail of the χ² distribution with `dof` degrees of freedom. NaN unless
+        `absolute_sigma`: an unknown scale of the errors explains any `chi2`.
+        """
+        from scipy.special import chdtrc  # loaded when asked for: a fit does without
+
+        known = self.absolute_sigma and self.dof > 0
+        return float(chdtrc(self.dof, self.chi2)) if known else math.nan
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared residual ``sqrt(Σ (y - f)² / n)``, unweighted, in y's units."""
+        return math.sqrt(self.moments.sq_residuals / self.n_points)
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units."""
+        return self.moments.abs_residuals / self.n_points
+
+    @property
+    def r_squared(self) -> float:
+        """Share of y's scatter explained: ``1 - chi2 / Σ w² (y - ȳ)²``, w = 1/σ.
+
+        ȳ is the weighted mean, whether or not the model has a constant. NaN where y is constant.
+        """
+        return statistics.r_squared(self.chi2, self.moments.scatter)
+
+    @property
+    def adj_r_squared(self) -> float:
+        """R² adjusted for the parameters: ``1 - (1 - R²) (n - 1) / dof``."""
+        return statistics.adjusted_r_squared(self.r_squared, self.n_points, self.dof)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion.
+
+        ``n ln(chi2 / n) + 2 k`` with k free parameters; ``chi2 + 2 k`` if `absolute_sigma`. Only
+        differences between fits of the same rows, with the same `sigma`, mean anything.
+        """
+        return self._deviance() + 2.0 * self.n_free
+
+    @property
+    def bic(self) -> float:
+        """Bayesian (Schwarz's) information criterion: as `aic`, with ``k ln n`` for ``2 k``."""
+        return self._deviance() + self.n_free * math.log(self.n_points)
+
+    @property
+    def success(self) -> bool:
+        """Whether the fit arrived at an optimum that the data determine."""
+        return self.status.success
+
+    @property
+    def message(self) -> str:
+        """Why the fit ended."""
+        return _errors.end_of_fit(self.status, self.undetermined)
+
+    def raise_for_status(self) -> None:
+        """Raise an error unless the fit was a success; as ``requests.Response`` does.
+
+        Raises
+        ------
+        ConvergenceError
+            With :attr:`message`.
+        """
+        if not self.success:
+            raise _errors.optimum_not_found(self.message)
+
+    def confidence_intervals(self, level: float = 0.95) -> FloatArray:
+        """Confidence intervals of the parameters, ``popt ± t perr``.
+
+        t is the quantile of Student's distribution with `dof` degrees of freedom; that of the
+        normal distribution if `absolute_sigma`, as then no variance is estimated. The intervals
+        rest on the model being linear within a few standard errors of the answer (Seber & Wild,
+        "Nonlinear Regression", 1989, section 5.1). Where a bound is active the interval ends at
+        the bound, and is one-sided.
+
+        Parameters
+        ----------
+        level : float
+            Probability with which an interval covers the true value, in (0, 1).
+
+        Returns
+        -------
+        ndarray, shape (p, 2), float64
+            Lower and upper ends. Equal for a fixed parameter, infinite for one that the data do not
+            determine.
+
+        Raises
+        ------
+        InputError
+            If `level` is no probability in (0, 1).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nlsq_dask import fit
+        >>> x = np.arange(6.0)
+        >>> result = fit(lambda x, a, b: a * x + b, x, np.array([1.1, 2.9, 5.2, 6.8, 9.1, 10.9]))
+        >>> result.confidence_intervals().round(2)
+        array([[1.84, 2.1 ],
+               [0.69, 1.48]])
+        """
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        ends = statistics.intervals(self.popt, self.perr, quantile)
+        return statistics.clipped(ends, self.popt, self.active_mask, self.bounds)
+
+    def correlation(self) -> FloatArray:
+        """Correlation of the estimates.
+
+        Returns
+        -------
+        ndarray, shape (p, p), float64
+            Ones on the diagonal. NaN beside it in the rows and columns of parameters that were
+            fixed, or that the data do not determine: nothing is known of how they vary.
+        """
+        return statistics.correlation(self.pcov)
+
+    def _deviance(self) -> float:
+        return statistics.deviance(self.chi2, self.n_points, known_scale=self.absolute_sigma)
+
+
+def n_basins(starts: Sequence[Start]) -> int:
+    """Number of basins that starts have ended in."""
+    return len({start.basin for start in starts if start.basin is not None})
+
+
+def interval_quantile(level: object, dof: int, *, known_scale: bool) -> float:
+    """Half the width, in standard errors, of the interval that covers with probability `level`.
+
+    Parameters
+    ----------
+    level : float
+        Probability in (0, 1).
+    dof : int
+        Degrees of freedom that the variance of the rows is estimated with.
+    known_scale : bool
+        Whether the variance is known instead.
+
+    Returns
+    -------
+    float
+        Of the normal distribution for a known scale, else of Student's; infinite where that has no
+        degrees of freedom.
+
+    Raises
+    ------
+    InputError
+        If `level` is no probability in (0, 1).
+    """
+    from scipy.special import ndtri, stdtrit  # loaded when asked for: a fit does without
+
+    probability = float(level) if isinstance(level, SupportsFloat) else math.nan
+    if not 0.0 < probability < 1.0:
+        raise _errors.level_invalid(level)
+    # The lower tail keeps its digits where the upper one is rounded to 1.
+    tail = (1.0 - probability) / 2.0
+    if known_scale:
+        return -float(ndtri(tail))
+    return -float(stdtrit(dof, tail)) if dof > 0 else math.inf
+
+
+def format_uncertain(value: float, error: float) -> str:
+    """Write ``value ± error`` with two significant digits of the error.
+
+    The convention of the Particle Data Group's Review (section "Rounding"), with two digits always.
+    """
+    if not math.isfinite(error):
+        return f"{value:.8g} ± {error}"
+    if error == 0.0:
+        return f"{value:.10g} ± 0"
+    exponent = math.floor(math.log10(error))
+    decimals = 1 - exponent
+    if exponent >= -4 and decimals >= 0 and abs(value) < 1e7:
+        return f"{value:z.{decimals}f} ± {error:.{decimals}f}"
+    power = math.floor(math.log10(max(abs(value), error)))
+    digits = max(power - exponent + 1, 1)
+    scale = 10.0**power
+    return f"({value / scale:z.{digits}f} ± {error / scale:.{digits}f})e{power:+03d}"

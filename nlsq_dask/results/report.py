@@ -1,0 +1,287 @@
+"""How a result reads: in a line or two, in full, and as a table of a notebook."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from nlsq_dask.results.record import FitRecord, Parameter, n_basins
+
+# Correlations that are worth a line: beyond it a standard error says little by itself. And how
+# many lines at most, as p parameters have p² / 2 of them.
+NOTABLE_CORRELATION = 0.5
+# Correlation from which on the data hardly tell two parameters apart: the standard error of each is
+# 1 / sqrt(1 - 0.99²) = 7 times what it would be if the other were known.
+DEPENDENT_CORRELATION = 0.99
+MOST_CORRELATIONS = 10
+# Difference of the ends of two intervals, in half-widths, from which on it is said.
+NOTABLE_DIFFERENCE = 0.1
+
+LEVEL = 0.95
+
+_BOUNDS = {-1: "at its lower bound", 0: "", 1: "at its upper bound"}
+
+# Styles that hold on a light and on a dark page: no colours, only where things stand.
+_CELL = "text-align:left;padding:0.1em 1em 0.1em 0"
+
+Row = tuple[str, str]
+
+
+def short_report(record: FitRecord) -> str:
+    """A table of estimates, and how they were found."""
+    width = max(len(name) for name in record.names)
+    lines = [_outcome(record)]
+    for name, parameter, remark in _estimates(record):
+        note = f"  ({remark})" if remark else ""
+        lines.append(f"  {name:<{width}} = {parameter}{note}")
+    skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
+    rows = [
+        ("rows", f"{record.n_points:,}{skipped}"),
+        ("chi2", f"{record.chi2:.8g}"),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}  ({record.dof:,} degrees of freedom)"),
+        ("strategy", record.strategy),
+        *_cost_rows(record),
+    ]
+    return "\n".join([*lines, *_aligned(rows)])
+
+
+def full_report(
+    record: FitRecord, profiled: Mapping[str, tuple[float, float]] | None = None
+) -> str:
+    """Estimates with their intervals, statistics, correlations, and what the fit took.
+
+    `profiled` are the intervals by profiles, at the report's level, so far as these are known.
+    """
+    sections = [
+        _outcome(record),
+        _section("Parameters", _parameter_lines(record)),
+        _section("Statistics", _aligned(_statistics_rows(record))),
+        _section(
+            f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
+            _correlation_lines(record),
+        ),
+        _section("Remarks", [*_remark_lines(record), *_profile_lines(record, profiled or {})]),
+        _section("Solver", _aligned(_solver_rows(record))),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def html_report(record: FitRecord) -> str:
+    """A table of estimates and one of statistics, for notebooks."""
+    head = ["Parameter", "Estimate", "Standard error", f"{LEVEL:.0%} interval", "Remark"]
+    body = [
+        [name, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
+        for (name, p, remark), (low, high) in zip(
+            _estimates(record), record.confidence_intervals(LEVEL), strict=True
+        )
+    ]
+    if not any(row[-1] for row in body):
+        head, body = head[:-1], [row[:-1] for row in body]
+    titles = "".join(f'<th scope="col" style="{_CELL}">{html.escape(t)}</th>' for t in head)
+    summary: list[Row] = [
+        ("rows", f"{record.n_points:,}"),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}"),
+        ("R²", f"{record.r_squared:.6g}"),
+        ("RMSE", f"{record.rmse:.6g}"),
+        *_cost_rows(record),
+    ]
+    return (
+        f"<div><table><caption {_style()}>{html.escape(_outcome(record))}</caption>"
+        f"<thead><tr>{titles}</tr></thead><tbody>{_html_rows(body)}</tbody></table>"
+        f"<table><caption {_style()}>Statistics</caption>"
+        f"<tbody>{_html_rows(summary)}</tbody></table></div>"
+    )
+
+
+def _outcome(record: FitRecord) -> str:
+    how = "Fit converged" if record.success else "Fit DID NOT converge"
+    return f"{how}: {record.message}"
+
+
+def _estimates(record: FitRecord) -> list[tuple[str, Parameter, str]]:
+    """Name, estimate and remark of each parameter."""
+    return [
+        (name, parameter, "fixed" if name in record.fixed else _BOUNDS[int(active)])
+        for (name, parameter), active in zip(record.params.items(), record.active_mask, strict=True)
+    ]
+
+
+def _parameter_lines(record: FitRecord) -> list[str]:
+    rows = [("", "estimate", f"{LEVEL:.0%} confidence interval", "")]
+    ends = record.confidence_intervals(LEVEL)
+    for (name, parameter, remark), (low, high) in zip(_estimates(record), ends, strict=True):
+        if remark == "fixed":
+            rows.append((name, f"{parameter.value:.10g}", "", f"({remark})"))
+        else:
+            note = f"({remark})" if remark else ""
+            rows.append((name, str(parameter), _interval(low, high, parameter.stderr), note))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    padded = (
+        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    )
+    return [line.rstrip() for line in padded]
+
+
+def _statistics_rows(record: FitRecord) -> list[Row]:
+    skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
+    fixed = f", {len(record.names) - record.n_free} fixed or tied"
+    scale = "sigma are absolute" if record.absolute_sigma else "scaled by the reduced chi2"
+    differenced = [("derivatives", f"differences in {record.n_differenced:,} rows")]
+    if record.sandwich:
+        scale = "sandwich of the loss"
+    return [
+        ("rows", f"{record.n_points:,}{skipped}"),
+        *(differenced if record.n_differenced else []),
+        ("parameters", f"{record.n_free} free{fixed if record.n_free < len(record.names) else ''}"),
+        ("degrees of freedom", f"{record.dof:,}"),
+        ("chi2", f"{record.chi2:.8g}"),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}"),
+        *_p_value_rows(record),
+        ("covariance", scale),
+        ("R²", f"{record.r_squared:.8g}  (adjusted {record.adj_r_squared:.8g})"),
+        ("RMSE", f"{record.rmse:.6g}"),
+        ("MAE", f"{record.mae:.6g}"),
+        ("AIC", f"{record.aic:.8g}"),
+        ("BIC", f"{record.bic:.8g}"),
+    ]
+
+
+def _p_value_rows(record: FitRecord) -> list[Row]:
+    p_value = record.chi2_p_value
+    return [] if math.isnan(p_value) else [("p-value of chi2", f"{p_value:.3g}")]
+
+
+def _correlation_lines(record: FitRecord) -> list[str]:
+    """The strongest correlations, strongest first."""
+    pairs = [
+        (f"{first}, {second}", f"{r:+.4f}")
+        for first, second, r in _correlations(record)
+        if abs(r) > NOTABLE_CORRELATION
+    ]
+    lines = _aligned(pairs[:MOST_CORRELATIONS])
+    if len(pairs) > MOST_CORRELATIONS:
+        lines.append(f"  and {len(pairs) - MOST_CORRELATIONS} weaker ones")
+    return lines
+
+
+def _remark_lines(record: FitRecord) -> list[str]:
+    """What an interval or a standard error by itself does not say."""
+    sides = {-1: "lower", 1: "upper"}
+    lines = [
+        f"{name} is at its {sides[int(active)]} bound: its interval ends there, and is one-sided"
+        for name, active in zip(record.names, record.active_mask, strict=True)
+        if active and name not in record.fixed
+    ]
+    dependent = [
+        f"{first} and {second} have a correlation of {r:+.4f}: the data hardly tell them apart"
+        for first, second, r in _correlations(record)
+        if abs(r) >= DEPENDENT_CORRELATION
+    ]
+    lines += dependent[:MOST_CORRELATIONS]
+    if len(dependent) > MOST_CORRELATIONS:
+        lines.append(f"and {_count(len(dependent) - MOST_CORRELATIONS, 'other pair')} likewise")
+    if dependent:
+        lines.append("to tell two apart, fix one, choose other parameters, or add data")
+    return lines
+
+
+def _profile_lines(record: FitRecord, profiled: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Where the intervals by profiles are others than the symmetric ones."""
+    lines = []
+    ends = dict(zip(record.names, record.confidence_intervals(LEVEL), strict=True))
+    for name, found in profiled.items():
+        low, high = ends[name]
+        apart = 2.0 * max(abs(found[0] - low), abs(found[1] - high))
+        if apart > NOTABLE_DIFFERENCE * (high - low):
+            written = _interval(*found, record.params[name].stderr)
+            off = f"is off by {apart / (high - low):.0%} of its half-width"
+            if math.isinf(apart):
+                off = "ends where the sum of squares has not risen so far"
+            lines.append(f"{name}: the profile interval is {written}; the symmetric one {off}")
+    return lines
+
+
+def _correlations(record: FitRecord) -> list[tuple[str, str, float]]:
+    """Pairs of parameters and their known correlations, strongest first."""
+    matrix, names = record.correlation(), record.names
+    pairs = zip(*np.triu_indices(len(names), 1), strict=True)
+    known = [
+        (names[i], names[j], float(matrix[i, j])) for i, j in pairs if not np.isnan(matrix[i, j])
+    ]
+    return sorted(known, key=lambda pair: -abs(pair[2]))
+
+
+def _solver_rows(record: FitRecord) -> list[Row]:
+    preset = "" if record.workflow is None else f"  (workflow {record.workflow!r})"
+    tolerances = (f"{name} {value}" for name, value in record.tolerances.items())
+    return [
+        ("method", record.method),
+        ("loss", record.loss),
+        ("cost", f"{record.cost:.8g}"),
+        ("optimality", f"{record.optimality:.3g}"),
+        ("distance", _distance(record.distance_to_optimum_sigma)),
+        ("tolerances", ", ".join(tolerances)),
+        ("strategy", record.strategy + preset),
+        *_cost_rows(record),
+    ]
+
+
+def _distance(sigma: float) -> str:
+    if np.isnan(sigma):
+        return "not known, as the standard errors are not"
+    return f"{sigma:.2g} standard errors from the optimum"
+
+
+def _cost_rows(record: FitRecord) -> list[Row]:
+    """What a fit took, and where it led."""
+    counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
+    rows = [("passes", f"{record.n_passes}  ({counts})")]
+    if record.starts:
+        ran, basins = sum(s.basin is not None for s in record.starts), n_basins(record.starts)
+        ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
+        rows.append(("starts", f"{len(record.starts)}, {ends}"))
+    rows.append(("status", f"{int(record.status)} ({record.status.name})"))
+    if record.checkpoint is not None:
+        rows.append(("checkpoints", record.checkpoint))
+    return rows
+
+
+def _interval(low: float, high: float, error: float) -> str:
+    """Write an interval to two digits of the standard error."""
+    if not (math.isfinite(error) and error > 0.0 and math.isfinite(low) and math.isfinite(high)):
+        return f"[{low:.8g}, {high:.8g}]"
+    largest = max(abs(low), abs(high))
+    digits = math.floor(math.log10(largest)) - math.floor(math.log10(error)) + 2
+    digits = min(max(digits, 2), 17)
+    written = (f"{end:#.{digits}g}".removesuffix(".") for end in (low, high))
+    return f"[{', '.join(written)}]"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(f"  {line.removeprefix('  ')}" for line in lines)]) if lines else ""
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    width = max((len(label) for label, _ in rows), default=0)
+    return [f"  {label:<{width}}  {text}" for label, text in rows]
+
+
+def _style() -> str:
+    return 'style="text-align:left"'
+
+
+def _html_rows(rows: Iterable[Sequence[str]]) -> str:
+    written = []
+    for label, *cells in rows:
+        title = f'<th scope="row" style="{_CELL}">{html.escape(label)}</th>'
+        rest = "".join(f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells)
+        written.append(f"<tr>{title}{rest}</tr>")
+    return "".join(written)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

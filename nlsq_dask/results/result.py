@@ -1,0 +1,518 @@
+"""What a fit returns."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.core import statistics
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.observations import Array
+from nlsq_dask.results import report, saving
+from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.results.plot import plot_fit
+from nlsq_dask.results.profile import Profile
+from nlsq_dask.results.record import FitRecord, Parameter, interval_quantile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FitResult", "Parameter"]
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult(FitRecord):
+    """The result of :func:`nlsq_dask.fit`.
+
+    Unpacks as the result of ``scipy.optimize.curve_fit`` does: ``popt, pcov = result``; prints as a
+    report. With p parameters:
+
+    Attributes
+    ----------
+    names : tuple of str, length p
+        Parameters in the model's order.
+    popt : ndarray, shape (p,), float64
+        Estimates.
+    pcov : ndarray, shape (p, p), float64
+        Covariance of the estimates; infinite where the data do not determine it, zero in the rows
+        and columns of fixed parameters. That of a robust loss is :meth:`robust_pcov`.
+    cost : float
+        What was minimised: half the sum of squared weighted residuals, or of the loss of them.
+    chi2 : float
+        Sum of squared weighted residuals, whatever the loss.
+    n_points : int
+        Rows that entered the fit.
+    n_skipped : int
+        Rows left out: masked or missing.
+    n_free : int
+        Free parameters: p, less those that were fixed or tied to others.
+    fixed : tuple of str
+        Parameters that were fixed.
+    moments : Moments
+        Sums over the rows of which the statistics are made.
+    grad : ndarray, shape (p,), float64
+        Gradient of the cost; zero for fixed parameters.
+    optimality : float
+        Infinity norm of the gradient, scaled for the bounds.
+    distance_to_optimum_sigma : float
+        How far `popt` is from the optimum of its linearisation, in standard errors, along the
+        directions that the data determine.
+    active_mask : ndarray, shape (p,), int
+        -1 where a lower bound is active, 1 where an upper one is, 0 elsewhere.
+    method : str
+        Solver: "trf", "lm" or "dogbox".
+    loss : str
+        "linear", or the name of the loss.
+    absolute_sigma : bool
+        Whether the sigma were taken as they are for `pcov`.
+    r_factor : ndarray, shape (n_free, n_free), float64
+        Upper-triangular factor of the weighted Jacobian by the free parameters.
+    nfev : int
+        Points at which the model was evaluated.
+    njev : int
+        Linearisations used.
+    nit : int
+        Steps accepted.
+    n_passes : int
+        Readings of all rows.
+    status : Status
+        Why the fit ended, numbered as in ``scipy.optimize.least_squares`` from -2 to 4.
+    scipy_status : Status or None
+        The first of SciPy's criteria, 1 to 4, that was met on the way: where SciPy would have
+        ended. None if none was.
+    undetermined : tuple of str
+        Parameters that the data leave open: others, or combinations of them, fit as well.
+    strategy : str
+        "standard", "chunked" or "streaming".
+    workflow : str or None
+        The preset that was asked for.
+    budget : MemoryBudget
+        Memory that the strategy was chosen by, in GB.
+    tolerances : dict
+        "ftol", "xtol" and "gtol" as used.
+    structure : {"single", "stacked", "tuple"}
+        How the model takes its coordinates.
+    n_coords : int
+        Number of coordinates.
+    pilot : PilotRecord or None
+        What a sample that was fitted first was good for.
+    starts : tuple of Start
+        Where each starting point led; empty for a single start.
+    checkpoint : str or None
+        Directory of the checkpoints.
+    history : tuple of IterationRecord
+        One entry an evaluation.
+    n_differenced : int
+        Rows of which a derivative was a difference of two values, as the automatic one was not
+        finite although the value was; the most at any point that the search moved to.
+    bounds : ndarray, shape (p, 2), float64, or None
+        Lower and upper bounds of the parameters; None in results of earlier releases.
+    sandwich : bool
+        Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
+    fitted : FittedModel or None
+        The model and its data, for what is computed from them on demand; no part of files and
+        pickles.
+    """
+
+    fitted: FittedModel | None = field(default=None, repr=False)
+
+    def confidence_intervals(
+        self, level: float = 0.95, method: Literal["symmetric", "profile"] = "symmetric"
+    ) -> FloatArray:
+        """Confidence intervals of the parameters, ``popt ± t perr`` or by profiles.
+
+        t is the quantile of Student's distribution with `dof` degrees of freedom; that of the
+        normal distribution if `absolute_sigma`, as then no variance is estimated. The symmetric
+        intervals rest on the model being linear within a few standard errors of the answer (Seber &
+        Wild, "Nonlinear Regression", 1989, section 5.1). Where a bound is active the interval ends
+        at the bound, and is one-sided.
+
+        The intervals by profiles hold the values at which the sum of squares rises by at most t²
+        times the variance of the rows when the other parameters are fitted again (Bates & Watts,
+        "Nonlinear Regression Analysis and Its Applications", 1988, section 6.1), as those of
+        ``lmfit.conf_interval`` do. They are not symmetric, and do not depend on how the model is
+        parametrised. Their fits, some sixteen a parameter, share a few readings of the data.
+
+        Parameters
+        ----------
+        level : float
+            Probability with which an interval covers the true value, in (0, 1).
+        method : {"symmetric", "profile"}
+            How the ends are found.
+
+        Returns
+        -------
+        ndarray, shape (p, 2), float64
+            Lower and upper ends. Equal for a fixed parameter, infinite for one that the data do not
+            determine. Those of a profile are a bound, or infinite, on a side where the sum of
+            squares does not rise so far.
+
+        Raises
+        ------
+        InputError
+            If `level` is no probability in (0, 1), `method` is unknown, or there are no profiles;
+            see :meth:`profile`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As :meth:`profile`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nlsq_dask import fit
+        >>> x = np.arange(6.0)
+        >>> result = fit(lambda x, a, b: a * x + b, x, np.array([1.1, 2.9, 5.2, 6.8, 9.1, 10.9]))
+        >>> result.confidence_intervals().round(2)
+        array([[1.84, 2.1 ],
+               [0.69, 1.48]])
+        """
+        if method == "symmetric":
+            return super().confidence_intervals(level)
+        if method != "profile":
+            raise _errors.unknown_choice("method", method, ("symmetric", "profile"))
+        free = [name for name in self.names if name not in self.fixed]
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        made = self._profiled(free, quantile, 'confidence_intervals(method="profile")')
+        ends = np.column_stack([self.popt, self.popt])
+        for name in free:
+            ends[self.names.index(name)] = made[name].interval(quantile)
+        return ends
+
+    def profile(self, name: str, level: float = 0.95) -> Profile:
+        """How the sum of squares rises where a parameter is held off its estimate.
+
+        The other parameters are fitted again at each of some sixteen values, all on the same few
+        readings of the data (Bates & Watts, "Nonlinear Regression Analysis and Its Applications",
+        1988, section 6.1). It is made once for a level.
+
+        Parameters
+        ----------
+        name : str
+            A parameter that is not fixed, and not tied to more than one other.
+        level : float
+            Confidence level, in (0, 1), that the values reach on either side.
+
+        Returns
+        -------
+        Profile
+
+        Raises
+        ------
+        InputError
+            If the result has no data; if the fit is no success, has a robust loss, no degrees of
+            freedom or no residuals; if the parameter has no profile; if a value has a lower cost
+            than the fit; or if `level` is no probability in (0, 1).
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the fit of the other parameters does not arrive at some values.
+        """
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        return self._profiled([name], quantile, "profile()")[name]
+
+    def predict(self, x: Any = None) -> Array:
+        """Values of the model at the estimates.
+
+        Parameters
+        ----------
+        x : array_like or tuple of array_like, optional
+            Coordinates in the form that the model takes, of any shape; those of the data by
+            default.
+
+        Returns
+        -------
+        numpy or dask array, float64
+            Of the coordinates' shape, by default of y's. Lazy where the coordinates are.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the result has no model, no data to predict by default, or `x` are not the model's
+            coordinates.
+        """
+        return self._model("predict()").values(self.popt, x)
+
+    def residuals(self) -> Array:
+        """Residuals ``y - f``, unweighted.
+
+        Returns
+        -------
+        numpy or dask array, float64
+            Of y's shape, in its units; NaN for rows that were left out. Lazy where the data are.
+
+        Raises
+        ------
+        InputError
+            If the result has no model or no data.
+        """
+        return self._model("residuals()").residuals(self.popt)
+
+    def confidence_band(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
+        """Interval for the model's value at each x, ``f ± t √(j C jᵀ)``.
+
+        j is the row of derivatives by the parameters, C is `pcov` and t the quantile of Student's
+        distribution with `dof` degrees of freedom, or of the normal distribution if
+        `absolute_sigma` (the delta method: Seber & Wild, "Nonlinear Regression", 1989, section
+        5.1). It holds at each x, not for the whole curve at once.
+
+        Parameters
+        ----------
+        x : array_like or tuple of array_like, optional
+            As in :meth:`predict`.
+        level : float
+            Probability with which an interval covers the true value, in (0, 1).
+
+        Returns
+        -------
+        lower, upper : numpy or dask array, float64
+            As :meth:`predict`; infinite where the data do not determine the parameters.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`predict`, or if `level` is no probability in (0, 1).
+        """
+        return self._around("confidence_band()", x, level, 0.0)
+
+    def prediction_interval(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
+        """Interval for a new observation at each x, ``f ± t √(j C jᵀ + s²)``.
+
+        As :meth:`confidence_band`, with the variance s² of a new observation in y's units:
+        ``Σ (y - f)² / dof`` of the residuals, or ``Σ sigma² / n`` if `absolute_sigma`. The new
+        observation is taken to scatter as those fitted do on average, also where their sigma
+        differ.
+
+        Parameters
+        ----------
+        x : array_like or tuple of array_like, optional
+            As in :meth:`predict`.
+        level : float
+            Probability with which an interval covers the new observation, in (0, 1).
+
+        Returns
+        -------
+        lower, upper : numpy or dask array, float64
+            As :meth:`predict`.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`confidence_band`.
+        """
+        return self._around("prediction_interval()", x, level, self._variance_of_a_row())
+
+    def robust_pcov(self) -> FloatArray:
+        """Covariance of the estimates that needs no equal, or known, variances.
+
+        The sandwich ``n / dof · (JᵀJ)⁻¹ (Σ r² j jᵀ) (JᵀJ)⁻¹`` of weighted residuals and
+        derivatives, called HC1 (MacKinnon & White, J. Econometrics 29, 1985): right for many rows
+        that are independent, however their variances differ from what sigma says. One more reading
+        of the data, at each call.
+
+        With a robust loss it is the sandwich of the M-estimator, ``n / dof · H⁻¹ (Σ ψ² j jᵀ) H⁻¹``,
+        with the derivative ψ of the loss by the residual and the second derivatives H of the cost
+        (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 7.6). The fit makes it in its
+        last reading, and `pcov` is the same. It covers noise, not a bias: outliers that lie on one
+        side shift the estimates.
+
+        Returns
+        -------
+        ndarray, shape (p, p), float64
+            Zero for fixed parameters; infinite where the data do not determine the parameters.
+
+        Raises
+        ------
+        InputError
+            If the result has no model or no data, and is not of a robust loss; or if it is of a
+            robust loss, in a file of an earlier release.
+        """
+        if self.sandwich:
+            return self.pcov.copy()
+        if self.loss != "linear":
+            raise _errors.sandwich_not_kept(self.loss)
+        model = self._model("robust_pcov()")
+        scale = 1.0 if self.absolute_sigma else self.reduced_chi2
+        # A perfect fit has no residuals to make a covariance of, and pcov is zero already.
+        bread = self.pcov if scale == 0.0 else self.pcov / scale
+        return statistics.sandwich(bread, model.meat(self.popt), self.n_points, self.dof)
+
+    def plot(self, *, bins: tuple[int, int] = (200, 120), level: float = 0.95) -> Figure:
+        """Draw the data with the fit, and the residuals below.
+
+        Up to some thousands of rows are points. More are counted in cells, in two readings of the
+        data, so that the picture costs the same however many there are. Needs matplotlib:
+        ``pip install "nlsq_dask[plot]"``.
+
+        Parameters
+        ----------
+        bins : pair of int
+            Cells along the abscissa and the ordinate, where rows are counted.
+        level : float
+            Probability of the confidence band, in (0, 1).
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Shown by a notebook; ``savefig`` writes it to a file.
+
+        Raises
+        ------
+        MissingLibraryError
+            If matplotlib is not installed.
+        InputError
+            If the result has no model or no data.
+        """
+        return plot_fit(self, bins, level)
+
+    def summary(self) -> str:
+        """The full report: estimates with intervals, statistics, correlations, and what it took.
+
+        Once profiles were made, by :meth:`profile` or :meth:`confidence_intervals`, it says where
+        their intervals of 95 % differ from the symmetric ones by more than a tenth of the
+        half-width. It makes none itself, as that reads the data.
+        """
+        quantile = interval_quantile(report.LEVEL, self.dof, known_scale=self.absolute_sigma)
+        profiled = {
+            name: made.interval(quantile)
+            for (name, reach), made in sorted(self._profiles.items(), reverse=True, key=_reach)
+            if reach >= quantile
+        }
+        return report.full_report(self, profiled)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but `fitted`, in plain JSON types.
+
+        Returns
+        -------
+        dict
+            By field name. Numbers that are not finite are the text "inf", "-inf" or "nan", the
+            status is its number.
+        """
+        return saving.to_fields(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to a JSON file, without model and data.
+
+        The size of the file depends on the number of parameters and evaluations, not of rows. It
+        appears under its name only when it is complete, and replaces one that is there.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        saving.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, model: Callable[..., Any] | None = None) -> Self:
+        """Read a result that :meth:`save` wrote, to the same bits.
+
+        Parameters
+        ----------
+        path : path-like
+        model : callable, optional
+            The model that was fitted, ``model(x, *params)``, for :meth:`predict` and the intervals
+            at given x. What needs the data themselves is left to the result of the fit.
+
+        Returns
+        -------
+        FitResult
+
+        Raises
+        ------
+        InputError
+            If the file holds something else, is damaged, or was written by a later release.
+        ModelError
+            If `model` does not take the parameters of the result, in their order.
+        OSError
+            If the file cannot be read.
+
+        Examples
+        --------
+        >>> result = FitResult.load("decay.json", model=decay)  # doctest: +SKIP
+        >>> lower, upper = result.confidence_band(x)  # doctest: +SKIP
+        """
+        result = cls(**saving.read(Path(path)))
+        if model is None:
+            return result
+        fitted = FittedModel.of_model(
+            model, result.names, result.structure, result.n_coords, result.popt, result.fixed
+        )
+        return replace(result, fitted=fitted)
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        yield self.popt
+        yield self.pcov
+
+    def __str__(self) -> str:
+        return report.short_report(self)
+
+    def _repr_html_(self) -> str:
+        return report.html_report(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle with all the data would be as large as they are, and many models have none.
+        return {**vars(self), "fitted": None}
+
+    @cached_property
+    def _profiles(self) -> dict[tuple[str, float], Profile]:
+        """Profiles that were made, by name and the quantile that they reach."""
+        return {}
+
+    def _profiled(
+        self, names: Sequence[str], quantile: float, method: str
+    ) -> Mapping[str, Profile]:
+        """Profiles that reach a quantile: those that there are, and others on the same readings."""
+        known = {n: made for (n, reach), made in self._profiles.items() if reach == quantile}
+        missing = [name for name in names if name not in known]
+        if missing:
+            profiles = self._model(method).profiles
+            if profiles is None:
+                raise _errors.result_without_data(method)
+            made: dict[str, Profile] = profiles(self, missing, quantile)
+            self._profiles.update({(name, quantile): made[name] for name in missing})
+            known |= made
+        return known
+
+    def _model(self, method: str) -> FittedModel:
+        if self.fitted is None:
+            raise _errors.result_without_model(method)
+        return self.fitted
+
+    def _variance_of_a_row(self) -> float:
+        """Mean variance of the rows, in the units of y squared."""
+        if self.absolute_sigma and self.moments.variance > 0.0:
+            return self.moments.variance / self.n_points
+        return self.moments.sq_residuals / self.dof if self.dof > 0 else math.inf
+
+    def _around(self, method: str, x: Any, level: float, variance: float) -> tuple[Array, Array]:
+        """The model's values, less and plus a multiple of their standard errors."""
+        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
+        model = self._model(method)
+        values = model.values(self.popt, x)
+        errors = model.standard_errors(self.popt, self.pcov, x)
+        if variance:
+            errors = np.sqrt(errors**2 + variance)
+        # Infinitely many errors are no number where an error is zero.
+        half = quantile * errors if math.isfinite(quantile) else errors + math.inf
+        return values - half, values + half
+
+
+def _reach(entry: tuple[tuple[str, float], Profile]) -> float:
+    """The quantile that a profile reaches."""
+    return entry[0][1]

@@ -1,0 +1,85 @@
+"""What a user's function returns, checked, and what it raises, as errors that name it."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.user_model.trace_errors import model_error
+
+Returns = Literal["values", "jacobian", "loss"]
+
+# What a model may return, if it is of real numbers.
+_ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list, tuple)
+
+
+def checked_value(label: str, returns: Returns, value: Any, n: int, n_params: int) -> jax.Array:
+    """What a function returned as a float64 array: for a model, one number a row.
+
+    Parameters
+    ----------
+    label : str
+        Name of the function.
+    returns : {"values", "jacobian", "loss"}
+        What it computes of n rows: values (n,), derivatives (n, p), or the terms of a loss (3, n).
+    value : object
+        What it returned.
+    n, n_params : int
+        Rows, and parameters.
+
+    Raises
+    ------
+    ModelError
+        If the value is no array of real numbers of that shape.
+    """
+    shape = {"values": (n,), "jacobian": (n, n_params), "loss": (3, n)}[returns]
+    if isinstance(value, jax.Array) and value.shape == shape and value.dtype == np.float64:
+        return value  # as what follows would, which takes a tenth of a trace
+    if value is None:
+        raise _errors.model_returned_nothing(label)
+    if not isinstance(value, _ARRAY_LIKE):
+        raise _errors.model_output_type(label, f"a {type(value).__name__}")
+    with ModelErrors(label, n):
+        array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
+        raise _errors.model_output_type(label, f"values of type {array.dtype}")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise _errors.model_output_complex(label)
+    if array.shape != shape and (returns != "values" or array.shape != ()):
+        raise _output_shape(label, returns, array.shape, n, n_params)
+    return jnp.broadcast_to(array, shape).astype(jnp.float64)
+
+
+def _output_shape(
+    label: str, returns: Returns, got: tuple[int, ...], n: int, n_params: int
+) -> _errors.ModelError:
+    if returns == "jacobian":
+        return _errors.jacobian_output_shape(label, got, n, n_params)
+    if returns == "loss":
+        return _errors.loss_output_shape(label, got, n)
+    return _errors.model_output_shape(label, got, n)
+
+
+class ModelErrors:
+    """Turns what the user's code raises into a ModelError with the original as its cause."""
+
+    def __init__(self, label: str, rows: int) -> None:
+        self._label = label
+        self._rows = rows
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        _: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, _errors.FitError):
+            raise model_error(error, self._label, self._rows) from error

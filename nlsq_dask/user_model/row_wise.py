@@ -1,0 +1,378 @@
+"""Whether a model is row-wise: its value at a row a function of that row's coordinates alone.
+
+Only then may blocks of rows be evaluated one by one. A model that takes ``x - x.mean()`` would be
+fitted without an error, and wrongly, if every block took a mean of its own.
+
+The answer comes from the model's jaxpr, where it proves one or the other (``row_structure``). Where
+it does not (a loop that runs until all rows have converged, a sort that is undone), numbers decide:
+the same rows are evaluated in another order, among other rows and in other numbers, for several
+parameters, and must keep their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from nlsq_dask._errors import ModelError
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.user_model.lru import LruTable
+from nlsq_dask.user_model.model import MAX_STYLES, TRIAL_ROWS, ModelSpec, trace_model
+from nlsq_dask.user_model.row_proof import verdict
+from nlsq_dask.user_model.row_state import Kind
+from nlsq_dask.user_model.traces import count_operations
+
+# Primes above the numbers of rows that one call of a model may get in a row-wise evaluation: the
+# powers of two from the smallest buffer's 2**10 to the staging buffer's 2**18. What a model does
+# for the last one, it does for any number of rows.
+ROWS_OF_BUFFERS = (1031, 2053, 4099, 8209, 16411, 32771, 65537, 131_101, 262_147)
+MANY_ROWS = ROWS_OF_BUFFERS[-1]
+
+# Operations of a model for its largest number of rows from which on it is not traced for it. One
+# takes some 0.1 ms; models have tens.
+MAX_OPERATIONS = 10_000
+
+# A second prime to trace with, for a model that holds an array of just the first one's size.
+OTHER_ROWS = 1013
+
+# Numbers of rows of the trials with numbers, beside the usual one: fewer, and more than two of the
+# kernel's tiles, to see what depends on a position farther behind. Primes again.
+FEW_ROWS = 257
+LONG_ROWS = 8209
+
+# Largest relative change of a value that counts as rounding: sums of a row's terms may be
+# vectorised otherwise at another place. A loop that runs until all rows have converged leaves
+# values as precise as its own tolerance only.
+ROUNDING = 1e-9
+CONVERGENCE = 1e-5
+
+# Turns after which a loop is left in trials: coordinates and parameters made up for them may lie
+# where a user's iteration never converges. Newton's takes some ten where it does.
+MAX_TURNS = 100
+
+_findings: LruTable[tuple[ModelSpec, int], tuple[str | None]] = LruTable(MAX_STYLES)
+
+Values = Callable[[Sequence[FloatArray], FloatArray], FloatArray]
+
+
+def row_dependence(
+    spec: ModelSpec,
+    params: FloatArray,
+    sample: Callable[[], tuple[FloatArray, ...]] | None = None,
+    n_rows: int | None = None,
+) -> str | None:
+    """Find out whether a model's value at a row depends on other rows or on the row's position.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    params : ndarray, shape (p,), float64
+        Parameters near which the model makes sense, such as the starting values.
+    sample : callable or None
+        Returns coordinates of some rows of the data, each (m,) float64, where they are needed; None
+        takes made-up ones.
+    n_rows : int or None
+        Rows in memory; None for any number. No more rows than there are, or a buffer holds, are
+        made up: a model may build arrays of its own.
+
+    Returns
+    -------
+    str or None
+        What was seen, to be read after "it"; None if the model is row-wise. Found once for each
+        spec and size of buffers in a process.
+    """
+    if spec.whole is not None:
+        return spec.whole
+    many = next((n for n in ROWS_OF_BUFFERS if n_rows is not None and n > n_rows), MANY_ROWS)
+    known = _findings.get((spec, many))
+    if known is None:
+        rows = None if sample is None else sample()
+        known = _findings.keep((spec, many), (_examine(spec, params, rows, many),))
+    return known[0]
+
+
+def _examine(
+    spec: ModelSpec, params: FloatArray, sample: tuple[FloatArray, ...] | None, many_rows: int
+) -> str | None:
+    states, many, uniform = [], None, False
+    try:
+        for n in (TRIAL_ROWS, OTHER_ROWS):
+            closed = trace_model(spec, n)
+            state = verdict(closed, n, spec.n_coords)
+            if state.kind < Kind.COUPLED:
+                if many is None and _grows(spec, closed, many_rows):
+                    return "has more operations for more rows"
+                many = many or trace_model(spec, many_rows)
+                uniform = fingerprint(closed, n) == fingerprint(many, many_rows)
+            if uniform and state.kind < Kind.UNSURE:
+                return None
+            states.append(state)
+    except ModelError as error:
+        return f"fails for some numbers of rows ({error})"
+    state = min(states, key=lambda state: state.kind)
+    if state.kind == Kind.COUPLED:
+        return state.reason
+    long = min(LONG_ROWS, many_rows) if uniform else many_rows
+    seen = Trials(spec, params, sample, long).difference()
+    if seen is None:
+        return None
+    reason = state.reason or "computes something else for another number of rows"
+    return f"{reason}; {seen}"
+
+
+def _grows(spec: ModelSpec, closed: ClosedJaxpr, many_rows: int) -> bool:
+    """Whether a model, traced for the trial's rows, would have too many operations for many."""
+    usual = count_operations(closed)
+    if many_rows < 3 * TRIAL_ROWS:  # as quickly traced as for fewer rows
+        return False
+    try:
+        few = count_operations(trace_model(spec, FEW_ROWS))
+    except ModelError:  # it takes no fewer
+        return False
+    a_row = (usual - few) / (TRIAL_ROWS - FEW_ROWS)
+    return usual + a_row * (many_rows - TRIAL_ROWS) > MAX_OPERATIONS
+
+
+class Trials:
+    """Evaluations of the same rows in other surroundings.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    params : ndarray, shape (p,), float64
+        Parameters to start from.
+    sample : tuple of ndarray, each of shape (m,), float64, or None
+        Rows to use beside made-up ones.
+    long : int
+        Largest number of rows to try.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: FloatArray,
+        sample: tuple[FloatArray, ...] | None,
+        long: int,
+    ) -> None:
+        self._spec = spec
+        self._params = np.asarray(params, np.float64)
+        self._sample = sample
+        self._long = long
+        self._random = np.random.default_rng(0)
+        self._informative = False
+
+    def difference(self) -> str | None:
+        """What was seen that a row-wise model does not do, or None."""
+        usual, few, long = (self._values(n) for n in (TRIAL_ROWS, FEW_ROWS, self._long))
+        ranges = list(self._rows(TRIAL_ROWS))
+        for params in self._param_vectors():
+            for rows, others in zip(ranges, ranges[1:] + ranges[:1], strict=True):
+                seen = self._surroundings(usual, params, rows, others) or self._compare(
+                    usual(rows, params)[:FEW_ROWS],
+                    few([c[:FEW_ROWS] for c in rows], params),
+                    "are fewer",
+                )
+                if seen is not None:
+                    return seen
+        mixed = [np.resize(c, self._long) for c in np.concatenate(ranges, axis=1)]
+        seen = self._surroundings(long, params, mixed, [c[::-1] for c in mixed]) or self._compare(
+            usual([c[:TRIAL_ROWS] for c in mixed], params),
+            long(mixed, params)[:TRIAL_ROWS],
+            "are more",
+        )
+        if seen is not None:
+            return seen
+        if not self._informative:
+            return "no finite value was found that could show it to be row-wise"
+        return None
+
+    def _surroundings(
+        self,
+        values: Values,
+        params: FloatArray,
+        rows: Sequence[FloatArray],
+        others: Sequence[FloatArray],
+    ) -> str | None:
+        """Compare rows with themselves in another order, and among other rows."""
+        expected = values(rows, params)
+        order = self._random.permutation(len(expected))
+        moved = values([c[order] for c in rows], params)
+        kept, zero = self._random.random((2, len(expected))) < [[0.5], [0.1]]
+        others = [np.where(zero, 0.0, o) for o in others]  # the kernel pads with zeros
+        among = values([np.where(kept, c, o) for c, o in zip(rows, others, strict=True)], params)
+        return self._compare(expected[order], moved, "come in another order") or self._compare(
+            expected[kept], among[kept], "are others"
+        )
+
+    def _compare(self, expected: FloatArray, got: FloatArray, change: str) -> str | None:
+        finite = np.isfinite(expected) & np.isfinite(got)
+        self._informative |= bool(np.count_nonzero(finite) > 1)
+        scale = np.median(np.abs(expected[finite])) if finite.any() else 0.0
+        same = np.isclose(
+            got, expected, rtol=self._tolerance, atol=self._tolerance * scale, equal_nan=True
+        )
+        if same.all():
+            return None
+        worst = np.flatnonzero(~same)[0]
+        return (
+            f"a row's value changes from {expected[worst]:.6g} to {got[worst]:.6g} when the rows "
+            f"around it {change}"
+        )
+
+    def _values(self, n: int) -> Values:
+        """The model for n rows."""
+        closed = trace_model(self._spec, n)
+        compiled = jax.jit(lambda *inputs: _evaluate(closed.jaxpr, closed.consts, inputs)[0])
+        self._tolerance = CONVERGENCE if "while" in _primitives(closed.jaxpr) else ROUNDING
+
+        def values(rows: Sequence[FloatArray], params: FloatArray) -> FloatArray:
+            with jax.enable_x64(True):
+                return np.asarray(compiled(*rows, params))
+
+        return values
+
+    def _param_vectors(self) -> Iterator[FloatArray]:
+        """Parameters given, parameters near them (a zero may hide a term), and of order one."""
+        p = self._params.shape
+        yield self._params
+        yield self._random.uniform(0.5, 2.0, p)
+        yield self._params * self._random.uniform(0.9, 1.1, p) + self._random.uniform(0.01, 0.1, p)
+
+    def _rows(self, n: int) -> Iterator[list[FloatArray]]:
+        """Rows of several ranges, the sample's first."""
+        draw = self._random
+        count = self._spec.n_coords
+        if self._sample is not None and len(self._sample[0]) > 0:
+            picked = draw.integers(len(self._sample[0]), size=n)
+            yield [np.asarray(c, np.float64)[picked] for c in self._sample]
+        yield [draw.uniform(0.0, 1.0, n) for _ in range(count)]
+        yield [draw.uniform(-5.0, 5.0, n) for _ in range(count)]
+        yield [draw.uniform(0.0, 1000.0, n).round() for _ in range(count)]
+        yield [10.0 ** draw.uniform(-3.0, 6.0, n) for _ in range(count)]
+
+
+def fingerprint(closed: ClosedJaxpr, n: int) -> Any:
+    """What a jaxpr computes, with its number of rows left open; equal for equal computations.
+
+    Parameters
+    ----------
+    closed : ClosedJaxpr
+        Traced for n rows.
+    n : int
+        Number of rows, which is written as a symbol wherever it is a size. A number that is
+        computed with, as in ``x / len(x)``, stays a number.
+    """
+    names: dict[Any, int] = {}
+
+    def atom(value: Any) -> Any:
+        if isinstance(value, Literal):
+            return ("literal", str(value.val), str(value.aval))
+        return names.setdefault(value, len(names))
+
+    jaxpr = closed.jaxpr
+    inputs = [atom(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
+    steps = [
+        (
+            eqn.primitive.name,
+            [atom(var) for var in eqn.invars],
+            [(atom(var), _open(var.aval.shape, n)) for var in eqn.outvars],
+            _open(eqn.params, n),
+        )
+        for eqn in jaxpr.eqns
+    ]
+    return inputs, _open(closed.consts, n), steps, [atom(var) for var in jaxpr.outvars]
+
+
+def _open(value: Any, n: int) -> Any:
+    """A parameter of an operation, or a constant, with the number of rows left open."""
+    if isinstance(value, ClosedJaxpr):
+        return fingerprint(value, n)
+    if isinstance(value, Jaxpr):
+        return fingerprint(ClosedJaxpr(value, ()), n)
+    if hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0:  # an array of any class
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return ("key", str(value))
+        array = np.asarray(value)
+        # Of an array as long as the rows, what arrays of other lengths can have in common.
+        content = array.ravel()[:1] if n in array.shape else array
+        return ("array", _open(array.shape, n), str(array.dtype), content.tobytes())
+    if isinstance(value, dict):
+        return [(key, _open(part, n)) for key, part in sorted(value.items())]
+    if isinstance(value, tuple | list):
+        return [_open(part, n) for part in value]
+    if isinstance(value, int | float | complex | str | np.generic) or value is None:
+        return "rows" if value == n else str(value)
+    return type(value).__name__
+
+
+def _primitives(jaxpr: Jaxpr) -> set[str]:
+    """Names of all operations, those of inner jaxprs too."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        found.add(eqn.primitive.name)
+        for param in eqn.params.values():
+            for inner in param if isinstance(param, tuple | list) else (param,):
+                if isinstance(inner, ClosedJaxpr):
+                    found |= _primitives(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    found |= _primitives(inner)
+    return found
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """Evaluate a jaxpr, leaving its loops after ``MAX_TURNS`` turns."""
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    known |= dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def value(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        arguments = [value(atom) for atom in eqn.invars]
+        inner = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
+        if inner is not None:
+            outputs = _evaluate(inner.jaxpr, inner.consts, arguments)
+        elif eqn.primitive.name == "while":
+            outputs = _bounded_loop(eqn.params, arguments)
+        else:
+            outputs = _bind(eqn.primitive, arguments, eqn.params)
+        known |= dict(zip(eqn.outvars, outputs, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def _bind(primitive: Any, arguments: list[Any], params: dict[str, Any]) -> list[Any]:
+    bound = primitive.get_bind_params(params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # JAX 0.8, JAX 0.10
+    outputs = primitive.bind(*functions, *arguments, **params)
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def _bounded_loop(params: dict[str, Any], arguments: list[Any]) -> list[Any]:
+    n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
+    cond_consts, body_consts = arguments[:n_cond], arguments[n_cond : n_cond + n_body]
+    cond, body = params["cond_jaxpr"], params["body_jaxpr"]
+
+    def goes_on(state: tuple[jax.Array, list[Any]]) -> jax.Array:
+        turn, carry = state
+        again = _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry])[0]
+        return (turn < MAX_TURNS) & jnp.any(again)
+
+    def step(state: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
+        turn, carry = state
+        again = _evaluate(cond.jaxpr, cond.consts, [*cond_consts, *carry])[0]
+        new = _evaluate(body.jaxpr, body.consts, [*body_consts, *carry])
+        chosen = [
+            jnp.where(jnp.reshape(again, again.shape + (1,) * (b.ndim - again.ndim)), b, a)
+            for a, b in zip(carry, new, strict=True)
+        ]
+        return turn + 1, chosen
+
+    start = (jnp.int32(0), [jnp.asarray(a) for a in arguments[n_cond + n_body :]])
+    return jax.lax.while_loop(goes_on, step, start)[1]
