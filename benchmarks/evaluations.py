@@ -29,8 +29,8 @@ import numpy as np
 from benchmarks.common import Row, arguments, judge, report
 from benchmarks.families import FAMILIES
 from nlsq_dask import InputError, fit
-from tests.mgh import FACTORS, PROBLEMS
-from tests.nist import MODELS, load
+from tests.support.mgh import FACTORS, PROBLEMS
+from tests.support.nist import MODELS, load
 
 METHODS = ("trf", "lm")
 EXACT = "test functions, minimum 0"

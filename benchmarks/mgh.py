@@ -30,7 +30,7 @@ from scipy.optimize import least_squares
 from benchmarks.common import Row, arguments, judge, report
 from benchmarks.problems import FloatArray
 from nlsq_dask import InputError, fit
-from tests.mgh import FACTORS, PROBLEMS, Problem, functions_of
+from tests.support.mgh import FACTORS, PROBLEMS, Problem, functions_of
 
 OURS = ("trf", "lm")
 #: Name, and options of least_squares.

@@ -29,8 +29,8 @@ from scipy.optimize import least_squares
 from benchmarks.common import Row, arguments, local_cluster, report
 from benchmarks.problems import FloatArray
 from nlsq_dask import ConvergenceWarning, FitResult, fit
-from tests.core.dense_evaluator import model_functions
-from tests.nist import MODELS, Problem, certified_digits, load
+from tests.support.dense_evaluator import model_functions
+from tests.support.nist import MODELS, Problem, certified_digits, load
 
 Strategy = Literal["standard", "chunked", "streaming"]
 

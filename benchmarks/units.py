@@ -34,8 +34,8 @@ import numpy as np
 
 from benchmarks.common import Row, arguments, judge, report
 from nlsq_dask import FitResult
-from tests.unit_oracle import Away
-from tests.unit_sweep import Case, Task, design
+from tests.support.unit_oracle import Away
+from tests.support.unit_sweep import Case, Task, design
 
 #: Largest share of fits that are no success where SciPy is there.
 NOT_THERE = 0.02

@@ -20,9 +20,9 @@ from nlsq_dask.core.minimize import advance, finish, minimize, start
 from nlsq_dask.core.normal_equations import Moments, NormalEquations
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions
-from tests import nist
-from tests.core.dense_evaluator import DenseEvaluator, FloatArray, model_functions
 from tests.core.test_trf_bounds import random_problem
+from tests.support import nist
+from tests.support.dense_evaluator import DenseEvaluator, FloatArray, model_functions
 
 PROBLEMS = nist.load_all()
 METHODS = ("trf", "lm", "dogbox")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests import nist
+from tests.support import nist
 
 
 def test_all_problems():

@@ -15,7 +15,7 @@ from nlsq_dask.core.minimize import advance, finish, minimize, start
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions
-from tests.core.dense_evaluator import DenseEvaluator, FloatArray, model_functions
+from tests.support.dense_evaluator import DenseEvaluator, FloatArray, model_functions
 
 X = np.linspace(0.0, 3.0, 50)
 NOISE = 0.01 * np.random.default_rng(7).normal(size=X.size)

@@ -13,7 +13,7 @@ from scipy.optimize import OptimizeResult, least_squares
 
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import Solution, SolverOptions
-from tests.core.dense_evaluator import DenseEvaluator, FloatArray
+from tests.support.dense_evaluator import DenseEvaluator, FloatArray
 
 
 @dataclass(frozen=True)

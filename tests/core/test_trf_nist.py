@@ -11,8 +11,8 @@ from scipy.optimize import least_squares
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import Solution, SolverOptions
-from tests import nist
-from tests.core.dense_evaluator import DenseEvaluator, model_functions
+from tests.support import nist
+from tests.support.dense_evaluator import DenseEvaluator, model_functions
 
 PROBLEMS = nist.load_all()
 CASES = [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask.user_model.model import ModelSpec, prepare_model
-from tests.engines.problems import (
+from tests.support.problems import (
     Problem,
     exact_sums,
     plain_problem,

@@ -24,10 +24,10 @@ from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan, plan_stream
 from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
-from tests.counting_store import stored
 from tests.engines.conformance import EvaluatorConformance
-from tests.engines.problems import exact_sums, plain_problem
 from tests.engines.test_dask import in_dask_arrays
+from tests.support.counting_store import stored
+from tests.support.problems import exact_sums, plain_problem
 
 N_ROWS = 16_000
 STAGE_ROWS = 512

@@ -21,8 +21,8 @@ from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.sums import compilations
 from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance, seeds
-from tests.engines.problems import decays, exact_sums, plain_problem, problems
 from tests.engines.test_dask import chunked_problem, in_dask_arrays
+from tests.support.problems import decays, exact_sums, plain_problem, problems
 
 pytestmark = pytest.mark.cluster
 

@@ -16,7 +16,7 @@ from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance
-from tests.engines.problems import exact_sums, plain_problem, random_chunks
+from tests.support.problems import exact_sums, plain_problem, random_chunks
 
 
 def in_dask_arrays(x, y, sigma, layout):

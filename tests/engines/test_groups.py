@@ -24,8 +24,8 @@ from nlsq_dask.engines.dask.groups import common_chunks, plan_stream
 from nlsq_dask.engines.dask.pieces import MAX_TASKS_TO_REPEAT
 from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
-from tests.engines.problems import problems
 from tests.engines.test_dask import in_dask_arrays
+from tests.support.problems import problems
 
 
 def all_rows(plan, layout):

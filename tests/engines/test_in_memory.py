@@ -14,7 +14,7 @@ from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.sums import BlockKernel
 from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance
-from tests.engines.problems import exact_sums, plain_problem
+from tests.support.problems import exact_sums, plain_problem
 
 BLOCK_ROWS = (STAGE_ROWS, 1 << 14, 4099)
 

@@ -22,9 +22,9 @@ from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
-from tests.counting_store import stored
-from tests.engines.missing_problems import Gappy, gappy_problems
-from tests.engines.problems import exact_sums, plain_problem, with_params
+from tests.support.counting_store import stored
+from tests.support.missing_problems import Gappy, gappy_problems
+from tests.support.problems import exact_sums, plain_problem, with_params
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -22,8 +22,8 @@ from nlsq_dask.engines.dask.prefetch import (
     read_blocks,
 )
 from nlsq_dask.io.sources import observe
-from tests.engines.problems import plain_problem, problems
 from tests.engines.test_dask import in_dask_arrays
+from tests.support.problems import plain_problem, problems
 
 
 class FarStore(MemoryStore):

@@ -16,8 +16,8 @@ from nlsq_dask.io import stage as stage_module
 from nlsq_dask.io.missing import MissingRule, missing_rule
 from nlsq_dask.io.sources import finite_problem, observe
 from nlsq_dask.io.stage import Stage
-from tests.counting_store import stored
-from tests.engines.missing_problems import gappy_problems
+from tests.support.counting_store import stored
+from tests.support.missing_problems import gappy_problems
 
 NAN, INF = np.nan, np.inf
 

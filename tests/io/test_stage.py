@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage, aligned_empty
-from tests.engines.problems import DTYPES, broadcasting_shapes, values
+from tests.support.problems import DTYPES, broadcasting_shapes, values
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 1 << 12, (1 << 12) + 1])
