@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_p0
-from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import CostEvaluator, Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class ReducedEvaluator:
     def evaluate(
         self, params: FloatArray, basis: FloatArray, scores: bool = False
     ) -> NormalEquations:
-        """Sum over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
+        """Sum over all rows; see :class:`~nlsq_dask.core.questions.Evaluator`."""
         at, along = self._reduction.expand(params), self._reduction.matrix @ basis
         if scores:
             return self._evaluator.evaluate(at, along, scores)

@@ -24,7 +24,8 @@ from nlsq_dask.core.bounds import stopped_at_bounds
 from nlsq_dask.core.convergence import FINAL_RESOLUTION, NEAR_TOL, judged, undetermined
 from nlsq_dask.core.dogbox import Dogbox
 from nlsq_dask.core.lm import LevenbergMarquardt
-from nlsq_dask.core.normal_equations import Evaluator, FloatArray
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import Evaluator
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Method,

@@ -24,7 +24,8 @@ from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undete
 from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.ending import METHODS, confirmed, record, refined, settled_first
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
-from nlsq_dask.core.normal_equations import Evaluator, FloatArray, NormalEquations
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import Evaluator
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Trial,

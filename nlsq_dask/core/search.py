@@ -19,7 +19,8 @@ import numpy as np
 
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
-from nlsq_dask.core.normal_equations import Evaluator, FloatArray, NormalEquations
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import Evaluator
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import Many, Survey
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.tiles import Rows
 

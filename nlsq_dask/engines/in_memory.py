@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
 from nlsq_dask._errors import all_left_out
-from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.questions import Survey
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.accumulate import SumT, accumulate, rows_of_stage
 from nlsq_dask.engines.first_look import look_at
@@ -105,7 +106,7 @@ class InMemoryEvaluator(Generic[PartT]):
     def evaluate(
         self, params: FloatArray, basis: FloatArray, scores: bool = False
     ) -> NormalEquations:
-        """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
+        """One pass over all rows; see :class:`~nlsq_dask.core.questions.Evaluator`."""
         observe_y = self._moments is None
         sums = self._sum(
             lambda rows: self._kernel(params, basis, rows, observe_y, scores),

@@ -22,7 +22,8 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.minimize import advance, minimize, start
-from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import CostEvaluator
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions, SolverState
 from nlsq_dask.results.record import Start

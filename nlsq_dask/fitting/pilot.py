@@ -20,7 +20,8 @@ from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import Basis, Linearization, factorize
 from nlsq_dask.core.minimize import first_point, minimize
-from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import CostEvaluator, Survey
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, ranked, run_starts
 from nlsq_dask.fitting.open_engine import sample_evaluator

@@ -18,7 +18,8 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.constraints import ReducedEvaluator
 from nlsq_dask.core.covariance import covariance, robust_covariance
 from nlsq_dask.core.minimize import minimize
-from nlsq_dask.core.normal_equations import CostEvaluator, FloatArray
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import CostEvaluator
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
 from nlsq_dask.engines.in_memory import InMemoryEvaluator

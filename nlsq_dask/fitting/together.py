@@ -21,7 +21,8 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from nlsq_dask._errors import all_left_out
-from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.questions import Survey
 from nlsq_dask.engines.first_look import look_at
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.questions.question import CostsRequest, Request, SumsRequest, SurveyRequest
@@ -151,7 +152,7 @@ class Seat:
     def evaluate(
         self, params: FloatArray, basis: FloatArray, scores: bool = False
     ) -> NormalEquations:
-        """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
+        """One pass over all rows; see :class:`~nlsq_dask.core.questions.Evaluator`."""
         observe_y = self._moments is None
         sums = self._ask(SumsRequest(self._model, params, basis, observe_y, scores))
         return self._with_moments(sums)

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask._errors import no_such_device
-from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.questions import Survey
 from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved

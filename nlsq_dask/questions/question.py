@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import Many, Survey
 from nlsq_dask.kernels.sums import BlockKernel
 from nlsq_dask.kernels.tiles import Rows
 

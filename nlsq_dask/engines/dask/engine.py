@@ -19,7 +19,8 @@ import numpy as np
 
 from nlsq_dask._errors import all_left_out
 from nlsq_dask.core.memory_budget import SAMPLE_ROWS
-from nlsq_dask.core.normal_equations import FloatArray, Many, Moments, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.questions import Many, Survey
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, plan_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
@@ -159,7 +160,7 @@ class DaskEvaluator:
     def evaluate(
         self, params: FloatArray, basis: FloatArray, scores: bool = False
     ) -> NormalEquations:
-        """One pass over all rows; see :class:`~nlsq_dask.core.normal_equations.Evaluator`."""
+        """One pass over all rows; see :class:`~nlsq_dask.core.questions.Evaluator`."""
         self.n_passes += 1
         observe_y = self._moments is None
         name = f"block-pass-{self.n_passes}"

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import cloudpickle
 import numpy as np
 
-from nlsq_dask.core.normal_equations import FloatArray, Many, NormalEquations, Survey
+from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.questions import Many, Survey
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.groups import GroupPlan, without_collections
