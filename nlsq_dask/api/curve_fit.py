@@ -21,7 +21,7 @@ from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
-from nlsq_dask.fitting.prepare import logger
+from nlsq_dask.fitting.job import logger
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import (

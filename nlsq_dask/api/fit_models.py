@@ -18,8 +18,9 @@ from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.open_engine import evaluator_of
-from nlsq_dask.fitting.prepare import Given, Job, Wishes, open_source, prepare_on
+from nlsq_dask.fitting.prepare import Given, Wishes, open_source, prepare_on
 from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.run import (
     Before,

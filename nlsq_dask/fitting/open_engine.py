@@ -19,7 +19,7 @@ from nlsq_dask.engines.in_memory import (
     part_rows,
     standard_evaluator,
 )
-from nlsq_dask.fitting.prepare import Job, logger
+from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.user_model.model import ModelSpec

@@ -23,9 +23,9 @@ from nlsq_dask.core.minimize import first_point, minimize
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import CostEvaluator, Survey
 from nlsq_dask.core.solver_state import Solution, SolverOptions
+from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, ranked, run_starts
 from nlsq_dask.fitting.open_engine import sample_evaluator
-from nlsq_dask.fitting.prepare import Job, logger
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.results.record import PilotRecord, Start, n_basins
 

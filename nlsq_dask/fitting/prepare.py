@@ -1,13 +1,9 @@
-"""A fit as a value: everything decided and checked, nothing read yet."""
+"""From the arguments of a fit to a job: everything is checked and decided, nothing is read."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +18,13 @@ from nlsq_dask.core.constraints import (
 )
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.core.workflow import BlockConfig, Machine, Problem, WorkflowPlan, plan_workflow
-from nlsq_dask.io.codec import to_json
+from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
+from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.kernels.sums import find_device
 from nlsq_dask.user_model.called_back import RowsModel
-from nlsq_dask.user_model.loss import LINEAR
 from nlsq_dask.user_model.model import (
     ModelSpec,
     prepare_jacobian,
@@ -69,8 +64,6 @@ LOOSE_STAT_TOL = 0.1
 
 # Rows of a row-wise model that are traced to find its types of float.
 PRECISION_ROWS = 4
-
-logger = logging.getLogger("nlsq_dask")
 
 
 @dataclass(frozen=True)
@@ -112,112 +105,6 @@ class Given:
     loss: Any = "linear"
     f_scale: Any = 1.0
     jac: Any = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Data that several fits may share.
-
-    Attributes
-    ----------
-    data : Observations
-    correlated : array_like of shape (n, n) or None
-        Covariance matrix of the rows.
-    """
-
-    data: Observations
-    correlated: Any = None
-
-    @cached_property
-    def stream(self) -> StreamPlan:
-        """Groups of blocks of lazy data, planned once."""
-        return _plan_stream(self.data)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A fit, decided.
-
-    Attributes
-    ----------
-    data : Observations
-    spec : ModelSpec
-        The model; its names are the parameters'.
-    row_wise : bool
-        Whether the model may be evaluated block by block.
-    reduction : Reduction
-        How the parameters follow from the free ones, which the solver sees.
-    start, lower, upper : ndarray, shape (q,), float64
-        Of the free parameters.
-    absolute_sigma : bool
-    plan : WorkflowPlan
-        Strategy, tolerances, starts.
-    options : SolverOptions
-    stream : StreamPlan or None
-        Groups of blocks, where the strategy is streaming.
-    client : distributed.Client or None
-        Cluster that streams.
-    device : {"cpu", "gpu"} or None
-    guess : callable or None
-        The model's own guess of a start, where the caller gave none.
-    seed : int
-        Of the starts.
-    pilot : bool
-        Whether a sample is fitted first.
-    cache : bool or "auto"
-        Whether streamed rows stay in memory after the first pass.
-    """
-
-    data: Observations
-    spec: ModelSpec
-    row_wise: bool
-    reduction: Reduction
-    start: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-    absolute_sigma: bool
-    plan: WorkflowPlan
-    options: SolverOptions
-    stream: StreamPlan | None
-    client: Client | None
-    device: str | None
-    guess: Callable[..., Any] | None
-    seed: int
-    pilot: bool
-    cache: CacheChoice
-
-    def description(self) -> dict[str, Any]:
-        """What makes this fit another one, as JSON values: for checkpoints."""
-        data, plan, options = self.data, self.plan, self.options
-        return {
-            "model": replace(self.spec, loss=LINEAR).key,
-            "parameters": list(self.spec.names),
-            "shapes": [list(a.shape) for a in data.operands],
-            "dtypes": [str(a.dtype) for a in data.operands],
-            "chunks": None if self.stream is None else to_json(self.stream.chunks),
-            "missing": repr(data.rule),
-            "fixed and ties": to_json([self.reduction.matrix, self.reduction.offset]),
-            "bounds": to_json([self.lower, self.upper]),
-            "p0": to_json(self.start),
-            "strategy": plan.strategy,
-            "block_rows": None if plan.config is None else plan.config.block_rows,
-            "loss": self.spec.loss.token,
-            "method": options.method,
-            "stat_tol": to_json(options.stat_tol),
-            "residual_variance": to_json(options.residual_variance),
-            "tolerances": {name: to_json(value) for name, value in plan.tolerances.items()},
-            "max_nfev": to_json(options.max_nfev),
-            "x_scale": to_json(options.x_scale),
-            "n_starts": plan.n_starts,
-            "seed": self.seed,
-            "pilot": self.pilot,
-        }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries on which a fit's bits depend."""
-    own: str = sys.modules["nlsq_dask"].__version__
-    return {"nlsq_dask": own} | {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
 
 
 def prepare(
@@ -280,7 +167,7 @@ def prepare_on(
     if plan.strategy == "streaming" and stream is None:
         # Data in memory stay there, unless a cluster is named for them: sent to the active one
         # they would be in memory once more.
-        client, stream = wishes.client, _plan_stream(data, plan.config)
+        client, stream = wishes.client, stream_of(data, plan.config)
     options = _options(plan, wishes, reduction, given.absolute_sigma)
     traced = PRECISION_ROWS if row_wise else _n_rows(data)
     options = replace(options, model_eps=model_eps(spec, traced))
@@ -409,12 +296,6 @@ def _active_client(wanted: Client | None) -> Client | None:
     from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
 
     return active_client(wanted)
-
-
-def _plan_stream(data: Observations, config: BlockConfig | None = None) -> StreamPlan:
-    from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, plan_stream  # loaded for use
-
-    return plan_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)
 
 
 def _plan(

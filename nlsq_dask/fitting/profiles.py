@@ -23,8 +23,9 @@ from nlsq_dask.core.factor import EPS, Basis
 from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import SolverState
+from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.open_engine import evaluator_of
-from nlsq_dask.fitting.prepare import STAT_TOL, Job
+from nlsq_dask.fitting.prepare import STAT_TOL
 from nlsq_dask.fitting.together import Seat, read_by, run_together
 from nlsq_dask.results.profile import POINTS_A_SIDE, Curve, Point, Profile
 from nlsq_dask.results.record import FitRecord

@@ -25,10 +25,10 @@ from nlsq_dask.core.workflow import create_checkpoint_directory
 from nlsq_dask.engines.in_memory import InMemoryEvaluator
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.job import Job, logger, versions
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
 from nlsq_dask.fitting.open_engine import evaluator_of
 from nlsq_dask.fitting.pilot import PrimedEvaluator, first_pass, run_pilot
-from nlsq_dask.fitting.prepare import Job, logger, versions
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.sample import LazySample, guessed_start

@@ -1,0 +1,141 @@
+"""A fit as a value: everything decided and checked, nothing read yet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from nlsq_dask.core.constraints import Reduction
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.solver_state import SolverOptions
+from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
+from nlsq_dask.io.codec import to_json
+from nlsq_dask.io.observations import Observations
+from nlsq_dask.user_model.loss import LINEAR
+from nlsq_dask.user_model.model import ModelSpec
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from nlsq_dask.engines.dask.cache import CacheChoice
+    from nlsq_dask.engines.dask.groups import StreamPlan
+
+logger = logging.getLogger("nlsq_dask")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data that several fits may share.
+
+    Attributes
+    ----------
+    data : Observations
+    correlated : array_like of shape (n, n) or None
+        Covariance matrix of the rows.
+    """
+
+    data: Observations
+    correlated: Any = None
+
+    @cached_property
+    def stream(self) -> StreamPlan:
+        """Groups of blocks of lazy data, planned once."""
+        return stream_of(self.data)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fit, decided.
+
+    Attributes
+    ----------
+    data : Observations
+    spec : ModelSpec
+        The model; its names are the parameters'.
+    row_wise : bool
+        Whether the model may be evaluated block by block.
+    reduction : Reduction
+        How the parameters follow from the free ones, which the solver sees.
+    start, lower, upper : ndarray, shape (q,), float64
+        Of the free parameters.
+    absolute_sigma : bool
+    plan : WorkflowPlan
+        Strategy, tolerances, starts.
+    options : SolverOptions
+    stream : StreamPlan or None
+        Groups of blocks, where the strategy is streaming.
+    client : distributed.Client or None
+        Cluster that streams.
+    device : {"cpu", "gpu"} or None
+    guess : callable or None
+        The model's own guess of a start, where the caller gave none.
+    seed : int
+        Of the starts.
+    pilot : bool
+        Whether a sample is fitted first.
+    cache : bool or "auto"
+        Whether streamed rows stay in memory after the first pass.
+    """
+
+    data: Observations
+    spec: ModelSpec
+    row_wise: bool
+    reduction: Reduction
+    start: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    absolute_sigma: bool
+    plan: WorkflowPlan
+    options: SolverOptions
+    stream: StreamPlan | None
+    client: Client | None
+    device: str | None
+    guess: Callable[..., Any] | None
+    seed: int
+    pilot: bool
+    cache: CacheChoice
+
+    def description(self) -> dict[str, Any]:
+        """What makes this fit another one, as JSON values: for checkpoints."""
+        data, plan, options = self.data, self.plan, self.options
+        return {
+            "model": replace(self.spec, loss=LINEAR).key,
+            "parameters": list(self.spec.names),
+            "shapes": [list(a.shape) for a in data.operands],
+            "dtypes": [str(a.dtype) for a in data.operands],
+            "chunks": None if self.stream is None else to_json(self.stream.chunks),
+            "missing": repr(data.rule),
+            "fixed and ties": to_json([self.reduction.matrix, self.reduction.offset]),
+            "bounds": to_json([self.lower, self.upper]),
+            "p0": to_json(self.start),
+            "strategy": plan.strategy,
+            "block_rows": None if plan.config is None else plan.config.block_rows,
+            "loss": self.spec.loss.token,
+            "method": options.method,
+            "stat_tol": to_json(options.stat_tol),
+            "residual_variance": to_json(options.residual_variance),
+            "tolerances": {name: to_json(value) for name, value in plan.tolerances.items()},
+            "max_nfev": to_json(options.max_nfev),
+            "x_scale": to_json(options.x_scale),
+            "n_starts": plan.n_starts,
+            "seed": self.seed,
+            "pilot": self.pilot,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries on which a fit's bits depend."""
+    own: str = sys.modules["nlsq_dask"].__version__
+    return {"nlsq_dask": own} | {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
+
+
+def stream_of(data: Observations, config: BlockConfig | None = None) -> StreamPlan:
+    """Groups of blocks: of the chunks of lazy data, or cut from data in memory."""
+    from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, plan_stream  # loaded for use
+
+    return plan_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)
