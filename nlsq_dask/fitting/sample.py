@@ -12,7 +12,7 @@ from nlsq_dask.core.constraints import reduce_start
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.in_memory import InMemoryEvaluator
 from nlsq_dask.fitting.job import Job
-from nlsq_dask.fitting.open_engine import sampled
+from nlsq_dask.fitting.memory import sampled
 from nlsq_dask.io.observations import Observations
 
 if TYPE_CHECKING:

@@ -21,17 +21,16 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.in_memory import part_rows
 from nlsq_dask.fitting.job import Job
-from nlsq_dask.fitting.multi_start import FIRST_EVALUATIONS
-from nlsq_dask.fitting.open_engine import (
+from nlsq_dask.fitting.memory import (
     base_bytes,
-    evaluator_of,
     keeping,
     parallel,
     sample_bytes,
-    sample_evaluator,
     sampled,
     streaming_bytes,
 )
+from nlsq_dask.fitting.multi_start import FIRST_EVALUATIONS
+from nlsq_dask.fitting.open_engine import evaluator_of, sample_evaluator
 from nlsq_dask.fitting.sample import SAMPLE_PART, SAMPLE_ROWS
 from nlsq_dask.io.chunks import regular_chunks
 from nlsq_dask.io.stage import STAGE_ROWS
