@@ -30,7 +30,6 @@ from nlsq_dask.engines.dask.runners import ClusterRunner, LocalRunner, Runner
 from nlsq_dask.engines.dask.sampling import sample_blocks
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.task import (
-    Sample,
     Work,
     group_costs,
     group_meat,
@@ -43,6 +42,7 @@ from nlsq_dask.engines.first_look import look_at
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.questions.question import Request
+from nlsq_dask.questions.sample import Sample
 from nlsq_dask.user_model.model import ModelSpec
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cloudpickle
-import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import Many, Survey
@@ -32,9 +31,10 @@ from nlsq_dask.questions.question import (
     no_rows,
     no_survey,
 )
+from nlsq_dask.questions.sample import Sample, thin
 from nlsq_dask.user_model.model import ModelSpec
 
-SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many, "Sample")
+SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many, Sample)
 RowSumT = TypeVar("RowSumT", NormalEquations, FloatArray, Survey, Many)
 
 Group = GroupPlan | KeptGroup
@@ -161,41 +161,10 @@ def together_group(
     return _sum(plan, external, work, *answers_of_rows(requests, kernels))
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Some rows as 1-D float64 arrays; samples combine by adding, one behind the other."""
-
-    y: FloatArray
-    coords: tuple[FloatArray, ...]
-    sigma: FloatArray | None
-
-    def __add__(self, other: Sample) -> Sample:
-        pairs = zip(self.coords, other.coords, strict=True)
-        coords = tuple(np.concatenate(pair) for pair in pairs)
-        sigma = None
-        if self.sigma is not None and other.sigma is not None:
-            sigma = np.concatenate([self.sigma, other.sigma])
-        return Sample(np.concatenate([self.y, other.y]), coords, sigma)
-
-
 def thin_group(plan: Group, external: Sequence[Any], work: Work, step: int) -> Sample:
     """Every ``step``-th of the rows that count of each block of a group."""
-    samples = [_thin(block, step) for block in _blocks(plan, external, work)]
+    samples = [thin(block, step) for block in _blocks(plan, external, work)]
     return add_in_order(samples)
-
-
-def _thin(block: Block, step: int) -> Sample:
-    shape = block.y.shape
-    numbers = np.arange(0, block.y.size, step)
-    if block.selects:
-        numbers = np.flatnonzero(~block.left_out())[::step]
-    rows = np.unravel_index(numbers, shape)
-
-    def pick(array: np.ndarray[Any, Any]) -> FloatArray:
-        return np.asarray(np.broadcast_to(array, shape)[rows], np.float64)
-
-    sigma = None if block.sigma is None else pick(block.sigma)
-    return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)
 
 
 def _sum(
