@@ -34,8 +34,8 @@ from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.sample import LazySample, guessed_start
 from nlsq_dask.fitting.together import Seat
 from nlsq_dask.io.codec import to_json
-from nlsq_dask.io.finite import finite_problem
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.questions.bad_values import finite_problem
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.record import PilotRecord, Start
 from nlsq_dask.results.result import FitResult

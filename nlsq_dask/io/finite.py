@@ -8,30 +8,18 @@ out do not count. Findings of blocks combine by adding, as sums of squares do.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
-from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Box
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.io.stage import Block, Layout
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-# Findings of some rows; those of two sets of rows add.
-FoundT = TypeVar("FoundT", "Affected", "Findings")
-
-# What is found in a block, given its index and what it is of ``y``.
-Look = Callable[[Block, tuple[int, ...] | None, Box], FoundT]
+from nlsq_dask.io.stage import Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +100,6 @@ class Findings:
         return None
 
 
-def finite_problem(data: Observations, client: Client | None = None) -> _errors.InputError | None:
-    """Look for values that make a sum of squares not finite: NaN, infinities and sigma of zero.
-
-    Reads all arrays once, block by block; rows that are left out do not count.
-
-    Parameters
-    ----------
-    data : Observations
-    client : distributed.Client, optional
-        Cluster that reads lazy arrays.
-
-    Returns
-    -------
-    InputError or None
-        Naming the first array that has such values, their number, where the first is, and how many
-        rows are affected in all. None if there is no such value.
-    """
-    found = look_at_chunks(_scan, data, client) if data.lazy else scan_in_memory(data)
-    return found.error(data.names)
-
-
 def is_deviation(sigma: NDArray[np.generic]) -> NDArray[np.bool_]:
     """Which values can be standard deviations: those that are positive and finite."""
     return np.asarray(np.greater(sigma, 0) & np.isfinite(sigma))
@@ -140,52 +107,10 @@ def is_deviation(sigma: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 def scan_in_memory(data: Observations) -> Findings:
     """Look at all rows of data in memory."""
-    return reduce(add, (_scan(block, None, box) for box, block in data.pieces()))
+    return reduce(add, (scan(block, None, box) for box, block in data.pieces()))
 
 
-def look_at_chunks(look: Look[FoundT], data: Observations, client: Client | None) -> FoundT:
-    """Look at all rows of Dask arrays, in one computation over all of them."""
-    import dask.array as da
-    from dask.delayed import delayed
-
-    def lazy(array: Any, name: str) -> Any:
-        if isinstance(array, da.Array):
-            return checked(array, name)
-        return da.from_array(array, chunks=-1, name=False)
-
-    axes = tuple(range(data.y.ndim))
-    named = zip(data.operands, data.layout.names, strict=True)
-    pairs = itertools.chain.from_iterable((lazy(a, name), axes) for a, name in named)
-    _, arrays = da.core.unify_chunks(*pairs)
-    found = da.map_blocks(
-        _look_at_chunk,
-        *arrays,
-        look=delayed(look, traverse=False),  # one node of the graph for all blocks
-        layout=data.layout,
-        chunks=tuple((1,) * n for n in arrays[0].numblocks),
-        dtype=object,
-        meta=np.empty((0,) * len(axes), object),
-    )
-    computed = found.compute() if client is None else client.compute(found, sync=True)
-    findings: list[FoundT] = list(computed.ravel())
-    return reduce(add, findings)
-
-
-def _look_at_chunk(
-    *arrays: Any,
-    look: Look[Any],
-    layout: Layout,
-    block_info: Mapping[int, Mapping[str, Any]],
-) -> NDArray[np.object_]:
-    """Findings of one chunk, as an array of one element."""
-    here = block_info[0]
-    box = tuple(slice(start, stop) for start, stop in here["array-location"])
-    found = np.empty((1,) * len(box), object)
-    found[...] = look(layout.block(arrays), tuple(here["chunk-location"]), box)
-    return found
-
-
-def _scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
+def scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
     """Look at the rows of a block that count."""
     shape = block.y.shape
     counts = np.broadcast_to(True, shape)

@@ -19,7 +19,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.arguments import LazyArgument
-from nlsq_dask.io.finite import finite_problem, is_deviation, scan_in_memory
+from nlsq_dask.io.finite import is_deviation, scan_in_memory
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations, Structure
 
@@ -28,7 +28,6 @@ __all__ = [
     "Observations",
     "Structure",
     "as_array",
-    "finite_problem",
     "is_dask",
     "is_xarray",
     "is_zarr",

@@ -16,12 +16,13 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.io.chunks import Box, whole_box
-from nlsq_dask.io.finite import Affected, affected_rows, look_at_chunks
+from nlsq_dask.io.finite import Affected, affected_rows
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
 from nlsq_dask.io.stage import STAGE_ROWS, Block
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, bad_rows_of
+from nlsq_dask.questions.bad_values import look_at_chunks
 from nlsq_dask.questions.histogram import Binned, Grid, bin_blocks
 from nlsq_dask.questions.row_values import (
     RowFunction,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from nlsq_dask import InputError, InputTypeError
 from nlsq_dask.io import stage as stage_module
 from nlsq_dask.io.missing import MissingRule, missing_rule
-from nlsq_dask.io.sources import finite_problem, observe
+from nlsq_dask.io.sources import observe
 from nlsq_dask.io.stage import Stage
+from nlsq_dask.questions.bad_values import finite_problem
 from tests.support.counting_store import stored
 from tests.support.missing_problems import gappy_problems
 
