@@ -16,6 +16,13 @@ from scipy.optimize import OptimizeWarning
 
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import fit
+from nlsq_dask.api.scipy_models import (
+    ClosedModel,
+    HostModel,
+    ReshapedModel,
+    RowsFirstModel,
+    TransposedJacobian,
+)
 from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
 from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
@@ -24,14 +31,7 @@ from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.fitting.job import logger
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.results.result import FitResult
-from nlsq_dask.user_model.called_back import (
-    ClosedModel,
-    HostModel,
-    ReshapedModel,
-    RowsFirstModel,
-    TransposedJacobian,
-    eager_value,
-)
+from nlsq_dask.user_model.called_back import eager_value
 from nlsq_dask.user_model.signature import parameter_names
 
 # "auto" is the workflow's name where the method is left to it.
