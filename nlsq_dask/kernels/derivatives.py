@@ -19,16 +19,16 @@ in units of their root mean square.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model, trace_model
+from nlsq_dask.user_model.traces import coarsest_epsilon, operations
 
 # Models of which it is kept whether they call Python back: as many as have kernels.
 MAX_KERNELS = 64
@@ -60,7 +60,7 @@ def can_be_differenced(spec: ModelSpec, n_rows: int) -> bool:
     here in threads of its own, in which JAX would round what it hands over to float32.
     """
     closed = trace_model(spec, n_rows)
-    return not any("callback" in eqn.primitive.name for eqn in _equations(closed.jaxpr))
+    return not any("callback" in eqn.primitive.name for eqn in operations(closed))
 
 
 def with_differences(
@@ -155,27 +155,4 @@ def _difference(
 @lru_cache(MAX_KERNELS)
 def model_eps(spec: ModelSpec, n_rows: int) -> float:
     """Relative precision of a model's values, where it is called with so many rows."""
-    return coarsest_eps(trace_model(spec, n_rows))
-
-
-def coarsest_eps(closed: ClosedJaxpr) -> float:
-    """Machine precision of the coarsest floating-point numbers that a model computes with."""
-    types = _float_types(closed.jaxpr) or {np.dtype(np.float64)}
-    return max(float(jnp.finfo(t).eps) for t in types)  # type: ignore[no-untyped-call]
-
-
-def _float_types(jaxpr: Jaxpr) -> set[np.dtype[np.generic]]:
-    """Types of all floating-point numbers."""
-    results = (variable for eqn in _equations(jaxpr) for variable in eqn.outvars)
-    dtypes = {getattr(v.aval, "dtype", None) for v in (*jaxpr.constvars, *results)}
-    return {d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.floating)}
-
-
-def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """All operations, those of inner jaxprs too."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for param in eqn.params.values():
-            for inner in param if isinstance(param, tuple | list) else (param,):
-                if isinstance(inner, ClosedJaxpr | Jaxpr):
-                    yield from _equations(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+    return coarsest_epsilon(trace_model(spec, n_rows))

@@ -21,9 +21,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 Content = tuple[Any, ...]
 
-# Machine precisions of types that are coarser than float64.
-_EPSILONS = {"float32": 2.0**-23, "complex64": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-
 # Constants with more bytes are held as their digest.
 LONG_CONSTANT = 256
 
@@ -60,16 +57,21 @@ def count_operations(closed: ClosedJaxpr) -> int:
     return count
 
 
+def operations(closed: ClosedJaxpr) -> Iterator[JaxprEqn]:
+    """All operations of a jaxpr, those of inner jaxprs too."""
+    return (eqn for jaxpr in _all_jaxprs(closed.jaxpr) for eqn in jaxpr.eqns)
+
+
 def coarsest_epsilon(closed: ClosedJaxpr) -> float:
-    """Machine precision of the coarsest floating-point type in a jaxpr, at least float64's."""
-    types = {
-        _aval(var)[1]
-        for jaxpr in _all_jaxprs(closed.jaxpr)
-        for eqn in jaxpr.eqns
-        for var in eqn.outvars
-    }
-    finest = float(np.finfo(np.float64).eps)
-    return max((_EPSILONS.get(name, finest) for name in types), default=finest)
+    """Machine precision of the coarsest floating-point type in a jaxpr, at least float64's.
+
+    The types of constants and of all results count, complex ones among them.
+    """
+    constants = (var for jaxpr in _all_jaxprs(closed.jaxpr) for var in jaxpr.constvars)
+    results = (var for eqn in operations(closed) for var in eqn.outvars)
+    types = {getattr(var.aval, "dtype", None) for var in (*constants, *results)}
+    floats = [t for t in types if t is not None and jnp.issubdtype(t, jnp.inexact)]
+    return max(float(jnp.finfo(t).eps) for t in (np.dtype(np.float64), *floats))  # type: ignore[no-untyped-call]
 
 
 def _is_variable(atom: Any) -> bool:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask.io.stage import aligned_empty
-from nlsq_dask.kernels.derivatives import coarsest_eps
 from nlsq_dask.kernels.sums import block_kernel, compilations
 from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.kernels.values import covariance_root, row_compilations, row_kernel
 from nlsq_dask.user_model.loss import LOSSES
 from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model, trace_model
+from nlsq_dask.user_model.traces import coarsest_epsilon
 
 ROWS = np.arange(0.0, 300.0)
 ROOT_EPS32 = float(np.finfo(np.float32).eps) ** 0.5
@@ -181,8 +181,8 @@ def test_derivatives_of_the_user_that_are_not_finite():
 
 def test_a_model_in_float32_takes_longer_steps():
     spec, params = prepare_model(stretched_in_float32), np.array([2.0, 40.0, 0.6])
-    assert coarsest_eps(trace_model(spec, 8)) == float(np.finfo(np.float32).eps)
-    assert coarsest_eps(trace_model(prepare_model(stretched), 8)) == np.finfo(np.float64).eps
+    assert coarsest_epsilon(trace_model(spec, 8)) == float(np.finfo(np.float32).eps)
+    assert coarsest_epsilon(trace_model(prepare_model(stretched), 8)) == np.finfo(np.float64).eps
     sums = block_kernel(spec, "cpu")(params, np.eye(3), staged(ROWS, 0 * ROWS))
     values = row_kernel(spec).values(params, (ROWS,))
     assert_sums(sums, stretched_slopes(ROWS, *params).T, values, rtol=ROOT_EPS32)
