@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from types import FrameType
 from typing import Self
@@ -214,14 +213,6 @@ def shown(value: object) -> str:
     if len(text) <= MOST_CHARACTERS:
         return text
     return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 8 :]}"
-
-
-@contextmanager
-def quiet_convergence() -> Iterator[None]:
-    """Leave out the warning for which the caller raises an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 def warn_caller(warning: FitWarning) -> None:

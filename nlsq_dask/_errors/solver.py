@@ -233,9 +233,3 @@ def lm_with_loss(loss: str) -> InputError:
         f"loss = {loss!r} with method='lm': method='lm' supports only 'linear' loss function. Use "
         "method='trf' or 'dogbox' for a robust loss."
     )
-
-
-def method_unknown(value: object, choices: Sequence[str]) -> InputError:
-    """A method is not known."""
-    quoted = join_names([repr(choice) for choice in choices])
-    return InputError(f"method = {shown(value)} is unknown: `method` must be one of {quoted}.")
