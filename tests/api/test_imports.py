@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import nlsq_dask
+
+PACKAGE = Path(nlsq_dask.__file__).parent
+
+# What Dask documents; all else of it, and of distributed, may change in any release.
+DASK_API = {"dask", "dask.array", "dask.base", "dask.delayed"}
 
 HEAVY = ("dask", "distributed", "jax", "jaxlib", "zarr", "scipy", "cloudpickle")
 
@@ -77,3 +84,35 @@ def test_every_public_name_can_be_had():
         assert getattr(nlsq_dask, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         nlsq_dask.fitt
+
+
+def imports_of(tree):
+    """Modules that are imported when the code runs, and not for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+        else:
+            yield from imports_of(node)
+
+
+def test_only_the_dask_engine_knows_what_dask_is_made_of():
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), module)
+        for path in PACKAGE.rglob("*.py")
+        if not path.is_relative_to(PACKAGE / "engines" / "dask")
+        for module in imports_of(ast.parse(path.read_text()))
+        if module.partition(".")[0] in {"dask", "distributed"} and module not in DASK_API
+    }
+    assert found == {
+        ("io/announced.py", "dask.layers"),
+        ("planning/chunk_advice.py", "dask.array.core"),
+    }
+
+
+def test_the_root_of_the_package_is_its_face_and_folders():
+    names = {path.name for path in PACKAGE.iterdir() if path.is_file()}
+    assert names == {"__init__.py", "py.typed"}
