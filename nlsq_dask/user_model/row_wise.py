@@ -3,7 +3,7 @@
 Only then may blocks of rows be evaluated one by one. A model that takes ``x - x.mean()`` would be
 fitted without an error, and wrongly, if every block took a mean of its own.
 
-The answer comes from the model's jaxpr, where it proves one or the other (``row_structure``). Where
+The answer comes from the model's jaxpr, where it proves one or the other (``row_proof``). Where
 it does not (a loop that runs until all rows have converged, a sort that is undone), numbers decide:
 the same rows are evaluated in another order, among other rows and in other numbers, for several
 parameters, and must keep their values.
