@@ -158,8 +158,9 @@ def fit(
     pilot : bool, optional
         Whether a sample of a few per cent of the rows is fitted first, in memory, so that two or
         three passes over all rows are left. The answer is a minimum of all rows either way; where
-        there are several minima it may be another one than p0 alone leads to. By default where it
-        pays: from 100,000 streamed rows, or 500,000 in memory.
+        there are several minima it may be another one than p0 alone leads to. The fit starts at p0
+        where all rows contradict the sample's answer. By default where a pilot pays: from 100,000
+        streamed rows, or 500,000 in memory.
     cache : {"auto", True, False}
         Whether streamed rows stay in memory after the first pass, as float64, so that later passes
         read nothing: as many as the memory budget holds beside what is being read, on each worker

@@ -190,6 +190,22 @@ def test_a_sample_of_another_curve_is_not_followed(caplog):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+def test_a_minimum_that_only_the_sample_has_is_left_for_the_start(caplog):
+    # The gaps between the sampled chunks make minima between the true frequency and its multiples.
+    # The search from the start on all rows ends at the true frequency, 2.
+    case = peak_case()
+    case.model, case.p0 = wave, [0.5, 2.6, 0.2]
+    case.y = np.sin(2.0 * case.x) + 0.1 * rng().normal(size=case.x.size)
+    with caplog.at_level(logging.INFO, logger="nlsq_dask"):
+        result = case.fit()
+    assert not result.pilot.used
+    assert result.pilot.cost < result.pilot.start_cost
+    assert "all rows contradict the pilot's answer" in caplog.text
+    alone = case.fit(pilot=False)
+    assert_same_answer(result, alone)
+    assert result.n_passes == alone.n_passes + 1
+
+
 def logarithm(x, a, b):
     return jnp.log(x - a) * b
 
