@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from nlsq_dask import _errors
+from nlsq_dask.kernels.sums import BlockKernel
+from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.user_model import model as model_module
 from nlsq_dask.user_model.model import MAX_MODELS, prepare_model
 from tests.user_model.evaluated import Line, X, compiled, evaluate
@@ -338,6 +340,23 @@ def test_a_forgotten_model_is_loaded_again(monkeypatch):
     assert len(model_module._functions) == 2
     for value, spec in enumerate(pickle.loads(pickle.dumps(specs))):
         np.testing.assert_array_equal(evaluate(spec, [2.0]), 2.0 * X + value)
+
+
+def test_a_model_is_loaded_before_it_is_traced(tmp_path, monkeypatch):
+    # A module that computes at import what it needs as numbers: symbols of a trace have none.
+    text = "import jax.numpy as jnp\nSHIFT = float(jnp.sum(jnp.arange(3.0)))\n"
+    (tmp_path / "computing_module.py").write_text(text + "def model(x, a): return a * x + SHIFT\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    sent = cloudpickle.dumps(prepare_model(importlib.import_module("computing_module").model))
+    monkeypatch.delitem(sys.modules, "computing_module")
+    monkeypatch.setattr(model_module, "_functions", model_module.LruTable(MAX_MODELS))
+
+    spec = pickle.loads(sent)
+    assert "computing_module" not in sys.modules
+    y = 2.0 * X + 3.0
+    kernel = BlockKernel(spec, None, jax.local_devices()[0], False)
+    costs = kernel.costs(np.array([[2.0], [3.0]]), Rows((X,), y, None, X.size))
+    np.testing.assert_allclose(costs, [0.0, 0.5 * X @ X], rtol=1e-15)
 
 
 def unpicklable():
