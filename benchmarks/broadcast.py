@@ -26,9 +26,11 @@ import zarr
 
 from benchmarks.common import Row, arguments, interleave, judge, ratio, report
 from benchmarks.problems import FloatArray, Model
-from nlsq_dask.engines.dask.engine import DaskEvaluator
-from nlsq_dask.engines.in_memory import InMemoryEvaluator, chunked_evaluator
+from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.engine import Engine
+from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import Observations, observe
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 
 NAMES = ("a", "b", "c", "d")
@@ -80,14 +82,14 @@ def stored(folder: Path, **arrays: FloatArray) -> list[da.Array]:
 def compare(where: str, three: Observations, one: Observations, repeat: int) -> Row:
     """Time both forms of the same rows."""
     with (
-        evaluator(three, plane_and_decay) as with_three,
-        evaluator(one, one_coordinate) as with_one,
+        engine(three, plane_and_decay) as with_three,
+        engine(one, one_coordinate) as with_one,
     ):
         basis = np.eye(len(NAMES))
         seconds = interleave(
             {
-                "three": lambda: with_three.evaluate(PARAMS, basis),
-                "one": lambda: with_one.evaluate(PARAMS, basis),
+                "three": lambda: with_three.ask(SumsAt(PARAMS, basis)),
+                "one": lambda: with_one.ask(SumsAt(PARAMS, basis)),
             },
             repeat,
         )
@@ -96,12 +98,10 @@ def compare(where: str, three: Observations, one: Observations, repeat: int) -> 
     return {"data": where} | times | {"three/one": found} | judge(found, at_most=BAR)
 
 
-def evaluator(data: Observations, model: Model) -> InMemoryEvaluator[Any] | DaskEvaluator:
+def engine(data: Observations, model: Model) -> Engine:
     """The engine for the data, on the processor."""
     spec = prepare_model(model, NAMES, data.structure, len(data.coords))
-    if data.lazy:
-        return DaskEvaluator(data, spec, "cpu", None)
-    return chunked_evaluator(data, spec, "cpu")
+    return open_engine(data, Kernels((spec,), "cpu"))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,12 @@ from benchmarks.common import Row, arguments, interleave, judge, local_cluster, 
 from benchmarks.memory import generated
 from benchmarks.problems import EXPONENTIAL
 from nlsq_dask.core.normal_equations import NormalEquations
-from nlsq_dask.engines.dask.engine import DaskEvaluator
-from nlsq_dask.engines.in_memory import standard_evaluator
+from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
+from nlsq_dask.engines.dask.groups import plan_stream
+from nlsq_dask.engines.in_memory import standard_engine
 from nlsq_dask.io.sources import observe
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
 
@@ -53,16 +56,18 @@ def measure(scheduler: str, client: Client | None, n: int, chunk: int, repeat: i
     params, basis = np.array(EXPONENTIAL.start), np.eye(len(EXPONENTIAL.start))
     lazy = generated(n, chunk)
 
-    def streaming(cache: Literal[True, False]) -> DaskEvaluator:
-        return DaskEvaluator(observe(*lazy), spec, "cpu", client, cache=cache)
+    def streaming(cache: Literal[True, False]) -> DaskEngine:
+        data = observe(*lazy)
+        streaming = Streaming(plan_stream(data), client, cache=cache)
+        return DaskEngine(data, Kernels((spec,), "cpu"), streaming)
 
     with ExitStack() as stack:
         kept, anew = (stack.enter_context(streaming(cache)) for cache in (True, False))
         x, y = (np.concatenate([block.compute() for block in a.blocks]) for a in lazy)
-        here = stack.enter_context(standard_evaluator(observe(x, y), spec, "cpu"))
+        here = stack.enter_context(standard_engine(observe(x, y), Kernels((spec,), "cpu")))
         passes: dict[str, Callable[[], NormalEquations]] = {
-            name: partial(evaluator.evaluate, params, basis)
-            for name, evaluator in {"kept": kept, "in memory": here, "anew": anew}.items()
+            name: partial(engine.ask, SumsAt(params, basis))
+            for name, engine in {"kept": kept, "in memory": here, "anew": anew}.items()
         }
         sums = {name: call() for name, call in passes.items()}
         seconds = interleave(passes, repeat)

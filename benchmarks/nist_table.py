@@ -29,7 +29,7 @@ from scipy.optimize import least_squares
 from benchmarks.common import Row, arguments, local_cluster, report
 from benchmarks.problems import FloatArray
 from nlsq_dask import ConvergenceWarning, FitResult, fit
-from tests.support.dense_evaluator import model_functions
+from tests.support.dense_engine import model_functions
 from tests.support.nist import MODELS, Problem, certified_digits, load
 
 Strategy = Literal["standard", "chunked", "streaming"]

@@ -30,8 +30,10 @@ from benchmarks.common import (
     stopwatch,
 )
 from benchmarks.problems import EXPONENTIAL, FloatArray
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
 
@@ -69,19 +71,19 @@ def measure(scheduler: str, client: Client | None, n_chunks: int, repeat: int) -
         total: FloatArray = sums.sum(axis=0).compute()
         return total
 
-    setup, evaluator = stopwatch(lambda: DaskEvaluator(observe(x, y), spec, "cpu", client))
-    with evaluator:
+    setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), client))
+    with engine:
         contestants: dict[str, Callable[[], object]] = {
-            "groups": lambda: evaluator.evaluate(params, basis)
+            "groups": lambda: engine.ask(SumsAt(params, basis))
         }
         once, sums = stopwatch(blocks)
-        gram = evaluator.evaluate(params, basis).gram
+        gram = engine.ask(SumsAt(params, basis)).gram
         np.testing.assert_allclose(sums[:3, :3], gram, rtol=1e-6)
         if n_chunks <= REPEATED_CHUNKS:
             seconds = interleave(contestants | {"blocks": blocks}, repeat)
         else:
             seconds = interleave(contestants, repeat) | {"blocks": np.array([once])}
-        n_groups = len(evaluator.plan.groups)
+        n_groups = len(engine.stream.groups)
     times = {name: float(np.median(v)) / n_chunks * 1e6 for name, v in seconds.items()}
     head: Row = {"scheduler": scheduler, "chunks": n_chunks, "tasks": n_groups}
     more = {

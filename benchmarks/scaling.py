@@ -28,9 +28,11 @@ from distributed.protocol import dumps
 
 from benchmarks.common import Row, arguments, report, stopwatch
 from benchmarks.problems import EXPONENTIAL, FloatArray
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.sources import observe
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
 
@@ -74,18 +76,18 @@ def _measure(client: Client, n_workers: int, n_groups: int, repeat: int) -> Row:
     spec = prepare_model(model, parameter_names(model))
     params, basis = np.array(EXPONENTIAL.start), np.eye(len(EXPONENTIAL.start))
     received = _counted_messages(client)
-    setup, evaluator = stopwatch(lambda: DaskEvaluator(observe(x, y), spec, "cpu", client))
+    setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), client))
     figures: dict[str, list[float]] = {"pass s": [], "CPU ms": [], "tasks": [], "KB to client": []}
-    with evaluator:
-        sums = evaluator.evaluate(params, basis)
+    with engine:
+        sums = engine.ask(SumsAt(params, basis))
         for _ in range(repeat):
             began, tasks, n_bytes = time.process_time(), _finished(client), sum(received)
-            figures["pass s"].append(stopwatch(lambda: evaluator.evaluate(params, basis))[0])
+            figures["pass s"].append(stopwatch(lambda: engine.ask(SumsAt(params, basis)))[0])
             figures["CPU ms"].append(1e3 * (time.process_time() - began))
             figures["tasks"].append(_finished(client) - tasks)
             answer = len(pickle.dumps(sums))
             figures["KB to client"].append((sum(received) - n_bytes + answer) / 1e3)
-        n_groups = len(evaluator.plan.groups)
+        n_groups = len(engine.stream.groups)
     medians = {name: float(np.median(values)) for name, values in figures.items()}
     return {
         "workers": n_workers,

@@ -29,8 +29,10 @@ from benchmarks.common import (
     stopwatch,
 )
 from benchmarks.problems import EXPONENTIAL
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
 
@@ -63,11 +65,11 @@ def measure(scheduler: str, client: Client | None, n_chunks: int, repeat: int) -
             n_rows = SMALL_ROWS * n_chunks // n
             chunks = ((n_rows,) * n,)
             x, y = (da.map_blocks(np.full, n_rows, v, chunks=chunks, dtype=float) for v in (1, 2.0))
-            planning[name], evaluator = stopwatch(
-                partial(DaskEvaluator, observe(x, y), spec, "cpu", client)
+            planning[name], engine = stopwatch(
+                partial(open_engine, observe(x, y), Kernels((spec,), "cpu"), client)
             )
-            stack.enter_context(evaluator)
-            passes[name] = partial(evaluator.evaluate, params, basis)
+            stack.enter_context(engine)
+            passes[name] = partial(engine.ask, SumsAt(params, basis))
         seconds = interleave(passes, repeat)
     found = ratio(seconds["small"], seconds["large"])
     times = {name: float(np.median(values)) for name, values in seconds.items()}

@@ -24,8 +24,10 @@ from distributed import Client
 
 from benchmarks.common import Row, arguments, interleave, judge, local_cluster, ratio, report
 from benchmarks.problems import EXPONENTIAL
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
 
@@ -89,9 +91,9 @@ def measure(
     for compression, bar in BARS.items():
         x, y = (da.from_zarr(str(paths[compression]), component=name) for name in "xy")
         total = x.sum() + y.sum()
-        with DaskEvaluator(observe(x, y), spec, "cpu", client) as evaluator:
+        with open_engine(observe(x, y), Kernels((spec,), "cpu"), client) as engine:
             seconds = interleave(
-                {"pass": lambda: evaluator.evaluate(params, basis), "sum": total.compute}, repeat
+                {"pass": lambda: engine.ask(SumsAt(params, basis)), "sum": total.compute}, repeat
             )
         found = ratio(seconds["pass"], seconds["sum"])
         times = {name: float(np.median(values)) for name, values in seconds.items()}

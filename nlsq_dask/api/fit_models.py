@@ -15,11 +15,13 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance
 from nlsq_dask.core.checks import checked_seed
-from nlsq_dask.core.solver_state import SolverState
+from nlsq_dask.core.questions import RowQuestion, Search
+from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.job import Job
-from nlsq_dask.fitting.open_engine import evaluator_of
+from nlsq_dask.fitting.lock_step import AskAll, answered_together, together
+from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.prepare import Given, Wishes, open_source, prepare_on
 from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.run import (
@@ -32,8 +34,7 @@ from nlsq_dask.fitting.run import (
     solve,
     start_problem,
 )
-from nlsq_dask.fitting.sample import LazySample, guessed_start
-from nlsq_dask.fitting.together import Seat, read_by, run_together
+from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.results.comparison import ModelComparison
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.signature import model_label
@@ -41,8 +42,8 @@ from nlsq_dask.user_model.signature import model_label
 if TYPE_CHECKING:
     from distributed import Client
 
-    from nlsq_dask.engines.dask.engine import DaskEvaluator
-    from nlsq_dask.engines.in_memory import InMemoryEvaluator
+    from nlsq_dask.engines.dask.engine import DaskEngine
+    from nlsq_dask.engines.in_memory import InMemoryEngine
 
 Model = Callable[..., Any]
 
@@ -289,23 +290,53 @@ def _run(
     streaming = first.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
-        readers = _readers(list(jobs.values()), stack, line)
-        samples = [LazySample(job, readers[0]) for job in jobs.values()]
+        engines = _engines(list(jobs.values()), stack, line)
+        taken: Taken = {}
+        samples = [LazySample(job, engines[0], taken) for job in jobs.values()]
         jobs = dict(zip(jobs, map(_with_guess, jobs, jobs.values(), samples), strict=True))
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
-        for job, sample, old in zip(jobs.values(), samples, saved, strict=True):
-            if job.pilot and old is None:
-                sample()  # before the fits ask for it, in this thread
-        searches = list(map(_search, jobs, jobs.values(), samples, stores, saved))
+        read = [sample.n_passes for sample in samples]  # for a guess that is shown all blocks
+        passes = [n if old is None else old.n_passes for n, old in zip(read, saved, strict=True)]
+        searches = [
+            _search(name, job, sample, old, _saving(store, passes, i))
+            for i, (name, job, sample, store, old) in enumerate(
+                zip(jobs, jobs.values(), samples, stores, saved, strict=True)
+            )
+        ]
+        ask = _counting(together(engines, range(len(jobs))), passes)
         try:
-            found = run_together(searches, read_by(readers), first.data)
+            ends = answered_together(searches, ask)
         except _errors.StartNotFiniteError as error:
             raise _start_problem(jobs, error) from None
-    before = max(sample.n_passes for sample in samples)  # all blocks are read once for all of them
-    after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
-    return dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True)), before + after
+    found = [Found(*end, n_passes) for end, n_passes in zip(ends, passes, strict=True)]
+    after = max(f.n_passes - n for f, n in zip(found, read, strict=True))
+    # All blocks are read once for all guesses.
+    fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
+    return fits, max(read) + after
+
+
+def _counting(ask: AskAll, passes: list[int]) -> AskAll:
+    """Count the readings that each search takes part in."""
+
+    def counted(questions: Mapping[int, RowQuestion[Any]]) -> Mapping[int, Any]:
+        for number in questions:
+            passes[number] += 1
+        return ask(questions)
+
+    return counted
+
+
+def _saving(
+    store: CheckpointStore | None, passes: Sequence[int], number: int
+) -> Callable[[SolverState, Before], None]:
+    """Write checkpoints of one of the fits, where they are kept."""
+
+    def observe(state: SolverState, before: Before) -> None:
+        save_state(store, state, before, passes[number])
+
+    return observe
 
 
 def _start_problem(
@@ -343,39 +374,31 @@ def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
         return replace(job, start=guessed_start(job, sample()))
 
 
-def _readers(
+def _engines(
     jobs: Sequence[Job], stack: ExitStack, line: ProgressLine
-) -> list[InMemoryEvaluator[Any] | DaskEvaluator]:
+) -> list[InMemoryEngine | DaskEngine]:
     """Make the engine of each model: the same for all that take the rows in the same pieces.
 
     Streamed rows are read by one. In memory, a model whose rows depend on each other needs them all
     at once, and gets them in a copy of their own.
     """
-    models = [job.spec for job in jobs]
+    specs = [job.spec for job in jobs]
     pieces = [(job.plan.strategy, job.row_wise, job.plan.config) for job in jobs]
-    readers: dict[Any, InMemoryEvaluator[Any] | DaskEvaluator] = {}
+    engines: dict[Any, InMemoryEngine | DaskEngine] = {}
     for i in range(len(jobs)):
-        if pieces[i] not in readers:
-            readers[pieces[i]] = evaluator_of(jobs[i], line.blocks, models)
-            stack.enter_context(readers[pieces[i]])
-    return [readers[key] for key in pieces]
+        if pieces[i] not in engines:
+            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs)
+            stack.enter_context(engines[pieces[i]])
+    return [engines[key] for key in pieces]
 
 
 def _search(
     name: str,
     job: Job,
     sample: LazySample,
-    store: CheckpointStore | None,
     saved: Checkpoint | None,
-) -> Callable[[Seat], Found]:
-    """One model's fit, for a seat at the table."""
-
-    def search(seat: Seat) -> Found:
-        def observe_state(state: SolverState, before: Before) -> None:
-            save_state(store, state, before, seat.n_passes)
-
-        seat.n_passes = sample.n_passes
-        with _naming(name), naming_rows(job):
-            return solve(job, seat, sample, saved, observe_state)
-
-    return search
+    observer: Callable[[SolverState, Before], None],
+) -> Search[tuple[Solution, Before]]:
+    """One model's fit; what goes wrong bears the model's name."""
+    with _naming(name), naming_rows(job):
+        return (yield from solve(job, sample, saved, observer))

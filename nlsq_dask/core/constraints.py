@@ -8,7 +8,7 @@ columns of ``T S``: what is fixed is never differentiated, and what is tied cost
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_p0
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.core.questions import CostEvaluator, Survey
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import CostsAt, FoundT, RowQuestion, Search, SumsAt, changing
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,43 +95,23 @@ class Reduction:
         return np.where(single, signs, 0).astype(np.int64)
 
 
-class ReducedEvaluator:
-    """Normal equations by the free coordinates.
+def in_free(search: Search[FoundT], reduction: Reduction) -> Search[FoundT]:
+    """Put the questions of a search in the free coordinates to the model of all parameters.
 
     Parameters
     ----------
-    evaluator : Evaluator
-        Of all parameters.
+    search : Search
+        Of φ (q,).
     reduction : Reduction
     """
 
-    def __init__(self, evaluator: CostEvaluator, reduction: Reduction) -> None:
-        self._evaluator = evaluator
-        self._reduction = reduction
+    def of_all(question: SumsAt | CostsAt) -> RowQuestion[Any]:
+        if isinstance(question, CostsAt):
+            return replace(question, candidates=reduction.expand(question.candidates))
+        along = reduction.matrix @ question.basis
+        return replace(question, params=reduction.expand(question.params), basis=along)
 
-    @property
-    def n_passes(self) -> int:
-        """Readings of all rows so far."""
-        return self._evaluator.n_passes
-
-    def evaluate(
-        self, params: FloatArray, basis: FloatArray, scores: bool = False
-    ) -> NormalEquations:
-        """Sum over all rows; see :class:`~nlsq_dask.core.questions.Evaluator`."""
-        at, along = self._reduction.expand(params), self._reduction.matrix @ basis
-        if scores:
-            return self._evaluator.evaluate(at, along, scores)
-        return self._evaluator.evaluate(at, along)
-
-    def costs(self, candidates: FloatArray) -> FloatArray:
-        """Costs (k,) of candidates (k, q)."""
-        return self._evaluator.costs(self._reduction.expand(candidates))
-
-    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
-        """Sums at a point, and the costs (k,) of candidates (k, q)."""
-        expand = self._reduction.expand
-        along = self._reduction.matrix @ basis
-        return self._evaluator.survey(expand(params), along, expand(candidates))
+    return changing(search, of_all)
 
 
 def reduce_parameters(

@@ -25,12 +25,11 @@ from nlsq_dask.core.convergence import FINAL_RESOLUTION, NEAR_TOL, judged, undet
 from nlsq_dask.core.dogbox import Dogbox
 from nlsq_dask.core.lm import LevenbergMarquardt
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.questions import Evaluator
+from nlsq_dask.core.questions import Search, SumsAt
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Method,
     distance,
-    evaluated,
     is_finite,
     residual_length,
     rounding_length,
@@ -61,14 +60,11 @@ MOST_DISPLACEMENTS = 3
 ENDS_AT_ONCE = (Status.CALLBACK, Status.MAX_EVALUATIONS)
 
 
-def confirmed(
-    evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
-) -> SolverState:
+def confirmed(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
     """Look at a point at which a search would end.
 
     Parameters
     ----------
-    evaluator : Evaluator
     state : SolverState
         Anything but an end is returned as it is.
     box : Box
@@ -82,20 +78,20 @@ def confirmed(
     if not _is_end(state.status):
         return state
     if state.linearization.resolution < FINAL_RESOLUTION and not state.refined:
-        state = _judged_again(evaluator, state, box, options)
+        state = yield from _judged_again(state, box, options)
         if not _is_end(state.status):
             return state
     success = state.status is not None and state.status.success
     downhill = state.linearization.downhill
     if success and downhill is not None:
         step = DESCENT * residual_length(state) * downhill
-        state = _displaced(evaluator, state, [step, -step], box, options)
+        state = yield from _displaced(state, [step, -step], box, options)
         if not _is_end(state.status):
             return state
     directions, involved = undetermined(state)
     if not involved.any():
         return state
-    state = _displaced(evaluator, state, PROBE * directions, box, options)
+    state = yield from _displaced(state, PROBE * directions, box, options)
     if not _is_end(state.status):
         return state
     return replace(state, status=Status.UNDETERMINED) if success else state
@@ -114,12 +110,10 @@ def settled_first(state: SolverState, box: Box, options: SolverOptions) -> Solve
     )
 
 
-def refined(
-    evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
-) -> SolverState:
+def refined(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
     """Evaluate a known point again in its own basis, as digits of its factor were lost."""
     basis = state.linearization.whitening
-    sums = evaluated(evaluator, state.params, basis, options.scores)
+    sums = yield SumsAt(state.params, basis.forward, scores=options.scores)
     again = replace(state, n_refined=state.n_refined + 1, refined=True)
     # A model on the verge of overflow may not bear the basis: what is known must do.
     return stand_at(again, state.params, sums, basis, box, options) if is_finite(sums) else again
@@ -148,12 +142,11 @@ def record(
     return replace(state, history=(*state.history, entry))
 
 
-def _judged_again(
-    evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
-) -> SolverState:
+def _judged_again(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
     """Judge a point by its factor in full digits: the end is one still, or the search goes on."""
     status = state.status
-    state = replace(refined(evaluator, state, box, options), status=None)
+    state = yield from refined(state, box, options)
+    state = replace(state, status=None)
     length, deviation = state.left.length, standard_deviation(state, options)
     here = judged(state, box, options)
     if here.status is not None and here.status.success:
@@ -171,12 +164,8 @@ def _judged_again(
 
 
 def _displaced(
-    evaluator: Evaluator,
-    state: SolverState,
-    steps: Iterable[FloatArray],
-    box: Box,
-    options: SolverOptions,
-) -> SolverState:
+    state: SolverState, steps: Iterable[FloatArray], box: Box, options: SolverOptions
+) -> Search[SolverState]:
     """Go on, without a status, from the first of some trials that lowers the cost, if any does."""
     if state.n_probed >= MOST_DISPLACEMENTS:
         return state
@@ -186,7 +175,7 @@ def _displaced(
         if state.nfev >= options.evaluations(state.params.size):
             break
         params = stopped_at_bounds(state.params, step, box.lower, box.upper)
-        sums = evaluator.evaluate(params, basis.forward)
+        sums = yield SumsAt(params, basis.forward)
         state = replace(state, nfev=state.nfev + 1)
         length = float(np.linalg.norm(params - state.params))
         if is_finite(sums) and state.cost - sums.cost > rounding_of_cost(state):

@@ -12,7 +12,7 @@ way is a :class:`~nlsq_dask.core.search.Method`, when a search is over says
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,13 @@ from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undete
 from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.ending import METHODS, confirmed, record, refined, settled_first
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.core.questions import Evaluator
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.questions import Search, SumsAt
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Trial,
     actual_reduction,
     distance,
-    evaluated,
     is_finite,
     may_be_last,
     rounding_of_cost,
@@ -64,40 +63,61 @@ START_MARGIN = 1e-10
 ACTIVE_REACH = 1e-3
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known before a search begins.
+
+    Attributes
+    ----------
+    basis : Basis, optional
+        To evaluate the start in: the basis that whitens its Jacobian, where that is known roughly.
+    sums : NormalEquations, optional
+        At the start, in `basis`; then the start is not evaluated again.
+    moments : Moments, optional
+        Moments of y, which need not be computed again.
+    sizes : ndarray, shape (p,), float64, optional
+        Values that tell the sizes of the parameters, 0 where they do not; by default the start.
+    """
+
+    basis: Basis | None = None
+    sums: NormalEquations | None = None
+    moments: Moments | None = None
+    sizes: FloatArray | None = None
+
+
+NOTHING_KNOWN = Known()
+
+
 def minimize(
-    evaluator: Evaluator,
     p0: FloatArray,
-    lower: FloatArray,
-    upper: FloatArray,
+    box: Box,
     options: SolverOptions,
     observer: Callable[[SolverState], None] | None = None,
+    *,
     state: SolverState | None = None,
-    basis: Basis | None = None,
-    sizes: FloatArray | None = None,
-) -> Solution:
+    known: Known = NOTHING_KNOWN,
+) -> Search[Solution]:
     """Minimise a sum of squares within bounds.
 
     Parameters
     ----------
-    evaluator : Evaluator
     p0 : ndarray, shape (p,), float64
         Start, within or on the bounds.
-    lower, upper : ndarray, shape (p,), float64
-        ``lower < upper``; infinite where there is no bound, as everywhere for "lm".
+    box : Box
+        The bounds; infinite where there is no bound, as everywhere for "lm".
     options : SolverOptions
     observer : callable, optional
         Called with the state after every evaluation. If it raises StopIteration the search ends
         there, with the best point so far.
     state : SolverState, optional
         Where an earlier search was, to go on from there with the same bits.
-    basis : Basis, optional
-        To evaluate the start in: the one that whitens its Jacobian, where that is known roughly.
-    sizes : ndarray, shape (p,), float64, optional
-        Values that tell the sizes of the parameters, 0 where they do not; by default `p0`.
+    known : Known
+        What is known of the start and of the rows before.
 
     Returns
     -------
     Solution
+        Of the generator, which yields questions and is sent their answers.
 
     Raises
     ------
@@ -107,29 +127,24 @@ def minimize(
     InputTypeError
         If there are fewer rows than parameters.
     """
-    box = Box(lower, upper)
     if state is None:
-        state = _observed(start(evaluator, p0, box, options, basis, sizes), observer)
+        state = yield from start(p0, box, options, known)
+        state = _observed(state, observer)
     while state.status is None:
-        state = _observed(advance(evaluator, state, box, options), observer)
-    return finish(evaluator, state, box, options)
+        state = yield from advance(state, box, options)
+        state = _observed(state, observer)
+    return (yield from finish(state, box, options))
 
 
-def first_point(
-    p0: FloatArray, lower: FloatArray, upper: FloatArray, options: SolverOptions
-) -> FloatArray:
+def first_point(p0: FloatArray, box: Box, options: SolverOptions) -> FloatArray:
     """The point that a search from p0 evaluates first: moved off the bounds if it must be."""
-    return off_bounds(p0, lower, upper, TINY) if METHODS[options.method].interior else p0
+    interior = METHODS[options.method].interior
+    return off_bounds(p0, box.lower, box.upper, TINY) if interior else p0
 
 
 def start(
-    evaluator: Evaluator,
-    p0: FloatArray,
-    box: Box,
-    options: SolverOptions,
-    basis: Basis | None = None,
-    sizes: FloatArray | None = None,
-) -> SolverState:
+    p0: FloatArray, box: Box, options: SolverOptions, known: Known = NOTHING_KNOWN
+) -> Search[SolverState]:
     """Evaluate the starting point.
 
     Parameters and errors as for :func:`minimize`.
@@ -138,10 +153,10 @@ def start(
         raise _errors.x_scale_shape(np.shape(options.x_scale), p0.size)
     if options.method == "lm" and (np.isfinite(box.lower) | np.isfinite(box.upper)).any():
         raise _errors.lm_bounded()
-    basis = basis or Basis.identity(p0.size)
-    params, sums, n_more = _first_sums(evaluator, p0, box, options, basis)
+    basis = known.basis or Basis.identity(p0.size)
+    params, sums, n_more = yield from _first_sums(p0, box, options, basis, known)
     state = SolverState(
-        sizes=np.abs(p0 if sizes is None else sizes),
+        sizes=np.abs(p0 if known.sizes is None else known.sizes),
         params=params,
         linearization=factorize(sums, basis),
         cost=sums.cost,
@@ -149,7 +164,7 @@ def start(
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         n_differenced=sums.n_differenced,
-        moments=sums.moments,
+        moments=known.moments or sums.moments,
         left=Remainder(np.inf, np.inf),
         scale_inv=np.zeros(params.size),
         radius=0.0,
@@ -163,20 +178,17 @@ def start(
     )
     state = stand_at(state, params, sums, basis, box, options)
     if state.linearization.resolution < START_RESOLUTION:
-        state = refined(evaluator, state, box, options)
+        state = yield from refined(state, box, options)
     state = settled_first(state, box, options)
     state = record(state, options, cost=state.cost, accepted=True)
-    return confirmed(evaluator, judged(state, box, options), box, options)
+    return (yield from confirmed(judged(state, box, options), box, options))
 
 
-def advance(
-    evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions
-) -> SolverState:
+def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
     """Try one point, by one evaluation, and what has to be tried before the search ends.
 
     Parameters
     ----------
-    evaluator : Evaluator
     state : SolverState
         With ``status`` None.
     box : Box
@@ -194,10 +206,10 @@ def advance(
         trial = away or METHODS[options.method].propose(state, box)
     if np.array_equal(trial.params, state.params):  # the step is lost in rounding
         outcome = Outcome(state, trial, -np.inf, accepted=False, slope=np.nan)
-        return confirmed(evaluator, judged(state, box, options, outcome), box, options)
+        return (yield from confirmed(judged(state, box, options, outcome), box, options))
     basis = state.linearization.whitening
     scores = options.scores and may_be_last(state, trial, options)
-    sums = evaluated(evaluator, trial.params, basis, scores)
+    sums = yield SumsAt(trial.params, basis.forward, scores=scores)
     tried = replace(state, nfev=state.nfev + 1)
     weigh = _displaced if away else _weighed
     after = weigh(tried, trial, sums, basis, box, options)
@@ -210,15 +222,15 @@ def advance(
         radius=state.radius,
         accepted=accepted,
     )
-    return confirmed(evaluator, after, box, options)
+    return (yield from confirmed(after, box, options))
 
 
-def finish(evaluator: Evaluator, state: SolverState, box: Box, options: SolverOptions) -> Solution:
+def finish(state: SolverState, box: Box, options: SolverOptions) -> Search[Solution]:
     """State the result of a search that is over, its linearisation known to full accuracy."""
     known = state.linearization.sandwich is not None or not options.scores
     poor = state.linearization.resolution < FINAL_RESOLUTION and not state.refined
     if poor or not known:
-        state = refined(evaluator, state, box, options)
+        state = yield from refined(state, box, options)
     assert state.status is not None, "advance() until the state has a status"
     _, involved = undetermined(state)
     return Solution(
@@ -247,21 +259,24 @@ def finish(evaluator: Evaluator, state: SolverState, box: Box, options: SolverOp
 
 
 def _first_sums(
-    evaluator: Evaluator, p0: FloatArray, box: Box, options: SolverOptions, basis: Basis
-) -> tuple[FloatArray, NormalEquations, int]:
+    p0: FloatArray, box: Box, options: SolverOptions, basis: Basis, known: Known
+) -> Search[tuple[FloatArray, NormalEquations, int]]:
     """The sums at a start, the point to go on from, and how many evaluations more than one it took.
 
     What a start on the bound 0 has for a size is known once it is evaluated: it is evaluated next
     to the bound, or where the model is not finite there, at SciPy's distance.
     """
     interior = METHODS[options.method].interior
-    point, n_more = first_point(p0, box.lower, box.upper, options), 0
-    sums = evaluated(evaluator, point, basis, options.scores)
+    point, n_more = first_point(p0, box, options), 0
+    observe = known.moments is None
+    sums = known.sums
+    if sums is None:
+        sums = yield SumsAt(point, basis.forward, observe, options.scores)
     if interior and not is_finite(sums):
         further = off_bounds(p0, box.lower, box.upper, START_DISTANCE)
         if not np.array_equal(further, point):
             point, n_more = further, 1
-            sums = evaluated(evaluator, point, basis, options.scores)
+            sums = yield SumsAt(point, basis.forward, observe, options.scores)
     if sums.n_points < point.size:
         raise _errors.too_few_rows(point.size, sums.n_points, sums.n_skipped)
     if not np.isfinite(sums.cost):

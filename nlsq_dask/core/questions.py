@@ -1,84 +1,212 @@
-"""What a search asks of all rows, and the answers: sums at one point, and costs at others."""
+"""What a search asks of all rows: questions, and answers that add.
+
+A question is a small value. Every task of a pass gets the question and answers it for some rows.
+The answer for two sets of rows is the sum of their answers, so that an engine can split the rows as
+it likes. A search is a generator: it yields questions and is sent the answers of all rows.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What one reading tells of several points.
-
-    Attributes
-    ----------
-    sums : NormalEquations
-        At the first point.
-    costs : ndarray, shape (k,), float64
-        At the others.
-    """
-
-    sums: NormalEquations
-    costs: FloatArray
-
-    def __add__(self, other: Survey) -> Survey:
-        return Survey(self.sums + other.sums, self.costs + other.costs)
+FoundT = TypeVar("FoundT")
 
 
-@dataclass(frozen=True, slots=True)
-class Many:
-    """What one reading tells several models.
+class Adds(Protocol):
+    """An answer: two of the same kind add."""
 
-    Attributes
-    ----------
-    answers : tuple
-        For each of them normal equations, a survey, or the costs of candidates (k,).
-    """
-
-    answers: tuple[NormalEquations | Survey | FloatArray, ...]
-
-    def __add__(self, other: Many) -> Many:
-        pairs = zip(self.answers, other.answers, strict=True)
-        return Many(tuple(mine + theirs for mine, theirs in pairs))  # type: ignore[operator]
+    def __add__(self, other: Any, /) -> Any: ...
 
 
-class Evaluator(Protocol):
-    """Whatever turns parameters into normal equations by one reading of all rows."""
+AnswerT = TypeVar("AnswerT", bound=Adds)
+AnswerT_co = TypeVar("AnswerT_co", bound=Adds, covariant=True)
+
+
+class Question(Protocol[AnswerT_co]):
+    """What is asked of all rows in one pass: a value that can be pickled."""
 
     @property
-    def n_passes(self) -> int:
-        """Readings of all rows so far."""
+    def task_name(self) -> str:
+        """Name of the tasks that answer the question, as a dashboard shows it."""
         ...
 
-    def evaluate(
-        self, params: FloatArray, basis: FloatArray, scores: bool = False
-    ) -> NormalEquations:
-        """Sum over all rows.
+    def zero(self, n_left_out: int = 0) -> AnswerT_co:
+        """Answer for no rows, beside so many rows that are left out."""
+        ...
+
+
+class RowQuestion(Question[AnswerT_co], Protocol[AnswerT_co]):
+    """A question of staged rows: flat float64 buffers, without the rows that are left out."""
+
+    def of_rows(self, rows: Any, kernels: Any) -> AnswerT_co:
+        """Answer for some rows.
 
         Parameters
         ----------
-        params : ndarray, shape (p,), float64
-        basis : ndarray, shape (p, q), float64
-        scores : bool
-            Whether to sum the products of the scores, too, where the loss is robust.
-
-        Returns
-        -------
-        NormalEquations
-            Sums for ``J @ basis``. A non-finite model value gives a non-finite cost, not an error.
+        rows : nlsq_dask.kernels.tiles.Rows
+        kernels : nlsq_dask.kernels.table.Kernels
+            ``kernels[model]`` is the compiled kernel of a model, by number.
         """
         ...
 
 
-class CostEvaluator(Evaluator, Protocol):
-    """An evaluator that also tells the costs of several points in one pass."""
+#: Puts a question to all rows: an engine's ``ask``.
+Ask: TypeAlias = Callable[[RowQuestion[Any]], Any]
 
-    def costs(self, candidates: FloatArray) -> FloatArray:
-        """Costs (k,) of candidates (k, p)."""
-        ...
+#: A search: yields questions, is sent their answers, and returns what it has found.
+Search: TypeAlias = Generator[RowQuestion[Any], Any, FoundT]
 
-    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
-        """Sums at a point, and the costs of candidates (k, p)."""
-        ...
+
+@dataclass(frozen=True, slots=True)
+class SumsAt:
+    """The normal equations at a point.
+
+    Attributes
+    ----------
+    params : ndarray, shape (p,), float64
+    basis : ndarray, shape (p, q), float64
+        Directions S along which the model is differentiated.
+    observe : bool
+        Whether to compute the moments of y and the largest values, too. These do not depend on the
+        parameters.
+    scores : bool
+        Whether to sum the products of the scores, too, where the loss is robust.
+    model : int
+        Number of the model.
+    """
+
+    params: FloatArray
+    basis: FloatArray
+    observe: bool = False
+    scores: bool = False
+    model: int = 0
+    task_name: ClassVar[str] = "block"
+
+    def zero(self, n_left_out: int = 0) -> NormalEquations:
+        """Sums over no rows."""
+        return replace(NormalEquations.zero(self.basis.shape[1]), n_skipped=n_left_out)
+
+    def of_rows(self, rows: Any, kernels: Any) -> NormalEquations:
+        """Sums over some rows. A non-finite value of the model gives a non-finite cost."""
+        sums: NormalEquations = kernels[self.model](
+            self.params, self.basis, rows, self.observe, self.scores
+        )
+        return sums
+
+
+@dataclass(frozen=True, slots=True)
+class CostsAt:
+    """The costs at several points.
+
+    Attributes
+    ----------
+    candidates : ndarray, shape (k, p), float64
+    model : int
+        Number of the model.
+    """
+
+    candidates: FloatArray
+    model: int = 0
+    task_name: ClassVar[str] = "costs"
+
+    def zero(self, n_left_out: int = 0) -> FloatArray:  # noqa: ARG002 (of the protocol)
+        """Costs (k,) over no rows."""
+        return np.zeros(len(self.candidates))
+
+    def of_rows(self, rows: Any, kernels: Any) -> FloatArray:
+        """Costs (k,) over some rows; not finite for a candidate at which the model is not."""
+        costs: FloatArray = kernels[self.model].costs(self.candidates, rows)
+        return costs
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to several questions, in the order of the questions."""
+
+    parts: tuple[Any, ...]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.parts)
+
+    def __add__(self, other: Answers) -> Answers:
+        return Answers(tuple(a + b for a, b in zip(self.parts, other.parts, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Several questions in one pass: of several models, or sums and costs of one model.
+
+    The answer to each question has the same bits as if the question were asked alone.
+    """
+
+    questions: tuple[RowQuestion[Any], ...]
+
+    @property
+    def task_name(self) -> str:
+        """The name of the first question's tasks."""
+        return self.questions[0].task_name
+
+    def zero(self, n_left_out: int = 0) -> Answers:
+        """Answers for no rows."""
+        return Answers(tuple(question.zero(n_left_out) for question in self.questions))
+
+    def of_rows(self, rows: Any, kernels: Any) -> Answers:
+        """Answers for some rows."""
+        return Answers(tuple(question.of_rows(rows, kernels) for question in self.questions))
+
+
+ModelQuestion: TypeAlias = SumsAt | CostsAt | Several
+
+
+def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQuestion[Any]:
+    """Apply a change to a question, or to each of several questions."""
+    if isinstance(question, Several):
+        return Several(tuple(changed(part, change) for part in question.questions))
+    return change(question)  # type: ignore[no-any-return]
+
+
+def changing(search: Search[FoundT], change: Callable[[Any], RowQuestion[Any]]) -> Search[FoundT]:
+    """Change the questions of a search on their way; the answers come back as they are.
+
+    Parameters
+    ----------
+    search : Search
+    change : callable
+        Maps a question that is not :class:`Several`.
+    """
+    answer = None
+    while True:
+        try:
+            question = search.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        answer = yield changed(question, change)
+
+
+def answered(search: Search[FoundT], ask: Ask) -> FoundT:
+    """Run a search to its end.
+
+    Parameters
+    ----------
+    search : Search
+    ask : callable
+        Answers a question for all rows.
+
+    Returns
+    -------
+    object
+        What the search returns.
+    """
+    answer = None
+    while True:
+        try:
+            question = search.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        answer = ask(question)

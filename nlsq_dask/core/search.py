@@ -20,7 +20,6 @@ import numpy as np
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.core.questions import Evaluator
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
@@ -132,7 +131,7 @@ def stand_at(
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         n_differenced=max(state.n_differenced, sums.n_differenced),
-        moments=sums.moments,
+        moments=sums.moments.with_y_of(state.moments),
     )
     linear = factorize(sums, basis)
     with np.errstate(over="ignore"):
@@ -241,15 +240,6 @@ def rounding_of_cost(state: SolverState) -> float:
     moments = state.moments
     values = (moments.scatter + moments.weight * moments.mean**2) / max(state.n_points, 1)
     return NOISE_FACTOR * EPS * (state.cost + float((2.0 * state.cost) ** 0.5 * values**0.5))
-
-
-def evaluated(
-    evaluator: Evaluator, params: FloatArray, basis: Basis, scores: bool
-) -> NormalEquations:
-    """Sum over all rows, with the products of the scores only where they are needed."""
-    if scores:
-        return evaluator.evaluate(params, basis.forward, scores)
-    return evaluator.evaluate(params, basis.forward)
 
 
 def may_be_last(state: SolverState, trial: Trial, options: SolverOptions) -> bool:

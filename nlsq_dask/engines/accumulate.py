@@ -1,41 +1,35 @@
-"""Blocks of rows to one sum, through one staging buffer: the inner loop of every staged engine."""
+"""Blocks of rows to one answer, through one staging buffer: the inner loop of staged engines."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
 
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.core.questions import Many, Survey
+from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
-
-# What sums over blocks are made of; costs of several candidates are arrays.
-SumT = TypeVar("SumT", NormalEquations, FloatArray, Survey, Many)
 
 _local = threading.local()
 
 
 def accumulate(
-    of_rows: Callable[[Rows], SumT],
-    nothing: Callable[[int], SumT],
+    question: RowQuestion[AnswerT],
+    kernels: Kernels,
     blocks: Iterable[Block],
     weighted: bool,
     stage_rows: int = STAGE_ROWS,
     keep: Callable[[Stage], Rows] | None = None,
-) -> SumT:
-    """Sum over blocks, in their order.
+) -> AnswerT:
+    """Answer a question for blocks, in their order.
 
     Blocks are packed: the kernel runs when the stage is full, wherever one block ends and the next
     begins, so that small blocks cost no more calls than large ones.
 
     Parameters
     ----------
-    of_rows : callable
-        The kernel's sum over staged rows: normal equations, or costs.
-    nothing : callable
-        The sum over no rows, given how many rows were left out.
+    question : RowQuestion
+    kernels : Kernels
     blocks : iterable of Block
         Read one after the other; a block is let go before the next is asked for.
     weighted : bool
@@ -45,26 +39,35 @@ def accumulate(
     keep : callable, optional
         Called with every stage that was filled; the kernel takes the rows that it returns.
     """
+    stages = _filled(blocks, weighted, stage_rows)
+    return add_rows(
+        question,
+        kernels,
+        ((rows_of_stage(s) if keep is None else keep(s), s.n_left_out) for s in stages),
+    )
 
-    def sum_of(stage: Stage) -> SumT:
-        rows = rows_of_stage(stage) if keep is None else keep(stage)
-        return sum_rows(of_rows, nothing, rows, stage.n_left_out)
 
-    total = nothing(0)
-    stage: Stage | None = None
-    for block in blocks:
-        if stage is None:
-            stage = _take_stage(len(block.coords), weighted, stage_rows)
-        start, size = 0, block.y.size
-        while start < size:
-            start = stage.fill(block, start)
-            if stage.full:
-                total = total + sum_of(stage)
-                stage.clear()
-        del block
-    if stage is not None:
-        total = total + sum_of(stage)
-    _local.stage = stage
+def add_rows(
+    question: RowQuestion[AnswerT], kernels: Kernels, staged: Iterable[tuple[Rows, int]]
+) -> AnswerT:
+    """Answer a question for staged rows, in their order.
+
+    Parameters
+    ----------
+    question : RowQuestion
+    kernels : Kernels
+    staged : iterable of (Rows, int)
+        Rows, which may be none, and the number of rows that were left out beside them.
+    """
+    total = question.zero()
+    for rows, n_left_out in staged:
+        if not rows.n:
+            total = total + question.zero(n_left_out)
+            continue
+        part = question.of_rows(rows, kernels)
+        if n_left_out:
+            part = part + question.zero(n_left_out)
+        total = total + part
     return total
 
 
@@ -73,14 +76,22 @@ def rows_of_stage(stage: Stage) -> Rows:
     return Rows(stage.coords, stage.y, stage.weights, stage.n_rows)
 
 
-def sum_rows(
-    of_rows: Callable[[Rows], SumT], nothing: Callable[[int], SumT], rows: Rows, n_left_out: int
-) -> SumT:
-    """The sum over staged rows, which may be none, with those that were left out."""
-    if not rows.n:
-        return nothing(n_left_out)
-    sums = of_rows(rows)
-    return sums + nothing(n_left_out) if n_left_out else sums
+def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterator[Stage]:
+    """The stage, each time that it is full, and at the end with what is left."""
+    stage: Stage | None = None
+    for block in blocks:
+        if stage is None:
+            stage = _take_stage(len(block.coords), weighted, stage_rows)
+        start, size = 0, block.y.size
+        while start < size:
+            start = stage.fill(block, start)
+            if stage.full:
+                yield stage
+                stage.clear()
+        del block
+    if stage is not None:
+        yield stage
+    _local.stage = stage
 
 
 def _take_stage(n_coords: int, weighted: bool, capacity: int) -> Stage:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from nlsq_dask.core.constraints import Reduction
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.loss import LINEAR
 from nlsq_dask.user_model.model import ModelSpec
 
@@ -99,6 +101,16 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
+
+    @property
+    def box(self) -> Box:
+        """The bounds of the free parameters."""
+        return Box(self.lower, self.upper)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The compiled kernel of the model."""
+        return Kernels((self.spec,), self.device, whole=not self.row_wise)
 
     def description(self) -> dict[str, Any]:
         """What makes this fit another one, as JSON values: for checkpoints."""

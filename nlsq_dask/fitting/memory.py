@@ -19,7 +19,8 @@ from nlsq_dask.fitting.job import Job
 from nlsq_dask.io.stage import STAGE_ROWS
 
 if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.cache import CacheChoice, Keeping
+    from nlsq_dask.engines.dask.cache import CacheChoice
+    from nlsq_dask.engines.dask.engine import Streaming
     from nlsq_dask.engines.dask.sampling import SampledBlocks
 
 # Rows of streamed data, or blocks, of which a model's guess sees all: a guess that misses a peak,
@@ -41,16 +42,21 @@ def parallel(job: Job) -> tuple[int, int]:
     return 0, min(local_threads(), job.plan.config.threads)
 
 
-def keeping(job: Job) -> Keeping:
-    """Which groups of blocks stay in memory after the first pass."""
-    from nlsq_dask.engines.dask.engine import keeping_of  # an engine, loaded for use
+def streaming_of(job: Job) -> Streaming:
+    """How a streaming fit reads: groups, threads, staging buffers, and what is kept."""
+    from nlsq_dask.engines.dask.engine import Streaming  # an engine, loaded for use
 
     config = job.plan.config
     assert config is not None, "a streaming fit has blocks"
     assert job.stream is not None
-    stage_rows = min(config.block_rows, STAGE_ROWS)
-    room = cache_bytes(job)
-    return keeping_of(job.data, job.stream, stage_rows, job.client, cache_choice(job), room)
+    return Streaming(
+        stream=job.stream,
+        client=job.client,
+        stage_rows=min(config.block_rows, STAGE_ROWS),
+        threads=config.threads,
+        cache=cache_choice(job),
+        cache_bytes=cache_bytes(job),
+    )
 
 
 def sampled(job: Job) -> SampledBlocks | None:

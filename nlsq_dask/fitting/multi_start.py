@@ -21,9 +21,9 @@ from dataclasses import replace
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.minimize import advance, minimize, start
+from nlsq_dask.core.minimize import Known, advance, minimize, start
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.questions import CostEvaluator
+from nlsq_dask.core.questions import CostsAt, Search
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions, SolverState
 from nlsq_dask.results.record import Start
@@ -86,22 +86,14 @@ def draw_starts(
     return np.vstack([p0, (1.0 - unit) * low + unit * high])
 
 
-def run_starts(
-    evaluator: CostEvaluator,
-    points: FloatArray,
-    lower: FloatArray,
-    upper: FloatArray,
-    options: SolverOptions,
-) -> list[Start]:
+def run_starts(points: FloatArray, box: Box, options: SolverOptions) -> Search[list[Start]]:
     """Screen starts, run the most promising to convergence, and number the basins they end in.
 
     Parameters
     ----------
-    evaluator : CostEvaluator
-        Of all rows, or of a sample.
     points : ndarray, shape (k, p), float64
         The starts; the first is always run.
-    lower, upper : ndarray, shape (p,), float64
+    box : Box
     options : SolverOptions
 
     Returns
@@ -114,15 +106,15 @@ def run_starts(
     StartNotFiniteError
         If the model is not finite at any start.
     """
-    costs = np.nan_to_num(evaluator.costs(points), nan=np.inf)
+    costs = yield CostsAt(points)
+    costs = np.nan_to_num(costs, nan=np.inf)
     if not np.isfinite(costs).any():
         raise _errors.start_not_finite(points[0])
     finite = [i for i in range(len(points)) if np.isfinite(costs[i])]
-    states = _first_steps(evaluator, {i: points[i] for i in finite}, Box(lower, upper), options)
-    ends = {
-        i: minimize(evaluator, points[i], lower, upper, options, state=states[i])
-        for i in _promising(states, max(MIN_RUNS, round(RUN_FRACTION * len(points))))
-    }
+    states = yield from _first_steps({i: points[i] for i in finite}, box, options)
+    ends = {}
+    for i in _promising(states, max(MIN_RUNS, round(RUN_FRACTION * len(points)))):
+        ends[i] = yield from minimize(points[i], box, options, state=states[i])
     basins = _number_basins(ends)
     starts = [Start(p, float(c)) for p, c in zip(points, costs, strict=True)]
     for i, end in ends.items():
@@ -150,18 +142,20 @@ def best_end(starts: Sequence[Start]) -> FloatArray:
 
 
 def _first_steps(
-    evaluator: CostEvaluator, points: Mapping[int, FloatArray], box: Box, options: SolverOptions
-) -> dict[int, SolverState]:
+    points: Mapping[int, FloatArray], box: Box, options: SolverOptions
+) -> Search[dict[int, SolverState]]:
     """Take a few steps from each start, by number."""
-    states = {}
+    states: dict[int, SolverState] = {}
+    known = Known()
     for i, point in points.items():
         try:
-            state = start(evaluator, point, box, options)
+            state = yield from start(point, box, options, known)
         except _errors.StartNotFiniteError:  # its derivatives: there is no way to go on from it
             continue
         while state.status is None and state.nfev < FIRST_EVALUATIONS:
-            state = advance(evaluator, state, box, options)
+            state = yield from advance(state, box, options)
         states[i] = state
+        known = Known(moments=state.moments)
     return states
 
 

@@ -1,61 +1,55 @@
-"""The engine that evaluates the sums of a job."""
+"""The engine that answers the questions of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nlsq_dask.engines.in_memory import (
-    InMemoryEvaluator,
-    chunked_evaluator,
+    InMemoryEngine,
+    chunked_engine,
     part_rows,
-    standard_evaluator,
+    standard_engine,
 )
 from nlsq_dask.fitting.job import Job, logger
-from nlsq_dask.fitting.memory import cache_bytes, cache_choice, sample_rows
+from nlsq_dask.fitting.memory import streaming_of
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.user_model.model import ModelSpec
 
 if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.engine import DaskEvaluator, PassProgress
+    from nlsq_dask.engines.dask.engine import DaskEngine, PassProgress
 
 
-def evaluator_of(
-    job: Job, progress: PassProgress, models: Sequence[ModelSpec] = ()
-) -> InMemoryEvaluator[Any] | DaskEvaluator:
-    """Make the evaluator of the chosen strategy; `models` are those that read together."""
+def engine_of(
+    job: Job, progress: PassProgress, specs: Sequence[ModelSpec] = ()
+) -> InMemoryEngine | DaskEngine:
+    """Open the engine of the chosen strategy.
+
+    Parameters
+    ----------
+    job : Job
+    progress : callable
+        Called as ``progress(pass_number, blocks_done, blocks)`` where data are streamed.
+    specs : sequence of ModelSpec
+        Models that questions are about, by number; by default the job's model alone.
+    """
+    kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
     config = job.plan.config
     if job.stream is not None:
-        from nlsq_dask.engines.dask.engine import DaskEvaluator  # an engine, loaded for use
+        from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
 
-        assert config is not None, "a streaming fit has blocks"
-        evaluator = DaskEvaluator(
-            job.data,
-            job.spec,
-            job.device,
-            job.client,
-            progress,
-            job.stream,
-            min(config.block_rows, STAGE_ROWS),
-            config.threads,
-            sample_rows(job),
-            models,
-            cache_choice(job),
-            cache_bytes(job),
-        )
-        if evaluator.keeping.share:
-            logger.info("%.0f %% of the rows stay in memory", 100 * evaluator.keeping.share)
-        return evaluator
+        engine = DaskEngine(job.data, kernels, streaming_of(job), progress)
+        if engine.keeping.share:
+            logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
+        return engine
     if config is None:
-        return standard_evaluator(job.data, job.spec, job.device, job.row_wise, models)
-    return chunked_evaluator(
-        job.data, job.spec, job.device, config.block_rows, config.threads, models
-    )
+        return standard_engine(job.data, kernels)
+    return chunked_engine(job.data, kernels, config.block_rows, config.threads)
 
 
-def sample_evaluator(job: Job, sample: Observations) -> InMemoryEvaluator[Any]:
-    """Make an evaluator of some rows in memory, of the shape that is compiled for all rows."""
+def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:
+    """Open an engine of some rows in memory, of the shape that is compiled for all rows."""
     config = job.plan.config
     rows = part_rows(job.data.n_rows) if config is None else config.block_rows
-    return chunked_evaluator(sample, job.spec, job.device, rows)
+    return chunked_engine(sample, job.kernels, rows)

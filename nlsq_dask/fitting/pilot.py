@@ -18,17 +18,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.constraints import ReducedEvaluator
+from nlsq_dask.core.constraints import in_free
 from nlsq_dask.core.distance import estimated_variance, remainder
 from nlsq_dask.core.factor import Basis, Linearization, factorize
-from nlsq_dask.core.minimize import first_point, minimize
+from nlsq_dask.core.minimize import Known, first_point, minimize
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.core.questions import CostEvaluator, Survey
-from nlsq_dask.core.reflective import Box
+from nlsq_dask.core.questions import CostsAt, Search, Several, SumsAt, answered
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, ranked, run_starts
-from nlsq_dask.fitting.open_engine import sample_evaluator
+from nlsq_dask.fitting.open_engine import sample_engine
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.results.record import PilotRecord, Start, n_basins
 
@@ -109,42 +108,41 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
     if sample.n_rows < len(job.reduction.names):
         return None
     try:
-        if job.plan.n_starts > 1:
-            with sample_evaluator(job, sample) as in_memory:
-                return _of_starts(job, ReducedEvaluator(in_memory, job.reduction), sample)
-        return _of_one_start(job, sample)
+        if job.plan.n_starts == 1:
+            return _of_one_start(job, sample)
+        with sample_engine(job, sample) as engine:
+            return answered(in_free(_of_starts(job, sample), job.reduction), engine.ask)
     except _errors.StartNotFiniteError:
         return None
 
 
-def first_pass(
-    job: Job, evaluator: CostEvaluator, pilot: Pilot
-) -> tuple[FloatArray, CostEvaluator, Pilot, PilotRecord]:
+def first_pass(job: Job, pilot: Pilot) -> Search[tuple[FloatArray, Known, Pilot, PilotRecord]]:
     """Evaluate the pilot's answer on all rows, and what else the fit could start from.
 
     Returns
     -------
     point : ndarray, shape (q,), float64
         Where to go on.
-    evaluator : CostEvaluator
-        One that knows the sums there, if these were computed.
+    known : Known
+        The moments of y, and the sums at the point if these were computed.
     pilot : Pilot
         With the costs of all rows.
     record : PilotRecord
     """
     basis = pilot.linearization.whitening
-    best = first_point(pilot.ends[0], job.lower, job.upper, job.options)
+    best = first_point(pilot.ends[0], job.box, job.options)
     candidates = np.vstack([pilot.ends[1:], job.start])
-    survey = evaluator.survey(best, basis.forward, candidates)
-    costs = np.nan_to_num([survey.sums.cost, *survey.costs], nan=np.inf)
+    asked = Several((SumsAt(best, basis.forward, observe=True), CostsAt(candidates)))
+    sums, others = yield asked
+    costs = np.nan_to_num([sums.cost, *others], nan=np.inf)
     points = np.vstack([best, candidates])
     choice = int(np.argmin(costs))
     if not pilot.sees and np.isfinite(costs[-1]):
         choice = len(points) - 1
-    elif choice == 0 and not _is_trusted(pilot, survey.sums):
+    elif choice == 0 and not _is_trusted(pilot, sums):
         logger.info("the pilot's rows do not determine all parameters: going on from p0")
         choice = len(points) - 1
-    elif choice == 0 and not pilot.starts and _is_contradicted(job, pilot, survey.sums, best):
+    elif choice == 0 and not pilot.starts and _is_contradicted(job, pilot, sums, best):
         logger.info("all rows contradict the pilot's answer: going on from p0")
         choice = len(points) - 1
     elif choice == len(points) - 1:
@@ -164,53 +162,10 @@ def first_pass(
         float(costs[-1]),
         choice < len(points) - 1,
     )
+    known = Known(moments=sums.moments, sizes=job.start)
     if choice == 0:
-        evaluator = PrimedEvaluator(evaluator, best, basis, survey.sums)
-    return points[choice], evaluator, pilot, record
-
-
-class PrimedEvaluator:
-    """An evaluator that knows the sums at one point already.
-
-    Parameters
-    ----------
-    evaluator : CostEvaluator
-    params : ndarray, shape (q,), float64
-    basis : Basis
-    sums : NormalEquations
-        At `params`, in `basis`.
-    """
-
-    def __init__(
-        self, evaluator: CostEvaluator, params: FloatArray, basis: Basis, sums: NormalEquations
-    ) -> None:
-        self._evaluator = evaluator
-        self._params = params
-        self.basis = basis
-        self._sums: NormalEquations | None = sums
-
-    @property
-    def n_passes(self) -> int:
-        """Readings of all rows so far."""
-        return self._evaluator.n_passes
-
-    def evaluate(
-        self, params: FloatArray, basis: FloatArray, scores: bool = False
-    ) -> NormalEquations:
-        """Sum over all rows, unless the sums are known; they are given away once."""
-        sums, self._sums = self._sums, None
-        known = np.array_equal(params, self._params) and np.array_equal(basis, self.basis.forward)
-        if sums is not None and known:
-            return sums
-        return self._evaluator.evaluate(params, basis, scores)
-
-    def costs(self, candidates: FloatArray) -> FloatArray:
-        """Costs (k,) of candidates (k, q)."""
-        return self._evaluator.costs(candidates)
-
-    def survey(self, params: FloatArray, basis: FloatArray, candidates: FloatArray) -> Survey:
-        """Sums at a point, and the costs of candidates (k, q)."""
-        return self._evaluator.survey(params, basis, candidates)
+        known = replace(known, basis=basis, sums=sums)
+    return points[choice], known, pilot, record
 
 
 def _of_one_start(job: Job, sample: Observations) -> Pilot | None:
@@ -218,30 +173,37 @@ def _of_one_start(job: Job, sample: Observations) -> Pilot | None:
     few = sample.thinned(FIRST_ROWS) if sample.n_rows > FIRST_ROWS else sample
     point, seen = job.start, True
     for rows in (few, sample) if sample.n_rows >= MANY_TIMES * few.n_rows else (sample,):
-        with sample_evaluator(job, rows) as in_memory:
-            evaluator = ReducedEvaluator(in_memory, job.reduction)
-            end = _descend(job, evaluator, point)
-            linear, noise = _linearize(job, evaluator, end.params)
-            seen = _sees(job, linear, end.params, noise) and _sees(
-                job, _linearize(job, evaluator, job.start)[0], job.start, noise
-            )
-            point = end.params if seen else job.start
+        with sample_engine(job, rows) as engine:
+            end, linear, seen = answered(in_free(_one_end(job, point), job.reduction), engine.ask)
+        point = end if seen else job.start
     if not seen:
         _log_unseen(sample)
         return None
     return Pilot(sample.n_rows, point[None], linear)
 
 
-def _of_starts(job: Job, evaluator: CostEvaluator, sample: Observations) -> Pilot:
+def _one_end(job: Job, point: FloatArray) -> Search[tuple[FloatArray, Linearization, bool]]:
+    """The end of a search, its linearisation, and whether the rows show every parameter."""
+    end = yield from _descend(job, point)
+    linear, noise = yield from _linearize(job, end.params)
+    seen = _sees(job, linear, end.params, noise)
+    if seen:
+        at_start, _ = yield from _linearize(job, job.start)
+        seen = _sees(job, at_start, job.start, noise)
+    return end.params, linear, seen
+
+
+def _of_starts(job: Job, sample: Observations) -> Search[Pilot]:
     """Several starts on a sample."""
     points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
-    starts = run_starts(evaluator, points, job.lower, job.upper, job.options)
+    starts = yield from run_starts(points, job.box, job.options)
     basins = range(n_basins(starts))
     ends = [best_end([s for s in starts if s.basin == b]) for b in basins] or [best_end(starts)]
-    linear, noise = _linearize(job, evaluator, ends[0])
+    linear, noise = yield from _linearize(job, ends[0])
     sees = _sees(job, linear, ends[0], noise)
     if starts[0].params is not None:  # else the fit cannot start at p0, whatever the sample shows
-        sees &= _sees(job, _linearize(job, evaluator, job.start)[0], job.start, noise)
+        at_start, _ = yield from _linearize(job, job.start)
+        sees &= _sees(job, at_start, job.start, noise)
     if not sees:
         _log_unseen(sample)
     return Pilot(sample.n_rows, np.vstack(ends), linear, tuple(starts), sees)
@@ -251,7 +213,7 @@ def _log_unseen(sample: Observations) -> None:
     logger.info("the pilot's %d rows do not show all parameters: starting at p0", sample.n_rows)
 
 
-def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> Solution:
+def _descend(job: Job, point: FloatArray) -> Search[Solution]:
     options = SolverOptions(
         ftol=FTOL,
         x_scale=job.options.x_scale,
@@ -260,16 +222,14 @@ def _descend(job: Job, evaluator: CostEvaluator, point: FloatArray) -> Solution:
         model_eps=job.options.model_eps,
         residual_variance=job.options.residual_variance,
     )
-    return minimize(evaluator, point, job.lower, job.upper, options)
+    return (yield from minimize(point, job.box, options))
 
 
-def _linearize(
-    job: Job, evaluator: CostEvaluator, point: FloatArray
-) -> tuple[Linearization, float]:
+def _linearize(job: Job, point: FloatArray) -> Search[tuple[Linearization, float]]:
     """Linearize at a point, and estimate the standard deviation of the weighted residuals."""
-    point = first_point(point, job.lower, job.upper, job.options)
+    point = first_point(point, job.box, job.options)
     basis = Basis.identity(point.size)
-    sums = evaluator.evaluate(point, basis.forward)
+    sums = yield SumsAt(point, basis.forward)
     if not (np.isfinite(sums.cost) and np.isfinite(sums.gram).all()):
         raise _errors.start_not_finite(point)
     variance = job.options.residual_variance
@@ -304,7 +264,7 @@ def _is_contradicted(job: Job, pilot: Pilot, sums: NormalEquations, point: Float
     The sums are those of all rows at the pilot's answer, in the basis of the sample.
     """
     linear = factorize(sums, pilot.linearization.whitening)
-    left = remainder(linear, point, Box(job.lower, job.upper), sums.n_points)
+    left = remainder(linear, point, job.box, sums.n_points)
     variance = estimated_variance(sums.cost, sums.n_points, point.size)
     explained = np.sqrt(variance * point.size * sums.n_points / pilot.n_rows)
     return bool(

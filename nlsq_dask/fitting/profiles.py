@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask.core.constraints import ReducedEvaluator, Reduction
+from nlsq_dask.core.constraints import Reduction, in_free
 from nlsq_dask.core.convergence import FINAL_RESOLUTION
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.factor import EPS, Basis
-from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.minimize import Known, minimize
 from nlsq_dask.core.normal_equations import FloatArray, Moments
+from nlsq_dask.core.questions import CostsAt, Search
+from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.fitting.job import Job
-from nlsq_dask.fitting.open_engine import evaluator_of
+from nlsq_dask.fitting.lock_step import answered_together, together
+from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.prepare import STAT_TOL
-from nlsq_dask.fitting.together import Seat, read_by, run_together
-from nlsq_dask.results.profile import POINTS_A_SIDE, Curve, Point, Profile
+from nlsq_dask.results.profile import Curve, Point, Profile
 from nlsq_dask.results.record import FitRecord
 
 # Rounds of points. Each may treble the reach of those before: a sum of squares that has not risen
@@ -163,56 +165,51 @@ def _curve(record: FitRecord, ground: _Ground, column: int) -> Curve:
 
 def _draw(ground: _Ground, curves: dict[int, Curve], quantile: float, moments: Moments) -> int:
     """Add points to all curves until they reach the quantile; the readings that it took."""
-    job, n_passes = ground.job, 0
-    models = [job.spec] * (2 * POINTS_A_SIDE * len(curves))
-    with evaluator_of(job, lambda *_: None, models) as evaluator:
+    with engine_of(ground.job, lambda *_: None) as engine:
         for _ in range(MAX_ROUNDS):
             asked = [(k, value) for k in curves for value in curves[k].wanted(quantile)]
             if not asked:
                 break
-            searches = [_search(ground, curves[k], k, value) for k, value in asked]
-            read = read_by([evaluator] * len(asked))
-            points = run_together(searches, read, job.data, moments)
-            n_passes += max(point.n_passes for point in points)
+            searches = [_search(ground, curves[k], k, value, moments) for k, value in asked]
+            ask = together([engine] * len(asked), [0] * len(asked))
+            points = answered_together(searches, ask)
             for (k, _), point in zip(asked, points, strict=True):
                 curves[k].add(point)
             if any(curve.rises.min() < LOWER_MINIMUM for curve in curves.values()):
                 break
-    return n_passes
+    return engine.n_passes
 
 
-def _search(ground: _Ground, curve: Curve, column: int, value: float) -> Callable[[Seat], Point]:
-    """The best fit with the coordinate held at a value, for a seat at the table."""
+def _search(
+    ground: _Ground, curve: Curve, column: int, value: float, moments: Moments
+) -> Search[Point]:
+    """The best fit with the coordinate held at a value."""
     job = ground.job
     others = np.delete(np.arange(ground.params.size), column)
     held = _held(job.reduction, column, value)
     options = replace(job.options, stat_tol=STAT_TOL, arrival_tol=STAT_TOL)
     if isinstance(options.x_scale, np.ndarray) and options.x_scale.ndim:
         options = replace(options, x_scale=options.x_scale[others])
-    bounds = job.lower[others], job.upper[others]
-    starts = [np.clip(at[others], *bounds) for at in (curve.guess(value), curve.nearest(value))]
+    box = Box(job.lower[others], job.upper[others])
+    guesses = curve.guess(value), curve.nearest(value)
+    starts = [np.clip(at[others], box.lower, box.upper) for at in guesses]
+    whole = ground.params.copy()
+    whole[column] = value
+    if not others.size:
+        costs = yield CostsAt(held.expand(starts[0])[None])
+        return Point(value, whole, float(costs[0]))
     triangle = np.asarray(np.linalg.qr(ground.r_factor[:, others], mode="r"))
-
-    def search(seat: Seat) -> Point:
-        whole = ground.params.copy()
-        whole[column] = value
-        if not others.size:
-            cost = float(seat.costs(held.expand(starts[0])[None])[0])
-            return Point(value, whole, cost, n_passes=seat.n_passes)
-        basis = Basis(np.linalg.inv(triangle), triangle)
-        evaluator = ReducedEvaluator(seat, held)
-        for start in starts:
-            last = _LastStep(*bounds, ground.variance)
-            try:
-                found = minimize(evaluator, start, *bounds, options, last, basis=basis)
-            except _errors.StartNotFiniteError:
-                continue
-            whole[others] = found.params if last.params is None else last.params
-            arrived = found.status.success or found.status in SETTLED
-            return Point(value, whole, found.cost - last.gain, arrived, seat.n_passes)
-        return Point(value, whole, math.inf, n_passes=seat.n_passes)
-
-    return search
+    known = Known(Basis(np.linalg.inv(triangle), triangle), moments=moments)
+    for start in starts:
+        last = _LastStep(box, ground.variance)
+        try:
+            found = yield from in_free(minimize(start, box, options, last, known=known), held)
+        except _errors.StartNotFiniteError:
+            continue
+        whole[others] = found.params if last.params is None else last.params
+        arrived = found.status.success or found.status in SETTLED
+        return Point(value, whole, found.cost - last.gain, arrived)
+    return Point(value, whole, math.inf)
 
 
 class _LastStep:
@@ -226,8 +223,8 @@ class _LastStep:
         By how much it lowers the cost.
     """
 
-    def __init__(self, lower: FloatArray, upper: FloatArray, variance: float) -> None:
-        self._box = lower, upper
+    def __init__(self, box: Box, variance: float) -> None:
+        self._box = box
         self._most = TOLD_AHEAD**2 * variance
         self.params: FloatArray | None = None
         self.gain = 0.0
@@ -240,8 +237,7 @@ class _LastStep:
         if decrease > self._most or not determined:
             return
         params = state.params - np.linalg.solve(linear.r_factor, linear.qtr)
-        lower, upper = self._box
-        if (params > lower).all() and (params < upper).all():
+        if (params > self._box.lower).all() and (params < self._box.upper).all():
             self.params, self.gain = params, decrease / 2.0
             raise StopIteration
 

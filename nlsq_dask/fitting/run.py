@@ -9,40 +9,38 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core import statistics
-from nlsq_dask.core.constraints import ReducedEvaluator
+from nlsq_dask.core.constraints import in_free
 from nlsq_dask.core.covariance import covariance, robust_covariance
-from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.minimize import Known, minimize
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.questions import CostEvaluator
+from nlsq_dask.core.questions import Search, answered
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
-from nlsq_dask.engines.in_memory import InMemoryEvaluator
+from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
-from nlsq_dask.fitting.open_engine import evaluator_of
-from nlsq_dask.fitting.pilot import PrimedEvaluator, first_pass, run_pilot
+from nlsq_dask.fitting.open_engine import engine_of
+from nlsq_dask.fitting.pilot import first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.sample import LazySample, guessed_start
-from nlsq_dask.fitting.together import Seat
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.questions.bad_values import finite_problem
+from nlsq_dask.kernels.table import Kernels
+from nlsq_dask.questions.bad_values import BadValues
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.record import PilotRecord, Start
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.loss import HALF_OF_ROWS, Loss
-
-if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.engine import DaskEvaluator
 
 # Frames between a warning and the caller of fit: this module's, and fit.
 WARNING_LEVEL = 4
@@ -70,9 +68,9 @@ def run(job: Job, reporting: Reporting) -> FitResult:
     streaming = job.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reporting.progress if streaming else False))
-        evaluator = evaluator_of(job, line.blocks)
-        stack.enter_context(evaluator)
-        sample = LazySample(job, evaluator)
+        engine = engine_of(job, line.blocks)
+        stack.enter_context(engine)
+        sample = LazySample(job, engine)
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reporting.checkpoint)
@@ -84,12 +82,15 @@ def run(job: Job, reporting: Reporting) -> FitResult:
             records = new_records.of(state)
             for record in records:
                 table.row(record)
-            save_state(store, state, before, evaluator.n_passes)
+            save_state(store, state, before, engine.n_passes)
             callback(state, records)
 
+        if saved is not None:
+            engine.n_passes = saved.n_passes
         try:
             with naming_rows(job):
-                found = solve(job, evaluator, sample, saved, observe_state)
+                search = solve(job, sample, saved, observe_state)
+                found = Found(*answered(search, engine.ask), engine.n_passes)
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
     result = result_of(job, found, store)
@@ -101,7 +102,8 @@ def run(job: Job, reporting: Reporting) -> FitResult:
 
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """What is wrong at the start: the data, or the model on a row that the error then names."""
-    found = finite_problem(job.data, job.client)
+    with open_engine(job.data, Kernels(()), job.client) as engine:
+        found = engine.ask(BadValues(len(job.data.values))).error(job.data.names)
     if found is not None or error.params is None:
         return found or error
     fitted = FittedModel(job.spec, job.data, job.device, job.client, job.row_wise)
@@ -150,6 +152,12 @@ class Before:
     starts: tuple[Start, ...] = ()
     pilot: PilotRecord | None = None
 
+    @classmethod
+    def of(cls, saved: Checkpoint) -> Self:
+        """What came before a search that is resumed."""
+        pilot = None if saved.pilot is None else PilotRecord.from_dict(saved.pilot)
+        return cls(tuple(map(Start.from_dict, saved.starts)), pilot)
+
 
 def save_state(
     store: CheckpointStore | None, state: SolverState, before: Before, n_passes: int
@@ -177,50 +185,46 @@ class Found:
 
 def solve(
     job: Job,
-    evaluator: InMemoryEvaluator[Any] | DaskEvaluator | Seat,
     sample: Callable[[], Observations],
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Before], None],
-) -> Found:
+) -> Search[tuple[Solution, Before]]:
     """From a checkpoint, the pilot's answer, or the best of the starts, to the optimum."""
+    search = in_free(_solve(job, sample, saved, observer), job.reduction)
+    return looked_at(search, job.data)
+
+
+def _solve(
+    job: Job,
+    sample: Callable[[], Observations],
+    saved: Checkpoint | None,
+    observer: Callable[[SolverState, Before], None],
+) -> Search[tuple[Solution, Before]]:
+    """The search in the free parameters."""
     state: SolverState | None = None
-    point = job.start
-    before = Before()
-    reduced: CostEvaluator = ReducedEvaluator(evaluator, job.reduction)
+    point, known, before = job.start, Known(sizes=job.start), Before()
+    options = replace(job.options, scores=not job.spec.loss.is_linear)
     if saved is not None:
-        state, evaluator.n_passes = saved.state, saved.n_passes
-        before = Before(
-            tuple(Start.from_dict(start) for start in saved.starts),
-            None if saved.pilot is None else PilotRecord.from_dict(saved.pilot),
-        )
+        state, before = saved.state, Before.of(saved)
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
     elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
-        point, reduced, pilot, record = first_pass(job, reduced, pilot)
+        point, known, pilot, record = yield from first_pass(job, pilot)
         before = Before(pilot.starts, record)
     elif job.plan.n_starts > 1:
         points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
-        before = Before(tuple(run_starts(reduced, points, job.lower, job.upper, job.options)))
-        point = best_end(before.starts)
+        starts = yield from run_starts(points, job.box, job.options)
+        point, before = best_end(starts), Before(tuple(starts))
 
-    def descend(point: FloatArray, state: SolverState | None, before: Before) -> Solution:
-        return minimize(
-            reduced,
-            point,
-            job.lower,
-            job.upper,
-            replace(job.options, scores=not job.spec.loss.is_linear),
-            lambda state: observer(state, before),
-            state,
-            reduced.basis if isinstance(reduced, PrimedEvaluator) else None,
-            job.start,
-        )
+    def observe(state: SolverState) -> None:
+        observer(state, before)
 
-    solution = descend(point, state, before)
+    solution = yield from minimize(point, job.box, options, observe, state=state, known=known)
     stopped = solution.status is _errors.Status.CALLBACK
     if not stopped and (better := _better_end(before, solution.cost)) is not None:
         point, before = better
-        solution = descend(point, None, before)
-    return Found(solution, before, evaluator.n_passes)
+        known = Known(moments=solution.moments, sizes=job.start)
+        solution = yield from minimize(point, job.box, options, observe, known=known)
+    return solution, before
 
 
 def _better_end(before: Before, cost: float) -> tuple[FloatArray, Before] | None:

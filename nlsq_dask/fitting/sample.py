@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.constraints import reduce_start
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.in_memory import InMemoryEvaluator
+from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
-from nlsq_dask.fitting.memory import sampled
+from nlsq_dask.fitting.memory import sample_rows, sampled
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.questions.sample import Sample, Thinned
 
 if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.engine import DaskEvaluator
+    from nlsq_dask.engines.dask.engine import DaskEngine
 
 # Rows in memory that are sampled: this part of them, or so many if that is more. One in 50 leaves
 # an error of √50 = 7 standard errors of the whole, which one step on all rows makes a thousandth.
 SAMPLE_PART = 50
 SAMPLE_ROWS = 20_000
 
+# So many times as many blocks are read for a sample where nearly all rows were left out.
+SAMPLE_GROWTH = 8
+
+
+# Samples by the number of blocks of which they are.
+Taken: TypeAlias = dict[int, Sample]
+
 
 class LazySample:
     """Rows of some blocks of streamed data, or every k-th row of data in memory.
 
-    They are taken when they are first asked for; of streamed data, read once for all samples alike.
+    They are taken when they are first asked for.
 
     Parameters
     ----------
     job : Job
         A fit with a guess or a pilot.
-    evaluator : InMemoryEvaluator or DaskEvaluator
+    engine : InMemoryEngine or DaskEngine
+        Of the fit.
+    taken : dict, optional
+        Samples of streamed data by the number of blocks. Fits that share an engine share them, so
+        that each sample is read once.
     """
 
-    def __init__(self, job: Job, evaluator: InMemoryEvaluator[Any] | DaskEvaluator) -> None:
+    def __init__(
+        self, job: Job, engine: InMemoryEngine | DaskEngine, taken: Taken | None = None
+    ) -> None:
         self._job = job
-        self._evaluator = evaluator
+        self._engine = engine
+        self._taken: Taken = {} if taken is None else taken
         self._rows: Observations | None = None
         self._all_read: bool | None = None
 
@@ -57,12 +72,86 @@ class LazySample:
         return self._rows
 
     def _take(self) -> tuple[Observations, bool]:
-        job, evaluator = self._job, self._evaluator
-        if isinstance(evaluator, InMemoryEvaluator):
+        """The rows, and whether all rows were read for them."""
+        job, engine = self._job, self._engine
+        if isinstance(engine, InMemoryEngine):
             return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART)), False
         blocks = sampled(job)
         assert blocks is not None, "a fit with a guess or a pilot"
-        return evaluator.sample(len(job.spec.names), whole=blocks.whole)
+        return sample_of(
+            engine,
+            job.data,
+            most=sample_rows(job),
+            least=len(job.spec.names),
+            whole=blocks.whole,
+            taken=self._taken,
+        )
+
+
+def sample_of(
+    engine: DaskEngine,
+    data: Observations,
+    *,
+    most: int,
+    least: int = 1,
+    whole: bool = False,
+    taken: Taken,
+) -> tuple[Observations, bool]:
+    """Rows of a few whole chunks, spread over the chunk grid of every dimension.
+
+    Parameters
+    ----------
+    engine : DaskEngine
+    data : Observations
+        What the engine reads.
+    most : int
+        Rows of the sample, about.
+    least : int
+        Rows that must be among them, as many as a model has parameters.
+    whole : bool
+        Read all blocks instead.
+    taken : dict
+        Samples that were read before, by the number of blocks; a new sample is added.
+
+    Returns
+    -------
+    rows : Observations
+        In memory, flat, without rows that are left out; of at most 2 % of the blocks, or of 16
+        blocks, a quarter of fewer than 64, where that is more. Where these hold fewer than `least`
+        rows that count, of more blocks.
+    all_read : bool
+        Whether these are all blocks. That is a pass, and counts as one.
+
+    Raises
+    ------
+    InputError
+        If all rows are left out.
+    """
+    from nlsq_dask.engines.dask.sampling import sample_blocks  # an engine, loaded for use
+
+    n_blocks = engine.stream.n_blocks
+
+    def read(few: int) -> Sample:
+        if few not in taken:
+            taken[few] = _thinned(engine, data, few, most)
+            engine.n_passes += few >= n_blocks
+        return taken[few]
+
+    few = n_blocks if whole else sample_blocks(n_blocks)
+    rows = read(few)
+    while rows.y.size < least and few < n_blocks:
+        few *= SAMPLE_GROWTH
+        rows = read(few)
+    if not rows.y.size:
+        raise _errors.all_left_out(data.n_rows, data.causes)
+    return data.sample_of(rows.y, rows.coords, rows.sigma), few >= n_blocks
+
+
+def _thinned(engine: DaskEngine, data: Observations, n_blocks: int, most: int) -> Sample:
+    """Some of the rows of so many blocks."""
+    with engine.of_blocks(n_blocks) as few:
+        step = -(-few.stream.n_rows // most)
+        return few.ask(Thinned(step, len(data.coords), data.sigma is not None))
 
 
 def guessed_start(job: Job, sample: Observations) -> FloatArray:

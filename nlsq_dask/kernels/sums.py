@@ -36,7 +36,6 @@ import numpy as np
 
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
-from nlsq_dask.core.questions import Survey
 from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
@@ -77,9 +76,11 @@ class BlockKernel:
         self._is_whole = whole
         self._sums = jax.jit(self._sums_of_tiles)
         self._costs = jax.jit(self._costs_of_tiles)
-        self._meat = jax.jit(self._meat_of_tiles)
+        self._score_products = jax.jit(self._score_products_of_tiles)
         self._differenced_sums = jax.jit(partial(self._sums_of_tiles, differenced=True))
-        self._differenced_meat = jax.jit(partial(self._meat_of_tiles, differenced=True))
+        self._differenced_score_products = jax.jit(
+            partial(self._score_products_of_tiles, differenced=True)
+        )
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
         self._is_compared = False
@@ -190,7 +191,7 @@ class BlockKernel:
         """
         return 0.5 * self._run(self._costs, (candidates,), rows)
 
-    def meat(self, params: FloatArray, rows: Rows) -> FloatArray:
+    def score_products(self, params: FloatArray, rows: Rows) -> FloatArray:
         """Sum of outer products of the rows' scores, for a robust covariance.
 
         Parameters
@@ -204,32 +205,10 @@ class BlockKernel:
             ``Σ (ρ'_i r_i)² j_i j_iᵀ`` of the weighted residuals and the rows of their Jacobian;
             ρ' = 1 for linear loss.
         """
-        meat = self._run(self._meat, (params,), rows)
-        if np.isfinite(meat).all() or not can_be_differenced(self._spec, rows.y.shape[0]):
-            return meat
-        return self._run(self._differenced_meat, (params,), rows)
-
-    def survey(
-        self,
-        params: FloatArray,
-        basis: FloatArray,
-        candidates: FloatArray,
-        rows: Rows,
-        observe_y: bool = False,
-    ) -> Survey:
-        """Sums at a point and the costs of candidates (k, p), of the same rows."""
-        return Survey(self(params, basis, rows, observe_y), self.costs(candidates, rows))
-
-    def put(self, rows: Rows) -> Rows:
-        """Place rows on the device, where they stay between passes.
-
-        On a CPU the aligned buffers are there already, and must not be written to any more.
-        """
-        if self._device.platform == "cpu":
-            return rows
-        with jax.enable_x64(True):
-            coords, y, weights = jax.device_put((rows.coords, rows.y, rows.weights), self._device)
-        return Rows(coords, y, weights, rows.n)
+        products = self._run(self._score_products, (params,), rows)
+        if np.isfinite(products).all() or not can_be_differenced(self._spec, rows.y.shape[0]):
+            return products
+        return self._run(self._differenced_score_products, (params,), rows)
 
     def _run(
         self, function: Callable[..., jax.Array], at: tuple[FloatArray | np.bool_, ...], rows: Rows
@@ -342,7 +321,7 @@ class BlockKernel:
 
         return self._over_tiles(costs, jnp.zeros(candidates.shape[0]), coords, y, weights, n)
 
-    def _meat_of_tiles(
+    def _score_products_of_tiles(
         self,
         params: jax.Array,
         coords: tuple[jax.Array, ...],
@@ -353,7 +332,7 @@ class BlockKernel:
     ) -> jax.Array:
         p = params.shape[0]
 
-        def meat(rows: Tile) -> jax.Array:
+        def products_of(rows: Tile) -> jax.Array:
             directions = self._augmented(params, jnp.eye(p), rows, differenced)[0]
             directions = self._weighted(directions, rows)
             residuals = directions[-1]
@@ -363,7 +342,7 @@ class BlockKernel:
             scores = directions[:-1] * residuals
             return scores @ scores.T
 
-        return self._over_tiles(meat, jnp.zeros((p, p)), coords, y, weights, n)
+        return self._over_tiles(products_of, jnp.zeros((p, p)), coords, y, weights, n)
 
     def _over_tiles(
         self,

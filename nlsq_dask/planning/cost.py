@@ -18,22 +18,22 @@ from nlsq_dask.core.memory_budget import (
     THREAD_BYTES,
 )
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.in_memory import part_rows
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import (
     base_bytes,
-    keeping,
     parallel,
     sample_bytes,
     sampled,
     streaming_bytes,
+    streaming_of,
 )
 from nlsq_dask.fitting.multi_start import FIRST_EVALUATIONS
-from nlsq_dask.fitting.open_engine import evaluator_of, sample_evaluator
+from nlsq_dask.fitting.open_engine import engine_of, sample_engine
 from nlsq_dask.fitting.sample import SAMPLE_PART, SAMPLE_ROWS
 from nlsq_dask.io.chunks import regular_chunks
-from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.result import FitResult
 
@@ -123,7 +123,7 @@ def _streaming(job: Job) -> FitPlan:
     assert config is not None, "a streaming fit has blocks"
     workers, threads = parallel(job)
     sources = sources_of(data)
-    cache = keeping(job)
+    cache = streaming_of(job).keeping(len(data.values))
     kept = [isinstance(group, KeptGroup) for group in cache.groups]
     a_pass = bytes_read.read_in_pass(sources, stream, kept)
     plan = _common(job)
@@ -228,14 +228,10 @@ def _params(job: Job) -> FloatArray:
 
 
 def _work(job: Job) -> Work:
-    from nlsq_dask.engines.dask.prefetch import prefetch_depth
-    from nlsq_dask.engines.dask.task import Work  # engines, loaded for use
+    from nlsq_dask.engines.dask.task import Work  # an engine, loaded for use
 
-    assert job.stream is not None
-    assert job.plan.config is not None, "a streaming fit has blocks"
-    stage_rows = min(job.plan.config.block_rows, STAGE_ROWS)
-    ahead = prefetch_depth(job.stream)
-    return Work(job.spec, job.data.layout, job.device, stage_rows, read_ahead=ahead)
+    streaming = streaming_of(job)
+    return Work(job.kernels, job.data.layout, streaming.stage_rows, streaming.read_ahead)
 
 
 def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
@@ -243,13 +239,15 @@ def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
     data = job.data
     if job.row_wise:
         data = data.thinned(max(SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
-    evaluator = sample_evaluator(job, data) if job.row_wise else evaluator_of(job, _silent)
+    engine = sample_engine(job, data) if job.row_wise else engine_of(job, _silent)
     params = _params(job)
     marks = [time.perf_counter()]
-    with evaluator:
+    with engine:
         for _ in range(2):
-            evaluator.evaluate(params, np.eye(params.size))
+            sums = engine.ask(SumsAt(params, np.eye(params.size)))
             marks.append(time.perf_counter())
+    if not sums.n_points:
+        raise _errors.all_left_out(data.n_rows, data.causes)
     first, second = (float(seconds) for seconds in np.diff(marks))
     share = data.n_rows / job.data.n_rows
     return replace(

@@ -11,15 +11,14 @@ import cloudpickle
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan
 from nlsq_dask.engines.dask.runners import ClusterRunner, LocalRunner, Runner
-from nlsq_dask.engines.dask.task import Work, load, run_group
+from nlsq_dask.engines.dask.task import Work, answer_of_group, load
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block
-from nlsq_dask.kernels.sums import block_kernel
-from nlsq_dask.questions.question import no_rows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -118,7 +117,7 @@ def time_group(
     group = KeptGroup(plan, 0, 0)  # for a moment, and counted as part of reading
     marks = [time.perf_counter()]
     for _ in range(2):
-        run_group(group, external, work, params, np.eye(params.size))
+        answer_of_group(group, external, work, SumsAt(params, np.eye(params.size)))
         marks.append(time.perf_counter())
     group.forget()
     return np.diff(marks)
@@ -130,14 +129,8 @@ def compile_kernel(blob: bytes, n_coords: int, params: FloatArray) -> None:
     one = np.ones(1)
     weighted = work.layout.weighted
     block = Block(one, (one,) * n_coords, one if weighted else None)
-    kernel, basis = block_kernel(work.spec, work.device), np.eye(params.size)
-    accumulate(
-        lambda rows: kernel(params, basis, rows),
-        no_rows(params.size),
-        [block],
-        weighted,
-        work.stage_rows,
-    )
+    question = SumsAt(params, np.eye(params.size))
+    accumulate(question, work.kernels, [block], weighted, work.stage_rows)
 
 
 def _compile(work: Work, n_coords: int, params: FloatArray, client: Client | None) -> float:

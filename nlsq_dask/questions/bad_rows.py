@@ -5,15 +5,17 @@ Good data are never read for it. Findings of blocks combine by adding, as sums o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.io.chunks import Box
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.finite import Affected, Place
-from nlsq_dask.io.stage import Block
+from nlsq_dask.kernels.table import Kernels
+from nlsq_dask.questions.question import PlacedBlock
 from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 
@@ -46,28 +48,37 @@ class BadRows:
         return BadRows(self.found + other.found, leading.coords)
 
 
-def bad_rows_of(
-    function: RowFunction, blocks: Iterable[tuple[tuple[int, ...] | None, Box, Block]]
-) -> BadRows:
-    """Look at the rows of blocks, one after the other.
+@dataclass(frozen=True, slots=True)
+class BadRowsAt:
+    """The rows without a finite squared residual at a point.
 
-    Parameters
+    Attributes
     ----------
-    function : RowFunction
-        Values of the model.
-    blocks : iterable of (index, box, block)
-        Index of the block, where data are chunked, and what it is of ``y``.
+    params : ndarray, shape (p,), float64
+    block_rows : int
+        Rows of the largest block.
+    model : int
+        Number of the model.
     """
-    rows = BadRows()
-    for index, box, block in blocks:
-        rows = rows + _of_block(function, block, index, box)
-    return rows
+
+    params: FloatArray
+    block_rows: int
+    model: int = 0
+    task_name: ClassVar[str] = "bad-rows"
+
+    def zero(self, n_left_out: int = 0) -> BadRows:  # noqa: ARG002 (of the protocol)
+        """No rows."""
+        return BadRows()
+
+    def of_block(self, placed: PlacedBlock, kernels: Kernels) -> BadRows:
+        """Rows of a block."""
+        function = RowFunction.of(kernels, self.model, self.params)
+        return _of_block(function.for_blocks_of(self.block_rows), placed)
 
 
-def _of_block(
-    function: RowFunction, block: Block, index: tuple[int, ...] | None, box: Box
-) -> BadRows:
+def _of_block(function: RowFunction, placed: PlacedBlock) -> BadRows:
     """Look at the rows of a block that count."""
+    index, box, block = placed
     shape = block.y.shape
     values = values_of_block(function, block)
     with np.errstate(all="ignore"):

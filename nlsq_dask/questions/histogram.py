@@ -7,9 +7,8 @@ of the data is enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
 from nlsq_dask.io.stage import STAGE_ROWS, Block
+from nlsq_dask.kernels.table import Kernels
+from nlsq_dask.questions.question import PlacedBlock
 from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 Counts = NDArray[np.int64]
@@ -139,23 +140,41 @@ class Binned:
         return per_row
 
 
-def bin_blocks(function: RowFunction, grid: Grid, blocks: Iterable[Block]) -> BinSums:
-    """Sum over blocks, in pieces of a moderate number of rows.
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Rows counted on a grid.
 
-    Parameters
+    Attributes
     ----------
-    function : RowFunction
-        Values of the model.
+    params : ndarray, shape (p,), float64
+        Parameters of the model.
     grid : Grid
-    blocks : iterable of Block
+    block_rows : int
+        Rows of the largest block.
+    model : int
+        Number of the model.
     """
-    total = BinSums.zero(grid)
-    for block in blocks:
+
+    params: FloatArray
+    grid: Grid
+    block_rows: int
+    model: int = 0
+    task_name: ClassVar[str] = "bins"
+
+    def zero(self, n_left_out: int = 0) -> BinSums:  # noqa: ARG002 (of the protocol)
+        """Sums over no rows."""
+        return BinSums.zero(self.grid)
+
+    def of_block(self, placed: PlacedBlock, kernels: Kernels) -> BinSums:
+        """Sums over a block, in pieces of a moderate number of rows."""
+        _, _, block = placed
+        function = RowFunction.of(kernels, self.model, self.params).for_blocks_of(self.block_rows)
         # A model of all rows needs them at once.
         most = STAGE_ROWS if function.row_wise else block.y.size
+        total = self.zero()
         for _, box in block_boxes(regular_chunks(block.y.shape, most)):
-            total = total + _bin_rows(function, grid, _cut(block, box))
-    return total
+            total = total + _bin_rows(function, self.grid, _cut(block, box))
+        return total
 
 
 def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.chunks import broadcast_box, row_boxes
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.stage import MIN_PART_ROWS, STAGE_ROWS, Block, aligned_empty, power_of_two_from
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import row_kernel
 from nlsq_dask.user_model.model import ModelSpec
 
@@ -42,6 +44,14 @@ class RowFunction:
     device: str | None = None
     row_wise: bool = True
     buffer_rows: int | None = None
+
+    @classmethod
+    def of(
+        cls, kernels: Kernels, model: int, params: FloatArray, root: FloatArray | None = None
+    ) -> Self:
+        """Function of a model whose kernels are known."""
+        whole = kernels.whole
+        return cls(kernels.specs[model], params, root, kernels.device, row_wise=not whole)
 
     def for_blocks_of(self, rows: int) -> RowFunction:
         """The same function, with one length of buffer for blocks of up to so many rows."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.io.stage import Block
+from nlsq_dask.kernels.table import Kernels
+from nlsq_dask.questions.question import PlacedBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,40 @@ class Sample:
         return Sample(np.concatenate([self.y, other.y]), coords, sigma)
 
 
-def thin(block: Block, step: int) -> Sample:
-    """Every ``step``-th of the rows of a block that count."""
-    shape = block.y.shape
-    numbers = np.arange(0, block.y.size, step)
-    if block.selects:
-        numbers = np.flatnonzero(~block.left_out())[::step]
-    rows = np.unravel_index(numbers, shape)
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """Every k-th of the rows that count of each block.
 
-    def pick(array: np.ndarray[Any, Any]) -> FloatArray:
-        return np.asarray(np.broadcast_to(array, shape)[rows], np.float64)
+    Attributes
+    ----------
+    step : int
+        k.
+    n_coords : int
+    weighted : bool
+        Whether there is a sigma.
+    """
 
-    sigma = None if block.sigma is None else pick(block.sigma)
-    return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)
+    step: int
+    n_coords: int
+    weighted: bool
+    task_name: ClassVar[str] = "sample"
+
+    def zero(self, n_left_out: int = 0) -> Sample:  # noqa: ARG002 (of the protocol)
+        """No rows."""
+        none = np.zeros(0)
+        return Sample(none, (none,) * self.n_coords, none if self.weighted else None)
+
+    def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Sample:  # noqa: ARG002
+        """Every k-th of the rows of a block that count."""
+        _, _, block = placed
+        shape = block.y.shape
+        numbers = np.arange(0, block.y.size, self.step)
+        if block.selects:
+            numbers = np.flatnonzero(~block.left_out())[:: self.step]
+        rows = np.unravel_index(numbers, shape)
+
+        def pick(array: np.ndarray[Any, Any]) -> FloatArray:
+            return np.asarray(np.broadcast_to(array, shape)[rows], np.float64)
+
+        sigma = None if block.sigma is None else pick(block.sigma)
+        return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)

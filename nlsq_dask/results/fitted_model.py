@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial, reduce
-from operator import add
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -14,22 +12,24 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
-from nlsq_dask.io.chunks import Box, whole_box
-from nlsq_dask.io.finite import Affected, affected_rows
+from nlsq_dask.engines.engine import Engine
+from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
-from nlsq_dask.io.stage import STAGE_ROWS, Block
+from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
-from nlsq_dask.questions.bad_rows import BadRows, bad_rows_of
-from nlsq_dask.questions.bad_values import look_at_chunks
-from nlsq_dask.questions.histogram import Binned, Grid, bin_blocks
+from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
+from nlsq_dask.questions.derivatives import LostDerivativesAt
+from nlsq_dask.questions.histogram import Binned, Grid, Histogram
 from nlsq_dask.questions.row_values import (
     RowFunction,
     residuals_of_block,
     values_of_block,
     without_mask,
 )
+from nlsq_dask.questions.scores import ScoresAt
 from nlsq_dask.user_model.model import ModelSpec, Structure, prepare_model
 from nlsq_dask.user_model.row_wise import row_dependence
 from nlsq_dask.user_model.signature import model_label, parameter_names
@@ -212,14 +212,10 @@ class FittedModel:
         """
         data = self._data("without_derivatives()")
         at = np.asarray(params, np.float64)
-        look = partial(_without_derivatives, self._function(at, np.eye(at.size)))
-        if data.lazy:
-            return look_at_chunks(look, data, self.client)
-        box = whole_box(data.y.shape)
-        pieces = data.pieces() if self.row_wise else [(box, data.block(box))]
-        return reduce(add, (look(block, None, box) for box, block in pieces))
+        with self._engine(data) as engine:
+            return engine.ask(LostDerivativesAt(at))
 
-    def meat(self, params: ArrayLike) -> FloatArray:
+    def score_products(self, params: ArrayLike) -> FloatArray:
         """Sum of outer products of the rows' scores, for a robust covariance.
 
         Parameters
@@ -238,9 +234,8 @@ class FittedModel:
         InputError
             If there are no data.
         """
-        with self._evaluator("robust_pcov()") as evaluator:
-            sums: FloatArray = evaluator.meat(np.asarray(params, np.float64))
-        return sums
+        with self._engine(self._data("robust_pcov()")) as engine:
+            return engine.ask(ScoresAt(np.asarray(params, np.float64)))
 
     def binned(
         self,
@@ -278,12 +273,8 @@ class FittedModel:
         data = self._data("plot()")
         function = self._function(params, None)
         grid = self._grid(data, function, scale, bins, deviations, x_range)
-        if data.lazy:
-            from nlsq_dask.engines.dask.lazy_values import bin_rows  # Dask, loaded for use
-
-            return Binned(grid, bin_rows(function, grid, data, self.client))
-        block = data.layout.block(data.operands)
-        return Binned(grid, bin_blocks(function.for_blocks_of(data.n_rows), grid, [block]))
+        with self._engine(data) as engine:
+            return Binned(grid, engine.ask(Histogram(function.params, grid, _block_rows(data))))
 
     def bad_rows(self, params: ArrayLike) -> BadRows:
         """Rows without a finite squared residual, found in one reading of all rows.
@@ -293,15 +284,8 @@ class FittedModel:
         params : array_like, shape (p,)
         """
         data = self._data("a fit")
-        function = self._function(params, None)
-        if data.lazy:
-            from nlsq_dask.engines.dask.lazy_values import bad_rows  # Dask, loaded for use
-
-            return bad_rows(function, data, self.client)
-        if self.row_wise:
-            return bad_rows_of(function, ((None, box, block) for box, block in data.pieces()))
-        box = whole_box(data.y.shape)
-        return bad_rows_of(function, [(None, box, data.block(box))])
+        with self._engine(data) as engine:
+            return engine.ask(BadRowsAt(np.asarray(params, np.float64), _block_rows(data)))
 
     @property
     def has_curve(self) -> bool:
@@ -369,15 +353,9 @@ class FittedModel:
             raise _errors.result_without_data(what)
         return self.data
 
-    def _evaluator(self, what: str) -> AbstractContextManager[Any]:
-        data = self._data(what)
-        if data.lazy:
-            from nlsq_dask.engines.dask.engine import DaskEvaluator  # Dask, loaded for use
-
-            return DaskEvaluator(data, self.spec, self.device, self.client)
-        if not self.row_wise:
-            return standard_evaluator(data, self.spec, self.device, row_wise=False)
-        return chunked_evaluator(data, self.spec, self.device)
+    def _engine(self, data: Observations) -> Engine:
+        kernels = Kernels((self.spec,), self.device, whole=not self.row_wise)
+        return open_engine(data, kernels, self.client)
 
     def _function(self, params: ArrayLike, root: FloatArray | None) -> RowFunction:
         at = np.asarray(params, np.float64)
@@ -400,15 +378,13 @@ class FittedModel:
         return of_rows(function, rows)
 
 
-def _without_derivatives(
-    errors: RowFunction, block: Block, index: tuple[int, ...] | None, box: Box
-) -> Affected:
-    """Rows of a block with infinite errors, given the errors for parameters of unit variance."""
-    found = values_of_block(errors, block)
-    lost = ~np.isfinite(found)
-    if block.selects:
-        lost &= ~block.left_out()
-    return affected_rows(lost, found, index, box)
+def _block_rows(data: Observations) -> int:
+    """Rows of the largest block, or of all data in memory."""
+    if not data.lazy:
+        return data.n_rows
+    from nlsq_dask.engines.dask.groups import common_chunks  # Dask, loaded for use
+
+    return math.prod(map(max, common_chunks(data)))
 
 
 def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:

@@ -345,7 +345,7 @@ class FitResult(FitRecord):
         scale = 1.0 if self.absolute_sigma else self.reduced_chi2
         # A perfect fit has no residuals to make a covariance of, and pcov is zero already.
         bread = self.pcov if scale == 0.0 else self.pcov / scale
-        return statistics.sandwich(bread, model.meat(self.popt), self.n_points, self.dof)
+        return statistics.sandwich(bread, model.score_products(self.popt), self.n_points, self.dof)
 
     def plot(self, *, bins: tuple[int, int] = (200, 120), level: float = 0.95) -> Figure:
         """Draw the data with the fit, and the residuals below.

@@ -14,7 +14,7 @@ from benchmarks.nist_table import (
     write_replicated,
 )
 from nlsq_dask import fit
-from nlsq_dask.engines.in_memory import chunked_evaluator
+from nlsq_dask.engines.in_memory import chunked_engine
 from nlsq_dask.fitting import open_engine
 from tests.support import nist
 
@@ -43,10 +43,10 @@ def assert_certified(problem, result, times=1):
 @pytest.mark.parametrize(("name", "start"), CASES)
 def test_certified_digits(name, start, strategy, monkeypatch):
     # The blocks that are planned for a machine's memory would hold any of these data whole.
-    def of_small_blocks(data, spec, device, *_):
-        return chunked_evaluator(data, spec, device, block_rows=16)
+    def of_small_blocks(data, kernels, *_):
+        return chunked_engine(data, kernels, block_rows=16)
 
-    monkeypatch.setattr(open_engine, "chunked_evaluator", of_small_blocks)
+    monkeypatch.setattr(open_engine, "chunked_engine", of_small_blocks)
     result = fit_with(PROBLEMS[name], start, strategy)
     assert result.strategy == strategy
     assert_certified(PROBLEMS[name], result)

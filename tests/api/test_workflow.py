@@ -26,10 +26,12 @@ from nlsq_dask.core.workflow import (
     OptimizationGoal,
     calculate_adaptive_tolerances,
 )
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEngine
 from nlsq_dask.fitting import prepare, run
 from nlsq_dask.fitting.prepare import STAT_TOL
+from nlsq_dask.io.sources import observe
 from tests.support.counting_store import stored
+from tests.support.engines import sample_of
 
 TOLERANCES = ("gtol", "ftol", "xtol")
 N = 2000  # a tier of its own: 1e-10
@@ -68,16 +70,16 @@ def in_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def evaluators(monkeypatch):
-    """Plans of fits and the evaluators that were made for them."""
+def engines(monkeypatch):
+    """Plans of fits and the engines that were made for them."""
     made = []
-    original = run.evaluator_of
+    original = run.engine_of
 
-    def evaluator_of(job, progress):
+    def engine_of(job, progress):
         made.append((job.plan, original(job, progress)))
         return made[-1][1]
 
-    monkeypatch.setattr(run, "evaluator_of", evaluator_of)
+    monkeypatch.setattr(run, "engine_of", engine_of)
     return made
 
 
@@ -107,7 +109,7 @@ def test_every_preset_is_tested():
 
 
 @pytest.mark.parametrize(("name", "strategy", "tolerance", "starts", "checkpoint"), PRESETS)
-def test_presets(name, strategy, tolerance, starts, checkpoint, evaluators, tmp_path):
+def test_presets(name, strategy, tolerance, starts, checkpoint, engines, tmp_path):
     result = fit(decay, X, Y, p0=START, bounds=BOUNDS, workflow=name)
     assert result.success
     assert result.workflow == name
@@ -115,8 +117,8 @@ def test_presets(name, strategy, tolerance, starts, checkpoint, evaluators, tmp_
     assert_tolerances(result, tolerance)
     assert len(result.starts) == (0 if starts == 1 else starts)
     np.testing.assert_allclose(result.popt, TRUTH, atol=6 * result.perr.max())
-    ((_, evaluator),) = evaluators
-    assert isinstance(evaluator, DaskEvaluator) == (strategy == "streaming")
+    ((_, engine),) = engines
+    assert isinstance(engine, DaskEngine) == (strategy == "streaming")
     base = tmp_path / "nlsq_checkpoints"
     if checkpoint:
         directory = Path(result.checkpoint)
@@ -297,7 +299,7 @@ LIMITS = [
 @pytest.mark.parametrize(("limit", "strategy", "threads"), LIMITS)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_limit_chooses_strategy_blocks_and_threads(
-    limit, strategy, threads, mapped, many, evaluators, monkeypatch, tmp_path
+    limit, strategy, threads, mapped, many, engines, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(memory_budget, "available_cores", lambda: 4)
     x, y, expected = many
@@ -310,29 +312,29 @@ def test_a_limit_chooses_strategy_blocks_and_threads(
     assert result.budget == MemoryBudget.compute(y.size, 3, memory_limit_gb=limit)
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-8)
     np.testing.assert_allclose(result.pcov, expected.pcov, rtol=1e-7)
-    ((plan, evaluator),) = evaluators
+    ((plan, engine),) = engines
     assert (strategy, plan.config) == MemoryBudgetSelector().select(
         y.size, 3, memory_limit_gb=limit
     )
-    assert blocks_and_threads(evaluator) == (
+    assert blocks_and_threads(engine) == (
         None if plan.config is None else (plan.config.block_rows, threads)
     )
 
 
-def blocks_and_threads(evaluator):
-    """Rows of the largest block and threads with which an evaluator really works."""
-    if isinstance(evaluator, DaskEvaluator):
-        ((*sizes,),) = evaluator.plan.chunks
-        assert evaluator._work.stage_rows == max(sizes)
-        return max(sizes), evaluator._threads
-    if not hasattr(evaluator._parts[0], "sigma"):  # rows ready for the kernel
+def blocks_and_threads(engine):
+    """Rows of the largest block and threads with which an engine really works."""
+    if isinstance(engine, DaskEngine):
+        ((*sizes,),) = engine.stream.chunks
+        assert engine.streaming.stage_rows == max(sizes)
+        return max(sizes), engine.streaming.threads
+    if not hasattr(engine._parts[0], "sigma"):  # rows ready for the kernel
         return None
-    threads = 1 if evaluator._pool is None else evaluator._pool._max_workers
-    return max(part.y.size for part in evaluator._parts), threads
+    threads = 1 if engine._pool is None else engine._pool._max_workers
+    return max(part.y.size for part in engine._parts), threads
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, evaluators, monkeypatch):
+def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, engines, monkeypatch):
     # Numbers that no default has.
     original = prepare.plan_workflow
 
@@ -340,29 +342,29 @@ def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, evaluators, monke
         return dataclasses.replace(original(*args, **kwargs), config=BlockConfig(256, 3, 1))
 
     expected = fit(decay, X, Y, p0=START)
-    evaluators.clear()
+    engines.clear()
     monkeypatch.setattr(prepare, "plan_workflow", plan_workflow)
     data = X, Y
     if lazy:
         data = tuple(da.from_array(a, chunks=700) for a in data)
     result = fit(decay, *data, p0=START, strategy="auto" if lazy else "chunked")
-    ((_, evaluator),) = evaluators
+    ((_, engine),) = engines
     if lazy:
-        assert (evaluator._work.stage_rows, evaluator._threads) == (256, 3)
-        assert evaluator.plan.chunks == ((700, 700, 600),)
+        assert (engine.streaming.stage_rows, engine.streaming.threads) == (256, 3)
+        assert engine.stream.chunks == ((700, 700, 600),)
     else:
-        assert blocks_and_threads(evaluator) == (256, 3)
+        assert blocks_and_threads(engine) == (256, 3)
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-6)
 
 
-def test_the_smallest_memory_takes_small_blocks(evaluators):
+def test_the_smallest_memory_takes_small_blocks(engines):
     x, y = data_of(100_000)
     result = fit(decay, x, y, p0=START, goal=OptimizationGoal.MEMORY_EFFICIENT)
-    ((plan, evaluator),) = evaluators
+    ((plan, engine),) = engines
     assert result.strategy == "chunked"
-    rows, _ = blocks_and_threads(evaluator)
+    rows, _ = blocks_and_threads(engine)
     assert rows == plan.config.block_rows == memory_budget.MAX_ROWS_SMALL
-    assert len(evaluator._parts) == math.ceil(y.size / rows)
+    assert len(engine._parts) == math.ceil(y.size / rows)
 
 
 def test_the_budget_of_dask_arrays_is_the_memory_of_what_reads_them():
@@ -372,14 +374,15 @@ def test_the_budget_of_dask_arrays_is_the_memory_of_what_reads_them():
     assert result.budget == MemoryBudget.compute(N, 3, memory_limit_gb=4.0)
 
 
-def test_the_sample_that_starts_are_tried_on_obeys_the_limit(many, evaluators):
+def test_the_sample_that_starts_are_tried_on_obeys_the_limit(many, engines):
     x, y, expected = many
     result = fit(decay, x, y, p0=START, bounds=BOUNDS, ftol=1e-12, memory_limit_gb=1e-4, n_starts=4)
-    ((plan, evaluator),) = evaluators
+    ((plan, engine),) = engines
     assert result.strategy == "streaming"
     rows = memory_budget.size_sample(plan.budget.threshold_gb * memory_budget.GB)
     assert rows == memory_budget.MIN_SAMPLE_ROWS < y.size
-    assert rows / 2 < evaluator.sample()[0].n_rows <= rows
+    data = observe(*(da.from_array(a, chunks=1000) for a in (x, y)))
+    assert rows / 2 < sample_of(engine, data, most=rows).n_rows <= rows
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-8)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,12 +11,13 @@ from hypothesis import strategies as st
 
 from nlsq_dask import InputError, InputTypeError
 from nlsq_dask.core.constraints import (
-    ReducedEvaluator,
+    in_free,
     reduce_bounds,
     reduce_parameters,
     reduce_start,
 )
 from nlsq_dask.core.normal_equations import NormalEquations
+from nlsq_dask.core.questions import CostsAt, SumsAt, answered
 
 NAMES = ("a", "b", "c", "d")
 NO_BOUNDS = (np.full(4, -np.inf), np.full(4, np.inf))
@@ -31,14 +34,13 @@ class Quadratic:
     def residuals(self, params):
         return self.matrix @ params - self.rhs
 
-    def evaluate(self, params, basis):
+    def ask(self, question):
         self.n_passes += 1
-        r, jacobian = self.residuals(params), self.matrix @ basis
+        if isinstance(question, CostsAt):
+            return np.array([0.5 * np.sum(self.residuals(c) ** 2) for c in question.candidates])
+        r, jacobian = self.residuals(question.params), self.matrix @ question.basis
         chi2 = float(r @ r)
         return NormalEquations(jacobian.T @ jacobian, jacobian.T @ r, chi2 / 2, chi2, r.size)
-
-    def costs(self, candidates):
-        return np.array([0.5 * np.sum(self.residuals(c) ** 2) for c in candidates])
 
 
 @given(free=st.lists(finite, min_size=2, max_size=2), fixed=finite, factor=finite)
@@ -64,17 +66,27 @@ def test_nothing_fixed_or_tied_changes_nothing():
     assert reduction.expand_covariance(values) is values
 
 
+def asked_in_free(engine, reduction, question):
+    """The answer to a question in the free coordinates."""
+
+    def search():
+        return (yield question)
+
+    return answered(in_free(search(), reduction), engine.ask)
+
+
 def test_sums_by_free_coordinates_are_those_of_the_composed_problem():
     rng = np.random.default_rng(0)
     dense = Quadratic(rng.normal(size=(20, 4)), rng.normal(size=20))
     reduction = reduce_parameters(NAMES, {"c": 0.5}, {"d": "a"})
     free, basis = np.array([1.2, -0.3]), rng.normal(size=(2, 2))
-    sums = ReducedEvaluator(dense, reduction).evaluate(free, basis)
+    ask = partial(asked_in_free, dense, reduction)
+    sums = ask(SumsAt(free, basis))
     jacobian = dense.matrix @ reduction.matrix @ basis
     r = dense.residuals(np.array([1.2, -0.3, 0.5, 1.2]))
     np.testing.assert_allclose(sums.gram, jacobian.T @ jacobian)
     np.testing.assert_allclose(sums.gradient, jacobian.T @ r)
-    costs = ReducedEvaluator(dense, reduction).costs(np.array([free, 2 * free]))
+    costs = ask(CostsAt(np.array([free, 2 * free])))
     np.testing.assert_allclose(costs[0], sums.cost)
 
 

@@ -16,13 +16,15 @@ from scipy.optimize import OptimizeResult, least_squares
 from nlsq_dask._errors import InputError, InputTypeError, Status
 from nlsq_dask.core.distance import Remainder, distance_to_optimum_sigma, remainder
 from nlsq_dask.core.factor import Basis, factorize
-from nlsq_dask.core.minimize import advance, finish, minimize, start
+from nlsq_dask.core.minimize import advance, finish, start
 from nlsq_dask.core.normal_equations import Moments, NormalEquations
+from nlsq_dask.core.questions import answered
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from tests.core.test_trf_bounds import random_problem
 from tests.support import nist
-from tests.support.dense_evaluator import DenseEvaluator, FloatArray, model_functions
+from tests.support.dense_engine import DenseEngine, FloatArray, model_functions
+from tests.support.engines import minimized
 
 PROBLEMS = nist.load_all()
 METHODS = ("trf", "lm", "dogbox")
@@ -36,20 +38,20 @@ def decay(x, a, b, c):
     return a * jnp.exp(-b * x) + c
 
 
-def decay_evaluator() -> DenseEvaluator:
-    return DenseEvaluator(*model_functions(decay, X, Y), Y)
+def decay_engine() -> DenseEngine:
+    return DenseEngine(*model_functions(decay, X, Y), Y)
 
 
 def free_of(size: int) -> tuple[FloatArray, FloatArray]:
     return np.full(size, -np.inf), np.full(size, np.inf)
 
 
-def solve(name: str, near: bool, options: SolverOptions) -> tuple[Solution, DenseEvaluator]:
+def solve(name: str, near: bool, options: SolverOptions) -> tuple[Solution, DenseEngine]:
     problem = PROBLEMS[name]
     functions = model_functions(problem.model, problem.x, problem.y)
-    evaluator = DenseEvaluator(*functions, problem.y)
+    engine = DenseEngine(*functions, problem.y)
     p0 = problem.starts[near]
-    return minimize(evaluator, p0, *free_of(p0.size), options), evaluator
+    return minimized(engine, p0, *free_of(p0.size), options), engine
 
 
 def by_scipy(name: str, near: bool, method: str) -> OptimizeResult:
@@ -69,10 +71,10 @@ def by_scipy(name: str, near: bool, method: str) -> OptimizeResult:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_certified_digits_from_the_near_start(name: str, method: str):
     problem = PROBLEMS[name]
-    solution, evaluator = solve(name, True, replace(ACCURATE, method=method))
+    solution, engine = solve(name, True, replace(ACCURATE, method=method))
     assert solution.status.success
     assert nist.certified_digits(solution.params, problem.params) >= 6.0
-    assert evaluator.n_passes == solution.nfev
+    assert engine.n_passes == solution.nfev
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -122,10 +124,10 @@ def test_dogbox_ends_where_that_of_scipy_does(name: str):
 def test_dogbox_finds_the_optimum_of_scipy_within_bounds(seed, p, extra_rows, noise):
     problem = random_problem(seed, p, p + 3 + extra_rows, noise)
     box = Box(problem.lower, problem.upper)
-    evaluator = DenseEvaluator(problem.residuals, problem.jacobian)
+    engine = DenseEngine(problem.residuals, problem.jacobian)
     options = SolverOptions(method="dogbox", max_nfev=1000)
-    solution = minimize(evaluator, problem.p0, problem.lower, problem.upper, options)
-    assert all(box.contains(point) for point in evaluator.points)
+    solution = minimized(engine, problem.p0, problem.lower, problem.upper, options)
+    assert all(box.contains(point) for point in engine.points)
     assume(solution.status.success)
     costs = [
         least_squares(
@@ -146,13 +148,13 @@ def test_dogbox_finds_the_optimum_of_scipy_within_bounds(seed, p, extra_rows, no
 def test_dogbox_puts_parameters_on_their_bounds():
     lower, upper = np.array([0.0, 0.0, -1.0]), np.array([1.5, np.inf, 9.0])
     options = SolverOptions(ftol=1e-14, xtol=1e-14, gtol=None, method="dogbox")
-    solution = minimize(decay_evaluator(), np.array([0.0, 4.0, 0.0]), lower, upper, options)
+    solution = minimized(decay_engine(), np.array([0.0, 4.0, 0.0]), lower, upper, options)
     assert solution.status.success
     assert solution.params[0] == 1.5
     assert solution.active_mask.tolist() == [1, 0, 0]
     assert solution.gradient[0] < 0.0
     options = replace(options, method="trf")
-    trf = minimize(decay_evaluator(), np.array([0.5, 4.0, 0.0]), lower, upper, options)
+    trf = minimized(decay_engine(), np.array([0.5, 4.0, 0.0]), lower, upper, options)
     assert solution.params == pytest.approx(trf.params, rel=1e-5)
     assert solution.distance == pytest.approx(0.0, abs=1e-2)
     assert trf.distance == pytest.approx(0.0, abs=1e-2)
@@ -160,35 +162,35 @@ def test_dogbox_puts_parameters_on_their_bounds():
 
 def test_dogbox_ends_at_once_where_all_parameters_are_held():
     corner = np.array([0.0, 0.0])
-    evaluator = DenseEvaluator(lambda p: p + 1.0, lambda p: np.eye(2))
+    engine = DenseEngine(lambda p: p + 1.0, lambda p: np.eye(2))
     options = SolverOptions(method="dogbox", gtol=None)
-    solution = minimize(evaluator, corner, corner, corner + 1.0, options)
-    assert (solution.status, evaluator.n_passes) == (Status.GRADIENT, 1)
+    solution = minimized(engine, corner, corner, corner + 1.0, options)
+    assert (solution.status, engine.n_passes) == (Status.GRADIENT, 1)
     assert solution.params.tolist() == [0.0, 0.0]
 
 
 def test_lm_refuses_bounds():
     options = SolverOptions(method="lm")
-    evaluator = decay_evaluator()
+    engine = decay_engine()
     _, upper = free_of(3)
     with pytest.raises(InputError, match="Method 'lm' only works for unconstrained problems"):
-        minimize(evaluator, np.ones(3), np.zeros(3), upper, options)
-    assert evaluator.n_passes == 0
+        minimized(engine, np.ones(3), np.zeros(3), upper, options)
+    assert engine.n_passes == 0
     with pytest.raises(InputError, match="method = 'newton'"):
         SolverOptions(method="newton")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fewer_rows_than_parameters_are_refused(method):
-    two_rows = DenseEvaluator(*model_functions(decay, X[:2], Y[:2]))
+    two_rows = DenseEngine(*model_functions(decay, X[:2], Y[:2]))
     with pytest.raises(InputTypeError, match="parameters=3 .* data points=2"):
-        minimize(two_rows, np.ones(3), *free_of(3), SolverOptions(method=method))
+        minimized(two_rows, np.ones(3), *free_of(3), SolverOptions(method=method))
 
 
 def test_lm_shrinks_from_a_trial_that_is_not_finite():
-    evaluator = DenseEvaluator(*model_functions(lambda x, a: jnp.log(a - x), X, np.log(4.0 - X)))
+    engine = DenseEngine(*model_functions(lambda x, a: jnp.log(a - x), X, np.log(4.0 - X)))
     options = SolverOptions(method="lm")
-    solution = minimize(evaluator, np.array([100.0]), *free_of(1), options)
+    solution = minimized(engine, np.array([100.0]), *free_of(1), options)
     assert any(not np.isfinite(record.cost) for record in solution.history)
     assert solution.params == pytest.approx([4.0], rel=1e-6)
 
@@ -199,12 +201,13 @@ def test_lm_shrinks_from_a_trial_that_is_not_finite():
 @pytest.mark.parametrize("method", METHODS)
 def test_same_bits_from_any_state(method: str):
     p0, options = np.array([20.0, 9.0, -4.0]), SolverOptions(method=method)
-    evaluator, box = decay_evaluator(), Box(*free_of(3))
-    whole = minimize(evaluator, p0, box.lower, box.upper, options)
-    state = start(evaluator, p0, box, options)
+    engine, box = decay_engine(), Box(*free_of(3))
+    whole = minimized(engine, p0, box.lower, box.upper, options)
+    state = answered(start(p0, box, options), engine.ask)
     while state.status is None:
-        state = advance(evaluator, pickle.loads(pickle.dumps(state)), box, options)
-    resumed = finish(evaluator, state, box, options)
+        state = pickle.loads(pickle.dumps(state))
+        state = answered(advance(state, box, options), engine.ask)
+    resumed = answered(finish(state, box, options), engine.ask)
     assert resumed.history == whole.history
     assert resumed.params.tobytes() == whole.params.tobytes()
     assert resumed.r_factor.tobytes() == whole.r_factor.tobytes()
@@ -212,31 +215,31 @@ def test_same_bits_from_any_state(method: str):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_moments_are_those_of_the_best_point(method: str):
-    class Counting(DenseEvaluator):
+    class Counting(DenseEngine):
         """The moment of a point is its number."""
 
-        def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
-            sums = super().evaluate(params, basis)
+        def sums(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+            sums = super().sums(params, basis)
             return replace(sums, moments=Moments(float(self.n_passes)), n_skipped=5)
 
-    evaluator = Counting(*model_functions(decay, X, Y))
+    engine = Counting(*model_functions(decay, X, Y))
     options = SolverOptions(method=method)
-    solution = minimize(evaluator, np.array([20.0, 9.0, -4.0]), *free_of(3), options)
+    solution = minimized(engine, np.array([20.0, 9.0, -4.0]), *free_of(3), options)
     best = int(solution.moments.abs_residuals) - 1
-    assert evaluator.points[best].tolist() == solution.params.tolist()
+    assert engine.points[best].tolist() == solution.params.tolist()
     assert solution.n_skipped == 5
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_observer_may_end_the_search(method: str):
-    evaluator = decay_evaluator()
+    engine = decay_engine()
 
     def observer(state):
         if state.nfev == 3:
             raise StopIteration
 
     p0, options = np.array([1.0, 4.0, 0.0]), SolverOptions(method=method)
-    solution = minimize(evaluator, p0, *free_of(3), options, observer)
+    solution = minimized(engine, p0, *free_of(3), options, observer)
     assert solution.status is Status.CALLBACK == -2
     assert not solution.status.success
     assert solution.nfev == 3 == len(solution.history)
@@ -279,9 +282,9 @@ def test_distance_of_an_exact_fit(length: float, variance: float, sigma: float):
 def test_the_statistical_criterion_saves_the_pass_that_confirms(name: str, method: str):
     options = SolverOptions(method=method, gtol=None)
     plain, _ = solve(name, True, options)
-    solution, evaluator = solve(name, True, replace(options, stat_tol=0.01))
+    solution, engine = solve(name, True, replace(options, stat_tol=0.01))
     assert solution.status is Status.STATISTICAL
-    assert evaluator.n_passes == solution.nfev < plain.nfev
+    assert engine.n_passes == solution.nfev < plain.nfev
     assert solution.distance < 0.01
     deviations = PROBLEMS[name].standard_deviations
     assert np.all(np.abs(solution.params - PROBLEMS[name].params) < 0.02 * deviations)
@@ -290,10 +293,10 @@ def test_the_statistical_criterion_saves_the_pass_that_confirms(name: str, metho
 @pytest.mark.parametrize("method", METHODS)
 def test_a_start_at_the_optimum_costs_one_pass(method: str):
     options = SolverOptions(method=method, gtol=None)
-    optimum = minimize(decay_evaluator(), np.array([1.0, 1.0, 0.0]), *free_of(3), options).params
-    evaluator = decay_evaluator()
-    again = minimize(evaluator, optimum, *free_of(3), replace(options, stat_tol=0.01))
-    assert (again.status, evaluator.n_passes) == (Status.STATISTICAL, 1)
+    optimum = minimized(decay_engine(), np.array([1.0, 1.0, 0.0]), *free_of(3), options).params
+    engine = decay_engine()
+    again = minimized(engine, optimum, *free_of(3), replace(options, stat_tol=0.01))
+    assert (again.status, engine.n_passes) == (Status.STATISTICAL, 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -301,11 +304,11 @@ def test_loose_tolerances_wait_for_the_distance(method: str):
     """With many rows the cost changes little where the estimates still move by many errors."""
     x = np.linspace(0.0, 3.0, 200_000)
     y = 2.0 * np.exp(-1.3 * x) + 0.5 + np.random.default_rng(1).normal(size=x.size)
-    evaluator = DenseEvaluator(*model_functions(decay, x, y), y)
+    engine = DenseEngine(*model_functions(decay, x, y), y)
     loose = SolverOptions(method=method, ftol=1e-3, xtol=1e-1, gtol=None)
     p0 = np.array([1.6, 1.1, 0.7])
     anywhere = replace(loose, arrival_tol=np.inf)
-    early = minimize(evaluator, p0, *free_of(3), anywhere)
-    waited = minimize(evaluator, p0, *free_of(3), replace(loose, arrival_tol=1e-2))
+    early = minimized(engine, p0, *free_of(3), anywhere)
+    waited = minimized(engine, p0, *free_of(3), replace(loose, arrival_tol=1e-2))
     assert early.distance > 1e-2 > waited.distance
     assert waited.status.success

@@ -11,11 +11,13 @@ import pytest
 
 from nlsq_dask._errors import InputError, Status
 from nlsq_dask.core.covariance import covariance
-from nlsq_dask.core.minimize import advance, finish, minimize, start
+from nlsq_dask.core.minimize import advance, finish, start
 from nlsq_dask.core.normal_equations import NormalEquations
+from nlsq_dask.core.questions import answered
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import IterationRecord, Solution, SolverOptions
-from tests.support.dense_evaluator import DenseEvaluator, FloatArray, model_functions
+from tests.support.dense_engine import DenseEngine, FloatArray, model_functions
+from tests.support.engines import minimized
 
 X = np.linspace(0.0, 3.0, 50)
 NOISE = 0.01 * np.random.default_rng(7).normal(size=X.size)
@@ -26,19 +28,19 @@ def decay(x, a, b, c):
     return a * jnp.exp(-b * x) + c
 
 
-def evaluator_of(model, x: FloatArray = X, y: FloatArray = Y) -> DenseEvaluator:
-    return DenseEvaluator(*model_functions(model, x, y))
+def engine_of(model, x: FloatArray = X, y: FloatArray = Y) -> DenseEngine:
+    return DenseEngine(*model_functions(model, x, y))
 
 
 def unbounded(
-    evaluator: DenseEvaluator, p0: list[float], options: SolverOptions | None = None
+    engine: DenseEngine, p0: list[float], options: SolverOptions | None = None
 ) -> Solution:
     free = np.full(len(p0), np.inf)
-    return minimize(evaluator, np.array(p0, float), -free, free, options or SolverOptions())
+    return minimized(engine, np.array(p0, float), -free, free, options or SolverOptions())
 
 
 def test_optimum_of_a_model_of_full_rank():
-    solution = unbounded(evaluator_of(decay), [1.0, 1.0, 0.0])
+    solution = unbounded(engine_of(decay), [1.0, 1.0, 0.0])
     assert solution.params == pytest.approx([2.0, 1.3, 0.5], abs=0.05)
     assert solution.gradient == pytest.approx(np.zeros(3), abs=1e-6)
     assert solution.chi2 == 2 * solution.cost
@@ -60,14 +62,14 @@ DEGENERATE = {
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_an_undetermined_direction_does_not_slow_the_fit(case: str):
     model, p0 = DEGENERATE[case]
-    reference = unbounded(evaluator_of(decay), [1.0, 1.0, 0.3])
-    evaluator = evaluator_of(model)
-    solution = unbounded(evaluator, p0)
+    reference = unbounded(engine_of(decay), [1.0, 1.0, 0.3])
+    engine = engine_of(model)
+    solution = unbounded(engine, p0)
     assert solution.status is Status.UNDETERMINED
     assert solution.undetermined[3]
     assert solution.cost == pytest.approx(reference.cost, rel=1e-7)
     assert solution.nfev <= reference.nfev + 9
-    assert evaluator.n_passes == solution.nfev + solution.n_refined <= solution.nfev + 2
+    assert engine.n_passes == solution.nfev + solution.n_refined <= solution.nfev + 2
     pcov, determined = covariance(
         solution.r_factor, solution.cost, solution.n_points, absolute_sigma=False
     )
@@ -78,7 +80,7 @@ def test_an_undetermined_direction_does_not_slow_the_fit(case: str):
 @pytest.mark.parametrize("case", ["a parameter without effect", "collinear parameters"])
 def test_a_parameter_without_effect_keeps_its_value(case: str):
     model, p0 = DEGENERATE[case]
-    solution = unbounded(evaluator_of(lambda x, *params: model(x, *params[:-1])), [*p0, 3.0])
+    solution = unbounded(engine_of(lambda x, *params: model(x, *params[:-1])), [*p0, 3.0])
     assert solution.params[-1] == 3.0
 
 
@@ -89,8 +91,8 @@ def two_decays(x, a, b, c, d):
 def test_a_start_of_equal_terms_is_left():
     """From equal rates every gradient is equal too: the symmetric point is only a saddle."""
     y = 2.0 * np.exp(-0.3 * X) + 3.0 * np.exp(-2.0 * X) + NOISE
-    symmetric = unbounded(evaluator_of(two_decays, X, y), [1.0, 1.0, 1.0, 1.0])
-    apart = unbounded(evaluator_of(two_decays, X, y), [1.0, 0.2, 1.0, 3.0])
+    symmetric = unbounded(engine_of(two_decays, X, y), [1.0, 1.0, 1.0, 1.0])
+    apart = unbounded(engine_of(two_decays, X, y), [1.0, 0.2, 1.0, 3.0])
     assert symmetric.status.success
     assert symmetric.cost == pytest.approx(apart.cost, rel=1e-6)
 
@@ -102,7 +104,7 @@ def test_a_start_that_must_not_be_displaced_is_kept(elsewhere: float):
     def fragile(x, a, b):
         return jnp.where(jnp.abs(a - b) < 1e-9, (a + b) * x, elsewhere)
 
-    solution = unbounded(evaluator_of(fragile), [1.0, 1.0])
+    solution = unbounded(engine_of(fragile), [1.0, 1.0])
     assert not solution.history[1].accepted
     assert not solution.history[1].cost < 1e6
     assert solution.params[0] == pytest.approx(solution.params[1], abs=1e-9)
@@ -118,13 +120,13 @@ def test_nearly_collinear_parameters_are_resolved():
 
     residual_free = np.asarray(3.0 * X + 1e-8 * 5.0 * X**2)
     solution = unbounded(
-        evaluator_of(model, X, residual_free), [1.0, 1.0], SolverOptions(ftol=1e-14, gtol=None)
+        engine_of(model, X, residual_free), [1.0, 1.0], SolverOptions(ftol=1e-14, gtol=None)
     )
     assert solution.params == pytest.approx([-2.0, 5.0], rel=1e-5)
 
 
 def test_one_parameter():
-    solution = unbounded(evaluator_of(lambda x, a: a * jnp.exp(-x), y=3.0 * np.exp(-X)), [0.0])
+    solution = unbounded(engine_of(lambda x, a: a * jnp.exp(-x), y=3.0 * np.exp(-X)), [0.0])
     assert solution.params == pytest.approx([3.0], rel=1e-10)
     assert solution.r_factor.shape == (1, 1)
 
@@ -142,7 +144,7 @@ def test_twelve_parameters():
     rng = np.random.default_rng(3)
     _, jacobian = model_functions(peaks, x, 0 * x)
     y = model_functions(peaks, x, 0 * x)[0](truth) + 0.01 * rng.normal(size=x.size)
-    solution = unbounded(evaluator_of(peaks, x, y), list(truth * 1.05))
+    solution = unbounded(engine_of(peaks, x, y), list(truth * 1.05))
     pcov, determined = covariance(
         solution.r_factor, solution.cost, solution.n_points, absolute_sigma=False
     )
@@ -155,7 +157,7 @@ def test_twelve_parameters():
 
 def test_more_parameters_than_rows_that_differ():
     rows = [0, 1, 0, 1]
-    solution = unbounded(evaluator_of(decay, X[rows], Y[rows]), [1.0, 1.0, 0.0])
+    solution = unbounded(engine_of(decay, X[rows], Y[rows]), [1.0, 1.0, 0.0])
     assert solution.cost == pytest.approx(0.0, abs=1e-12)
     assert solution.status is Status.UNDETERMINED
 
@@ -163,16 +165,16 @@ def test_more_parameters_than_rows_that_differ():
 @pytest.mark.parametrize("b0", [0.0, 1.0])
 def test_start_on_a_bound(b0: float):
     lower, upper = np.array([-np.inf, 0.0, -np.inf]), np.array([np.inf, 1.0, np.inf])
-    evaluator = evaluator_of(decay)
-    solution = minimize(evaluator, np.array([1.0, b0, 0.0]), lower, upper, SolverOptions())
+    engine = engine_of(decay)
+    solution = minimized(engine, np.array([1.0, b0, 0.0]), lower, upper, SolverOptions())
     assert solution.active_mask.tolist() == [0, 1, 0]
     assert solution.params[1] == pytest.approx(1.0, abs=1e-6)
-    assert all(0.0 < point[1] < 1.0 for point in evaluator.points)
+    assert all(0.0 < point[1] < 1.0 for point in engine.points)
 
 
 def test_starting_point_is_not_changed():
     p0 = np.array([1.0, 0.0, 0.0])
-    minimize(evaluator_of(decay), p0, np.zeros(3) - 1, np.full(3, 2.0), SolverOptions())
+    minimized(engine_of(decay), p0, np.zeros(3) - 1, np.full(3, 2.0), SolverOptions())
     assert p0.tolist() == [1.0, 0.0, 0.0]
 
 
@@ -182,7 +184,7 @@ def test_trial_that_is_not_finite_shrinks_the_radius():
     def model(x, a):
         return jnp.log(a - x)
 
-    solution = unbounded(evaluator_of(model, X, y), [100.0])
+    solution = unbounded(engine_of(model, X, y), [100.0])
     failed = [i for i, record in enumerate(solution.history) if not np.isfinite(record.cost)]
     assert failed
     for i in failed:
@@ -192,9 +194,9 @@ def test_trial_that_is_not_finite_shrinks_the_radius():
 
 
 def test_trial_without_finite_derivatives_is_rejected():
-    class Kink(DenseEvaluator):
-        def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
-            sums = super().evaluate(params, basis)
+    class Kink(DenseEngine):
+        def sums(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+            sums = super().sums(params, basis)
             return replace(sums, gram=sums.gram * np.nan) if self.n_passes == 2 else sums
 
     kink = Kink(*model_functions(decay, X, Y))
@@ -205,18 +207,18 @@ def test_trial_without_finite_derivatives_is_rejected():
 
 def test_start_that_is_not_finite_is_refused():
     with pytest.raises(InputError, match=r"not finite at the starting point.*\[-1\]"):
-        unbounded(evaluator_of(lambda x, a: jnp.log(a + x)), [-1.0])
+        unbounded(engine_of(lambda x, a: jnp.log(a + x)), [-1.0])
     with pytest.raises(InputError, match="derivatives"):
-        unbounded(evaluator_of(lambda x, a: jnp.sqrt(a) * x), [0.0])
+        unbounded(engine_of(lambda x, a: jnp.sqrt(a) * x), [0.0])
 
 
 @pytest.mark.parametrize("max_nfev", [1, 3])
 def test_most_evaluations(max_nfev: int):
-    evaluator = evaluator_of(decay)
-    solution = unbounded(evaluator, [100.0, 5.0, -3.0], SolverOptions(max_nfev=max_nfev))
+    engine = engine_of(decay)
+    solution = unbounded(engine, [100.0, 5.0, -3.0], SolverOptions(max_nfev=max_nfev))
     assert solution.status is Status.MAX_EVALUATIONS
     assert not solution.status.success
-    assert solution.nfev == max_nfev == evaluator.n_passes == len(solution.history)
+    assert solution.nfev == max_nfev == engine.n_passes == len(solution.history)
 
 
 def test_evaluations_by_default():
@@ -227,9 +229,9 @@ def test_evaluations_by_default():
 def test_a_search_whose_trials_all_fail_stalls():
     """It ends after thirty of them, and is no success wherever it stands."""
 
-    class Fenced(DenseEvaluator):
-        def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
-            sums = super().evaluate(params, basis)
+    class Fenced(DenseEngine):
+        def sums(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+            sums = super().sums(params, basis)
             return sums if self.n_passes == 1 else replace(sums, cost=np.nan)
 
     fenced = Fenced(*model_functions(decay, X, Y))
@@ -251,17 +253,17 @@ def test_a_search_whose_trials_all_fail_stalls():
     ],
 )
 def test_each_criterion_ends_the_search(options: SolverOptions, status: Status):
-    solution = unbounded(evaluator_of(decay), [1.0, 1.0, 0.0], options)
+    solution = unbounded(engine_of(decay), [1.0, 1.0, 0.0], options)
     assert solution.status is status
     assert solution.cost == pytest.approx(
-        unbounded(evaluator_of(decay), [1.0, 1.0, 0.0]).cost, rel=1e-4
+        unbounded(engine_of(decay), [1.0, 1.0, 0.0]).cost, rel=1e-4
     )
 
 
 def test_a_search_that_can_improve_no_more_ends_in_time():
     """With a criterion that rounding keeps from being met, the steps shrink to nothing."""
     options = SolverOptions(ftol=None, xtol=None, gtol=1e-15, max_nfev=500)
-    solution = unbounded(evaluator_of(decay), [1.0, 1.0, 0.0], options)
+    solution = unbounded(engine_of(decay), [1.0, 1.0, 0.0], options)
     assert solution.status in (Status.NEAR, Status.ROUNDING, Status.GRADIENT)
     assert solution.nfev < 100
     assert solution.params == pytest.approx([2.0, 1.3, 0.5], abs=0.05)
@@ -286,18 +288,18 @@ def test_options_out_of_range_are_refused(values: dict, match: str):
 
 
 def test_scales_of_another_length_are_refused_before_a_pass():
-    evaluator = evaluator_of(decay)
+    engine = engine_of(decay)
     with pytest.raises(InputError, match=r"shape \(2,\) but the model has 3 parameters"):
-        unbounded(evaluator, [1.0, 1.0, 0.0], SolverOptions(x_scale=np.ones(2)))
-    assert evaluator.n_passes == 0
+        unbounded(engine, [1.0, 1.0, 0.0], SolverOptions(x_scale=np.ones(2)))
+    assert engine.n_passes == 0
 
 
 def test_history_tells_the_search():
     records: list[IterationRecord] = []
-    evaluator = evaluator_of(decay)
+    engine = engine_of(decay)
     free = np.full(3, np.inf)
-    solution = minimize(
-        evaluator,
+    solution = minimized(
+        engine,
         np.array([20.0, 9.0, -4.0]),
         -free,
         free,
@@ -306,7 +308,7 @@ def test_history_tells_the_search():
     )
     assert tuple(records) == solution.history
     assert [record.nfev for record in records] == list(range(1, solution.nfev + 1))
-    assert solution.nfev == evaluator.n_passes
+    assert solution.nfev == engine.n_passes
     accepted = [record for record in records if record.accepted]
     assert [record.iteration for record in accepted] == list(range(solution.njev))
     costs = [record.cost for record in accepted]
@@ -320,13 +322,13 @@ def test_same_bits_every_time_and_from_any_state():
     """The state is all there is: copied out and put back between any two evaluations."""
     lower, upper = np.array([0.0, 0.0, -1.0]), np.array([1.9, np.inf, 9.0])
     p0, options, box = np.array([0.1, 4.0, 0.0]), SolverOptions(), Box(lower, upper)
-    evaluator = evaluator_of(decay)
-    whole = minimize(evaluator, p0, lower, upper, options)
-    state = start(evaluator, p0, box, options)
+    engine = engine_of(decay)
+    whole = minimized(engine, p0, lower, upper, options)
+    state = answered(start(p0, box, options), engine.ask)
     while state.status is None:
         state = pickle.loads(pickle.dumps(state))
-        state = advance(evaluator, state, box, options)
-    resumed = finish(evaluator, state, box, options)
+        state = answered(advance(state, box, options), engine.ask)
+    resumed = answered(finish(state, box, options), engine.ask)
     assert resumed.history == whole.history
     for name in ("params", "r_factor", "gradient"):
         assert getattr(resumed, name).tobytes() == getattr(whole, name).tobytes()
@@ -339,11 +341,11 @@ def test_standard_errors_survive_a_search_of_one_evaluation():
         return a * x + b * (x + 1e-5 * x**2)
 
     y = X + NOISE
-    evaluator = evaluator_of(model, X, y)
-    jac = evaluator.jacobian(np.zeros(2))
+    engine = engine_of(model, X, y)
+    jac = engine.jacobian(np.zeros(2))
     optimum = np.linalg.lstsq(jac, y, rcond=None)[0]
-    solution = unbounded(evaluator, list(optimum), SolverOptions(gtol=1e-3))
-    assert (solution.nfev, solution.n_refined, evaluator.n_passes) == (1, 1, 2)
+    solution = unbounded(engine, list(optimum), SolverOptions(gtol=1e-3))
+    assert (solution.nfev, solution.n_refined, engine.n_passes) == (1, 1, 2)
     pcov, determined = covariance(
         solution.r_factor, solution.cost, solution.n_points, absolute_sigma=True
     )

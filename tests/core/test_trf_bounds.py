@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult, least_squares
 
-from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import Solution, SolverOptions
-from tests.support.dense_evaluator import DenseEvaluator, FloatArray
+from tests.support.dense_engine import DenseEngine, FloatArray
+from tests.support.engines import minimized
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def solve_by_scipy(problem: RandomProblem) -> OptimizeResult:
         )
 
 
-def solve(problem: RandomProblem) -> tuple[Solution, DenseEvaluator]:
-    evaluator = DenseEvaluator(problem.residuals, problem.jacobian)
-    return minimize(evaluator, problem.p0, problem.lower, problem.upper, SolverOptions()), evaluator
+def solve(problem: RandomProblem) -> tuple[Solution, DenseEngine]:
+    engine = DenseEngine(problem.residuals, problem.jacobian)
+    return minimized(engine, problem.p0, problem.lower, problem.upper, SolverOptions()), engine
 
 
 @settings(max_examples=100, deadline=None)
@@ -90,13 +90,13 @@ def test_same_optimum_as_scipy(seed: int, p: int, extra_rows: int, noise: float)
     problem = random_problem(seed, p, p + extra_rows, noise)
     oracle = solve_by_scipy(problem)
     assume(oracle.success)
-    solution, evaluator = solve(problem)
+    solution, engine = solve(problem)
     assert solution.status.success
     # An exact fit stops anywhere below the tolerances.
     negligible = 1e-14 * float(problem.y @ problem.y)
     assert solution.cost <= oracle.cost * (1 + 1e-6) + negligible
     assert solution.active_mask.tolist() == oracle.active_mask.tolist()
-    for point in evaluator.points:
+    for point in engine.points:
         assert np.all((problem.lower < point) & (point < problem.upper))
 
 
@@ -123,12 +123,12 @@ def test_the_path_knows_no_units(power: int):
             p0=problem.p0 / unit,
             units=problem.units / unit,
         )
-        evaluator = DenseEvaluator(
+        engine = DenseEngine(
             lambda p, other=other, scale=scale: scale * other.residuals(p),
             lambda p, other=other, scale=scale: scale * other.jacobian(p),
         )
         expected, _ = solve(problem)
-        found = minimize(evaluator, other.p0, other.lower, other.upper, SolverOptions())
+        found = minimized(engine, other.p0, other.lower, other.upper, SolverOptions())
         assert found.nfev == expected.nfev
         assert found.status is expected.status
         assert found.params == pytest.approx(expected.params / unit, rel=1e-9)
@@ -151,8 +151,8 @@ def test_given_scales_take_the_path_of_scipy(scales: list[float]):
     oracle = least_squares(
         residuals, p0, jacobian, bounds=(lower, upper), x_scale=scales, tr_solver="exact"
     )
-    solution = minimize(
-        DenseEvaluator(residuals, jacobian),
+    solution = minimized(
+        DenseEngine(residuals, jacobian),
         p0,
         lower,
         upper,

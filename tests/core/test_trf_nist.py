@@ -9,10 +9,10 @@ import pytest
 from scipy.optimize import least_squares
 
 from nlsq_dask.core.covariance import covariance
-from nlsq_dask.core.minimize import minimize
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from tests.support import nist
-from tests.support.dense_evaluator import DenseEvaluator, model_functions
+from tests.support.dense_engine import DenseEngine, model_functions
+from tests.support.engines import minimized
 
 PROBLEMS = nist.load_all()
 CASES = [
@@ -27,17 +27,17 @@ ACCURATE = SolverOptions(ftol=1e-12, xtol=1e-12, gtol=None, max_nfev=2000)
 DEVIATION_DIGITS = {"Lanczos1": 2.0}
 
 
-def solve(name: str, start: int, options: SolverOptions) -> tuple[Solution, DenseEvaluator]:
+def solve(name: str, start: int, options: SolverOptions) -> tuple[Solution, DenseEngine]:
     problem = PROBLEMS[name]
-    evaluator = DenseEvaluator(*model_functions(problem.model, problem.x, problem.y), problem.y)
+    engine = DenseEngine(*model_functions(problem.model, problem.x, problem.y), problem.y)
     free = np.full(problem.params.size, np.inf)
-    return minimize(evaluator, problem.starts[start], -free, free, options), evaluator
+    return minimized(engine, problem.starts[start], -free, free, options), engine
 
 
 @pytest.mark.parametrize(("name", "start"), CASES)
 def test_certified_digits(name: str, start: int):
     problem = PROBLEMS[name]
-    solution, evaluator = solve(name, start, ACCURATE)
+    solution, engine = solve(name, start, ACCURATE)
     pcov, determined = covariance(
         solution.r_factor, solution.cost, solution.n_points, absolute_sigma=False
     )
@@ -51,7 +51,7 @@ def test_certified_digits(name: str, start: int):
     if name != "Lanczos1":
         assert solution.chi2 == pytest.approx(problem.rss, rel=1e-8)
     # A trial is the next linearisation, and nothing is read twice.
-    assert evaluator.n_passes == solution.nfev + solution.n_refined
+    assert engine.n_passes == solution.nfev + solution.n_refined
     assert solution.n_refined <= 1
 
 

@@ -1,4 +1,4 @@
-"""What every evaluator keeps to. An engine is finished when its subclass of this suite passes."""
+"""What every engine keeps to. An engine is finished when its subclass of this suite passes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nlsq_dask.core.questions import CostsAt, SumsAt
 from nlsq_dask.user_model.model import ModelSpec, prepare_model
 from tests.support.problems import (
     Problem,
@@ -32,24 +33,24 @@ def overflowing(x, a, b):
     return b * jnp.exp(a * x)
 
 
-class EvaluatorConformance:
-    """A subclass says how to make its evaluator, and how many examples it can afford."""
+class EngineConformance:
+    """A subclass says how to make its engine, and how many examples it can afford."""
 
     problems: ClassVar[st.SearchStrategy[Problem]] = problems()
     #: Rows that fill several staging buffers.
     many_rows: ClassVar[int] = 700_001
 
-    def evaluator(
+    def engine(
         self, spec: ModelSpec, x: Any, y: Any, sigma: Any = None, layout: int = 0
     ) -> AbstractContextManager[Any]:
-        """An evaluator of NumPy data, laid out in chunks that follow from a number."""
+        """An engine of NumPy data, laid out in chunks that follow from a number."""
         raise NotImplementedError
 
     @given(data=st.data(), layout=seeds)
     def test_sums_equal_dense_numpy(self, data, layout):
         problem = data.draw(self.problems)
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma, layout) as evaluator:
-            sums = evaluator.evaluate(problem.params, problem.basis)
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma, layout) as engine:
+            sums = engine.ask(SumsAt(problem.params, problem.basis))
 
         exact_sums(problem).assert_equal(sums, problem.y.size)
 
@@ -57,9 +58,9 @@ class EvaluatorConformance:
     def test_a_basis_of_any_width(self, columns):
         problem = plain_problem(p=3)
         basis = np.random.default_rng(columns).normal(size=(3, columns))
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma) as evaluator:
-            plain = evaluator.evaluate(problem.params, np.eye(3))
-            sums = evaluator.evaluate(problem.params, basis)
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma) as engine:
+            plain = engine.ask(SumsAt(problem.params, np.eye(3)))
+            sums = engine.ask(SumsAt(problem.params, basis))
 
         np.testing.assert_allclose(sums.gram, basis.T @ plain.gram @ basis, rtol=1e-11)
         np.testing.assert_allclose(sums.gradient, basis.T @ plain.gradient, rtol=1e-10)
@@ -68,12 +69,12 @@ class EvaluatorConformance:
     def test_same_parameters_give_the_same_bits(self):
         problem = plain_problem(self.many_rows)
         elsewhere = with_params(problem, problem.params * 1.3)
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma) as evaluator:
-            first = evaluator.evaluate(problem.params, problem.basis)
-            other = evaluator.evaluate(elsewhere.params, problem.basis)
-            again = evaluator.evaluate(problem.params, problem.basis)
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma) as second_evaluator:
-            anew = second_evaluator.evaluate(problem.params, problem.basis)
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma) as engine:
+            first = engine.ask(SumsAt(problem.params, problem.basis))
+            other = engine.ask(SumsAt(elsewhere.params, problem.basis))
+            again = engine.ask(SumsAt(problem.params, problem.basis))
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma) as second_engine:
+            anew = second_engine.ask(SumsAt(problem.params, problem.basis))
 
         assert other.chi2 != first.chi2
         for sums in (again, anew):
@@ -85,19 +86,17 @@ class EvaluatorConformance:
         problem = plain_problem(self.many_rows, p=2)
         exact = exact_sums(problem)
         for layout in range(3):
-            with self.evaluator(
-                problem.spec, problem.x, problem.y, problem.sigma, layout
-            ) as evaluator:
-                sums = evaluator.evaluate(problem.params, problem.basis)
+            with self.engine(problem.spec, problem.x, problem.y, problem.sigma, layout) as engine:
+                sums = engine.ask(SumsAt(problem.params, problem.basis))
             exact.assert_equal(sums, problem.y.size, rtol=1e-13)
 
     def test_passes_are_counted(self):
         problem = plain_problem()
-        with self.evaluator(problem.spec, problem.x, problem.y) as evaluator:
-            assert evaluator.n_passes == 0
+        with self.engine(problem.spec, problem.x, problem.y) as engine:
+            assert engine.n_passes == 0
             for i in range(1, 4):
-                evaluator.evaluate(problem.params * i, problem.basis)
-                assert evaluator.n_passes == i
+                engine.ask(SumsAt(problem.params * i, problem.basis))
+                assert engine.n_passes == i
 
     @pytest.mark.parametrize(
         ("model", "params"),
@@ -114,10 +113,10 @@ class EvaluatorConformance:
         x = problem.x.copy()
         x[777] = 0.0  # below b = 1e-300, where all other rows are above
         spec = prepare_model(model, 2, "single", 1)
-        with self.evaluator(spec, x, problem.y, problem.sigma) as evaluator:
-            fine = evaluator.evaluate(np.array([1.0, 0.0]), np.eye(2))
-            sums = evaluator.evaluate(np.array(params), np.eye(2))
-            fine_again = evaluator.evaluate(np.array([1.0, 0.0]), np.eye(2))
+        with self.engine(spec, x, problem.y, problem.sigma) as engine:
+            fine = engine.ask(SumsAt(np.array([1.0, 0.0]), np.eye(2)))
+            sums = engine.ask(SumsAt(np.array(params), np.eye(2)))
+            fine_again = engine.ask(SumsAt(np.array([1.0, 0.0]), np.eye(2)))
 
         assert np.isfinite(fine.cost)
         assert not np.isfinite(sums.cost)
@@ -128,10 +127,10 @@ class EvaluatorConformance:
     def test_costs_of_several_candidates_in_one_pass(self):
         problem = plain_problem(90_000)
         candidates = problem.params * np.linspace(0.5, 2, 7)[:, None]
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma) as evaluator:
-            costs = evaluator.costs(candidates)
-            assert evaluator.n_passes == 1
-            again = evaluator.costs(candidates)
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma) as engine:
+            costs = engine.ask(CostsAt(candidates))
+            assert engine.n_passes == 1
+            again = engine.ask(CostsAt(candidates))
 
         expected = [exact_sums(with_params(problem, c)).chi2 / 2 for c in candidates]
         np.testing.assert_allclose(costs, expected, rtol=1e-12)
@@ -141,8 +140,8 @@ class EvaluatorConformance:
         problem = plain_problem()
         spec = prepare_model(power_law, 2, "single", 1)
         candidates = np.array([[1.0, 0.0], [0.5, 2.0], [np.nan, 0.0], [2.0, 0.0]])
-        with self.evaluator(spec, problem.x, problem.y, problem.sigma) as evaluator:
-            costs = evaluator.costs(candidates)
+        with self.engine(spec, problem.x, problem.y, problem.sigma) as engine:
+            costs = engine.ask(CostsAt(candidates))
         np.testing.assert_array_equal(np.isfinite(costs), [True, False, False, True])
 
     def test_inputs_are_never_changed(self):
@@ -151,8 +150,8 @@ class EvaluatorConformance:
         for array in problem.arrays:
             array.flags.writeable = False  # a write would raise, a copy would be compared
         params, basis = problem.params.copy(), problem.basis.copy()
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma) as evaluator:
-            evaluator.evaluate(params, basis)
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma) as engine:
+            engine.ask(SumsAt(params, basis))
 
         for array, copy in zip(problem.arrays, before, strict=True):
             np.testing.assert_array_equal(array, copy)
@@ -166,7 +165,7 @@ class EvaluatorConformance:
         sigma = np.lib.stride_tricks.as_strided(np.full(1, 2.0), (30, 50), (0, 0))
         problem = plain_problem(p=2)
         problem = type(problem)(x, y, sigma, problem.params, problem.basis)
-        with self.evaluator(problem.spec, x, y, sigma) as evaluator:
-            sums = evaluator.evaluate(problem.params, problem.basis)
+        with self.engine(problem.spec, x, y, sigma) as engine:
+            sums = engine.ask(SumsAt(problem.params, problem.basis))
 
         exact_sums(problem).assert_equal(sums, 1500)

@@ -17,16 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask.core.memory_budget import WORKER_BASE_BYTES
+from nlsq_dask.core.questions import CostsAt, Several, SumsAt
 from nlsq_dask.engines.dask import cache
 from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, plan_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
-from nlsq_dask.engines.dask.engine import DaskEvaluator
 from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan, plan_stream
 from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
-from tests.engines.conformance import EvaluatorConformance
+from nlsq_dask.questions.scores import ScoresAt
+from tests.engines.conformance import EngineConformance
 from tests.engines.test_dask import in_dask_arrays
 from tests.support.counting_store import stored
+from tests.support.engines import dask_engine
 from tests.support.problems import exact_sums, plain_problem
 
 N_ROWS = 16_000
@@ -39,14 +41,14 @@ def identity(block):
     return block
 
 
-class TestKept(EvaluatorConformance):
+class TestKept(EngineConformance):
     """Everything that holds for passes that read holds for passes that do not."""
 
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
+    def engine(self, spec, x, y, sigma=None, layout=0):
         data = in_dask_arrays(x, y, sigma, layout)
         made = data.y.map_blocks(identity, dtype=data.y.dtype, meta=data.y._meta)
         data = observe(x, made, sigma)
-        return DaskEvaluator(data, spec, stage_rows=4096, cache=True, cache_bytes=10**9)
+        return dask_engine(data, spec, stage_rows=4096, cache=True, cache_bytes=10**9)
 
 
 @pytest.fixture
@@ -59,9 +61,9 @@ def zarrs(tmp_path, problem):
     return stored(tmp_path / "x", problem.x, (500,)), stored(tmp_path / "y", problem.y, (500,))
 
 
-def kept_evaluator(problem, zarrs, choice=True, n_bytes=ALL_BYTES, **options):
+def kept_engine(problem, zarrs, choice=True, n_bytes=ALL_BYTES, **options):
     options = {"stage_rows": STAGE_ROWS, "cache": choice, "cache_bytes": n_bytes} | options
-    return DaskEvaluator(observe(*zarrs), problem.spec, **options)
+    return dask_engine(observe(*zarrs), problem.spec, **options)
 
 
 def chunk_reads(*arrays):
@@ -72,14 +74,14 @@ def bits(sums):
     return sums.gram.tobytes(), sums.gradient.tobytes(), sums.cost, sums.n_points
 
 
-def read_by_each_pass(evaluator, problem, zarrs, n_passes=3):
+def read_by_each_pass(engine, problem, zarrs, n_passes=3):
     """Chunks read by each of some passes, and the bits of each."""
     reads, found = [], []
     for _ in range(n_passes):
         before = chunk_reads(*zarrs)
-        found.append(bits(evaluator.evaluate(problem.params, problem.basis)))
+        found.append(bits(engine.ask(SumsAt(problem.params, problem.basis))))
         reads.append(chunk_reads(*zarrs) - before)
-    assert evaluator.n_passes == n_passes
+    assert engine.n_passes == n_passes
     return reads, found
 
 
@@ -98,15 +100,15 @@ def read_by_each_pass(evaluator, problem, zarrs, n_passes=3):
     ],
 )
 def test_what_is_kept_is_read_once(problem, zarrs, scheduler, choice, n_bytes, share):
-    with DaskEvaluator(observe(*zarrs), problem.spec, stage_rows=STAGE_ROWS) as plain:
-        expected = bits(plain.evaluate(problem.params, problem.basis))
+    with dask_engine(observe(*zarrs), problem.spec, stage_rows=STAGE_ROWS) as plain:
+        expected = bits(plain.ask(SumsAt(problem.params, problem.basis)))
     with (
         dask.config.set(scheduler=scheduler),
-        kept_evaluator(problem, zarrs, choice, n_bytes) as evaluator,
+        kept_engine(problem, zarrs, choice, n_bytes) as engine,
     ):
-        assert len(evaluator.plan.groups) == 16
-        assert evaluator.keeping.share == share
-        reads, found = read_by_each_pass(evaluator, problem, zarrs)
+        assert len(engine.stream.groups) == 16
+        assert engine.keeping.share == share
+        reads, found = read_by_each_pass(engine, problem, zarrs)
     assert reads == [64, 64 * (1 - share), 64 * (1 - share)]
     assert found == [expected] * 3
 
@@ -114,20 +116,21 @@ def test_what_is_kept_is_read_once(problem, zarrs, scheduler, choice, n_bytes, s
 def test_passes_of_all_kinds_use_the_same_rows(problem, zarrs):
     candidates = problem.params * np.linspace(0.5, 2, 3)[:, None]
 
-    def results(evaluator):
-        survey = evaluator.survey(problem.params, problem.basis, candidates)
+    def results(engine):
+        both = (SumsAt(problem.params, problem.basis), CostsAt(candidates))
+        sums, costs = engine.ask(Several(both))
         return [
-            evaluator.costs(candidates).tobytes(),
-            bits(evaluator.evaluate(problem.params, problem.basis)),
-            (bits(survey.sums), survey.costs.tobytes()),
-            evaluator.meat(problem.params).tobytes(),
+            engine.ask(CostsAt(candidates)).tobytes(),
+            bits(engine.ask(SumsAt(problem.params, problem.basis))),
+            (bits(sums), costs.tobytes()),
+            engine.ask(ScoresAt(problem.params)).tobytes(),
         ]
 
-    with kept_evaluator(problem, zarrs, choice=False) as evaluator:
-        expected = results(evaluator)
+    with kept_engine(problem, zarrs, choice=False) as engine:
+        expected = results(engine)
     before = chunk_reads(*zarrs)
-    with kept_evaluator(problem, zarrs) as evaluator:
-        assert results(evaluator) == expected
+    with kept_engine(problem, zarrs) as engine:
+        assert results(engine) == expected
     assert chunk_reads(*zarrs) - before == 64
 
 
@@ -137,39 +140,39 @@ def test_rows_that_are_left_out_stay_so(problem, zarrs):
     data = observe(*zarrs, mask=mask)
     found = []
     for choice in (False, True):
-        with DaskEvaluator(
+        with dask_engine(
             data, problem.spec, stage_rows=STAGE_ROWS, cache=choice, cache_bytes=ALL_BYTES
-        ) as evaluator:
+        ) as engine:
             for _ in range(2):
-                sums = evaluator.evaluate(problem.params, problem.basis)
+                sums = engine.ask(SumsAt(problem.params, problem.basis))
                 assert sums.n_skipped == mask.sum()
                 found.append((bits(sums), sums.moments))
     assert len(set(found)) == 1
 
 
 def test_the_budget_is_that_of_the_process(problem, zarrs):
-    """Two evaluators at a time do not keep twice as much; one after the other does."""
-    with kept_evaluator(problem, zarrs) as first:
+    """Two engines at a time do not keep twice as much; one after the other does."""
+    with kept_engine(problem, zarrs) as first:
         assert read_by_each_pass(first, problem, zarrs)[0] == [64, 0, 0]
-        with kept_evaluator(problem, zarrs) as second:
+        with kept_engine(problem, zarrs) as second:
             assert read_by_each_pass(second, problem, zarrs)[0] == [64, 64, 64]
         assert read_by_each_pass_again(first, problem, zarrs) == 0
-    with kept_evaluator(problem, zarrs) as third:
+    with kept_engine(problem, zarrs) as third:
         assert read_by_each_pass(third, problem, zarrs)[0] == [64, 0, 0]
 
 
-def read_by_each_pass_again(evaluator, problem, zarrs):
+def read_by_each_pass_again(engine, problem, zarrs):
     before = chunk_reads(*zarrs)
-    evaluator.evaluate(problem.params, problem.basis)
+    engine.ask(SumsAt(problem.params, problem.basis))
     return chunk_reads(*zarrs) - before
 
 
 def test_an_evaluator_that_is_forgotten_gives_its_room_back(problem, zarrs):
-    evaluator = kept_evaluator(problem, zarrs)
-    evaluator.evaluate(problem.params, problem.basis)
-    del evaluator
+    engine = kept_engine(problem, zarrs)
+    engine.ask(SumsAt(problem.params, problem.basis))
+    del engine
     gc.collect()
-    with kept_evaluator(problem, zarrs) as after:
+    with kept_engine(problem, zarrs) as after:
         assert read_by_each_pass(after, problem, zarrs)[0] == [64, 0, 0]
 
 
@@ -183,27 +186,27 @@ def test_a_reading_that_fails_keeps_nothing(problem, zarrs):
 
     y = da.from_array(zarrs[1], chunks=500).map_blocks(sometimes, dtype=float, meta=np.empty(0))
     data = observe(zarrs[0], y)
-    with DaskEvaluator(
+    with dask_engine(
         data, problem.spec, stage_rows=STAGE_ROWS, cache=True, cache_bytes=ALL_BYTES
-    ) as evaluator:
+    ) as engine:
         with pytest.raises(OSError, match="connection reset"):
-            evaluator.evaluate(problem.params, problem.basis)
+            engine.ask(SumsAt(problem.params, problem.basis))
         failing[0] = False
-        sums = evaluator.evaluate(problem.params, problem.basis)
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
         exact_sums(problem).assert_equal(sums, N_ROWS)
-        assert read_by_each_pass_again(evaluator, problem, zarrs) == 0
+        assert read_by_each_pass_again(engine, problem, zarrs) == 0
 
 
 def test_arrays_in_memory_are_not_kept_twice(problem):
     data = observe(problem.x, da.from_array(problem.y, chunks=500))
-    with DaskEvaluator(data, problem.spec, cache=True) as evaluator:
-        assert evaluator.keeping.share == 0
+    with dask_engine(data, problem.spec, cache=True) as engine:
+        assert engine.keeping.share == 0
 
 
 def test_other_processes_get_the_plan_without_rows(problem, zarrs):
-    with kept_evaluator(problem, zarrs) as evaluator:
-        evaluator.evaluate(problem.params, problem.basis)
-        group = evaluator.keeping.groups[0]
+    with kept_engine(problem, zarrs) as engine:
+        engine.ask(SumsAt(problem.params, problem.basis))
+        group = engine.keeping.groups[0]
         assert len(pickle.dumps(group)) < group.n_bytes
         copy = pickle.loads(pickle.dumps(group))
     assert (copy.n_bytes, copy.limit) == (group.n_bytes, group.limit)
@@ -269,8 +272,8 @@ def test_blocks_arrive_in_the_dtype_they_are_stored_in(tmp_path, dtype):
     for array in zarrs:
         assert array.store.bytes_read == 4000 * np.dtype(dtype).itemsize
     problem = type(plain_problem(10))(x, y, None, np.array([0.3, 0.8]), np.eye(2))
-    with DaskEvaluator(data, problem.spec) as evaluator:
-        sums = evaluator.evaluate(problem.params, problem.basis)
+    with dask_engine(data, problem.spec) as engine:
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
     exact_sums(problem).assert_equal(sums, 4000)  # to 1e-12, as only float64 sums are
 
 
@@ -294,12 +297,12 @@ def held_bytes():
 @pytest.mark.cluster
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_workers_read_once_and_forget_in_the_end(quiet_cluster, problem, zarrs, share):
-    with DaskEvaluator(observe(*zarrs), problem.spec, stage_rows=STAGE_ROWS) as plain:
-        expected = bits(plain.evaluate(problem.params, problem.basis))
+    with dask_engine(observe(*zarrs), problem.spec, stage_rows=STAGE_ROWS) as plain:
+        expected = bits(plain.ask(SumsAt(problem.params, problem.basis)))
     n_bytes = int(ALL_BYTES * share / 2)  # on each of two workers
-    with kept_evaluator(problem, zarrs, True, n_bytes, client=quiet_cluster) as evaluator:
-        reads, found = read_by_each_pass(evaluator, problem, zarrs)
-        assert evaluator.keeping.share == share
+    with kept_engine(problem, zarrs, True, n_bytes, client=quiet_cluster) as engine:
+        reads, found = read_by_each_pass(engine, problem, zarrs)
+        assert engine.keeping.share == share
         assert set(quiet_cluster.run(held_bytes).values()) == {n_bytes}
     assert reads == [64, 64 * (1 - share), 64 * (1 - share)]
     assert found == [expected] * 3
@@ -316,24 +319,24 @@ def wait_for_release(client):
 @pytest.mark.cluster
 def test_a_client_that_is_gone_takes_its_rows_along(quiet_cluster, problem, zarrs):
     with Client(quiet_cluster.scheduler.address, set_as_default=False) as other:
-        evaluator = kept_evaluator(problem, zarrs, client=other)
-        evaluator.evaluate(problem.params, problem.basis)
+        engine = kept_engine(problem, zarrs, client=other)
+        engine.ask(SumsAt(problem.params, problem.basis))
         assert any(quiet_cluster.run(held_bytes).values())
     wait_for_release(quiet_cluster)
 
 
 @pytest.mark.cluster
 def test_a_worker_that_is_killed_costs_a_reading_of_its_rows(quiet_cluster, problem, zarrs):
-    with kept_evaluator(problem, zarrs, client=quiet_cluster) as evaluator:
-        (first, second), (expected, _) = read_by_each_pass(evaluator, problem, zarrs, 2)
+    with kept_engine(problem, zarrs, client=quiet_cluster) as engine:
+        (first, second), (expected, _) = read_by_each_pass(engine, problem, zarrs, 2)
         assert (first, second) == (64, 0)
         victim = next(iter(quiet_cluster.run(os.getpid).values()))
         os.kill(victim, signal.SIGKILL)
         before = chunk_reads(*zarrs)
-        assert bits(evaluator.evaluate(problem.params, problem.basis)) == expected
+        assert bits(engine.ask(SumsAt(problem.params, problem.basis))) == expected
         again = chunk_reads(*zarrs) - before
         assert 32 <= again <= 64
-        assert bits(evaluator.evaluate(problem.params, problem.basis)) == expected
+        assert bits(engine.ask(SumsAt(problem.params, problem.basis))) == expected
         # The one that is left, or the new one, keeps them if it has room, which it has here.
         assert chunk_reads(*zarrs) - before - again <= 32
 

@@ -15,19 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, ModelError, fit
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.sums import compilations
 from nlsq_dask.user_model.model import prepare_model
-from tests.engines.conformance import EvaluatorConformance, seeds
+from tests.engines.conformance import EngineConformance, seeds
 from tests.engines.test_dask import chunked_problem, in_dask_arrays
+from tests.support.engines import dask_engine
 from tests.support.problems import decays, exact_sums, plain_problem, problems
 
 pytestmark = pytest.mark.cluster
 
 
-class TestCluster(EvaluatorConformance):
+class TestCluster(EngineConformance):
     # Every number of parameters is one more compilation on each worker.
     problems: ClassVar = problems(sizes=(1, 12))
     # Dask warns where it sends more than 10 MB from memory.
@@ -37,15 +38,15 @@ class TestCluster(EvaluatorConformance):
     def connected(self, client):
         self.client = client
 
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
-        return DaskEvaluator(in_dask_arrays(x, y, sigma, layout), spec, client=self.client)
+    def engine(self, spec, x, y, sigma=None, layout=0):
+        return dask_engine(in_dask_arrays(x, y, sigma, layout), spec, client=self.client)
 
     @settings(max_examples=10)
     @given(data=st.data(), layout=seeds)
     def test_sums_equal_dense_numpy(self, data, layout):
         problem = data.draw(self.problems)
-        with self.evaluator(problem.spec, problem.x, problem.y, problem.sigma, layout) as evaluator:
-            sums = evaluator.evaluate(problem.params, problem.basis)
+        with self.engine(problem.spec, problem.x, problem.y, problem.sigma, layout) as engine:
+            sums = engine.ask(SumsAt(problem.params, problem.basis))
         exact_sums(problem).assert_equal(sums, problem.y.size)
 
 
@@ -70,10 +71,10 @@ def test_task_names_say_which_pass_they_belong_to(cluster, client):
 
     client.run_on_scheduler(watch)
     try:
-        with DaskEvaluator(data, problem.spec, client=client) as evaluator:
+        with dask_engine(data, problem.spec, client=client) as engine:
             for number in (1, 2, 3):
                 client.run_on_scheduler(clear_watched)
-                evaluator.evaluate(problem.params, problem.basis)
+                engine.ask(SumsAt(problem.params, problem.basis))
                 seen[number] = client.run_on_scheduler(watched)
     finally:
         client.run_on_scheduler(
@@ -86,7 +87,7 @@ def test_task_names_say_which_pass_they_belong_to(cluster, client):
         blocks = {k for k in keys if str(k).startswith("nlsq-block-")}
         of_pass = {k for k in keys if f"pass-{number}-" in str(k)}
         assert all(str(k).startswith("nlsq-") for k in keys)
-        assert len(blocks & of_pass) == len(evaluator.plan.groups)
+        assert len(blocks & of_pass) == len(engine.stream.groups)
         assert all("pass-" in str(k) or str(k).startswith(("nlsq-plan", "nlsq-work")) for k in keys)
 
 
@@ -101,10 +102,10 @@ def watched(dask_scheduler):
 def test_progress_reaches_all_blocks(client):
     problem, data = chunked_problem()
     calls = []
-    with DaskEvaluator(
+    with dask_engine(
         data, problem.spec, client=client, progress=lambda *args: calls.append(args)
-    ) as evaluator:
-        evaluator.evaluate(problem.params, problem.basis)
+    ) as engine:
+        engine.ask(SumsAt(problem.params, problem.basis))
     done = [d for _, d, _ in calls]
     assert done == sorted(set(done))
     assert calls[-1] == (1, 60, 60)
@@ -112,10 +113,10 @@ def test_progress_reaches_all_blocks(client):
 
 def test_the_scheduler_forgets_a_fit_that_is_over(cluster, client):
     problem, data = chunked_problem()
-    with DaskEvaluator(data, problem.spec, client=client) as evaluator:
-        evaluator.evaluate(problem.params, problem.basis)
+    with dask_engine(data, problem.spec, client=client) as engine:
+        engine.ask(SumsAt(problem.params, problem.basis))
         assert any(str(key).startswith("nlsq-") for key in cluster.scheduler.tasks)
-    del evaluator
+    del engine
 
     client.run_on_scheduler(wait_until_empty)
     assert not [key for key in cluster.scheduler.tasks if str(key).startswith("nlsq-")]
@@ -131,9 +132,9 @@ def test_the_scheduler_forgets_a_fit_that_failed_while_its_traceback_is_held(clu
     data = observe(x, y, None)
     with (
         pytest.raises(OSError, match="the disk is gone") as held,
-        DaskEvaluator(data, problem.spec, client=client) as evaluator,
+        dask_engine(data, problem.spec, client=client) as engine,
     ):
-        evaluator.evaluate(problem.params, problem.basis)
+        engine.ask(SumsAt(problem.params, problem.basis))
 
     assert held.tb is not None
     client.run_on_scheduler(wait_until_empty)
@@ -172,9 +173,9 @@ def test_persisted_arrays_are_used_where_they_are(client):
     problem = plain_problem(20_000, p=2)
     x, y = client.persist([da.from_array(a, chunks=1000) for a in (problem.x, problem.y)])
     data = observe(2 * (x / 2), y, problem.sigma)
-    with DaskEvaluator(data, problem.spec, client=client) as evaluator:
+    with dask_engine(data, problem.spec, client=client) as engine:
         for _ in range(2):
-            sums = evaluator.evaluate(problem.params, problem.basis)
+            sums = engine.ask(SumsAt(problem.params, problem.basis))
             exact_sums(problem).assert_equal(sums, 20_000)
 
 
@@ -186,10 +187,10 @@ def test_an_array_upstream_that_all_groups_need(client):
         problem.x - problem.x.mean(), problem.y, problem.sigma, problem.params, problem.basis
     )
     data = observe(shifted, da.from_array(problem.y, chunks=700), problem.sigma)
-    with DaskEvaluator(data, problem.spec, client=client) as evaluator:
-        assert evaluator.plan.shared_keys
+    with dask_engine(data, problem.spec, client=client) as engine:
+        assert engine.stream.shared_keys
         for _ in range(2):
-            sums = evaluator.evaluate(problem.params, problem.basis)
+            sums = engine.ask(SumsAt(problem.params, problem.basis))
             exact_sums(moved).assert_equal(sums, 20_000)
 
 
@@ -254,8 +255,8 @@ def test_storage_that_fails_once_is_asked_again(client, tmp_path):
     problem = plain_problem(1000, p=1, sigma=False)
     y = da.from_array(problem.y, chunks=50)
     flaky = y.map_blocks(sometimes, dtype=float, meta=np.empty(0))
-    with DaskEvaluator(observe(problem.x, flaky), problem.spec, client=client) as evaluator:
-        sums = evaluator.evaluate(problem.params, problem.basis)
+    with dask_engine(observe(problem.x, flaky), problem.spec, client=client) as engine:
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
     exact_sums(problem).assert_equal(sums, 1000)
 
 

@@ -11,11 +11,12 @@ import pytest
 from dask.callbacks import Callback
 
 from nlsq_dask import fit
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
-from tests.engines.conformance import EvaluatorConformance
+from tests.engines.conformance import EngineConformance
+from tests.support.engines import dask_engine, sample_of
 from tests.support.problems import exact_sums, plain_problem, random_chunks
 
 
@@ -32,9 +33,9 @@ def in_dask_arrays(x, y, sigma, layout):
     return observe(coords, wrap(y, always=True), wrap(sigma))
 
 
-class TestSynchronous(EvaluatorConformance):
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
-        return DaskEvaluator(in_dask_arrays(x, y, sigma, layout), spec)
+class TestSynchronous(EngineConformance):
+    def engine(self, spec, x, y, sigma=None, layout=0):
+        return dask_engine(in_dask_arrays(x, y, sigma, layout), spec)
 
     @pytest.fixture(autouse=True)
     def scheduler(self):
@@ -42,9 +43,9 @@ class TestSynchronous(EvaluatorConformance):
             yield
 
 
-class TestThreads(EvaluatorConformance):
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
-        return DaskEvaluator(in_dask_arrays(x, y, sigma, layout), spec)
+class TestThreads(EngineConformance):
+    def engine(self, spec, x, y, sigma=None, layout=0):
+        return dask_engine(in_dask_arrays(x, y, sigma, layout), spec)
 
 
 def chunked_problem(n_rows=60_000, chunks=1000):
@@ -53,34 +54,34 @@ def chunked_problem(n_rows=60_000, chunks=1000):
     return problem, observe(*arrays)
 
 
-class TestSmallStages(EvaluatorConformance):
+class TestSmallStages(EngineConformance):
     """Buffers of which blocks fill many, and that are full in the middle of a block."""
 
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
-        return DaskEvaluator(in_dask_arrays(x, y, sigma, layout), spec, stage_rows=512)
+    def engine(self, spec, x, y, sigma=None, layout=0):
+        return dask_engine(in_dask_arrays(x, y, sigma, layout), spec, stage_rows=512)
 
 
 @pytest.mark.cluster
 def test_processes_scheduler():
     problem, data = chunked_problem(4000)
     with dask.config.set(scheduler="processes", num_workers=1):
-        evaluator = DaskEvaluator(data, problem.spec)
-        sums = evaluator.evaluate(problem.params, problem.basis)
+        engine = dask_engine(data, problem.spec)
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
     exact_sums(problem).assert_equal(sums, 4000)
 
 
 def test_progress_counts_every_block_of_a_pass_once():
     problem, data = chunked_problem()
     calls = []
-    evaluator = DaskEvaluator(data, problem.spec, progress=lambda *args: calls.append(args))
+    engine = dask_engine(data, problem.spec, progress=lambda *args: calls.append(args))
     for _ in range(2):
-        evaluator.evaluate(problem.params, problem.basis)
+        engine.ask(SumsAt(problem.params, problem.basis))
 
     for number in (1, 2):
         done = [d for n, d, total in calls if n == number]
         assert done == sorted(set(done))
         assert done[-1] == 60
-        assert len(done) == len(evaluator.plan.groups)
+        assert len(done) == len(engine.stream.groups)
     assert {total for *_, total in calls} == {60}
 
 
@@ -91,8 +92,8 @@ def test_fits_in_several_threads_do_not_mix():
     def one(n_rows):
         problem, data = chunked_problem(n_rows)
         last = []
-        evaluator = DaskEvaluator(data, problem.spec, progress=lambda *args: last.append(args))
-        sums = [evaluator.evaluate(problem.params, problem.basis) for _ in range(5)]
+        engine = dask_engine(data, problem.spec, progress=lambda *args: last.append(args))
+        sums = [engine.ask(SumsAt(problem.params, problem.basis)) for _ in range(5)]
         finished[n_rows] = (problem, sums, last)
 
     sizes = [20_000 + 1000 * i for i in range(6)]
@@ -114,7 +115,7 @@ def test_callbacks_of_the_user_still_run():
     problem, data = chunked_problem(4000)
     keys = []
     with Callback(pretask=lambda key, *_: keys.append(key)):
-        DaskEvaluator(data, problem.spec).evaluate(problem.params, problem.basis)
+        dask_engine(data, problem.spec).ask(SumsAt(problem.params, problem.basis))
     assert keys
     assert all(str(key[0]).startswith("nlsq-") for key in keys)
 
@@ -140,10 +141,10 @@ def test_a_sample_holds_whole_rows_of_a_few_chunks():
     x = (np.arange(40.0)[:, None, None], np.arange(50.0)[:, None], da.arange(60, chunks=7))
     data = observe(x, y, sigma=da.arange(1, 41, chunks=3)[:, None, None])
     problem = plain_problem(10, p=1)
-    evaluator = DaskEvaluator(data, problem.spec)
-    sample = evaluator.sample()[0]
+    engine = dask_engine(data, problem.spec)
+    sample = sample_of(engine, data)
 
-    assert evaluator.n_passes == 0
+    assert engine.n_passes == 0
     assert sample.flat
     assert not sample.lazy
     t, row, column = (c.astype(int) for c in sample.coords)
@@ -167,8 +168,8 @@ def test_a_model_that_cannot_be_pickled_runs_in_this_process():
 
     x = np.linspace(0, 1, 500)
     data = observe(da.from_array(x, chunks=50), da.from_array(3 * x, chunks=70))
-    sums = DaskEvaluator(data, prepare_model(model, 1, "single", 1)).evaluate(
-        np.array([1.0]), np.eye(1)
+    sums = dask_engine(data, prepare_model(model, 1, "single", 1)).ask(
+        SumsAt(np.array([1.0]), np.eye(1))
     )
     assert sums.chi2 == pytest.approx(4 * float(x @ x), rel=1e-12)
 
@@ -180,4 +181,4 @@ def test_an_error_upstream_reaches_the_user():
     y = da.from_array(np.ones(100), chunks=10).map_blocks(fail, dtype=float, meta=np.empty(0))
     problem = plain_problem(100, p=1, sigma=False)
     with pytest.raises(OSError, match="the disk is gone"):
-        DaskEvaluator(observe(problem.x, y), problem.spec).evaluate(problem.params, problem.basis)
+        dask_engine(observe(problem.x, y), problem.spec).ask(SumsAt(problem.params, problem.basis))

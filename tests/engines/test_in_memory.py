@@ -7,35 +7,36 @@ import os
 import numpy as np
 import pytest
 
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines import in_memory
-from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.io.sources import observe
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.sums import BlockKernel
 from nlsq_dask.user_model.model import prepare_model
-from tests.engines.conformance import EvaluatorConformance
+from tests.engines.conformance import EngineConformance
+from tests.support.engines import chunked_engine, standard_engine
 from tests.support.problems import exact_sums, plain_problem
 
 BLOCK_ROWS = (STAGE_ROWS, 1 << 14, 4099)
 
 
-class TestStandard(EvaluatorConformance):
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
-        return standard_evaluator(observe(x, y, sigma), spec)
+class TestStandard(EngineConformance):
+    def engine(self, spec, x, y, sigma=None, layout=0):
+        return standard_engine(observe(x, y, sigma), spec)
 
 
-class TestChunked(EvaluatorConformance):
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
+class TestChunked(EngineConformance):
+    def engine(self, spec, x, y, sigma=None, layout=0):
         rows = BLOCK_ROWS[layout % len(BLOCK_ROWS)]
-        return chunked_evaluator(observe(x, y, sigma), spec, block_rows=rows)
+        return chunked_engine(observe(x, y, sigma), spec, block_rows=rows)
 
 
-class TestChunkedInTinyBlocks(EvaluatorConformance):
+class TestChunkedInTinyBlocks(EngineConformance):
     """Blocks of a handful of rows, so that they cut across all dimensions."""
 
-    def evaluator(self, spec, x, y, sigma=None, layout=0):
+    def engine(self, spec, x, y, sigma=None, layout=0):
         rows = 65 + layout % 64 if np.size(y) < 10_000 else 99_991
-        return chunked_evaluator(observe(x, y, sigma), spec, block_rows=rows)
+        return chunked_engine(observe(x, y, sigma), spec, block_rows=rows)
 
 
 @pytest.fixture
@@ -52,24 +53,24 @@ def kernel_rows(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("make", [standard_evaluator, chunked_evaluator])
+@pytest.mark.parametrize("make", [standard_engine, chunked_engine])
 def test_one_reading_of_every_row_in_a_pass(make, kernel_rows):
     problem = plain_problem(1_000_003, p=2)
-    with make(observe(problem.x, problem.y, problem.sigma), problem.spec) as evaluator:
+    with make(observe(problem.x, problem.y, problem.sigma), problem.spec) as engine:
         for _ in range(2):
             kernel_rows.clear()
-            evaluator.evaluate(problem.params, problem.basis)
+            engine.ask(SumsAt(problem.params, problem.basis))
             assert sum(kernel_rows) == problem.y.size
 
 
-@pytest.mark.parametrize("make", [standard_evaluator, chunked_evaluator])
+@pytest.mark.parametrize("make", [standard_engine, chunked_engine])
 def test_the_same_bits_on_any_number_of_cores(make, monkeypatch):
     problem = plain_problem(600_000)
     sums = []
     for cores in (1, 2, 5):
         monkeypatch.setattr(in_memory, "available_cores", lambda n=cores: n)
-        with make(observe(problem.x, problem.y, problem.sigma), problem.spec) as evaluator:
-            sums.append(evaluator.evaluate(problem.params, problem.basis))
+        with make(observe(problem.x, problem.y, problem.sigma), problem.spec) as engine:
+            sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
 
     for other in sums[1:]:
         assert other.gram.tobytes() == sums[0].gram.tobytes()
@@ -87,8 +88,8 @@ def test_the_same_bits_whatever_pieces_the_memory_comes_in(piece_bytes, missing,
     sums = []
     for size in (in_memory.PIECE_BYTES, piece_bytes):
         monkeypatch.setattr(in_memory, "PIECE_BYTES", size)
-        with standard_evaluator(data, problem.spec) as evaluator:
-            sums.append(evaluator.evaluate(problem.params, problem.basis))
+        with standard_engine(data, problem.spec) as engine:
+            sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
 
     assert sums[0].n_points == (400_000 if missing else 600_000)
     assert sums[1].gram.tobytes() == sums[0].gram.tobytes()
@@ -109,8 +110,8 @@ def test_a_model_of_all_rows_sees_all_rows_at_once(n_rows):
     rng = np.random.default_rng(n_rows)
     x, y = rng.normal(size=(2, n_rows))
     spec = prepare_model(from_first_row, 2, "single", 1)
-    with standard_evaluator(observe(x, y), spec, row_wise=False) as evaluator:
-        sums = evaluator.evaluate(np.array([2.0, 0.5]), np.eye(2))
+    with standard_engine(observe(x, y), spec, whole=True) as engine:
+        sums = engine.ask(SumsAt(np.array([2.0, 0.5]), np.eye(2)))
 
     jacobian = np.stack([x - x[0], np.ones(n_rows)], axis=1)
     residuals = jacobian @ [2.0, 0.5] - y
@@ -125,8 +126,8 @@ def test_a_memory_map_is_staged_in_pieces(tmp_path):
         np.save(tmp_path / f"{name}.npy", array)
     x, y = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "xy")
     data = observe(x, y)
-    with chunked_evaluator(data, problem.spec) as evaluator:
-        sums = evaluator.evaluate(problem.params, problem.basis)
+    with chunked_engine(data, problem.spec) as engine:
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
 
     exact_sums(problem).assert_equal(sums, 300_000)
     # The blocks are views of the file's pages, not copies.

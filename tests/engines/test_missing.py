@@ -1,4 +1,4 @@
-"""Rows that are left out: every evaluator sums over those that remain, and counts the others."""
+"""Rows that are left out: every engine sums over those that remain, and counts the others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, fit
-from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.questions import CostsAt, SumsAt
 from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.engines.dask.engine import DaskEvaluator
-from nlsq_dask.engines.in_memory import chunked_evaluator, standard_evaluator
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
 from tests.support.counting_store import stored
+from tests.support.engines import (
+    chunked_engine,
+    dask_engine,
+    looked_at_first,
+    minimized,
+    sample_of,
+    standard_engine,
+)
 from tests.support.missing_problems import Gappy, gappy_problems
 from tests.support.problems import exact_sums, plain_problem, with_params
 
@@ -30,19 +36,19 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def standard(case: Gappy, layout: int) -> AbstractContextManager[Any]:
-    return standard_evaluator(case.in_memory(), case.problem.spec)
+    return standard_engine(case.in_memory(), case.problem.spec)
 
 
 def chunked(case: Gappy, layout: int) -> AbstractContextManager[Any]:
-    return chunked_evaluator(case.in_memory(), case.problem.spec, block_rows=40 + layout % 2000)
+    return chunked_engine(case.in_memory(), case.problem.spec, block_rows=40 + layout % 2000)
 
 
 def streamed(case: Gappy, layout: int) -> AbstractContextManager[Any]:
-    return DaskEvaluator(case.in_dask(layout), case.problem.spec)
+    return dask_engine(case.in_dask(layout), case.problem.spec)
 
 
 def streamed_in_small_stages(case: Gappy, layout: int) -> AbstractContextManager[Any]:
-    return DaskEvaluator(case.in_dask(layout), case.problem.spec, stage_rows=64)
+    return dask_engine(case.in_dask(layout), case.problem.spec, stage_rows=64)
 
 
 engines = pytest.mark.parametrize(
@@ -55,13 +61,13 @@ def check_sums(engine: Any, case: Gappy, layout: int) -> None:
     if not case.keep.any():
         with (
             pytest.raises(InputError, match=f"^all {case.keep.size} rows are left out"),
-            engine(case, layout) as evaluator,
+            engine(case, layout) as engine,
         ):
-            evaluator.evaluate(problem.params, problem.basis)
+            engine.ask(SumsAt(problem.params, problem.basis))
         return
-    with engine(case, layout) as evaluator:
-        sums = evaluator.evaluate(problem.params, problem.basis)
-        costs = evaluator.costs(problem.params * np.array([[1.0], [0.7]]))
+    with engine(case, layout) as engine:
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
+        costs = engine.ask(CostsAt(problem.params * np.array([[1.0], [0.7]])))
     assert sums.n_skipped == case.n_skipped
     remaining = case.remaining
     expected = exact_sums(remaining)
@@ -83,7 +89,7 @@ def test_sums_on_a_cluster(client):
     @given(case=gappy_problems(sizes=(1,)), layout=seeds)
     def check(case, layout):
         check_sums(
-            lambda c, n: DaskEvaluator(c.in_dask(n), c.problem.spec, client=client), case, layout
+            lambda c, n: dask_engine(c.in_dask(n), c.problem.spec, client=client), case, layout
         )
 
     check()
@@ -106,8 +112,8 @@ def test_many_rows_in_any_chunks(share):
     params, basis = case.problem.params, case.problem.basis
     for make in (standard, chunked, streamed):
         for layout in (1, 2):
-            with make(case, layout * 99_989) as evaluator:
-                sums = evaluator.evaluate(params, basis)
+            with make(case, layout * 99_989) as engine:
+                sums = engine.ask(SumsAt(params, basis))
             assert (sums.n_points, sums.n_skipped) == (case.keep.sum(), case.n_skipped)
             expected.assert_equal(replace(sums, n_skipped=0), case.keep.sum())
 
@@ -123,10 +129,10 @@ def test_the_same_bits_on_every_scheduler(client):
     arrays = [da.from_array(a, chunks=7001) for a in case.problem.arrays]
     data = observe(arrays[0], arrays[1], arrays[2], nan_policy="omit")
     spec = case.problem.spec
-    found = [bits(DaskEvaluator(data, spec, client=client).evaluate(params, basis))]
+    found = [bits(dask_engine(data, spec, client=client).ask(SumsAt(params, basis)))]
     for scheduler in ("synchronous", "threads"):
         with dask.config.set(scheduler=scheduler):
-            found.append(bits(DaskEvaluator(data, spec).evaluate(params, basis)))
+            found.append(bits(dask_engine(data, spec).ask(SumsAt(params, basis))))
     assert found[0] == found[1] == found[2]
 
 
@@ -136,8 +142,8 @@ def test_a_selection_that_leaves_nothing_out_changes_no_bit(engine):
     everything = np.ones(90_000, bool)
     found = []
     for options in ({}, {"nan_policy": "omit", "fill_value": 1e9, "mask": ~everything}):
-        with engine(Gappy(problem, options, everything), 5) as evaluator:
-            found.append(bits(evaluator.evaluate(problem.params, problem.basis)))
+        with engine(Gappy(problem, options, everything), 5) as engine:
+            found.append(bits(engine.ask(SumsAt(problem.params, problem.basis))))
     assert found[0] == found[1]
 
 
@@ -161,8 +167,8 @@ def test_whole_blocks_and_single_rows_are_masked_away():
     mask[100:400] = mask[999] = True
     arrays = [da.from_array(a, chunks=100) for a in (problem.x, problem.y, problem.sigma)]
     data = observe(*arrays, mask=da.from_array(mask, chunks=250))
-    evaluator = DaskEvaluator(data, problem.spec)
-    sums = evaluator.evaluate(problem.params, problem.basis)
+    engine = dask_engine(data, problem.spec)
+    sums = engine.ask(SumsAt(problem.params, problem.basis))
     assert (sums.n_points, sums.n_skipped) == (699, 301)
     exact_sums(Gappy(problem, {}, ~mask).remaining).assert_equal(replace(sums, n_skipped=0), 699)
 
@@ -172,7 +178,7 @@ def test_blocks_may_be_masked_though_their_array_does_not_say_so():
         lambda block: np.ma.masked_less(block, 13), dtype=float, meta=np.empty(0)
     )
     problem = plain_problem(40, p=1, sigma=False)
-    sums = DaskEvaluator(observe(problem.x, y), problem.spec).evaluate(np.ones(1), np.eye(1))
+    sums = dask_engine(observe(problem.x, y), problem.spec).ask(SumsAt(np.ones(1), np.eye(1)))
     assert (sums.n_points, sums.n_skipped) == (27, 13)
 
 
@@ -184,23 +190,23 @@ def test_all_rows_left_out_is_one_clear_error(lazily):
     nothing = wrap(np.full(10, np.nan))
     spec = plain_problem(10, p=1).spec
     data = observe(np.ones(10), nothing, nan_policy="omit", mask=wrap(np.arange(10) < 4))
-    engines = [DaskEvaluator] if lazily else [standard_evaluator, chunked_evaluator]
+    engines = [dask_engine] if lazily else [standard_engine, chunked_engine]
     for make in engines:
-        with pytest.raises(InputError) as raised, make(data, spec) as evaluator:
-            evaluator.evaluate(np.ones(1), np.eye(1))
+        with pytest.raises(InputError) as raised, make(data, spec) as engine:
+            looked_at_first(engine, data, SumsAt(np.ones(1), np.eye(1)))
         assert str(raised.value).startswith(
             "all 10 rows are left out: check the masks and nan_policy='omit'"
         )
     if lazily:
         with pytest.raises(InputError, match="all 10 rows are left out"):
-            DaskEvaluator(data, spec).sample()
+            sample_of(dask_engine(data, spec), data)
 
 
 def test_a_sample_holds_only_rows_that_remain():
     case = many_rows(n_rows=200_000)
     arrays = [da.from_array(a, chunks=1000) for a in case.problem.arrays]
     data = observe(*arrays[:3], nan_policy="omit")
-    sample = DaskEvaluator(data, case.problem.spec, sample_rows=500).sample()[0]
+    sample = sample_of(dask_engine(data, case.problem.spec), data, most=500)
     assert sample.n_rows == sample.count_rows()
     assert 100 < sample.n_rows < 2000
     assert np.isin(sample.y, case.remaining.y).all()
@@ -216,7 +222,7 @@ def test_a_sample_of_masked_blocks_looks_at_more_of_them():
         da.from_array(np.arange(20_000.0), chunks=50), da.from_array(y, chunks=50),
         nan_policy="omit",
     )  # fmt: skip
-    sample = DaskEvaluator(data, plain_problem(10, p=2).spec).sample(2)[0]
+    sample = sample_of(dask_engine(data, plain_problem(10, p=2).spec), data, least=2)
     np.testing.assert_array_equal(sample.coords[0], np.arange(6100, 6150))
 
 
@@ -233,9 +239,9 @@ def noisy_decay(n_rows=2000):
     return x, y
 
 
-def optimum(evaluator, start):
+def optimum(engine, start):
     free = np.full(len(start), np.inf)
-    return minimize(evaluator, np.asarray(start), -free, free, SolverOptions(1e-12, 1e-12, 1e-12))
+    return minimized(engine, np.asarray(start), -free, free, SolverOptions(1e-12, 1e-12, 1e-12))
 
 
 @pytest.mark.parametrize("chunks", [None, 170])
@@ -247,12 +253,12 @@ def test_the_optimum_is_scipy_s_with_nan_policy_omit(chunks):
     )  # fmt: skip
     spec = prepare_model(decay, 3, "single", 1)
     if chunks is None:
-        evaluator: Any = standard_evaluator(observe(x, y, nan_policy="omit"), spec)
+        engine: Any = standard_engine(observe(x, y, nan_policy="omit"), spec)
     else:
         arrays = (da.from_array(a, chunks=chunks) for a in (x, y))
-        evaluator = DaskEvaluator(observe(*arrays, nan_policy="omit"), spec)
-    with evaluator:
-        solution = optimum(evaluator, [1.0, 1.0, 0.0])
+        engine = dask_engine(observe(*arrays, nan_policy="omit"), spec)
+    with engine:
+        solution = optimum(engine, [1.0, 1.0, 0.0])
     np.testing.assert_allclose(solution.params, expected, rtol=1e-8)
     assert solution.n_points == np.isfinite(x + y).sum()
 
@@ -272,14 +278,14 @@ def test_a_model_of_all_rows_sees_the_rows_that_remain(n_rows):
     )
     spec = prepare_model(running_sum, 2, "single", 1)
     data = observe(x, y, nan_policy="omit")
-    with standard_evaluator(data, spec, row_wise=False) as evaluator:
-        solution = optimum(evaluator, [1.0, 0.0])
+    with standard_engine(data, spec, whole=True) as engine:
+        solution = optimum(engine, [1.0, 0.0])
     np.testing.assert_allclose(solution.params, expected, rtol=1e-6)
     assert solution.n_points == np.isfinite(x).sum()
 
     nothing = observe(x, np.full(n_rows, np.nan), nan_policy="omit")
     with pytest.raises(InputError, match="rows are left out"):
-        standard_evaluator(nothing, spec, row_wise=False)
+        standard_engine(nothing, spec, whole=True)
 
 
 @pytest.mark.parametrize("strategy", ["standard", "chunked", "streaming"])
@@ -306,9 +312,9 @@ def test_a_mask_in_zarr_is_read_once_a_pass(tmp_path):
     y = stored(tmp_path / "y", problem.y, (1530,))
     left_out = np.random.default_rng(0).random(20_000) < 0.3
     mask = stored(tmp_path / "mask", left_out, (1530,), fill_value=False)
-    evaluator = DaskEvaluator(observe(x, y, mask=mask), problem.spec)
+    engine = dask_engine(observe(x, y, mask=mask), problem.spec)
     for n_passes in (1, 2, 3):
-        sums = evaluator.evaluate(problem.params, problem.basis)
+        sums = engine.ask(SumsAt(problem.params, problem.basis))
         assert sums.n_skipped == left_out.sum()
         for array in (x, y, mask):
             assert set(array.store.reads.values()) == {n_passes}

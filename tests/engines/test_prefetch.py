@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.groups import plan_stream
 from nlsq_dask.engines.dask.prefetch import (
     AHEAD_BYTES,
@@ -23,6 +23,7 @@ from nlsq_dask.engines.dask.prefetch import (
 )
 from nlsq_dask.io.sources import observe
 from tests.engines.test_dask import in_dask_arrays
+from tests.support.engines import dask_engine
 from tests.support.problems import plain_problem, problems
 
 
@@ -137,7 +138,7 @@ def test_sums_have_the_same_bits():
     sums = []
     for store in (MemoryStore(), FarStore()):
         data = observe(problem.x, zarr_array(store))
-        with DaskEvaluator(data, problem.spec, stage_rows=64) as evaluator:
-            sums.append(evaluator.evaluate(problem.params, problem.basis))
+        with dask_engine(data, problem.spec, stage_rows=64) as engine:
+            sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
     assert sums[0].gram.tobytes() == sums[1].gram.tobytes()
     assert sums[0].gradient.tobytes() == sums[1].gradient.tobytes()

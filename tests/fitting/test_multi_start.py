@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import CovarianceWarning, InputError, Start, Status, fit
-from nlsq_dask.core.minimize import minimize
+from nlsq_dask.core.questions import CostsAt, Several
 from nlsq_dask.core.solver_state import SolverOptions
-from nlsq_dask.engines.dask.engine import DaskEvaluator
+from nlsq_dask.engines.dask.engine import DaskEngine
 from nlsq_dask.engines.dask.sampling import sample_blocks
-from nlsq_dask.engines.in_memory import InMemoryEvaluator, standard_evaluator
+from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.checkpoint import to_json
 from nlsq_dask.fitting.multi_start import (
     FIRST_EVALUATIONS,
@@ -33,6 +33,7 @@ from nlsq_dask.fitting.multi_start import (
 )
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
+from tests.support.engines import minimized, standard_engine
 from tests.support.same_result import assert_same_result
 
 PI = math.pi
@@ -310,9 +311,9 @@ def test_a_basin_is_a_standard_error_wide(sigmas, shared):
         return a + b * x
 
     spec = prepare_model(line, ("a", "b"), observations.structure, 1)
-    with standard_evaluator(observations, spec) as evaluator:
+    with standard_engine(observations, spec) as engine:
         free = np.full(2, np.inf)
-        end = minimize(evaluator, np.ones(2), -free, free, SolverOptions())
+        end = minimized(engine, np.ones(2), -free, free, SolverOptions())
     # A step of so many standard errors, in a direction that mixes the parameters.
     deviation = math.sqrt(end.chi2 / (x.size - 2))
     step = sigmas * deviation * np.linalg.solve(end.r_factor, [0.6, 0.8])
@@ -346,13 +347,14 @@ def test_a_start_reads_back_from_json():
 
 def test_all_starts_are_screened_in_one_pass(monkeypatch):
     calls = []
-    costs = InMemoryEvaluator.costs
+    ask = InMemoryEngine.ask
 
-    def counted(self, candidates):
-        calls.append(candidates.shape)
-        return costs(self, candidates)
+    def counted(self, question):
+        if isinstance(question, CostsAt):
+            calls.append(question.candidates.shape)
+        return ask(self, question)
 
-    monkeypatch.setattr(InMemoryEvaluator, "costs", counted)
+    monkeypatch.setattr(InMemoryEngine, "ask", counted)
     result = PEAKS.fit(20)
     assert calls == [(20, 6)]
     # The first steps of all, the runs of a quarter, p0, and the fit from the best end.
@@ -361,13 +363,14 @@ def test_all_starts_are_screened_in_one_pass(monkeypatch):
 
 def test_starts_never_multiply_passes(monkeypatch):
     compared = []
-    survey = DaskEvaluator.survey
+    ask = DaskEngine.ask
 
-    def counted(self, params, basis, candidates):
-        compared.append(len(candidates))
-        return survey(self, params, basis, candidates)
+    def counted(self, question):
+        if isinstance(question, Several):
+            compared.append(len(question.questions[1].candidates))
+        return ask(self, question)
 
-    monkeypatch.setattr(DaskEvaluator, "survey", counted)
+    monkeypatch.setattr(DaskEngine, "ask", counted)
     chunk = 50
     n_chunks = PEAKS.x.size // chunk
     reads: Counter[int] = Counter()

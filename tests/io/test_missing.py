@@ -16,8 +16,8 @@ from nlsq_dask.io import stage as stage_module
 from nlsq_dask.io.missing import MissingRule, missing_rule
 from nlsq_dask.io.sources import observe
 from nlsq_dask.io.stage import Stage
-from nlsq_dask.questions.bad_values import finite_problem
 from tests.support.counting_store import stored
+from tests.support.engines import finite_problem
 from tests.support.missing_problems import gappy_problems
 
 NAN, INF = np.nan, np.inf

@@ -142,7 +142,7 @@ def test_bands_and_scores_take_the_same_differences(name):
     y = np.random.default_rng(1).normal(size=ROWS.size)
     residuals = row_kernel(spec).values(params, (ROWS,)) - y
     scores = slopes(ROWS, *params) * residuals
-    meat = block_kernel(spec, "cpu").meat(params, staged(ROWS, y))
+    meat = block_kernel(spec, "cpu").score_products(params, staged(ROWS, y))
     lengths = np.linalg.norm(scores, axis=1)
     np.testing.assert_allclose(
         (meat - scores @ scores.T) / np.outer(lengths, lengths), 0.0, atol=1e-9

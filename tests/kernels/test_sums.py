@@ -302,7 +302,7 @@ def test_sums_of_a_loss_are_those_of_rescaled_rows(name, f_scale, n_rows, filler
         assert mine.tobytes() == plain.tobytes()
     assert (asked.cost, asked.moments) == (sums.cost, sums.moments)
     np.testing.assert_allclose(
-        kernel.meat(problem.params, rows), scores.T @ scores, rtol=1e-10, atol=1e-12
+        kernel.score_products(problem.params, rows), scores.T @ scores, rtol=1e-10, atol=1e-12
     )
 
 
@@ -320,7 +320,7 @@ def test_rows_behind_the_last_never_count_in_a_loss():
     sums = kernel(problem.params, problem.basis, rows)
     assert sums.cost == pytest.approx(np.sum(np.abs(r) + 3.5))
     np.testing.assert_allclose(kernel.costs(problem.params[None], rows), sums.cost)
-    for values in (sums.gram, sums.gradient, kernel.meat(problem.params, rows)):
+    for values in (sums.gram, sums.gradient, kernel.score_products(problem.params, rows)):
         assert np.isfinite(values).all()
 
 
@@ -355,8 +355,8 @@ def test_derivatives_of_one_s_own_give_the_same_sums(loss, columns):
     np.testing.assert_allclose(sums.gradient, expected.gradient, rtol=1e-11)
     assert (sums.cost, sums.chi2) == pytest.approx((expected.cost, expected.chi2), rel=1e-14)
     np.testing.assert_allclose(
-        block_kernel(own, "cpu").meat(problem.params, rows),
-        block_kernel(spec, "cpu").meat(problem.params, rows),
+        block_kernel(own, "cpu").score_products(problem.params, rows),
+        block_kernel(spec, "cpu").score_products(problem.params, rows),
         rtol=1e-11,
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from nlsq_dask import InputError
 from nlsq_dask.io.sources import observe
-from nlsq_dask.questions.bad_values import finite_problem
+from tests.support.engines import finite_problem
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -329,7 +329,7 @@ def test_rows_that_were_left_out_have_no_residual(how, lazy):
 
     jacobian = dense_jacobian(model.spec, x[counted], PARAMS) / sigma[counted][:, None]
     expected = (jacobian * errors[:, None] ** 2).T @ jacobian
-    np.testing.assert_allclose(model.meat(PARAMS), expected, rtol=1e-10)
+    np.testing.assert_allclose(model.score_products(PARAMS), expected, rtol=1e-10)
 
 
 def dense_jacobian(spec, x, params):
@@ -366,10 +366,10 @@ def test_the_meat_is_that_of_dense_scores(loss, weighted):
         ),
     }
     for name, (u, v, s) in layouts.items():
-        meat = FittedModel(spec, observe(u, v, s)).meat(PARAMS)
+        meat = FittedModel(spec, observe(u, v, s)).score_products(PARAMS)
         assert (meat.shape, meat.dtype) == ((3, 3), np.float64), name
         np.testing.assert_allclose(meat, expected, rtol=1e-10, err_msg=name)
-    whole = FittedModel(spec, observe(x, y, sigma), row_wise=False).meat(PARAMS)
+    whole = FittedModel(spec, observe(x, y, sigma), row_wise=False).score_products(PARAMS)
     np.testing.assert_allclose(whole, expected, rtol=1e-10)
 
 
@@ -380,7 +380,7 @@ def test_one_reading_of_the_data(ask, tmp_path):
     y = stored(tmp_path / "y", rng.normal(size=3000), (170,))
     model = FittedModel(prepare_model(decay), observe(x, y))
     if ask == "meat":
-        model.meat(PARAMS)
+        model.score_products(PARAMS)
     else:
         model.binned(PARAMS, 1.0, x_range=(0.0, 4.0))
     assert set(x.store.reads.values()) == {1}
@@ -442,7 +442,8 @@ def test_bins_and_scores_on_a_cluster(client):
     np.testing.assert_array_equal(
         there.binned(PARAMS, 1.0).sums.observed, here.binned(PARAMS, 1.0).sums.observed
     )
-    np.testing.assert_allclose(there.meat(PARAMS), here.meat(PARAMS), rtol=1e-12)
+    expected = here.score_products(PARAMS)
+    np.testing.assert_allclose(there.score_products(PARAMS), expected, rtol=1e-12)
 
 
 def test_several_coordinates_are_binned_by_the_fitted_value():
@@ -473,7 +474,7 @@ def test_a_coordinate_without_extent(x):
         pytest.param(lambda m: m.values(PARAMS), id="values"),
         pytest.param(lambda m: m.standard_errors(PARAMS, PCOV), id="errors"),
         pytest.param(lambda m: m.residuals(PARAMS), id="residuals"),
-        pytest.param(lambda m: m.meat(PARAMS), id="meat"),
+        pytest.param(lambda m: m.score_products(PARAMS), id="score_products"),
         pytest.param(lambda m: m.binned(PARAMS, 1.0), id="binned"),
     ],
 )

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tests.support.dense_evaluator import model_functions
+from tests.support.dense_engine import model_functions
 
 FloatArray = NDArray[np.float64]
 Model = Callable[..., Any]

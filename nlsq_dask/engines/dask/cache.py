@@ -19,7 +19,7 @@ import sys
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +27,12 @@ import numpy as np
 from dask._task_spec import Alias, DataNode
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.accumulate import SumT, accumulate, sum_rows
+from nlsq_dask.core.questions import AnswerT, RowQuestion
+from nlsq_dask.engines.accumulate import accumulate, add_rows
 from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage
-from nlsq_dask.kernels.sums import BlockKernel, find_device
+from nlsq_dask.kernels.sums import find_device
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
 
 CacheChoice = bool | Literal["auto"]
@@ -75,45 +77,36 @@ class KeptGroup:
         # By this Dask decides whether to move a task to another worker than the one that has it.
         return self.n_bytes
 
-    def sum(
+    def answer(
         self,
-        of_rows: Callable[[Rows], SumT],
-        nothing: Callable[[int], SumT],
-        read: Callable[[], Iterable[Block]],
-        kernel: BlockKernel,
-        device: str | None,
+        question: RowQuestion[AnswerT],
+        kernels: Kernels,
+        blocks: Iterable[Block],
         weighted: bool,
         stage_rows: int,
-    ) -> SumT:
-        """Sum over the kept rows; or over the blocks of ``read()``, whose rows are then kept.
+    ) -> AnswerT:
+        """Answer a question for the kept rows; or for the blocks, whose rows are then kept.
 
         Parameters
         ----------
-        of_rows, nothing, weighted, stage_rows
+        blocks : iterable of Block
+            The blocks of the group. Nothing is made of them where rows were kept.
+        question, kernels, weighted, stage_rows
             As for :func:`~nlsq_dask.engines.accumulate.accumulate`.
-        read : callable
-            Makes the blocks of the group.
-        kernel : BlockKernel
-            Whose device the rows are kept on.
-        device : {"cpu", "gpu"} or None
-            Name of that device.
         """
         if self._rows is not None:
-            total = nothing(0)
-            for rows, n_left_out in self._rows:
-                total = total + sum_rows(of_rows, nothing, rows, n_left_out)
-            return total
-        if not self._claim(device):
-            return accumulate(of_rows, nothing, read(), weighted, stage_rows)
+            return add_rows(question, kernels, self._rows)
+        if not self._claim(kernels.device):
+            return accumulate(question, kernels, blocks, weighted, stage_rows)
         kept: list[tuple[Rows, int]] = []
 
         def keep(stage: Stage) -> Rows:
-            rows = kernel.put(_copied(stage))
+            rows = kernels.put(_copied(stage))
             kept.append((rows, stage.n_left_out))
             return rows
 
         try:
-            total = accumulate(of_rows, nothing, read(), weighted, stage_rows, keep)
+            total = accumulate(question, kernels, blocks, weighted, stage_rows, keep)
         except BaseException:
             self.forget()
             raise

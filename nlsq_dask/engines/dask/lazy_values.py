@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
@@ -13,17 +13,12 @@ from dask.base import compute, tokenize
 from dask.delayed import Delayed, delayed
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.dask.groups import GroupPlan, common_chunks, plan_stream
-from nlsq_dask.engines.dask.prefetch import read_blocks
-from nlsq_dask.engines.dask.runners import ClusterRunner, LocalRunner
-from nlsq_dask.engines.dask.task import Work
+from nlsq_dask.engines.dask.groups import common_chunks
 from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
-from nlsq_dask.io.stage import Block, Layout
-from nlsq_dask.questions.bad_rows import BadRows, bad_rows_of
-from nlsq_dask.questions.histogram import BinSums, Grid, bin_blocks
+from nlsq_dask.io.stage import Layout
 from nlsq_dask.questions.row_values import (
     RowFunction,
     residuals_of_block,
@@ -128,77 +123,6 @@ def finite_range(array: Array, client: Client | None) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bin_rows(
-    function: RowFunction, grid: Grid, data: Observations, client: Client | None
-) -> BinSums:
-    """Sum over all rows in one reading, as a pass of a fit does."""
-    sums = _in_one_reading("bins", _bin_group, function, data, client, grid)
-    assert isinstance(sums, BinSums)
-    return sums
-
-
-def bad_rows(function: RowFunction, data: Observations, client: Client | None) -> BadRows:
-    """Look for rows without a finite squared residual in one reading, as a pass of a fit does."""
-    rows = _in_one_reading("bad-rows", _bad_rows_of_group, function, data, client)
-    assert isinstance(rows, BadRows)
-    return rows
-
-
-def _in_one_reading(
-    name: str,
-    of_group: Callable[..., Any],
-    function: RowFunction,
-    data: Observations,
-    client: Client | None,
-    *args: Any,
-) -> Any:
-    """Sum of what groups find: ``of_group(plan, external, work, params, chunks, *args)``."""
-    plan = plan_stream(data)
-    work = Work(function.spec, data.layout, function.device)
-    runner = (
-        LocalRunner(plan, work, _no_progress, None)
-        if client is None
-        else ClusterRunner(plan, work, client, _no_progress)
-    )
-    try:
-        return runner.run(name, of_group, function.params, plan.chunks, *args)
-    finally:
-        runner.close()
-
-
-def _bin_group(
-    plan: GroupPlan,
-    external: Sequence[Any],
-    work: Work,
-    params: FloatArray,
-    chunks: Chunks,
-    grid: Grid,
-) -> BinSums:
-    """Sum over the blocks of a group."""
-    function = RowFunction(work.spec, params, device=work.device)
-    blocks = _blocks(plan, external, work)
-    return bin_blocks(function.for_blocks_of(_largest_block(chunks)), grid, blocks)
-
-
-def _bad_rows_of_group(
-    plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray, chunks: Chunks
-) -> BadRows:
-    """Look at the blocks of a group."""
-    function = RowFunction(work.spec, params, device=work.device)
-    places = zip(plan.steps, _blocks(plan, external, work), strict=True)
-    blocks = ((step.index, step.box, block) for step, block in places)
-    return bad_rows_of(function.for_blocks_of(_largest_block(chunks)), blocks)
-
-
-def _blocks(plan: GroupPlan, external: Sequence[Any], work: Work) -> Iterator[Block]:
-    """Blocks of a group, given the values of ``plan.external`` in that order."""
-    return read_blocks(plan, dict(zip(plan.external, external, strict=True)), work.layout)
-
-
 def _largest_block(chunks: Chunks) -> int:
     """Rows of the largest block."""
     return math.prod(map(max, chunks))
-
-
-def _no_progress(done: int, total: int) -> None:
-    """Report nothing."""

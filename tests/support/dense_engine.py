@@ -1,4 +1,4 @@
-"""An evaluator of data in memory without blocks or tiles: J whole, as plainly as can be."""
+"""An engine of data in memory without blocks or tiles: J whole, as plainly as can be."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import Moments, NormalEquations
+from nlsq_dask.core.questions import SumsAt
 
 FloatArray = NDArray[np.float64]
 
 
-class DenseEvaluator:
+class DenseEngine:
     """Normal equations out of a residual function and its Jacobian; remembers the points."""
 
     def __init__(
@@ -34,7 +35,10 @@ class DenseEvaluator:
     def n_passes(self) -> int:
         return len(self.points)
 
-    def evaluate(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
+    def ask(self, question: SumsAt) -> NormalEquations:
+        return self.sums(question.params, question.basis)
+
+    def sums(self, params: FloatArray, basis: FloatArray) -> NormalEquations:
         self.points.append(params.copy())
         # What a model does out of its domain is data here, not a warning.
         with np.errstate(all="ignore"):

@@ -11,12 +11,44 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import NormalEquations
+from nlsq_dask.core.questions import Answers, FoundT, Search
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.moments import ORDINARY
 
 # Sizes of y, of 1/sigma and of y/sigma outside of which sums of their squares over 1e8 rows exceed
 # the largest float64, 1.8e308, or lose digits below the least normal one, 2.2e-308.
 LEAST_SIZE, LARGEST_SIZE = 1e-150, 1e150
+
+
+def looked_at(search: Search[FoundT], data: Observations) -> Search[FoundT]:
+    """Look at the values of the data as the answers to a search's questions tell them.
+
+    Parameters
+    ----------
+    search : Search
+    data : Observations
+        What the answers are of.
+
+    Raises
+    ------
+    InputError
+        If all rows are left out, or as :func:`look_at` does.
+    """
+    answer, is_first = None, True
+    while True:
+        try:
+            question = search.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        answer = yield question
+        for sums in answer if isinstance(answer, Answers) else (answer,):
+            if not isinstance(sums, NormalEquations):
+                continue
+            if not sums.n_points:
+                raise _errors.all_left_out(data.n_rows, data.causes)
+            if is_first and sums.largest is not None:
+                look_at(sums, data)
+                is_first = False
 
 
 def look_at(sums: NormalEquations, data: Observations) -> None:

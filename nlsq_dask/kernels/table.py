@@ -1,0 +1,52 @@
+"""The compiled kernels of the models that questions are about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import jax
+
+from nlsq_dask.kernels.sums import BlockKernel, block_kernel, find_device
+from nlsq_dask.kernels.tiles import Rows
+from nlsq_dask.user_model.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """Kernels by the number of the model: a value that can be pickled.
+
+    Attributes
+    ----------
+    specs : tuple of ModelSpec
+        The models.
+    device : {"cpu", "gpu"} or None
+        Where the kernels run; None takes JAX's default.
+    whole : bool
+        Whether a model needs all rows in one call.
+    """
+
+    specs: tuple[ModelSpec, ...]
+    device: str | None = None
+    whole: bool = False
+
+    def __getitem__(self, model: int) -> BlockKernel:
+        return block_kernel(self.specs[model], self.device, self.whole)
+
+    def compare_anew(self) -> Self:
+        """Compare each model with its kernel at the next rows, as every fit in memory does."""
+        for model in range(len(self.specs)):
+            self[model].compare_anew()
+        return self
+
+    def put(self, rows: Rows) -> Rows:
+        """Place rows on the device, where they stay between passes.
+
+        On a CPU the aligned buffers are there already, and must not be written to any more.
+        """
+        target = find_device(self.device)
+        if target.platform == "cpu":
+            return rows
+        with jax.enable_x64(True):
+            coords, y, weights = jax.device_put((rows.coords, rows.y, rows.weights), target)
+        return Rows(coords, y, weights, rows.n)
