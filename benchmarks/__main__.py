@@ -18,6 +18,7 @@ RUNS: dict[str, list[str]] = {
     "streaming": [],
     "passes": [],
     "losses": [],
+    "robust_pass": [],
     "coverage": [],
     "whole_fit": [],
     "cached": [],

@@ -5,10 +5,11 @@ and J = ∂r/∂θ (n, p), the kernel returns the symmetric matrix
 
     A Aᵀ (q + 1, q + 1)   of   A = [(J S)ᵀ; rᵀ] (q + 1, n)
 
-whose parts are the Gram matrix (J S)ᵀ(J S), the gradient (J S)ᵀr and Σ r². A loss that is concave
-in some residuals adds its share of the curvature, a second (q, q) matrix. A robust loss adds, if
-asked to, the products of the rows' scores, of which the covariance of its estimates is made: a
-third matrix, for which a branch at run time costs nothing where nobody asks.
+whose parts are the Gram matrix (J S)ᵀ(J S), the gradient (J S)ᵀr and Σ r². A robust loss gives
+weights to the rows of these sums. Where it is concave in some residuals it adds its share of the
+curvature, a second (q, q) matrix (:mod:`nlsq_dask.kernels.products`). If asked to, it adds the
+products of the rows' scores, of which the covariance of its estimates is made: a third matrix, for
+which a branch at run time costs nothing where nobody asks.
 
 The rows are swept tile by tile, so that A of one tile stays in the CPU's cache and the memory of a
 block does not depend on p. The columns of (J S)ᵀ are directional derivatives along the columns of
@@ -39,8 +40,14 @@ from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
+from nlsq_dask.kernels.products import (
+    computed_once,
+    no_products,
+    products_for,
+    products_of_scores,
+)
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, Sums, Tile, sum_over_tiles
-from nlsq_dask.user_model.loss import HALF_OF_ROWS, concavity, rescale
+from nlsq_dask.user_model.loss import HALF_OF_ROWS
 from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model, check_trace
 
 # Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
@@ -240,6 +247,8 @@ class BlockKernel:
         n: jax.Array,
         differenced: bool = False,
     ) -> jax.Array:
+        if not self._spec.loss.is_linear:
+            return self._robust_sums(params, basis, scores, coords, y, weights, n, differenced)
         weighted = weights is not None or self._spec.cholesky is not None
 
         def sums(rows: Tile) -> tuple[jax.Array, ...]:
@@ -247,26 +256,70 @@ class BlockKernel:
             residuals = self._weighted(directions, rows)
             errors = jnp.where(rows.valid, directions[-1], 0.0)
             extra = [jnp.abs(errors)]
-            more: list[jax.Array] = []
-            if not self._spec.loss.is_linear:
-                residuals, of_rows, more = self._reweighted(residuals, rows.valid)
-                extra += of_rows
-                more.append(jax.lax.cond(scores, _products_of_scores, _no_products, residuals))
             if weighted:
                 extra.append(errors**2)
             extra += replaced
-            return residuals @ residuals.T, *more, jnp.stack([jnp.sum(e) for e in extra])
+            return residuals @ residuals.T, jnp.stack([jnp.sum(e) for e in extra])
 
-        q, robust = basis.shape[1], not self._spec.loss.is_linear
-        more = [jnp.zeros((q, q))] * (robust + self._spec.loss.is_concave)
-        zero = (
-            jnp.zeros((q + 1, q + 1)),
-            *more,
-            jnp.zeros(1 + weighted + 3 * robust + differenced),
-        )
+        q = basis.shape[1]
+        zero = jnp.zeros((q + 1, q + 1)), jnp.zeros(1 + weighted + differenced)
         return jnp.concatenate(
             [s.ravel() for s in self._over_tiles(sums, zero, coords, y, weights, n)]
         )
+
+    def _robust_sums(
+        self,
+        params: jax.Array,
+        basis: jax.Array,
+        scores: jax.Array,
+        coords: tuple[jax.Array, ...],
+        y: jax.Array,
+        weights: jax.Array | None,
+        n: jax.Array,
+        differenced: bool,
+    ) -> jax.Array:
+        """The same sums of a robust loss, with its matrices, flat as `_evaluate` takes them."""
+        q, loss = basis.shape[1], self._spec.loss
+        weighted = weights is not None or self._spec.cholesky is not None
+        products = products_for(q, 1 + loss.is_concave, y.shape[0], self._tile_bytes)
+
+        def tile(rows: Tile) -> tuple[jax.Array, list[jax.Array]]:
+            directions, replaced = self._augmented(params, basis, rows, differenced)
+            errors = [jnp.where(rows.valid, directions[-1], 0.0)] if weighted else []
+            return self._weighted(directions, rows), [*errors, *replaced]
+
+        def sums(rows: Tile) -> tuple[tuple[jax.Array, ...], ...]:
+            directions, rest = self._once(tile, rows)
+            columns, residuals = directions[:-1], directions[-1]
+            costs, of_scores, row_weights = self._once(
+                lambda rows: loss.of_rows(residuals, rows.valid, _call_loss), rows
+            )
+            small = rows.valid & (jnp.abs(residuals) <= HALF_OF_ROWS * loss.f_scale)
+            extra = [costs, residuals**2, jnp.where(small, 1.0, 0.0)]
+            errors, replaced = rest[0] if weighted else residuals, rest[weighted:]
+            extra = [jnp.abs(errors), *extra, *[errors**2] * weighted, *replaced]
+            asked = jax.lax.cond(scores, products_of_scores, no_products, columns, of_scores)
+            return (
+                products.of_tile(columns, row_weights, of_scores),
+                (asked,),
+                tuple(products.total(e) for e in extra),
+            )
+
+        n_extra = 4 + weighted + differenced
+        zero = (products.zero(), (jnp.zeros((q, q)),), (products.no_row,) * n_extra)
+        found, asked, extra = self._over_tiles(sums, zero, coords, y, weights, n, products.tile)
+        (gram, *concave), gradient = products.finish(found)
+        extra = jnp.stack([jnp.sum(e) for e in extra])
+        chi2 = extra[2:3]
+        symmetric = jnp.block([[gram, gradient[:, None]], [gradient[None], chi2[None]]])
+        return jnp.concatenate([m.ravel() for m in (symmetric, *concave, *asked, extra)])
+
+    def _once(self, function: Callable[[Tile], Sums], rows: Tile) -> Sums:
+        """What a function returns of a tile, computed once; where there are tiles."""
+        if self._tile_bytes is None:
+            return function(rows)
+        # The first row of a tile counts, which XLA does not know.
+        return computed_once(rows.valid[0], function, rows)
 
     def _weighted(self, values: jax.Array, rows: Tile) -> jax.Array:
         """Values of rows (k, tile) in units of their standard deviations; 0 behind the last."""
@@ -277,30 +330,6 @@ class BlockKernel:
             values = solved(factor, values.T).T
         # A select, not a product: rows behind the last may hold NaN, and NaN * 0 is NaN.
         return jnp.where(rows.valid, values, 0.0)
-
-    def _reweighted(
-        self, directions: jax.Array, valid: jax.Array
-    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-        """Rescale the rows of ``[J S; r]`` for the loss.
-
-        Beside them: the rows' costs, r², and 1 where r is small; and the curvature of the rows
-        where the loss is concave, summed, if it is one that may be.
-        """
-        jacobian, residuals = directions[:-1], directions[-1]
-        value, first, second = self._spec.loss.terms(residuals, _call_loss)
-        on_jacobian, on_residual = rescale(first, second)
-        rescaled = jnp.concatenate([jacobian * on_jacobian, (residuals * on_residual)[None]])
-        concave = []
-        if self._spec.loss.is_concave:
-            concave = [(jacobian * jnp.where(valid, concavity(first, second), 0.0)) @ jacobian.T]
-        # A user's loss of the residual 0, which rows behind the last have, may be anything.
-        small = valid & (jnp.abs(residuals) <= HALF_OF_ROWS * self._spec.loss.f_scale)
-        of_rows = [0.5 * jnp.where(valid, value, 0.0), residuals**2, jnp.where(small, 1.0, 0.0)]
-        # Computed once, however many products it enters.
-        once: jax.Array = jax.lax.optimization_barrier(  # type: ignore[no-untyped-call]
-            jnp.where(valid, rescaled, 0.0)
-        )
-        return once, of_rows, concave
 
     def _costs_of_tiles(
         self,
@@ -352,10 +381,11 @@ class BlockKernel:
         y: jax.Array,
         weights: jax.Array | None,
         n: jax.Array,
+        tile: int | None = None,
     ) -> Sums:
         """Sum a function of a tile over all tiles; the zero's first axis is its values a row."""
         _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
-        return sum_over_tiles(function, zero, self._tile_bytes, coords, y, weights, n)
+        return sum_over_tiles(function, zero, self._tile_bytes, coords, y, weights, n, tile)
 
     def _augmented(
         self, params: jax.Array, basis: jax.Array, rows: Tile, differenced: bool
@@ -383,16 +413,6 @@ class BlockKernel:
 def _taken(sums: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:
     """A matrix (size, size) at the front of flat sums, and the rest."""
     return sums[: size**2].reshape(size, size), sums[size**2 :]
-
-
-def _products_of_scores(rescaled: jax.Array) -> jax.Array:
-    """``Σ ψ² j jᵀ``: the factors of a row of J and of its residual multiply to ψ."""
-    scores = rescaled[:-1] * rescaled[-1]
-    return scores @ scores.T
-
-
-def _no_products(rescaled: jax.Array) -> jax.Array:
-    return jnp.zeros((rescaled.shape[0] - 1,) * 2)
 
 
 def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:

@@ -49,6 +49,7 @@ def sum_over_tiles(
     y: jax.Array,
     weights: jax.Array | None,
     n: jax.Array,
+    rows: int | None = None,
 ) -> Sums:
     """Sum a function of a tile over all tiles, while JAX traces.
 
@@ -63,9 +64,11 @@ def sum_over_tiles(
         Bytes of those values in a tile; None takes all rows at once.
     coords, y, weights, n
         As in :class:`Rows`, all of one capacity.
+    rows : int or None
+        Rows of a tile, where they do not follow from its bytes.
     """
-    tile = y.shape[0]
-    if tile_bytes is not None:
+    tile = rows or y.shape[0]
+    if rows is None and tile_bytes is not None:
         tile = min(tile, tile_rows(tile_bytes, jax.tree.leaves(zero)[0].shape[0]))
 
     def add_tile(i: jax.Array, total: Sums) -> Sums:

@@ -5,7 +5,8 @@ The cost is ``½ C² Σ ρ(z_i)`` with ``z_i = (r_i / C)²`` and the scale C (``
 for residuals and a Jacobian that are rescaled row by row (Triggs, McLauchlan, Hartley &
 Fitzgibbon, "Bundle adjustment - a modern synthesis", 2000, section 4.3, without the term that
 couples them): with ``s² = ρ' + 2 z ρ''``, row i of J is multiplied by s and r_i by ``ρ' / s``. That
-keeps the gradient exact and the second derivatives of the loss in the Gauss-Newton matrix.
+keeps the gradient exact and the second derivatives of the loss in the Gauss-Newton matrix. In the
+sums over rows only s² and ``ρ' r_i`` are left, so that no root is taken.
 
 Where ``ρ' + 2 z ρ''`` is negative the loss is concave in r_i, and no real s exists. SciPy leaves
 such rows out of the matrix. With noise well above C, which makes most rows such rows, that
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask.user_model.elementary import arctan, log1p
 
 # ρ, ρ' and ρ'' of z, each of z's shape.
 Terms = tuple[jax.Array, jax.Array, jax.Array]
@@ -89,14 +91,44 @@ class Loss:
             value, first, second = call(self.function, z)
         return self.f_scale**2 * value, first, z * second
 
+    def of_rows(
+        self, residuals: jax.Array, valid: jax.Array, call: Callable[..., jax.Array]
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """What the sums of a tile are made of; zeros in rows that are not valid.
+
+        Parameters
+        ----------
+        residuals : jax.Array, shape (n,)
+        valid : jax.Array, shape (n,), bool
+            A user's loss of the residual 0, which other rows have, may be anything.
+        call : callable
+            As in `terms`.
+
+        Returns
+        -------
+        costs, scores : jax.Array, shape (n,)
+            ``½ C² ρ`` and its derivative by the residual, ``ρ' r``.
+        weights : list of jax.Array, shape (n,)
+            Of ``j jᵀ`` in the Gram matrix, and in the curvature of the rows where the loss is
+            concave, if it is one that may be.
+        """
+        value, first, second = self.terms(residuals, call)
+        weights = [curvature(first, second)]
+        if self.is_concave:
+            weights.append(concavity(first, second))
+
+        def masked(values: jax.Array) -> jax.Array:
+            return jnp.where(valid, values, 0.0)
+
+        return masked(0.5 * value), masked(first * residuals), [masked(w) for w in weights]
+
 
 LINEAR = Loss("linear")
 
 
-def rescale(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Factors of the rows of J and of the residuals, out of ``ρ'`` and ``z ρ''``."""
-    scale = jnp.sqrt(jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE))
-    return scale, first / scale
+def curvature(first: jax.Array, second: jax.Array) -> jax.Array:
+    """``s² = ρ' + 2 z ρ''`` of the rows, out of ``ρ'`` and ``z ρ''``; next to 0 where negative."""
+    return jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE)
 
 
 def concavity(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -129,29 +161,33 @@ def _linear(z: jax.Array) -> Terms:
 
 def _soft_l1(z: jax.Array) -> Terms:
     root = jnp.sqrt(1.0 + z)
-    # 2 (√(1 + z) - 1) without the difference of nearly equal numbers.
-    return 2.0 * z / (root + 1.0), 1.0 / root, -0.5 / root**3
+    # Both quotients by one division, which takes longer than all else here.
+    inverse = 1.0 / (root * (root + 1.0))
+    first = inverse * (root + 1.0)
+    # 2 (√(1 + z) - 1) = 2 z / (√(1 + z) + 1), without the difference of nearly equal numbers.
+    return 2.0 * z * (inverse * root), first, -0.5 * first**3
 
 
 def _huber(z: jax.Array) -> Terms:
     inside = z <= 1.0
     # The branch that is not taken must not divide by zero.
     outside = jnp.sqrt(jnp.where(inside, 1.0, z))
+    first = 1.0 / outside
     return (
         jnp.where(inside, z, 2.0 * outside - 1.0),
-        jnp.where(inside, 1.0, 1.0 / outside),
-        jnp.where(inside, 0.0, -0.5 / outside**3),
+        first,
+        jnp.where(inside, 0.0, -0.5 * first**3),
     )
 
 
 def _cauchy(z: jax.Array) -> Terms:
     inverse = 1.0 / (1.0 + z)
-    return jnp.log1p(z), inverse, -(inverse**2)
+    return log1p(z), inverse, -(inverse**2)
 
 
 def _arctan(z: jax.Array) -> Terms:
     inverse = 1.0 / (1.0 + z**2)
-    return jnp.arctan(z), inverse, -2.0 * z * inverse**2
+    return arctan(z), inverse, -2.0 * z * inverse**2
 
 
 LOSSES: dict[Any, Callable[[jax.Array], Terms]] = {

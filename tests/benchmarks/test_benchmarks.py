@@ -42,6 +42,13 @@ RUNS = [
         "losses", ["--rows", "2e4", "--chunks", "40"], 9, ("passes", "ours", "scipy"), id="losses"
     ),
     pytest.param(
+        "robust_pass",
+        ["--rows", "4096", "--repeat", "2"],
+        16,
+        ("linear", "robust", "ratio"),
+        id="robust_pass",
+    ),
+    pytest.param(
         "coverage",
         ["--rows", "200", "--repeats", "2"],
         24,
