@@ -262,7 +262,10 @@ class BlockKernel:
             return residuals @ residuals.T, jnp.stack([jnp.sum(e) for e in extra])
 
         q = basis.shape[1]
-        zero = jnp.zeros((q + 1, q + 1)), jnp.zeros(1 + weighted + differenced)
+        zero: tuple[jax.Array, ...] = (
+            jnp.zeros((q + 1, q + 1)),
+            jnp.zeros(1 + weighted + differenced),
+        )
         return jnp.concatenate(
             [s.ravel() for s in self._over_tiles(sums, zero, coords, y, weights, n)]
         )
@@ -288,11 +291,11 @@ class BlockKernel:
             errors = [jnp.where(rows.valid, directions[-1], 0.0)] if weighted else []
             return self._weighted(directions, rows), [*errors, *replaced]
 
-        def sums(rows: Tile) -> tuple[tuple[jax.Array, ...], ...]:
-            directions, rest = self._once(tile, rows)
+        def sums(rows: Tile) -> tuple[tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]]:
+            directions, rest = self._once(tile, rows, n > 0)
             columns, residuals = directions[:-1], directions[-1]
             costs, of_scores, row_weights = self._once(
-                lambda rows: loss.of_rows(residuals, rows.valid, _call_loss), rows
+                lambda rows: loss.of_rows(residuals, rows.valid, _call_loss), rows, n > 0
             )
             small = rows.valid & (jnp.abs(residuals) <= HALF_OF_ROWS * loss.f_scale)
             extra = [costs, residuals**2, jnp.where(small, 1.0, 0.0)]
@@ -301,25 +304,24 @@ class BlockKernel:
             asked = jax.lax.cond(scores, products_of_scores, no_products, columns, of_scores)
             return (
                 products.of_tile(columns, row_weights, of_scores),
-                (asked,),
+                asked,
                 tuple(products.total(e) for e in extra),
             )
 
         n_extra = 4 + weighted + differenced
-        zero = (products.zero(), (jnp.zeros((q, q)),), (products.no_row,) * n_extra)
-        found, asked, extra = self._over_tiles(sums, zero, coords, y, weights, n, products.tile)
+        zero = products.zero(), jnp.zeros((q, q)), (products.no_row,) * n_extra
+        found, asked, extras = self._over_tiles(sums, zero, coords, y, weights, n, products.tile)
         (gram, *concave), gradient = products.finish(found)
-        extra = jnp.stack([jnp.sum(e) for e in extra])
-        chi2 = extra[2:3]
-        symmetric = jnp.block([[gram, gradient[:, None]], [gradient[None], chi2[None]]])
-        return jnp.concatenate([m.ravel() for m in (symmetric, *concave, *asked, extra)])
+        totals = jnp.stack([jnp.sum(e) for e in extras])
+        above = jnp.concatenate([gram, gradient[:, None]], axis=1)
+        last = jnp.concatenate([gradient, totals[2:3]])  # Σ r²
+        return jnp.concatenate([m.ravel() for m in (above, last, *concave, asked, totals)])
 
-    def _once(self, function: Callable[[Tile], Sums], rows: Tile) -> Sums:
+    def _once(self, function: Callable[[Tile], Sums], rows: Tile, has_rows: jax.Array) -> Sums:
         """What a function returns of a tile, computed once; where there are tiles."""
         if self._tile_bytes is None:
             return function(rows)
-        # The first row of a tile counts, which XLA does not know.
-        return computed_once(rows.valid[0], function, rows)
+        return computed_once(has_rows, function, rows)
 
     def _weighted(self, values: jax.Array, rows: Tile) -> jax.Array:
         """Values of rows (k, tile) in units of their standard deviations; 0 behind the last."""
