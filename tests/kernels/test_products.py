@@ -1,0 +1,62 @@
+"""The matrices of a robust loss, against dense NumPy: with lanes and with matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nlsq_dask.kernels.block import block_kernel
+from nlsq_dask.kernels.loss import Loss
+from nlsq_dask.kernels.products import (
+    LANED_ROWS,
+    MOST_LANED_COLUMNS,
+    Laned,
+    Multiplied,
+    products_for,
+)
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
+from tests.engines.problems import plain_problem
+from tests.kernels.test_block import buffers, dense_rows, rho
+
+
+@pytest.mark.parametrize(
+    ("name", "f_scale"), [("soft_l1", 0.3), ("huber", 1.0), ("cauchy", 0.7), ("arctan", 2.0)]
+)
+@pytest.mark.parametrize(
+    ("p", "capacity"), [(1, 4096), (3, 4096), (3, 512), (10, 4096), (20, 4096)]
+)
+def test_all_matrices_of_a_loss(name, f_scale, p, capacity):
+    problem = plain_problem(capacity - 100, p)
+    kernel = block_kernel(replace(problem.spec, loss=Loss(name, f_scale)), "cpu")
+    sums = kernel(problem.params, problem.basis, buffers(problem, capacity), scores=True)
+    errors, jacobian = dense_rows(problem)
+    r, jacobian = errors / problem.sigma, jacobian / problem.sigma[:, None]
+    z = (r / f_scale) ** 2
+    _, first, second = rho(name, z)
+    curvature = first + 2 * z * second
+    eps = np.finfo(float).eps
+
+    def assert_product(found, weights):
+        sizes = np.sqrt(np.abs(weights) @ jacobian**2)
+        apart = np.abs(found - jacobian.T @ (jacobian * weights[:, None]))
+        np.testing.assert_array_less(apart, 1e-12 * np.outer(sizes, sizes) + 1e-300)
+        np.testing.assert_array_equal(found, found.T)
+
+    assert_product(sums.gram, np.maximum(curvature, eps))
+    assert_product(sums.scores, (first * r) ** 2)
+    if name in ("cauchy", "arctan"):
+        assert_product(sums.concave, np.minimum(curvature, 0.0))
+    sizes = np.linalg.norm(jacobian, axis=0) * np.linalg.norm(first * r)
+    apart = np.abs(sums.gradient - jacobian.T @ (first * r))
+    np.testing.assert_array_less(apart, 1e-12 * sizes + 1e-300)
+
+
+def test_lanes_are_taken_for_few_columns_of_whole_tiles():
+    few, many = MOST_LANED_COLUMNS, MOST_LANED_COLUMNS + 1
+    assert products_for(few, 2, 4 * LANED_ROWS, CPU_TILE_BYTES) == Laned(few, 2)
+    assert products_for(many, 2, 4 * LANED_ROWS, CPU_TILE_BYTES) == Multiplied(many, 2)
+    # Buffers shorter than a tile, and those of correlated rows or a graphics processor.
+    assert products_for(few, 2, LANED_ROWS // 2, CPU_TILE_BYTES) == Multiplied(few, 2)
+    assert products_for(few, 2, 4 * LANED_ROWS, None) == Multiplied(few, 2)
