@@ -22,10 +22,10 @@ from benchmarks.common import Row, arguments, in_fresh_process, interleave, judg
 from benchmarks.problems import EXPONENTIAL, GAUSSIANS, Problem
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.sums import block_kernel
+from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.user_model.loss import LINEAR, Loss
 from nlsq_dask.user_model.model import prepare_model
-from nlsq_dask.kernels.signature import parameter_names
-from nlsq_dask.kernels.tiles import Rows
+from nlsq_dask.user_model.signature import parameter_names
 
 LOSSES = ("soft_l1", "huber", "cauchy", "arctan")
 BAR = 1.6

@@ -16,11 +16,16 @@ from typing import ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
-# Columns up to which lanes are taken. Measured for "cauchy" (Xeon at 2.8 GHz, vectors of 256 bits),
-# lanes and matrix products, in units of a pass of linear loss: 1.4 and 1.8 for 3 columns, 1.5 and
-# 1.6 for 6, 1.4 and 1.6 for 10, 1.6 and 1.5 for 14. But XLA compiles every pair by itself: for 6
-# columns in twice, for 10 in three times the time of the products.
-MOST_LANED_COLUMNS = 4
+# Columns up to which lanes are taken, for large buffers and for small ones. Measured for
+# "cauchy" (Xeon at 2.8 GHz, vectors of 256 bits), lanes and matrix products, in units of a pass of
+# linear loss: 1.4 and 1.8 for 3 columns, 1.4 and 1.6 for 10, 1.6 and 1.5 for 14. But XLA compiles
+# every pair by itself: 10 columns take three times as long as the products do, seconds that only a
+# fit of many rows earns back.
+MOST_LANED_COLUMNS = 10
+MOST_LANED_COLUMNS_SMALL = 4
+
+# Rows of a buffer that only data of about a million rows have.
+LARGE_BUFFER = 1 << 17
 
 # Rows of a tile and lanes of a sum. Eight rows a lane are unrolled: 1024/128 and 2048/256 are
 # equally fast, other ratios and 4096/512 up to twice as slow.
@@ -141,7 +146,8 @@ def products_for(
         As in :func:`nlsq_dask.kernels.tiles.sum_over_tiles`.
     """
     tiled = tile_bytes is not None and capacity % LANED_ROWS == 0
-    way = Laned if tiled and columns <= MOST_LANED_COLUMNS else Multiplied
+    most = MOST_LANED_COLUMNS if capacity >= LARGE_BUFFER else MOST_LANED_COLUMNS_SMALL
+    way = Laned if tiled and columns <= most else Multiplied
     return way(columns, weights)
 
 

@@ -7,18 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nlsq_dask.kernels.block import block_kernel
-from nlsq_dask.kernels.loss import Loss
 from nlsq_dask.kernels.products import (
     LANED_ROWS,
+    LARGE_BUFFER,
     MOST_LANED_COLUMNS,
+    MOST_LANED_COLUMNS_SMALL,
     Laned,
     Multiplied,
     products_for,
 )
+from nlsq_dask.kernels.sums import block_kernel
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
-from tests.engines.problems import plain_problem
-from tests.kernels.test_block import buffers, dense_rows, rho
+from nlsq_dask.user_model.loss import Loss
+from tests.kernels.test_sums import buffers, dense_rows, rho
+from tests.support.problems import plain_problem
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,10 @@ def test_all_matrices_of_a_loss(name, f_scale, p, capacity):
 
 
 def test_lanes_are_taken_for_few_columns_of_whole_tiles():
-    few, many = MOST_LANED_COLUMNS, MOST_LANED_COLUMNS + 1
-    assert products_for(few, 2, 4 * LANED_ROWS, CPU_TILE_BYTES) == Laned(few, 2)
-    assert products_for(many, 2, 4 * LANED_ROWS, CPU_TILE_BYTES) == Multiplied(many, 2)
+    few = MOST_LANED_COLUMNS_SMALL
+    for capacity, most in ((4 * LANED_ROWS, few), (LARGE_BUFFER, MOST_LANED_COLUMNS)):
+        assert products_for(most, 2, capacity, CPU_TILE_BYTES) == Laned(most, 2)
+        assert products_for(most + 1, 2, capacity, CPU_TILE_BYTES) == Multiplied(most + 1, 2)
     # Buffers shorter than a tile, and those of correlated rows or a graphics processor.
     assert products_for(few, 2, LANED_ROWS // 2, CPU_TILE_BYTES) == Multiplied(few, 2)
     assert products_for(few, 2, 4 * LANED_ROWS, None) == Multiplied(few, 2)

@@ -30,7 +30,7 @@ class DenseModel:
     def residuals(self, params):
         return self.y - self.values(params)
 
-    def meat(self, params):
+    def score_products(self, params):
         scores = self.design * (self.residuals(params) / self.sigma**2)[:, None]
         return scores.T @ scores
 

@@ -339,7 +339,7 @@ def dense_jacobian(spec, x, params):
 
 @pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_meat_is_that_of_dense_scores(loss, weighted):
+def test_score_products_are_those_of_dense_scores(loss, weighted):
     """Each row's score is the gradient of its own cost, found by differentiating the cost."""
     rng = np.random.default_rng(7)
     n = 70_001
@@ -373,13 +373,13 @@ def test_the_meat_is_that_of_dense_scores(loss, weighted):
     np.testing.assert_allclose(whole, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("ask", ["meat", "binned"])
+@pytest.mark.parametrize("ask", ["score_products", "binned"])
 def test_one_reading_of_the_data(ask, tmp_path):
     rng = np.random.default_rng(8)
     x = stored(tmp_path / "x", rng.uniform(0, 4, 3000), (170,))
     y = stored(tmp_path / "y", rng.normal(size=3000), (170,))
     model = FittedModel(prepare_model(decay), observe(x, y))
-    if ask == "meat":
+    if ask == "score_products":
         model.score_products(PARAMS)
     else:
         model.binned(PARAMS, 1.0, x_range=(0.0, 4.0))

@@ -15,7 +15,7 @@ import pytest
 from nlsq_dask import InputError
 from nlsq_dask._errors import MissingLibraryError
 from nlsq_dask.io.sources import observe
-from nlsq_dask.questions.histogram import BinSums
+from nlsq_dask.questions.histogram import Histogram
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.plot import MAX_POINTS, plot_fit
 from nlsq_dask.user_model.model import prepare_model
@@ -197,13 +197,13 @@ def test_rows_that_were_left_out_are_not_drawn(n):
 def test_data_are_read_once_for_a_picture(monkeypatch):
     result = decay_result(MANY, lazy=True)
     calls = []
-    zero = BinSums.zero.__func__
+    of_block = Histogram.of_block
 
-    def counted(cls, grid):
-        calls.append(grid)
-        return zero(cls, grid)
+    def counted(self, placed, kernels):
+        calls.append(placed)
+        return of_block(self, placed, kernels)
 
-    monkeypatch.setattr(BinSums, "zero", classmethod(counted))
+    monkeypatch.setattr(Histogram, "of_block", counted)
     plot_fit(result)
     assert len(calls) == 7  # one a block
 
