@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
-from nlsq_dask.fitting.prepare import Given, Wishes, prepare
-from nlsq_dask.fitting.run import Reporting, run
+from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
+from nlsq_dask.fitting.run import ReportOptions, run
 from nlsq_dask.planning.cost import DryRun, plan_of, with_dry_run
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.result import FitResult
@@ -230,43 +230,49 @@ def fit(
     named: dict[str, Any] = {
         name: value for name, value in tolerances.items() if not _is_auto(value)
     }
-    wishes = Wishes(
-        workflow,
-        goal,
-        strategy,
-        n_starts,
-        named,
-        checked_seed(seed),
-        pilot,
-        stat_tol,
-        method,
-        max_nfev,
-        x_scale,
-        memory_limit_gb,
-        client,
-        device,
-        cache,
+    options = RunOptions(
+        workflow=workflow,
+        goal=goal,
+        strategy=strategy,
+        n_starts=n_starts,
+        tolerances=named,
+        seed=checked_seed(seed),
+        pilot=pilot,
+        stat_tol=stat_tol,
+        method=method,
+        max_nfev=max_nfev,
+        x_scale=x_scale,
+        memory_limit_gb=memory_limit_gb,
+        client=client,
+        device=device,
+        cache=cache,
     )
-    given = Given(
-        sigma,
-        absolute_sigma,
-        mask,
-        nan_policy,
-        fill_value,
-        bounds,
-        fixed,
-        ties,
-        loss,
-        f_scale,
-        jac,
+    inputs = InputOptions(
+        sigma=sigma,
+        absolute_sigma=absolute_sigma,
+        mask=mask,
+        nan_policy=nan_policy,
+        fill_value=fill_value,
+        bounds=bounds,
+        fixed=fixed,
+        ties=ties,
+        loss=loss,
+        f_scale=f_scale,
+        jac=jac,
     )
     if resume and checkpoint is None:
         raise _errors.resume_without_checkpoint()
-    reporting = Reporting(checkpoint, resume, progress, callback, verbose)
-    job = prepare(model, x, y, p0, given, wishes)
+    reports = ReportOptions(
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+        callback=callback,
+        verbose=verbose,
+    )
+    job = prepare(model, x, y, p0, inputs, options)
     if dry_run:
         return plan_of(job, dry_run)
-    return run(job, reporting)
+    return run(job, reports)
 
 
 def _is_auto(value: Any) -> bool:

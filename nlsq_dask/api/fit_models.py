@@ -22,7 +22,7 @@ from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.lock_step import AskAll, answered_together, together
 from nlsq_dask.fitting.open_engine import engine_of
-from nlsq_dask.fitting.prepare import Given, Wishes, open_source, prepare_on
+from nlsq_dask.fitting.prepare import InputOptions, RunOptions, open_source, prepare_on
 from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.run import (
     Before,
@@ -35,6 +35,7 @@ from nlsq_dask.fitting.run import (
     start_problem,
 )
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
+from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.results.comparison import ModelComparison
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.signature import model_label
@@ -146,7 +147,7 @@ def fit_models(
     """
     named = _named_models(models)
     tolerances: dict[str, Any] = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
-    wishes = Wishes(
+    options = RunOptions(
         workflow=workflow,
         goal=goal,
         strategy=strategy,
@@ -163,7 +164,7 @@ def fit_models(
         device=device,
         cache=cache,
     )
-    given = Given(
+    inputs = InputOptions(
         sigma=sigma,
         absolute_sigma=absolute_sigma,
         mask=mask,
@@ -176,7 +177,7 @@ def fit_models(
         raise _errors.resume_without_checkpoint()
     own = {"p0": p0, "bounds": bounds, "fixed": fixed, "ties": ties}
     per_model = {argument: _per_model(argument, own[argument], list(named)) for argument in own}
-    jobs = _prepare(named, x, y, per_model, given, wishes)
+    jobs = _prepare(named, x, y, per_model, inputs, options)
     fits, n_passes = _run(jobs, checkpoint, resume, progress)
     return ModelComparison(_results(fits), n_passes)
 
@@ -234,18 +235,18 @@ def _prepare(
     x: Any,
     y: Any,
     per_model: Mapping[str, Sequence[Any]],
-    given: Given,
-    wishes: Wishes,
+    inputs: InputOptions,
+    options: RunOptions,
 ) -> dict[str, Job]:
     """Decide how each model is fitted, such that one reading serves all of them."""
-    source = open_source(x, y, given)
+    source = open_source(x, y, inputs)
     jobs = {}
     for i, (name, model) in enumerate(models.items()):
-        own = replace(given, fixed=per_model["fixed"][i], ties=per_model["ties"][i])
+        own = replace(inputs, fixed=per_model["fixed"][i], ties=per_model["ties"][i])
         if per_model["bounds"][i] is not None:
             own = replace(own, bounds=per_model["bounds"][i])
         with _naming(name):
-            job = prepare_on(source, model, per_model["p0"][i], own, wishes)
+            job = prepare_on(source, model, per_model["p0"][i], own, options)
         # Messages of the engines call the model by its name here.
         jobs[name] = replace(job, spec=replace(job.spec, label=name))
     return _with_one_stream(jobs)
@@ -256,18 +257,15 @@ def _with_one_stream(jobs: dict[str, Job]) -> dict[str, Job]:
 
     They are the same for all but on a GPU, where they shrink with the number of parameters.
     """
-    if any(job.stream is None for job in jobs.values()):
+    streamed = [job for job in jobs.values() if isinstance(job.strategy, Streamed)]
+    if len(streamed) < len(jobs):
         return jobs
-    smallest = min(jobs.values(), key=_block_rows)
-    config = smallest.plan.config
-    return {
-        name: replace(job, plan=replace(job.plan, config=config), stream=smallest.stream)
-        for name, job in jobs.items()
-    }
+    smallest = min(streamed, key=_block_rows).strategy
+    return {name: replace(job, strategy=smallest) for name, job in jobs.items()}
 
 
 def _block_rows(job: Job) -> int:
-    return 0 if job.plan.config is None else job.plan.config.block_rows
+    return 0 if isinstance(job.strategy, Standard) else job.strategy.blocks.block_rows
 
 
 @dataclass(frozen=True)
@@ -383,7 +381,7 @@ def _engines(
     at once, and gets them in a copy of their own.
     """
     specs = [job.spec for job in jobs]
-    pieces = [(job.plan.strategy, job.row_wise, job.plan.config) for job in jobs]
+    pieces = [(type(job.strategy), job.row_wise, _block_rows(job)) for job in jobs]
     engines: dict[Any, InMemoryEngine | DaskEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:

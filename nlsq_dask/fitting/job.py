@@ -15,6 +15,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
+from nlsq_dask.fitting.strategy import Standard, Strategy, Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
@@ -50,7 +51,7 @@ class Source:
         return stream_of(self.data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A fit, decided.
 
@@ -67,12 +68,10 @@ class Job:
         Of the free parameters.
     absolute_sigma : bool
     plan : WorkflowPlan
-        Strategy, tolerances, starts.
+        Workflow, budget, tolerances, starts.
     options : SolverOptions
-    stream : StreamPlan or None
-        Groups of blocks, where the strategy is streaming.
-    client : distributed.Client or None
-        Cluster that streams.
+    strategy : Standard, Chunked or Streamed
+        How the rows are read.
     device : {"cpu", "gpu"} or None
     guess : callable or None
         The model's own guess of a start, where the caller gave none.
@@ -94,13 +93,17 @@ class Job:
     absolute_sigma: bool
     plan: WorkflowPlan
     options: SolverOptions
-    stream: StreamPlan | None
-    client: Client | None
+    strategy: Strategy
     device: str | None
     guess: Callable[..., Any] | None
     seed: int
     pilot: bool
     cache: CacheChoice
+
+    @property
+    def client(self) -> Client | None:
+        """The cluster that reads the data, if there is one."""
+        return self.strategy.client if isinstance(self.strategy, Streamed) else None
 
     @property
     def box(self) -> Box:
@@ -115,18 +118,20 @@ class Job:
     def description(self) -> dict[str, Any]:
         """What makes this fit another one, as JSON values: for checkpoints."""
         data, plan, options = self.data, self.plan, self.options
+        chunks = self.strategy.stream.chunks if isinstance(self.strategy, Streamed) else None
+        blocks = None if isinstance(self.strategy, Standard) else self.strategy.blocks
         return {
             "model": replace(self.spec, loss=LINEAR).key,
             "parameters": list(self.spec.names),
             "shapes": [list(a.shape) for a in data.operands],
             "dtypes": [str(a.dtype) for a in data.operands],
-            "chunks": None if self.stream is None else to_json(self.stream.chunks),
+            "chunks": to_json(chunks),
             "missing": repr(data.rule),
             "fixed and ties": to_json([self.reduction.matrix, self.reduction.offset]),
             "bounds": to_json([self.lower, self.upper]),
             "p0": to_json(self.start),
             "strategy": plan.strategy,
-            "block_rows": None if plan.config is None else plan.config.block_rows,
+            "block_rows": None if blocks is None else blocks.block_rows,
             "loss": self.spec.loss.token,
             "method": options.method,
             "stat_tol": to_json(options.stat_tol),

@@ -16,6 +16,7 @@ from nlsq_dask.core.memory_budget import (
     size_sample,
 )
 from nlsq_dask.fitting.job import Job
+from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.stage import STAGE_ROWS
 
 if TYPE_CHECKING:
@@ -30,66 +31,60 @@ FEW_ROWS = 1_000_000
 FEW_BLOCKS = 16
 
 
-def parallel(job: Job) -> tuple[int, int]:
+def parallel(streamed: Streamed) -> tuple[int, int]:
     """Workers, and threads of all together that read at one time, of a streaming fit."""
     from nlsq_dask.engines.dask.cluster import worker_threads  # engines, loaded for use
     from nlsq_dask.engines.dask.scheduler import local_threads
 
-    if job.client is not None:
-        threads = worker_threads(job.client)
+    if streamed.client is not None:
+        threads = worker_threads(streamed.client)
         return len(threads), sum(threads)
-    assert job.plan.config is not None, "a streaming fit has blocks"
-    return 0, min(local_threads(), job.plan.config.threads)
+    return 0, min(local_threads(), streamed.blocks.threads)
 
 
-def streaming_of(job: Job) -> Streaming:
+def streaming_of(job: Job, streamed: Streamed) -> Streaming:
     """How a streaming fit reads: groups, threads, staging buffers, and what is kept."""
     from nlsq_dask.engines.dask.engine import Streaming  # an engine, loaded for use
 
-    config = job.plan.config
-    assert config is not None, "a streaming fit has blocks"
-    assert job.stream is not None
     return Streaming(
-        stream=job.stream,
-        client=job.client,
-        stage_rows=min(config.block_rows, STAGE_ROWS),
-        threads=config.threads,
-        cache=cache_choice(job),
-        cache_bytes=cache_bytes(job),
+        stream=streamed.stream,
+        client=streamed.client,
+        stage_rows=min(streamed.blocks.block_rows, STAGE_ROWS),
+        threads=streamed.blocks.threads,
+        cache=_cache_choice(job),
+        cache_bytes=_cache_bytes(job, streamed),
     )
 
 
-def sampled(job: Job) -> SampledBlocks | None:
+def sampled(job: Job, streamed: Streamed) -> SampledBlocks | None:
     """What a streaming fit reads before its first pass; None for nothing."""
     from nlsq_dask.engines.dask.sampling import sampled_blocks  # an engine, loaded for use
 
-    if job.stream is None or not (job.pilot or job.guess is not None):
+    if not (job.pilot or job.guess is not None):
         return None
-    few = job.data.n_rows <= FEW_ROWS or job.stream.n_blocks <= FEW_BLOCKS
-    return sampled_blocks(job.stream, sample_rows(job), whole=few and job.guess is not None)
+    few = job.data.n_rows <= FEW_ROWS or streamed.stream.n_blocks <= FEW_BLOCKS
+    return sampled_blocks(streamed.stream, sample_rows(job), whole=few and job.guess is not None)
 
 
-def base_bytes(job: Job) -> int:
+def base_bytes(streamed: Streamed) -> int:
     """Memory that a streaming fit takes in this process, or in each worker, without any data."""
-    return SOLVER_BYTES if job.client is None else WORKER_BASE_BYTES
+    return SOLVER_BYTES if streamed.client is None else WORKER_BASE_BYTES
 
 
-def streaming_bytes(job: Job) -> int:
+def streaming_bytes(job: Job, streamed: Streamed) -> int:
     """Memory that a streaming fit takes in this process, or in each worker, but for kept rows."""
     from nlsq_dask.engines.dask.pieces import largest_pieces, sources_of  # engines, loaded for use
     from nlsq_dask.engines.dask.prefetch import prefetch_depth
 
-    config, stream = job.plan.config, job.stream
-    assert config is not None, "a streaming fit has blocks"
-    assert stream is not None
+    blocks, stream = streamed.blocks, streamed.stream
     # Zarr decodes whole chunks, however small the part that Dask asks for.
-    held = max(stream.piece_bytes, largest_pieces(sources_of(job.data)))
-    held += prefetch_depth(stream) * stream.block_bytes
-    sample = sampled(job)
+    piece_bytes = max(stream.piece_bytes, largest_pieces(sources_of(job.data)))
+    piece_bytes += prefetch_depth(stream) * stream.block_bytes
+    sample = sampled(job, streamed)
     return (
-        base_bytes(job)
+        base_bytes(streamed)
         + stream.held_bytes
-        + config.threads * (config.thread_bytes + CHUNKS_A_THREAD * held)
+        + blocks.threads * (blocks.thread_bytes + CHUNKS_A_THREAD * piece_bytes)
         + (0 if sample is None else sample_bytes(job, sample.rows))
     )
 
@@ -104,11 +99,11 @@ def sample_rows(job: Job) -> int:
     return size_sample(job.plan.budget.threshold_gb * GB, len(job.data.coords))
 
 
-def cache_choice(job: Job) -> CacheChoice:
+def _cache_choice(job: Job) -> CacheChoice:
     """Whether to keep rows: what is read but once need not be."""
     return job.cache if job.options.max_nfev != 1 else False
 
 
-def cache_bytes(job: Job) -> int:
+def _cache_bytes(job: Job, streamed: Streamed) -> int:
     """What of the budget is left for kept rows."""
-    return max(int(job.plan.budget.threshold_gb * GB) - streaming_bytes(job), 0)
+    return max(int(job.plan.budget.threshold_gb * GB) - streaming_bytes(job, streamed), 0)

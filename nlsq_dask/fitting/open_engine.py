@@ -14,6 +14,7 @@ from nlsq_dask.engines.in_memory import (
 )
 from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.memory import streaming_of
+from nlsq_dask.fitting.strategy import Chunked, Standard
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.user_model.model import ModelSpec
 
@@ -35,21 +36,25 @@ def engine_of(
         Models that questions are about, by number; by default the job's model alone.
     """
     kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
-    config = job.plan.config
-    if job.stream is not None:
-        from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
-
-        engine = DaskEngine(job.data, kernels, streaming_of(job), progress)
-        if engine.keeping.share:
-            logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
-        return engine
-    if config is None:
+    strategy = job.strategy
+    if isinstance(strategy, Standard):
         return standard_engine(job.data, kernels)
-    return chunked_engine(job.data, kernels, config.block_rows, config.threads)
+    if isinstance(strategy, Chunked):
+        blocks = strategy.blocks
+        return chunked_engine(job.data, kernels, blocks.block_rows, blocks.threads)
+    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+
+    engine = DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
+    if engine.keeping.share:
+        logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
+    return engine
 
 
 def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:
     """Open an engine of some rows in memory, of the shape that is compiled for all rows."""
-    config = job.plan.config
-    rows = part_rows(job.data.n_rows) if config is None else config.block_rows
+    strategy = job.strategy
+    if isinstance(strategy, Standard):
+        rows = part_rows(job.data.n_rows)
+    else:
+        rows = strategy.blocks.block_rows
     return chunked_engine(sample, job.kernels, rows)

@@ -37,8 +37,8 @@ MANY_TIMES = 4
 
 # The pilot's answer is uncertain by its own standard errors: it need not be found better than to a
 # tenth of them.
-STAT_TOL = 0.1
-FTOL = 1e-6
+PILOT_STAT_TOL = 0.1
+PILOT_FTOL = 1e-6
 
 # A pilot that knows a direction less than this part as well, row by row, as all rows do, has missed
 # where it shows. A peak seen by the edge of one chunk alone still has ten times as much.
@@ -215,10 +215,10 @@ def _log_unseen(sample: Observations) -> None:
 
 def _descend(job: Job, point: FloatArray) -> Search[Solution]:
     options = SolverOptions(
-        ftol=FTOL,
+        ftol=PILOT_FTOL,
         x_scale=job.options.x_scale,
         method=job.options.method,
-        stat_tol=STAT_TOL,
+        stat_tol=PILOT_STAT_TOL,
         model_eps=job.options.model_eps,
         residual_variance=job.options.residual_variance,
     )

@@ -20,6 +20,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
+from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.derivatives import model_eps
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from nlsq_dask.engines.dask.groups import StreamPlan
 
 # Rows of data in memory that are shown to the model to see whether it works row by row.
-SAMPLE_ROWS = 64
+SHOWN_ROWS = 64
 
 # Rows up to which the model is first tried on as many rows as there are. Nothing is computed in a
 # trial, but a careless model may allocate.
@@ -66,11 +67,11 @@ LOOSE_STAT_TOL = 0.1
 PRECISION_ROWS = 4
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the caller of ``fit`` says about how it is to be run; see there.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the caller of ``fit`` says about how the fit is run; see there.
 
-    ``tolerances`` holds only those that were given.
+    ``tolerances`` holds only the tolerances that were inputs.
     """
 
     workflow: str | None
@@ -90,9 +91,9 @@ class Wishes:
     cache: CacheChoice = "auto"
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the caller of ``fit`` says of the data and the residuals; see there."""
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What the caller of ``fit`` says about the data and the residuals; see there."""
 
     sigma: Any = None
     absolute_sigma: bool = False
@@ -108,109 +109,150 @@ class Given:
 
 
 def prepare(
-    model: Callable[..., Any], x: Any, y: Any, p0: Any, given: Given, wishes: Wishes
+    model: Callable[..., Any], x: Any, y: Any, p0: Any, inputs: InputOptions, options: RunOptions
 ) -> Job:
-    """Check the arguments of a fit and decide how it is run; see :func:`nlsq_dask.fit`."""
-    return prepare_on(open_source(x, y, given), model, p0, given, wishes)
+    """Check the arguments of a fit and decide how the fit is run; see :func:`nlsq_dask.fit`."""
+    return prepare_on(open_source(x, y, inputs), model, p0, inputs, options)
 
 
-def open_source(x: Any, y: Any, given: Given) -> Source:
+def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
-    sigma, correlated = split_sigma(given.sigma, y)
+    sigma, correlated = split_sigma(inputs.sigma, y)
     data = observe(
         x,
         y,
         sigma,
-        mask=given.mask,
-        nan_policy=given.nan_policy,
-        fill_value=given.fill_value,
+        mask=inputs.mask,
+        nan_policy=inputs.nan_policy,
+        fill_value=inputs.fill_value,
     )
     return Source(data, correlated)
 
 
 def prepare_on(
-    source: Source, model: Callable[..., Any], p0: Any, given: Given, wishes: Wishes
+    source: Source, model: Callable[..., Any], p0: Any, inputs: InputOptions, options: RunOptions
 ) -> Job:
     """Decide how a model is fitted to data that were checked already."""
-    if wishes.client is not None and not hasattr(wishes.client, "scheduler"):
-        raise _errors.not_a_client(wishes.client)
-    data, correlated = source.data, source.correlated
-    # By name, p0 says which parameters there are only through the model's signature.
-    count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
-    names = parameter_names(model, count)
-    reduction = reduce_parameters(names, given.fixed, given.ties)
-    lower, upper = reduce_bounds(reduction, names, *normalize_bounds(given.bounds, names))
-    if wishes.method == "lm" and np.isfinite([lower, upper]).any():
-        raise _errors.lm_bounded()
-    start = reduce_start(reduction, p0, names, lower, upper)
-    if data.n_rows < start.size:
-        raise _errors.too_few_rows(start.size, data.n_rows)
-    spec = _spec(model, names, data, given, correlated)
-    spec = replace(spec, constant=tuple(np.flatnonzero(reduction.is_fixed).tolist()))
-    if wishes.method == "lm" and not spec.loss.is_linear:
+    if options.client is not None and not hasattr(options.client, "scheduler"):
+        raise _errors.not_a_client(options.client)
+    data = source.data
+    free = _free_parameters(model, p0, inputs, options.method)
+    if data.n_rows < free.start.size:
+        raise _errors.too_few_rows(free.start.size, data.n_rows)
+    spec = _spec(model, free.names, data, inputs, source.correlated)
+    if options.method == "lm" and not spec.loss.is_linear:
         raise _errors.lm_with_loss(spec.loss.name)
-    dependence = None
-    several_axes = sum(size > 1 for size in data.y.shape) > 1
-    if correlated is None or several_axes:
-        dependence = _dependence(spec, reduction.expand(start), data)
-    if dependence is not None and several_axes and not data.lazy:
-        raise _errors.not_row_wise_in_several_dimensions(dependence, data.y.shape)
-    row_wise = dependence is None and correlated is None
-    client, stream = None, None
-    if data.lazy:
-        client, stream = _active_client(wishes.client), source.stream
-    plan = _plan(data, len(reduction.names), row_wise, wishes, client, stream)
-    if not row_wise and plan.strategy != "standard":
+    spec = replace(spec, constant=tuple(np.flatnonzero(free.reduction.is_fixed).tolist()))
+    dependence = _checked_dependence(spec, free, source)
+    row_wise = dependence is None and source.correlated is None
+    plan, strategy = _strategy(source, len(free.reduction.names), row_wise, options)
+    if not row_wise and not isinstance(strategy, Standard):
         if spec.whole is not None:
             raise _errors.untraceable_loop(spec.label, "")
         raise _errors.not_row_wise(dependence) if dependence else _errors.covariance_in_parts()
-    if plan.strategy == "streaming" and stream is None:
-        # Data in memory stay there, unless a cluster is named for them: sent to the active one
-        # they would be in memory once more.
-        client, stream = wishes.client, stream_of(data, plan.config)
-    options = _options(plan, wishes, reduction, given.absolute_sigma)
+    solver_options = _solver_options(plan, options, free.reduction, inputs.absolute_sigma)
     traced = PRECISION_ROWS if row_wise else _n_rows(data)
-    options = replace(options, model_eps=model_eps(spec, traced))
-    logger.info("%d rows, %d parameters: %s", data.n_rows, len(names), plan.summary)
+    solver_options = replace(solver_options, model_eps=model_eps(spec, traced))
+    logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
     return Job(
-        data,
-        spec,
-        row_wise,
-        reduction,
-        start,
-        lower,
-        upper,
-        given.absolute_sigma,
-        plan,
-        options,
-        stream,
-        client,
-        wishes.device,
-        getattr(model, "guess", None) if p0 is None else None,
-        wishes.seed,
-        _pilots(data, plan, row_wise, _checked_pilot(wishes.pilot)),
-        _checked_cache(wishes.cache),
+        data=data,
+        spec=spec,
+        row_wise=row_wise,
+        reduction=free.reduction,
+        start=free.start,
+        lower=free.lower,
+        upper=free.upper,
+        absolute_sigma=inputs.absolute_sigma,
+        plan=plan,
+        options=solver_options,
+        strategy=strategy,
+        device=options.device,
+        guess=getattr(model, "guess", None) if p0 is None else None,
+        seed=options.seed,
+        pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
+        cache=_checked_cache(options.cache),
     )
+
+
+@dataclass(frozen=True)
+class _FreeParameters:
+    """Names (p) of the parameters, and start and bounds (q,) of the free parameters."""
+
+    names: Sequence[str]
+    reduction: Reduction
+    start: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+
+
+def _free_parameters(
+    model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
+) -> _FreeParameters:
+    # By name, p0 says which parameters there are only through the model's signature.
+    count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
+    names = parameter_names(model, count)
+    reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
+    lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))
+    if method == "lm" and np.isfinite([lower, upper]).any():
+        raise _errors.lm_bounded()
+    start = reduce_start(reduction, p0, names, lower, upper)
+    return _FreeParameters(names, reduction, start, lower, upper)
+
+
+def _checked_dependence(spec: ModelSpec, free: _FreeParameters, source: Source) -> str | None:
+    """What the model's value in a row depends on beside that row, if anything.
+
+    Correlated rows of one dimension are evaluated together anyway.
+    """
+    data = source.data
+    several_axes = sum(size > 1 for size in data.y.shape) > 1
+    if source.correlated is not None and not several_axes:
+        return None
+    dependence = _dependence(spec, free.reduction.expand(free.start), data)
+    if dependence is not None and several_axes and not data.lazy:
+        raise _errors.not_row_wise_in_several_dimensions(dependence, data.y.shape)
+    return dependence
+
+
+def _strategy(
+    source: Source, n_params: int, row_wise: bool, options: RunOptions
+) -> tuple[WorkflowPlan, Strategy]:
+    """The workflow, and how the rows are read."""
+    data = source.data
+    client, stream = None, None
+    if data.lazy:
+        client, stream = _active_client(options.client), source.stream
+    plan = _plan(data, n_params, row_wise, options, client, stream)
+    blocks = plan.config
+    if blocks is None:
+        return plan, Standard()
+    if plan.strategy != "streaming":
+        return plan, Chunked(blocks)
+    if stream is None:
+        # Data in memory stay there, unless a cluster is named for them: sent to the active cluster
+        # they would be in memory once more.
+        client, stream = options.client, stream_of(data, blocks)
+    return plan, Streamed(blocks, stream, client)
 
 
 def _spec(
     model: Callable[..., Any],
     names: Sequence[str],
     data: Observations,
-    given: Given,
+    inputs: InputOptions,
     correlated: Any,
 ) -> ModelSpec:
     """The model with all that its residuals are made by."""
     # A model that takes all rows at once may accept no other number of them.
     rows = _n_rows(data) if data.n_rows <= MAX_TRIAL_ROWS else None
-    spec = _traced_or_called(model, names, data, given.bounds, rows)
+    spec = _traced_or_called(model, names, data, inputs.bounds, rows)
     jacobian = None
-    if callable(given.jac):
-        jacobian = prepare_jacobian(given.jac, spec, rows)
-    elif given.jac is not None and not (isinstance(given.jac, str) and given.jac in DIFFERENCES):
-        raise _errors.jac_unknown(given.jac, DIFFERENCES)
+    if callable(inputs.jac):
+        jacobian = prepare_jacobian(inputs.jac, spec, rows)
+    elif inputs.jac is not None and not (isinstance(inputs.jac, str) and inputs.jac in DIFFERENCES):
+        raise _errors.jac_unknown(inputs.jac, DIFFERENCES)
     cholesky = None if correlated is None else factor_covariance(correlated, data)
-    loss = prepare_loss(given.loss, given.f_scale)
+    loss = prepare_loss(inputs.loss, inputs.f_scale)
     return replace(spec, jacobian=jacobian, loss=loss, cholesky=cholesky)
 
 
@@ -242,10 +284,10 @@ def _dependence(spec: ModelSpec, at: FloatArray, data: Observations) -> str | No
     """What a model's value at a row depends on beside that row, if anything."""
     if data.lazy:
         return row_dependence(spec, at)
-    return row_dependence(spec, at, lambda: data.thinned(SAMPLE_ROWS).coords, data.n_rows)
+    return row_dependence(spec, at, lambda: data.thinned(SHOWN_ROWS).coords, data.n_rows)
 
 
-def _pilots(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:
+def _has_pilot(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:
     """Whether to fit a sample first. Rows that depend on each other cannot be sampled."""
     streaming = plan.strategy == "streaming"
     if not row_wise:
@@ -269,10 +311,10 @@ def _checked_cache(cache: Any) -> CacheChoice:
     raise _errors.unknown_choice("cache", cache, ("auto", True, False))
 
 
-def _options(
-    plan: WorkflowPlan, wishes: Wishes, reduction: Reduction, absolute_sigma: bool
+def _solver_options(
+    plan: WorkflowPlan, options: RunOptions, reduction: Reduction, absolute_sigma: bool
 ) -> SolverOptions:
-    stat_tol = wishes.stat_tol
+    stat_tol = options.stat_tol
     arrival_tol = LOOSE_STAT_TOL if stat_tol is None else stat_tol
     if isinstance(stat_tol, str):
         if stat_tol != "auto":
@@ -283,9 +325,9 @@ def _options(
         plan.tolerances["xtol"],
         plan.tolerances["gtol"],
         arrival_tol=arrival_tol,
-        max_nfev=wishes.max_nfev,
-        x_scale=_sizes(wishes.x_scale, reduction),
-        method=wishes.method,  # type: ignore[arg-type]
+        max_nfev=options.max_nfev,
+        x_scale=_sizes(options.x_scale, reduction),
+        method=options.method,  # type: ignore[arg-type]
         stat_tol=stat_tol,
         residual_variance=1.0 if absolute_sigma else None,
         scores=False,  # asked for by the search on all rows alone
@@ -302,7 +344,7 @@ def _plan(
     data: Observations,
     n_params: int,
     row_wise: bool,
-    wishes: Wishes,
+    options: RunOptions,
     client: Client | None,
     stream: StreamPlan | None,
 ) -> WorkflowPlan:
@@ -315,7 +357,7 @@ def _plan(
         from nlsq_dask.engines.dask.scheduler import local_threads  # an engine, loaded for use
 
         threads = local_threads()
-    on_gpu = client is None and find_device(wishes.device).platform != "cpu"
+    on_gpu = client is None and find_device(options.device).platform != "cpu"
     chunk, piece_bytes, held_bytes = None, 0, 0
     if stream is not None:
         chunk = _largest_chunk(data, stream)
@@ -332,12 +374,12 @@ def _plan(
             chunk_bytes=piece_bytes,
             held_bytes=held_bytes,
         ),
-        Machine(wishes.memory_limit_gb, on_gpu, threads, worker),
-        wishes.workflow,
-        wishes.goal,
-        strategy=wishes.strategy,
-        n_starts=wishes.n_starts,
-        tolerances=wishes.tolerances,
+        Machine(options.memory_limit_gb, on_gpu, threads, worker),
+        options.workflow,
+        options.goal,
+        strategy=options.strategy,
+        n_starts=options.n_starts,
+        tolerances=options.tolerances,
     )
 
 

@@ -50,8 +50,8 @@ WARNING_LEVEL = 4
 TOLERATED_NOISE = 1.25
 
 
-@dataclass(frozen=True)
-class Reporting:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
     """What the caller of ``fit`` wants to see and keep; see there."""
 
     checkpoint: str | os.PathLike[str] | None
@@ -61,20 +61,20 @@ class Reporting:
     verbose: int
 
 
-def run(job: Job, reporting: Reporting) -> FitResult:
+def run(job: Job, reports: ReportOptions) -> FitResult:
     """Run a fit; see :func:`nlsq_dask.fit`."""
-    table = IterationTable(reporting.verbose)
-    callback = wrap_callback(reporting.callback, job.spec.names, job.reduction)
+    table = IterationTable(reports.verbose)
+    callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
     streaming = job.plan.strategy == "streaming"
     with ExitStack() as stack:
-        line = stack.enter_context(ProgressLine(reporting.progress if streaming else False))
+        line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
         engine = engine_of(job, line.blocks)
         stack.enter_context(engine)
         sample = LazySample(job, engine)
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
-        store = open_checkpoints(job, reporting.checkpoint)
-        saved = store.load() if store is not None and reporting.resume else None
+        store = open_checkpoints(job, reports.checkpoint)
+        saved = store.load() if store is not None and reports.resume else None
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, before: Before) -> None:

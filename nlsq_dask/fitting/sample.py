@@ -13,6 +13,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import sample_rows, sampled
+from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.questions.sample import Sample, Thinned
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # Rows in memory that are sampled: this part of them, or so many if that is more. One in 50 leaves
 # an error of √50 = 7 standard errors of the whole, which one step on all rows makes a thousandth.
 SAMPLE_PART = 50
-SAMPLE_ROWS = 20_000
+LEAST_SAMPLE_ROWS = 20_000
 
 # So many times as many blocks are read for a sample where nearly all rows were left out.
 SAMPLE_GROWTH = 8
@@ -61,9 +62,16 @@ class LazySample:
     def n_passes(self) -> int:
         """Readings of all rows that it takes: 1 where a guess is shown all blocks, mostly 0."""
         if self._all_read is None:  # as of a fit that is resumed, to whose passes it counted
-            blocks = sampled(self._job)
-            self._all_read = blocks is not None and blocks.whole
+            self._all_read = self._reads_all
         return int(self._all_read)
+
+    @property
+    def _reads_all(self) -> bool:
+        """Whether all blocks of streamed data are read."""
+        if not isinstance(self._job.strategy, Streamed):
+            return False
+        blocks = sampled(self._job, self._job.strategy)
+        return blocks is not None and blocks.whole
 
     def __call__(self) -> Observations:
         """The rows."""
@@ -75,15 +83,13 @@ class LazySample:
         """The rows, and whether all rows were read for them."""
         job, engine = self._job, self._engine
         if isinstance(engine, InMemoryEngine):
-            return job.data.thinned(max(SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART)), False
-        blocks = sampled(job)
-        assert blocks is not None, "a fit with a guess or a pilot"
+            return job.data.thinned(max(LEAST_SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART)), False
         return sample_of(
             engine,
             job.data,
             most=sample_rows(job),
             least=len(job.spec.names),
-            whole=blocks.whole,
+            whole=self._reads_all,
             taken=self._taken,
         )
 

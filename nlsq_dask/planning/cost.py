@@ -32,7 +32,8 @@ from nlsq_dask.fitting.memory import (
 )
 from nlsq_dask.fitting.multi_start import FIRST_EVALUATIONS
 from nlsq_dask.fitting.open_engine import engine_of, sample_engine
-from nlsq_dask.fitting.sample import SAMPLE_PART, SAMPLE_ROWS
+from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, SAMPLE_PART
+from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.chunks import regular_chunks
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.result import FitResult
@@ -82,23 +83,26 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
     if dry_run is not True and dry_run not in ("timed", "untimed"):
         raise _errors.unknown_choice("dry_run", dry_run, ("timed", "untimed"))
     timed = job.data.lazy if dry_run is True else dry_run == "timed"
-    if job.stream is None:
+    streamed = job.strategy
+    if not isinstance(streamed, Streamed):
         plan = _noting_memory(_in_memory(job), SOLVER_BYTES)
         return _timed_in_memory(job, plan) if timed else plan
-    plan = _noting_memory(_streaming(job), base_bytes(job))
+    plan = _noting_memory(_streaming(job, streamed), base_bytes(streamed))
     if not timed or not plan.threads:
         return plan
-    from nlsq_dask.planning.timing import try_groups  # an engine, loaded for use
+    from nlsq_dask.planning.timing import time_groups  # an engine, loaded for use
 
-    work = _work(job)
+    work = _work(job, streamed)
     n_coords = len(job.data.coords)
-    trial = try_groups(job.stream, work, n_coords, _params(job), job.client, plan.threads)
+    timing = time_groups(
+        streamed.stream, work, n_coords, _params(job), streamed.client, plan.threads
+    )
     return replace(
         plan,
-        compile_seconds=trial.compile_seconds,
-        pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads),
-        later_pass_seconds=trial.pass_seconds(plan.rows, plan.groups, plan.threads, plan.kept),
-        timed_rows=trial.rows,
+        compile_seconds=timing.compile_seconds,
+        pass_seconds=timing.pass_seconds(plan.rows, plan.groups, plan.threads),
+        later_pass_seconds=timing.pass_seconds(plan.rows, plan.groups, plan.threads, plan.kept),
+        timed_rows=timing.rows,
     )
 
 
@@ -111,25 +115,23 @@ def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
     return replace(plan, warnings=(*plan.warnings, note))
 
 
-def _streaming(job: Job) -> FitPlan:
+def _streaming(job: Job, streamed: Streamed) -> FitPlan:
     """The plan of a fit whose blocks are read by tasks."""
     from nlsq_dask.engines.dask.cache import KeptGroup
     from nlsq_dask.engines.dask.pieces import sources_of
     from nlsq_dask.planning import bytes_read  # engines, loaded for use
     from nlsq_dask.planning.chunk_advice import advise
 
-    stream, config, data = job.stream, job.plan.config, job.data
-    assert stream is not None
-    assert config is not None, "a streaming fit has blocks"
-    workers, threads = parallel(job)
+    stream, data = streamed.stream, job.data
+    workers, threads = parallel(streamed)
     sources = sources_of(data)
-    cache = streaming_of(job).keeping(len(data.values))
+    cache = streaming_of(job, streamed).keeping(len(data.values))
     kept = [isinstance(group, KeptGroup) for group in cache.groups]
     a_pass = bytes_read.read_in_pass(sources, stream, kept)
     plan = _common(job)
     if data.lazy:
         plan = replace(plan, bytes_per_pass=a_pass.each_time, bytes_per_later_pass=a_pass.later)
-    sample = sampled(job)
+    sample = sampled(job, streamed)
     if sample is not None:
         read = bytes_read.read_by(sources, stream, sample.blocks)
         few, many = plan.passes
@@ -149,28 +151,28 @@ def _streaming(job: Job) -> FitPlan:
         threads=threads,
         kept=cache.share,
         bytes_once=a_pass.once,
-        memory_bytes=streaming_bytes(job) + cache.worker_bytes,
+        memory_bytes=streaming_bytes(job, streamed) + cache.worker_bytes,
         warnings=notes,
     )
 
 
 def _in_memory(job: Job) -> FitPlan:
     """The plan of a fit of data in memory."""
-    config, data = job.plan.config, job.data
+    strategy, data = job.strategy, job.data
     plan = _common(job)
-    sample_rows = max(SAMPLE_ROWS, data.n_rows // SAMPLE_PART)
+    sample_rows = max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART)
     sample_rows = min(sample_rows, data.n_rows) if plan.pilot or job.guess is not None else 0
     row_bytes = 8 * (len(data.coords) + 1 + (data.sigma is not None))
-    if config is None:
+    if isinstance(strategy, Standard):
         part = part_rows(data.n_rows) if job.row_wise else data.n_rows
         blocks, threads = -(-data.n_rows // part), available_cores()
         memory = blocks * part * row_bytes
         if not job.row_wise:
             memory += 8 * GPU_MATRICES * data.n_rows * (len(job.spec.names) + 1)
     else:
-        cuts = regular_chunks(data.y.shape, config.block_rows)
-        blocks, threads = math.prod(map(len, cuts)), config.threads
-        memory = config.bytes_in_flight
+        cuts = regular_chunks(data.y.shape, strategy.blocks.block_rows)
+        blocks, threads = math.prod(map(len, cuts)), strategy.blocks.threads
+        memory = strategy.blocks.bytes_in_flight
     return replace(
         plan,
         blocks=blocks,
@@ -227,10 +229,10 @@ def _params(job: Job) -> FloatArray:
     return np.asarray(job.reduction.expand(job.start), np.float64)
 
 
-def _work(job: Job) -> Work:
+def _work(job: Job, streamed: Streamed) -> Work:
     from nlsq_dask.engines.dask.task import Work  # an engine, loaded for use
 
-    streaming = streaming_of(job)
+    streaming = streaming_of(job, streamed)
     return Work(job.kernels, job.data.layout, streaming.stage_rows, streaming.read_ahead)
 
 
@@ -238,7 +240,7 @@ def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
     """Time a pass over a sample, or over all rows where the model needs them at once."""
     data = job.data
     if job.row_wise:
-        data = data.thinned(max(SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
+        data = data.thinned(max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
     engine = sample_engine(job, data) if job.row_wise else engine_of(job, _silent)
     params = _params(job)
     marks = [time.perf_counter()]

@@ -15,7 +15,7 @@ from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan
-from nlsq_dask.engines.dask.runners import ClusterRunner, LocalRunner, Runner
+from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.task import Work, answer_of_group, load
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block
@@ -31,7 +31,7 @@ PART = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Timing:
     """What a few tasks took, in seconds.
 
     Attributes
@@ -65,14 +65,14 @@ class Trial:
         return a_task * -(-n_tasks // threads)
 
 
-def try_groups(
+def time_groups(
     stream: StreamPlan,
     work: Work,
     n_coords: int,
     params: FloatArray,
     client: Client | None,
     threads: int,
-) -> Trial:
+) -> Timing:
     """Compile the kernel without any data, then run some tasks of a pass, spread over the rows.
 
     Parameters
@@ -99,15 +99,11 @@ def try_groups(
     seconds = np.zeros(2)
     for groups in filter(None, (warm, timed)):
         few = replace(stream, groups=tuple(groups))
-        runner: Runner
-        if client is None:
-            runner = LocalRunner(few, work, _silent, threads)
-        else:
-            runner = ClusterRunner(few, work, client, _silent)
-        seconds = runner.run("trial", time_group, params)
+        runner = runner_of(few, work, _silent, client=client, threads=threads)
+        seconds = runner.run("timing", time_group, params)
         runner.close()
     rows = sum(group.n_rows for group in timed)
-    return Trial(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))
+    return Timing(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))
 
 
 def time_group(

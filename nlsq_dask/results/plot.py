@@ -292,4 +292,6 @@ def _loaded(array: Any, model: FittedModel) -> Any:
     """An array of few rows in memory."""
     if isinstance(array, np.ndarray):
         return array
-    return array.compute() if model.client is None else model.client.compute(array, sync=True)
+    from nlsq_dask.engines.dask.scheduler import computed  # Dask, loaded for use
+
+    return computed(model.client, array)[0]

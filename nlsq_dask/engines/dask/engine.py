@@ -21,7 +21,7 @@ from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, plan_
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.groups import StreamPlan, plan_stream
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
-from nlsq_dask.engines.dask.runners import ClusterRunner, LocalRunner, Runner
+from nlsq_dask.engines.dask.runners import Runner, runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.task import Work, answer_of_group
 from nlsq_dask.io.observations import Observations
@@ -163,10 +163,14 @@ class DaskEngine:
     def _runner_of(self, keeping: Keeping) -> Runner:
         streaming = self.streaming
         work = Work(self.kernels, self._data.layout, streaming.stage_rows, streaming.read_ahead)
-        if streaming.client is None:
-            threads = streaming.threads
-            return LocalRunner(self.stream, work, self._report, threads, keeping)
-        return ClusterRunner(self.stream, work, streaming.client, self._report, keeping)
+        return runner_of(
+            self.stream,
+            work,
+            self._report,
+            client=streaming.client,
+            threads=streaming.threads,
+            keeping=keeping,
+        )
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
-from dask.base import compute, tokenize
+from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.dask.groups import common_chunks
+from nlsq_dask.engines.dask.scheduler import computed
 from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
@@ -119,7 +120,7 @@ def finite_range(array: Array, client: Client | None) -> tuple[float, float]:
     """Smallest and largest finite value of a Dask array, read once."""
     finite = da.isfinite(array)
     ends = (da.where(finite, array, np.inf).min(), da.where(finite, array, -np.inf).max())
-    low, high = compute(*ends) if client is None else client.compute(ends, sync=True)
+    low, high = computed(client, *ends)
     return float(low), float(high)
 
 

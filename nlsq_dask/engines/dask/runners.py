@@ -45,6 +45,36 @@ class Runner(Protocol):
         ...
 
 
+def runner_of(
+    plan: StreamPlan,
+    work: Work,
+    progress: BlockProgress,
+    *,
+    client: Client | None,
+    threads: int | None = None,
+    keeping: Keeping | None = None,
+) -> Runner:
+    """Where the groups of a plan run: on a cluster, or on Dask's local scheduler.
+
+    Parameters
+    ----------
+    plan : StreamPlan
+    work : Work
+        What the groups have in common.
+    progress : callable
+        Called as ``progress(blocks_done, blocks)``.
+    client : distributed.Client or None
+        The cluster; None is Dask's local scheduler.
+    threads : int, optional
+        Most groups at one time on the local scheduler.
+    keeping : Keeping, optional
+        Which groups keep their rows; none by default.
+    """
+    if client is None:
+        return LocalRunner(plan, work, progress, threads, keeping)
+    return ClusterRunner(plan, work, client, progress, keeping)
+
+
 class LocalRunner:
     """Groups as tasks of Dask's local scheduler: the configured one, or threads on all cores."""
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dask import config
-from dask.base import get_scheduler
+from dask.base import compute, get_scheduler
 from dask.callbacks import Callback
 from dask.local import get_sync as synchronous_get
 from dask.system import CPU_COUNT
@@ -31,6 +31,14 @@ def active_client(client: Client | None = None) -> Client | None:
         return None
     owner = getattr(get_scheduler(), "__self__", None)
     return owner if isinstance(owner, distributed.Client) else None
+
+
+def computed(client: Client | None, *arrays: Any) -> Sequence[Any]:
+    """Values of Dask arrays, computed together on a cluster or by Dask's local scheduler."""
+    values: Sequence[Any] = (
+        compute(*arrays) if client is None else client.compute(arrays, sync=True)
+    )
+    return values
 
 
 def local_threads() -> int:

@@ -1,0 +1,53 @@
+"""How the rows of a fit are read: one of three strategies, with what each needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from nlsq_dask.core.workflow import BlockConfig
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from nlsq_dask.engines.dask.groups import StreamPlan
+
+
+@dataclass(frozen=True)
+class Standard:
+    """All rows stay in aligned buffers in this process."""
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """Rows in memory are staged block by block in every pass.
+
+    Attributes
+    ----------
+    blocks : BlockConfig
+        Sizes of the blocks, and threads.
+    """
+
+    blocks: BlockConfig
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Blocks are read by tasks in every pass.
+
+    Attributes
+    ----------
+    blocks : BlockConfig
+        Sizes of the blocks, and threads.
+    stream : StreamPlan
+        The groups of blocks.
+    client : distributed.Client or None
+        Cluster that runs the tasks; None is Dask's local scheduler.
+    """
+
+    blocks: BlockConfig
+    stream: StreamPlan
+    client: Client | None
+
+
+Strategy: TypeAlias = Standard | Chunked | Streamed
