@@ -25,8 +25,8 @@ from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, open_source, prepare_on
 from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.run import (
-    Before,
-    Found,
+    Outcome,
+    Preparation,
     naming_rows,
     open_checkpoints,
     result_of,
@@ -274,7 +274,7 @@ class Fitted:
 
     job: Job
     store: CheckpointStore | None
-    found: Found
+    found: Outcome
 
 
 def _run(
@@ -308,7 +308,7 @@ def _run(
             ends = answered_together(searches, ask)
         except _errors.StartNotFiniteError as error:
             raise _start_problem(jobs, error) from None
-    found = [Found(*end, n_passes) for end, n_passes in zip(ends, passes, strict=True)]
+    found = [Outcome(*end, n_passes) for end, n_passes in zip(ends, passes, strict=True)]
     after = max(f.n_passes - n for f, n in zip(found, read, strict=True))
     # All blocks are read once for all guesses.
     fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
@@ -328,11 +328,11 @@ def _counting(ask: AskAll, passes: list[int]) -> AskAll:
 
 def _saving(
     store: CheckpointStore | None, passes: Sequence[int], number: int
-) -> Callable[[SolverState, Before], None]:
+) -> Callable[[SolverState, Preparation], None]:
     """Write checkpoints of one of the fits, where they are kept."""
 
-    def observe(state: SolverState, before: Before) -> None:
-        save_state(store, state, before, passes[number])
+    def observe(state: SolverState, preparation: Preparation) -> None:
+        save_state(store, state, preparation, passes[number])
 
     return observe
 
@@ -395,8 +395,8 @@ def _search(
     job: Job,
     sample: LazySample,
     saved: Checkpoint | None,
-    observer: Callable[[SolverState, Before], None],
-) -> Search[tuple[Solution, Before]]:
+    observer: Callable[[SolverState, Preparation], None],
+) -> Search[tuple[Solution, Preparation]]:
     """One model's fit; what goes wrong bears the model's name."""
     with _naming(name), naming_rows(job):
         return (yield from solve(job, sample, saved, observer))

@@ -1,4 +1,4 @@
-"""What the user sees of the iterations: a callback, and a printed table."""
+"""Callback and printed table of the iterations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADER = f"{'Iteration':>10}{'nfev':>8}{'Cost':>16}{'Reduction':>14}{'Step':>12}
 def wrap_callback(
     callback: Callable[..., Any] | None, names: Sequence[str], reduction: Reduction
 ) -> Callable[[SolverState, Sequence[IterationRecord]], None]:
-    """Make of the user's function one that is shown states, and what led to them.
+    """Wrap the user's callback as a function of a state and of its new records.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def _takes_result(callback: Callable[..., Any]) -> bool:
 
 
 class NewRecords:
-    """The records of a search that were not shown yet: one turn may try several points.
+    """Records of a search that were not shown yet. An iteration may try several points.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class NewRecords:
         self._n_shown = n_shown
 
     def of(self, state: SolverState) -> tuple[IterationRecord, ...]:
-        """Those that a state has, which are shown now."""
+        """New records of a state; they count as shown from now on."""
         history = state.history
         shown = self._n_shown if self._n_shown <= len(history) else 0  # else of another search
         self._n_shown = len(history)
@@ -94,7 +94,7 @@ class NewRecords:
 
 
 class IterationTable:
-    """The progress of a fit on standard output, as ``verbose`` asks for it.
+    """Table of the iterations on standard output, as ``verbose`` asks.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class IterationTable:
         self._cost: float | None = None
 
     def row(self, record: IterationRecord) -> None:
-        """Print an evaluation; a step that was rejected without its length."""
+        """Print an evaluation. The length of a rejected step is left out."""
         if self._verbose < 2:
             return
         if self._cost is None:
@@ -132,7 +132,7 @@ class IterationTable:
             self._cost = record.cost
 
     def end(self, message: str, nfev: int, costs: tuple[float, float], optimality: float) -> None:
-        """Print why the fit ended, and what it cost."""
+        """Print why the fit ended, and the costs."""
         if not self._verbose:
             return
         first, last = costs

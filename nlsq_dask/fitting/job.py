@@ -1,4 +1,4 @@
-"""A fit as a value: everything decided and checked, nothing read yet."""
+"""A job: a fit whose arguments are checked and whose course is decided, before any reading."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A fit, decided.
+    """All decisions about a fit.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Job:
         return Kernels((self.spec,), self.device, whole=not self.row_wise)
 
     def description(self) -> dict[str, Any]:
-        """What makes this fit another one, as JSON values: for checkpoints."""
+        """All that distinguishes this fit from others, as JSON values, for checkpoints."""
         data, plan, options = self.data, self.plan, self.options
         chunks = self.strategy.stream.chunks if isinstance(self.strategy, Streamed) else None
         blocks = None if isinstance(self.strategy, Standard) else self.strategy.blocks

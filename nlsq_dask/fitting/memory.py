@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import Streaming
     from nlsq_dask.engines.dask.sampling import SampledBlocks
 
-# Rows of streamed data, or blocks, of which a model's guess sees all: a guess that misses a peak,
-# because it lies in another block, leads to another minimum. So many rows are read in a moment, and
-# of so few blocks one shows too much.
+# A model's guess sees all rows of streamed data of at most so many rows, or so many blocks. A guess
+# that misses a peak, which lies in a block that was not sampled, leads to another minimum. So few
+# rows are read in a moment, and each of so few blocks is a large part of the data.
 FEW_ROWS = 1_000_000
 FEW_BLOCKS = 16
 
 
 def parallel(streamed: Streamed) -> tuple[int, int]:
-    """Workers, and threads of all together that read at one time, of a streaming fit."""
+    """Number of workers, and number of threads that read at one time on all workers."""
     from nlsq_dask.engines.dask.cluster import worker_threads  # engines, loaded for use
     from nlsq_dask.engines.dask.scheduler import local_threads
 
@@ -67,17 +67,17 @@ def sampled(job: Job, streamed: Streamed) -> SampledBlocks | None:
 
 
 def base_bytes(streamed: Streamed) -> int:
-    """Memory that a streaming fit takes in this process, or in each worker, without any data."""
+    """Memory of a streaming fit in this process, or in each worker, without any data."""
     return SOLVER_BYTES if streamed.client is None else WORKER_BASE_BYTES
 
 
 def streaming_bytes(job: Job, streamed: Streamed) -> int:
-    """Memory that a streaming fit takes in this process, or in each worker, but for kept rows."""
+    """Memory of a streaming fit in this process, or in each worker, without kept rows."""
     from nlsq_dask.engines.dask.pieces import largest_pieces, sources_of  # engines, loaded for use
     from nlsq_dask.engines.dask.prefetch import prefetch_depth
 
     blocks, stream = streamed.blocks, streamed.stream
-    # Zarr decodes whole chunks, however small the part that Dask asks for.
+    # Zarr decodes whole chunks, even where Dask asks for a small part.
     piece_bytes = max(stream.piece_bytes, largest_pieces(sources_of(job.data)))
     piece_bytes += prefetch_depth(stream) * stream.block_bytes
     sample = sampled(job, streamed)
@@ -90,7 +90,7 @@ def streaming_bytes(job: Job, streamed: Streamed) -> int:
 
 
 def sample_bytes(job: Job, rows: int) -> int:
-    """Bytes of a sample of so many rows, with the copies at the peak of taking it."""
+    """Bytes of a sample of so many rows, with all copies that exist while the sample is taken."""
     return SAMPLE_COPIES * 8 * (len(job.data.coords) + 2) * rows
 
 
@@ -100,10 +100,10 @@ def sample_rows(job: Job) -> int:
 
 
 def _cache_choice(job: Job) -> CacheChoice:
-    """Whether to keep rows: what is read but once need not be."""
+    """Whether to keep rows. Rows that are read only once are not kept."""
     return job.cache if job.options.max_nfev != 1 else False
 
 
 def _cache_bytes(job: Job, streamed: Streamed) -> int:
-    """What of the budget is left for kept rows."""
+    """Part of the memory budget for kept rows."""
     return max(int(job.plan.budget.threshold_gb * GB) - streaming_bytes(job, streamed), 0)

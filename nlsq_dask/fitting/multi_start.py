@@ -1,16 +1,18 @@
-"""Several starting points, of which few cost a pass.
+"""Several starting points at the cost of few passes.
 
-A fit from one start ends in the basin of that start. Here a Latin hypercube of starts is screened
-by cost, all in one pass; those at which the model is finite take a few steps each; the best few by
-then are run to convergence; and ends in one basin are counted once. The cost at a start says
-little of where it leads (a wave of the wrong frequency costs least with no amplitude), the cost
-after a few steps says much, and steps that did not lead far are cheaper than runs.
+A fit from one start ends in the basin of that start. Several starts are tried in four stages:
 
-A few data are used as they are. For others all this happens on a sample
-(:mod:`nlsq_dask.fitting.pilot`), and only the best end of each basin is compared on all data, in
-the first pass: more starts do not mean more passes. The full fit then goes on from the best end; or
-from p0 where the sample does not show all parameters, and then only from an end that costs less
-than that.
+1. The costs at a Latin hypercube of starts are computed in one pass.
+2. Every start at which the model is finite takes a few steps. The cost after a few steps says much
+   about the end; the cost at the start says little (a wave of the wrong frequency costs least with
+   amplitude 0).
+3. The best starts by then are run to convergence.
+4. Ends in the same basin are counted once.
+
+Small data are used whole. For large data all stages use a sample (:mod:`nlsq_dask.fitting.pilot`).
+The first pass over all rows compares the best end of each basin, so that more starts do not mean
+more passes. The fit goes on from the best end. Where the sample does not show all parameters the
+fit starts at p0, and then goes on from an end of another start if that end costs less.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ FIRST_EVALUATIONS = 8
 RUN_FRACTION = 1 / 4
 MIN_RUNS = 4
 
-# Two ends are in one basin if they are nearer than this many standard errors, or than this part
-# of their values, which is what data without noise leave.
+# Two ends are in the same basin if their distance is at most this many standard errors, or at most
+# this part of their values (for data without noise).
 SAME_BASIN_SIGMA = 1.0
 SAME_BASIN_RTOL = 1e-4
 
@@ -49,7 +51,7 @@ SAME_BASIN_RTOL = 1e-4
 def search_box(
     p0: FloatArray, lower: FloatArray, upper: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Box in which starts are drawn: the bounds, and around p0 where a bound is infinite.
+    """Box of the starts: the bounds, and a range around p0 where a bound is infinite.
 
     Parameters
     ----------
@@ -82,7 +84,7 @@ def draw_starts(
 
     low, high = search_box(p0, lower, upper)
     unit = qmc.LatinHypercube(p0.size, rng=np.random.default_rng(seed)).random(count - 1)
-    # Not low + unit * (high - low), which overflows for the widest bounds.
+    # The form low + unit * (high - low) overflows for the widest bounds.
     return np.vstack([p0, (1.0 - unit) * low + unit * high])
 
 
@@ -125,7 +127,7 @@ def run_starts(points: FloatArray, box: Box, options: SolverOptions) -> Search[l
 
 
 def ranked(starts: Sequence[Start], costs: FloatArray) -> tuple[Start, ...]:
-    """Rank the basins of a sample by their costs (k,) on all rows, in the order of the basins."""
+    """Renumber the basins of a sample by their costs (k,) on all rows."""
     order = np.argsort(costs, kind="stable").tolist()
     return tuple(
         start
@@ -136,7 +138,7 @@ def ranked(starts: Sequence[Start], costs: FloatArray) -> tuple[Start, ...]:
 
 
 def best_end(starts: Sequence[Start]) -> FloatArray:
-    """Where the full fit starts: the best end, or the best start if none has ended."""
+    """Start of the full fit: the best end, or the best start if no search has ended."""
     best = min(starts, key=lambda s: (s.cost is None, s.start_cost if s.cost is None else s.cost))
     return best.p0 if best.params is None else best.params
 
@@ -160,13 +162,13 @@ def _first_steps(
 
 
 def _promising(states: Mapping[int, SolverState], count: int) -> list[int]:
-    """The first start, those of least cost, and those that have converged already."""
+    """Numbers of the first start, the starts of least cost, and the starts that have converged."""
     best = set(sorted(states, key=lambda i: (states[i].cost, i))[:count])
     return [i for i in states if i == 0 or i in best or states[i].status is not None]
 
 
 def _number_basins(ends: Mapping[int, Solution]) -> dict[int, int]:
-    """Number of the basin of each end, by cost; an end joins the first basin it is close to."""
+    """Basin of each end. Basins are numbered by cost; an end joins the first basin near the end."""
     basins: list[Solution] = []
     numbers = {}
     for i in sorted(ends, key=lambda i: (ends[i].cost, i)):

@@ -1,14 +1,18 @@
 """The pilot: a fit of a sample, so that few passes over all rows are left.
 
-A reading of all rows is what a fit costs, and a search from a poor start takes a dozen. A sample
-of a few per cent, in memory, brings it within some standard errors of the optimum for next to
-nothing, and from there one or two steps on all rows do the rest. The sample never decides: the
-first pass over all rows also tells the cost of the user's own start (and of the other basins that
-several starts ended in), and the fit goes on from the best of them. Nor is a sample trusted that
-knows next to nothing of a parameter which all rows determine: neither of one that it does not see
-where the user starts, or no longer where it ends, since a peak may have been lost in between. Nor
-is a sample trusted whose answer all rows contradict: gaps between its chunks make minima that all
-rows do not have, and the user's start may lead to a lower one.
+The cost of a fit is the number of passes, and a search from a poor start takes a dozen. The fit of
+a sample of a few per cent, in memory, ends within some standard errors of the optimum at little
+cost. One or two steps on all rows do the rest.
+
+The sample never decides. The first pass over all rows also computes the cost of the user's own
+start, and of the other basins that several starts end in. The fit goes on from the point of least
+cost. A sample is not trusted, and the fit starts at p0, in three cases:
+
+- The sample says next to nothing about a parameter that all rows determine.
+- The sample does not show a parameter at the user's start, or where the pilot ends. A peak may have
+  been lost on the way.
+- All rows contradict the answer. The gaps between the sampled chunks make minima that all rows do
+  not have.
 """
 
 from __future__ import annotations
@@ -31,35 +35,39 @@ from nlsq_dask.fitting.open_engine import sample_engine
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.results.record import PilotRecord, Start, n_basins
 
-# Rows of the fit that comes before the pilot's own, where that has many more.
+# A large sample is fitted in two stages: first so many of its rows, then all of them if there are
+# at least MANY_TIMES as many.
 FIRST_ROWS = 20_000
 MANY_TIMES = 4
 
-# The pilot's answer is uncertain by its own standard errors: it need not be found better than to a
-# tenth of them.
+# The pilot's answer is uncertain by its own standard errors. A tenth of a standard error is
+# accurate enough.
 PILOT_STAT_TOL = 0.1
 PILOT_FTOL = 1e-6
 
-# A pilot that knows a direction less than this part as well, row by row, as all rows do, has missed
-# where it shows. A peak seen by the edge of one chunk alone still has ten times as much.
+# Information of a row of the sample about a direction, as a part of that of a row of all data.
+# Below this part the sample has missed the place that shows the direction. A peak of which one
+# chunk sees the edge alone still has ten times as much.
 LEAST_INFORMATION = 1e-4
 
-# Standard deviations of the noise by which taking a parameter away must change the sample, at the
-# user's start and where the pilot ends: more than noise does by chance among the places that a peak
-# can move to. A parameter that the sample does not show moves anywhere, and may end in a local
-# minimum in which all rows cost less than at the start: so did 13 of 192 fits of a spot in a cube
-# without this rule, and none of 436 with it.
+# A sample shows a parameter if setting the parameter to zero changes the model by this many
+# standard deviations of the noise, at the user's start and where the pilot ends. Noise alone
+# changes less at the places that a peak can move to. A parameter that the sample does not show may
+# move anywhere, to a local minimum of less cost than the start: 13 of 192 fits of a spot in a cube
+# ended so without this rule, and none of 436 with the rule.
 SEEN = 5.0
 
-# Smallest over largest eigenvalue of the equilibrated Gram matrix below which a direction counts as
-# undetermined: its square root is what rounding leaves of a factor.
+# A direction is undetermined if the ratio of the smallest to the largest eigenvalue of the
+# equilibrated Gram matrix is less than this. Rounding limits the ratio of a factor to its square
+# root.
 LEAST_RESOLUTION = 1e-12
 
-# All rows contradict a sample if their optimum is farther from its answer than this many times what
-# the sample's own standard errors explain, and if the cost can still fall by this part. Of 200
-# fits of sinusoids from poor starts no sample that ended in a minimum of all rows was farther than
-# 2.5 times, and those in minima of their own were 5 to 28 times. The part lets a sample pass whose
-# model does not fit to the noise: such a sample is farther off, and still worth its passes.
+# All rows contradict a sample if two things hold: the distance from its answer to their optimum is
+# FARTHEST times what the sample's standard errors explain, and the cost can still fall by the part
+# LARGEST_REDUCTION. Of 200 fits of sinusoids from poor starts the samples that ended in a minimum
+# of all rows were at most 2.5 times as far, and the samples in minima of their own 5 to 28 times.
+# The second condition is for models that do not fit to the noise. Their samples are farther off,
+# and still save passes.
 FARTHEST = 5.0
 LARGEST_REDUCTION = 1e-2
 
@@ -117,7 +125,7 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
 
 
 def first_pass(job: Job, pilot: Pilot) -> Search[tuple[FloatArray, Known, Pilot, PilotRecord]]:
-    """Evaluate the pilot's answer on all rows, and what else the fit could start from.
+    """Evaluate the pilot's answer, and the other possible starts, on all rows.
 
     Returns
     -------
@@ -169,7 +177,7 @@ def first_pass(job: Job, pilot: Pilot) -> Search[tuple[FloatArray, Known, Pilot,
 
 
 def _of_one_start(job: Job, sample: Observations) -> Pilot | None:
-    """The user's start on a sample, coming from the answer of a part of it where that is large."""
+    """Fit the sample from the user's start; a large sample in two stages."""
     few = sample.thinned(FIRST_ROWS) if sample.n_rows > FIRST_ROWS else sample
     point, seen = job.start, True
     for rows in (few, sample) if sample.n_rows >= MANY_TIMES * few.n_rows else (sample,):
@@ -183,7 +191,7 @@ def _of_one_start(job: Job, sample: Observations) -> Pilot | None:
 
 
 def _one_end(job: Job, point: FloatArray) -> Search[tuple[FloatArray, Linearization, bool]]:
-    """The end of a search, its linearisation, and whether the rows show every parameter."""
+    """End of a search, linearisation there, and whether the rows show every parameter."""
     end = yield from _descend(job, point)
     linear, noise = yield from _linearize(job, end.params)
     seen = _sees(job, linear, end.params, noise)
@@ -194,7 +202,7 @@ def _one_end(job: Job, point: FloatArray) -> Search[tuple[FloatArray, Linearizat
 
 
 def _of_starts(job: Job, sample: Observations) -> Search[Pilot]:
-    """Several starts on a sample."""
+    """Fit the sample from several starts."""
     points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
     starts = yield from run_starts(points, job.box, job.options)
     basins = range(n_basins(starts))
@@ -239,27 +247,27 @@ def _linearize(job: Job, point: FloatArray) -> Search[tuple[Linearization, float
 
 
 def _sees(job: Job, linear: Linearization, point: FloatArray, noise: float) -> bool:
-    """Whether a sample shows every parameter whose size the start tells."""
+    """Whether a sample shows every parameter whose start is not zero."""
     size = np.maximum(np.abs(point), np.abs(job.start))
     signal = linear.quadratic.norms * size
     return bool((signal >= SEEN * noise)[job.start != 0.0].all())
 
 
 def _is_trusted(pilot: Pilot, sums: NormalEquations) -> bool:
-    """Whether the sample knows of every direction that all rows know of.
+    """Whether the sample determines every direction that all rows determine.
 
     The sums are those of all rows, in the basis in which the sample's Gram matrix is the identity.
     """
     if not np.isfinite(sums.gram).all():
         return False
     sample = pilot.linearization
-    # How much more a row of all knows than a row of the sample, in the direction of most.
+    # Information of a row of all data over that of a row of the sample, largest over directions.
     more = float(np.linalg.eigvalsh(sums.gram)[-1]) * pilot.n_rows / sums.n_points
     return sample.resolution > LEAST_RESOLUTION and more * LEAST_INFORMATION < 1.0
 
 
 def _is_contradicted(job: Job, pilot: Pilot, sums: NormalEquations, point: FloatArray) -> bool:
-    """Whether the optimum of all rows is elsewhere than the sample's errors explain.
+    """Whether the optimum of all rows is farther off than the sample's errors explain.
 
     The sums are those of all rows at the pilot's answer, in the basis of the sample.
     """

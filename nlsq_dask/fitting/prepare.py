@@ -1,4 +1,4 @@
-"""From the arguments of a fit to a job: everything is checked and decided, nothing is read."""
+"""Prepare a job: check the arguments of a fit, and decide its course, without reading data."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ if TYPE_CHECKING:
     from nlsq_dask.engines.dask.cache import CacheChoice
     from nlsq_dask.engines.dask.groups import StreamPlan
 
-# Rows of data in memory that are shown to the model to see whether it works row by row.
+# Rows of data in memory on which the model is tried, to see whether the model is row-wise.
 SHOWN_ROWS = 64
 
-# Rows up to which the model is first tried on as many rows as there are. Nothing is computed in a
-# trial, but a careless model may allocate.
+# The model is first traced with the number of rows of the data, up to this number. A trace computes
+# nothing, but a careless model may allocate arrays.
 MAX_TRIAL_ROWS = 100_000_000
 
-# Finite differences of SciPy. Derivatives are exact here, which is what these estimate.
+# SciPy's schemes of finite differences. The exact derivatives take their place.
 DIFFERENCES = ("2-point", "3-point", "cs")
 
-# Rows from which on a pilot pays: of streamed data, where a pass also costs its tasks, and in
-# memory, where a pass over so many rows takes as long as a pilot.
+# Least number of rows for which a pilot pays. A pass over streamed data costs tasks, too. In memory
+# a pass over so many rows takes as long as a pilot.
 PILOT_ROWS_STREAMED = 100_000
 PILOT_ROWS_IN_MEMORY = 500_000
 
-# Standard errors from the optimum that count as none; for streamed data also those at which another
-# pass is not worth its time.
+# A fit has arrived at a distance of this many standard errors from the optimum. For streamed data
+# another pass is then not worth its time.
 STAT_TOL = 0.01
 
-# The same where the caller asks for SciPy's criteria alone.
+# The same for callers who ask for SciPy's criteria alone.
 LOOSE_STAT_TOL = 0.1
 
-# Rows of a row-wise model that are traced to find its types of float.
+# Rows with which a row-wise model is traced to find its float types.
 PRECISION_ROWS = 4
 
 
@@ -93,7 +93,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What the caller of ``fit`` says about the data and the residuals; see there."""
+    """Arguments of :func:`nlsq_dask.fit` about the data and the residuals."""
 
     sigma: Any = None
     absolute_sigma: bool = False
@@ -132,7 +132,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
 def prepare_on(
     source: Source, model: Callable[..., Any], p0: Any, inputs: InputOptions, options: RunOptions
 ) -> Job:
-    """Decide how a model is fitted to data that were checked already."""
+    """Decide how a model is fitted to data that are checked already."""
     if options.client is not None and not hasattr(options.client, "scheduler"):
         raise _errors.not_a_client(options.client)
     data = source.data
@@ -188,7 +188,7 @@ class _FreeParameters:
 def _free_parameters(
     model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
 ) -> _FreeParameters:
-    # By name, p0 says which parameters there are only through the model's signature.
+    # Where p0 is a dictionary, the model's signature says which parameters there are.
     count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
     names = parameter_names(model, count)
     reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
@@ -200,7 +200,7 @@ def _free_parameters(
 
 
 def _checked_dependence(spec: ModelSpec, free: _FreeParameters, source: Source) -> str | None:
-    """What the model's value in a row depends on beside that row, if anything.
+    """Describe what a value depends on beside its row; None for a row-wise model.
 
     Correlated rows of one dimension are evaluated together anyway.
     """
@@ -229,8 +229,8 @@ def _strategy(
     if plan.strategy != "streaming":
         return plan, Chunked(blocks)
     if stream is None:
-        # Data in memory stay there, unless a cluster is named for them: sent to the active cluster
-        # they would be in memory once more.
+        # Data in memory go to a cluster only if the caller names the cluster: on the active cluster
+        # they would take the same memory once more.
         client, stream = options.client, stream_of(data, blocks)
     return plan, Streamed(blocks, stream, client)
 
@@ -242,8 +242,8 @@ def _spec(
     inputs: InputOptions,
     correlated: Any,
 ) -> ModelSpec:
-    """The model with all that its residuals are made by."""
-    # A model that takes all rows at once may accept no other number of them.
+    """The model, with its Jacobian, loss and covariance."""
+    # A model that takes all rows at once may accept no other number of rows.
     rows = _n_rows(data) if data.n_rows <= MAX_TRIAL_ROWS else None
     spec = _traced_or_called(model, names, data, inputs.bounds, rows)
     jacobian = None
@@ -257,7 +257,7 @@ def _spec(
 
 
 def _n_rows(data: Observations) -> int:
-    """Rows that the model is called with, as far as these are known without reading."""
+    """Rows that the model is called with, as far as known without reading."""
     return data.count_rows() if data.selects and not data.lazy else data.n_rows
 
 
@@ -268,7 +268,7 @@ def _traced_or_called(
     bounds: Any,
     rows: int | None,
 ) -> ModelSpec:
-    """The model, traced; or called as it is where it loops over the rows of data in memory."""
+    """Trace the model. A model that loops over rows of data in memory is called as it is."""
     try:
         return prepare_model(model, names, data.structure, len(data.coords), rows)
     except _errors.RowLoopError as error:
@@ -281,14 +281,14 @@ def _traced_or_called(
 
 
 def _dependence(spec: ModelSpec, at: FloatArray, data: Observations) -> str | None:
-    """What a model's value at a row depends on beside that row, if anything."""
+    """Describe what a value depends on beside its row; None for a row-wise model."""
     if data.lazy:
         return row_dependence(spec, at)
     return row_dependence(spec, at, lambda: data.thinned(SHOWN_ROWS).coords, data.n_rows)
 
 
 def _has_pilot(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:
-    """Whether to fit a sample first. Rows that depend on each other cannot be sampled."""
+    """Whether to fit a sample first. Rows that depend on each other are not sampled."""
     streaming = plan.strategy == "streaming"
     if not row_wise:
         return False
@@ -384,9 +384,9 @@ def _plan(
 
 
 def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[int, ...]:
-    """Shape of what a thread reads at a time, at most.
+    """Largest shape that a thread reads at a time.
 
-    Where the arrays' chunks differ, blocks are cut from chunks that are larger than they are.
+    Where the chunks of the arrays differ, blocks are cut from larger chunks.
     """
     full = (a for a in data.operands if is_dask(a) and a.shape == data.y.shape)
     grids = [stream.chunks, *(a.chunks for a in full)]
@@ -394,7 +394,7 @@ def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[int, ...]:
 
 
 def _sizes(x_scale: Any, reduction: Reduction) -> Any:
-    """Characteristic sizes of the free parameters."""
+    """``x_scale`` of the free parameters."""
     if isinstance(x_scale, str):
         return x_scale
     try:

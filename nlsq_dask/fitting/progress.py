@@ -1,4 +1,4 @@
-"""One line that shows where a long fit is."""
+"""A progress line for long fits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 import time
 from typing import Self, TextIO
 
-# Seconds between two redraws: below it a terminal only flickers.
+# Seconds between two redraws. A terminal flickers at shorter intervals.
 REDRAW_INTERVAL = 0.1
 
-# A fit that ends within these seconds shows nothing unless it was asked to.
+# A fit that ends within these seconds shows no line, unless the caller asks for the line.
 QUIET_SECONDS = 2.0
 
 

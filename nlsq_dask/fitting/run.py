@@ -1,4 +1,4 @@
-"""From a job to a result: starts, passes, checkpoints, and what is made of the solution."""
+"""The course of a fit: run a job, write checkpoints, and turn the solution into a result."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ from nlsq_dask.user_model.loss import HALF_OF_ROWS, Loss
 # Frames between a warning and the caller of fit: this module's, and fit.
 WARNING_LEVEL = 4
 
-# Standard deviation of the residuals in units of f_scale that is not warned of: the measure of it
-# is rough where rows are few, and a tenth of outliers raises it by an eighth.
+# A fit warns where the standard deviation of the residuals exceeds this many f_scale. The estimate
+# of the standard deviation is rough for few rows, and a tenth of outliers raises the estimate by an
+# eighth.
 TOLERATED_NOISE = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What the caller of ``fit`` wants to see and keep; see there."""
+    """What the caller of ``fit`` wants to see and to keep; see :func:`nlsq_dask.fit`."""
 
     checkpoint: str | os.PathLike[str] | None
     resume: bool
@@ -77,12 +78,12 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         saved = store.load() if store is not None and reports.resume else None
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
-        def observe_state(state: SolverState, before: Before) -> None:
+        def observe_state(state: SolverState, preparation: Preparation) -> None:
             line.cost(state.cost)
             records = new_records.of(state)
             for record in records:
                 table.row(record)
-            save_state(store, state, before, engine.n_passes)
+            save_state(store, state, preparation, engine.n_passes)
             callback(state, records)
 
         if saved is not None:
@@ -90,18 +91,18 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         try:
             with naming_rows(job):
                 search = solve(job, sample, saved, observe_state)
-                found = Found(*answered(search, engine.ask), engine.n_passes)
+                outcome = Outcome(*answered(search, engine.ask), engine.n_passes)
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
-    result = result_of(job, found, store)
-    solution = found.solution
+    result = result_of(job, outcome, store)
+    solution = outcome.solution
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
     return result
 
 
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
-    """What is wrong at the start: the data, or the model on a row that the error then names."""
+    """The error of a start that is not finite: it names bad data, or the row of a bad value."""
     with open_engine(job.data, Kernels(()), job.client) as engine:
         found = engine.ask(BadValues(len(job.data.values))).error(job.data.names)
     if found is not None or error.params is None:
@@ -113,7 +114,7 @@ def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.Input
 
 @contextmanager
 def naming_rows(job: Job) -> Iterator[None]:
-    """Where the derivatives are not finite at the start, say in which rows."""
+    """Name the rows in which the derivatives at the start are not finite."""
     try:
         yield
     except _errors.StartSlopeError as error:
@@ -126,7 +127,7 @@ def naming_rows(job: Job) -> Iterator[None]:
 
 
 def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> CheckpointStore | None:
-    """Where checkpoints are kept: where the caller says, or a new directory if they are wanted."""
+    """Open the directory of checkpoints; a new directory where the workflow wants one."""
     if directory is None:
         if not job.plan.checkpoint:
             return None
@@ -146,27 +147,27 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
 
 
 @dataclass(frozen=True)
-class Before:
-    """What came before the search on all rows."""
+class Preparation:
+    """Starts and pilot of a fit, before the search on all rows."""
 
     starts: tuple[Start, ...] = ()
     pilot: PilotRecord | None = None
 
     @classmethod
     def of(cls, saved: Checkpoint) -> Self:
-        """What came before a search that is resumed."""
+        """Starts and pilot of a search that is resumed."""
         pilot = None if saved.pilot is None else PilotRecord.from_dict(saved.pilot)
         return cls(tuple(map(Start.from_dict, saved.starts)), pilot)
 
 
 def save_state(
-    store: CheckpointStore | None, state: SolverState, before: Before, n_passes: int
+    store: CheckpointStore | None, state: SolverState, preparation: Preparation, n_passes: int
 ) -> None:
-    """Write a checkpoint, where they are kept."""
+    """Write a checkpoint, if there is a store."""
     if store is None:
         return
-    starts = [_as_json(start.to_dict()) for start in before.starts]
-    pilot = None if before.pilot is None else _as_json(before.pilot.to_dict())
+    starts = [_as_json(start.to_dict()) for start in preparation.starts]
+    pilot = None if preparation.pilot is None else _as_json(preparation.pilot.to_dict())
     store.save(Checkpoint(state, n_passes, starts, pilot))
 
 
@@ -175,11 +176,11 @@ def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found, and what it took."""
+class Outcome:
+    """The solution of a search, and the passes that the search took."""
 
     solution: Solution
-    before: Before
+    preparation: Preparation
     n_passes: int
 
 
@@ -187,9 +188,9 @@ def solve(
     job: Job,
     sample: Callable[[], Observations],
     saved: Checkpoint | None,
-    observer: Callable[[SolverState, Before], None],
-) -> Search[tuple[Solution, Before]]:
-    """From a checkpoint, the pilot's answer, or the best of the starts, to the optimum."""
+    observer: Callable[[SolverState, Preparation], None],
+) -> Search[tuple[Solution, Preparation]]:
+    """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
     search = in_free(_solve(job, sample, saved, observer), job.reduction)
     return looked_at(search, job.data)
 
@@ -198,52 +199,54 @@ def _solve(
     job: Job,
     sample: Callable[[], Observations],
     saved: Checkpoint | None,
-    observer: Callable[[SolverState, Before], None],
-) -> Search[tuple[Solution, Before]]:
-    """The search in the free parameters."""
+    observer: Callable[[SolverState, Preparation], None],
+) -> Search[tuple[Solution, Preparation]]:
+    """Search in the free parameters."""
     state: SolverState | None = None
-    point, known, before = job.start, Known(sizes=job.start), Before()
+    point, known, preparation = job.start, Known(sizes=job.start), Preparation()
     options = replace(job.options, scores=not job.spec.loss.is_linear)
     if saved is not None:
-        state, before = saved.state, Before.of(saved)
+        state, preparation = saved.state, Preparation.of(saved)
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
     elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
         point, known, pilot, record = yield from first_pass(job, pilot)
-        before = Before(pilot.starts, record)
+        preparation = Preparation(pilot.starts, record)
     elif job.plan.n_starts > 1:
         points = draw_starts(job.start, job.lower, job.upper, job.plan.n_starts, job.seed)
         starts = yield from run_starts(points, job.box, job.options)
-        point, before = best_end(starts), Before(tuple(starts))
+        point, preparation = best_end(starts), Preparation(tuple(starts))
 
     def observe(state: SolverState) -> None:
-        observer(state, before)
+        observer(state, preparation)
 
     solution = yield from minimize(point, job.box, options, observe, state=state, known=known)
     stopped = solution.status is _errors.Status.CALLBACK
-    if not stopped and (better := _better_end(before, solution.cost)) is not None:
-        point, before = better
+    if not stopped and (better := _better_end(preparation, solution.cost)) is not None:
+        point, preparation = better
         known = Known(moments=solution.moments, sizes=job.start)
         solution = yield from minimize(point, job.box, options, observe, known=known)
-    return solution, before
+    return solution, preparation
 
 
-def _better_end(before: Before, cost: float) -> tuple[FloatArray, Before] | None:
-    """An end of several starts that costs less on all rows than the answer that p0 led to, if any.
+def _better_end(preparation: Preparation, cost: float) -> tuple[FloatArray, Preparation] | None:
+    """The best end of several starts, if it costs less on all rows than the answer from p0.
 
     The fit goes on from p0 where the sample does not show all parameters; what the other starts
     found on it is not lost.
     """
-    if before.pilot is None or before.pilot.used:
+    if preparation.pilot is None or preparation.pilot.used:
         return None
-    least = min((s.cost for s in before.starts if s.cost is not None), default=np.inf)
+    least = min((s.cost for s in preparation.starts if s.cost is not None), default=np.inf)
     if least >= cost:
         return None
     logger.info("p0 led to a cost of %.6g, another start to %.6g: going on from there", cost, least)
-    return best_end(before.starts), replace(before, pilot=replace(before.pilot, used=True))
+    return best_end(preparation.starts), replace(
+        preparation, pilot=replace(preparation.pilot, used=True)
+    )
 
 
 def scale_problems(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
-    """What is wrong with the scale of a robust loss: most rows are outliers to it."""
+    """Warnings of a robust loss for which most rows are outliers."""
     small, n = HALF_OF_ROWS * loss.f_scale, solution.n_points
     n_small = solution.moments.n_small
     normal = NormalDist(sigma=TOLERATED_NOISE * loss.f_scale)
@@ -254,13 +257,19 @@ def scale_problems(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
 
 
 def result_of(
-    job: Job, found: Found, store: CheckpointStore | None, model: str | None = None
+    job: Job, outcome: Outcome, store: CheckpointStore | None, model: str | None = None
 ) -> FitResult:
-    """State the solution by all parameters, and warn of what is wrong with it.
+    """Turn the solution into a result of all parameters, and give the warnings.
 
-    `model` is its name in the warnings, where there are several.
+    Parameters
+    ----------
+    job : Job
+    outcome : Outcome
+    store : CheckpointStore or None
+    model : str, optional
+        Name of the model in the warnings of several models.
     """
-    solution = found.solution
+    solution = outcome.solution
     problems: list[_errors.FitWarning] = []
     reduction, spec = job.reduction, job.spec
     names = np.array(spec.names, object)
@@ -272,8 +281,8 @@ def result_of(
     robust = not job.spec.loss.is_linear
     if robust:
         pcov, determined = robust_covariance(solution)
-        # The residuals of a fit that did not arrive, or of the poorer of several models, are no
-        # noise.
+        # Residuals are noise only where the fit arrived, and only for one model: the poorer of
+        # several models leaves more than noise.
         if solution.status.success and model is None:
             problems += scale_problems(job.spec.loss, solution)
     else:
@@ -309,7 +318,7 @@ def result_of(
         nfev=solution.nfev,
         njev=solution.njev,
         nit=solution.nit,
-        n_passes=found.n_passes,
+        n_passes=outcome.n_passes,
         status=solution.status,
         scipy_status=solution.met,
         undetermined=undetermined,
@@ -325,9 +334,9 @@ def result_of(
                 p0=reduction.expand(start.p0),
                 params=None if start.params is None else reduction.expand(start.params),
             )
-            for start in found.before.starts
+            for start in outcome.preparation.starts
         ),
-        pilot=found.before.pilot,
+        pilot=outcome.preparation.pilot,
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
         n_differenced=solution.n_differenced,

@@ -1,4 +1,4 @@
-"""A few rows in memory that stand for all: for guesses, and for what may be tried cheaply."""
+"""Samples: some of the rows, in memory, for the pilot and for guesses of a start."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from nlsq_dask.questions.sample import Sample, Thinned
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine
 
-# Rows in memory that are sampled: this part of them, or so many if that is more. One in 50 leaves
-# an error of √50 = 7 standard errors of the whole, which one step on all rows makes a thousandth.
+# Rows of a sample of data in memory: one row in SAMPLE_PART, and at least LEAST_SAMPLE_ROWS. One
+# row in 50 leaves an error of √50 = 7 standard errors of all rows. One step on all rows makes a
+# thousandth of the error.
 SAMPLE_PART = 50
 LEAST_SAMPLE_ROWS = 20_000
 
-# So many times as many blocks are read for a sample where nearly all rows were left out.
+# Factor by which the number of sampled blocks grows where nearly all of their rows are left out.
 SAMPLE_GROWTH = 8
 
 
-# Samples by the number of blocks of which they are.
+# Samples by their number of blocks.
 Taken: TypeAlias = dict[int, Sample]
 
 
 class LazySample:
     """Rows of some blocks of streamed data, or every k-th row of data in memory.
 
-    They are taken when they are first asked for.
+    The sample is taken at the first call.
 
     Parameters
     ----------
@@ -60,8 +61,8 @@ class LazySample:
 
     @property
     def n_passes(self) -> int:
-        """Readings of all rows that it takes: 1 where a guess is shown all blocks, mostly 0."""
-        if self._all_read is None:  # as of a fit that is resumed, to whose passes it counted
+        """Passes that the sample takes: 1 where a guess is shown all blocks, else 0."""
+        if self._all_read is None:  # of a fit that is resumed, whose passes include the sample's
             self._all_read = self._reads_all
         return int(self._all_read)
 
@@ -161,7 +162,7 @@ def _thinned(engine: DaskEngine, data: Observations, n_blocks: int, most: int) -
 
 
 def guessed_start(job: Job, sample: Observations) -> FloatArray:
-    """Free parameters (q,) that the model itself guesses from a sample.
+    """Free parameters (q,) that the model guesses from a sample.
 
     Raises
     ------
