@@ -6,11 +6,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format docs bench clean
+# Test files share two processes, or up to four where there are more cores; clusters stay in one.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+
+.PHONY: help demo check test test-all mutations lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    fit 24 million rows from a Zarr store on a local cluster and plot the fit"
+	@echo "make check   run the tests that are quick: none that is slow or starts worker processes"
 	@echo "make test    run the test suite"
 	@echo "make lint    check style, types and the layers of the package"
 	@echo "make format  rewrite the code in the project's style"
@@ -21,8 +25,11 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
+check: $(VENV)/.test
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster"
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
