@@ -61,8 +61,10 @@ def empty_if_large(folder: Path) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the mark
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tell pytest-xdist what runs in one process: a file, and all that share the cluster."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         together = "cluster" if item.get_closest_marker("cluster") else item.nodeid.split("::")[0]
         item.add_marker(pytest.mark.xdist_group(together))
