@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutations import MUTATIONS, PACKAGE, ROOT, place_of, files_of
+from tests.mutations import MUTATIONS, PACKAGE, ROOT, files_of, place_of
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
