@@ -21,15 +21,13 @@ from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.block import compilations
 from nlsq_dask.kernels.model import prepare_model
 from tests.engines.conformance import EvaluatorConformance, seeds
-from tests.engines.problems import decays, exact_sums, plain_problem, problems
+from tests.engines.problems import decays, exact_sums, plain_problem
 from tests.engines.test_dask import chunked_problem, in_dask_arrays
 
 pytestmark = pytest.mark.cluster
 
 
 class TestCluster(EvaluatorConformance):
-    # Every number of parameters is one more compilation on each worker.
-    problems: ClassVar = problems(sizes=(1, 12))
     # Dask warns where it sends more than 10 MB from memory.
     many_rows: ClassVar = 300_001
 
