@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -36,6 +36,12 @@ settings.register_profile(
     # The same examples in every run of CI, so that a commit is judged by itself; others by hand.
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
+# Where it only matters that a test fails, no smaller example is looked for: see mutations.py.
+settings.register_profile(
+    "first failure",
+    settings.get_profile("suite"),
+    phases=[Phase.explicit, Phase.generate],
 )
 settings.load_profile("suite")
 

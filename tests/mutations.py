@@ -1,9 +1,9 @@
 """Break the package on purpose, one thing at a time, and see that the suite notices.
 
-``python -m tests.mutations`` copies the repository, checks that the named tests pass there, and
-then makes one change after the other. Each must make a test fail; the table says which. ``--list``
-names the changes. ``--check`` runs all quick tests against each change, not only the files that are
-named with it.
+``python -m tests.mutations`` makes one change after the other in a copy of the repository. Each
+must make a test fail; the table says which, and in the end these tests must pass without a change.
+``--list`` names the changes. ``--check`` runs all quick tests against each change, not only the
+files that are named with it.
 
 A change is a text that stands once in the package, in whichever file, and a text in its place. A
 test is found by the name of its file, in whichever folder.
@@ -281,6 +281,7 @@ def run_tests(folder: Path, paths: Sequence[str]) -> subprocess.CompletedProcess
         "CI": "1",  # the same examples of Hypothesis for all
     }
     options = ["-x", "-q", "-m", QUICK, "-p", "no:cacheprovider", "--tb=no"]
+    options.append("--hypothesis-profile=first failure")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, *paths],
         cwd=folder,
@@ -315,21 +316,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.list:
         print(*(m.name for m in chosen), sep="\n")
         return 0
-    missed = 0
+    noticed = {}
     with copied(ROOT) as folder:
-        if not given.check:
-            paths = {path for m in chosen for path in files_of(m, folder / "tests")}
-            whole = run_tests(folder, sorted(paths))
-            if whole.returncode:
-                raise RuntimeError(f"tests fail without any mutation: {whole.stdout[-4000:]}")
         for mutation in chosen:
             began = time.perf_counter()
-            test = noticed_by(folder, mutation, given.check)
-            missed += test is None
+            test = noticed[mutation.name] = noticed_by(folder, mutation, given.check)
             seconds = time.perf_counter() - began
             print(f"{mutation.name:62s} {test or 'NOT NOTICED'} ({seconds:.0f} s)", flush=True)
-    print(f"{len(chosen) - missed} of {len(chosen)} mutations are noticed")
-    return missed
+        tests = {test for test in noticed.values() if test}
+        whole = run_tests(folder, sorted(tests)) if tests else None
+        if whole is not None and whole.returncode:
+            raise RuntimeError(f"a test fails without any mutation: {whole.stdout}{whole.stderr}")
+    print(f"{sum(map(bool, noticed.values()))} of {len(chosen)} mutations are noticed")
+    return sum(test is None for test in noticed.values())
 
 
 if __name__ == "__main__":
