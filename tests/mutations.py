@@ -104,7 +104,7 @@ MUTATIONS = [
         "scatters are combined without the weight of one side",
         "self.scatter + other.scatter + square * self.weight * share",
         "self.scatter + other.scatter + square * share",
-        ("test_statistics.py", "test_groups.py", "test_dask.py"),
+        ("test_statistics.py",),
     ),
     Mutation(
         "correlated rows are whitened by the upper triangle",
