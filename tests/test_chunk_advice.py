@@ -125,7 +125,10 @@ GIVEN = [(given, single) for given in IN_MEMORY + STORED]
 GIVEN += [(in_dask, in_a_tuple), (in_zarr, in_a_tuple)]
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize(
+    "trouble",
+    [pytest.param(t, marks=[pytest.mark.slow] if t == "many" else []) for t in TROUBLES],
+)
 @pytest.mark.parametrize(("given", "structure"), GIVEN)
 def test_the_calls_that_are_advised_help(given, structure, trouble, tmp_path):
     rows, *chunks, begin = TROUBLES[trouble]
