@@ -6,23 +6,34 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint format docs bench clean
+# Test files share two processes, or up to four where there are more cores; clusters stay in one.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+
+.PHONY: help demo check test mutations lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    fit 24 million rows from a Zarr store on a local cluster and plot the fit"
-	@echo "make test    run the test suite"
-	@echo "make lint    check style, types and the layers of the package"
-	@echo "make format  rewrite the code in the project's style"
-	@echo "make docs    build the documentation into docs/_build/html"
-	@echo "make bench   run the benchmarks"
-	@echo "make clean   remove the environment and all that was built"
+	@echo "make demo      fit 24 million rows from a Zarr store on a local cluster and plot the fit"
+	@echo "make check     run the tests that are quick: none that is slow or starts worker processes"
+	@echo "make test      run the test suite"
+	@echo "make mutations break the package on purpose, and see that the suite notices"
+	@echo "make lint      check style, types and the layers of the package"
+	@echo "make format    rewrite the code in the project's style"
+	@echo "make docs      build the documentation into docs/_build/html"
+	@echo "make bench     run the benchmarks"
+	@echo "make clean     remove the environment and all that was built"
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
+check: $(VENV)/.test
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster"
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+mutations: $(VENV)/.test
+	$(BIN)/python -m tests.mutations
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
+
+#: Compiled kernels, kept from one run to the next. Compilation is most of the suite's time: a small
+#: fit of a new model takes 350 ms of CPU time where its kernel is compiled, 60 where it is loaded.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+#: Bytes of compiled kernels from which the folder is emptied. A run of the suite writes a fifth.
+MOST_COMPILED = 300e6
+
+# Set before JAX is imported, and in the environment, so that the processes of clusters and of the
+# tests that start an interpreter share the folder. An entry is found by its program, after tracing:
+# tests that count compilations count traces, and their counts stay.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Compilation makes the first example slow and the rest fast, which a deadline cannot tell apart.
 # The conformance suite's tests are inherited, which Hypothesis calls different executors.
@@ -22,15 +37,43 @@ settings.register_profile(
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
+# Where it only matters that a test fails, no smaller example is looked for: see mutations.py.
+settings.register_profile(
+    "first failure",
+    settings.get_profile("suite"),
+    phases=[Phase.explicit, Phase.generate],
+)
 settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # before pytest-xdist starts its workers
+        empty_if_large(COMPILED)
+    # Two processes share the folder without a lock. An entry that is half written is compiled anew.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Error reading persistent compilation cache entry"
+    )
     # Hypothesis forbids strategies the random module, and sees it used when the threads of a
     # cluster that runs meanwhile use it.
     config.addinivalue_line(
         "filterwarnings", "ignore:Do not use the `random` module inside strategies"
     )
+
+
+def empty_if_large(folder: Path) -> None:
+    """Remove the compiled kernels where those of old versions of the code have piled up."""
+    if sum(path.stat().st_size for path in folder.glob("*-cache")) > MOST_COMPILED:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the mark
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist what runs in one process: a file, and all that share the cluster."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        together = "cluster" if item.get_closest_marker("cluster") else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(scope="session")

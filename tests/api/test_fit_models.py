@@ -186,6 +186,7 @@ def test_models_guess_from_one_sample(form):
     assert_those_of_separate_fits(comparison, models, x, y, [None, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("pilot", [None, True, False])
 def test_a_guess_from_all_rows_is_that_model_s_own(tmp_path, order, pilot):

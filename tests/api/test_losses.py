@@ -157,6 +157,7 @@ def optimum_by_newton(loss, x, y, params):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("pilot", [True, False])
 @pytest.mark.parametrize("noise", [1, 3, 10])
@@ -311,6 +312,7 @@ def test_the_scale_of_a_loss_below_the_noise():
     assert few.moments.n_small < 0.5 * few.n_points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_intervals_of_robust_fits_cover(loss):
     """SciPy's formula covers 26 to 100 %."""

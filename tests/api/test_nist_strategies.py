@@ -1,4 +1,4 @@
-"""Every strategy on the certified problems of NIST, and on a thousandfold of their rows."""
+"""Fits of the certified problems of NIST, in small blocks, and of a thousandfold of their rows."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ CASES = [
     pytest.param(name, start, id=f"{name}-{start + 1}") for name in PROBLEMS for start in (0, 1)
 ]
 
+#: What the sums of another strategy may lose: digits of ill-conditioned problems, in long searches,
+#: with two predictors.
+HARD = [("Bennett5", 1), ("Hahn1", 0), ("Lanczos3", 1), ("MGH17", 0), ("Nelson", 0)]
+HARD_CASES = [pytest.param(*case, id=f"{case[0]}-{case[1] + 1}") for case in HARD]
+
 #: The residuals of Lanczos1 are rounding errors of its 14-digit data in float64; SciPy has 3.0.
 LANCZOS1_DEVIATION_DIGITS = 2.0
 REPLICATED = 1000
@@ -39,9 +44,16 @@ def assert_certified(problem, result, times=1):
         assert result.chi2 == pytest.approx(times * problem.rss, rel=1e-8)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("name", "start"), CASES)
-def test_certified_digits(name, start, strategy, monkeypatch):
+def test_certified_digits(name, start):
+    result = fit_with(PROBLEMS[name], start, "standard")
+    assert result.strategy == "standard"
+    assert_certified(PROBLEMS[name], result)
+
+
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "standard"])
+@pytest.mark.parametrize(("name", "start"), HARD_CASES)
+def test_certified_digits_out_of_small_blocks(name, start, strategy, monkeypatch):
     # The blocks that are planned for a machine's memory would hold any of these data whole.
     def of_small_blocks(data, kernels, *_):
         return chunked_engine(data, kernels, block_rows=16)
@@ -55,12 +67,12 @@ def test_certified_digits(name, start, strategy, monkeypatch):
 @pytest.fixture(scope="module")
 def replicated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nist")
-    return {name: write_replicated(p, REPLICATED, folder / name) for name, p in PROBLEMS.items()}
+    return {name: write_replicated(PROBLEMS[name], REPLICATED, folder / name) for name, _ in HARD}
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize(("name", "start"), CASES)
+@pytest.mark.parametrize(("name", "start"), HARD_CASES)
 def test_replicated_rows_on_a_cluster(name, start, replicated, client):
     problem = PROBLEMS[name]
     x, y = replicated[name]

@@ -22,10 +22,20 @@ slow = pytest.mark.slow
 #: Script, its options, the number of lines it prints, and columns of figures.
 RUNS = [
     pytest.param(
-        "kernel", ["--rows", "4096", "--repeat", "2"], 2, ("kernel", "cost", "jacfwd"), id="kernel"
+        "kernel",
+        ["--rows", "4096", "--repeat", "2"],
+        2,
+        ("kernel", "cost", "jacfwd"),
+        id="kernel",
+        marks=slow,
     ),
     pytest.param(
-        "in_memory", ["--rows", "5000", "--repeat", "1"], 6, ("ours", "scipy"), id="in_memory"
+        "in_memory",
+        ["--rows", "5000", "--repeat", "1"],
+        6,
+        ("ours", "scipy"),
+        id="in_memory",
+        marks=slow,
     ),
     pytest.param(
         "streaming",
@@ -36,10 +46,20 @@ RUNS = [
         marks=(cluster, slow),
     ),
     pytest.param(
-        "passes", ["--rows", "4e5", "--chunks", "40"], 4, ("passes", "cold", "scipy"), id="passes"
+        "passes",
+        ["--rows", "4e5", "--chunks", "40"],
+        4,
+        ("passes", "cold", "scipy"),
+        id="passes",
+        marks=slow,
     ),
     pytest.param(
-        "losses", ["--rows", "2e4", "--chunks", "40"], 9, ("passes", "ours", "scipy"), id="losses"
+        "losses",
+        ["--rows", "2e4", "--chunks", "40"],
+        9,
+        ("passes", "ours", "scipy"),
+        id="losses",
+        marks=slow,
     ),
     pytest.param(
         "robust_pass",
@@ -54,6 +74,7 @@ RUNS = [
         24,
         ("mean", "least", "most"),
         id="coverage",
+        marks=slow,
     ),
     pytest.param(
         "whole_fit",
@@ -82,7 +103,12 @@ RUNS = [
         "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
     ),
     pytest.param(
-        "memory", ["--rows", "2e4", "--chunk-rows", "3e3"], 2, ("before", "peak"), id="memory"
+        "memory",
+        ["--rows", "2e4", "--chunk-rows", "3e3"],
+        2,
+        ("before", "peak"),
+        id="memory",
+        marks=slow,
     ),
     pytest.param(
         "budget",
@@ -116,15 +142,22 @@ RUNS = [
         id="scaling",
         marks=(cluster, slow),
     ),
-    pytest.param("nist_table", ["--problems", "Misra1a", "Nelson"], 4, (), id="nist_table"),
-    pytest.param("mgh", ["--problems", "Beale"], 6, ("fits", "least", "evaluations"), id="mgh"),
-    pytest.param("units", ["--fits", "8", "--by", "tier"], 3, ("fits", "evaluations"), id="units"),
+    pytest.param(
+        "nist_table", ["--problems", "Misra1a", "Nelson"], 4, (), id="nist_table", marks=slow
+    ),
+    pytest.param(
+        "mgh", ["--problems", "Beale"], 6, ("fits", "least", "evaluations"), id="mgh", marks=slow
+    ),
+    pytest.param(
+        "units", ["--fits", "8", "--by", "tier"], 3, ("fits", "evaluations"), id="units", marks=slow
+    ),
     pytest.param(
         "evaluations",
         ["--groups", "families", "--starts", "1"],
         2,
         ("fits", "success", "evaluations"),
         id="evaluations",
+        marks=slow,
     ),
     pytest.param(
         "nist_table",
@@ -181,6 +214,7 @@ def test_nlsq_is_run_in_its_own_environment(tmp_path, monkeypatch):
         assert row["apart"] < 0.01
 
 
+@slow
 def test_evaluations_of_two_versions_are_compared_where_both_end_in_the_same_minimum(
     tmp_path, capsys
 ):

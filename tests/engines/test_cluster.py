@@ -23,14 +23,12 @@ from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EngineConformance, seeds
 from tests.engines.test_dask import chunked_problem, in_dask_arrays
 from tests.support.engines import dask_engine
-from tests.support.problems import decays, exact_sums, plain_problem, problems
+from tests.support.problems import decays, exact_sums, plain_problem
 
 pytestmark = pytest.mark.cluster
 
 
 class TestCluster(EngineConformance):
-    # Every number of parameters is one more compilation on each worker.
-    problems: ClassVar = problems(sizes=(1, 12))
     # Dask warns where it sends more than 10 MB from memory.
     many_rows: ClassVar = 300_001
 

@@ -267,6 +267,7 @@ PLAN_PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_a_plan_does_not_depend_on_the_hash_seed():
     program = PLAN_PROGRAM.format(path=sys.path)
     outputs = {

@@ -120,9 +120,16 @@ def four_threads():
         yield
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("structure", [single, in_a_tuple])
-@pytest.mark.parametrize("given", IN_MEMORY + STORED)
+# The calls are of the kind of array; in a tuple they have another name for it.
+GIVEN = [(given, single) for given in IN_MEMORY + STORED]
+GIVEN += [(in_dask, in_a_tuple), (in_zarr, in_a_tuple)]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [pytest.param(t, marks=[pytest.mark.slow] if t == "many" else []) for t in TROUBLES],
+)
+@pytest.mark.parametrize(("given", "structure"), GIVEN)
 def test_the_calls_that_are_advised_help(given, structure, trouble, tmp_path):
     rows, *chunks, begin = TROUBLES[trouble]
     x, y = (given((rows,), (c,), tmp_path) for c in chunks)
@@ -160,8 +167,7 @@ def test_dimensions_in_another_order_are_cut_by_name(tmp_path):
     assert warnings_of(*as_advised(text, tmp_path, x, y)) == ()
 
 
-@pytest.mark.parametrize("rows", [2_000_000, 2_000_100, 1_999_999])
-@pytest.mark.parametrize("chunk", [140, 150])
+@pytest.mark.parametrize(("rows", "chunk"), [(2_000_000, 140), (2_000_100, 150), (1_999_999, 140)])
 def test_joined_chunks_are_about_equal(rows, chunk, tmp_path):
     x, y = da.zeros(rows, chunks=chunk), da.zeros(rows, chunks=chunk)
     (text,) = warnings_of(x, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -52,18 +53,24 @@ def model_functions(
     model: Callable[..., Any], x: FloatArray, y: FloatArray
 ) -> tuple[Callable[[FloatArray], FloatArray], Callable[[FloatArray], FloatArray]]:
     """Residuals and exact Jacobian of ``model(x, *params) - y``, in float64."""
-
-    def residual(params):
-        return model(x, *params) - y
-
-    value, derivative = jax.jit(residual), jax.jit(jax.jacfwd(residual))
+    value, derivative = _compiled(model)
 
     def residuals(params: FloatArray) -> FloatArray:
         with jax.enable_x64(True):
-            return np.asarray(value(params))
+            return np.asarray(value(params, x, y))
 
     def jacobian(params: FloatArray) -> FloatArray:
         with jax.enable_x64(True):
-            return np.asarray(derivative(params))
+            return np.asarray(derivative(params, x, y))
 
     return residuals, jacobian
+
+
+@lru_cache(maxsize=256)
+def _compiled(model: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Residuals and Jacobian by (params, x, y), compiled once for all data of one shape."""
+
+    def residual(params, x, y):
+        return model(x, *params) - y
+
+    return jax.jit(residual), jax.jit(jax.jacfwd(residual))

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from nlsq_dask.io.sources import Observations, observe
-from tests.support.problems import Problem, broadcasting_shapes, problems, random_chunks
+from tests.support.problems import SIZES, Problem, broadcasting_shapes, problems, random_chunks
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Gappy:
 
 
 @st.composite
-def gappy_problems(draw: st.DrawFn, sizes: tuple[int, ...] = (1, 3)) -> Gappy:
+def gappy_problems(draw: st.DrawFn, sizes: tuple[int, ...] = SIZES) -> Gappy:
     """Masks, masked arrays, NaN and fill values, one or several together, rare or common."""
     problem = draw(problems(sizes=sizes))
     shape = problem.y.shape

@@ -278,6 +278,7 @@ def in_another_process(tmp_path, spec):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_module_data_that_a_worker_does_not_have_is_refused(user_module, tmp_path):
     module, constants = user_module
     assert in_another_process(tmp_path, prepare_model(module.model)) == "value 4.0"
