@@ -108,6 +108,7 @@ def test_parameters_that_few_chunks_of_a_cube_show(centre, chunks):
     assert_same_answer(result, fit(spot, x, lazy, p0, pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 @given(
     height=st.floats(0.3, 3),
     width=st.floats(1.2, 6),

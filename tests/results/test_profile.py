@@ -234,6 +234,7 @@ def test_a_matrix_of_ties_is_profiled_by_its_parameters():
     np.testing.assert_allclose(by_matrix, by_name.confidence_intervals(method="profile"), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_intervals_of_a_strongly_curved_model_cover_as_often_as_they_say():
     rng = np.random.default_rng(5)
     truth = np.array([20.0, 0.5])

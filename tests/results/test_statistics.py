@@ -268,6 +268,7 @@ def simulate(x, scatter, seed, **known):
         yield fit(decay, x, y, p0=TRUTH, **known), again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "known"),
     [(6, {}), (3, {"sigma": 0.05, "absolute_sigma": True})],
