@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
+
 import nlsq_dask
 
 ROOT = Path(__file__).parents[2]
@@ -82,13 +84,14 @@ def test_every_test_folder_is_one_of_the_package_or_is_named():
 
 
 def test_the_citation_has_the_version_of_the_package_and_the_keys_that_are_asked_for():
-    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    keys = dict(re.findall(r"^([\w-]+):(?: (.*))?$", text, re.MULTILINE))
-    assert keys.keys() >= CITATION_KEYS
-    assert keys["cff-version"] == "1.2.0"
-    assert keys["version"] == nlsq_dask.__version__
-    assert keys["license"] == project()["project"]["license"]
-    assert re.search(r"^authors:\n  - name: \"[^\"]+\"$", text, re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation.keys() >= CITATION_KEYS
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == nlsq_dask.__version__
+    assert citation["license"] == project()["project"]["license"]
+    assert [author["name"] for author in citation["authors"]] == [
+        author["name"] for author in project()["project"]["authors"]
+    ]
 
 
 def test_the_newest_version_of_the_changelog_is_that_of_the_package():
@@ -100,8 +103,9 @@ def test_the_newest_version_of_the_changelog_is_that_of_the_package():
 def test_the_hooks_run_what_make_lint_runs():
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2]
     commands = re.findall(r"^\t\$\(BIN\)/(.+)$", recipe.partition("\n\n")[0], re.MULTILINE)
-    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    assert re.findall(r"^ +entry: (.+)$", hooks, re.MULTILINE) == commands
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    (local,) = hooks["repos"]
+    assert [hook["entry"] for hook in local["hooks"]] == commands
     assert commands
 
 
