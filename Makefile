@@ -61,11 +61,13 @@ $(VENV)/.test: EXTRAS := test
 $(VENV)/.lint: EXTRAS := lint
 $(VENV)/.docs: EXTRAS := docs
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.made
+	@echo "Installing nlsq_dask[$(EXTRAS)] into $(VENV): JAX, SciPy and Dask are some hundred megabytes. This may take minutes, and pip is silent meanwhile."
 	$(PIP) install --editable ".[$(EXTRAS)]"
 	@touch $@
 
 $(VENV)/.made: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v.major}.{v.minor} is too old: nlsq_dask needs 3.11 or newer; name one with make PYTHON=python3.12")'
+	@echo "Making a virtual environment in $(VENV), with a new pip from the package index. This may take a minute."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --upgrade pip
 	@touch $@

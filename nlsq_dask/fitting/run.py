@@ -256,6 +256,19 @@ def scale_problems(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
     return [_errors.f_scale_below_noise(loss.name, loss.f_scale, noise)]
 
 
+def _problems(
+    solution: Solution, undetermined: tuple[str, ...], determined: bool
+) -> Iterator[_errors.FitWarning]:
+    """Warnings of a solution: no optimum, no covariance, differences in place of derivatives."""
+    status = solution.status
+    if not status.success and status is not _errors.Status.UNDETERMINED:
+        yield _errors.not_converged(_errors.end_of_fit(status, undetermined))
+    if not determined:
+        yield _errors.covariance_undetermined(undetermined)
+    if solution.n_differenced:
+        yield _errors.derivatives_differenced(solution.n_differenced, solution.n_points)
+
+
 def result_of(
     job: Job, outcome: Outcome, store: CheckpointStore | None, model: str | None = None
 ) -> FitResult:
@@ -269,33 +282,24 @@ def result_of(
     model : str, optional
         Name of the model in the warnings of several models.
     """
-    solution = outcome.solution
-    problems: list[_errors.FitWarning] = []
-    reduction, spec = job.reduction, job.spec
+    solution, reduction, spec = outcome.solution, job.reduction, job.spec
     names = np.array(spec.names, object)
     undetermined = tuple(np.array(reduction.names, object)[solution.undetermined].tolist())
-    if not solution.status.success and solution.status is not _errors.Status.UNDETERMINED:
-        message = _errors.end_of_fit(solution.status, undetermined)
-        problems.append(_errors.not_converged(message))
-    variance_known = job.absolute_sigma or solution.n_points > solution.params.size
-    robust = not job.spec.loss.is_linear
-    if robust:
-        pcov, determined = robust_covariance(solution)
-        # Residuals are noise only where the fit arrived, and only for one model: the poorer of
-        # several models leaves more than noise.
-        if solution.status.success and model is None:
-            problems += scale_problems(job.spec.loss, solution)
-    else:
+    if spec.loss.is_linear:
         pcov, determined = covariance(
             solution.r_factor, solution.cost, solution.n_points, absolute_sigma=job.absolute_sigma
         )
-    if not determined:
-        problems.append(_errors.covariance_undetermined(undetermined))
-    if solution.n_differenced:
-        problems.append(_errors.derivatives_differenced(solution.n_differenced, solution.n_points))
-    for problem in problems:
+    else:
+        pcov, determined = robust_covariance(solution)
+    for problem in _problems(solution, undetermined, determined):
         named = problem if model is None else _errors.of_model(model, problem)
         warnings.warn(named, stacklevel=WARNING_LEVEL)
+    # Residuals are noise only where the fit arrived, and only for one model: the poorer of several
+    # models leaves more than noise.
+    if not spec.loss.is_linear and solution.status.success and model is None:
+        for problem in scale_problems(spec.loss, solution):
+            warnings.warn(problem, stacklevel=WARNING_LEVEL)
+    variance_known = job.absolute_sigma or solution.n_points > solution.params.size
     return FitResult(
         names=spec.names,
         popt=reduction.expand(solution.params),
@@ -340,7 +344,7 @@ def result_of(
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
         n_differenced=solution.n_differenced,
-        sandwich=robust,
+        sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         fitted=FittedModel(
             spec, job.data, job.device, job.client, job.row_wise, partial(profiles, job)
