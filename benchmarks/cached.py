@@ -27,7 +27,7 @@ from benchmarks.problems import EXPONENTIAL
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
-from nlsq_dask.engines.dask.groups import plan_stream
+from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.in_memory import standard_engine
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
@@ -58,7 +58,7 @@ def measure(scheduler: str, client: Client | None, n: int, chunk: int, repeat: i
 
     def streaming(cache: Literal[True, False]) -> DaskEngine:
         data = observe(*lazy)
-        streaming = Streaming(plan_stream(data), client, cache=cache)
+        streaming = Streaming(make_stream(data), client, cache=cache)
         return DaskEngine(data, Kernels((spec,), "cpu"), streaming)
 
     with ExitStack() as stack:

@@ -27,7 +27,7 @@ def open_engine(data: Observations, kernels: Kernels, client: Client | None = No
     if data.lazy:
         # The streaming engine is loaded for use.
         from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
-        from nlsq_dask.engines.dask.groups import plan_stream
+        from nlsq_dask.engines.dask.groups import make_stream
 
-        return DaskEngine(data, kernels, Streaming(plan_stream(data), client))
+        return DaskEngine(data, kernels, Streaming(make_stream(data), client))
     return standard_engine(data, kernels) if kernels.whole else chunked_engine(data, kernels)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from nlsq_dask.engines.dask.cache import CacheChoice
-    from nlsq_dask.engines.dask.groups import StreamPlan
+    from nlsq_dask.engines.dask.groups import Stream
 
 logger = logging.getLogger("nlsq_dask")
 
@@ -46,7 +46,7 @@ class Source:
     correlated: Any = None
 
     @cached_property
-    def stream(self) -> StreamPlan:
+    def stream(self) -> Stream:
         """Groups of blocks of lazy data, planned once."""
         return stream_of(self.data)
 
@@ -151,8 +151,8 @@ def versions() -> dict[str, str]:
     return {"nlsq_dask": own} | {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
 
 
-def stream_of(data: Observations, config: BlockConfig | None = None) -> StreamPlan:
+def stream_of(data: Observations, config: BlockConfig | None = None) -> Stream:
     """Groups of blocks: of the chunks of lazy data, or cut from data in memory."""
-    from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, plan_stream  # loaded for use
+    from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, make_stream  # loaded for use
 
-    return plan_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)
+    return make_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)

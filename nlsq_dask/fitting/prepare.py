@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from nlsq_dask.engines.dask.cache import CacheChoice
-    from nlsq_dask.engines.dask.groups import StreamPlan
+    from nlsq_dask.engines.dask.groups import Stream
 
 # Rows of data in memory on which the model is tried, to see whether the model is row-wise.
 SHOWN_ROWS = 64
@@ -346,7 +346,7 @@ def _plan(
     row_wise: bool,
     options: RunOptions,
     client: Client | None,
-    stream: StreamPlan | None,
+    stream: Stream | None,
 ) -> WorkflowPlan:
     worker, threads = None, None
     if client is not None:
@@ -383,7 +383,7 @@ def _plan(
     )
 
 
-def _largest_chunk(data: Observations, stream: StreamPlan) -> tuple[int, ...]:
+def _largest_chunk(data: Observations, stream: Stream) -> tuple[int, ...]:
     """Largest shape that a thread reads at a time.
 
     Where the chunks of the arrays differ, blocks are cut from larger chunks.

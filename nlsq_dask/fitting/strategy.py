@@ -10,7 +10,7 @@ from nlsq_dask.core.workflow import BlockConfig
 if TYPE_CHECKING:
     from distributed import Client
 
-    from nlsq_dask.engines.dask.groups import StreamPlan
+    from nlsq_dask.engines.dask.groups import Stream
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Streamed:
     ----------
     blocks : BlockConfig
         Sizes of the blocks, and threads.
-    stream : StreamPlan
+    stream : Stream
         The groups of blocks.
     client : distributed.Client or None
         Cluster that runs the tasks; None is Dask's local scheduler.
     """
 
     blocks: BlockConfig
-    stream: StreamPlan
+    stream: Stream
     client: Client | None
 
 

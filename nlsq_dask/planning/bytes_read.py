@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.engines.dask.grouping import group_sample
-from nlsq_dask.engines.dask.groups import StreamPlan
+from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
     IntArray,
@@ -44,21 +44,21 @@ class Reading:
     later: int
 
 
-def read_by(sources: Sequence[Source], stream: StreamPlan, blocks: Sequence[int]) -> Reading:
+def read_by(sources: Sequence[Source], stream: Stream, blocks: Sequence[int]) -> Reading:
     """What the tasks read that take a sample of some blocks; see :func:`read_in_pass`."""
     grouping = group_sample(blocks, stream.chunks, sources)
     return _read(sources, stream.chunks, grouping.tasks, np.zeros(len(grouping.groups), bool))
 
 
 def read_in_pass(
-    sources: Sequence[Source], stream: StreamPlan, kept: Sequence[bool] | None = None
+    sources: Sequence[Source], stream: Stream, kept: Sequence[bool] | None = None
 ) -> Reading:
     """What the tasks of one pass read.
 
     Parameters
     ----------
     sources : sequence of Source
-    stream : StreamPlan
+    stream : Stream
         Blocks and the tasks they belong to.
     kept : sequence of bool, optional
         Whether each task keeps its rows; none does by default.

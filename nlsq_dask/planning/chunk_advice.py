@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dask.array.core import normalize_chunks
 
 from nlsq_dask import _errors
-from nlsq_dask.engines.dask.groups import StreamPlan
+from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.pieces import array_sources, sources_of, zarr_sources
 from nlsq_dask.io.arguments import Sizes
 from nlsq_dask.io.chunks import Chunks
@@ -39,15 +39,13 @@ MIN_BYTES_TO_SHARE = 10_000_000
 Named = Mapping[str, Array]
 
 
-def advise(
-    data: Observations, stream: StreamPlan, threads: int, reading: Reading
-) -> tuple[str, ...]:
+def advise(data: Observations, stream: Stream, threads: int, reading: Reading) -> tuple[str, ...]:
     """Texts, the worst first, on chunks that make a fit slower than it need be.
 
     Parameters
     ----------
     data : Observations
-    stream : StreamPlan
+    stream : Stream
         Its blocks and tasks.
     threads : int
         Threads that read, of all workers together.
@@ -78,7 +76,7 @@ class _Advisor:
 
     data: Observations
     arrays: Named
-    stream: StreamPlan
+    stream: Stream
     threads: int
 
     def cut_chunks(self) -> Iterator[str]:

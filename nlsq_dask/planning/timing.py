@@ -14,7 +14,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
-from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan
+from nlsq_dask.engines.dask.groups import Group, Stream
 from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.task import Work, answer_of_group, load
 from nlsq_dask.io.chunks import spread_blocks
@@ -66,7 +66,7 @@ class Timing:
 
 
 def time_groups(
-    stream: StreamPlan,
+    stream: Stream,
     work: Work,
     n_coords: int,
     params: FloatArray,
@@ -77,7 +77,7 @@ def time_groups(
 
     Parameters
     ----------
-    stream : StreamPlan
+    stream : Stream
         All tasks.
     work : Work
         What they do.
@@ -106,16 +106,14 @@ def time_groups(
     return Timing(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))
 
 
-def time_group(
-    plan: GroupPlan, external: Sequence[Any], work: Work, params: FloatArray
-) -> FloatArray:
+def time_group(group: Group, external: Sequence[Any], work: Work, params: FloatArray) -> FloatArray:
     """Seconds that a group takes to read and sum, and to sum once more from memory, (2,)."""
-    group = KeptGroup(plan, 0, 0)  # for a moment, and counted as part of reading
+    kept = KeptGroup(group, 0, 0)  # for a moment, and counted as part of reading
     marks = [time.perf_counter()]
     for _ in range(2):
-        answer_of_group(group, external, work, SumsAt(params, np.eye(params.size)))
+        answer_of_group(kept, external, work, SumsAt(params, np.eye(params.size)))
         marks.append(time.perf_counter())
-    group.forget()
+    kept.forget()
     return np.diff(marks)
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from nlsq_dask.core.memory_budget import WORKER_BASE_BYTES
 from nlsq_dask.core.questions import CostsAt, Several, SumsAt
 from nlsq_dask.engines.dask import cache
-from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, plan_keeping
+from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
-from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan, plan_stream
+from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
 from nlsq_dask.questions.scores import ScoresAt
@@ -215,7 +215,7 @@ def test_other_processes_get_the_plan_without_rows(problem, zarrs):
 
 def group_of(n_rows):
     y = da.ones(n_rows, chunks=n_rows).map_blocks(identity, dtype=float, meta=np.empty(0))
-    return plan_stream(observe(np.ones(n_rows), y)).groups[0]
+    return make_stream(observe(np.ones(n_rows), y)).groups[0]
 
 
 GROUP = group_of(10)
@@ -226,10 +226,10 @@ GROUP = group_of(10)
     rooms=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 300_000)), min_size=1, max_size=5),
 )
 def test_no_worker_is_given_more_than_it_has_room_for(sizes, rooms):
-    groups = tuple(GroupPlan(GROUP.steps, (), n) for n in sizes)
-    plan = StreamPlan(groups, {}, (), ((sum(sizes),),), 1, 1, 0)
+    groups = tuple(Group(GROUP.steps, (), n) for n in sizes)
+    plan = Stream(groups, {}, (), ((sum(sizes),),), 1, 1, 0)
     workers = [WorkerRoom(f"w{i}", *room) for i, room in enumerate(rooms)]
-    keeping = plan_keeping(plan, True, 2, STAGE_ROWS, workers)
+    keeping = choose_keeping(plan, True, 2, STAGE_ROWS, workers)
     taken = dict.fromkeys((w.address for w in workers), 0)
     for group, kept, worker, n_rows in zip(
         groups, keeping.groups, keeping.workers, sizes, strict=True
@@ -237,7 +237,7 @@ def test_no_worker_is_given_more_than_it_has_room_for(sizes, rooms):
         if worker is None:
             assert kept is group
             continue
-        assert kept.plan is group
+        assert kept.group is group
         assert kept.n_bytes >= n_rows * 16
         taken[worker] += kept.n_bytes
         assert kept.limit == next(w.n_bytes for w in workers if w.address == worker)
@@ -251,9 +251,9 @@ def test_no_worker_is_given_more_than_it_has_room_for(sizes, rooms):
 
 
 def test_workers_get_groups_by_their_threads():
-    plan = StreamPlan((GROUP,) * 12, {}, (), ((120,),), 1, 1, 0)
+    plan = Stream((GROUP,) * 12, {}, (), ((120,),), 1, 1, 0)
     rooms = [WorkerRoom("a", 2, 10**6), WorkerRoom("b", 1, 10**6)]
-    keeping = plan_keeping(plan, "auto", 2, STAGE_ROWS, rooms)
+    keeping = choose_keeping(plan, "auto", 2, STAGE_ROWS, rooms)
     assert (keeping.workers.count("a"), keeping.workers.count("b")) == (8, 4)
 
 
@@ -266,7 +266,7 @@ def test_blocks_arrive_in_the_dtype_they_are_stored_in(tmp_path, dtype):
         stored(tmp_path / "y", y, (500,), fill_value=0),
     )
     data = observe(*map(da.from_zarr, zarrs))
-    for group in plan_stream(data).groups:
+    for group in make_stream(data).groups:
         for block in read_blocks(group, {}, data.layout):
             assert {a.dtype for a in block.arrays} == {np.dtype(dtype)}
     for array in zarrs:

@@ -86,7 +86,9 @@ def test_task_names_say_which_pass_they_belong_to(cluster, client):
         of_pass = {k for k in keys if f"pass-{number}-" in str(k)}
         assert all(str(k).startswith("nlsq-") for k in keys)
         assert len(blocks & of_pass) == len(engine.stream.groups)
-        assert all("pass-" in str(k) or str(k).startswith(("nlsq-plan", "nlsq-work")) for k in keys)
+        assert all(
+            "pass-" in str(k) or str(k).startswith(("nlsq-group", "nlsq-work")) for k in keys
+        )
 
 
 def clear_watched(dask_scheduler):

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask.engines.dask import grouping, pieces
-from nlsq_dask.engines.dask.groups import common_chunks, plan_stream
+from nlsq_dask.engines.dask.groups import common_chunks, make_stream
 from nlsq_dask.engines.dask.pieces import MAX_TASKS_TO_REPEAT
 from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io.sources import observe
@@ -45,7 +45,7 @@ def all_rows(plan, layout):
 @given(problem=problems(sizes=(1,)), layout=st.integers(0, 2**32 - 1))
 def test_a_plan_makes_every_row_once(problem, layout):
     data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)
-    plan = plan_stream(data)
+    plan = make_stream(data)
     made = all_rows(plan, data.layout)
     expected = [np.broadcast_to(np.asarray(a), data.y.shape).ravel() for a in data.operands]
 
@@ -67,7 +67,7 @@ def test_coordinates_that_are_smaller_do_not_cut():
     y = da.ones((12, 6), chunks=((6, 6), (3, 3)))
     data = observe((x, da.arange(6, chunks=5)), y)
     assert common_chunks(data) == y.chunks
-    plan = plan_stream(data)
+    plan = make_stream(data)
     assert plan.n_blocks == 4
     assert plan.held_bytes <= x.nbytes + 6 * 8
     columns = all_rows(plan, data.layout)
@@ -102,7 +102,7 @@ def test_a_dimension_that_no_dask_array_has_is_cut_into_moderate_blocks():
 )
 def test_what_all_groups_need_is_made_once_before(upstream):
     x = da.from_array(np.arange(40_000.0), chunks=1000)
-    plan = plan_stream(observe(upstream(x), da.ones(40_000, chunks=1000)))
+    plan = make_stream(observe(upstream(x), da.ones(40_000, chunks=1000)))
     assert 1 <= len(plan.shared_keys) <= 2
     for group in plan.groups:
         assert set(group.external) <= set(plan.shared_keys)
@@ -115,7 +115,7 @@ def test_an_array_in_memory_is_not_sent_with_every_group():
     x = np.random.default_rng(0).normal(size=100_000)
     y = da.ones(100_000, chunks=1000)
     for chunks in (-1, 40_000, 1000):
-        plan = plan_stream(observe(da.from_array(x, chunks=chunks), y))
+        plan = make_stream(observe(da.from_array(x, chunks=chunks), y))
         sent = sum(len(cloudpickle.dumps(group)) for group in plan.groups)
         sent += len(cloudpickle.dumps(plan.shared))
         assert sent < 2 * x.nbytes
@@ -123,7 +123,7 @@ def test_an_array_in_memory_is_not_sent_with_every_group():
 
 def test_an_array_at_the_edge_of_two_groups_is_made_in_both():
     x = da.from_array(np.arange(32_000.0), chunks=1500)
-    plan = plan_stream(observe(x, da.ones(32_000, chunks=1000)))
+    plan = make_stream(observe(x, da.ones(32_000, chunks=1000)))
     assert not plan.shared_keys
     made = [node.key for group in plan.groups for step in group.steps for node, _ in step.nodes]
     assert max(made.count(key) for key in made) <= MAX_TASKS_TO_REPEAT
@@ -144,7 +144,7 @@ def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_
     """And not kept: such an array would be in memory whole."""
     x = da.zeros(1_000_000_000, chunks=coarse)
     y = da.zeros(1_000_000_000, chunks=200_000)
-    plan = plan_stream(observe(x, y), most_blocks=most_blocks)
+    plan = make_stream(observe(x, y), most_blocks=most_blocks)
     assert not plan.shared_keys
     assert plan.held_bytes == 0
     # Of a sample, some may be a part of the task that cuts a block from them.
@@ -158,19 +158,19 @@ def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_
 def test_a_value_for_each_pixel_is_read_by_each_task_of_many_images(cuts):
     y = da.zeros((400, 4000, 4000), chunks=(100, 500, 500), dtype="f4")
     pixels = da.zeros((4000, 4000), chunks=cuts)
-    plan = plan_stream(observe(pixels, y))
+    plan = make_stream(observe(pixels, y))
     assert plan.chunks == y.chunks
     assert not plan.shared_keys
     assert plan.held_bytes == 0
     # Of few images it would be as much as they are.
-    plan = plan_stream(observe(pixels, y.rechunk((4, 500, 500))))
+    plan = make_stream(observe(pixels, y.rechunk((4, 500, 500))))
     assert len(plan.shared_keys) >= len(list(flatten(pixels.__dask_keys__())))
     assert plan.held_bytes == pixels.nbytes
 
 
 def test_chunks_that_are_few_are_kept():
     x, y = da.zeros(20_000_000, chunks=5_000_000), da.zeros(20_000_000, chunks=100_000)
-    plan = plan_stream(observe(x, y))
+    plan = make_stream(observe(x, y))
     assert len(plan.groups) == 16
     assert plan.held_bytes == x.nbytes == 8 * 5_000_000 * len(plan.shared_keys)
 
@@ -195,7 +195,7 @@ def test_pieces_are_made_by_one_group_or_two_or_kept(x, y, rows, least, repeated
         patch.setattr(pieces, "SMALL_ARRAY_BYTES", 0)
         patch.setattr(pieces, "MOST_REPEATED", repeated)
         patch.setattr(grouping, "MIN_ALIGNED", least)
-        plan = plan_stream(data)
+        plan = make_stream(data)
     kept = {key for key in plan.shared_keys if key[0] in {a.name for a in arrays}}
     for array in arrays:
         made = pieces_made(plan, array)
@@ -216,7 +216,7 @@ def _edges(lengths, n):
 
 def test_nothing_is_kept_longer_than_it_is_needed():
     x = da.from_array(np.arange(30_000.0), chunks=700)
-    plan = plan_stream(observe(2 * x + 1, da.ones(30_000, chunks=1000)))
+    plan = make_stream(observe(2 * x + 1, da.ones(30_000, chunks=1000)))
     for group in plan.groups:
         alive = set()
         for step in group.steps:
@@ -232,7 +232,7 @@ def test_nothing_is_kept_longer_than_it_is_needed():
 
 def test_empty_chunks_are_left_out():
     y = da.from_array(np.arange(10.0), chunks=((0, 4, 0, 6, 0),))
-    plan = plan_stream(observe(np.arange(10.0), y))
+    plan = make_stream(observe(np.arange(10.0), y))
     assert plan.n_blocks == 2
     assert sum(group.n_rows for group in plan.groups) == 10
 
@@ -240,7 +240,7 @@ def test_empty_chunks_are_left_out():
 def test_blocks_of_one_array_of_many_dimensions_stay_whole():
     y = da.ones((8, 30, 40), chunks=(2, 15, 40))
     x = (np.arange(8.0)[:, None, None], np.arange(30.0)[:, None], np.arange(40.0))
-    plan = plan_stream(observe(x, y))
+    plan = make_stream(observe(x, y))
     assert plan.n_blocks == 8
     assert plan.chunks == y.chunks
 
@@ -250,13 +250,13 @@ PLAN_PROGRAM = textwrap.dedent(
     import sys
     sys.path[:] = {path!r}
     import dask.array as da, numpy as np
-    from nlsq_dask.engines.dask.groups import plan_stream
+    from nlsq_dask.engines.dask.groups import make_stream
     from nlsq_dask.io.sources import observe
     numbers = np.arange(5000.0)
     x = da.from_array(numbers, chunks=70, name="x")
     y = da.from_array(numbers, chunks=110, name="y")
     z = da.from_array(numbers, chunks=-1, name="z")
-    plan = plan_stream(observe((x - x.mean(), x * z + y.max(), (x + y)[::-1]), y))
+    plan = make_stream(observe((x - x.mean(), x * z + y.max(), (x + y)[::-1]), y))
     for group in plan.groups:
         print(group.n_rows, group.external)
         for step in group.steps:
@@ -289,10 +289,10 @@ def test_planning_leaves_the_garbage_collector_as_it_was(enabled):
     was_enabled = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
-        plan_stream(observe(np.ones(10), da.ones(10, chunks=5)))
+        make_stream(observe(np.ones(10), da.ones(10, chunks=5)))
         assert gc.isenabled() == enabled
         with pytest.raises(AttributeError):
-            plan_stream(None)
+            make_stream(None)
         assert gc.isenabled() == enabled
     finally:
         (gc.enable if was_enabled else gc.disable)()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from nlsq_dask.core.questions import SumsAt
-from nlsq_dask.engines.dask.groups import plan_stream
+from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.prefetch import (
     AHEAD_BYTES,
     REMOTE_DEPTH,
@@ -35,7 +35,7 @@ def one_group(n_blocks, make):
     """A plan of a single group whose blocks a function makes."""
     y = da.map_blocks(make, chunks=((10,) * n_blocks,), dtype=float, meta=np.empty(0))
     data = observe(np.arange(10.0 * n_blocks), y)
-    groups = plan_stream(data).groups
+    groups = make_stream(data).groups
     steps = tuple(step for group in groups for step in group.steps)
     assert len(steps) == n_blocks
     return type(groups[0])(steps, (), 10 * n_blocks), data.layout
@@ -44,7 +44,7 @@ def one_group(n_blocks, make):
 @given(problem=problems(sizes=(1,)), layout=st.integers(0, 2**32 - 1), depth=st.integers(0, 5))
 def test_the_same_blocks_in_the_same_order(problem, layout, depth):
     data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)
-    plan = plan_stream(data)
+    plan = make_stream(data)
     shared = {}
     for key, node in plan.shared.items():
         shared[key] = node(shared)
@@ -107,7 +107,7 @@ def zarr_array(store, chunks=100):
 )
 def test_stores_that_are_not_local_are_read_ahead(wrap, depth):
     y = zarr_array(FarStore())
-    assert prefetch_depth(plan_stream(observe(np.ones(1600), wrap(y)))) == depth
+    assert prefetch_depth(make_stream(observe(np.ones(1600), wrap(y)))) == depth
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "fsspec", "wrapped", "no zarr"])
@@ -120,7 +120,7 @@ def test_local_ones_are_not(tmp_path, kind):
     else:
         store = MemoryStore() if kind == "memory" else LocalStore(tmp_path)
         y = da.from_zarr(zarr_array(WrapperStore(store) if kind == "wrapped" else store))
-    assert prefetch_depth(plan_stream(observe(np.ones(1600), y))) == 0
+    assert prefetch_depth(make_stream(observe(np.ones(1600), y))) == 0
 
 
 def test_large_blocks_are_not_read_ahead_in_number():
@@ -128,7 +128,7 @@ def test_large_blocks_are_not_read_ahead_in_number():
         FarStore(), shape=(AHEAD_BYTES // 2,), chunks=(AHEAD_BYTES // 16,), dtype="f8"
     )
     x = np.broadcast_to(1.0, y.shape)
-    plan = plan_stream(observe(x, y))  # 8 bytes of x and of y in each row
+    plan = make_stream(observe(x, y))  # 8 bytes of x and of y in each row
     assert plan.block_bytes == AHEAD_BYTES
     assert prefetch_depth(plan) == 1
 

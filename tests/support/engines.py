@@ -11,7 +11,7 @@ from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from nlsq_dask.engines import in_memory
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
-from nlsq_dask.engines.dask.groups import plan_stream
+from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.fitting import sample
 from nlsq_dask.fitting.first_look import looked_at
@@ -35,7 +35,7 @@ def dask_engine(
     data: Observations, *specs: ModelSpec, progress: Any = None, **options: Any
 ) -> DaskEngine:
     """The streaming tier, with the options of :class:`Streaming`."""
-    return DaskEngine(data, Kernels(specs), Streaming(plan_stream(data), **options), progress)
+    return DaskEngine(data, Kernels(specs), Streaming(make_stream(data), **options), progress)
 
 
 def sample_of(engine: DaskEngine, data: Observations, **options: Any) -> Observations:

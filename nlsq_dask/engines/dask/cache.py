@@ -29,7 +29,7 @@ from dask._task_spec import Alias, DataNode
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import accumulate, add_rows
-from nlsq_dask.engines.dask.groups import GroupPlan, StreamPlan
+from nlsq_dask.engines.dask.groups import Group, Stream
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage
 from nlsq_dask.kernels.sums import find_device
 from nlsq_dask.kernels.table import Kernels
@@ -53,25 +53,25 @@ class KeptGroup:
 
     Parameters
     ----------
-    plan : GroupPlan
+    group : Group
     n_bytes : int
         Bytes of its staged rows.
     limit : int
         Bytes that the kept rows of all groups may take on one worker, or in this process.
     """
 
-    __slots__ = ("__weakref__", "_release", "_rows", "limit", "n_bytes", "plan")
+    __slots__ = ("__weakref__", "_release", "_rows", "group", "limit", "n_bytes")
 
-    def __init__(self, plan: GroupPlan, n_bytes: int, limit: int) -> None:
-        self.plan = plan
+    def __init__(self, group: Group, n_bytes: int, limit: int) -> None:
+        self.group = group
         self.n_bytes = n_bytes
         self.limit = limit
         self._rows: list[tuple[Rows, int]] | None = None
         self._release: weakref.finalize[..., KeptGroup] | None = None
 
-    def __reduce__(self) -> tuple[type[KeptGroup], tuple[GroupPlan, int, int]]:
+    def __reduce__(self) -> tuple[type[KeptGroup], tuple[Group, int, int]]:
         # Another process gets the plan alone, and reads.
-        return KeptGroup, (self.plan, self.n_bytes, self.limit)
+        return KeptGroup, (self.group, self.n_bytes, self.limit)
 
     def __sizeof__(self) -> int:
         # By this Dask decides whether to move a task to another worker than the one that has it.
@@ -162,7 +162,7 @@ class Keeping:
 
     Attributes
     ----------
-    groups : tuple of GroupPlan or KeptGroup
+    groups : tuple of Group or KeptGroup
         All groups, in their order.
     workers : tuple of str or None
         Worker of each group that is kept on one.
@@ -172,19 +172,19 @@ class Keeping:
         Most memory that kept rows take on one worker, or in this process.
     """
 
-    groups: tuple[GroupPlan | KeptGroup, ...]
+    groups: tuple[Group | KeptGroup, ...]
     workers: tuple[str | None, ...]
     share: float
     worker_bytes: int
 
 
-def keep_nothing(plan: StreamPlan) -> Keeping:
+def keep_nothing(stream: Stream) -> Keeping:
     """All groups read in every pass."""
-    return Keeping(plan.groups, (None,) * len(plan.groups), 0.0, 0)
+    return Keeping(stream.groups, (None,) * len(stream.groups), 0.0, 0)
 
 
-def plan_keeping(
-    plan: StreamPlan,
+def choose_keeping(
+    stream: Stream,
     choice: CacheChoice,
     row_values: int,
     stage_rows: int,
@@ -194,7 +194,7 @@ def plan_keeping(
 
     Parameters
     ----------
-    plan : StreamPlan
+    stream : Stream
     choice : bool or "auto"
         False keeps nothing, True what fits, "auto" what fits if it is a quarter of all rows.
     row_values : int
@@ -204,15 +204,15 @@ def plan_keeping(
     rooms : sequence of WorkerRoom
     """
     if choice is False or not rooms:
-        return keep_nothing(plan)
+        return keep_nothing(stream)
     # In turn, a worker as often as it has threads, so that all have as much to do in each pass.
     rounds = range(max(room.threads for room in rooms))
     order = [i for turn in rounds for i, room in enumerate(rooms) if turn < room.threads]
     left = [room.n_bytes for room in rooms]
-    groups: list[GroupPlan | KeptGroup] = []
+    groups: list[Group | KeptGroup] = []
     workers: list[str | None] = []
     kept_rows, at = 0, 0
-    for group in plan.groups:
+    for group in stream.groups:
         size = -(-group.n_rows // stage_rows) * stage_rows * row_values * 8
         turns = order[at:] + order[:at]
         place = next((i for i in turns if size <= left[i]), None)
@@ -225,14 +225,14 @@ def plan_keeping(
         groups.append(KeptGroup(group, size, rooms[place].n_bytes))
         workers.append(rooms[place].address)
         kept_rows += group.n_rows
-    share = kept_rows / plan.n_rows
+    share = kept_rows / stream.n_rows
     if choice == "auto" and share < MIN_SHARE:
-        return keep_nothing(plan)
+        return keep_nothing(stream)
     taken = max(room.n_bytes - rest for room, rest in zip(rooms, left, strict=True))
     return Keeping(tuple(groups), tuple(workers), share, taken)
 
 
-def reads(group: GroupPlan) -> bool:
+def reads(group: Group) -> bool:
     """Whether making the blocks of a group takes any work: arrays in memory take none."""
     nodes = (node for step in group.steps for node, _ in step.nodes)
     return any(not isinstance(node, (DataNode, Alias)) for node in nodes)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Self
 
 from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.core.resources import available_memory
-from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, plan_keeping
+from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
-from nlsq_dask.engines.dask.groups import StreamPlan, plan_stream
+from nlsq_dask.engines.dask.groups import Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.runners import Runner, runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
@@ -45,7 +45,7 @@ class Streaming:
 
     Attributes
     ----------
-    stream : StreamPlan
+    stream : Stream
         The groups of blocks.
     client : distributed.Client or None
         Cluster to run on; None runs on Dask's local scheduler.
@@ -62,7 +62,7 @@ class Streaming:
         is half of what is available here, and as much as a worker has.
     """
 
-    stream: StreamPlan
+    stream: Stream
     client: Client | None = None
     stage_rows: int = STAGE_ROWS
     threads: int | None = None
@@ -92,7 +92,7 @@ class Streaming:
         elif runs_here():  # tasks of other processes forget
             here = int(LOCAL_SHARE * available_memory()) if n_bytes is None else n_bytes
             rooms = [WorkerRoom(None, 1, here)]
-        return plan_keeping(self.stream, self.cache, row_values, self.stage_rows, rooms)
+        return choose_keeping(self.stream, self.cache, row_values, self.stage_rows, rooms)
 
 
 class DaskEngine:
@@ -124,7 +124,7 @@ class DaskEngine:
         streaming: Streaming | None = None,
         progress: PassProgress | None = None,
     ) -> None:
-        self.streaming = streaming or Streaming(plan_stream(data))
+        self.streaming = streaming or Streaming(make_stream(data))
         self.kernels = kernels
         self.n_passes = 0
         self._data = data
@@ -139,7 +139,7 @@ class DaskEngine:
         self._runner.close()
 
     @property
-    def stream(self) -> StreamPlan:
+    def stream(self) -> Stream:
         """The groups of blocks."""
         return self.streaming.stream
 
@@ -156,7 +156,7 @@ class DaskEngine:
         Progress is reported as that of pass 0.
         """
         block_rows = math.prod(map(max, self.stream.chunks))
-        stream = plan_stream(self._data, block_rows, most_blocks=n_blocks)
+        stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
         return DaskEngine(self._data, self.kernels, streaming, self._report_sample)
 

@@ -79,7 +79,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupPlan:
+class Group:
     """What one task does: its blocks in order, and the keys that must be handed to it.
 
     ``announced`` says what the arrays' own chunks should be, where blocks are cut from them.
@@ -92,12 +92,12 @@ class GroupPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamPlan:
+class Stream:
     """Everything the streaming tier runs.
 
     Attributes
     ----------
-    groups : tuple of GroupPlan
+    groups : tuple of Group
         In row order of their blocks.
     shared : dict
         Graph of what is computed once before the first pass; its outputs are ``shared_keys``.
@@ -112,7 +112,7 @@ class StreamPlan:
         Decoded bytes of pieces that are kept through the fit, since many tasks need them.
     """
 
-    groups: tuple[GroupPlan, ...]
+    groups: tuple[Group, ...]
     shared: Mapping[Key, GraphNode]
     shared_keys: tuple[Key, ...]
     chunks: Chunks
@@ -148,11 +148,11 @@ def without_collections() -> Iterator[None]:
 
 
 @without_collections()
-def plan_stream(
+def make_stream(
     data: Observations,
     unchunked_rows: int = UNCHUNKED_BLOCK_ROWS,
     most_blocks: int | None = None,
-) -> StreamPlan:
+) -> Stream:
     """Cut the data of a fit into groups.
 
     Parameters
@@ -188,8 +188,8 @@ def plan_stream(
     pairs = zip(data.operands, arrays, strict=True)
     own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
-    plans = tuple(
-        _plan_group(
+    made = tuple(
+        _make_group(
             graph,
             [(*blocks[i], shapes[i], operands[i]) for i in group],
             shared_keys,
@@ -197,8 +197,8 @@ def plan_stream(
         )
         for group in groups
     )
-    return StreamPlan(
-        plans,
+    return Stream(
+        made,
         _compared(_cull(graph, shared_keys), announced),
         tuple(shared_keys),
         chunks,
@@ -415,12 +415,12 @@ def _compared(
     return compared
 
 
-def _plan_group(
+def _make_group(
     graph: Mapping[Key, GraphNode],
     blocks: list[tuple[tuple[int, ...], Box, tuple[Shape, ...], tuple[Operand, ...]]],
     shared: Mapping[Key, None],
     announced: Mapping[Key, Announced],
-) -> GroupPlan:
+) -> Group:
     """Order the nodes of a group by block, and find where each array is used last."""
     made: dict[Key, None] = dict.fromkeys(shared)
     runs: list[list[Key]] = []
@@ -457,4 +457,4 @@ def _plan_group(
     n_rows = sum(box_size(box) for _, box, *_ in blocks)
     used = itertools.chain(external, *runs)
     pieces = {key: announced[key] for key in used if key in announced}
-    return GroupPlan(steps, tuple(external), n_rows, pieces)
+    return Group(steps, tuple(external), n_rows, pieces)

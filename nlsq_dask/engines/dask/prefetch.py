@@ -16,7 +16,7 @@ from typing import Any
 from dask._task_spec import DataNode, GraphNode, Task
 from dask.typing import Key
 
-from nlsq_dask.engines.dask.groups import GroupPlan, Step, StreamPlan
+from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.io.sources import is_zarr
 from nlsq_dask.io.stage import Block, Layout
 
@@ -34,7 +34,7 @@ LOCAL_STORES = ("LocalStore", "MemoryStore", "ZipStore", "GpuMemoryStore")
 LOCAL_PROTOCOLS = ("file", "local", "memory")
 
 
-def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
+def read_blocks(group: Group, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
     """Make the blocks of a group one after the other, keeping only what later ones need.
 
     Raises
@@ -43,13 +43,13 @@ def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) ->
         If an array of a block has not the shape that was announced, or no numbers.
     """
     values = dict(external)
-    for key in plan.announced.keys() & values.keys():
-        plan.announced[key].check(values[key])
-    for step in plan.steps:
+    for key in group.announced.keys() & values.keys():
+        group.announced[key].check(values[key])
+    for step in group.steps:
         for node, drop in step.nodes:
             values[node.key] = node(values)
-            if node.key in plan.announced:
-                plan.announced[node.key].check(values[node.key])
+            if node.key in group.announced:
+                group.announced[node.key].check(values[node.key])
             for key in drop:
                 del values[key]
         arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
@@ -61,23 +61,23 @@ def read_blocks(plan: GroupPlan, external: Mapping[Key, Any], layout: Layout) ->
 
 
 def read_ahead(
-    plan: GroupPlan, external: Mapping[Key, Any], layout: Layout, depth: int
+    group: Group, external: Mapping[Key, Any], layout: Layout, depth: int
 ) -> Iterator[Block]:
     """Make the blocks of a group in their order, and up to ``depth`` of the next meanwhile.
 
     Where a block uses an array that was made for another one, they are made one after the other.
     """
-    if depth < 1 or len(plan.steps) < 2 or not _independent(plan):
-        yield from read_blocks(plan, external, layout)
+    if depth < 1 or len(group.steps) < 2 or not _independent(group):
+        yield from read_blocks(group, external, layout)
         return
 
     def make(step: Step) -> Block:
-        return next(read_blocks(replace(plan, steps=(step,)), external, layout))
+        return next(read_blocks(replace(group, steps=(step,)), external, layout))
 
     coming: deque[Future[Block]] = deque()
     with ThreadPoolExecutor(depth, "nlsq-read") as pool:
         try:
-            for step in plan.steps:
+            for step in group.steps:
                 coming.append(pool.submit(copy_context().run, make, step))
                 if len(coming) > depth:
                     yield coming.popleft().result()
@@ -88,19 +88,19 @@ def read_ahead(
                 future.cancel()
 
 
-def prefetch_depth(plan: StreamPlan) -> int:
+def prefetch_depth(stream: Stream) -> int:
     """Blocks to read ahead: some where Zarr arrays lie in a store that is not local, else none."""
-    steps = (step for group in plan.groups[:1] for step in group.steps[:1])
+    steps = (step for group in stream.groups[:1] for step in group.steps[:1])
     nodes = (node for step in steps for node, _ in step.nodes)
     if not any(_is_remote(array.store) for array in _zarr_arrays(nodes)):
         return 0
-    return min(REMOTE_DEPTH, AHEAD_BYTES // plan.block_bytes)
+    return min(REMOTE_DEPTH, AHEAD_BYTES // stream.block_bytes)
 
 
-def _independent(plan: GroupPlan) -> bool:
+def _independent(group: Group) -> bool:
     """Whether each block can be made by itself, of what is handed to the group."""
-    for step in plan.steps:
-        known = set(plan.external)
+    for step in group.steps:
+        known = set(group.external)
         for node, _ in step.nodes:
             if not node.dependencies <= known:
                 return False

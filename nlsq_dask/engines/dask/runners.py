@@ -16,7 +16,7 @@ from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.cache import Keeping, KeptGroup, keep_nothing
-from nlsq_dask.engines.dask.groups import StreamPlan
+from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.scheduler import local_get
 from nlsq_dask.engines.dask.task import Work, add_in_order, packed, unpacked
 
@@ -37,7 +37,7 @@ class Runner(Protocol):
     """Where groups run."""
 
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Sum ``function(plan, external, work, *args)`` over all groups, in tasks of a name."""
+        """Sum ``function(group, external, work, *args)`` over all groups, in tasks of a name."""
         ...
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Runner(Protocol):
 
 
 def runner_of(
-    plan: StreamPlan,
+    stream: Stream,
     work: Work,
     progress: BlockProgress,
     *,
@@ -58,7 +58,7 @@ def runner_of(
 
     Parameters
     ----------
-    plan : StreamPlan
+    stream : Stream
     work : Work
         What the groups have in common.
     progress : callable
@@ -71,8 +71,8 @@ def runner_of(
         Which groups keep their rows; none by default.
     """
     if client is None:
-        return LocalRunner(plan, work, progress, threads, keeping)
-    return ClusterRunner(plan, work, client, progress, keeping)
+        return LocalRunner(stream, work, progress, threads, keeping)
+    return ClusterRunner(stream, work, client, progress, keeping)
 
 
 class LocalRunner:
@@ -80,34 +80,36 @@ class LocalRunner:
 
     def __init__(
         self,
-        plan: StreamPlan,
+        stream: Stream,
         work: Work,
         progress: BlockProgress,
         threads: int | None,
         keeping: Keeping | None = None,
     ) -> None:
-        self._plan = plan
-        self._groups = (keeping or keep_nothing(plan)).groups
+        self._stream = stream
+        self._groups = (keeping or keep_nothing(stream)).groups
         self._work = work
         self._progress = progress
         self._threads = threads
-        keys = list(plan.shared_keys)
-        self._shared = dict(zip(keys, local_get(dict(plan.shared), keys, threads), strict=True))
+        keys = list(stream.shared_keys)
+        self._shared = dict(zip(keys, local_get(dict(stream.shared), keys, threads), strict=True))
 
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Sum over all groups; see :class:`Runner`."""
         blocks: dict[Key, int] = {}
         graph: dict[Key, Any] = {}
-        for i, (plan, group) in enumerate(zip(self._plan.groups, self._groups, strict=True)):
+        for i, (group, task_group) in enumerate(
+            zip(self._stream.groups, self._groups, strict=True)
+        ):
             key: Key = (f"nlsq-{name}", i)
-            external = tuple(self._shared[k] for k in plan.external)
-            inputs = (DataNode(None, v) for v in (group, external, self._work, *args))
+            external = tuple(self._shared[k] for k in group.external)
+            inputs = (DataNode(None, v) for v in (task_group, external, self._work, *args))
             graph[key] = Task(key, function, *inputs)
-            blocks[key] = len(plan.steps)
+            blocks[key] = len(group.steps)
         for node, parts in _tree(list(graph), f"nlsq-reduce-{name}"):
             graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
         root = next(reversed(graph))
-        counter = _BlockCounter(blocks, self._plan.n_blocks, self._progress)
+        counter = _BlockCounter(blocks, self._stream.n_blocks, self._progress)
         (total,) = local_get(graph, [root], self._threads, counter)
         return total
 
@@ -131,7 +133,7 @@ class ClusterRunner:
 
     def __init__(
         self,
-        plan: StreamPlan,
+        stream: Stream,
         work: Work,
         client: Client,
         progress: BlockProgress,
@@ -139,20 +141,20 @@ class ClusterRunner:
     ) -> None:
         self._client = client
         self._progress = progress
-        self._n_blocks = plan.n_blocks
+        self._n_blocks = stream.n_blocks
         self._fit = uuid.uuid4().hex
-        self._sizes = [len(group.steps) for group in plan.groups]
-        keeping = keeping or keep_nothing(plan)
+        self._sizes = [len(group.steps) for group in stream.groups]
+        keeping = keeping or keep_nothing(stream)
         self._workers = keeping.workers
         self._work = self._map("nlsq-work", unpacked, [None], [packed(work)])
         blobs = [packed(group) for group in keeping.groups]
-        self._groups = self._map("nlsq-plan", unpacked, keeping.workers, blobs)
-        keys = list(plan.shared_keys)
-        futures = client.get(dict(plan.shared), keys, sync=False) if keys else []
+        self._groups = self._map("nlsq-group", unpacked, keeping.workers, blobs)
+        keys = list(stream.shared_keys)
+        futures = client.get(dict(stream.shared), keys, sync=False) if keys else []
         shared = dict(zip(keys, futures, strict=True))
         self._external = [
             [shared[k] if k in shared else self._existing(k) for k in group.external]
-            for group in plan.groups
+            for group in stream.groups
         ]
 
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlsq_dask.engines.dask.groups import StreamPlan
+from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.io.chunks import spread_blocks
 
 # A sample is this fraction of the blocks, or so many blocks if that is more, of few blocks a part.
@@ -40,18 +40,18 @@ def sample_blocks(n_blocks: int) -> int:
     return max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
 
 
-def sampled_blocks(plan: StreamPlan, most: int, *, whole: bool = False) -> SampledBlocks:
+def sampled_blocks(stream: Stream, most: int, *, whole: bool = False) -> SampledBlocks:
     """What is read for a sample of so many rows at most, or of all blocks.
 
     Where these blocks hold too few rows that count,
     :class:`~nlsq_dask.engines.dask.engine.DaskEvaluator` goes on to more.
     """
-    count = plan.n_blocks if whole else sample_blocks(plan.n_blocks)
-    chosen = spread_blocks([len(cuts) for cuts in plan.chunks], count)
+    count = stream.n_blocks if whole else sample_blocks(stream.n_blocks)
+    chosen = spread_blocks([len(cuts) for cuts in stream.chunks], count)
     sizes = np.ones(1, np.int64)
-    for cuts in plan.chunks:
+    for cuts in stream.chunks:
         sizes = np.multiply.outer(sizes, np.array(cuts, np.int64)).ravel()
     rows = sizes[chosen]
     step = -(-int(rows.sum()) // most)
-    reads_all = len(chosen) == plan.n_blocks
+    reads_all = len(chosen) == stream.n_blocks
     return SampledBlocks(chosen, int((-(-rows // step)).sum()), reads_all)

@@ -17,13 +17,13 @@ import cloudpickle
 from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
-from nlsq_dask.engines.dask.groups import GroupPlan, without_collections
+from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
 
-Group = GroupPlan | KeptGroup
+AnyGroup = Group | KeptGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +66,35 @@ def unpacked(blob: bytes) -> Any:
 
 
 def answer_of_group(
-    group: Group, external: Sequence[Any], work: Work, question: AnyQuestion[AnswerT]
+    task_group: AnyGroup, external: Sequence[Any], work: Work, question: AnyQuestion[AnswerT]
 ) -> AnswerT:
     """Answer a question for the blocks of a group, or for its rows where they were kept.
 
     Parameters
     ----------
-    group : GroupPlan or KeptGroup
+    task_group : Group or KeptGroup
     external : sequence
-        Values of ``plan.external``, in that order.
+        Values of ``group.external``, in that order.
     work : Work
     question : RowQuestion or BlockQuestion
     """
-    plan = group.plan if isinstance(group, KeptGroup) else group
-    blocks = _blocks(plan, external, work)
+    group = task_group.group if isinstance(task_group, KeptGroup) else task_group
+    blocks = _blocks(group, external, work)
     if isinstance(question, BlockQuestion):
         total = question.zero()
-        for step, block in zip(plan.steps, blocks, strict=True):
+        for step, block in zip(group.steps, blocks, strict=True):
             total = total + question.of_block((step.index, step.box, block), work.kernels)
         return total
     weighted = work.layout.weighted
-    if isinstance(group, KeptGroup):
-        return group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
+    if isinstance(task_group, KeptGroup):
+        return task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
     return accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
 
 
-def _blocks(plan: GroupPlan, external: Sequence[Any], work: Work) -> Iterator[Block]:
-    """Blocks of a group, given the values of ``plan.external`` in that order."""
-    values = dict(zip(plan.external, external, strict=True))
-    return read_ahead(plan, values, work.layout, work.read_ahead)
+def _blocks(group: Group, external: Sequence[Any], work: Work) -> Iterator[Block]:
+    """Blocks of a group, given the values of ``group.external`` in that order."""
+    values = dict(zip(group.external, external, strict=True))
+    return read_ahead(group, values, work.layout, work.read_ahead)
 
 
 def add_in_order(answers: Sequence[AnswerT]) -> AnswerT:
