@@ -33,7 +33,7 @@ FEW_BLOCKS = 16
 
 def parallel(streamed: Streamed) -> tuple[int, int]:
     """Number of workers, and number of threads that read at one time on all workers."""
-    from nlsq_dask.engines.dask.cluster import worker_threads  # engines, loaded for use
+    from nlsq_dask.engines.dask.cluster import worker_threads  # loaded for use
     from nlsq_dask.engines.dask.scheduler import local_threads
 
     if streamed.client is not None:
@@ -73,17 +73,17 @@ def base_bytes(streamed: Streamed) -> int:
 
 def streaming_bytes(job: Job, streamed: Streamed) -> int:
     """Memory of a streaming fit in this process, or in each worker, without kept rows."""
-    from nlsq_dask.engines.dask.pieces import largest_pieces, sources_of  # engines, loaded for use
+    from nlsq_dask.engines.dask.pieces import largest_pieces, pieced_arrays_of  # loaded for use
     from nlsq_dask.engines.dask.prefetch import prefetch_depth
 
     blocks, stream = streamed.blocks, streamed.stream
     # Zarr decodes whole chunks, even where Dask asks for a small part.
-    piece_bytes = max(stream.piece_bytes, largest_pieces(sources_of(job.data)))
+    piece_bytes = max(stream.piece_bytes, largest_pieces(pieced_arrays_of(job.data)))
     piece_bytes += prefetch_depth(stream) * stream.block_bytes
     sample = sampled(job, streamed)
     return (
         base_bytes(streamed)
-        + stream.held_bytes
+        + stream.shared_bytes
         + blocks.threads * (blocks.thread_bytes + CHUNKS_A_THREAD * piece_bytes)
         + (0 if sample is None else sample_bytes(job, sample.rows))
     )

@@ -361,7 +361,7 @@ def _plan(
     chunk, piece_bytes, held_bytes = None, 0, 0
     if stream is not None:
         chunk = _largest_chunk(data, stream)
-        piece_bytes, held_bytes = stream.piece_bytes, stream.held_bytes
+        piece_bytes, held_bytes = stream.piece_bytes, stream.shared_bytes
     return plan_workflow(
         Problem(
             data.n_rows,

@@ -18,7 +18,7 @@ from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
     IntArray,
-    Source,
+    PiecedArray,
     users_of,
     with_repeats,
 )
@@ -44,20 +44,20 @@ class Reading:
     later: int
 
 
-def read_by(sources: Sequence[Source], stream: Stream, blocks: Sequence[int]) -> Reading:
+def read_by(sources: Sequence[PiecedArray], stream: Stream, blocks: Sequence[int]) -> Reading:
     """What the tasks read that take a sample of some blocks; see :func:`read_in_pass`."""
     grouping = group_sample(blocks, stream.chunks, sources)
     return _read(sources, stream.chunks, grouping.tasks, np.zeros(len(grouping.groups), bool))
 
 
 def read_in_pass(
-    sources: Sequence[Source], stream: Stream, kept: Sequence[bool] | None = None
+    sources: Sequence[PiecedArray], stream: Stream, kept: Sequence[bool] | None = None
 ) -> Reading:
     """What the tasks of one pass read.
 
     Parameters
     ----------
-    sources : sequence of Source
+    sources : sequence of PiecedArray
     stream : Stream
         Blocks and the tasks they belong to.
     kept : sequence of bool, optional
@@ -69,7 +69,7 @@ def read_in_pass(
 
 
 def _read(
-    sources: Sequence[Source], chunks: Chunks, tasks: IntArray, keeps: NDArray[np.bool_]
+    sources: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray, keeps: NDArray[np.bool_]
 ) -> Reading:
     """Count the tasks that need each piece; tasks (blocks,) is -1 where there is none."""
     each_time = once = later = 0

@@ -11,7 +11,7 @@ from dask.array.core import normalize_chunks
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.groups import Stream
-from nlsq_dask.engines.dask.pieces import array_sources, sources_of, zarr_sources
+from nlsq_dask.engines.dask.pieces import pieced_arrays_in, pieced_arrays_of, zarr_arrays_in
 from nlsq_dask.io.arguments import Sizes
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array, Observations
@@ -82,7 +82,7 @@ class _Advisor:
     def cut_chunks(self) -> Iterator[str]:
         """Zarr chunks that Dask reads in pieces."""
         for name, array in self.arrays.items():
-            for source in zarr_sources(array):
+            for source in zarr_arrays_in(array):
                 if source.stored is not None and source.repeats > NOTABLE_REPEATS:
                     pieces = tuple(map(max, source.pieces))
                     wanted = _whole(source.stored, source.shape, pieces)
@@ -107,9 +107,9 @@ class _Advisor:
         calls = {name: wanted for name, array in full.items() if array.chunks != like}
         # Pieces of Zarr chunks would be read once for each of the chunks that they are joined to.
         stored = any(_is_stored(full[n]) and not _joins(full[n].chunks, like) for n in calls)
-        whole = sum(int(source.piece_bytes().sum()) for source in sources_of(self.data))
+        whole = sum(int(source.piece_bytes().sum()) for source in pieced_arrays_of(self.data))
         repeated = max(reading.each_time + reading.once - whole, 0)
-        held = self.stream.held_bytes
+        held = self.stream.shared_bytes
         yield _errors.chunks_differ(grids, repeated, held, self._calls(calls, stored), stored)
 
     def small(self) -> Iterator[str]:
@@ -169,7 +169,7 @@ def _joins(fine: Chunks, coarse: Chunks) -> bool:
 
 def _is_stored(array: Array) -> bool:
     """Whether an array is read from Zarr."""
-    return any(source.stored for source in array_sources(array))
+    return any(source.stored for source in pieced_arrays_in(array))
 
 
 def _whole(stored: Sizes, shape: Sizes, least: Sizes) -> Sizes:

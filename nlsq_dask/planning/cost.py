@@ -118,13 +118,13 @@ def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
 def _streaming(job: Job, streamed: Streamed) -> FitPlan:
     """The plan of a fit whose blocks are read by tasks."""
     from nlsq_dask.engines.dask.cache import KeptGroup
-    from nlsq_dask.engines.dask.pieces import sources_of
+    from nlsq_dask.engines.dask.pieces import pieced_arrays_of
     from nlsq_dask.planning import bytes_read  # engines, loaded for use
     from nlsq_dask.planning.chunk_advice import advise
 
     stream, data = streamed.stream, job.data
     workers, threads = parallel(streamed)
-    sources = sources_of(data)
+    sources = pieced_arrays_of(data)
     cache = streaming_of(job, streamed).keeping(len(data.values))
     kept = [isinstance(group, KeptGroup) for group in cache.groups]
     a_pass = bytes_read.read_in_pass(sources, stream, kept)

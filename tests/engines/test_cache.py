@@ -288,10 +288,10 @@ def quiet_cluster():
         yield client
 
 
-def held_bytes():
+def kept_bytes():
     """Bytes of kept rows in this process."""
     gc.collect()
-    return sum(cache._held.values()) - sum(n for _, n in cache._returned)
+    return sum(cache._kept_bytes.values()) - sum(n for _, n in cache._returned)
 
 
 @pytest.mark.cluster
@@ -303,7 +303,7 @@ def test_workers_read_once_and_forget_in_the_end(quiet_cluster, problem, zarrs, 
     with kept_engine(problem, zarrs, True, n_bytes, client=quiet_cluster) as engine:
         reads, found = read_by_each_pass(engine, problem, zarrs)
         assert engine.keeping.share == share
-        assert set(quiet_cluster.run(held_bytes).values()) == {n_bytes}
+        assert set(quiet_cluster.run(kept_bytes).values()) == {n_bytes}
     assert reads == [64, 64 * (1 - share), 64 * (1 - share)]
     assert found == [expected] * 3
     wait_for_release(quiet_cluster)
@@ -311,7 +311,7 @@ def test_workers_read_once_and_forget_in_the_end(quiet_cluster, problem, zarrs, 
 
 def wait_for_release(client):
     for _ in range(200):
-        if not any(client.run(held_bytes).values()):
+        if not any(client.run(kept_bytes).values()):
             return
     pytest.fail("workers still keep rows")
 
@@ -321,7 +321,7 @@ def test_a_client_that_is_gone_takes_its_rows_along(quiet_cluster, problem, zarr
     with Client(quiet_cluster.scheduler.address, set_as_default=False) as other:
         engine = kept_engine(problem, zarrs, client=other)
         engine.ask(SumsAt(problem.params, problem.basis))
-        assert any(quiet_cluster.run(held_bytes).values())
+        assert any(quiet_cluster.run(kept_bytes).values())
     wait_for_release(quiet_cluster)
 
 

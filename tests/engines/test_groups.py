@@ -69,7 +69,7 @@ def test_coordinates_that_are_smaller_do_not_cut():
     assert common_chunks(data) == y.chunks
     plan = make_stream(data)
     assert plan.n_blocks == 4
-    assert plan.held_bytes <= x.nbytes + 6 * 8
+    assert plan.shared_bytes <= x.nbytes + 6 * 8
     columns = all_rows(plan, data.layout)
     np.testing.assert_array_equal(np.sort(columns[2]), np.repeat(np.arange(6), 12))
 
@@ -146,7 +146,7 @@ def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_
     y = da.zeros(1_000_000_000, chunks=200_000)
     plan = make_stream(observe(x, y), most_blocks=most_blocks)
     assert not plan.shared_keys
-    assert plan.held_bytes == 0
+    assert plan.shared_bytes == 0
     # Of a sample, some may be a part of the task that cuts a block from them.
     assert set(pieces_made(plan, x).values()) in ([{1}] if most_blocks is None else [{1}, set()])
     assert set(pieces_made(plan, y).values()) == {1}
@@ -161,18 +161,18 @@ def test_a_value_for_each_pixel_is_read_by_each_task_of_many_images(cuts):
     plan = make_stream(observe(pixels, y))
     assert plan.chunks == y.chunks
     assert not plan.shared_keys
-    assert plan.held_bytes == 0
+    assert plan.shared_bytes == 0
     # Of few images it would be as much as they are.
     plan = make_stream(observe(pixels, y.rechunk((4, 500, 500))))
     assert len(plan.shared_keys) >= len(list(flatten(pixels.__dask_keys__())))
-    assert plan.held_bytes == pixels.nbytes
+    assert plan.shared_bytes == pixels.nbytes
 
 
 def test_chunks_that_are_few_are_kept():
     x, y = da.zeros(20_000_000, chunks=5_000_000), da.zeros(20_000_000, chunks=100_000)
     plan = make_stream(observe(x, y))
     assert len(plan.groups) == 16
-    assert plan.held_bytes == x.nbytes == 8 * 5_000_000 * len(plan.shared_keys)
+    assert plan.shared_bytes == x.nbytes == 8 * 5_000_000 * len(plan.shared_keys)
 
 
 @given(
@@ -202,7 +202,7 @@ def test_pieces_are_made_by_one_group_or_two_or_kept(x, y, rows, least, repeated
         assert max(made.values(), default=0) <= (100 if repeated else MAX_TASKS_TO_REPEAT)
         assert not kept & set(made)
     sizes = {(a.name, i, 0): 8 * rows * c for a in arrays for i, c in enumerate(a.chunks[0])}
-    assert plan.held_bytes == sum(sizes[key] for key in kept)
+    assert plan.shared_bytes == sum(sizes[key] for key in kept)
     assert not (repeated and kept)
     made = all_rows(plan, data.layout)
     np.testing.assert_array_equal(made, [numbers.ravel() + 1] * 2)

@@ -43,7 +43,7 @@ MIN_SHARE = 0.25
 # Share of a GPU's memory up to which rows are kept on it; the kernel's matrices need the rest.
 DEVICE_SHARE = 0.6
 
-_held: Counter[str] = Counter()  # bytes of kept rows, by worker and device
+_kept_bytes: Counter[str] = Counter()  # bytes of kept rows, by worker and device
 _returned: deque[tuple[str, int]] = deque()  # bytes let go of, not yet subtracted
 _lock = threading.Lock()
 
@@ -126,13 +126,13 @@ class KeptGroup:
         with _lock:
             while _returned:
                 returned, n_bytes = _returned.popleft()
-                _held[returned] -= n_bytes
+                _kept_bytes[returned] -= n_bytes
             # A task that is tried again while the first try still runs keeps nothing.
-            if self._release is not None or _held[place] + self.n_bytes > self.limit:
+            if self._release is not None or _kept_bytes[place] + self.n_bytes > self.limit:
                 return False
             if not _device_has_room(device, self.n_bytes):
                 return False
-            _held[place] += self.n_bytes
+            _kept_bytes[place] += self.n_bytes
         self._release = weakref.finalize(self, _give_back, place, self.n_bytes)
         return True
 

@@ -1,8 +1,8 @@
-"""Which neighbouring blocks make a task. Pure.
+"""Which neighbouring blocks make a group, the work of one task. Pure.
 
-A piece that two tasks need is read by both. One that many need would have to be kept through a fit,
-and a large array of such pieces would be in memory whole. Where tasks can end with the pieces they
-do, and each piece is made and dropped by one.
+If two tasks need a piece, both read it. If many do, it is computed once and stays in memory through
+the fit. A large array of such pieces would be in memory whole, so tasks then end where pieces end,
+if they can: each piece is made and dropped by one task.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
     SMALL_ARRAY_BYTES,
     IntArray,
-    Source,
+    PiecedArray,
     count_users,
-    held_bytes,
     open_bytes,
+    shared_bytes,
     users_of,
     with_repeats,
 )
 from nlsq_dask.io.chunks import Chunks, cut_groups
 
-# Part of an array at most that is read twice, since two tasks need it, without a second thought.
+# Fraction of an array that two tasks may both read, before tasks are made to end elsewhere.
 MOST_AGAIN = 0.1
 
-# Groups that must be left, so that small clusters have work for every thread. Pieces of which there
-# are fewer are kept: they take no more than a few threads need for theirs.
+# Fewest groups that may end where pieces end, so that small clusters have work for every thread.
+# With fewer, pieces are shared: they take no more memory than a few threads need for their own.
 MIN_ALIGNED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Which blocks tasks read.
+    """The blocks of each task.
 
     Attributes
     ----------
     blocks : list of int
         Numbers of the blocks that are read, in C order of the grid.
     groups : list of range
-        Those of each task, as positions in `blocks`.
+        Blocks of each task, as positions in `blocks`.
     tasks : ndarray, shape (blocks of the grid,), int64
-        Number of the task of each block of the grid; -1 where there is none.
+        Number of the task of each block of the grid; -1 for a block that is not read.
     """
 
     blocks: list[int]
@@ -54,8 +54,10 @@ class Grouping:
     tasks: IntArray
 
 
-def group_blocks(block_bytes: Sequence[int], chunks: Chunks, sources: Sequence[Source]) -> Grouping:
-    """Cut all blocks into the groups that tasks are.
+def group_blocks(
+    block_bytes: Sequence[int], chunks: Chunks, arrays: Sequence[PiecedArray]
+) -> Grouping:
+    """Cut all blocks into groups, one for each task.
 
     Parameters
     ----------
@@ -63,18 +65,19 @@ def group_blocks(block_bytes: Sequence[int], chunks: Chunks, sources: Sequence[S
         Decoded bytes of each block, in C order of the grid.
     chunks : tuple of tuple of int
         The grid.
-    sources : sequence of Source
-        What the blocks are made of.
+    arrays : sequence of PiecedArray
+        The arrays that blocks are read from.
 
     Returns
     -------
     Grouping
-        Of the groups that :func:`~nlsq_dask.io.chunks.cut_groups` makes; they end with the pieces
-        of arrays that these would cut badly, if that leaves enough groups.
+        The groups of :func:`~nlsq_dask.io.chunks.cut_groups`. If these cut the pieces of some
+        arrays badly, groups end where the pieces of these arrays end, provided that at least
+        MIN_ALIGNED groups are left.
     """
     every = list(range(len(block_bytes)))
     grouping = _grouping(every, cut_groups(block_bytes), len(every))
-    awkward = _cut_badly(sources, chunks, grouping.tasks)
+    awkward = _cut_badly(arrays, chunks, grouping.tasks)
     if awkward:
         aligned = cut_groups(block_bytes, open_bytes(awkward, chunks) == 0)
         if len(aligned) >= MIN_ALIGNED:
@@ -82,42 +85,42 @@ def group_blocks(block_bytes: Sequence[int], chunks: Chunks, sources: Sequence[S
     return grouping
 
 
-def group_sample(blocks: Sequence[int], chunks: Chunks, sources: Sequence[Source]) -> Grouping:
-    """Make groups of a sample: of one block each, or of those that share a piece.
+def group_sample(blocks: Sequence[int], chunks: Chunks, arrays: Sequence[PiecedArray]) -> Grouping:
+    """Group the blocks of a sample: each block by itself, or with those that need the same piece.
 
     Parameters
     ----------
     blocks : sequence of int
         Numbers of the blocks, in order.
-    chunks, sources
+    chunks, arrays
         As for :func:`group_blocks`.
     """
     chosen, n_blocks = list(blocks), math.prod(map(len, chunks))
     single = _grouping(chosen, [range(i, i + 1) for i in range(len(chosen))], n_blocks)
-    awkward = _cut_badly(sources, chunks, single.tasks)
+    awkward = _cut_badly(arrays, chunks, single.tasks)
     if not awkward:
         return single
-    # A group ends where all pieces have ended since its last block.
+    # A group ends where every piece of its last block ends before the next block of the sample.
     ends = np.cumsum(open_bytes(awkward, chunks) == 0)[chosen]
     starts = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist(), len(chosen)]
     groups = [range(first, last) for first, last in itertools.pairwise(starts)]
     return _grouping(chosen, groups, n_blocks)
 
 
-def most_open(sources: Sequence[Source], chunks: Chunks, grouping: Grouping) -> int:
-    """Decoded bytes of the pieces that a group holds from one block to the next one, at most.
+def most_open(arrays: Sequence[PiecedArray], chunks: Chunks, grouping: Grouping) -> int:
+    """Most decoded bytes of pieces that a task holds from one block to the next.
 
-    Those that are kept through the fit are not counted; of those that are repeated, all that a
-    group needs.
+    Pieces that are shared through the fit are not counted. Of arrays whose pieces are repeated, all
+    pieces of a task are counted.
     """
     tasks = grouping.tasks
     most = 0
-    for source in sources:
-        if source.repeated:
-            owners, pieces = users_of(source, chunks, tasks).T
-            most += int(np.bincount(owners, source.piece_bytes()[pieces]).max(initial=0))
-    passing = [s for s in sources if not (s.in_memory or s.repeated)]
-    own = [s for s in passing if not held_bytes([s], chunks, tasks)]
+    for array in arrays:
+        if array.repeated:
+            owners, pieces = users_of(array, chunks, tasks).T
+            most += int(np.bincount(owners, array.piece_bytes()[pieces]).max(initial=0))
+    passing = [a for a in arrays if not (a.in_memory or a.repeated)]
+    own = [a for a in passing if not shared_bytes([a], chunks, tasks)]
     inside = np.flatnonzero((np.diff(tasks) == 0) & (tasks[1:] >= 0)) + 1
     return most + int(open_bytes(own, chunks)[inside].max(initial=0))
 
@@ -128,13 +131,13 @@ def _grouping(blocks: list[int], groups: list[range], n_blocks: int) -> Grouping
     return Grouping(blocks, groups, tasks)
 
 
-def _cut_badly(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> list[Source]:
-    """Sources with so many pieces across the ends of tasks that these should end elsewhere."""
+def _cut_badly(arrays: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray) -> list[PiecedArray]:
+    """Arrays with so many pieces across the edges of tasks that tasks should end elsewhere."""
     found = []
-    for source in with_repeats(sources, chunks, tasks):
-        sizes, users = source.piece_bytes(), count_users(source, chunks, tasks)
-        kept = sizes[users > MAX_TASKS_TO_REPEAT].sum()
+    for array in with_repeats(arrays, chunks, tasks):
+        sizes, users = array.piece_bytes(), count_users(array, chunks, tasks)
+        shared = sizes[users > MAX_TASKS_TO_REPEAT].sum()
         again = (sizes * (users - 1))[(users > 1) & (users <= MAX_TASKS_TO_REPEAT)].sum()
-        if kept > SMALL_ARRAY_BYTES or again > MOST_AGAIN * sizes.sum():
-            found.append(source)
-    return [source for source in found if not (source.in_memory or source.repeated)]
+        if shared > SMALL_ARRAY_BYTES or again > MOST_AGAIN * sizes.sum():
+            found.append(array)
+    return [array for array in found if not (array.in_memory or array.repeated)]

@@ -1,12 +1,12 @@
-"""The plan of the streaming tier: a Dask graph cut into groups of neighbouring blocks. Pure.
+"""The stream of a fit: its Dask graph, cut into groups of neighbouring blocks. Pure.
 
-A task of a pass is a group. It holds the piece of the optimised Dask graph that makes its blocks,
-as a list of steps in the order in which they run: make the arrays of a block, use them, drop what
-no later block needs. So an array that two blocks share is made once in a group, and the memory of
-a group is that of a block, however many blocks it has.
+Each task of a pass runs one group. A group has the part of the optimised Dask graph that makes its
+blocks, as a list of steps, one for each block: make the arrays of the block, use them, drop what no
+later block needs. An array that two blocks share is made once in a group. The memory of a group is
+that of one block, however many blocks the group has.
 
-Parts of the graph on which many groups depend directly (an ``x.mean()`` upstream) are left out of
-the groups: they are named here, computed once before the first pass, and handed to every group.
+Nodes of the graph on which many groups depend directly (an ``x.mean()`` upstream) are not part of
+any group. They are computed once, before the first pass, and handed to every group.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dask.typing import Key
 from nlsq_dask.engines.dask.grouping import group_blocks, group_sample, most_open
 from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
-    held_bytes,
-    sources_of,
+    pieced_arrays_of,
+    shared_bytes,
     with_repeats,
 )
 from nlsq_dask.io.announced import Announced, kinds_of
@@ -49,14 +49,14 @@ from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Shape
 
-# Rows of a block where the data themselves have no chunks: 8 MB of float64, at which reading
-# was fastest of 1, 8 and 64 MB.
+# Rows of a block of data without chunks of their own: 8 MB of float64. Of 1, 8 and 64 MB these were
+# the fastest to read.
 UNCHUNKED_BLOCK_ROWS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Where an array of a block comes from: a key of the graph, or a slice of a NumPy array."""
+    """One array of a block: a key of the graph, or a slice of a NumPy array."""
 
     key: Key | None
     value: Any = None
@@ -64,10 +64,22 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One block: the graph nodes to run for it, and what to drop after each and at the end.
+    """One block: the graph nodes that make it, and the keys to drop after each and at the end.
 
-    ``index`` is its place in the chunk grid, ``box`` what it is of the rows, ``shapes`` those that
-    are announced of its arrays.
+    Attributes
+    ----------
+    index : tuple of int
+        Index of the block in the chunk grid.
+    box : tuple of slice
+        Rows of the block.
+    shapes : tuple of tuple of int
+        Announced shapes of its arrays.
+    nodes : tuple of (GraphNode, tuple of key)
+        Nodes in the order in which they run, each with the keys to drop after it.
+    operands : tuple of Operand
+        Arrays of the block.
+    drop : tuple of key
+        Keys to drop after the block is used.
     """
 
     index: tuple[int, ...]
@@ -80,9 +92,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What one task does: its blocks in order, and the keys that must be handed to it.
+    """What one task does.
 
-    ``announced`` says what the arrays' own chunks should be, where blocks are cut from them.
+    Attributes
+    ----------
+    steps : tuple of Step
+        Its blocks, in order.
+    external : tuple of key
+        Keys whose values are handed to the task.
+    n_rows : int
+        Rows of its blocks.
+    announced : dict
+        Shape and kind to expect of each chunk that blocks are cut from, by key.
     """
 
     steps: tuple[Step, ...]
@@ -93,23 +114,24 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Everything the streaming tier runs.
+    """All groups of a pass, and the part of the graph that they share.
 
     Attributes
     ----------
     groups : tuple of Group
         In row order of their blocks.
     shared : dict
-        Graph of what is computed once before the first pass; its outputs are ``shared_keys``.
+        Graph that is computed once, before the first pass.
     shared_keys : tuple of key
+        Keys of `shared` that groups need.
     chunks : tuple of tuple of int
-        Chunk grid that all arrays were brought to.
+        Chunk grid of the blocks, to which all arrays are rechunked.
     block_bytes : int
         Decoded bytes of the largest block.
     piece_bytes : int
-        Decoded bytes of what a task holds at a time to make a block, at most.
-    held_bytes : int
-        Decoded bytes of pieces that are kept through the fit, since many tasks need them.
+        Most decoded bytes that a task holds at one time to make a block.
+    shared_bytes : int
+        Decoded bytes of the pieces that many tasks need. They stay in memory through the fit.
     """
 
     groups: tuple[Group, ...]
@@ -118,7 +140,7 @@ class Stream:
     chunks: Chunks
     block_bytes: int
     piece_bytes: int
-    held_bytes: int
+    shared_bytes: int
 
     @property
     def n_blocks(self) -> int:
@@ -135,8 +157,8 @@ class Stream:
 def without_collections() -> Iterator[None]:
     """Pause the cyclic garbage collector of this process.
 
-    The plan of 100,000 blocks is millions of objects, all of them in use: searching through them
-    for what is not took half of the time.
+    The groups of 100,000 blocks are millions of objects, all in use: the collector's searches
+    through them took half of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -160,31 +182,31 @@ def make_stream(
     data : Observations
         Any mixture of NumPy and Dask arrays.
     unchunked_rows : int
-        Rows of a block where the data have no chunks of their own.
+        Rows of a block of data without chunks of their own.
     most_blocks : int, optional
-        Plan for so many blocks alone, spread over the grid.
+        Take only so many blocks, spread over the grid; all blocks by default.
     """
     chunks = common_chunks(data, unchunked_rows)
-    sources = sources_of(data)
+    pieced_arrays = pieced_arrays_of(data)
     arrays = [_match_chunks(a, chunks) for a in data.operands]
     blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
     grouping = None
     if most_blocks is not None:
         chosen = spread_blocks(list(map(len, chunks)), most_blocks)
-        grouping = group_sample(chosen, chunks, sources)
+        grouping = group_sample(chosen, chunks, pieced_arrays)
         blocks = [blocks[i] for i in chosen]
-    one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal ones are sent once
+    one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal tuples are sent once
     layout = data.layout
     shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
     sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
-    grouping = grouping or group_blocks(sizes, chunks, sources)
+    grouping = grouping or group_blocks(sizes, chunks, pieced_arrays)
     groups = grouping.groups
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
     announced = _cut_pieces(data, chunks)
     graph = _optimized_graph([a for a in arrays if is_dask(a)], list(announced))
-    # Large arrays whose chunks each group makes for itself.
-    sources = with_repeats(sources, chunks, grouping.tasks)
-    own = {source.operand for source in sources if source.repeated}
+    # Chunks of the large arrays `own` are made by each group for itself.
+    pieced_arrays = with_repeats(pieced_arrays, chunks, grouping.tasks)
+    own = {pieced.operand for pieced in pieced_arrays if pieced.repeated}
     pairs = zip(data.operands, arrays, strict=True)
     own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
@@ -203,17 +225,18 @@ def make_stream(
         tuple(shared_keys),
         chunks,
         max(sizes),
-        _piece_bytes(data, max(sizes) + most_open(sources, chunks, grouping)),
-        held_bytes(sources, chunks, grouping.tasks),
+        _piece_bytes(data, max(sizes) + most_open(pieced_arrays, chunks, grouping)),
+        shared_bytes(pieced_arrays, chunks, grouping.tasks),
     )
 
 
 def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS) -> Chunks:
-    """Chunk grid at which the arrays are cut into blocks.
+    """Chunk grid of the blocks.
 
-    Along each dimension the union of the cuts of all Dask arrays that vary along it; only of those
-    of full size where there are any, since smaller ones are joined for next to nothing. Where no
-    array is cut, the data are in memory and get blocks of moderate size.
+    The grid has, along each dimension, the edges of the chunks of all Dask arrays that vary along
+    it. If there are Dask arrays of full size, only their edges count: smaller arrays cost next to
+    nothing to join. A dimension along which no Dask array varies is cut so that a block has up to
+    `unchunked_rows` rows.
     """
     shape = data.y.shape
     lazy = [a for a in data.operands if is_dask(a)]
@@ -235,17 +258,17 @@ def _lengths(edges: set[int] | None) -> tuple[int, ...]:
 
 
 def _piece_bytes(data: Observations, block_bytes: int) -> int:
-    """Decoded bytes that a task holds to make a block, which needs `block_bytes` itself."""
+    """Decoded bytes that a task holds to make a block of `block_bytes`."""
     lazy = [a for a in data.operands if is_dask(a)]
     largest = [int(math.prod(map(max, a.chunks)) * a.dtype.itemsize) for a in lazy]
     return max(sum(largest), block_bytes)
 
 
 def _cut_pieces(data: Observations, chunks: Chunks) -> dict[Key, Announced]:
-    """What is announced of the chunks of arrays that are cut otherwise, by their keys.
+    """Announced shape and kind of each chunk of the arrays that are rechunked, by key.
 
-    The cuts would hide that such a chunk is longer. Of the other arrays each chunk is the part of a
-    block, which is compared when it is used.
+    Cutting such a chunk would hide that it is longer than announced. Chunks of the other arrays are
+    operands of blocks, and are compared when the block is used.
     """
     named = zip(data.operands, data.layout.names, strict=True)
     return {
@@ -268,18 +291,17 @@ def _own_chunks(array: Array, chunks: Chunks) -> Chunks:
     return tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
 
 
-def _optimized_graph(arrays: list[da.Array], kept: list[Key]) -> dict[Key, GraphNode]:
-    """The arrays' graphs as one, culled and fused as Dask would before computing.
+def _optimized_graph(arrays: list[da.Array], unfused: list[Key]) -> dict[Key, GraphNode]:
+    """The arrays' graphs as one graph, culled and fused as Dask does before it computes.
 
-    The nodes of `kept` are fused with nothing that uses them.
-
-    Of all blocks for a sample too: Dask reads a chunk of which it sees one block alone in parts.
+    Nodes of `unfused` are not fused with the nodes that use them. A sample needs the graph of all
+    blocks, too: Dask reads only a part of a chunk if the graph needs one block of it.
     """
     if not arrays:
         return {}
     keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
     graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
-    return dict(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=kept))))
+    return dict(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=unfused))))
 
 
 def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
@@ -301,13 +323,13 @@ def _shared_keys(
 ) -> dict[Key, None]:
     """Keys to compute once: those that more than MAX_TASKS_TO_REPEAT groups need directly.
 
-    Chunks of arrays of `own_names` are left to each group.
+    Chunks of the arrays `own_names` are never shared: each group makes them for itself.
 
-    A node is needed *directly* by a group if the group uses it as an operand, or if a node uses
-    it that is needed by that group and few others. So in ``x - x.mean()`` the mean is needed
-    directly by all groups, whereas a chunk of x, on which all groups depend through the mean, is
-    needed directly by one only. Taking the mean out leaves that chunk to its group; hence the
-    repetition until nothing changes.
+    A group needs a node *directly* if the node is an operand of the group, or an input of a node
+    that this group and few others need. In ``x - x.mean()`` all groups need the mean directly. All
+    groups depend on every chunk of x through the mean, but only one group needs a chunk directly.
+    Once the mean is shared, few groups need that chunk at all. The search is repeated until it
+    finds no more keys.
     """
     shared: dict[Key, None] = {}
     order = _reverse_topological(graph)
@@ -332,7 +354,7 @@ def _shared_keys(
 
 
 def _is_light(node: GraphNode) -> bool:
-    """Whether every group may hold a copy: names and handles, but no arrays in memory."""
+    """Whether every group may hold a copy of a node: a name or a handle, but no array in memory."""
     if isinstance(node, DataNode):
         return not isinstance(node.value, np.ndarray)
     return isinstance(node, Alias)
@@ -344,7 +366,7 @@ def _users(
     groups: list[list[tuple[Operand, ...]]],
     shared: Mapping[Key, None],
 ) -> dict[Key, set[int]]:
-    """Groups that need each node, in any way; counted only up to one more than may repeat it."""
+    """Groups that depend on each node, counted until there are more than MAX_TASKS_TO_REPEAT."""
     users = _operand_users(groups)
     for key in order:
         if key in shared:
@@ -366,7 +388,7 @@ def _operand_users(groups: list[list[tuple[Operand, ...]]]) -> dict[Key, set[int
 
 
 def _reverse_topological(graph: Mapping[Key, GraphNode]) -> list[Key]:
-    """Keys of the graph, each before all that it depends on."""
+    """Keys of the graph, each before the keys that it depends on."""
     postorder: dict[Key, None] = {}
     for key in graph:
         _visit(graph, key, postorder)
@@ -374,7 +396,10 @@ def _reverse_topological(graph: Mapping[Key, GraphNode]) -> list[Key]:
 
 
 def _visit(graph: Mapping[Key, GraphNode], key: Key, done: dict[Key, None]) -> None:
-    """Append a key to ``done`` after all that it depends on; without recursion, which overflows."""
+    """Append a key to `done`, after the keys that it depends on.
+
+    A recursive function would overflow the stack on deep graphs.
+    """
     stack: list[tuple[Key, bool]] = [(key, False)]
     while stack:
         current, expanded = stack.pop()
@@ -388,7 +413,7 @@ def _visit(graph: Mapping[Key, GraphNode], key: Key, done: dict[Key, None]) -> N
 
 
 def _inputs(node: GraphNode) -> list[Key]:
-    """What a node depends on, in an order that is the same whatever a process's hash seed."""
+    """Keys that a node depends on, in an order that does not depend on the hash seed."""
     return sorted(node.dependencies, key=str)
 
 
@@ -402,7 +427,7 @@ def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, Grap
 def _compared(
     graph: Mapping[Key, GraphNode], announced: Mapping[Key, Announced]
 ) -> dict[Key, GraphNode]:
-    """A graph that compares chunks with what is announced of them before it uses them."""
+    """The graph, with a task behind each announced chunk that compares its shape and kind."""
     compared: dict[Key, GraphNode] = {}
     for key, node in graph.items():
         if key not in announced:
@@ -421,7 +446,7 @@ def _make_group(
     shared: Mapping[Key, None],
     announced: Mapping[Key, Announced],
 ) -> Group:
-    """Order the nodes of a group by block, and find where each array is used last."""
+    """Order the nodes of a group by block, and find the last use of each array."""
     made: dict[Key, None] = dict.fromkeys(shared)
     runs: list[list[Key]] = []
     last_use: dict[Key, tuple[int, int]] = {}

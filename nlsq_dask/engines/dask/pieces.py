@@ -1,8 +1,8 @@
-"""The pieces in which the arrays of a fit are read, and the blocks and tasks that need them. Pure.
+"""The pieces in which tasks read the arrays of a fit, and which blocks and tasks need each. Pure.
 
-A *source* is a Zarr array from which operands are read, or an operand itself where it is made in
-another way. Its *pieces* are the chunks in which Dask reads it. A block may need several pieces,
-and a piece may be needed by several blocks.
+A *pieced array* is a Zarr array that an operand of the model is read from. An operand that is made
+in another way is a pieced array itself. Its *pieces* are the chunks in which Dask reads it. A
+block may need several pieces, and several blocks may need the same piece.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from nlsq_dask.io.sources import is_dask, is_zarr
 
 IntArray = NDArray[np.int64]
 
-# A piece that more tasks than this need is made once, before the first pass. One or two need it
-# where it lies across a task's edge: then each makes it for itself, since keeping it would keep a
-# part of the data in memory.
+# If more tasks than this need a piece, it is computed once before the first pass and shared by
+# them. A piece across the edge between two tasks is made by both: sharing all such pieces would
+# hold a part of the data in memory through the fit.
 MAX_TASKS_TO_REPEAT = 2
 
-# Bytes of such pieces of one array that are kept through a fit without a second thought. Those of
-# larger arrays are made by each task after all, if that adds no more than this part to what all
-# tasks read: a value for each pixel of an image, in tasks of many images each.
+# An array shares pieces of up to so many bytes. The shared pieces of a larger array are made by
+# each task instead, if that adds at most this fraction to the bytes that all tasks read. Example: a
+# value for each pixel of an image, where each task reads many images.
 SMALL_ARRAY_BYTES = 64_000_000
 MOST_REPEATED = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PiecedArray:
     """An array that is read piece by piece.
 
     Attributes
@@ -50,13 +50,13 @@ class Source:
     itemsize : int
         Bytes of an element, decoded.
     stored : tuple of int or None
-        Shape of the Zarr chunks; None if it is not read from Zarr.
+        Shape of the Zarr chunks; None for an array that is not read from Zarr.
     in_memory : bool
-        Whether its pieces are views of a NumPy array, which take no memory.
+        True if the pieces are views of a NumPy array, which take no memory of their own.
     operand : str
-        Name of the Dask array that it belongs to.
+        Name of the Dask array that is read from this array.
     repeated : bool
-        Whether every task makes the pieces that it needs, however many need them.
+        True if every task makes the pieces that it needs, even those that many tasks need.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Source:
 
     @property
     def repeats(self) -> float:
-        """How often reading all pieces once decodes a Zarr chunk, on average."""
+        """Times that a Zarr chunk is decoded, on average, when every piece is read once."""
         if self.stored is None:
             return 1.0
         decoded = math.prod(int(lengths.sum()) for lengths in self.decoded_lengths())
@@ -83,7 +83,7 @@ class Source:
         )
 
     def decoded_lengths(self) -> list[IntArray]:
-        """Lengths that are decoded for each piece, along each dimension."""
+        """Lengths that Zarr decodes to read each piece, along each dimension."""
         if self.stored is None:
             return [np.array(lengths, np.int64) for lengths in self.pieces]
         decoded = []
@@ -94,35 +94,35 @@ class Source:
         return decoded
 
     def piece_bytes(self) -> IntArray:
-        """Bytes that are decoded for each piece, in C order of the pieces."""
+        """Bytes that are decoded to read each piece, shape (pieces,), in C order of the pieces."""
         total = np.array([self.itemsize], np.int64)
         for lengths in self.decoded_lengths():
             total = np.multiply.outer(total, lengths).ravel()
         return total
 
 
-def sources_of(data: Observations) -> list[Source]:
-    """All sources of the Dask arrays of a fit, each once."""
-    found = (s for a in data.operands if is_dask(a) for s in array_sources(a))
-    return list({source.name: source for source in found}.values())
+def pieced_arrays_of(data: Observations) -> list[PiecedArray]:
+    """The pieced arrays of all operands of a fit, each once."""
+    found = (s for a in data.operands if is_dask(a) for s in pieced_arrays_in(a))
+    return list({pieced.name: pieced for pieced in found}.values())
 
 
-def array_sources(array: Array) -> list[Source]:
-    """Sources of one Dask array.
+def pieced_arrays_in(array: Array) -> list[PiecedArray]:
+    """The pieced arrays of one Dask array.
 
-    Where a source has another shape than the array (a slice of it is used, or a stack of several
-    arrays), its pieces are not those of the rows: the array itself then stands for it, which errs
-    by what is cut off.
+    If the Dask array has another shape than a Zarr array that it reads (it is a slice, or a stack
+    of several), the pieces of the Zarr array do not line up with the rows. The Dask array then
+    stands for the Zarr array; the bytes of the part that is not used are not counted.
     """
-    stored = [_with_dimensions(source, array.ndim) for source in zarr_sources(array)]
-    if stored and all(source.shape == array.shape for source in stored):
-        return [replace(source, operand=array.name) for source in stored]
+    stored = [_with_dimensions(pieced, array.ndim) for pieced in zarr_arrays_in(array)]
+    if stored and all(pieced.shape == array.shape for pieced in stored):
+        return [replace(pieced, operand=array.name) for pieced in stored]
     itemsize, in_memory = int(array.dtype.itemsize), _is_in_memory(array)
-    return [Source(array.name, array.chunks, itemsize, None, in_memory, array.name)]
+    return [PiecedArray(array.name, array.chunks, itemsize, None, in_memory, array.name)]
 
 
-def zarr_sources(array: Array) -> Iterator[Source]:
-    """The Zarr arrays that the graph of a Dask array reads, and the pieces in which it does."""
+def zarr_arrays_in(array: Array) -> Iterator[PiecedArray]:
+    """The Zarr arrays that the graph of a Dask array reads."""
     layers = array.__dask_graph__().layers
     for name, layer in layers.items():
         pieces = [d.chunks for d in getattr(layer, "io_deps", {}).values() if _slices(d)]
@@ -133,77 +133,79 @@ def zarr_sources(array: Array) -> Iterator[Source]:
                 continue
             origin = _literal(value, layers)
             if is_zarr(origin) and tuple(map(sum, pieces[0])) == origin.shape:
-                yield Source(str(name), pieces[0], int(origin.dtype.itemsize), origin.chunks)
+                yield PiecedArray(str(name), pieces[0], int(origin.dtype.itemsize), origin.chunks)
 
 
-def users_of(source: Source, chunks: Chunks, tasks: IntArray) -> IntArray:
-    """Tasks that need each piece, as pairs.
+def users_of(array: PiecedArray, chunks: Chunks, tasks: IntArray) -> IntArray:
+    """Pairs of a task and a piece that the task needs.
 
     Parameters
     ----------
-    source : Source
+    array : PiecedArray
     chunks : tuple of tuple of int
         Chunk grid of the blocks.
     tasks : ndarray, shape (blocks,), int64
-        Number of the task of each block, in C order of the grid; -1 where there is none.
+        Number of the task of each block, in C order of the grid; -1 for a block without a task.
 
     Returns
     -------
     ndarray, shape (k, 2), int64
-        Numbers of a task and of a piece that it needs, each pair once.
+        Number of the task and number of the piece. Each pair appears once.
     """
-    blocks, pieces = cells(chunks, source.pieces)
+    blocks, pieces = cells(chunks, array.pieces)
     owners = tasks[blocks]
-    n_pieces = math.prod(map(len, source.pieces))
+    n_pieces = math.prod(map(len, array.pieces))
     pairs = np.unique(owners[owners >= 0] * n_pieces + pieces[owners >= 0])
     return np.stack(np.divmod(pairs, n_pieces), axis=1)
 
 
-def count_users(source: Source, chunks: Chunks, tasks: IntArray) -> IntArray:
-    """How many tasks need each piece, shape (pieces,); parameters as for :func:`users_of`."""
-    pieces = users_of(source, chunks, tasks)[:, 1]
-    return np.bincount(pieces, minlength=math.prod(map(len, source.pieces)))
+def count_users(array: PiecedArray, chunks: Chunks, tasks: IntArray) -> IntArray:
+    """Number of tasks that need each piece, shape (pieces,); arguments of :func:`users_of`."""
+    pieces = users_of(array, chunks, tasks)[:, 1]
+    return np.bincount(pieces, minlength=math.prod(map(len, array.pieces)))
 
 
-def held_bytes(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> int:
-    """Decoded bytes of the pieces that are kept through a fit, since many tasks need them.
+def shared_bytes(arrays: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray) -> int:
+    """Decoded bytes of the shared pieces: computed once, they stay in memory through the fit.
 
-    Parameters are those of :func:`users_of`.
+    `chunks` and `tasks` are those of :func:`users_of`.
     """
     total = 0
-    for source in sources:
-        kept = count_users(source, chunks, tasks) > MAX_TASKS_TO_REPEAT
-        kept &= not (source.in_memory or source.repeated)
-        total += int(source.piece_bytes()[kept].sum())
+    for array in arrays:
+        if not (array.in_memory or array.repeated):
+            shared = count_users(array, chunks, tasks) > MAX_TASKS_TO_REPEAT
+            total += int(array.piece_bytes()[shared].sum())
     return total
 
 
-def with_repeats(sources: Sequence[Source], chunks: Chunks, tasks: IntArray) -> list[Source]:
-    """Decide which sources are repeated rather than kept; parameters as for :func:`users_of`."""
-    sizes = [source.piece_bytes() for source in sources]
-    users = [count_users(source, chunks, tasks) for source in sources]
+def with_repeats(
+    arrays: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray
+) -> list[PiecedArray]:
+    """Decide which arrays each task makes for itself; arguments of :func:`users_of`."""
+    sizes = [array.piece_bytes() for array in arrays]
+    users = [count_users(array, chunks, tasks) for array in arrays]
     counted = list(zip(sizes, users, strict=True))
     room = MOST_REPEATED * sum(int(size[count > 0].sum()) for size, count in counted)
     marked = []
-    for source, (size, count) in zip(sources, counted, strict=True):
-        kept = 0 if source.in_memory else int(size[count > MAX_TASKS_TO_REPEAT].sum())
-        repeated = kept > SMALL_ARRAY_BYTES and int((size * count).sum()) <= room
-        marked.append(replace(source, repeated=repeated))
+    for array, (size, count) in zip(arrays, counted, strict=True):
+        shared = 0 if array.in_memory else int(size[count > MAX_TASKS_TO_REPEAT].sum())
+        repeated = shared > SMALL_ARRAY_BYTES and int((size * count).sum()) <= room
+        marked.append(replace(array, repeated=repeated))
     return marked
 
 
-def open_bytes(sources: Sequence[Source], chunks: Chunks) -> IntArray:
-    """Decoded bytes of the pieces that are needed both before and after the edge of a block.
+def open_bytes(arrays: Sequence[PiecedArray], chunks: Chunks) -> IntArray:
+    """Decoded bytes of the pieces that blocks on both sides of an edge need, for each edge.
 
     Returns
     -------
     ndarray, shape (blocks + 1,), int64
-        At the edge before each block, in C order of the grid, and after the last.
+        Bytes at the edge before each block, in C order of the grid, and after the last block.
     """
     change = np.zeros(math.prod(map(len, chunks)) + 2, np.int64)
-    for source in sources:
-        blocks, pieces = cells(chunks, source.pieces)
-        sizes = source.piece_bytes()
+    for array in arrays:
+        blocks, pieces = cells(chunks, array.pieces)
+        sizes = array.piece_bytes()
         first, last = np.full(sizes.size, change.size), np.full(sizes.size, -1)
         np.minimum.at(first, pieces, blocks)
         np.maximum.at(last, pieces, blocks)
@@ -213,13 +215,16 @@ def open_bytes(sources: Sequence[Source], chunks: Chunks) -> IntArray:
     return np.cumsum(change[:-1])
 
 
-def largest_pieces(sources: Sequence[Source]) -> int:
-    """Bytes decoded at a time where the largest pieces of all sources meet."""
-    return sum(int(source.piece_bytes().max()) for source in sources)
+def largest_pieces(arrays: Sequence[PiecedArray]) -> int:
+    """Decoded bytes of one piece of each array, the largest piece of each."""
+    return sum(int(array.piece_bytes().max()) for array in arrays)
 
 
 def cells(chunks: Chunks, pieces: Chunks) -> tuple[IntArray, IntArray]:
-    """Numbers of the block and of the piece of every cell that the cuts of both make."""
+    """Number of the block and number of the piece of each cell.
+
+    The cells are what remains when the array is cut at the edges of both.
+    """
     block = piece = np.zeros(1, np.int64)
     for rows, lengths in zip(chunks, pieces, strict=True):
         of_block, of_piece = _cells_along(rows, lengths)
@@ -230,21 +235,21 @@ def cells(chunks: Chunks, pieces: Chunks) -> tuple[IntArray, IntArray]:
 
 def _cells_along(rows: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[IntArray, IntArray]:
     blocks, pieces = (list(itertools.accumulate(cuts, initial=0)) for cuts in (rows, lengths))
-    if pieces[-1] != blocks[-1]:  # a coordinate of length 1, which all blocks need
+    if pieces[-1] != blocks[-1]:  # a coordinate of length 1: all blocks need its piece
         return np.arange(len(rows)), np.zeros(len(rows), np.int64)
     starts = np.union1d(blocks, pieces)[:-1]
     return tuple(np.searchsorted(edges, starts, "right") - 1 for edges in (blocks, pieces))  # type: ignore[return-value]
 
 
-def _with_dimensions(source: Source, n: int) -> Source:
-    """A source with leading dimensions of length 1, as broadcasting adds them."""
-    missing = n - len(source.pieces)
-    stored = None if source.stored is None else (1,) * missing + source.stored
-    return replace(source, pieces=((1,),) * missing + source.pieces, stored=stored)
+def _with_dimensions(array: PiecedArray, n: int) -> PiecedArray:
+    """The array with leading dimensions of length 1, as broadcasting adds them."""
+    missing = n - len(array.pieces)
+    stored = None if array.stored is None else (1,) * missing + array.stored
+    return replace(array, pieces=((1,),) * missing + array.pieces, stored=stored)
 
 
 def _is_in_memory(array: Array) -> bool:
-    """Whether the chunks of a Dask array are NumPy arrays that its graph holds."""
+    """Whether the chunks of a Dask array are NumPy arrays in its graph."""
     layer = array.__dask_graph__().layers.get(array.name, {})
     if not isinstance(layer, MaterializedLayer) or not layer:
         return False
@@ -257,7 +262,7 @@ def _slices(dep: object) -> bool:
 
 
 def _literal(value: Any, layers: Mapping[Any, Any]) -> Any:
-    """What an argument of a layer stands for, where that is a value and not a computation."""
+    """The value of a layer's argument; the argument itself if a task computes it."""
     if isinstance(value, TaskRef) and value.key in layers:
         value = layers[value.key].get(value.key)
     return getattr(value, "value", value)
