@@ -1,1 +1,1 @@
-"""Who answers questions of all rows: threads of this process, or the tasks of Dask."""
+"""Engines, which answer questions of all rows: in threads of this process, or in Dask tasks."""

@@ -1,4 +1,4 @@
-"""Blocks of rows to one answer, through one staging buffer: the inner loop of staged engines."""
+"""Answer a question for blocks of rows through one staging buffer: the inner loop of engines."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def accumulate(
 ) -> AnswerT:
     """Answer a question for blocks, in their order.
 
-    Blocks are packed: the kernel runs when the stage is full, wherever one block ends and the next
-    begins, so that small blocks cost no more calls than large ones.
+    Blocks are packed into the stage, and the kernel runs each time that the stage is full, so small
+    blocks cost no more calls of the kernel than large ones.
 
     Parameters
     ----------
     question : RowQuestion
     kernels : Kernels
     blocks : iterable of Block
-        Read one after the other; a block is let go before the next is asked for.
+        Read one after the other. A block is released before the next one is read.
     weighted : bool
-        Whether blocks have a sigma.
+        Whether the blocks have a sigma.
     stage_rows : int
         Rows of the staging buffer.
     keep : callable, optional
-        Called with every stage that was filled; the kernel takes the rows that it returns.
+        Called with each filled stage. The kernel takes the rows that `keep` returns.
     """
     stages = _filled(blocks, weighted, stage_rows)
     return add_rows(
@@ -57,7 +57,7 @@ def add_rows(
     question : RowQuestion
     kernels : Kernels
     staged : iterable of (Rows, int)
-        Rows, which may be none, and the number of rows that were left out beside them.
+        Rows (there may be none), and the number of rows that are left out with them.
     """
     total = question.zero()
     for rows, n_left_out in staged:
@@ -72,12 +72,12 @@ def add_rows(
 
 
 def rows_of_stage(stage: Stage) -> Rows:
-    """The filled rows of a stage, as the kernel takes them."""
+    """The filled rows of a stage, as inputs of the kernel."""
     return Rows(stage.coords, stage.y, stage.weights, stage.n_rows)
 
 
 def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterator[Stage]:
-    """The stage, each time that it is full, and at the end with what is left."""
+    """Yield the stage each time that it is full, and at the end with the remaining rows."""
     stage: Stage | None = None
     for block in blocks:
         if stage is None:
@@ -95,9 +95,10 @@ def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterato
 
 
 def _take_stage(n_coords: int, weighted: bool, capacity: int) -> Stage:
-    """This thread's stage, empty; kept from call to call, since fresh pages cost more than use.
+    """This thread's stage, empty.
 
-    It is taken away while it is filled: what makes a block may itself be a fit.
+    The stage is reused, because allocating its memory anew costs more than filling it. While it is
+    in use no other call can take it: the task that makes a block may itself run a fit.
     """
     stage: Stage | None = getattr(_local, "stage", None)
     _local.stage = None

@@ -1,4 +1,4 @@
-"""What every engine is: it answers questions of all rows."""
+"""The contract of every engine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from nlsq_dask.questions.question import AnyQuestion
 
 
 class Engine(Protocol):
-    """Answers questions, each by one reading of all rows.
+    """Answers questions, each in one reading of all rows.
 
-    Every engine keeps this contract, and ``tests/engines/conformance.py`` checks it:
+    Every engine fulfils this contract, and ``tests/engines/conformance.py`` checks it:
 
     1. All rows are read, never a sample.
     2. Sums are in float64 whatever the dtype of the data.
     3. The same question gives the same bits, for any number of workers and threads.
     4. Any chunks give the same sums to rounding.
     5. A question costs one reading of the data.
-    6. A value of the model that is not finite gives an answer that is not finite, no exception.
+    6. A model value that is not finite gives an answer that is not finite, and no exception.
     7. Inputs are never changed.
     8. A block whose arrays do not have the announced lengths is an error that names the block.
 

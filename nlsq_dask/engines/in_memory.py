@@ -1,8 +1,9 @@
-"""Engines for data in this process's memory: *standard* keeps rows ready, *chunked* stages them.
+"""The engine of data in this process's memory.
 
-Both cut the rows into parts by the shape of the data alone, work on the parts with one Python
-thread a core (the kernel releases the interpreter lock), and add the parts' sums in row order, so
-that the same data give the same bits on any number of cores.
+The *standard* engine copies the rows into aligned buffers once. The *chunked* engine stages them in
+every pass. Both cut the rows into parts by the shape of the data alone, work on the parts in one
+thread for each core (the kernel releases the interpreter lock), and add the answers in row order.
+So the same data give the same bits on any number of cores.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
 
-# Parts a data set of moderate size is cut into, so that several cores share it evenly.
+# Fewest parts of a data set of moderate size, so that several cores share the work evenly.
 MIN_PARTS = 8
 
-# Bytes allocated in one piece for the buffers of several parts: large enough for huge pages, small
-# enough that little lies here twice on the way to another device.
+# Bytes that are allocated at once for the buffers of several parts: enough for huge pages, and few
+# enough that copying to another device needs little memory here.
 PIECE_BYTES = 1 << 26
 
-# Below this many rows one thread is faster than handing parts to several: a part of 2**15 rows
-# takes about as long as waking a thread.
+# Below this many rows one thread is faster than several: waking a thread takes about as long as a
+# part of 2**15 rows.
 THREADING_ROWS = 1 << 16
 
 
@@ -47,16 +48,17 @@ class InMemoryEngine:
     Parameters
     ----------
     data : Observations
-        What the parts are made of.
+        The data.
     kernels : Kernels
+        Of the models that questions are about.
     parts : sequence of Rows or Block
-        What one task works on, in row order.
+        The same data in parts, in row order. A thread works on one part at a time.
     threads : int
         Threads to use.
     stage_rows : int
-        Rows of a thread's staging buffer, where parts are blocks.
+        Rows of a thread's staging buffer, for parts that are blocks.
     n_left_out : int
-        Rows that were left out when the parts were made.
+        Number of rows that are in no part, because they are left out.
 
     Attributes
     ----------
@@ -111,7 +113,7 @@ class InMemoryEngine:
         return accumulate(question, self.kernels, [part], weighted, self._stage_rows)
 
     def _blocks(self) -> Iterable[tuple[Box, Block]]:
-        """All rows in pieces; in one piece where a model needs them all."""
+        """All rows in pieces; in one piece if a model needs all rows at once."""
         if not self.kernels.whole:
             return self._data.pieces()
         box = whole_box(self._data.y.shape)
@@ -119,14 +121,14 @@ class InMemoryEngine:
 
 
 def standard_engine(data: Observations, kernels: Kernels) -> InMemoryEngine:
-    """Rows copied once into aligned buffers on the device, where they stay for all passes.
+    """Engine that copies the rows once into aligned buffers on the device, for all passes.
 
     Parameters
     ----------
     data : Observations
-        In memory.
+        Arrays in memory.
     kernels : Kernels
-        A model that needs all rows at once gets them in one buffer.
+        If a model needs all rows at once, they are in one buffer.
 
     Raises
     ------
@@ -148,21 +150,21 @@ def chunked_engine(
     block_rows: int = STAGE_ROWS,
     threads: int | None = None,
 ) -> InMemoryEngine:
-    """Rows staged anew in every pass, from the arrays as the user passed them.
+    """Engine that stages the rows in every pass, from the arrays as the user passed them.
 
-    Needs no memory beyond one staging buffer a thread; broadcast coordinates and memory maps
-    stay as they are.
+    It needs no memory beyond a staging buffer for each thread. Broadcast coordinates and memory
+    maps are never expanded or copied whole.
 
     Parameters
     ----------
     data : Observations
-        In memory.
+        Arrays in memory.
     kernels : Kernels
         Of row-wise models.
     block_rows : int
-        Most rows of one task; a stage holds no more than these.
+        Most rows of a part. A staging buffer is no longer.
     threads : int, optional
-        Threads to use; all cores by default.
+        Threads to use; by default one for each core.
     """
     boxes = block_boxes(regular_chunks(data.y.shape, block_rows))
     blocks = [data.block(box) for _, box in boxes]
@@ -171,7 +173,7 @@ def chunked_engine(
 
 
 def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
-    """Copy all rows that count into aligned buffers of one capacity, 0 where there are none."""
+    """Copy all rows that count into aligned buffers of one capacity; 0 if no row counts."""
     block = data.block(whole_box(data.y.shape))
     n_coords, weighted = len(data.coords), data.sigma is not None
     n_buffers = n_coords + 1 + weighted
@@ -190,6 +192,6 @@ def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
 
 
 def part_rows(n_rows: int) -> int:
-    """Rows of a buffer: a power of two, so that few shapes are ever compiled."""
+    """Rows of a buffer: a power of two, so that the kernel is compiled for few shapes."""
     wanted = n_rows if n_rows < THREADING_ROWS else -(-n_rows // MIN_PARTS)
     return min(max(power_of_two_from(wanted), MIN_PART_ROWS), STAGE_ROWS)

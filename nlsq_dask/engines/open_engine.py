@@ -1,4 +1,4 @@
-"""The engine of data, wherever the data are."""
+"""Open the engine that suits the data: in memory, or Dask."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def open_engine(data: Observations, kernels: Kernels, client: Client | None = No
     ----------
     data : Observations
     kernels : Kernels
-        Of the models that questions are about; none where no question is about a model.
+        Of the models that questions are about. There may be none.
     client : distributed.Client, optional
-        Cluster that reads lazy arrays.
+        Cluster that reads Dask arrays; by default Dask's local scheduler.
     """
     if data.lazy:
-        # The streaming engine is loaded for use.
+        # Dask is imported only if it is needed.
         from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
         from nlsq_dask.engines.dask.groups import make_stream
 

@@ -1,1 +1,1 @@
-"""What may be asked of rows; the answers of two sets of rows add."""
+"""Questions about rows. The answers of two sets of rows add up to the answer of both."""

@@ -1,6 +1,6 @@
-"""The first row on which the starting point gives no finite residual, found after a sum had none.
+"""Question: the rows on which the residual at the starting point is not finite.
 
-Good data are never read for it. Findings of blocks combine by adding, as sums of squares do.
+It is asked only after a sum at the starting point is not finite, so good data are not read for it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 @dataclass(frozen=True, slots=True)
 class BadRows:
-    """Rows without a finite squared residual: the model's value on the first, and its coordinates.
+    """Answer: the rows without a finite squared residual.
 
     Attributes
     ----------
     found : Affected
+        Number of rows, and place and model value of the first.
     coords : tuple of float
+        Coordinates of the first row.
     """
 
     found: Affected = field(default_factory=Affected)
@@ -35,7 +37,7 @@ class BadRows:
     def error(
         self, names: Sequence[str], error: _errors.StartNotFiniteError
     ) -> _errors.StartNotFiniteError:
-        """The error of a start, with the row where there is one and its coordinates by name."""
+        """The error, naming the first row and its coordinates if there is such a row."""
         if not self.found.count or error.params is None:
             return error
         coords = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, self.coords, strict=True))
@@ -50,7 +52,7 @@ class BadRows:
 
 @dataclass(frozen=True, slots=True)
 class BadRowsAt:
-    """The rows without a finite squared residual at a point.
+    """Question: number and first of the rows without a finite squared residual.
 
     Attributes
     ----------
@@ -67,17 +69,17 @@ class BadRowsAt:
     task_name: ClassVar[str] = "bad-rows"
 
     def zero(self, n_left_out: int = 0) -> BadRows:  # noqa: ARG002 (of the protocol)
-        """No rows."""
+        """Answer for no rows."""
         return BadRows()
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> BadRows:
-        """Rows of a block."""
+        """Answer for the rows of a block."""
         function = RowFunction.of(kernels, self.model, self.params)
         return _of_block(function.for_blocks_of(self.block_rows), placed)
 
 
 def _of_block(function: RowFunction, placed: PlacedBlock) -> BadRows:
-    """Look at the rows of a block that count."""
+    """Check the rows of a block that are not left out."""
     index, box, block = placed
     shape = block.y.shape
     values = values_of_block(function, block)

@@ -1,4 +1,4 @@
-"""Values that keep a sum of squares from being finite: NaN, infinities, and sigma of zero."""
+"""Question: values that make a sum not finite, which are NaN, infinities, and sigma of zero."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nlsq_dask.questions.question import PlacedBlock
 
 @dataclass(frozen=True, slots=True)
 class BadValues:
-    """Which arrays have such values, how many, and where the first is.
+    """Question: number of bad values of each array, and the place of the first.
 
     Attributes
     ----------
@@ -24,10 +24,10 @@ class BadValues:
     task_name: ClassVar[str] = "bad-values"
 
     def zero(self, n_left_out: int = 0) -> Findings:  # noqa: ARG002 (of the protocol)
-        """Nothing found."""
+        """Answer for no rows."""
         return Findings((Affected(),) * self.n_arrays, Affected(), 0, 0)
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Findings:  # noqa: ARG002
-        """Look at the rows of a block that count."""
+        """Answer for the rows of a block."""
         index, box, block = placed
         return scan(block, index, box)

@@ -1,4 +1,4 @@
-"""Rows in which neither a derivative nor a difference in its place is finite."""
+"""Question: the rows on which neither the derivative nor a difference quotient is finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 @dataclass(frozen=True, slots=True)
 class LostDerivativesAt:
-    """How many rows have no derivative at a point, and where the first is.
+    """Question: number and first of the rows without a finite derivative.
 
     Attributes
     ----------
@@ -30,11 +30,15 @@ class LostDerivativesAt:
     task_name: ClassVar[str] = "derivatives"
 
     def zero(self, n_left_out: int = 0) -> Affected:  # noqa: ARG002 (of the protocol)
-        """No rows."""
+        """Answer for no rows."""
         return Affected()
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Affected:
-        """Rows of a block with infinite errors, for parameters of unit variance."""
+        """Answer for the rows of a block.
+
+        A row without a finite derivative has no finite standard error if the parameters have
+        unit variance.
+        """
         index, box, block = placed
         root = np.eye(self.params.size)
         errors = RowFunction.of(kernels, self.model, self.params, root)

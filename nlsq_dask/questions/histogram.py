@@ -1,8 +1,8 @@
-"""Histograms of a fit: what a plot of more rows than there are pixels shows.
+"""Question: two-dimensional histograms of a fit, for plots of more rows than there are pixels.
 
-Every row falls into one bin of a regular grid over (abscissa, y), and into one over (abscissa, z)
-with the standardised residual z. Sums over rows, so that blocks combine by adding, and one reading
-of the data is enough.
+Each row is counted in a bin of a regular grid over (abscissa, y), and in a bin of a grid over
+(abscissa, z), where z is the standardised residual. Counts of blocks add, so that one reading of
+the data is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Grid:
-    """Where rows are counted.
+    """The bins of both histograms.
 
     Attributes
     ----------
@@ -33,11 +33,11 @@ class Grid:
         Lower and upper end of the abscissa, of the observations, and of the standardised
         residuals.
     n_x, n_y, n_z : int
-        Bins of each.
+        Number of bins of each.
     scale : float
-        What residuals are divided by where there is no sigma, in the units of y.
+        Divisor of the residuals if there is no sigma, in the units of y.
     fitted : bool
-        Whether the abscissa is the fitted value, and not the one coordinate.
+        True if the abscissa is the fitted value; False if it is the first coordinate.
     """
 
     x: tuple[float, float]
@@ -52,20 +52,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class BinSums:
-    """What is summed over rows.
+    """Answer: counts and sums over rows.
 
     Attributes
     ----------
     observed : ndarray, shape (n_x, n_y), int64
-        Rows by abscissa and observation.
+        Number of rows by abscissa and observation.
     residuals : ndarray, shape (n_x, n_z), int64
-        Rows by abscissa and standardised residual.
+        Number of rows by abscissa and standardised residual.
     n : ndarray, shape (n_x,), int64
-        Rows by abscissa.
+        Number of rows by abscissa.
     total, squares : ndarray, shape (n_x,), float64
         Sums of standardised residuals, and of their squares, by abscissa.
     n_outside : int
-        Rows that lie outside of one of the histograms.
+        Number of rows outside the grid of either histogram.
     """
 
     observed: Counts
@@ -96,7 +96,7 @@ class BinSums:
 
 @dataclass(frozen=True)
 class Binned:
-    """A fit in bins.
+    """A fit in bins: the grid, and the sums over all rows.
 
     Attributes
     ----------
@@ -109,17 +109,17 @@ class Binned:
 
     @property
     def x_edges(self) -> FloatArray:
-        """Edges of the abscissa's bins, shape (n_x + 1,)."""
+        """Edges of the bins of the abscissa, shape (n_x + 1,)."""
         return np.linspace(*self.grid.x, self.grid.n_x + 1)
 
     @property
     def y_edges(self) -> FloatArray:
-        """Edges of the observations' bins, shape (n_y + 1,)."""
+        """Edges of the bins of the observations, shape (n_y + 1,)."""
         return np.linspace(*self.grid.y, self.grid.n_y + 1)
 
     @property
     def z_edges(self) -> FloatArray:
-        """Edges of the standardised residuals' bins, shape (n_z + 1,)."""
+        """Edges of the bins of the standardised residuals, shape (n_z + 1,)."""
         return np.linspace(*self.grid.z, self.grid.n_z + 1)
 
     @property
@@ -142,7 +142,7 @@ class Binned:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Rows counted on a grid.
+    """Question: the number of rows in each bin of a grid.
 
     Attributes
     ----------
@@ -166,10 +166,10 @@ class Histogram:
         return BinSums.zero(self.grid)
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> BinSums:
-        """Sums over a block, in pieces of a moderate number of rows."""
+        """Sums over the rows of a block, in pieces of a moderate number of rows."""
         _, _, block = placed
         function = RowFunction.of(kernels, self.model, self.params).for_blocks_of(self.block_rows)
-        # A model of all rows needs them at once.
+        # A model that is not row-wise needs all rows at once.
         most = STAGE_ROWS if function.row_wise else block.y.size
         total = self.zero()
         for _, box in block_boxes(regular_chunks(block.y.shape, most)):
@@ -186,7 +186,7 @@ def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:
 
     fitted = rows(values_of_block(function, block))
     x, y = fitted if grid.fitted else rows(block.coords[0]), rows(block.y)
-    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite lie outside
+    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are outside
         z = (y - fitted) / (grid.scale if block.sigma is None else rows(block.sigma))
     bin_x, bin_y, bin_z = (
         _bins(values, ends, n)
@@ -204,7 +204,7 @@ def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:
         return np.bincount(flat, minlength=grid.n_x * n).reshape(grid.n_x, n)
 
     def total(values: FloatArray) -> FloatArray:
-        # An integer comes out where there are no rows, whatever the weights.
+        # np.bincount returns integers if there are no rows.
         return np.bincount(position, values, minlength=grid.n_x).astype(np.float64)
 
     position, z_along = bin_x[along], z[along]
@@ -220,7 +220,7 @@ def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:
 
 
 def _bins(values: FloatArray, ends: tuple[float, float], n: int) -> NDArray[np.intp]:
-    """Number of each value's bin, -1 outside; the last bin includes its upper end."""
+    """Bin of each value, -1 outside the grid; the last bin includes its upper end."""
     low, high = ends
     inside = (values >= low) & (values <= high)  # False for NaN
     position = np.full(values.shape, -1, np.intp)
@@ -229,7 +229,7 @@ def _bins(values: FloatArray, ends: tuple[float, float], n: int) -> NDArray[np.i
 
 
 def _cut(block: Block, box: Box) -> Block:
-    """Views of the rows of a box."""
+    """The rows of a box, as views."""
 
     def cut(array: NDArray[Any]) -> NDArray[Any]:
         return array[broadcast_box(box, array.shape)]

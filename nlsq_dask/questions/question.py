@@ -1,7 +1,7 @@
-"""What an engine may be asked: questions of staged rows, and questions of blocks.
+"""The two kinds of questions that an engine answers: about staged rows, and about blocks.
 
-Questions that a search asks are in :mod:`nlsq_dask.core.questions`. The other files of this folder
-hold a question each, for what is asked of rows beside a search.
+The questions of a search are in :mod:`nlsq_dask.core.questions`. Each other file of this folder
+has a question that is asked outside of a search.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from nlsq_dask.kernels.table import Kernels
 
 @runtime_checkable
 class BlockQuestion(Question[AnswerT_co], Protocol[AnswerT_co]):
-    """A question of blocks as they are: of any shape and dtype, with the rows that are left out."""
+    """A question about blocks as they are read: any shape and dtype, rows left out included."""
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> AnswerT_co:
-        """Answer for the rows of a block."""
+        """Answer the question for the rows of a block."""
         ...
 
 
-#: A block, its index where data are chunked, and what the block is of ``y``.
+#: A block, after its index in the chunk grid (None without chunks) and its box in ``y``.
 PlacedBlock: TypeAlias = tuple[tuple[int, ...] | None, Box, Block]
 
 AnyQuestion: TypeAlias = RowQuestion[AnswerT] | BlockQuestion[AnswerT]

@@ -1,4 +1,4 @@
-"""A model with its parameters, as a function of rows in memory of any shape and dtype."""
+"""A model with its parameters, as a function of rows in memory: any shape, any real dtype."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nlsq_dask.user_model.model import ModelSpec
 
 @dataclass(frozen=True)
 class RowFunction:
-    """Values of a model, or their standard errors.
+    """Computes values of a model, or standard errors of the values.
 
     Attributes
     ----------
@@ -28,14 +28,15 @@ class RowFunction:
         The model.
     params : ndarray, shape (p,), float64
     root : ndarray, shape (p, q), float64, or None
-        Square root of the parameters' covariance, for standard errors; None for values.
+        Square root of the covariance of the parameters, to compute standard errors; None to compute
+        values.
     device : {"cpu", "gpu"} or None
-        Where it is computed.
+        Device of the kernel; None is JAX's default.
     row_wise : bool
         False evaluates the model on all rows at once.
     buffer_rows : int or None
-        Rows of a buffer, so that blocks of all sizes share one compiled kernel; None fits it to the
-        rows.
+        Rows of a buffer, so that blocks of all sizes share one compiled kernel. None chooses a
+        length that fits the rows.
     """
 
     spec: ModelSpec
@@ -49,24 +50,24 @@ class RowFunction:
     def of(
         cls, kernels: Kernels, model: int, params: FloatArray, root: FloatArray | None = None
     ) -> Self:
-        """Function of a model whose kernels are known."""
+        """Function of one of the models of `kernels`, by its number."""
         whole = kernels.whole
         return cls(kernels.specs[model], params, root, kernels.device, row_wise=not whole)
 
     def for_blocks_of(self, rows: int) -> RowFunction:
-        """The same function, with one length of buffer for blocks of up to so many rows."""
+        """The same function, with a buffer for blocks of up to `rows` rows."""
         return replace(self, buffer_rows=_buffer_rows(rows))
 
     def __call__(self, coords: Sequence[Array], shape: tuple[int, ...]) -> FloatArray:
-        """Compute all rows, a buffer of them at a time.
+        """Compute all rows, one buffer after the other.
 
         Parameters
         ----------
         coords : sequence of ndarray
-            Coordinates of real dtypes, with as many dimensions as ``shape``; lengths equal its
-            lengths or 1.
+            Coordinates of real dtypes, with as many dimensions as `shape`. Each length is 1 or that
+            of `shape`.
         shape : tuple of int
-            Of at least one dimension.
+            Shape of the rows, of at least one dimension.
 
         Returns
         -------
@@ -94,14 +95,15 @@ class RowFunction:
 
 
 def _buffer_rows(rows: int) -> int:
-    """A power of two, so that few lengths are ever compiled."""
+    """Rows of a buffer: a power of two, so that the kernel is compiled for few lengths."""
     return min(max(power_of_two_from(rows), MIN_PART_ROWS), STAGE_ROWS)
 
 
 def values_of_block(function: RowFunction, block: Block) -> FloatArray:
-    """Values on the rows of a block, in its shape.
+    """Values on the rows of a block, in the block's shape.
 
-    A model of all rows is given only those that count, as in the fit; the others are NaN.
+    A model that is not row-wise gets only the rows that are not left out, as in the fit. The value
+    of a row that is left out is then NaN.
 
     Parameters
     ----------
@@ -150,7 +152,7 @@ def _fill(
 ) -> None:
     """Copy rows ``start`` to ``stop`` of the coordinates, broadcast to a shape, into buffers.
 
-    What lies behind them repeats the last row: a loop in the model may not end on numbers that
+    The rest of a buffer repeats the last row: a loop in the model might never end for numbers that
     are no coordinates.
     """
     for buffer, coord in zip(buffers, coords, strict=True):

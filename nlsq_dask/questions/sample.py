@@ -1,4 +1,4 @@
-"""Some of the rows, in memory."""
+"""Question: every k-th row, in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from nlsq_dask.questions.question import PlacedBlock
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some rows as 1-D float64 arrays; samples combine by adding, one behind the other."""
+    """Answer: rows as 1-D float64 arrays. Adding two samples joins their rows.
+
+    Attributes
+    ----------
+    y : ndarray, shape (n,), float64
+    coords : tuple of ndarray, shape (n,), float64
+    sigma : ndarray, shape (n,), float64, or None
+    """
 
     y: FloatArray
     coords: tuple[FloatArray, ...]
@@ -31,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """Every k-th of the rows that count of each block.
+    """Question: every k-th row of each block, of those that are not left out.
 
     Attributes
     ----------
@@ -39,7 +46,7 @@ class Thinned:
         k.
     n_coords : int
     weighted : bool
-        Whether there is a sigma.
+        Whether the rows have a sigma.
     """
 
     step: int
@@ -48,12 +55,12 @@ class Thinned:
     task_name: ClassVar[str] = "sample"
 
     def zero(self, n_left_out: int = 0) -> Sample:  # noqa: ARG002 (of the protocol)
-        """No rows."""
+        """A sample of no rows."""
         none = np.zeros(0)
         return Sample(none, (none,) * self.n_coords, none if self.weighted else None)
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Sample:  # noqa: ARG002
-        """Every k-th of the rows of a block that count."""
+        """Every k-th row of a block, of those that are not left out."""
         _, _, block = placed
         shape = block.y.shape
         numbers = np.arange(0, block.y.size, self.step)

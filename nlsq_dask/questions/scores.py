@@ -1,4 +1,4 @@
-"""Products of the rows' scores, of which a robust covariance is made."""
+"""Question: the sum of products of the scores of rows, for a robust covariance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nlsq_dask.kernels.tiles import Rows
 
 @dataclass(frozen=True, slots=True)
 class ScoresAt:
-    """``Σ (ρ'_i r_i)² j_i j_iᵀ`` of the weighted residuals and the rows of their Jacobian.
+    """Question: ``Σ (ρ'_i r_i)² j_i j_iᵀ``, with weighted residuals r and rows j of their Jacobian.
 
     Attributes
     ----------
@@ -28,9 +28,9 @@ class ScoresAt:
     task_name: ClassVar[str] = "scores"
 
     def zero(self, n_left_out: int = 0) -> FloatArray:  # noqa: ARG002 (of the protocol)
-        """Products (p, p) over no rows."""
+        """Sum over no rows, shape (p, p)."""
         return np.zeros((self.params.size, self.params.size))
 
     def of_rows(self, rows: Rows, kernels: Kernels) -> FloatArray:
-        """Products (p, p) over some rows."""
+        """Sum over some rows, shape (p, p)."""
         return kernels[self.model].score_products(self.params, rows)

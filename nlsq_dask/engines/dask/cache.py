@@ -1,16 +1,16 @@
-"""Rows that stay where they were staged, so that later passes read and decode nothing.
+"""Rows that are kept where they are staged, so that later passes read and decode nothing.
 
-What is kept of a group are the kernel's own inputs: aligned float64 buffers, in the order and of
-the lengths in which the first pass met them. A pass over them makes the same calls of the kernel,
-and so has the same bits, as one that reads.
+The kept rows of a group are the inputs of the kernel: aligned float64 buffers, in the order and of
+the lengths in which the first pass fills them. A pass over kept rows makes the same calls of the
+kernel as a pass that reads, and so gives the same bits.
 
-The rows are a part of the group's plan, and live as long as it does in the process that holds it.
-On a cluster plans are results of tasks: Dask sends the tasks of a group to where its plan is, as
-the plan gives the size of its rows as its own; it forgets plan and rows when the fit is over or its
-client is gone; and where it must make a plan again, the rows are read again.
+Kept rows belong to a KeptGroup, and live as long as this object in the process that staged them. On
+a cluster groups are results of tasks. A KeptGroup reports the size of its rows as its own, so Dask
+sends the tasks of a group to the worker that has its rows. Dask forgets groups and rows when the
+fit ends or its client is gone. When a worker is lost, its groups are made elsewhere and read again.
 
-Nothing is evicted to make room: since passes go over the groups in a cycle, the one that was used
-last would always be the next to go. The first groups that fit are kept, the others are not.
+Rows are never dropped to make room for others. Every pass goes over the groups in the same order,
+so the rows dropped would always be the next ones needed. The first groups that fit are kept.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from nlsq_dask.kernels.tiles import Rows
 
 CacheChoice = bool | Literal["auto"]
 
-# Share of all rows, at least, that "auto" keeps: less is not worth tying groups to workers.
+# Least fraction of all rows that "auto" keeps: less is not worth tying groups to workers.
 MIN_SHARE = 0.25
 
-# Share of a GPU's memory up to which rows are kept on it; the kernel's matrices need the rest.
+# Fraction of a GPU's memory that may be in use with kept rows; the kernel's matrices need the rest.
 DEVICE_SHARE = 0.6
 
 _kept_bytes: Counter[str] = Counter()  # bytes of kept rows, by worker and device
-_returned: deque[tuple[str, int]] = deque()  # bytes let go of, not yet subtracted
+_returned: deque[tuple[str, int]] = deque()  # bytes of dropped rows, not yet subtracted
 _lock = threading.Lock()
 
 
 class KeptGroup:
-    """A group whose staged rows stay in the memory of the process that staged them.
+    """A group that keeps its staged rows in the memory of the process that stages them.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class KeptGroup:
     n_bytes : int
         Bytes of its staged rows.
     limit : int
-        Bytes that the kept rows of all groups may take on one worker, or in this process.
+        Most bytes of the kept rows of all groups on one worker, or in this process.
     """
 
     __slots__ = ("__weakref__", "_release", "_rows", "group", "limit", "n_bytes")
@@ -70,11 +70,11 @@ class KeptGroup:
         self._release: weakref.finalize[..., KeptGroup] | None = None
 
     def __reduce__(self) -> tuple[type[KeptGroup], tuple[Group, int, int]]:
-        # Another process gets the plan alone, and reads.
+        # Rows do not travel: another process gets the group alone, and reads.
         return KeptGroup, (self.group, self.n_bytes, self.limit)
 
     def __sizeof__(self) -> int:
-        # By this Dask decides whether to move a task to another worker than the one that has it.
+        # Dask reads this size to decide whether a task leaves the worker that has the group.
         return self.n_bytes
 
     def answer(
@@ -85,12 +85,12 @@ class KeptGroup:
         weighted: bool,
         stage_rows: int,
     ) -> AnswerT:
-        """Answer a question for the kept rows; or for the blocks, whose rows are then kept.
+        """Answer a question for the kept rows; the first call reads and keeps them.
 
         Parameters
         ----------
         blocks : iterable of Block
-            The blocks of the group. Nothing is made of them where rows were kept.
+            The blocks of the group; not iterated if rows are kept.
         question, kernels, weighted, stage_rows
             As for :func:`~nlsq_dask.engines.accumulate.accumulate`.
         """
@@ -114,20 +114,20 @@ class KeptGroup:
         return total
 
     def forget(self) -> None:
-        """Let go of the rows."""
+        """Drop the rows."""
         self._rows = None
         if self._release is not None:
             self._release()
             self._release = None
 
     def _claim(self, device: str | None) -> bool:
-        """Take memory for the rows, if there is any left on this worker."""
+        """Reserve memory for the rows; False if this worker has too little left."""
         place = f"{_worker_address()} {device}"
         with _lock:
             while _returned:
                 returned, n_bytes = _returned.popleft()
                 _kept_bytes[returned] -= n_bytes
-            # A task that is tried again while the first try still runs keeps nothing.
+            # A task may be tried again while the first try still runs. The second keeps nothing.
             if self._release is not None or _kept_bytes[place] + self.n_bytes > self.limit:
                 return False
             if not _device_has_room(device, self.n_bytes):
@@ -139,16 +139,16 @@ class KeptGroup:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRoom:
-    """Room for kept rows on one worker.
+    """Memory for kept rows on one worker.
 
     Attributes
     ----------
     address : str or None
-        None is this process.
+        Address of the worker; None is this process.
     threads : int
-        Tasks that it runs at one time.
+        Tasks that the worker runs at one time.
     n_bytes : int
-        Bytes that kept rows may take.
+        Most bytes of kept rows.
     """
 
     address: str | None
@@ -158,18 +158,18 @@ class WorkerRoom:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """Which groups are kept, and where.
+    """Which groups keep their rows, and where.
 
     Attributes
     ----------
     groups : tuple of Group or KeptGroup
         All groups, in their order.
     workers : tuple of str or None
-        Worker of each group that is kept on one.
+        Address of the worker that keeps the rows of each group; None for the other groups.
     share : float
-        Rows that are kept, of all rows.
+        Fraction of all rows that are kept.
     worker_bytes : int
-        Most memory that kept rows take on one worker, or in this process.
+        Most bytes of kept rows on one worker, or in this process.
     """
 
     groups: tuple[Group | KeptGroup, ...]
@@ -179,7 +179,7 @@ class Keeping:
 
 
 def keep_nothing(stream: Stream) -> Keeping:
-    """All groups read in every pass."""
+    """No group keeps its rows: all are read in every pass."""
     return Keeping(stream.groups, (None,) * len(stream.groups), 0.0, 0)
 
 
@@ -190,22 +190,24 @@ def choose_keeping(
     stage_rows: int,
     rooms: Sequence[WorkerRoom],
 ) -> Keeping:
-    """Decide which groups are kept: the first that fit, spread over the workers.
+    """Decide which groups keep their rows: the first that fit, spread over the workers.
 
     Parameters
     ----------
     stream : Stream
     choice : bool or "auto"
-        False keeps nothing, True what fits, "auto" what fits if it is a quarter of all rows.
+        False keeps nothing, True keeps what fits, "auto" keeps what fits if that is at least a
+        quarter of all rows.
     row_values : int
-        float64 values of a staged row.
+        Number of float64 values of a staged row.
     stage_rows : int
         Rows of a staging buffer.
     rooms : sequence of WorkerRoom
+        Memory for kept rows on each worker.
     """
     if choice is False or not rooms:
         return keep_nothing(stream)
-    # In turn, a worker as often as it has threads, so that all have as much to do in each pass.
+    # Workers take turns, each as often as it has threads, so that all finish a pass together.
     rounds = range(max(room.threads for room in rooms))
     order = [i for turn in rounds for i, room in enumerate(rooms) if turn < room.threads]
     left = [room.n_bytes for room in rooms]
@@ -233,16 +235,16 @@ def choose_keeping(
 
 
 def reads(group: Group) -> bool:
-    """Whether making the blocks of a group takes any work: arrays in memory take none."""
+    """Whether making the blocks of a group takes work; False if all arrays are in memory."""
     nodes = (node for step in group.steps for node, _ in step.nodes)
     return any(not isinstance(node, (DataNode, Alias)) for node in nodes)
 
 
 def _copied(stage: Stage) -> Rows:
-    """The rows of a stage in buffers of their own, of the same length."""
+    """A copy of a stage's rows, in buffers of the same length."""
 
     def copy(buffer: FloatArray) -> FloatArray:
-        # Zeros that were never written take no memory: a buffer of few rows is as large as these.
+        # Pages of zeros that are never written take no memory, so that few rows take little.
         raw = np.zeros(stage.capacity * 8 + ALIGNMENT, np.uint8)
         offset = -raw.ctypes.data % ALIGNMENT
         own = raw[offset : offset + stage.capacity * 8].view(np.float64)
@@ -254,12 +256,15 @@ def _copied(stage: Stage) -> Rows:
 
 
 def _give_back(place: str, n_bytes: int) -> None:
-    # Without the lock: the garbage collector may call this in a thread that holds it.
+    # No lock here: the garbage collector may call this in a thread that has the lock.
     _returned.append((place, n_bytes))
 
 
 def _device_has_room(device: str | None, n_bytes: int) -> bool:
-    """Whether a GPU has room for so many bytes more; a CPU's memory is counted elsewhere."""
+    """Whether a GPU has room for so many bytes more; always True for a CPU.
+
+    The limit of a KeptGroup bounds the memory of a CPU.
+    """
     stats = find_device(device).memory_stats()
     if not stats or "bytes_limit" not in stats:
         return True
@@ -267,11 +272,11 @@ def _device_has_room(device: str | None, n_bytes: int) -> bool:
 
 
 def _worker_address() -> str:
-    """Address of the Dask worker that runs this task, of which one process may have several."""
+    """Address of the Dask worker that runs this task; a process may have several workers."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return ""
     try:
         return str(distributed.get_worker().address)
-    except ValueError:  # not in a task of a cluster
+    except ValueError:  # no task of a cluster
         return ""

@@ -1,4 +1,4 @@
-"""What a distributed cluster offers its tasks."""
+"""Memory and threads of the workers of a distributed cluster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nlsq_dask.engines.dask.cache import WorkerRoom
 if TYPE_CHECKING:
     from distributed import Client
 
-# Share of its memory limit from which a worker spills (``distributed.worker.memory.target``).
-# What is kept stays below it: at 80 % workers pause, and where all have paused a pass hangs.
+# Fraction of its memory limit at which a worker spills (``distributed.worker.memory.target``). Kept
+# rows stay below: at 80 % a worker pauses, and a pass hangs once all workers pause.
 TARGET_SHARE = 0.6
 
-# Left free beside what was measured: with 128 MB kept beyond the target both workers of a cluster
-# with limits of 572 MB paused.
+# Bytes that stay free beside the memory that a worker reports: with 128 MB of rows kept beyond the
+# target, both workers of a cluster with limits of 572 MB paused.
 SPARE_BYTES = 100_000_000
 
 
@@ -31,8 +31,8 @@ def smallest_worker(client: Client) -> WorkerMemory | None:
     Returns
     -------
     WorkerMemory or None
-        None if no worker has arrived yet: then nothing is known to plan for. A worker without a
-        limit is taken to have its share of this machine's memory.
+        None if no worker has arrived yet. A worker without a memory limit counts with an equal
+        share of this machine's memory.
     """
     info = _workers(client).values()
     workers = [WorkerMemory(w["memory_limit"], w["nthreads"]) for w in info]
@@ -40,30 +40,33 @@ def smallest_worker(client: Client) -> WorkerMemory | None:
 
 
 def worker_rooms(client: Client, read_bytes: int, n_bytes: int | None = None) -> list[WorkerRoom]:
-    """Room for kept rows on each worker, in the order of their addresses.
+    """Memory for kept rows on each worker, in the order of the addresses.
 
     Parameters
     ----------
     client : distributed.Client
     read_bytes : int
-        Decoded bytes that every thread reads at a time.
+        Decoded bytes that each thread reads at one time.
     n_bytes : int, optional
-        Most bytes to give on each worker.
+        Most bytes of kept rows on each worker; by default as many as the worker has room for.
     """
     rooms = []
     for address, worker in sorted(_workers(client).items()):
         threads = worker["nthreads"]
-        holds = max(worker["metrics"]["memory"], WORKER_BASE_BYTES) + SPARE_BYTES
+        used = max(worker["metrics"]["memory"], WORKER_BASE_BYTES) + SPARE_BYTES
         reading = threads * CHUNKS_A_THREAD * read_bytes
-        room = max(int(TARGET_SHARE * worker["memory_limit"]) - holds - reading, 0)
+        room = max(int(TARGET_SHARE * worker["memory_limit"]) - used - reading, 0)
         rooms.append(WorkerRoom(address, threads, room if n_bytes is None else min(room, n_bytes)))
     return rooms
 
 
 def _workers(client: Client) -> dict[str, Any]:
-    """What the scheduler knows of each worker; one without a memory limit gets its share."""
-    # Not client.scheduler_info(), whose answer the client overwrites every other second by one
-    # that lists no workers.
+    """The scheduler's record of each worker, by address.
+
+    A worker without a memory limit gets an equal share of this machine's memory.
+    """
+    # client.scheduler_info() will not do: every other second the client overwrites its answer by an
+    # answer without workers.
     scheduler = client.scheduler
     assert scheduler is not None, "a client that was closed"
     identity: dict[str, Any] = client.sync(scheduler.identity, n_workers=-1)
@@ -73,5 +76,5 @@ def _workers(client: Client) -> dict[str, Any]:
 
 
 def worker_threads(client: Client) -> tuple[int, ...]:
-    """Threads of each worker; empty if none has arrived yet."""
+    """Threads of each worker; empty if no worker has arrived yet."""
     return tuple(client.nthreads().values())

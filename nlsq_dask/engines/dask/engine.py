@@ -1,11 +1,11 @@
-"""The streaming tier: every pass is a set of group tasks and a tree of sums.
+"""The engine of Dask arrays: each pass is a task for each group, and a tree that adds the answers.
 
-The plan (:mod:`~nlsq_dask.engines.dask.groups`) is made once a fit. A pass sends parameters and a
-basis to every group, and gets p x p numbers back, which are added in the groups' order: the same
-bits for any scheduler and any number of workers. Groups run on a :class:`distributed.Client` where
-there is one, else on Dask's local scheduler in this process.
+The stream (:mod:`~nlsq_dask.engines.dask.groups`) is made once a fit. A pass sends parameters and a
+basis to every group, and gets p x p numbers back. They are added in the order of the groups, so
+the bits are the same for any scheduler and any number of workers. Groups run on a
+:class:`distributed.Client`, or on Dask's local scheduler in this process.
 
-Where a cache is asked for, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache`).
+With a cache, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choos
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.groups import Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
-from nlsq_dask.engines.dask.runners import Runner, runner_of
+from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.task import Work, answer_of_group
 from nlsq_dask.io.observations import Observations
@@ -32,10 +32,10 @@ from nlsq_dask.questions.question import AnyQuestion
 if TYPE_CHECKING:
     from distributed import Client
 
-# Share of the memory available to this process that kept rows take unless told otherwise.
+# Fraction of the memory available to this process that kept rows take by default.
 LOCAL_SHARE = 0.5
 
-# Called with the number of the pass, the blocks done so far in it, and all blocks.
+# Called with the number of the pass, how many of its blocks are done, and the number of all blocks.
 PassProgress = Callable[[int, int, int], None]
 
 
@@ -54,12 +54,13 @@ class Streaming:
     threads : int or None
         Most groups at one time on Dask's local scheduler.
     cache : bool or "auto"
-        Whether rows stay staged in memory after the first pass: True for the blocks that fit,
-        "auto" only where these are a quarter of all rows, False for none.
+        Which rows are kept after the first pass: True those that fit, "auto" those that fit if they
+        are at least a quarter of all rows, False none.
     cache_bytes : int or None
-        Memory that kept rows may take, in bytes: in this process, or in each worker of a cluster,
-        but never more there than 60 % of its limit, less what it holds and what reading takes. None
-        is half of what is available here, and as much as a worker has.
+        Most bytes of kept rows in this process, or in each worker of a cluster. A worker never
+        keeps more than 60 % of its memory limit, less the memory in use and the memory for reading.
+        None is half of the memory available to this process; on a cluster, as much as each worker
+        has room for.
     """
 
     stream: Stream
@@ -71,7 +72,7 @@ class Streaming:
 
     @property
     def read_ahead(self) -> int:
-        """Blocks that a task makes ahead of the kernel."""
+        """Number of blocks that a task reads ahead of the kernel."""
         return prefetch_depth(self.stream)
 
     def keeping(self, row_values: int) -> Keeping:
@@ -80,7 +81,7 @@ class Streaming:
         Parameters
         ----------
         row_values : int
-            float64 values of a staged row.
+            Number of float64 values of a staged row.
         """
         rooms: list[WorkerRoom] = []
         n_bytes = self.cache_bytes
@@ -89,14 +90,14 @@ class Streaming:
         elif self.client is not None:
             ahead = (1 + self.read_ahead) * self.stream.block_bytes
             rooms = worker_rooms(self.client, ahead, n_bytes)
-        elif runs_here():  # tasks of other processes forget
+        elif runs_here():  # tasks in other processes keep no memory
             here = int(LOCAL_SHARE * available_memory()) if n_bytes is None else n_bytes
             rooms = [WorkerRoom(None, 1, here)]
         return choose_keeping(self.stream, self.cache, row_values, self.stage_rows, rooms)
 
 
 class DaskEngine:
-    """Answers questions of data in Dask arrays, one pass a question.
+    """Answers questions of data in Dask arrays, in one pass for each question.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ class DaskEngine:
     n_passes : int
         Passes over all rows so far, kept or read.
     keeping : Keeping
-        Which groups are kept. Kept rows are read once; again only where a worker was lost.
+        Which groups keep their rows. Kept rows are read once, and again only if a worker is lost.
     """
 
     def __init__(
@@ -130,7 +131,15 @@ class DaskEngine:
         self._data = data
         self._progress = progress
         self.keeping = self.streaming.keeping(len(data.values))
-        self._runner = self._runner_of(self.keeping)
+        stage_rows, read_ahead = self.streaming.stage_rows, self.streaming.read_ahead
+        self._runner = runner_of(
+            self.stream,
+            Work(kernels, data.layout, stage_rows, read_ahead),
+            self._report,
+            client=self.streaming.client,
+            threads=self.streaming.threads,
+            keeping=self.keeping,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -151,26 +160,14 @@ class DaskEngine:
         return answer
 
     def of_blocks(self, n_blocks: int) -> DaskEngine:
-        """An engine of so many blocks alone, spread over the grid of chunks.
+        """An engine of only so many blocks, spread over the chunk grid.
 
-        Progress is reported as that of pass 0.
+        It reports progress as pass 0.
         """
         block_rows = math.prod(map(max, self.stream.chunks))
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
         return DaskEngine(self._data, self.kernels, streaming, self._report_sample)
-
-    def _runner_of(self, keeping: Keeping) -> Runner:
-        streaming = self.streaming
-        work = Work(self.kernels, self._data.layout, streaming.stage_rows, streaming.read_ahead)
-        return runner_of(
-            self.stream,
-            work,
-            self._report,
-            client=streaming.client,
-            threads=streaming.threads,
-            keeping=keeping,
-        )
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:

@@ -1,4 +1,4 @@
-"""A fitted model on Dask arrays: arrays of the same chunks, of which nothing is computed here."""
+"""Values and residuals of a fitted model on Dask arrays, as Dask arrays; nothing is computed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def chunks_of_rows(data: Observations) -> Chunks:
-    """Chunks for what is computed of all rows: those of y, or else of the coordinates."""
+    """Chunk grid of values of all rows: that of the first array of y's shape, else a common one."""
     for array in data.operands:
         if is_dask(array) and array.shape == data.y.shape:
             chunks: Chunks = array.chunks
@@ -40,12 +40,12 @@ def chunks_of_rows(data: Observations) -> Chunks:
 
 
 def of_rows(function: RowFunction, data: Observations) -> da.Array:
-    """Values of a function of rows, (...) float64, in the chunks of the rows."""
+    """Values of a function of rows, y's shape, float64, in the chunks of the rows."""
     return _blockwise("of-rows", _function_of_block, function, data, data.coords)
 
 
 def residuals_of_rows(function: RowFunction, data: Observations) -> da.Array:
-    """Observations minus values, (...) float64, in the chunks of the rows."""
+    """Observations minus values, y's shape, float64, in the chunks of the rows."""
     return _blockwise("residuals", _residuals_of_block, function, data, data.operands)
 
 
@@ -59,7 +59,7 @@ def _blockwise(
     chunks = chunks_of_rows(data)
     named = zip(operands, _names(data, operands), strict=True)
     arrays = [_with_chunks(array, chunks, name) for array, name in named]
-    # Costs nothing to make, and gives each block its shape: all else may broadcast.
+    # This array gives each block its shape, because all others may broadcast. It costs nothing.
     rows = da.zeros(data.y.shape, chunks=chunks, dtype=bool)
     index = tuple(range(data.y.ndim))
     model = _as_one_task(function.for_blocks_of(_largest_block(chunks)))
@@ -79,9 +79,9 @@ def _blockwise(
 
 
 def _as_one_task(function: RowFunction) -> Delayed:
-    """The function as a node of the graph: all blocks refer to one copy of the model.
+    """The function as one node of the graph, so that all blocks refer to one copy of the model.
 
-    Its name follows from the model's token, so that equal models have equal names in any process.
+    Its name is made from the model's token: equal models have equal names in any process.
     """
     spec = function.spec
     numbers = (function.params, function.root, function.buffer_rows)
@@ -91,13 +91,13 @@ def _as_one_task(function: RowFunction) -> Delayed:
 
 
 def _names(data: Observations, operands: Sequence[Array]) -> Sequence[str]:
-    """What messages call the arrays: all of the data, or the coordinates alone."""
+    """Names of the arrays in messages; the operands are all arrays, or the coordinates alone."""
     names = data.layout.names
     return names if len(operands) == len(names) else names[1 : 1 + len(operands)]
 
 
 def _with_chunks(array: Array, chunks: Chunks, name: str) -> da.Array:
-    """A Dask array of an array that broadcasts to rows of given chunks."""
+    """An array that broadcasts to the rows, as a Dask array in the chunks of the rows."""
     wanted = tuple(c if sum(c) == n else (1,) for n, c in zip(array.shape, chunks, strict=True))
     lazy: da.Array = checked(array, name) if is_dask(array) else da.from_array(array, chunks=wanted)
     return lazy if lazy.chunks == wanted else lazy.rechunk(wanted)

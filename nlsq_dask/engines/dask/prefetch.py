@@ -1,7 +1,7 @@
-"""Reading the next blocks of a group while the kernel works on this one.
+"""Make the blocks of a group, and read the next blocks while the kernel works on this one.
 
-Where data lie across a network a reading is mostly waiting, and several of them at a time wait no
-longer than one. On local disks nothing is gained, since decoding and the kernel use the same cores.
+Reading across a network is mostly waiting, and several readings at one time wait no longer than one
+reading. On local disks nothing is gained: decoding and the kernel use the same cores.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.io.sources import is_zarr
 from nlsq_dask.io.stage import Block, Layout
 
-# Blocks that are read ahead from an object store: with 30 ms latency and chunks of 8 MB a chunk
-# took 131 ms without, 117 ms with one ahead, and 37 ms with four.
+# Blocks that are read ahead from an object store. With 30 ms of latency and chunks of 8 MB, a chunk
+# took 131 ms without reading ahead, 117 ms with one block ahead, and 37 ms with four.
 REMOTE_DEPTH = 4
 
-# Decoded bytes that may be read ahead in one thread, so that large chunks are not held in number.
+# Most decoded bytes that a task reads ahead, so that it never has many large chunks in memory.
 AHEAD_BYTES = 64_000_000
 
-# Stores of Zarr in this machine's memory or on its disks, by the names of their classes.
+# Class names of Zarr's stores in this machine's memory or on its disks.
 LOCAL_STORES = ("LocalStore", "MemoryStore", "ZipStore", "GpuMemoryStore")
 
-# The same for file systems of fsspec, by the names of their protocols.
+# Protocols of fsspec's file systems in this machine's memory or on its disks.
 LOCAL_PROTOCOLS = ("file", "local", "memory")
 
 
 def read_blocks(group: Group, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
-    """Make the blocks of a group one after the other, keeping only what later ones need.
+    """Make the blocks of a group one after the other, and drop what no later block needs.
 
     Raises
     ------
     InputError, InputTypeError
-        If an array of a block has not the shape that was announced, or no numbers.
+        If an array of a block has another shape than announced, or values that are no numbers.
     """
     values = dict(external)
     for key in group.announced.keys() & values.keys():
@@ -63,9 +63,9 @@ def read_blocks(group: Group, external: Mapping[Key, Any], layout: Layout) -> It
 def read_ahead(
     group: Group, external: Mapping[Key, Any], layout: Layout, depth: int
 ) -> Iterator[Block]:
-    """Make the blocks of a group in their order, and up to ``depth`` of the next meanwhile.
+    """Make the blocks of a group in their order, and up to `depth` of the next blocks meanwhile.
 
-    Where a block uses an array that was made for another one, they are made one after the other.
+    Nothing is read ahead in a group whose blocks use arrays that earlier blocks made.
     """
     if depth < 1 or len(group.steps) < 2 or not _independent(group):
         yield from read_blocks(group, external, layout)
@@ -89,7 +89,7 @@ def read_ahead(
 
 
 def prefetch_depth(stream: Stream) -> int:
-    """Blocks to read ahead: some where Zarr arrays lie in a store that is not local, else none."""
+    """Number of blocks to read ahead; 0 unless a Zarr array lies in a store that is not local."""
     steps = (step for group in stream.groups[:1] for step in group.steps[:1])
     nodes = (node for step in steps for node, _ in step.nodes)
     if not any(_is_remote(array.store) for array in _zarr_arrays(nodes)):
@@ -98,7 +98,7 @@ def prefetch_depth(stream: Stream) -> int:
 
 
 def _independent(group: Group) -> bool:
-    """Whether each block can be made by itself, of what is handed to the group."""
+    """Whether each block can be made by itself, from the values that are handed to the group."""
     for step in group.steps:
         known = set(group.external)
         for node, _ in step.nodes:
@@ -127,11 +127,11 @@ def _zarr_arrays(values: Iterable[Any]) -> Iterator[Any]:
 
 def _is_remote(store: Any) -> bool:
     """Whether a Zarr store is neither on this machine's disks nor in its memory."""
-    while hasattr(store, "_store"):  # wrappers, which log or cache
-        store = store._store  # noqa: SLF001  # no public way to what is wrapped
+    while hasattr(store, "_store"):  # wrappers that log or cache
+        store = store._store  # noqa: SLF001  # there is no public name
     if hasattr(store, "fs"):
         protocol = store.fs.protocol
         names = (protocol,) if isinstance(protocol, str) else protocol
         return not set(names) & set(LOCAL_PROTOCOLS)
-    # An object store of obstore is in an attribute of the same name.
+    # Zarr's wrapper of obstore has the store in an attribute `store`.
     return type(getattr(store, "store", store)).__name__ not in LOCAL_STORES

@@ -1,7 +1,7 @@
-"""Where the groups of a pass run: Dask's local scheduler, or a distributed cluster.
+"""Run the groups of a pass, on Dask's local scheduler or on a distributed cluster.
 
-On a cluster the plans are results of tasks, so that a worker that dies takes nothing along: the
-scheduler makes its plans and sums again elsewhere.
+On a cluster the groups are results of tasks. If a worker dies, the scheduler makes its groups and
+sums again on another worker, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from nlsq_dask.engines.dask.task import Work, add_in_order, packed, unpacked
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-# Sums that one task of the tree adds. Widths of 8 to 32 were equally fast.
+# Number of sums that one task of the tree adds. Widths of 8 to 32 were equally fast.
 TREE_WIDTH = 32
 
-# Times a failed task is tried again before the fit fails: storage errors on networks pass.
+# Times that a failed task is tried again before the fit fails: many storage errors are transient.
 RETRIES = 2
 
-# Called with the blocks of a pass that are done, and all blocks.
+# Called with the number of blocks that are done in a pass, and that of all blocks.
 BlockProgress = Callable[[int, int], None]
 
 
 class Runner(Protocol):
-    """Where groups run."""
+    """Runs a function on all groups and adds the answers."""
 
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Sum ``function(group, external, work, *args)`` over all groups, in tasks of a name."""
+        """Sum ``function(group, external, work, *args)`` over all groups.
+
+        `name` is part of the names of the tasks.
+        """
         ...
 
     def close(self) -> None:
-        """Give back what the runner holds."""
+        """Release the runner's memory, here and on the cluster."""
         ...
 
 
@@ -54,21 +57,21 @@ def runner_of(
     threads: int | None = None,
     keeping: Keeping | None = None,
 ) -> Runner:
-    """Where the groups of a plan run: on a cluster, or on Dask's local scheduler.
+    """Runner of the groups of a stream, on a cluster or on Dask's local scheduler.
 
     Parameters
     ----------
     stream : Stream
     work : Work
-        What the groups have in common.
+        What all groups have in common.
     progress : callable
         Called as ``progress(blocks_done, blocks)``.
     client : distributed.Client or None
-        The cluster; None is Dask's local scheduler.
+        Cluster to run on; None runs on Dask's local scheduler.
     threads : int, optional
         Most groups at one time on the local scheduler.
     keeping : Keeping, optional
-        Which groups keep their rows; none by default.
+        Which groups keep their rows; by default none.
     """
     if client is None:
         return LocalRunner(stream, work, progress, threads, keeping)
@@ -76,7 +79,7 @@ def runner_of(
 
 
 class LocalRunner:
-    """Groups as tasks of Dask's local scheduler: the configured one, or threads on all cores."""
+    """Runs groups as tasks of Dask's local scheduler: the configured one, or threads by default."""
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class LocalRunner:
         return total
 
     def close(self) -> None:
-        """Forget what was computed before the first pass, and the rows that were kept."""
+        """Drop the shared values and the kept rows."""
         self._shared = {}
         for group in self._groups:
             if isinstance(group, KeptGroup):
@@ -122,13 +125,14 @@ class LocalRunner:
 
 
 class ClusterRunner:
-    """Groups as tasks of a distributed cluster.
+    """Runs groups as tasks of a distributed cluster.
 
-    Keys carry an identity of the fit and the number of the pass: the scheduler never runs a key
-    again that it still holds. Their first words stay the same from pass to pass, since the
-    scheduler learns durations, and the dashboard shows tasks, by them.
+    Keys carry an identifier of the fit and the number of the pass, because the scheduler does not
+    run a key again while it has its result. The first words of the keys stay the same from pass to
+    pass: the scheduler learns durations by them, and the dashboard groups tasks by them.
 
-    Groups of which rows are kept have a worker each, where they run if it is there.
+    A group that keeps its rows is assigned to a worker. It runs elsewhere only if that worker is
+    gone.
     """
 
     def __init__(
@@ -187,7 +191,7 @@ class ClusterRunner:
             _release(parts.values())
 
     def close(self) -> None:
-        """Let the cluster forget the plans."""
+        """Let the cluster forget the groups and their rows."""
         _release((*self._groups, *self._work, *chain.from_iterable(self._external)))
         self._groups, self._external, self._work = [], [], []
 
@@ -198,10 +202,10 @@ class ClusterRunner:
         workers: Sequence[str | None],
         *args: Sequence[Any],
     ) -> list[Future[Any]]:
-        """Tasks of a function over arguments, each on its worker; None lets the scheduler choose.
+        """Submit a task for each set of arguments, on its worker; None lets the scheduler choose.
 
-        Groups travel as bytes, of which tasks make them: graph nodes in them the scheduler would
-        run, and what is scattered dies with its worker.
+        Groups travel as bytes, and tasks unpack them. The scheduler would run the graph nodes of a
+        group that is passed as it is, and scattered data die with their worker.
         """
         futures: dict[int, Future[Any]] = {}
         of_worker: dict[str | None, list[int]] = defaultdict(list)
@@ -220,7 +224,7 @@ class ClusterRunner:
         return [futures[i] for i in range(len(workers))]
 
     def _existing(self, key: Key) -> Future[Any]:
-        """What the user persisted on the cluster before."""
+        """A key that the user persisted on the cluster."""
         from distributed import Future
 
         future: Future[Any] = Future(key, self._client)
@@ -230,8 +234,8 @@ class ClusterRunner:
 def _release(futures: Iterable[Future[Any]]) -> None:
     """Let the cluster forget futures now.
 
-    Otherwise the cluster keeps them as long as an object does, and the traceback of a fit that
-    failed is such an object.
+    The cluster would otherwise remember them as long as any object refers to them, such as the
+    traceback of a fit that failed.
     """
     for future in futures:
         future.release()
@@ -247,14 +251,14 @@ class _BlockCounter:
         self._done = 0
 
     def __call__(self, key: Key, *_: object) -> None:
-        """Note that a task is done."""
+        """Count the blocks of a task that is done."""
         if key in self._sizes:
             self._done += self._sizes[key]
             self._progress(self._done, self._n_blocks)
 
 
 def _tree(keys: list[Any], name: str) -> Iterator[tuple[tuple[str, int, int], list[Any]]]:
-    """Nodes of a tree over keys, by level, the root last; neighbours are added in their order."""
+    """Nodes of a tree over keys, each with the keys that it adds, in order; the root is last."""
     level = 0
     while level == 0 or len(keys) > 1:
         nodes = []

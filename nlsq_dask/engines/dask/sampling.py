@@ -1,4 +1,4 @@
-"""Which blocks of Dask arrays are read for a sample. Pure."""
+"""Choose the blocks of Dask arrays that are read for a sample. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.io.chunks import spread_blocks
 
-# A sample is this fraction of the blocks, or so many blocks if that is more, of few blocks a part.
-# Along sorted data the blocks must not lie further apart than what is to be found there is wide.
+# A sample reads this fraction of the blocks, or SAMPLE_BLOCKS if that is more, but of few blocks at
+# most one in SAMPLE_PART. Along sorted data, a peak narrower than the gaps would be missed.
 SAMPLE_FRACTION = 0.02
 SAMPLE_BLOCKS = 16
 SAMPLE_PART = 4
@@ -18,16 +18,16 @@ SAMPLE_PART = 4
 
 @dataclass(frozen=True, slots=True)
 class SampledBlocks:
-    """What is read for a sample.
+    """Blocks and rows that a sample reads.
 
     Attributes
     ----------
     blocks : list of int
         Numbers of the blocks, in order.
     rows : int
-        Rows that are taken of them, at most: every k-th.
+        Most rows that are taken from them: every k-th.
     whole : bool
-        Whether these are all blocks.
+        Whether all blocks are read.
     """
 
     blocks: list[int]
@@ -36,15 +36,20 @@ class SampledBlocks:
 
 
 def sample_blocks(n_blocks: int) -> int:
-    """How many of so many blocks are read for a sample."""
+    """Number of blocks that a sample of `n_blocks` blocks reads."""
     return max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
 
 
 def sampled_blocks(stream: Stream, most: int, *, whole: bool = False) -> SampledBlocks:
-    """What is read for a sample of so many rows at most, or of all blocks.
+    """Blocks and rows that a sample of at most so many rows reads.
 
-    Where these blocks hold too few rows that count,
-    :class:`~nlsq_dask.engines.dask.engine.DaskEvaluator` goes on to more.
+    Parameters
+    ----------
+    stream : Stream
+    most : int
+        Most rows of the sample.
+    whole : bool
+        Whether to read all blocks.
     """
     count = stream.n_blocks if whole else sample_blocks(stream.n_blocks)
     chosen = spread_blocks([len(cuts) for cuts in stream.chunks], count)

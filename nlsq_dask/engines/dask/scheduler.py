@@ -1,4 +1,4 @@
-"""Where Dask's configuration says that tasks run: a cluster, or a local scheduler."""
+"""The cluster or local scheduler that Dask is configured to compute on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def active_client(client: Client | None = None) -> Client | None:
-    """The cluster that Dask would compute on now, or None for a local scheduler.
+    """The client that is passed, else that of the cluster Dask would compute on now.
 
-    A client that is passed wins; then Dask's configuration decides, as it does for ``compute``.
+    Dask's configuration decides, as for ``dask.compute``. None stands for a local scheduler.
     """
     if client is not None:
         return client
@@ -34,7 +34,7 @@ def active_client(client: Client | None = None) -> Client | None:
 
 
 def computed(client: Client | None, *arrays: Any) -> Sequence[Any]:
-    """Values of Dask arrays, computed together on a cluster or by Dask's local scheduler."""
+    """Compute Dask arrays together, on a cluster or on Dask's local scheduler."""
     values: Sequence[Any] = (
         compute(*arrays) if client is None else client.compute(arrays, sync=True)
     )
@@ -42,11 +42,13 @@ def computed(client: Client | None, *arrays: Any) -> Sequence[Any]:
 
 
 def local_threads() -> int:
-    """Tasks that Dask's local scheduler runs at one time, as it is configured now."""
+    """Number of tasks that Dask's local scheduler, as configured now, runs at one time."""
     if get_scheduler() is synchronous_get:
         return 1
     executors = config.get("pool", None), config.get("scheduler", None)
-    sizes = [getattr(executor, "_max_workers", None) for executor in executors]  # as Dask does
+    sizes = [
+        getattr(executor, "_max_workers", None) for executor in executors
+    ]  # in Dask's own order
     return next(filter(None, [*sizes, config.get("num_workers", None)]), CPU_COUNT)
 
 
@@ -56,7 +58,7 @@ def runs_here() -> bool:
 
 
 def local_scheduler() -> Callable[..., Any]:
-    """The local scheduler that Dask is configured for; threads by default."""
+    """The local scheduler that Dask is configured to use; threads by default."""
     get: Callable[..., Any] | None = get_scheduler()
     return threaded_get if get is None or active_client() is not None else get
 
@@ -67,13 +69,13 @@ def local_get(
     threads: int | None,
     after_task: Callable[..., None] | None = None,
 ) -> Sequence[Any]:
-    """Run a graph on the local scheduler that Dask is configured for; threads by default."""
+    """Run a graph on the local scheduler that Dask is configured to use; threads by default."""
     if not keys:
         return ()
     get = local_scheduler()
     if get is threaded_get and threads is not None and threads < local_threads():
         get = partial(get, num_workers=threads)
-    # Handed over rather than registered with Dask, where fits in other threads would meet it.
+    # Callbacks registered with Dask would also be called for fits in other threads.
     callbacks = [*Callback.active, (None, None, None, after_task, None)]
     results: Sequence[Any] = get(graph, keys, callbacks=callbacks)
     return results

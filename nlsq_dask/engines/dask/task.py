@@ -1,14 +1,14 @@
-"""What a task of the streaming tier does, on whichever worker it lands.
+"""The functions that tasks run on workers.
 
-These functions are sent to workers by name. They keep nothing between calls that could not be
-made again: the compiled kernel and the staging buffer are caches of the process.
+They are sent to workers by name. What lives in a worker between calls (compiled kernels, staging
+buffers) can always be made again.
 """
 
 from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
-from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
+from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
 
@@ -35,11 +35,11 @@ class Work:
     kernels : Kernels
         Of the models, by number.
     layout : Layout
-        Which array of a block is what.
+        The role of each array of a block.
     stage_rows : int
         Rows of a thread's staging buffer.
     read_ahead : int
-        Blocks that are made ahead of the kernel.
+        Number of blocks that are read ahead of the kernel.
     """
 
     kernels: Kernels
@@ -50,36 +50,37 @@ class Work:
 
 @without_collections()
 def packed(value: Any) -> bytes:
-    """A plan, or the common work, as bytes: the plans of 100,000 chunks as 2 MB, of 17 pickled."""
+    """Groups or common work as compressed bytes: 2 MB for 100,000 chunks, 17 MB without zlib."""
     return zlib.compress(cloudpickle.dumps(value), 1)
 
 
 def load(blob: bytes) -> Any:
-    """Unpickle the common work. As the result of a task it can be made again."""
+    """Unpickle the common work."""
     return pickle.loads(blob)
 
 
 @without_collections()
 def unpacked(blob: bytes) -> Any:
-    """Make it of its bytes again. As the result of a task it can be made again."""
+    """The value of :func:`packed` bytes. It is the result of a task, so Dask can make it again."""
     return load(zlib.decompress(blob))
 
 
 def answer_of_group(
     task_group: AnyGroup, external: Sequence[Any], work: Work, question: AnyQuestion[AnswerT]
 ) -> AnswerT:
-    """Answer a question for the blocks of a group, or for its rows where they were kept.
+    """Answer a question for the blocks of a group, or for its kept rows.
 
     Parameters
     ----------
     task_group : Group or KeptGroup
     external : sequence
-        Values of ``group.external``, in that order.
+        Values of the group's external keys, in their order.
     work : Work
     question : RowQuestion or BlockQuestion
     """
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
-    blocks = _blocks(group, external, work)
+    values = dict(zip(group.external, external, strict=True))
+    blocks = read_ahead(group, values, work.layout, work.read_ahead)
     if isinstance(question, BlockQuestion):
         total = question.zero()
         for step, block in zip(group.steps, blocks, strict=True):
@@ -89,12 +90,6 @@ def answer_of_group(
     if isinstance(task_group, KeptGroup):
         return task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
     return accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
-
-
-def _blocks(group: Group, external: Sequence[Any], work: Work) -> Iterator[Block]:
-    """Blocks of a group, given the values of ``group.external`` in that order."""
-    values = dict(zip(group.external, external, strict=True))
-    return read_ahead(group, values, work.layout, work.read_ahead)
 
 
 def add_in_order(answers: Sequence[AnswerT]) -> AnswerT:
