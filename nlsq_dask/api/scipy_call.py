@@ -1,0 +1,279 @@
+"""A call of :func:`nlsq_dask.curve_fit`: its model and data, in the form that ``fit`` takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask.api.fit import fit
+from nlsq_dask.api.scipy_models import ClosedModel, HostModel, ReshapedModel, RowsFirstModel
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.fitting.job import logger
+from nlsq_dask.io.missing import UNLOOKED, Unlooked
+from nlsq_dask.results.result import FitResult
+from nlsq_dask.user_model.called_back import eager_value
+
+# Libraries whose arrays ``fit`` understands and SciPy does not.
+PASSED_ON = ("dask", "xarray", "zarr")
+
+# Makes a function of `x` as ``fit`` hands it over of a function of SciPy's x.
+Adapt = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class ScipyCall:
+    """A call of ``curve_fit``.
+
+    Attributes
+    ----------
+    function, jacobian : callable
+        What the user passed; `jacobian` may be None.
+    x, y, sigma : object
+        Data as :func:`nlsq_dask.fit` takes them.
+    given_x : object
+        What SciPy calls the model with.
+    nan_policy : str or None
+        What is left of it for ``fit``.
+    plain : bool
+        Whether the data are such as SciPy takes: in memory, with a flat y.
+    adapt : callable or None
+        Makes of `function` and `jacobian` what takes `x`.
+    """
+
+    function: Callable[..., Any]
+    jacobian: Callable[..., Any] | None
+    x: Any
+    y: Any
+    sigma: Any
+    given_x: Any
+    nan_policy: Literal["raise", "omit"] | Unlooked | None
+    plain: bool
+    adapt: Adapt | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the model closes on its x, so that its value has all rows or none."""
+        return isinstance(self.adapt, partial) and self.adapt.func is ClosedModel
+
+    def given_arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Arrays in memory by name, of which SciPy checks the values."""
+        for name, array in (("y", self.y), ("x", self.given_x)):
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                yield name, array
+
+    def fit(self, options: Mapping[str, Any]) -> FitResult:
+        """Fit the model as it is."""
+        model, jac = self.function, self.jacobian
+        if self.adapt is not None:
+            model = self.adapt(model)
+            jac = None if jac is None else self.adapt(jac)
+        return self._fit(model, self.x, dict(options, jac=jac))
+
+    def fit_on_host(self, options: Mapping[str, Any], traced: _errors.ModelError) -> FitResult:
+        """Fit the model by calling it from compiled code, after it could not be traced."""
+        n = self.y.size
+        lower, upper = options["bounds"]
+        host = HostModel(self.function, self.given_x, n, lower, upper, self.jacobian)
+        try:
+            result = self._fit(host, np.arange(n, dtype=np.float64), options)
+        except _errors.NotRowWiseError:  # chunks were asked for
+            raise traced from None
+        except (jax.errors.JaxRuntimeError, ValueError):  # JAX has several for a failing callback
+            if host.error is None:
+                raise
+            if host.calls == 0 and not isinstance(host.error, _errors.FitError):
+                raise traced from host.error  # it fails for numbers, too: the first says more
+            raise host.error from None
+        finally:
+            host.release()
+        return replace(result, n_differenced=host.n_differenced)
+
+    def attributes(self) -> list[dict[str, Any]]:
+        """What the user's functions keep."""
+        return [dict(getattr(f, "__dict__", {})) for f in (self.function, self.jacobian)]
+
+    def restore(self, attributes: list[dict[str, Any]]) -> None:
+        """Put back what the user's functions kept."""
+        for f, kept in zip((self.function, self.jacobian), attributes, strict=True):
+            if isinstance(getattr(f, "__dict__", None), dict):
+                f.__dict__.clear()
+                f.__dict__.update(kept)
+
+    def _fit(self, model: Any, x: Any, options: Mapping[str, Any]) -> FitResult:
+        with warnings.catch_warnings():  # told by curve_fit, in SciPy's way
+            warnings.simplefilter("ignore", _errors.ConvergenceWarning)
+            warnings.simplefilter("ignore", _errors.CovarianceWarning)
+            warnings.simplefilter("ignore", _errors.DerivativeWarning)
+            warnings.simplefilter("ignore", _errors.LossScaleWarning)
+            sigma = _with_least_weight(self.sigma) if self.plain else self.sigma
+            found: FitResult = fit(
+                model,
+                x,
+                self.y,
+                sigma=sigma,
+                nan_policy=cast("Any", self.nan_policy),
+                **options,
+            )
+        return found
+
+
+def scipy_call(
+    f: Callable[..., Any],
+    jacobian: Callable[..., Any] | None,
+    x: Any,
+    y: Any,
+    sigma: Any,
+    start: FloatArray,
+) -> ScipyCall:
+    """Find out how the data are to be passed to ``fit``, and the model with them."""
+    if _is_passed_on(y) or any(
+        _is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,)))
+    ):
+        return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
+    x, y = _numbers(x) if _is_list(x) or isinstance(x, jax.Array) else x, _numbers(y)
+    if y.size == 0:
+        raise _errors.ydata_empty(y.shape)
+    if y.size == 1 and not (
+        isinstance(x, np.ndarray) and x.size == 1
+    ):  # it stands for as many rows as the model has
+        value = eager_value(f, x, start)
+        y = np.full(value.shape, y.item()) if value.size != 1 else y
+    if y.ndim == 0:
+        y = y.reshape(1)
+    if y.ndim != 1 or isinstance(y, np.ma.MaskedArray):
+        return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
+    sigma = _deviations(sigma, y.size)
+    rows, adapt = _rows(f, x, y, start)
+    return ScipyCall(f, jacobian, rows, y, sigma, x, None, True, adapt)
+
+
+def _is_passed_on(value: Any) -> bool:
+    """Whether a value is lazy or has named dimensions, which ``fit`` understands."""
+    return type(value).__module__.partition(".")[0] in PASSED_ON
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def _numbers(value: Any) -> Any:
+    """An array of numbers; what else can be converted to numbers is, as in SciPy."""
+    try:
+        array = np.asanyarray(value)
+    except ValueError:  # coordinates of several shapes, which broadcast
+        return value
+    return array.astype(np.float64) if array.dtype.kind in "OSU" else array
+
+
+def _deviations(sigma: Any, n: int) -> Any:
+    """Standard deviations: one number, one a row, or a covariance matrix."""
+    if sigma is None:
+        return None
+    sigma = _numbers(sigma)
+    if np.size(sigma) == 1:
+        return sigma.reshape(())
+    if sigma.shape not in ((n,), (n, n)):
+        raise _errors.sigma_shape(sigma.shape, n)
+    return sigma
+
+
+def _with_least_weight(sigma: Any) -> Any:
+    """Finite standard deviations in place of infinite ones, by which rows weigh as little."""
+    if np.ndim(sigma) != 1 or not np.isposinf(sigma).any():
+        return sigma
+    return np.minimum(sigma, np.finfo(sigma.dtype).max)
+
+
+def _rows(
+    f: Callable[..., Any], x: Any, y: NDArray[Any], start: FloatArray
+) -> tuple[Any, Adapt | None]:
+    """Coordinates with y's rows, and what makes a function of x one of these."""
+    closed = partial(ClosedModel, x=x)
+    row_numbers = np.arange(y.size, dtype=np.float64)
+    if isinstance(x, tuple):  # coordinates of several shapes
+        return x, None
+    if not isinstance(x, np.ndarray):
+        array = np.asanyarray(x)  # such as a column of a table
+        is_rows = array.dtype.kind in "fiub" and array.shape == y.shape
+        return (array, None) if is_rows else (row_numbers, closed)
+    if x.shape in ((1,), y.shape) or (x.ndim == 2 and x.shape[1:] == y.shape):
+        return x, None
+    if x.ndim > 2 and x.shape[-1] == y.size:
+        return x.reshape(-1, y.size), partial(ReshapedModel, leading=x.shape[:-1])
+    if x.ndim == 2 and x.shape[0] == y.size:
+        return x.T, RowsFirstModel
+    if eager_value(f, x, start).shape not in ((), (1,), y.shape):
+        raise _errors.unequal_lengths("x", x.shape, y.shape)
+    return row_numbers, closed
+
+
+def checked(call: ScipyCall, check_finite: bool, policy: str | None) -> ScipyCall:
+    """Look for NaN and infinities in memory, and leave out rows where that is asked for."""
+    if check_finite:
+        for name, array in call.given_arrays():
+            bad = ~np.isfinite(array)
+            if bad.any():
+                raise _errors.infinite_or_nan(name, int(bad.sum()), _first(bad))
+    if policy is None and not check_finite:
+        return replace(call, nan_policy=UNLOOKED)
+    if check_finite or policy is None:
+        return call
+    if policy == "propagate":
+        raise _errors.nan_policy_propagate()
+    if policy not in ("raise", "omit"):
+        raise _errors.nan_policy_unknown(policy)
+    if policy == "raise":
+        for name, array in call.given_arrays():
+            if np.isnan(array).any():
+                raise _errors.contains_nan(name, int(np.isnan(array).sum()))
+    if not call.plain or isinstance(call.x, tuple):
+        return replace(call, nan_policy=cast("Literal['raise', 'omit']", policy))
+    return _without_nan(call) if policy == "omit" else call
+
+
+def _first(flags: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(flags)), flags.shape))
+
+
+def _without_nan(call: ScipyCall) -> ScipyCall:
+    """Leave out rows with NaN in x or y; those of sigma are left out with them."""
+    x, y, sigma = call.x, call.y, call.sigma
+    keep = ~np.isnan(y)
+    if call.is_closed and not keep.all():
+        raise _errors.omit_needs_rows(type(call.given_x).__name__)
+    if x.shape[-1] == y.size:
+        keep &= ~np.isnan(x).reshape(-1, y.size).any(axis=0)
+        x = x[..., keep]
+    if np.ndim(sigma):
+        sigma = sigma[keep] if sigma.ndim == 1 else sigma[np.ix_(keep, keep)]
+    given = call.given_x
+    if isinstance(given, np.ndarray) and call.adapt is RowsFirstModel:
+        given = given[keep]
+    elif isinstance(given, np.ndarray) and given.shape[-1] == y.size:
+        given = given[..., keep]
+    elif not call.is_closed:  # a column of a table
+        given = x
+    return replace(call, x=x, y=y[keep], sigma=sigma, given_x=given)
+
+
+def fitted(call: ScipyCall, options: Mapping[str, Any]) -> FitResult:
+    """The fit of a model, traced or else called as it is."""
+    attributes = call.attributes()
+    try:
+        return call.fit(options)
+    except _errors.ModelError as error:
+        is_foreign = isinstance(error, _errors.UntraceableModelError) or error.__cause__ is not None
+        if not (call.plain and is_foreign):
+            raise
+        logger.info("the model is called as it is, without JAX: %s", error)
+        # A model that keeps values in its attributes was left with symbols there.
+        call.restore(attributes)
+        return call.fit_on_host(options, error)
