@@ -1,1 +1,1 @@
-"""The doors: what a user calls."""
+"""The functions that a user calls."""

@@ -1,4 +1,4 @@
-"""SciPy's face of :func:`nlsq_dask.fit`."""
+"""``curve_fit``: :func:`nlsq_dask.fit` with the arguments and return values of SciPy."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 from nlsq_dask.user_model.signature import parameter_names
 
-# "auto" is the workflow's name where the method is left to it.
+# Values of `method`. "auto" stands for "trf" with the workflow "auto".
 METHODS = ("lm", "trf", "dogbox", "auto")
 
-# SciPy's names for differences where there is no Jacobian. The derivatives here are exact.
+# SciPy's names of difference schemes. They are accepted, but derivatives are exact.
 DIFFERENCES = ("2-point", "3-point", "cs")
 
-# Tolerances and evaluations of `scipy.optimize.leastsq`, MINPACK's recommendation among them.
+# Defaults of `scipy.optimize.leastsq`: MINPACK's recommended tolerances, evaluations a parameter.
 LM_TOLERANCES = {"ftol": 1.49012e-8, "xtol": 1.49012e-8, "gtol": 0.0}
 LM_EVALUATIONS, LM_EVALUATIONS_WITH_JAC = 200, 100
 
-# What SciPy's solvers take about derivatives, linear algebra and first steps, and this one chooses.
+# Arguments of SciPy's solvers that are ignored: difference steps, linear algebra, first steps.
 MEANINGLESS = {
     "lm": ("epsfcn", "factor"),
     "trf": ("diff_step", "jac_sparsity", "tr_options", "tr_solver", "workers"),
 }
 MEANINGLESS["dogbox"] = MEANINGLESS["auto"] = MEANINGLESS["trf"]
 
-# How MINPACK numbers the ends of a search.
+# MINPACK's numbers for the reasons to end a search.
 LM_STATUS = {
     _errors.Status.COST: 1,
     _errors.Status.STEP: 2,
@@ -48,8 +48,7 @@ LM_STATUS = {
     _errors.Status.GRADIENT: 4,
 }
 
-
-# The last of the numbers that SciPy has for a success.
+# SciPy has numbers for successes up to this one.
 LAST_OF_SCIPY = _errors.Status.COST_AND_STEP
 
 
@@ -57,7 +56,10 @@ class IndeterminateCovarianceWarning(
     _errors.CovarianceWarning,
     OptimizeWarning,  # type: ignore[misc]  # SciPy has no types
 ):
-    """The data do not determine the covariance; heard by who listens for SciPy's warning."""
+    """The data do not determine the covariance.
+
+    Also an OptimizeWarning, so that filters written for SciPy match.
+    """
 
 
 def curve_fit(
@@ -81,70 +83,72 @@ def curve_fit(
     Parameters
     ----------
     f : callable
-        ``f(x, a, b, ...)``, written with NumPy or jax.numpy. A model that JAX cannot trace is
-        called as it is, with derivatives by central differences, where the data are in memory.
+        Model ``f(x, a, b, ...)``, written with NumPy or jax.numpy. If JAX cannot trace the model
+        and the data are in memory, Python calls it, with derivatives by central differences.
     xdata : array_like or object
-        Coordinates, in any of the forms that :func:`nlsq_dask.fit` takes: (n,), (k, n), Dask and
-        Zarr arrays. Anything else is passed to the model as it is.
+        Coordinates in any form that :func:`nlsq_dask.fit` takes: shape (n,) or (k, n), Dask and
+        Zarr arrays included. The model gets any other object as it is.
     ydata : array_like, shape (n,)
         Observations; see :func:`nlsq_dask.fit` for other shapes.
     p0 : sequence or dict, optional
-        Starting values; ones by default, or inside the bounds.
+        Starting values. The default is 1 for each parameter, moved inside the bounds.
     sigma : float or array_like, optional
         Standard deviations of ``ydata``, or their covariance matrix (n, n) in memory.
     absolute_sigma : bool
-        Whether ``sigma`` is taken as it is for the covariance.
+        True takes ``sigma`` as it is for the covariance. False (default) scales the covariance so
+        that the reduced chi-square is one.
     check_finite : bool, optional
-        Whether NaN and infinities in memory are refused before the fit; True by default unless
-        there is a `nan_policy`. Dask and Zarr arrays are read only by the fit, which refuses what
-        makes its sums not finite.
+        Whether NaN and infinities in memory are refused before the fit. The default is True without
+        a `nan_policy`, and False with one. Dask and Zarr arrays are checked while the fit reads
+        them.
     bounds : pair, dict or scipy.optimize.Bounds
-        Bounds of the parameters.
+        Bounds of the parameters; none by default.
     method : {"lm", "trf", "dogbox", "auto"}, optional
-        "lm" without bounds and "trf" with bounds, by default. "auto": "trf" with
+        The default is "lm" without bounds and "trf" with bounds. "auto" is "trf" with
         ``workflow="auto"``, whose tolerances depend on the number of rows.
     jac : callable or str, optional
-        ``jac(x, a, b, ...)``, shape (n, p). The names of difference schemes are taken, too, but
-        the derivatives of a model that can be traced are exact.
+        Derivatives ``jac(x, a, b, ...)``, shape (n, p). The default is automatic differentiation.
+        SciPy's names of difference schemes are accepted and mean the same.
     full_output : bool
-        Whether to return `infodict`, `mesg` and `ier`, too.
+        Whether to return `infodict`, `mesg` and `ier` as well; False by default.
     nan_policy : {"raise", "omit"}, optional
-        Whether NaN are an error, or rows with NaN are left out.
+        "raise": NaN are an error. "omit": rows with NaN are left out.
     **kwargs
-        ``ftol, xtol, gtol, maxfev, diag`` and others of ``scipy.optimize.leastsq`` for "lm", or
-        ``ftol, xtol, gtol, max_nfev, x_scale, loss, f_scale, verbose, callback`` and others of
-        ``scipy.optimize.least_squares``; and further arguments of :func:`nlsq_dask.fit`, such as
-        ``workflow`` or ``client``.
+        For "lm": ``ftol, xtol, gtol, maxfev, diag`` and other arguments of
+        ``scipy.optimize.leastsq``. For other methods: ``ftol, xtol, gtol, max_nfev, x_scale, loss,
+        f_scale, verbose, callback`` and other arguments of ``scipy.optimize.least_squares``. For
+        all: further arguments of :func:`nlsq_dask.fit`, such as ``workflow`` or ``client``.
 
     Returns
     -------
     popt : ndarray, shape (p,), float64
         Estimates.
     pcov : ndarray, shape (p, p), float64
-        Covariance of the estimates; infinite where the data do not determine it. With a robust
-        `loss` by SciPy's formula, which is 0.27 to 2.4 times the true spread: :func:`nlsq_dask.fit`
-        has the right one.
+        Covariance of the estimates; infinite if the data do not determine it. With a robust
+        `loss` it follows SciPy's formula, which gives 0.27 to 2.4 times the true spread;
+        :func:`nlsq_dask.fit` gives the true one.
     infodict : dict
-        With `full_output`: ``nfev``, the evaluations, and ``fvec``, the residuals
-        ``(f(x, *popt) - y) / sigma``, a Dask array where the data are one. For "lm" also
-        ``fjac`` (p, p), ``ipvt`` (p,) and ``qtf`` (p,), of the QR factorisation with pivoting of
-        the Jacobian, unless parameters are fixed or tied.
+        With `full_output`. ``nfev`` is the number of evaluations. ``fvec`` are the residuals
+        ``(f(x, *popt) - y) / sigma``, a Dask array if ``ydata`` is one. For "lm" there are also
+        ``fjac`` (p, p), ``ipvt`` (p,) and ``qtf`` (p,) of the pivoted QR factorisation of the
+        Jacobian, unless parameters are fixed or tied.
     mesg : str
-        With `full_output`: why the fit ended.
+        With `full_output`: the reason why the fit ended.
     ier : int
-        With `full_output`: the same as a number from 1 to 4.
+        With `full_output`: the reason as a number from 1 to 4.
 
     Raises
     ------
     ConvergenceError
-        If no optimum was found; also a ``RuntimeError``, as in SciPy.
+        If the fit finds no optimum. The error is also a ``RuntimeError``, as in SciPy.
     InputError, InputTypeError, ModelError
         As :func:`nlsq_dask.fit`.
 
     Warns
     -----
     CovarianceWarning
-        If the data do not determine the covariance; also a ``scipy.optimize.OptimizeWarning``.
+        If the data do not determine the covariance. The warning is also a
+        ``scipy.optimize.OptimizeWarning``.
 
     Examples
     --------
@@ -167,7 +171,7 @@ def curve_fit(
     call = scipy_call(f, jacobian, xdata, ydata, sigma, start)
     call = checked(call, check_finite, nan_policy)
     if p0 is None and call.adapt is None and hasattr(f, "guess"):
-        options["p0"] = None  # the model knows better than ones
+        options["p0"] = None  # the model guesses its start
     result = fitted(call, options)
     _check_end(result, method, options["max_nfev"] or EVALUATIONS_PER_PARAMETER * start.size)
     result = _with_covariance_of_scipy(result, options)
@@ -183,10 +187,10 @@ def curve_fit(
 
 
 def _check_end(result: FitResult, method: str, limit: int) -> None:
-    """Raise where SciPy does; warn where SciPy would have returned too early.
+    """Raise if SciPy would raise; warn if the fit did not converge but SciPy would return.
 
-    Where a criterion of SciPy's was met and only the distance from the optimum was missing, SciPy
-    returns. So does `curve_fit`, once it can go no further.
+    SciPy returns once one of its criteria is met. A fit that meets a criterion while its estimated
+    distance from the optimum is still large goes on; if it can go no further, it returns, too.
     """
     if result.success or result.status == _errors.Status.UNDETERMINED:
         return
@@ -199,7 +203,7 @@ def _check_end(result: FitResult, method: str, limit: int) -> None:
 
 
 def _with_covariance_of_scipy(result: FitResult, options: Mapping[str, Any]) -> FitResult:
-    """The covariance by SciPy's formula, which takes a robust cost for a sum of squares."""
+    """Replace a robust covariance by SciPy's, which treats the robust cost as a sum of squares."""
     if not result.sandwich:
         return result
     pcov, _ = covariance(
@@ -212,7 +216,7 @@ def _with_covariance_of_scipy(result: FitResult, options: Mapping[str, Any]) -> 
 def _start_and_bounds(
     f: Callable[..., Any], p0: Any, bounds: Any
 ) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
-    """Starting values and bounds as arrays, with which the number of parameters is known."""
+    """Starting values and bounds as arrays (p,)."""
     by_name = p0 is None or isinstance(p0, Mapping)
     if not by_name:
         p0 = np.ravel(p0)
@@ -222,7 +226,7 @@ def _start_and_bounds(
 
 
 def _method(method: Any, lower: FloatArray, upper: FloatArray) -> str:
-    """SciPy's choice: Levenberg-Marquardt where there are no bounds."""
+    """The method; by default SciPy's choice, "lm" without bounds and "trf" with bounds."""
     if method is not None and (not isinstance(method, str) or method not in METHODS):
         raise _errors.unknown_choice("method", method, METHODS)
     bounded = np.isfinite(lower) | np.isfinite(upper)
@@ -232,7 +236,7 @@ def _method(method: Any, lower: FloatArray, upper: FloatArray) -> str:
 
 
 def _options(method: str, kwargs: Mapping[str, Any], size: int, with_jac: bool) -> dict[str, Any]:
-    """Arguments of ``fit`` for those of SciPy's solvers."""
+    """Translate arguments of SciPy's solvers to arguments of ``fit``."""
     options = {name: value for name, value in kwargs.items() if name not in MEANINGLESS[method]}
     maxfev = options.pop("maxfev", None)
     options.setdefault("max_nfev", maxfev)
@@ -256,7 +260,7 @@ def _options(method: str, kwargs: Mapping[str, Any], size: int, with_jac: bool) 
 
 
 def _jacobian(jac: Any, transposed: bool) -> Callable[..., Any] | None:
-    """The user's derivatives, one column a parameter."""
+    """The user's derivatives with one column a parameter; None for automatic differentiation."""
     if jac is None or (isinstance(jac, str) and jac in DIFFERENCES):
         return None
     if not callable(jac):
@@ -270,7 +274,7 @@ def _full_output(
     """``infodict``, ``mesg`` and ``ier``."""
     infodict = {"nfev": result.nfev, "fvec": _weighted_residuals(call, result)}
     status = result.status
-    if not 1 <= status <= LAST_OF_SCIPY:  # SciPy has no number for it
+    if not 1 <= status <= LAST_OF_SCIPY:  # a status without a number in SciPy
         status = result.scipy_status or _errors.Status.COST
     if method != "lm":
         return infodict, result.message, int(status)
@@ -279,14 +283,14 @@ def _full_output(
     if result.r_factor.shape[1] < result.popt.size:  # parameters are fixed or tied
         return infodict, message, LM_STATUS[status]
     _, r_factor, pivots = qr(result.r_factor, mode="economic", pivoting=True)
-    # Rᵀ Qᵀ r = Pᵀ Jᵀ r, with R singular where the data do not determine all parameters.
+    # Rᵀ Qᵀ r = Pᵀ Jᵀ r; R is singular if the data do not determine all parameters.
     qtf = np.linalg.lstsq(r_factor.T, result.grad[pivots], rcond=None)[0]
     infodict |= {"fjac": r_factor.T, "ipvt": pivots, "qtf": qtf}
     return infodict, message, LM_STATUS[status]
 
 
 def _weighted_residuals(call: ScipyCall, result: FitResult) -> Any:
-    """``(f - y) / sigma`` at the answer."""
+    """``(f - y) / sigma`` at the estimates."""
     if call.plain and not isinstance(call.x, tuple):
         residuals = eager_value(call.function, call.given_x, result.popt) - call.y
     else:

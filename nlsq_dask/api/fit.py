@@ -1,4 +1,4 @@
-"""``fit``: from data and a model to a result."""
+"""``fit``: fit a model to data of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nlsq_dask.results.result import FitResult
 if TYPE_CHECKING:
     from distributed import Client
 
-# A tolerance, None to disable it, or "auto" to leave it to the workflow.
+# A tolerance; None disables it, "auto" leaves it to the workflow.
 Tolerance = float | Literal["auto"] | None
 
 
@@ -69,125 +69,134 @@ def fit(
 ) -> FitResult | FitPlan:
     """Fit a parametric model to data of any size by nonlinear least squares.
 
-    Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²``, or a robust loss of
-    it, over all rows, by default with the trust-region-reflective method (Branch, Coleman & Li,
-    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array or a ``zarr.Array``, nothing
-    is loaded whole: every pass streams the chunks through the workers.
+    Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²`` over all rows, or
+    the sum of a robust loss. The default method is trust-region-reflective (Branch, Coleman & Li,
+    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array or a ``zarr.Array``, no
+    array is loaded whole: every pass streams the chunks through the workers.
 
     Parameters
     ----------
     model : callable
-        ``model(x, a, b, ...)`` in ``jax.numpy`` or NumPy functions; the parameters take their names
-        from the signature. It gets 1-D arrays of rows and returns one value a row.
+        ``model(x, a, b, ...)``, written with ``jax.numpy`` or NumPy functions. The parameters take
+        their names from the signature. The model gets 1-D arrays of rows and returns a value for
+        each row.
     x : array_like or tuple of array_like
-        Coordinates: of ``y``'s shape; (k, n) for k coordinates of ``y`` (n,); or a tuple of arrays
-        that broadcast to ``y``'s shape, which are never expanded to it. The model gets the same
-        structure, with one 1-D array a coordinate. Lists, NumPy, memory maps, JAX, Dask, Zarr.
+        Coordinates: an array of ``y``'s shape; an array (k, n), for k coordinates of ``y`` (n,); or
+        a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
+        the same structure, with a 1-D array for each coordinate. Lists, NumPy arrays, memory maps,
+        JAX, Dask and Zarr arrays are accepted.
     y : array_like, shape (...)
-        Observations, of any number of dimensions; each element is a row.
+        Observations, of any number of dimensions. Each element is a row.
     p0 : sequence or dict, optional
-        Starting values, in order or by name. By default what ``model.guess(x, y)`` says, called
-        with a sample of the rows; without that ones, or inside the bounds.
+        Starting values, in order or by name. The default is ``model.guess(x, y)``, called with a
+        sample of the rows. For a model without ``guess`` it is 1 for each parameter, moved inside
+        the bounds.
     sigma : float or array_like, optional
-        Standard deviations of ``y``, positive and finite; broadcasts to its shape. For ``y`` (n,)
-        in memory also its covariance matrix (n, n), symmetric.
+        Standard deviations of ``y``, positive and finite, which broadcast to its shape. For ``y``
+        (n,) in memory also the symmetric covariance matrix (n, n) of ``y``. By default all rows
+        have equal weight.
     absolute_sigma : bool
-        True takes ``sigma`` as it is for the covariance; False (default) scales the covariance so
+        True takes ``sigma`` as it is for the covariance. False (default) scales the covariance so
         that the reduced chi-square is one, as in ``scipy.optimize.curve_fit``.
     mask : array_like of bool, optional
-        True leaves a row out, as in ``numpy.ma``; broadcasts to ``y``'s shape. Masked arrays are
-        understood as well.
+        True leaves a row out, as in ``numpy.ma``. The mask broadcasts to ``y``'s shape. Masked
+        arrays are accepted, too.
     nan_policy : {"raise", "omit"}
-        What to do about NaN in ``y``, ``x`` or ``sigma``: an error that names them, or leave those
-        rows out.
+        "raise" (default): NaN in ``y``, ``x`` or ``sigma`` are an error, which says where they are.
+        "omit": rows with NaN are left out.
     fill_value : float, optional
-        Number that stands for a missing value of ``y``; such rows are left out.
+        Number that marks a missing value of ``y``. Such rows are left out.
     bounds : pair, dict or scipy.optimize.Bounds
-        ``(lower, upper)``, each a scalar or one number a parameter, or ``{name: (lower, upper)}``.
+        ``(lower, upper)``, each a scalar or a number for each parameter, or ``{name: (lower,
+        upper)}``. By default there are no bounds.
     fixed : dict, optional
         Values, by name, of parameters that are not fitted.
     ties : dict or array_like of shape (p, q), optional
-        ``{"a2": "a1"}`` keeps two parameters equal, ``{"a2": {"a1": 2.0, "b": -1.0}}`` makes one a
-        linear combination of others; a matrix gives all p parameters out of q free values. What
-        ``p0`` says of a tied parameter counts for nothing.
+        ``{"a2": "a1"}`` ties a2 to the value of a1. ``{"a2": {"a1": 2.0, "b": -1.0}}`` makes a2 a
+        linear combination of other parameters. A matrix gives all p parameters from q free values.
+        The value of a tied parameter in ``p0`` is ignored.
     method : {"trf", "lm", "dogbox"}
-        "trf", or as in ``scipy.optimize.least_squares`` the Levenberg-Marquardt method (without
-        bounds and robust loss), or the dogleg method in a box.
+        The methods of ``scipy.optimize.least_squares``. "trf" (default): trust-region-reflective.
+        "lm": Levenberg-Marquardt, without bounds and robust loss. "dogbox": dogleg in rectangular
+        trust regions.
     loss : str or callable
-        "linear", "soft_l1", "huber", "cauchy" or "arctan", or a function of z = (residual /
-        f_scale)² (n,) that returns the loss and its first two derivatives (3, n).
+        "linear" (default), "soft_l1", "huber", "cauchy" or "arctan", or a function of z = (residual
+        / f_scale)², shape (n,), that returns the loss and its first two derivatives, shape (3, n).
     f_scale : float
-        Weighted residual from which on a robust loss counts a row less; best one to three times
-        the noise.
+        Weighted residual beyond which a robust loss reduces the weight of a row. A good value is
+        one to three times the noise. The default is 1.0.
     jac : callable, optional
-        ``jac(x, a, b, ...)``, derivatives of the model's values (n, p). By default they come from
+        ``jac(x, a, b, ...)``, derivatives of the model's values, shape (n, p). The default is
         automatic differentiation, which is exact; "2-point", "3-point" and "cs" mean the same.
     x_scale : "jac" or array_like, shape (p,)
-        Characteristic size of each parameter; "jac" takes it from the Jacobian.
+        Characteristic size of each parameter. "jac" (default) takes the sizes from the Jacobian.
     ftol, xtol, gtol : float, None or "auto"
-        Tolerances for termination: by the change of the cost, relative to the cost that is left;
-        by the change of each parameter, relative to it; and by the cosine of the angle between the
-        residuals and each column of the Jacobian. None disables one. "auto" takes the workflow's,
-        and 1e-8, SciPy's default, without one.
+        Tolerances for termination. `ftol`: change of the cost, relative to the cost. `xtol`: change
+        of each parameter, relative to the parameter. `gtol`: cosine of the angle between the
+        residuals and each column of the Jacobian. None disables a tolerance. "auto" (default) is
+        the workflow's tolerance; without a workflow 1e-8, as in SciPy.
     stat_tol : float, None or "auto"
-        Standard errors from the optimum that count as none: the tolerances end a fit only nearer
-        than that. "auto" is 0.01, and for streamed data a fit that is nearer ends without a pass
-        to confirm it; so it does in memory with a number. None is 0.1.
+        Distance from the optimum, in standard errors, that is negligible. The other tolerances end
+        a fit only within this distance. "auto" (default) is 0.01, and a streaming fit then ends
+        within this distance without a pass to confirm the optimum. With a number, a fit in memory
+        does so, too. None is 0.1.
     max_nfev : int, optional
-        Most evaluations of the model; 100 p by default.
+        Most evaluations of the model; by default 100 p.
     strategy : {"auto", "standard", "chunked", "streaming"}
         Where the rows are between passes. "standard": in memory, ready for the kernel. "chunked":
         in memory as they were passed, prepared piece by piece in every pass. "streaming": read by
-        Dask tasks in every pass. "auto": streaming for Dask and Zarr arrays, else chunked where
-        coordinates broadcast or the memory budget asks for it, else standard. All minimise the
-        same sum.
+        Dask tasks in every pass. "auto" (default): "streaming" for Dask and Zarr arrays; "chunked"
+        if coordinates broadcast, or if the memory budget requires it; otherwise "standard". All
+        strategies minimise the same sum.
     workflow : str, optional
         Preset of strategy, tolerances, starts and checkpoints: "auto", "standard", "quality",
         "fast", "large_robust", "streaming" or "hpc_distributed".
     goal : OptimizationGoal or str, optional
-        Moves the workflow's tolerances and starts: "fast", "robust", "global",
+        Changes the workflow's tolerances and starts: "fast", "robust", "global",
         "memory_efficient" or "quality".
     memory_limit_gb : float, optional
-        Memory to plan with, in GB (1e9 bytes); by default what this process may still take, or
-        what a worker of the cluster has.
+        Memory limit in GB (1e9 bytes). The default is the memory that this process may still take,
+        or that of a worker of the cluster.
     n_starts : int, optional
-        Starting points: p0, and a Latin hypercube in the bounds (within ``2 |p0|`` of p0, or 1
-        where p0 is 0, on a side without bound). By default the workflow's, or 1.
+        Number of starting points: p0, and points of a Latin hypercube in the bounds. On a side
+        without bound, the hypercube reaches ``2 |p0|`` from p0, or 1 if p0 is 0. The default is the
+        workflow's number, or 1.
     seed : int
-        Of the Latin hypercube.
+        Seed of the Latin hypercube; 0 by default.
     pilot : bool, optional
-        Whether a sample of a few per cent of the rows is fitted first, in memory, so that two or
-        three passes over all rows are left. The answer is a minimum of all rows either way; where
-        there are several minima it may be another one than p0 alone leads to. The fit starts at p0
-        where all rows contradict the sample's answer. By default where a pilot pays: from 100,000
-        streamed rows, or 500,000 in memory.
+        Whether to fit a sample of a few per cent of the rows first, in memory, so that two or three
+        passes over all rows are left. The answer is a minimum of all rows either way; if there are
+        several minima, the pilot may lead to another minimum than p0. If all rows contradict the
+        answer of the sample, the fit starts at p0. By default there is a pilot from 100,000
+        streamed rows, or from 500,000 rows in memory.
     cache : {"auto", True, False}
-        Whether streamed rows stay in memory after the first pass, as float64, so that later passes
-        read nothing: as many as the memory budget holds beside what is being read, on each worker
-        or in this process. "auto" keeps none where less than a quarter of them would fit; False
-        keeps none. The answer has the same bits either way.
+        Whether streamed rows are kept in memory after the first pass, as float64, so that later
+        passes do not read them. True keeps as many rows as the memory budget has room for, on each
+        worker or in this process. "auto" (default) does so if at least a quarter of the rows fit.
+        False keeps none. The answer has the same bits in each case.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
-        Whether to go on from the newest checkpoint there, if there is one; the result has the same
-        bits as that of the uninterrupted fit.
+        Whether to go on from the newest checkpoint in that directory, if there is a checkpoint. The
+        result has the same bits as that of an uninterrupted fit. False by default.
     client : distributed.Client, optional
-        Cluster for streaming; by default the active one, or Dask's local scheduler.
+        Cluster for streaming. The default is the active client, or Dask's local scheduler.
     device : {"cpu", "gpu"}, optional
-        Where the kernel runs; by default on a GPU where JAX has one.
+        Where the kernel runs. The default is a GPU if JAX has a GPU.
     progress : bool, optional
-        Whether to show a progress line on standard error; by default on a terminal, once a
-        streaming fit has taken two seconds.
+        Whether to show a progress line on standard error. By default it is shown on a terminal,
+        once a streaming fit has taken two seconds.
     callback : callable, optional
-        Called as ``callback(intermediate_result=...)`` after every accepted step, with ``x``,
-        ``params``, ``cost``, ``chi2``, ``optimality``, ``nit`` and ``nfev``, or as
-        ``callback(x)`` if its parameter has another name. StopIteration ends the fit there.
+        Called after every accepted step, as ``callback(intermediate_result=...)`` with the
+        attributes ``x``, ``params``, ``cost``, ``chi2``, ``optimality``, ``nit`` and ``nfev``. A
+        callback whose parameter has another name is called as ``callback(x)``. StopIteration ends
+        the fit.
     verbose : {0, 1, 2}
-        Whether to print why the fit ended (1), and a line for every evaluation (2).
+        1 prints why the fit ended, 2 also a line for every evaluation. The default is 0.
     dry_run : bool, "timed" or "untimed"
-        True returns the fit's :class:`FitPlan`, what it will cost, in place of fitting. For Dask
-        and Zarr arrays a few chunks are read to predict its time; "timed" does so for any data,
-        "untimed" for none. See :func:`plan`.
+        True returns a :class:`FitPlan` with the cost of the fit instead of fitting. A few chunks of
+        Dask and Zarr arrays are then read to predict the time. "timed" does so for data in memory,
+        too; "untimed" reads nothing. See :func:`plan`. False by default.
 
     Returns
     -------
@@ -197,21 +206,21 @@ def fit(
     Raises
     ------
     InputError, InputTypeError
-        If an argument cannot be used; both are also the ``ValueError`` or ``TypeError`` that SciPy
-        raises.
+        If an argument cannot be used. The errors are also the ``ValueError`` or ``TypeError`` that
+        SciPy raises.
     ModelError
-        If the model cannot be traced, or is not row-wise where it has to be.
+        If the model cannot be traced, or is not row-wise although it has to be.
 
     Warns
     -----
     ConvergenceWarning
-        If the fit ended at no optimum.
+        If the fit did not find an optimum.
     CovarianceWarning
         If the data do not determine the parameters.
     PrecisionWarning
-        If ``x`` or ``y`` has integers beyond 2**53, which float64 does not hold.
+        If ``x`` or ``y`` has integers beyond 2**53, which float64 does not represent exactly.
     LossScaleWarning
-        If `f_scale` is below the noise, so that most rows are outliers to a robust loss.
+        If `f_scale` is below the noise, so that a robust loss treats most rows as outliers.
     CheckpointWarning
         If a checkpoint cannot be written, or is damaged.
 
@@ -226,16 +235,12 @@ def fit(
     >>> result.popt.round(6)
     array([2.5, 1.3])
     """
-    tolerances = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
-    named: dict[str, Any] = {
-        name: value for name, value in tolerances.items() if not _is_auto(value)
-    }
     options = RunOptions(
         workflow=workflow,
         goal=goal,
         strategy=strategy,
         n_starts=n_starts,
-        tolerances=named,
+        tolerances=given_tolerances(ftol=ftol, xtol=xtol, gtol=gtol),
         seed=checked_seed(seed),
         pilot=pilot,
         stat_tol=stat_tol,
@@ -275,5 +280,6 @@ def fit(
     return run(job, reports)
 
 
-def _is_auto(value: Any) -> bool:
-    return isinstance(value, str) and value == "auto"
+def given_tolerances(**tolerances: Tolerance) -> dict[str, Any]:
+    """The tolerances that are not left to the workflow, by name."""
+    return {n: t for n, t in tolerances.items() if not (isinstance(t, str) and t == "auto")}

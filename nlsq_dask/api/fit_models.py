@@ -1,4 +1,4 @@
-"""``fit_models``: several models on the same readings of the data, and their comparison."""
+"""``fit_models``: fit several models in the same readings of the data, and compare them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.api.fit import Tolerance
+from nlsq_dask.api.fit import Tolerance, given_tolerances
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
@@ -85,35 +85,35 @@ def fit_models(
     device: Literal["cpu", "gpu"] | None = None,
     progress: bool | None = None,
 ) -> ModelComparison:
-    """Fit several models to the same data, in the readings that one fit takes.
+    """Fit several models to the same data, in as many readings as one fit takes.
 
-    While a block of rows is in memory it is shown to all models, so that k models take the readings
-    of the one that takes most, not the sum. Each fit is the one that :func:`fit` would make with
-    the same options, to the same bits.
+    All models see a block of rows while it is in memory. So k models take as many readings as the
+    model that takes most, not the sum. Each result has the same bits as :func:`fit` with the same
+    options.
 
     Parameters
     ----------
     models : sequence or dict of callable
-        ``[model, ...]``, named for the functions (and their positions, ``"model [1]"``, where names
-        are the same), or ``{name: model}``. Each as for :func:`fit`.
+        ``{name: model}``, or ``[model, ...]``, where models take the names of the functions. Equal
+        names get the position, as in ``"model [1]"``. Each model is as for :func:`fit`.
     x, y : array_like
         The data, as for :func:`fit`.
     p0, bounds, fixed, ties : sequence or dict, optional
-        One entry a model, in the order of the models, or ``{name: entry}`` by their names, where
-        models may be left out. Each entry as for :func:`fit`; None is its default.
+        An entry for each model in the order of the models, or ``{name: entry}``, which may leave
+        models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
     sigma, absolute_sigma, mask, nan_policy, fill_value : optional
-        What is known of the data, as for :func:`fit`.
+        Weights and missing rows, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
     strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
-        How the data are read, as for :func:`fit`. A sample is read once for all models; another
-        where a model guesses its start, if :func:`fit` would show it all rows.
+        How the data are read, as for :func:`fit`. A sample is read once for all models. Models that
+        guess their start share another reading, if :func:`fit` would show them all blocks.
     checkpoint : path-like, optional
-        Directory in which each model gets one of its own, "model-0" and so on.
+        Directory in which each model has a directory of checkpoints, "model-0" and so on.
     resume : bool
-        Whether each fit goes on from its newest checkpoint there, if it has one.
+        Whether each fit goes on from its newest checkpoint, if it has a checkpoint.
     client, device, progress : optional
-        As for :func:`fit`; the progress line is that of all readings.
+        As for :func:`fit`. All models share one progress line.
 
     Returns
     -------
@@ -123,13 +123,13 @@ def fit_models(
     Raises
     ------
     InputError, InputTypeError, ModelError
-        As :func:`fit`, with the name of the model in the message; the other fits are given up. Also
-        if `p0`, `bounds`, `fixed` or `ties` is not one entry a model.
+        As :func:`fit`, with the name of the model in the message. The other fits end, too. Also if
+        `p0`, `bounds`, `fixed` or `ties` does not have an entry for each model.
 
     Warns
     -----
     ConvergenceWarning, CovarianceWarning, CheckpointWarning
-        As :func:`fit`, for each model by name.
+        As :func:`fit`, with the name of the model in the message.
 
     Examples
     --------
@@ -146,13 +146,12 @@ def fit_models(
     ('decay', array([2.5, 1.3]))
     """
     named = _named_models(models)
-    tolerances: dict[str, Any] = {"ftol": ftol, "xtol": xtol, "gtol": gtol}
     options = RunOptions(
         workflow=workflow,
         goal=goal,
         strategy=strategy,
         n_starts=n_starts,
-        tolerances={n: t for n, t in tolerances.items() if not _is_auto(t)},
+        tolerances=given_tolerances(ftol=ftol, xtol=xtol, gtol=gtol),
         seed=checked_seed(seed),
         pilot=pilot,
         stat_tol=stat_tol,
@@ -182,12 +181,8 @@ def fit_models(
     return ModelComparison(_results(fits), n_passes)
 
 
-def _is_auto(tolerance: Any) -> bool:
-    return isinstance(tolerance, str) and tolerance == "auto"
-
-
 def _named_models(models: Any) -> dict[str, Model]:
-    """The models by name."""
+    """Models by name; functions without a given name are named for themselves."""
     if isinstance(models, Mapping):
         named = dict(models)
         if not all(isinstance(name, str) for name in named):
@@ -205,7 +200,7 @@ def _named_models(models: Any) -> dict[str, Model]:
 
 
 def _per_model(argument: str, value: Any, names: Sequence[str]) -> list[Any]:
-    """What was given for each model, None where nothing was."""
+    """The entry of each model, in order; None for a model without an entry."""
     if value is None:
         return [None] * len(names)
     if isinstance(value, Mapping):
@@ -223,7 +218,7 @@ def _per_model(argument: str, value: Any, names: Sequence[str]) -> list[Any]:
 
 @contextmanager
 def _naming(model: str) -> Iterator[None]:
-    """Put the model's name in front of what went wrong with it."""
+    """Add the name of the model to the message of an error."""
     try:
         yield
     except _errors.FitError as error:
@@ -238,7 +233,7 @@ def _prepare(
     inputs: InputOptions,
     options: RunOptions,
 ) -> dict[str, Job]:
-    """Decide how each model is fitted, such that one reading serves all of them."""
+    """Decide how each model is fitted, so that all models share their readings."""
     source = open_source(x, y, inputs)
     jobs = {}
     for i, (name, model) in enumerate(models.items()):
@@ -247,15 +242,15 @@ def _prepare(
             own = replace(own, bounds=per_model["bounds"][i])
         with _naming(name):
             job = prepare_on(source, model, per_model["p0"][i], own, options)
-        # Messages of the engines call the model by its name here.
+        # Messages of the engines use the name that the model has here.
         jobs[name] = replace(job, spec=replace(job.spec, label=name))
     return _with_one_stream(jobs)
 
 
 def _with_one_stream(jobs: dict[str, Job]) -> dict[str, Job]:
-    """Stream through the smallest buffers that any of the fits would use.
+    """Let all streaming fits use the smallest buffers that any of them needs.
 
-    They are the same for all but on a GPU, where they shrink with the number of parameters.
+    Buffers differ only on a GPU, where they shrink with the number of parameters.
     """
     streamed = [job for job in jobs.values() if isinstance(job.strategy, Streamed)]
     if len(streamed) < len(jobs):
@@ -270,7 +265,7 @@ def _block_rows(job: Job) -> int:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One of the fits, run to its end."""
+    """A fit that has ended."""
 
     job: Job
     store: CheckpointStore | None
@@ -283,7 +278,7 @@ def _run(
     resume: bool,
     progress: bool | None,
 ) -> tuple[dict[str, Fitted], int]:
-    """Run all fits to their ends, reading together; also, the number of readings."""
+    """Run all fits in lock-step; returns the fits and the number of readings."""
     first = next(iter(jobs.values()))
     streaming = first.plan.strategy == "streaming"
     with ExitStack() as stack:
@@ -295,7 +290,7 @@ def _run(
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
-        read = [sample.n_passes for sample in samples]  # for a guess that is shown all blocks
+        read = [sample.n_passes for sample in samples]  # by a guess that needs all blocks
         passes = [n if old is None else old.n_passes for n, old in zip(read, saved, strict=True)]
         searches = [
             _search(name, job, sample, old, _saving(store, passes, i))
@@ -307,7 +302,7 @@ def _run(
         try:
             ends = answered_together(searches, ask)
         except _errors.StartNotFiniteError as error:
-            raise _start_problem(jobs, error) from None
+            raise _error_at_start(jobs, error) from None
     found = [Outcome(*end, n_passes) for end, n_passes in zip(ends, passes, strict=True)]
     after = max(f.n_passes - n for f, n in zip(found, read, strict=True))
     # All blocks are read once for all guesses.
@@ -316,7 +311,7 @@ def _run(
 
 
 def _counting(ask: AskAll, passes: list[int]) -> AskAll:
-    """Count the readings that each search takes part in."""
+    """Count the readings of each search."""
 
     def counted(questions: Mapping[int, RowQuestion[Any]]) -> Mapping[int, Any]:
         for number in questions:
@@ -329,7 +324,7 @@ def _counting(ask: AskAll, passes: list[int]) -> AskAll:
 def _saving(
     store: CheckpointStore | None, passes: Sequence[int], number: int
 ) -> Callable[[SolverState, Preparation], None]:
-    """Write checkpoints of one of the fits, where they are kept."""
+    """Observer that writes the checkpoints of one fit, if there is a store."""
 
     def observe(state: SolverState, preparation: Preparation) -> None:
         save_state(store, state, preparation, passes[number])
@@ -337,18 +332,18 @@ def _saving(
     return observe
 
 
-def _start_problem(
+def _error_at_start(
     jobs: Mapping[str, Job], error: _errors.StartNotFiniteError
 ) -> _errors.InputError:
-    """What is wrong at the start of a model, with the model's name if it is not the data."""
+    """The error at the start of a model; it has the model's name, unless the data are bad."""
     name = error.model or next(iter(jobs))
-    problem = start_problem(jobs[name], error)
-    is_new = problem is not error and isinstance(problem, _errors.StartNotFiniteError)
-    return _errors.of_model(name, problem) if is_new else problem
+    explained = start_problem(jobs[name], error)
+    is_new = explained is not error and isinstance(explained, _errors.StartNotFiniteError)
+    return _errors.of_model(name, explained) if is_new else explained
 
 
 def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> Path | None:
-    """The directory of one model's checkpoints."""
+    """Directory of the checkpoints of one model."""
     if checkpoint is None:
         return None
     try:
@@ -359,13 +354,13 @@ def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> Path |
 
 def _results(fits: Mapping[str, Fitted]) -> dict[str, FitResult]:
     results = {}
-    for name, fit in fits.items():  # no comprehension: warnings count the frames to the caller
+    for name, fit in fits.items():  # a comprehension may add a frame, and warnings count frames
         results[name] = result_of(fit.job, fit.found, fit.store, name)
     return results
 
 
 def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
-    """A fit that starts where its model guesses, if it was given no start."""
+    """The fit, with the start that its model guesses if no start is given."""
     if job.guess is None:
         return job
     with _naming(name):
@@ -375,10 +370,10 @@ def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
 def _engines(
     jobs: Sequence[Job], stack: ExitStack, line: ProgressLine
 ) -> list[InMemoryEngine | DaskEngine]:
-    """Make the engine of each model: the same for all that take the rows in the same pieces.
+    """Open the engine of each model. Models that take the rows in the same pieces share an engine.
 
-    Streamed rows are read by one. In memory, a model whose rows depend on each other needs them all
-    at once, and gets them in a copy of their own.
+    All streaming fits share one engine. In memory, a model that is not row-wise needs all rows at
+    once, and its engine has a copy of the rows.
     """
     specs = [job.spec for job in jobs]
     pieces = [(type(job.strategy), job.row_wise, _block_rows(job)) for job in jobs]
@@ -397,6 +392,6 @@ def _search(
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
 ) -> Search[tuple[Solution, Preparation]]:
-    """One model's fit; what goes wrong bears the model's name."""
+    """The search of one model; errors have the model's name."""
     with _naming(name), naming_rows(job):
         return (yield from solve(job, sample, saved, observer))

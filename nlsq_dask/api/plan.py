@@ -1,4 +1,4 @@
-"""``plan``: what a fit will cost, from the arguments of the fit."""
+"""``plan``: the cost of a fit, from the arguments of the fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIGNATURE = _OF_FIT.replace(
     return_annotation="FitPlan",
 )
 
-# What `dry_run` is for each `time`.
+# Value of `dry_run` for each value of `time`.
 _DRY_RUNS: Mapping[bool | None, Literal[True, "timed", "untimed"]] = {
     None: True,
     True: "timed",
@@ -52,20 +52,20 @@ def _with_arguments_of(_: FitCall[P]) -> Callable[[Callable[..., FitPlan]], Plan
 
 @_with_arguments_of(fit)
 def plan(*args: Any, **options: Any) -> FitPlan:
-    """Say what a fit will cost, before it is run.
+    """Predict the cost of a fit without running it.
 
-    Takes the arguments of :func:`fit`, checks them as it does, and returns what the fit would do:
-    strategy, passes, bytes to read, memory, time, and which chunks would make it slow.
-    ``fit(..., dry_run=True)`` is the same.
+    Takes the arguments of :func:`fit` and checks them as :func:`fit` does. Returns the strategy,
+    passes, bytes to read, memory and time of the fit, and advice on chunks that would make the fit
+    slow. ``fit(..., dry_run=True)`` is the same.
 
     Parameters
     ----------
     *args, **options
         As for :func:`fit`.
     time : bool, optional
-        Whether to read and sum a few chunks (at most a quarter of the tasks of a pass, and three a
-        thread) to measure the time of a pass. By default for Dask and Zarr arrays. With False
-        nothing at all is read.
+        Whether to read and sum a few chunks (at most a quarter of the tasks of a pass, and three
+        for each thread) to measure the time of a pass. The default is True for Dask and Zarr
+        arrays. False reads nothing at all.
 
     Returns
     -------
@@ -75,7 +75,8 @@ def plan(*args: Any, **options: Any) -> FitPlan:
     Raises
     ------
     InputError, InputTypeError, ModelError
-        As :func:`fit` does before it reads the data, for chunks that do not fit in memory too.
+        Those that :func:`fit` raises before it reads the data. Chunks that do not fit in memory are
+        among them.
 
     Examples
     --------

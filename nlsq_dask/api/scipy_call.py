@@ -21,10 +21,10 @@ from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 
-# Libraries whose arrays ``fit`` understands and SciPy does not.
+# Libraries whose arrays are passed to ``fit`` as they are; SciPy does not support them.
 PASSED_ON = ("dask", "xarray", "zarr")
 
-# Makes a function of `x` as ``fit`` hands it over of a function of SciPy's x.
+# Turns a function of the user's x into a function of the coordinates that ``fit`` passes.
 Adapt = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -34,18 +34,20 @@ class ScipyCall:
 
     Attributes
     ----------
-    function, jacobian : callable
-        What the user passed; `jacobian` may be None.
+    function : callable
+        The user's model.
+    jacobian : callable or None
+        The user's derivatives.
     x, y, sigma : object
-        Data as :func:`nlsq_dask.fit` takes them.
+        Data in a form that :func:`nlsq_dask.fit` takes.
     given_x : object
-        What SciPy calls the model with.
+        The x with which SciPy would call the model.
     nan_policy : str or None
-        What is left of it for ``fit``.
+        Policy for ``fit``; None if NaN are dealt with before.
     plain : bool
-        Whether the data are such as SciPy takes: in memory, with a flat y.
+        True for data that SciPy supports: in memory, with a 1-D y.
     adapt : callable or None
-        Makes of `function` and `jacobian` what takes `x`.
+        Turns `function` and `jacobian` into functions of `x`; None if they need no change.
     """
 
     function: Callable[..., Any]
@@ -60,17 +62,17 @@ class ScipyCall:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the model closes on its x, so that its value has all rows or none."""
+        """True if the model is called with `given_x`, whatever rows ``fit`` passes."""
         return isinstance(self.adapt, partial) and self.adapt.func is ClosedModel
 
     def given_arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Arrays in memory by name, of which SciPy checks the values."""
+        """Name and array of the data whose values SciPy checks."""
         for name, array in (("y", self.y), ("x", self.given_x)):
             if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                 yield name, array
 
     def fit(self, options: Mapping[str, Any]) -> FitResult:
-        """Fit the model as it is."""
+        """Fit the model, traced by JAX."""
         model, jac = self.function, self.jacobian
         if self.adapt is not None:
             model = self.adapt(model)
@@ -78,7 +80,7 @@ class ScipyCall:
         return self._fit(model, self.x, dict(options, jac=jac))
 
     def fit_on_host(self, options: Mapping[str, Any], traced: _errors.ModelError) -> FitResult:
-        """Fit the model by calling it from compiled code, after it could not be traced."""
+        """Fit a model that JAX cannot trace: compiled code calls it back in Python."""
         n = self.y.size
         lower, upper = options["bounds"]
         host = HostModel(self.function, self.given_x, n, lower, upper, self.jacobian)
@@ -90,25 +92,25 @@ class ScipyCall:
             if host.error is None:
                 raise
             if host.calls == 0 and not isinstance(host.error, _errors.FitError):
-                raise traced from host.error  # it fails for numbers, too: the first says more
+                raise traced from host.error  # it fails for numbers, too; the first error says more
             raise host.error from None
         finally:
             host.release()
         return replace(result, n_differenced=host.n_differenced)
 
     def attributes(self) -> list[dict[str, Any]]:
-        """What the user's functions keep."""
+        """Copies of the attributes of the user's functions."""
         return [dict(getattr(f, "__dict__", {})) for f in (self.function, self.jacobian)]
 
     def restore(self, attributes: list[dict[str, Any]]) -> None:
-        """Put back what the user's functions kept."""
-        for f, kept in zip((self.function, self.jacobian), attributes, strict=True):
+        """Reset the attributes of the user's functions."""
+        for f, copied in zip((self.function, self.jacobian), attributes, strict=True):
             if isinstance(getattr(f, "__dict__", None), dict):
                 f.__dict__.clear()
-                f.__dict__.update(kept)
+                f.__dict__.update(copied)
 
     def _fit(self, model: Any, x: Any, options: Mapping[str, Any]) -> FitResult:
-        with warnings.catch_warnings():  # told by curve_fit, in SciPy's way
+        with warnings.catch_warnings():  # curve_fit gives these warnings as SciPy does
             warnings.simplefilter("ignore", _errors.ConvergenceWarning)
             warnings.simplefilter("ignore", _errors.CovarianceWarning)
             warnings.simplefilter("ignore", _errors.DerivativeWarning)
@@ -133,7 +135,7 @@ def scipy_call(
     sigma: Any,
     start: FloatArray,
 ) -> ScipyCall:
-    """Find out how the data are to be passed to ``fit``, and the model with them."""
+    """Decide in which form the data and the model are passed to ``fit``."""
     if _is_passed_on(y) or any(
         _is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,)))
     ):
@@ -156,7 +158,7 @@ def scipy_call(
 
 
 def _is_passed_on(value: Any) -> bool:
-    """Whether a value is lazy or has named dimensions, which ``fit`` understands."""
+    """Whether a value is of a library that only ``fit`` supports."""
     return type(value).__module__.partition(".")[0] in PASSED_ON
 
 
@@ -165,16 +167,16 @@ def _is_list(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> Any:
-    """An array of numbers; what else can be converted to numbers is, as in SciPy."""
+    """The value as an array; objects and strings are converted to numbers, as in SciPy."""
     try:
         array = np.asanyarray(value)
-    except ValueError:  # coordinates of several shapes, which broadcast
+    except ValueError:  # coordinates of several shapes that broadcast
         return value
     return array.astype(np.float64) if array.dtype.kind in "OSU" else array
 
 
 def _deviations(sigma: Any, n: int) -> Any:
-    """Standard deviations: one number, one a row, or a covariance matrix."""
+    """The sigma as an array: shape () or (n,), or a covariance matrix (n, n)."""
     if sigma is None:
         return None
     sigma = _numbers(sigma)
@@ -186,7 +188,7 @@ def _deviations(sigma: Any, n: int) -> Any:
 
 
 def _with_least_weight(sigma: Any) -> Any:
-    """Finite standard deviations in place of infinite ones, by which rows weigh as little."""
+    """Replace infinite standard deviations by the largest finite number, as good as weight 0."""
     if np.ndim(sigma) != 1 or not np.isposinf(sigma).any():
         return sigma
     return np.minimum(sigma, np.finfo(sigma.dtype).max)
@@ -195,7 +197,7 @@ def _with_least_weight(sigma: Any) -> Any:
 def _rows(
     f: Callable[..., Any], x: Any, y: NDArray[Any], start: FloatArray
 ) -> tuple[Any, Adapt | None]:
-    """Coordinates with y's rows, and what makes a function of x one of these."""
+    """Coordinates with one entry for each row of y, and the adapter of functions to them."""
     closed = partial(ClosedModel, x=x)
     row_numbers = np.arange(y.size, dtype=np.float64)
     if isinstance(x, tuple):  # coordinates of several shapes
@@ -216,7 +218,7 @@ def _rows(
 
 
 def checked(call: ScipyCall, check_finite: bool, policy: str | None) -> ScipyCall:
-    """Look for NaN and infinities in memory, and leave out rows where that is asked for."""
+    """Refuse NaN and infinities in memory, or leave out their rows, as the arguments say."""
     if check_finite:
         for name, array in call.given_arrays():
             bad = ~np.isfinite(array)
@@ -244,7 +246,7 @@ def _first(flags: NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def _without_nan(call: ScipyCall) -> ScipyCall:
-    """Leave out rows with NaN in x or y; those of sigma are left out with them."""
+    """Leave out the rows of x, y and sigma in which x or y is NaN."""
     x, y, sigma = call.x, call.y, call.sigma
     keep = ~np.isnan(y)
     if call.is_closed and not keep.all():
@@ -265,7 +267,7 @@ def _without_nan(call: ScipyCall) -> ScipyCall:
 
 
 def fitted(call: ScipyCall, options: Mapping[str, Any]) -> FitResult:
-    """The fit of a model, traced or else called as it is."""
+    """Fit the model traced by JAX; if that fails, by calling it in Python."""
     attributes = call.attributes()
     try:
         return call.fit(options)
@@ -274,6 +276,6 @@ def fitted(call: ScipyCall, options: Mapping[str, Any]) -> FitResult:
         if not (call.plain and is_foreign):
             raise
         logger.info("the model is called as it is, without JAX: %s", error)
-        # A model that keeps values in its attributes was left with symbols there.
+        # Tracing may leave symbols in the attributes of a model that stores values there.
         call.restore(attributes)
         return call.fit_on_host(options, error)

@@ -1,16 +1,15 @@
-"""Models that were written for NumPy's eager arrays, as functions that JAX can trace.
+"""Models that are written for SciPy, as functions that JAX can trace.
 
-SciPy calls a model with the very object that the user passed as x, which need not hold one entry a
-row: it may be None, a table, or an array of any shape. And it calls it with numbers, so that the
-model may do anything with them. The kernel gives a model rows of coordinates and traces it; between
-the two stand
+SciPy calls a model with the object that the user passes as x. This object need not have an entry
+for each row: it may be None, a table, or an array of any shape. The kernel, in contrast, gives a
+model rows of coordinates, and traces it. These classes adapt one to the other:
 
-- :class:`ReshapedModel` and :class:`RowsFirstModel` for an x of shape (..., n) or (n, k);
-- :class:`ClosedModel` for an x that has no rows, on which the model closes;
-- :class:`HostModel` for a model that cannot be traced: it is called back from compiled code, and
-  differentiated by central differences, or by a Jacobian that the user wrote.
+- :class:`ReshapedModel` and :class:`RowsFirstModel`, for an x of shape (..., n) or (n, k);
+- :class:`ClosedModel`, for an x without rows: the model gets the user's x whatever the rows;
+- :class:`HostModel`, for a model that JAX cannot trace: compiled code calls it back in Python. Its
+  derivatives are central differences, or come from the user's Jacobian.
 
-A model that is not worth tracing is a :class:`~nlsq_dask.user_model.called_back.RowsModel`.
+A model that loops over rows in Python is a :class:`~nlsq_dask.user_model.called_back.RowsModel`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from nlsq_dask.user_model.signature import model_label
 
 
 class ReshapedModel(Wrapper):
-    """A model of an x of shape (*leading, n), which is handed to the kernel as (k, n).
+    """A model of an x of shape (*leading, n); the kernel passes coordinates (k, n).
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ class ReshapedModel(Wrapper):
 
 
 class RowsFirstModel(Wrapper):
-    """A model of an x of shape (n, k), which is handed to the kernel as (k, n)."""
+    """A model of an x of shape (n, k); the kernel passes coordinates (k, n)."""
 
     def __call__(self, x: Any, *params: Any) -> Any:
         """Value at k coordinates (k, n)."""
@@ -59,13 +58,13 @@ class RowsFirstModel(Wrapper):
 
 
 class ClosedModel(Wrapper):
-    """A model of an x that has no rows; its value at the given x has them.
+    """A model of an x without rows; only its value has one entry for each row.
 
     Parameters
     ----------
     function : callable
     x : object
-        What the model is called with, whatever the rows.
+        The user's x. The model is always called with it.
     """
 
     def __init__(self, function: Callable[..., Any], x: Any) -> None:
@@ -73,12 +72,12 @@ class ClosedModel(Wrapper):
         self.x = x
 
     def __call__(self, _: Any, *params: Any) -> Any:
-        """Value at the model's own x."""
+        """Value at the user's x."""
         return self.__func__(self.x, *params)
 
 
 class TransposedJacobian(Wrapper):
-    """Derivatives of a model, one column a parameter, from a function that returns them as rows.
+    """Derivatives (n, p) of a model, from a function that returns the transpose (p, n).
 
     Parameters
     ----------
@@ -92,29 +91,30 @@ class TransposedJacobian(Wrapper):
 
 
 class HostModel(Wrapper):
-    """A model that JAX cannot trace, evaluated by Python within compiled code.
+    """A model that JAX cannot trace: compiled code calls it back in Python.
 
     Parameters
     ----------
     function : callable
         ``function(x, *params)``, of shape (n,) or ().
     x : object
-        What the model is called with.
+        The user's x. The model is always called with it.
     n : int
-        Number of rows of its value; it is evaluated for no other.
+        Number of rows of the model's value.
     lower, upper : ndarray, shape (p,), float64
-        Bounds, beyond which the model is not called.
+        Bounds. Differences never call the model outside of them.
     jac : callable or None
-        ``jac(x, *params)``, of shape (n, p). None takes central differences.
+        ``jac(x, *params)``, of shape (n, p). None stands for central differences.
 
     Attributes
     ----------
     calls : int
-        Calls of the model that returned.
+        Number of calls of the model that returned.
     error : Exception or None
-        What the model raised last.
+        The last exception that the model raised.
     n_differenced : int
-        Most rows in which the user's derivatives were not finite, and differences were taken.
+        Most rows, in any call, whose derivatives by `jac` were not finite and were replaced by
+        differences.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class HostModel(Wrapper):
         super().__init__(function)
         self.x, self.n, self.jac = x, n, jac
         self.lower, self.upper = lower, upper
-        # Compiled code calls this very object back, so that it must not serve another one's fit.
+        # Compiled code calls this object back, so that no other object may share the code.
         self.identity = uuid.uuid4().hex
         self.calls = 0
         self.error: Exception | None = None
@@ -137,7 +137,7 @@ class HostModel(Wrapper):
         self._last: dict[object, tuple[FloatArray, FloatArray]] = {}
 
     def __call__(self, rows: jax.Array, *params: jax.Array) -> jax.Array:
-        """Value at the model's own x."""
+        """Value at the user's x."""
         n = self.n
         if rows.shape != (n,):
             raise ValueError(f"the value has {n} rows, not {rows.shape}")
@@ -157,7 +157,7 @@ class HostModel(Wrapper):
         return value(*params)
 
     def release(self) -> None:
-        """Let go of the data, after the last call: compiled code keeps the model for a while."""
+        """Drop the data after the last call, because compiled code outlives the fit."""
         self.x = None
         self._last.clear()
 
@@ -165,13 +165,13 @@ class HostModel(Wrapper):
         return self._remembered("value", self._evaluate, np.array(theta))
 
     def _jacobian(self, theta: Any, free: tuple[int, ...]) -> FloatArray:
-        """Derivatives by the parameters that are free, (n, q)."""
+        """Derivatives with respect to the free parameters, (n, q)."""
         return self._remembered(free, partial(self._differentiate, free=free), np.array(theta))
 
     def _remembered(
         self, what: object, function: Callable[[FloatArray], FloatArray], point: FloatArray
     ) -> FloatArray:
-        """The last point is sometimes evaluated again, for its derivatives in another basis."""
+        """Remember the last point, which is evaluated again for derivatives in another basis."""
         last, value = self._last.get(what, (None, point))
         if last is None or not np.array_equal(last, point):
             value = function(point)
@@ -201,7 +201,7 @@ class HostModel(Wrapper):
         return central_differences(self._evaluate, point, free, self.lower, self.upper)
 
     def _mended(self, columns: FloatArray, point: FloatArray, free: tuple[int, ...]) -> FloatArray:
-        """The user's derivatives (n, q), with differences where they are not finite."""
+        """The user's derivatives (n, q); those that are not finite are replaced by differences."""
         lost = ~np.isfinite(columns)
         columns = np.array(columns, order="C")
         for k in np.flatnonzero(lost.any(axis=0)):
@@ -213,7 +213,7 @@ class HostModel(Wrapper):
 
 
 class _Keep:
-    """Keeps what the user's code raises: JAX passes on the text alone."""
+    """Stores the exception that the user's code raises, of which JAX passes on only the text."""
 
     def __init__(self, model: HostModel) -> None:
         self._model = model
