@@ -272,6 +272,31 @@ class Fitted:
     found: Outcome
 
 
+@dataclass
+class PassCount:
+    """Counts the passes of one fit.
+
+    Attributes
+    ----------
+    sample : LazySample
+        Taking it is a pass if it needs all blocks.
+    saved : Checkpoint or None
+        Checkpoint from which the fit goes on; its passes count.
+    questions : int
+        Questions that the search has asked.
+    """
+
+    sample: LazySample
+    saved: Checkpoint | None
+    questions: int = 0
+
+    @property
+    def n_passes(self) -> int:
+        """Passes so far."""
+        before = self.sample if self.saved is None else self.saved
+        return before.n_passes + self.questions
+
+
 def _run(
     jobs: Mapping[str, Job],
     checkpoint: str | os.PathLike[str] | None,
@@ -290,44 +315,43 @@ def _run(
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
-        read = [sample.n_passes for sample in samples]  # by a guess that needs all blocks
-        passes = [n if old is None else old.n_passes for n, old in zip(read, saved, strict=True)]
+        counts = list(map(PassCount, samples, saved))
         searches = [
-            _search(name, job, sample, old, _saving(store, passes, i))
-            for i, (name, job, sample, store, old) in enumerate(
-                zip(jobs, jobs.values(), samples, stores, saved, strict=True)
+            _search(name, job, sample, old, _saving(store, count))
+            for name, job, sample, store, old, count in zip(
+                jobs, jobs.values(), samples, stores, saved, counts, strict=True
             )
         ]
-        ask = _counting(together(engines, range(len(jobs))), passes)
+        ask = _counting(together(engines, range(len(jobs))), counts)
         try:
             ends = answered_together(searches, ask)
         except _errors.StartNotFiniteError as error:
             raise _error_at_start(jobs, error) from None
-    found = [Outcome(*end, n_passes) for end, n_passes in zip(ends, passes, strict=True)]
-    after = max(f.n_passes - n for f, n in zip(found, read, strict=True))
-    # All blocks are read once for all guesses.
+    found = [Outcome(*end, count.n_passes) for end, count in zip(ends, counts, strict=True)]
+    after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
     fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
-    return fits, max(read) + after
+    # If samples need all blocks, the blocks are read once for all models.
+    return fits, max(sample.n_passes for sample in samples) + after
 
 
-def _counting(ask: AskAll, passes: list[int]) -> AskAll:
-    """Count the readings of each search."""
+def _counting(ask: AskAll, counts: Sequence[PassCount]) -> AskAll:
+    """Count the questions of each search."""
 
     def counted(questions: Mapping[int, RowQuestion[Any]]) -> Mapping[int, Any]:
         for number in questions:
-            passes[number] += 1
+            counts[number].questions += 1
         return ask(questions)
 
     return counted
 
 
 def _saving(
-    store: CheckpointStore | None, passes: Sequence[int], number: int
+    store: CheckpointStore | None, count: PassCount
 ) -> Callable[[SolverState, Preparation], None]:
     """Observer that writes the checkpoints of one fit, if there is a store."""
 
     def observe(state: SolverState, preparation: Preparation) -> None:
-        save_state(store, state, preparation, passes[number])
+        save_state(store, state, preparation, count.n_passes)
 
     return observe
 
