@@ -8,25 +8,18 @@ its name only when it is complete: it is written under another, flushed to the d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nlsq_dask import _errors
-from nlsq_dask._errors import Status
-from nlsq_dask.core.distance import Remainder
-from nlsq_dask.core.factor import Linearization
-from nlsq_dask.core.normal_equations import Moments
-from nlsq_dask.core.solver_state import IterationRecord, SolverState
-from nlsq_dask.io.codec import to_json
+from nlsq_dask.core.solver_state import SolverState
+from nlsq_dask.io.codec import checksum, dumps, from_json, to_json
 from nlsq_dask.io.files import write_atomically
 
 FORMAT = "nlsq_dask checkpoint 5"
@@ -35,8 +28,6 @@ FORMAT = "nlsq_dask checkpoint 5"
 KEPT = 3
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
-_ARRAYS = {"sizes", "params", "scale_inv", "r_factor", "qtr", "gradient", "downhill", "sandwich"}
-_NESTED = {"linearization", "left", "moments", "history"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class CheckpointStore:
         versions: Mapping[str, str],
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._problem = json.loads(_dumps(problem))
+        self._problem = json.loads(dumps(problem))
         self._versions = dict(versions)
         self._written: list[Path] = []
         self._failed = False
@@ -133,7 +124,7 @@ class CheckpointStore:
                 continue
             self._check_problem(path, content["problem"])
             return Checkpoint(
-                _state_from_json(content["state"]),
+                from_json(SolverState, content["state"]),
                 content["n_passes"],
                 content["starts"],
                 content["pilot"],
@@ -147,7 +138,7 @@ class CheckpointStore:
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def _encode(self, checkpoint: Checkpoint) -> bytes:
-        content = _dumps(
+        content = dumps(
             {
                 "format": FORMAT,
                 "problem": self._problem,
@@ -155,10 +146,10 @@ class CheckpointStore:
                 "n_passes": checkpoint.n_passes,
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
-                "state": _state_to_json(checkpoint.state),
+                "state": to_json(checkpoint.state),
             }
         )
-        return _dumps({"sha256": _checksum(content), "content": content}).encode()
+        return dumps({"sha256": checksum(content), "content": content}).encode()
 
     def _check_problem(self, path: Path, saved: Mapping[str, Any]) -> None:
         differing = [
@@ -173,63 +164,9 @@ class CheckpointStore:
             )
 
 
-def _state_to_json(state: SolverState) -> dict[str, Any]:
-    flat = {f.name: getattr(state, f.name) for f in fields(state)}
-    flat["linearization"] = _linearization_to_json(state.linearization)
-    flat["left"] = _flat_to_json(state.left)
-    flat["moments"] = _flat_to_json(state.moments)
-    flat["history"] = [_flat_to_json(record) for record in state.history]
-    for name in ("met", "status"):
-        flat[name] = None if flat[name] is None else int(flat[name])
-    return {name: value if name in _NESTED else to_json(value) for name, value in flat.items()}
-
-
-def _linearization_to_json(linear: Linearization) -> dict[str, Any]:
-    flat = {f.name: to_json(getattr(linear, f.name)) for f in fields(linear) if f.name != "curved"}
-    return flat | {"curved": linear.curved and _linearization_to_json(linear.curved)}
-
-
-def _flat_to_json(record: Remainder | Moments | IterationRecord) -> dict[str, Any]:
-    return {name: to_json(value) for name, value in asdict(record).items()}
-
-
-def _state_from_json(saved: Mapping[str, Any]) -> SolverState:
-    values = _flat_from_json(saved)
-    values["linearization"] = _linearization_from_json(saved["linearization"])
-    values["left"] = Remainder(**_flat_from_json(saved["left"]))
-    values["moments"] = Moments(**_flat_from_json(saved["moments"]))
-    values["history"] = tuple(IterationRecord(**_flat_from_json(r)) for r in saved["history"])
-    for name in ("met", "status"):
-        values[name] = None if saved[name] is None else Status(saved[name])
-    return SolverState(**values)
-
-
-def _linearization_from_json(saved: Mapping[str, Any]) -> Linearization:
-    curved = saved["curved"] and _linearization_from_json(saved["curved"])
-    return Linearization(**(_flat_from_json(saved) | {"curved": curved}))
-
-
-def _flat_from_json(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _from_json(name, value) for name, value in saved.items()}
-
-
-def _from_json(name: str, value: Any) -> Any:
-    if name in _ARRAYS and value is not None:
-        return np.array(value, dtype=np.float64)  # strings such as "inf" are read as numbers
-    return float(value) if isinstance(value, str) else value
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, sort_keys=True)
-
-
-def _checksum(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def _decode(raw: bytes) -> dict[str, Any]:
     envelope = json.loads(raw)
-    if envelope["sha256"] != _checksum(str(envelope["content"])):
+    if envelope["sha256"] != checksum(str(envelope["content"])):
         raise ValueError(_errors.CHECKSUM_MISMATCH)
     content: dict[str, Any] = json.loads(envelope["content"])
     if content["format"] != FORMAT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, SupportsFloat
+from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.io.codec import from_json
 from nlsq_dask.user_model.model import Structure
 
 
@@ -72,14 +73,7 @@ class Start:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_dict` wrote, infinities given as text."""
-        return cls(
-            np.array(saved["p0"], np.float64),
-            float(saved["start_cost"]),
-            None if saved["params"] is None else np.array(saved["params"], np.float64),
-            None if saved["cost"] is None else float(saved["cost"]),
-            saved["basin"],
-            None if saved["status"] is None else Status(saved["status"]),
-        )
+        return from_json(cls, saved)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, the status as a number."""
@@ -90,7 +84,7 @@ class Start:
 
 @dataclass(frozen=True)
 class PilotRecord:
-    """What a pilot was good for.
+    """Outcome of the pilot fit.
 
     Attributes
     ----------
@@ -106,6 +100,9 @@ class PilotRecord:
         Whether the fit went on from its answer.
     """
 
+    # What version 0.1 computed in a pass.
+    RETIRED: ClassVar = frozenset({"trials"})
+
     n_rows: int
     params: FloatArray
     cost: float
@@ -115,9 +112,7 @@ class PilotRecord:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_dict` wrote, infinities given as text."""
-        numbers = {name: float(saved[name]) for name in ("cost", "start_cost")}
-        params = np.array(saved["params"], np.float64)
-        return cls(saved["n_rows"], params, **numbers, used=saved["used"])
+        return from_json(cls, saved)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
