@@ -126,6 +126,15 @@ def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
     )
 
 
+def checkpoint_of_another_release(path: object, form: object) -> CheckpointWarning:
+    """A checkpoint is in a format that is not known."""
+    return CheckpointWarning(
+        f"checkpoint {path} is in the format {form!r}, which this release of nlsq_dask does not "
+        "read: going back to the one before it, or to the start. Resume with the release that "
+        "wrote it."
+    )
+
+
 def checkpoint_of_another_fit(
     path: object, differing: Sequence[str], saved: object, now: object
 ) -> InputError:

@@ -8,12 +8,14 @@ evaluations and starts; the number of rows does not matter.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nlsq_dask import _errors
 from nlsq_dask.io.codec import checksum, dumps, fields_from_json, fields_to_json
 from nlsq_dask.io.files import write_atomically
+from nlsq_dask.results.earlier import judged_today
 from nlsq_dask.results.record import FitRecord
 
 FORMAT = "nlsq_dask result"
@@ -74,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
         version = int(envelope["version"])
         saved = envelope["result"]
         intact = envelope["sha256"] == checksum(dumps(saved))
-        values = fields_from_json(FitRecord, saved) if intact and version <= VERSION else None
+        values = _values(saved) if intact and version <= VERSION else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _errors.result_file_damaged(path, error) from error
     if version > VERSION:
@@ -82,3 +84,8 @@ def read(path: Path) -> dict[str, Any]:
     if values is None:
         raise _errors.result_file_damaged(path, _errors.CHECKSUM_MISMATCH)
     return values
+
+
+def _values(saved: Mapping[str, Any]) -> dict[str, Any]:
+    values = fields_from_json(FitRecord, saved)
+    return values if "scipy_status" in saved else judged_today(values)
