@@ -8,7 +8,6 @@ it predicts new data best (Burnham & Anderson, "Model Selection and Multimodel I
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
@@ -17,6 +16,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.results.result import FitResult
+from nlsq_dask.results.tables import aligned, html_table
 
 HEADER = (
     "model",
@@ -29,9 +29,6 @@ HEADER = (
     "BIC",
     "converged",
 )
-
-# Styles that hold on a light and on a dark page: no colours, only where things stand.
-_CELL = "text-align:left;padding:0.1em 1em 0.1em 0"
 
 
 class ModelComparison(Sequence[FitResult]):
@@ -120,9 +117,7 @@ class ModelComparison(Sequence[FitResult]):
 
     def table(self) -> str:
         """The models as lines of text, the best first and marked by a star."""
-        rows = [HEADER, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = aligned([HEADER, *self._rows()])
         best = "* " if any(result.success for result in self._results) else "  "
         stars = ["  ", best, *["  "] * (len(self) - 1)]
         return "\n".join([self._title(), *map(str.__add__, stars, lines)])
@@ -135,11 +130,7 @@ class ModelComparison(Sequence[FitResult]):
         return f"ModelComparison({', '.join(self.names)}; best: {best})"
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col" style="{_CELL}">{title}</th>' for title in HEADER)
-        body = ("".join(map(_cell, row)) for row in self._rows())
-        rows = "".join(f"<tr>{cells}</tr>" for cells in body)
-        caption = f'<caption style="text-align:left">{html.escape(self._title())}</caption>'
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return html_table(self._rows(), HEADER, caption=self._title(), titled=False)
 
     def _title(self) -> str:
         models = "1 model" if len(self) == 1 else f"{len(self)} models"
@@ -178,7 +169,3 @@ class ModelComparison(Sequence[FitResult]):
                 f"{result.bic:.8g}",
                 "yes" if result.success else "NO",
             )
-
-
-def _cell(text: str) -> str:
-    return f'<td style="{_CELL}">{html.escape(text)}</td>'

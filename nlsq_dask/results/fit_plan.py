@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nlsq_dask._errors import in_units
 from nlsq_dask.core.memory_budget import GB, MemoryBudget, Strategy
+from nlsq_dask.results.tables import LEFT, html_rows
 
 # Columns of the print.
 WIDTH = 96
@@ -126,11 +127,7 @@ class FitPlan:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-            for name, text in _table(self)
-        )
+        rows = html_rows(_table(self), scope="", style=LEFT)
         notes = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
         listed = f"<p>Warnings</p><ul>{notes}</ul>" if notes else ""
         return f"<p>{html.escape(_title(self))}</p><table>{rows}</table>{listed}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from nlsq_dask.results.record import FitRecord, Parameter, n_basins
+from nlsq_dask.results.tables import aligned, html_table
 
 # Correlations that are worth a line: beyond it a standard error says little by itself. And how
 # many lines at most, as p parameters have p² / 2 of them.
@@ -23,9 +23,6 @@ NOTABLE_DIFFERENCE = 0.1
 LEVEL = 0.95
 
 _BOUNDS = {-1: "at its lower bound", 0: "", 1: "at its upper bound"}
-
-# Styles that hold on a light and on a dark page: no colours, only where things stand.
-_CELL = "text-align:left;padding:0.1em 1em 0.1em 0"
 
 Row = tuple[str, str]
 
@@ -45,7 +42,7 @@ def short_report(record: FitRecord) -> str:
         ("strategy", record.strategy),
         *_cost_rows(record),
     ]
-    return "\n".join([*lines, *_aligned(rows)])
+    return "\n".join([*lines, *_indented(rows)])
 
 
 def full_report(
@@ -58,13 +55,13 @@ def full_report(
     sections = [
         _outcome(record),
         _section("Parameters", _parameter_lines(record)),
-        _section("Statistics", _aligned(_statistics_rows(record))),
+        _section("Statistics", _indented(_statistics_rows(record))),
         _section(
             f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
             _correlation_lines(record),
         ),
         _section("Remarks", [*_remark_lines(record), *_profile_lines(record, profiled or {})]),
-        _section("Solver", _aligned(_solver_rows(record))),
+        _section("Solver", _indented(_solver_rows(record))),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -80,7 +77,6 @@ def html_report(record: FitRecord) -> str:
     ]
     if not any(row[-1] for row in body):
         head, body = head[:-1], [row[:-1] for row in body]
-    titles = "".join(f'<th scope="col" style="{_CELL}">{html.escape(t)}</th>' for t in head)
     summary: list[Row] = [
         ("rows", f"{record.n_points:,}"),
         ("reduced chi2", f"{record.reduced_chi2:.6g}"),
@@ -88,12 +84,8 @@ def html_report(record: FitRecord) -> str:
         ("RMSE", f"{record.rmse:.6g}"),
         *_cost_rows(record),
     ]
-    return (
-        f"<div><table><caption {_style()}>{html.escape(_outcome(record))}</caption>"
-        f"<thead><tr>{titles}</tr></thead><tbody>{_html_rows(body)}</tbody></table>"
-        f"<table><caption {_style()}>Statistics</caption>"
-        f"<tbody>{_html_rows(summary)}</tbody></table></div>"
-    )
+    estimates = html_table(body, head, caption=_outcome(record))
+    return f"<div>{estimates}{html_table(summary, caption='Statistics')}</div>"
 
 
 def _outcome(record: FitRecord) -> str:
@@ -118,12 +110,7 @@ def _parameter_lines(record: FitRecord) -> list[str]:
         else:
             note = f"({remark})" if remark else ""
             rows.append((name, str(parameter), _interval(low, high, parameter.stderr), note))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    padded = (
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    )
-    return [line.rstrip() for line in padded]
+    return aligned(rows)
 
 
 def _statistics_rows(record: FitRecord) -> list[Row]:
@@ -162,7 +149,7 @@ def _correlation_lines(record: FitRecord) -> list[str]:
         for first, second, r in _correlations(record)
         if abs(r) > NOTABLE_CORRELATION
     ]
-    lines = _aligned(pairs[:MOST_CORRELATIONS])
+    lines = _indented(pairs[:MOST_CORRELATIONS])
     if len(pairs) > MOST_CORRELATIONS:
         lines.append(f"  and {len(pairs) - MOST_CORRELATIONS} weaker ones")
     return lines
@@ -265,22 +252,8 @@ def _section(title: str, lines: list[str]) -> str:
     return "\n".join([title, *(f"  {line.removeprefix('  ')}" for line in lines)]) if lines else ""
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    width = max((len(label) for label, _ in rows), default=0)
-    return [f"  {label:<{width}}  {text}" for label, text in rows]
-
-
-def _style() -> str:
-    return 'style="text-align:left"'
-
-
-def _html_rows(rows: Iterable[Sequence[str]]) -> str:
-    written = []
-    for label, *cells in rows:
-        title = f'<th scope="row" style="{_CELL}">{html.escape(label)}</th>'
-        rest = "".join(f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells)
-        written.append(f"<tr>{title}{rest}</tr>")
-    return "".join(written)
+def _indented(rows: Sequence[Row]) -> list[str]:
+    return [f"  {line}" for line in aligned(rows)]
 
 
 def _count(n: int, what: str) -> str:
