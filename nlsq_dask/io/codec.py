@@ -43,7 +43,7 @@ def to_json(value: Any) -> Any:
 
 
 def fields_to_json(record: Any, kind: Any) -> dict[str, Any]:
-    """Write those fields of a record that records of a kind have."""
+    """Write the fields of a record that its base class, `kind`, has."""
     return {f.name: to_json(getattr(record, f.name)) for f in fields(kind)}
 
 
@@ -82,7 +82,7 @@ def checksum(text: str) -> str:
 
 
 def dumps(value: Any) -> str:
-    """One text for one JSON value: the names are sorted."""
+    """The text of a JSON value, with sorted names: equal values have equal texts."""
     return json.dumps(value, allow_nan=False, sort_keys=True)
 
 
