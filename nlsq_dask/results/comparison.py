@@ -1,9 +1,9 @@
 """Several models of the same data, side by side.
 
-Models are compared by Akaike's information criterion. With the difference Δ of a model's AIC from
-the least one its weight is ``exp(-Δ/2) / Σ exp(-Δ/2)``: the probability, among these models, that
-it predicts new data best (Burnham & Anderson, "Model Selection and Multimodel Inference", 2nd ed.
-2002, sections 2.6 and 2.9).
+Models are compared by Akaike's information criterion. Let Δ be the AIC of a model less the least
+AIC. The weight of the model is ``exp(-Δ/2) / Σ exp(-Δ/2)``: the probability, among these models,
+that the model predicts new data best (Burnham & Anderson, "Model Selection and Multimodel
+Inference", 2nd ed. 2002, sections 2.6 and 2.9).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ HEADER = (
 class ModelComparison(Sequence[FitResult]):
     """The result of :func:`nlsq_dask.fit_models`: a result for each model, in the order given.
 
-    Indexed by position or by name; prints as a table with the best model first.
+    Index it by position or by name. It prints as a table with the best model first.
 
     Parameters
     ----------
     results : mapping of FitResult
         By the models' names.
     n_passes : int
-        Readings of all rows that all fits together took.
+        Readings of all rows, for all fits together.
 
     Attributes
     ----------
     names : tuple of str
         The models, in the order given.
     n_passes : int
-        Readings of all rows that all fits together took: those of the longest, and one before them
-        where a guess is shown all rows.
+        Readings of all rows, for all fits together: those of the longest fit, and one more if a
+        guess of a start needs all rows.
     """
 
     def __init__(self, results: Mapping[str, FitResult], n_passes: int) -> None:
@@ -77,9 +77,9 @@ class ModelComparison(Sequence[FitResult]):
 
     @property
     def best(self) -> FitResult:
-        """The result of least AIC; of equal ones that with the fewest parameters.
+        """The result with the least AIC; of several, the result with the fewest parameters.
 
-        A fit that is no success takes no part.
+        Only successful fits are compared.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class ModelComparison(Sequence[FitResult]):
         """
         aic = np.array([r.aic if r.success else np.nan for r in self._results])
         least = np.full_like(aic, np.fmin.reduce(aic))
-        # A perfect fit has the AIC -inf, which is no different from itself.
+        # A perfect fit has the AIC -inf. Its difference from itself is 0, not NaN.
         delta: FloatArray = np.subtract(aic, least, out=np.zeros_like(aic), where=aic != least)
         return delta
 
@@ -147,7 +147,7 @@ class ModelComparison(Sequence[FitResult]):
 
     @property
     def _ranking(self) -> list[int]:
-        """Positions of the models, the best first, those whose fits are no success last."""
+        """Positions of the models, the best first, fits without success last."""
         results = self._results
         return sorted(
             range(len(self)),

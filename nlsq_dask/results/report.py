@@ -1,4 +1,4 @@
-"""How a result reads: in a line or two, in full, and as a table of a notebook."""
+"""Reports of a result: short, in full, and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from nlsq_dask.results.record import FitRecord, Parameter, n_basins
 from nlsq_dask.results.tables import aligned, html_table
 
-# Correlations that are worth a line: beyond it a standard error says little by itself. And how
-# many lines at most, as p parameters have p² / 2 of them.
+# Least correlation that the report lists: above it, a standard error alone says little. The report
+# lists at most MOST_CORRELATIONS, as p parameters have p² / 2 pairs.
 NOTABLE_CORRELATION = 0.5
-# Correlation from which on the data hardly tell two parameters apart: the standard error of each is
-# 1 / sqrt(1 - 0.99²) = 7 times what it would be if the other were known.
+# Least correlation with which the data hardly tell two parameters apart. The standard error of each
+# is 1 / sqrt(1 - 0.99²) = 7 times its standard error if the other were known.
 DEPENDENT_CORRELATION = 0.99
 MOST_CORRELATIONS = 10
-# Difference of the ends of two intervals, in half-widths, from which on it is said.
+# Least difference between the ends of two intervals that the report mentions, in half-widths.
 NOTABLE_DIFFERENCE = 0.1
 
 LEVEL = 0.95
@@ -28,7 +28,7 @@ Row = tuple[str, str]
 
 
 def short_report(record: FitRecord) -> str:
-    """A table of estimates, and how they were found."""
+    """A table of the estimates, and the cost of the fit."""
     width = max(len(name) for name in record.names)
     lines = [_outcome(record)]
     for name, parameter, remark in _estimates(record):
@@ -48,9 +48,9 @@ def short_report(record: FitRecord) -> str:
 def full_report(
     record: FitRecord, profiled: Mapping[str, tuple[float, float]] | None = None
 ) -> str:
-    """Estimates with their intervals, statistics, correlations, and what the fit took.
+    """Estimates with their intervals, statistics, correlations, and the cost of the fit.
 
-    `profiled` are the intervals by profiles, at the report's level, so far as these are known.
+    `profiled` holds the known intervals by profiles, at the level of the report.
     """
     sections = [
         _outcome(record),
@@ -156,7 +156,7 @@ def _correlation_lines(record: FitRecord) -> list[str]:
 
 
 def _remark_lines(record: FitRecord) -> list[str]:
-    """What an interval or a standard error by itself does not say."""
+    """Remarks on bounds and on strong correlations."""
     sides = {-1: "lower", 1: "upper"}
     lines = [
         f"{name} is at its {sides[int(active)]} bound: its interval ends there, and is one-sided"
@@ -177,7 +177,7 @@ def _remark_lines(record: FitRecord) -> list[str]:
 
 
 def _profile_lines(record: FitRecord, profiled: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Where the intervals by profiles are others than the symmetric ones."""
+    """Remarks on intervals by profiles that differ from the symmetric ones."""
     lines = []
     ends = dict(zip(record.names, record.confidence_intervals(LEVEL), strict=True))
     for name, found in profiled.items():
@@ -224,7 +224,7 @@ def _distance(sigma: float) -> str:
 
 
 def _cost_rows(record: FitRecord) -> list[Row]:
-    """What a fit took, and where it led."""
+    """Passes, starts, status and checkpoints of a fit."""
     counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
     rows = [("passes", f"{record.n_passes}  ({counts})")]
     if record.starts:
