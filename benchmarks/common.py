@@ -20,6 +20,7 @@ import numpy as np
 from distributed import Client, LocalCluster
 
 from benchmarks.problems import FloatArray
+from nlsq_dask.results.tables import aligned
 
 T = TypeVar("T")
 #: One line of a table: what was measured, by column.
@@ -141,11 +142,7 @@ def report(name: str, rows: Sequence[Row], path: Path | None = None) -> list[Row
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [columns, *([_text(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    print(f"\n{name}")
-    for line in cells:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        print("  ".join(padded).rstrip())
+    print("\n".join([f"\n{name}", *aligned(cells)]))
     if path is not None:
         content = {"benchmark": name, "machine": machine(), "rows": list(rows)}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -5,13 +5,9 @@ functions of this package, so that all wording lives in one place and no layer i
 It imports nothing of the other layers, so that every layer may use it.
 """
 
-from nlsq_dask._errors.comparing import *
-from nlsq_dask._errors.curve_fitting import *
 from nlsq_dask._errors.data import *
 from nlsq_dask._errors.kinds import *
 from nlsq_dask._errors.models import *
-from nlsq_dask._errors.parameters import *
-from nlsq_dask._errors.planning import *
 from nlsq_dask._errors.results import *
 from nlsq_dask._errors.running import *
 from nlsq_dask._errors.solver import *

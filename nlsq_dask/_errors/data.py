@@ -1,4 +1,4 @@
-"""What can be wrong with the data of a fit."""
+"""Errors of the data of a fit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
 
 def not_an_array(name: str, cause: Exception) -> InputError:
-    """A list is ragged, or something else that NumPy makes no array of."""
     return InputError(f"{name} cannot be made an array ({cause}): pass equally long rows.")
 
 
 def not_real(name: str, dtype: np.dtype[Any]) -> InputTypeError:
-    """An array holds no real numbers."""
     remedy = f"convert it, for example with {name}.astype(float)"
     if dtype.kind in "mM":
         difference = name if dtype.kind == "m" else f"({name} - {name}[0])"
@@ -45,7 +43,6 @@ def not_real(name: str, dtype: np.dtype[Any]) -> InputTypeError:
 
 
 def unknown_chunks(name: str) -> InputError:
-    """A Dask array does not know how long its chunks are."""
     return InputError(
         f"{name} has chunks of unknown size, so that rows of x and y cannot be paired: call "
         f"{name}.compute_chunk_sizes() first, which reads it once."
@@ -59,7 +56,6 @@ def block_shape(
     got: tuple[int, ...],
     announced: tuple[int, ...],
 ) -> InputError:
-    """A block of a Dask array has another shape than the array says."""
     return InputError(
         f"block {index} of {name}, which is {name}[{slices}], has shape {tuple(got)}, but {name} "
         f"announces {announced}, so that rows would be paired wrongly: correct what makes the "
@@ -70,7 +66,6 @@ def block_shape(
 
 
 def block_dtype(name: str, index: tuple[int, ...], dtype: object) -> InputTypeError:
-    """A block of a Dask array has values of another kind than the array says."""
     return InputTypeError(
         f"block {index} of {name} has dtype {dtype}, which its array does not announce: correct "
         "what makes the block (map_blocks, from_delayed), or the dtype that is passed to it."
@@ -78,12 +73,10 @@ def block_dtype(name: str, index: tuple[int, ...], dtype: object) -> InputTypeEr
 
 
 def no_rows(name: str, shape: tuple[int, ...]) -> InputError:
-    """There are no data."""
     return InputError(f"{name} is empty, with shape {shape}: there is nothing to fit.")
 
 
 def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> InputError:
-    """An array does not broadcast to y's shape."""
     return InputError(
         f"{name} has shape {tuple(got)} but y has shape {tuple(expected)}: pass an array of y's "
         f"shape, one that broadcasts to it, (k, *{tuple(expected)}) for k coordinates, or a tuple "
@@ -92,7 +85,6 @@ def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) 
 
 
 def mask_not_boolean(dtype: object) -> InputTypeError:
-    """A mask holds something other than truth values."""
     return InputTypeError(
         f"mask has dtype {dtype}, but a mask holds True for rows to leave out and False for the "
         "others: compare first, for example mask=(flags != 0)."
@@ -100,7 +92,6 @@ def mask_not_boolean(dtype: object) -> InputTypeError:
 
 
 def fill_value_not_a_number(value: object) -> InputTypeError:
-    """The value that stands for missing rows is no number."""
     return InputTypeError(
         f"fill_value = {shown(value)} is no real number: pass the one number that stands for "
         "missing values of y, or a mask."
@@ -108,7 +99,6 @@ def fill_value_not_a_number(value: object) -> InputTypeError:
 
 
 def fill_value_does_not_fit(value: object, dtype: object) -> InputError:
-    """No value of y can equal the fill value."""
     return InputError(
         f"fill_value = {shown(value)} cannot be held by y's dtype {dtype}, so that no row equals "
         "it: pass the value as it is stored in y."
@@ -116,7 +106,6 @@ def fill_value_does_not_fit(value: object, dtype: object) -> InputError:
 
 
 def all_left_out(n_rows: int, causes: Sequence[str]) -> InputError:
-    """Nothing remains to be fitted."""
     return InputError(
         f"all {n_rows} rows are left out: check {join_names(causes)} (True in a mask leaves a row "
         "out)."
@@ -124,7 +113,6 @@ def all_left_out(n_rows: int, causes: Sequence[str]) -> InputError:
 
 
 def sigma_no_deviation(count: int, example: float, place: str = "") -> InputError:
-    """Standard deviations must be positive and finite."""
     what = "not positive"
     remedy = ", and mask=(sigma <= 0) leaves out rows without one"
     if math.isnan(example):
@@ -148,7 +136,6 @@ def values_not_finite() -> StartNotFiniteError:
 def squares_out_of_range(
     y: float, weight: float, least: float, largest: float
 ) -> StartNotFiniteError:
-    """Squares of y or sigma have no float64."""
     sizes, unit = f"y has values up to {y:.3g}", f"y is between {least:g} and {largest:g}"
     what = "y and the model by a number"
     if weight != 1.0:
@@ -162,7 +149,6 @@ def squares_out_of_range(
 
 
 def integers_rounded(name: str, size: float) -> PrecisionWarning:
-    """Integers are larger than those that float64 holds."""
     return PrecisionWarning(
         f"{name} has integers up to {size:.4g}, beyond 2**53 = 9.007e15, and the model gets them "
         f"rounded to multiples of {math.ulp(size):.0f}: subtract an origin in integer "
@@ -196,7 +182,6 @@ def not_finite(name: str, count: int, place: str, n_affected: int, n_nan: int) -
 
 
 def coordinates_wrong(structure: str, count: int, got: object) -> InputError:
-    """Coordinates are not of the form that the model was fitted with."""
     wanted = {
         "tuple": f"a tuple of {count} arrays that broadcast together",
         "stacked": f"an array ({count}, ...), with one coordinate behind the other",
@@ -211,7 +196,6 @@ def coordinates_wrong(structure: str, count: int, got: object) -> InputError:
 
 
 def coordinates_do_not_broadcast(shapes: Sequence[tuple[int, ...]]) -> InputError:
-    """Coordinates of different shapes."""
     listed = ", ".join(str(tuple(shape)) for shape in shapes)
     return InputError(
         f"the coordinates in x have shapes {listed}, which do not broadcast together: pass arrays "
@@ -230,7 +214,6 @@ def covariance_in_parts() -> InputError:
 
 
 def sigma_not_positive_definite() -> InputError:
-    """A covariance matrix has no Cholesky factor."""
     return InputError(
         "`sigma` must be positive definite. The matrix has an eigenvalue that is zero or negative: "
         "pass a covariance matrix, or standard deviations of y's shape."
@@ -238,7 +221,6 @@ def sigma_not_positive_definite() -> InputError:
 
 
 def covariance_not_symmetric(i: int, j: int, above: float, below: float) -> InputError:
-    """A matrix is no covariance matrix."""
     return InputError(
         f"sigma is a matrix, but not symmetric: sigma[{i}, {j}] = {above:g} and sigma[{j}, {i}] = "
         f"{below:g}. Pass a covariance matrix, or standard deviations of y's shape."
@@ -246,7 +228,6 @@ def covariance_not_symmetric(i: int, j: int, above: float, below: float) -> Inpu
 
 
 def covariance_not_finite(count: int) -> InputError:
-    """A covariance matrix has values that are no numbers."""
     return InputError(
         f"sigma has {count} values that are NaN or infinite (array must not contain infs or "
         "NaNs): a covariance matrix must be finite for all rows that are not left out."

@@ -9,7 +9,7 @@ from enum import IntEnum
 from types import FrameType
 from typing import Self
 
-# Names or numbers that a message lists, and how many of more than these.
+# Most names or numbers that a message lists; of more, it lists the first few and their number.
 MOST_LISTED = 20
 FEW_LISTED = 6
 
@@ -20,31 +20,31 @@ MOST_CHARACTERS = 240
 class FitError(Exception):
     """Base class of every error raised by nlsq_dask.
 
-    ``model`` is the name of the model that it is about, where several are fitted together.
+    ``model`` is the name of the model in question, where several are fitted together.
     """
 
     model: str | None = None
 
 
 class InputError(FitError, ValueError):
-    """An argument has an unusable value; the message names it, what was got, and the remedy."""
+    """An argument has an unusable value; the message names it, the value, and the remedy."""
 
 
 class InputTypeError(FitError, TypeError):
-    """An argument has an unusable type; the message names it, what was got, and the remedy."""
+    """An argument has an unusable type; the message names it, the value, and the remedy."""
 
 
 class StartNotFiniteError(InputError):
     """The sum of squares or its derivatives are not finite at the starting point.
 
-    ``params`` are the free parameters there, where a model is evaluated.
+    ``params`` are the free parameters there; None where no model was evaluated.
     """
 
     params: tuple[float, ...] | None = None
 
     @classmethod
     def at(cls, params: Iterable[float], text: str) -> Self:
-        """The error of a starting point."""
+        """Make the error of a starting point."""
         error = cls(text)
         error.params = tuple(map(float, params))
         return error
@@ -55,11 +55,11 @@ class StartSlopeError(StartNotFiniteError):
 
 
 class ModelError(FitError, ValueError):
-    """The model cannot be used as it is written."""
+    """The model cannot be used as written."""
 
 
 class NotRowWiseError(ModelError):
-    """The model's value at one row depends on other rows, which streaming cannot evaluate."""
+    """The value of the model at one row depends on other rows, so it cannot be streamed."""
 
 
 class UntraceableModelError(ModelError, TypeError):
@@ -67,15 +67,15 @@ class UntraceableModelError(ModelError, TypeError):
 
 
 class RowLoopError(UntraceableModelError):
-    """The model loops over rows in Python, which could only be traced row by row."""
+    """The model loops over rows in Python, so that its trace would grow with the rows."""
 
 
 class ConvergenceError(FitError, RuntimeError):
-    """No optimum was found, where a caller asked for a result or an exception."""
+    """No optimum was found, and the caller asked for an exception in that case."""
 
 
 class MissingLibraryError(FitError, ImportError):
-    """An optional library is needed that is not installed; the message says how to install it."""
+    """An optional library is not installed; the message says how to install it."""
 
 
 class FitWarning(UserWarning):
@@ -87,7 +87,7 @@ class CovarianceWarning(FitWarning):
 
 
 class DerivativeWarning(FitWarning):
-    """Some derivatives of the model were not finite, and differences were taken instead."""
+    """Some derivatives of the model were not finite; differences replace them."""
 
 
 class ConvergenceWarning(FitWarning):
@@ -95,7 +95,7 @@ class ConvergenceWarning(FitWarning):
 
 
 class LossScaleWarning(FitWarning):
-    """The scale of a robust loss is below the noise, so that most rows are outliers to it."""
+    """The scale of a robust loss is below the noise, so that most rows count as outliers."""
 
 
 class CheckpointWarning(FitWarning):
@@ -103,7 +103,7 @@ class CheckpointWarning(FitWarning):
 
 
 class PrecisionWarning(FitWarning):
-    """Values lose digits where they are converted to float64."""
+    """Values lose digits in the conversion to float64."""
 
 
 class Status(IntEnum):
@@ -125,12 +125,12 @@ class Status(IntEnum):
 
     @property
     def success(self) -> bool:
-        """Whether the fit arrived at an optimum."""
+        """Whether the fit is at an optimum."""
         return self > 0
 
     @property
     def message(self) -> str:
-        """Cause, and the remedy where one is needed."""
+        """Cause, and remedy if needed."""
         return _STATUS_MESSAGES[self]
 
 
@@ -180,7 +180,7 @@ _STATUS_MESSAGES = {
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Write names as a readable list: ``a, b and c``; of very many the first and their number."""
+    """Write names as a readable list, ``a, b and c``; of a long list the start and the number."""
     if len(names) > MOST_LISTED:
         return f"{', '.join(names[:FEW_LISTED])} and {len(names) - FEW_LISTED} more"
     if len(names) < 2:
@@ -191,14 +191,14 @@ def join_names(names: Sequence[str]) -> str:
 def in_units(n_bytes: float) -> str:
     """Write a size with three digits, in units of powers of 1000 bytes."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
-        # What three digits would round up to 1000 of a unit is written as 1 of the next.
+        # A size that three digits round up to 1000 of a unit is written as 1 of the next unit.
         if n_bytes >= 0.9995 * 10**power:
             return f"{n_bytes / 10**power:.3g} {unit}"
     return f"{n_bytes:.0f} bytes"
 
 
 def listed(params: Iterable[float]) -> str:
-    """Write numbers with six digits; of very many the first and their number."""
+    """Write numbers with six digits; of a long list the start and the number."""
     values = list(params)
     few = values if len(values) <= MOST_LISTED else values[:FEW_LISTED]
     numbers = [f"{value:.6g}" for value in few]
@@ -208,7 +208,7 @@ def listed(params: Iterable[float]) -> str:
 
 
 def shown(value: object) -> str:
-    """Write what a user passed, as ``repr`` does; of a long text the beginning and the end."""
+    """Write a user's value as ``repr`` does; of a long text the beginning and the end."""
     text = repr(value)
     if len(text) <= MOST_CHARACTERS:
         return text
@@ -216,7 +216,7 @@ def shown(value: object) -> str:
 
 
 def warn_caller(warning: FitWarning) -> None:
-    """Warn at the line that called the package, from however deep within."""
+    """Warn at the line of the user that called the package, at any depth of calls."""
     package = __name__.partition(".")[0]
     level, frame = 1, sys._getframe()  # noqa: SLF001  # as the warnings module itself does
     while frame.f_back is not None and _package_of(frame) == package:

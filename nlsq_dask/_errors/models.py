@@ -1,4 +1,4 @@
-"""What can be wrong with a model."""
+"""Errors of a model."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from nlsq_dask._errors.kinds import (
     join_names,
 )
 
-# What runs a model that cannot be traced. Untrue of a loss, which is never called as it is.
+# How to run a model that cannot be traced. Not true of a loss, as a loss is always traced.
 _AS_IT_IS = (
     " Data in memory can be fitted with nlsq_dask.curve_fit, which calls the model as it is."
 )
 
 
 def not_callable(function: object) -> InputTypeError:
-    """The model is no function."""
     return InputTypeError(
         f"the model is {function!r}, which cannot be called: pass a function model(x, a, b, ...)."
     )
 
 
 def no_signature(model: str) -> ModelError:
-    """A callable does not say which arguments it takes."""
     return ModelError(
         f"the model {model} has no signature with x and named parameters: wrap it in a function, "
         f"for example def model(x, a, b): return a * {model}(b * x)."
@@ -36,7 +34,6 @@ def no_signature(model: str) -> ModelError:
 
 
 def no_x_argument(model: str, signature: object) -> ModelError:
-    """A model takes no positional argument."""
     return ModelError(
         f"the model {model}{signature} takes no positional argument: write it as "
         "model(x, a, b, ...), with x first."
@@ -44,7 +41,6 @@ def no_x_argument(model: str, signature: object) -> ModelError:
 
 
 def keyword_only_parameters(model: str, names: Sequence[str]) -> ModelError:
-    """A model has parameters that it does not take by position."""
     return ModelError(
         f"the model {model} takes {join_names(names)} by keyword only, but parameters are passed "
         "by position: write them before the *, and fix a parameter's value with a function "
@@ -53,7 +49,6 @@ def keyword_only_parameters(model: str, names: Sequence[str]) -> ModelError:
 
 
 def unknown_parameter_count(model: str) -> ModelError:
-    """The signature leaves the number of parameters open."""
     return ModelError(
         f"the model {model} takes *args, so that its signature does not say how many parameters "
         "there are (Unable to determine number of fit parameters.): pass p0 with one starting "
@@ -62,7 +57,6 @@ def unknown_parameter_count(model: str) -> ModelError:
 
 
 def no_parameters(model: str) -> ModelError:
-    """A model takes x only."""
     return ModelError(
         f"the model {model} has no parameters to fit (Unable to determine number of fit "
         "parameters.): write it as model(x, a, b, ...)."
@@ -70,7 +64,6 @@ def no_parameters(model: str) -> ModelError:
 
 
 def parameter_count(model: str, count: int, least: int, most: float) -> ModelError:
-    """The model takes another number of parameters than was asked for."""
     if least == most:
         takes = f"{least}"
     elif most == float("inf"):
@@ -84,7 +77,6 @@ def parameter_count(model: str, count: int, least: int, most: float) -> ModelErr
 
 
 def parameter_order(model: str, fitted: Sequence[str], taken: Sequence[str]) -> ModelError:
-    """A model takes the parameters of a result in another order."""
     return ModelError(
         f"the result has the parameters {join_names(fitted)}, but the model {model} takes "
         f"{join_names(taken)}, in another order: pass the model that was fitted, or a function "
@@ -97,7 +89,6 @@ def _given(count: int) -> str:
 
 
 def duplicate_parameter_names(names: Sequence[str]) -> InputError:
-    """Two parameters have one name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     return InputError(
         f"the parameter names {join_names(names)} hold {join_names(twice)} more than once: give "
@@ -106,26 +97,22 @@ def duplicate_parameter_names(names: Sequence[str]) -> InputError:
 
 
 def model_raised(model: str, error: BaseException, rows: int) -> ModelError:
-    """The model's own code failed."""
     return ModelError(
         f"the model {model} raised {type(error).__name__} when called with {rows} rows: {error}"
     )
 
 
 def model_returned_nothing(model: str) -> ModelError:
-    """The model has no return statement."""
     return ModelError(f"the model {model} returned None: end it with return and its values.")
 
 
 def model_output_type(model: str, got: object) -> ModelError:
-    """The model returned something that is no array of numbers."""
     return ModelError(
         f"the model {model} returned {got}: return an array of real numbers, one a row."
     )
 
 
 def model_output_complex(model: str) -> ModelError:
-    """The model returned complex numbers."""
     return ModelError(
         f"the model {model} returned complex numbers, but residuals are real: return the modulus, "
         "or the real and the imaginary part as rows of their own."
@@ -133,7 +120,6 @@ def model_output_complex(model: str) -> ModelError:
 
 
 def model_output_shape(model: str, got: tuple[int, ...], rows: int) -> ModelError:
-    """The model returned another shape than one value a row."""
     hint = ""
     if len(got) > 1 and rows in got and all(size == 1 for size in got if size != rows):
         hint = ", for example with .ravel()"
@@ -144,7 +130,6 @@ def model_output_shape(model: str, got: tuple[int, ...], rows: int) -> ModelErro
 
 
 def untraceable_call(model: str, call: str, twin: str | None, line: str) -> UntraceableModelError:
-    """The model calls a function that needs the numbers themselves."""
     remedy = (
         f"use {twin}"
         if twin is not None
@@ -157,7 +142,6 @@ def untraceable_call(model: str, call: str, twin: str | None, line: str) -> Untr
 
 
 def untraceable_branch(model: str, line: str) -> UntraceableModelError:
-    """The model takes a Python branch on a traced value."""
     return UntraceableModelError(
         f"the model {model} decides in Python (if, while, and, or, not, a < x < b) by the value of "
         f"an array, which JAX cannot trace{line}: use jax.numpy.where(condition, a, b), and "
@@ -166,7 +150,6 @@ def untraceable_branch(model: str, line: str) -> UntraceableModelError:
 
 
 def untraceable_selection(model: str, line: str) -> UntraceableModelError:
-    """The model selects rows by a traced mask."""
     return UntraceableModelError(
         f"the model {model} selects rows by a condition, whose number JAX cannot trace{line}: "
         f"compute all rows and choose with where(condition, a, b).{_AS_IT_IS}"
@@ -183,7 +166,6 @@ def untraceable_assignment(model: str, why: str, line: str) -> UntraceableModelE
 
 
 def untraceable_index(model: str, line: str) -> UntraceableModelError:
-    """The model indexes a NumPy array by a traced value."""
     return UntraceableModelError(
         f"the model {model} indexes a NumPy array or a list by a traced value, which JAX cannot "
         f"trace{line}: index jax.numpy.asarray(table) instead.{_AS_IT_IS}"
@@ -191,7 +173,6 @@ def untraceable_index(model: str, line: str) -> UntraceableModelError:
 
 
 def untraceable_loop(model: str, line: str) -> RowLoopError:
-    """The model loops over rows in Python."""
     return RowLoopError(
         f"the model {model} loops over the rows in Python, which JAX would unroll row by "
         f"row{line}: write it for the whole array, or use jax.vmap for a function of one "
@@ -200,7 +181,6 @@ def untraceable_loop(model: str, line: str) -> RowLoopError:
 
 
 def untraceable_conversion(model: str, what: str, line: str) -> UntraceableModelError:
-    """The model needs the number behind a traced value."""
     return UntraceableModelError(
         f"the model {model} converts a traced value to {what}, which JAX cannot trace{line}: keep "
         f"it an array, with functions of jax.numpy in place of math and NumPy.{_AS_IT_IS}"
@@ -208,7 +188,6 @@ def untraceable_conversion(model: str, what: str, line: str) -> UntraceableModel
 
 
 def untraceable_text(model: str, line: str) -> UntraceableModelError:
-    """The model writes a traced value as text."""
     return UntraceableModelError(
         f"the model {model} writes a parameter or an array as text (str, format, an f-string, %), "
         f"of which JAX knows no digits while it traces{line}: compute with the value itself, and "
@@ -217,7 +196,6 @@ def untraceable_text(model: str, line: str) -> UntraceableModelError:
 
 
 def untraceable_integer(model: str, line: str) -> UntraceableModelError:
-    """The model uses a traced value as a Python integer."""
     return UntraceableModelError(
         f"the model {model} uses a traced value as an integer (int, range, a shape, an index of a "
         f"list), which JAX cannot trace{line}: a number that is not fitted is passed as a closure "
@@ -241,7 +219,6 @@ def model_misread(
 
 
 def model_random(model: str) -> ModelError:
-    """Two calls of the model give two values."""
     return ModelError(
         f"the model {model} does not give the same value twice for the same parameters: it is "
         "random, or changes what it reads. Draw random numbers once outside the model, or from a "
@@ -260,7 +237,6 @@ def model_computes_otherwise(model: str) -> ModelError:
 
 
 def unpicklable_model(model: str) -> ModelError:
-    """The model cannot be sent to workers."""
     return ModelError(
         f"the model {model} cannot be pickled, so that it cannot be sent to Dask workers: define "
         "it without references to locks, open files, generators and the like, or fit data in "
@@ -287,7 +263,6 @@ def not_row_wise(reason: str) -> NotRowWiseError:
 
 
 def not_row_wise_in_several_dimensions(reason: str, shape: tuple[int, ...]) -> NotRowWiseError:
-    """The model mixes rows of data with several axes."""
     return NotRowWiseError(
         f"the model is not row-wise: it {reason}, but the rows of y of shape {shape} are passed "
         "to it one behind the other, so that it would run across the ends of the axes. Make "
@@ -297,7 +272,6 @@ def not_row_wise_in_several_dimensions(reason: str, shape: tuple[int, ...]) -> N
 
 
 def jac_unknown(value: object, choices: Sequence[str]) -> InputError:
-    """Derivatives are neither a function nor one of SciPy's words."""
     quoted = join_names([repr(choice) for choice in choices])
     return InputError(
         f"jac = {value!r} is unknown: pass a function jac(x, a, b, ...) that returns the "
@@ -306,7 +280,6 @@ def jac_unknown(value: object, choices: Sequence[str]) -> InputError:
 
 
 def jacobian_arguments(name: str, names: Sequence[str]) -> ModelError:
-    """The user's derivatives do not take what the model takes."""
     return ModelError(
         f"jac = {name} does not take the model's arguments by position: write it as "
         f"jac(x, {', '.join(names)})."
@@ -320,7 +293,6 @@ def of_argument(error: ModelError, argument: str, name: str) -> ModelError:
 
 
 def jacobian_output_shape(name: str, got: tuple[int, ...], rows: int, size: int) -> ModelError:
-    """The user's derivatives have the wrong shape."""
     return ModelError(
         f"jac = {name} returned shape {tuple(got)} for {rows} rows and {size} parameters: return "
         f"the derivatives of the model's values, shape ({rows}, {size}), one column a parameter."
@@ -328,7 +300,6 @@ def jacobian_output_shape(name: str, got: tuple[int, ...], rows: int, size: int)
 
 
 def loss_output_shape(name: str, got: tuple[int, ...], rows: int) -> ModelError:
-    """The user's loss has the wrong shape."""
     return ModelError(
         f"loss = {name} returned shape {tuple(got)} for {rows} values of z: return rho, rho' and "
         f"rho'' stacked, shape (3, {rows})."
@@ -336,7 +307,6 @@ def loss_output_shape(name: str, got: tuple[int, ...], rows: int) -> ModelError:
 
 
 def model_argument_count(model: str, names: Sequence[str], count: int) -> InputTypeError:
-    """A ready-made model is called with another number of parameters than it has."""
     return InputTypeError(
         f"{model} takes x and {len(names)} parameters ({join_names(names)}), but {_given(count)}: "
         "pass one value for each."
@@ -344,7 +314,6 @@ def model_argument_count(model: str, names: Sequence[str], count: int) -> InputT
 
 
 def model_coordinates(model: str, expected: int | None, count: int) -> InputTypeError:
-    """A ready-made model gets another number of coordinates than it has."""
     remedy = "one array" if expected == 1 else f"a tuple of {expected} arrays"
     return InputTypeError(
         f"{model} is a function of {expected} coordinate(s), but x has {count}: pass {remedy} as x."
@@ -352,7 +321,6 @@ def model_coordinates(model: str, expected: int | None, count: int) -> InputType
 
 
 def model_prefix(prefix: object, name: str) -> InputError:
-    """A prefix makes no parameter names."""
     return InputError(
         f"prefix is {prefix!r}, with which a parameter would be named {f'{prefix}{name}'!r}: pass "
         "a prefix of letters, digits and underscores that does not begin with a digit, for "
@@ -361,7 +329,6 @@ def model_prefix(prefix: object, name: str) -> InputError:
 
 
 def not_a_model(other: object) -> InputTypeError:
-    """Something is added to a ready-made model that is none."""
     return InputTypeError(
         f"{other!r} cannot be added to a model of nlsq_dask.models: add another of them (a number "
         "that is to be fitted is Constant()), or write a function that calls the model and adds "
@@ -370,12 +337,10 @@ def not_a_model(other: object) -> InputTypeError:
 
 
 def empty_sum() -> InputError:
-    """A sum without terms."""
     return InputError("a sum of models needs at least one term: pass models, or add them with +.")
 
 
 def sum_of_coordinates(counts: Mapping[str, int]) -> InputError:
-    """Models of different numbers of coordinates are added."""
     listed = ", ".join(f"{model} of {count}" for model, count in counts.items())
     return InputError(
         f"models of different numbers of coordinates cannot be added ({listed}): add models of "
@@ -384,7 +349,6 @@ def sum_of_coordinates(counts: Mapping[str, int]) -> InputError:
 
 
 def guess_shapes(shapes: Sequence[tuple[int, ...]]) -> InputError:
-    """Coordinates and observations for a guess do not fit together."""
     *coords, y = map(str, shapes)
     return InputError(
         f"x of shape {join_names(coords)} does not broadcast with y of shape {y}: pass one value "
@@ -393,7 +357,6 @@ def guess_shapes(shapes: Sequence[tuple[int, ...]]) -> InputError:
 
 
 def guess_without_rows(model: str) -> InputError:
-    """Nothing to guess from."""
     return InputError(
         f"{model} cannot guess its parameters, since no row of x and y is finite: pass data, or "
         "starting values."

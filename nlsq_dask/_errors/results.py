@@ -1,21 +1,30 @@
-"""What can be wrong with questions to a result, and with its file."""
+"""Errors of questions to a result, of its file, and of several models fitted together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from nlsq_dask._errors.kinds import ConvergenceWarning, InputError, MissingLibraryError
+from nlsq_dask._errors.kinds import (
+    ConvergenceError,
+    ConvergenceWarning,
+    FitError,
+    FitWarning,
+    InputError,
+    InputTypeError,
+    MissingLibraryError,
+    join_names,
+    shown,
+)
 
 
 def level_invalid(level: object) -> InputError:
-    """A confidence level is not a probability."""
     return InputError(
         f"level = {level!r}: pass a probability strictly between 0 and 1, such as 0.95."
     )
 
 
 def result_without_model(method: str) -> InputError:
-    """A result that was read from a file or a pickle has no model to evaluate."""
     return InputError(
         f"{method} evaluates the model, which is not kept in files: load the result with its "
         "model, FitResult.load(path, model=model)."
@@ -23,7 +32,6 @@ def result_without_model(method: str) -> InputError:
 
 
 def result_without_data(method: str) -> InputError:
-    """A result that was read from a file has a model, but no data."""
     return InputError(
         f"{method} reads the data of the fit, which are not kept in files: call it on the result "
         "that fit() returns, or fit again."
@@ -39,7 +47,6 @@ def sandwich_not_kept(loss: str) -> InputError:
 
 
 def profile_of_loss(loss: str) -> InputError:
-    """The cost of a robust loss is no likelihood of least squares."""
     return InputError(
         f"a profile of a fit with loss = {loss!r} has no level of confidence, as the robust cost "
         "is not the likelihood of normal residuals: use the symmetric intervals, "
@@ -48,7 +55,6 @@ def profile_of_loss(loss: str) -> InputError:
 
 
 def profile_without_success(message: str) -> InputError:
-    """The fit did not arrive at a minimum that the data determine."""
     return InputError(
         f"a profile starts from the least sum of squares, which this fit did not find ({message}): "
         "make the fit a success first, by other starting values or by fixing parameters."
@@ -56,7 +62,6 @@ def profile_without_success(message: str) -> InputError:
 
 
 def profile_without_freedom(n_points: int, n_free: int) -> InputError:
-    """There are no rows from which to estimate the variance."""
     return InputError(
         f"a profile is measured in units of the residuals' variance, but {n_points} rows and "
         f"{n_free} free parameters leave no degrees of freedom to estimate it: add rows, fix "
@@ -73,7 +78,6 @@ def profile_without_noise() -> InputError:
 
 
 def profile_of_fixed(name: str) -> InputError:
-    """A parameter does not vary."""
     return InputError(
         f"{name} is fixed, so that it has no profile: fit without {name} in fixed, or profile "
         "another parameter."
@@ -81,7 +85,6 @@ def profile_of_fixed(name: str) -> InputError:
 
 
 def profile_of_combination(name: str) -> InputError:
-    """A parameter is tied to several others."""
     return InputError(
         f"{name} is tied to several free parameters, so that it has no profile of its own: profile "
         f"these one by one, result.profile(name), or write the model with {name} as a parameter."
@@ -89,7 +92,6 @@ def profile_of_combination(name: str) -> InputError:
 
 
 def profile_below_fit(name: str, cost: float, least: float, params: Iterable[float]) -> InputError:
-    """A fit with one parameter held is better than the fit itself."""
     return InputError(
         f"the profile of {name} came to a cost of {cost:.8g}, below {least:.8g} of the fit, which "
         "is therefore not the least: fit again with p0 = "
@@ -98,7 +100,6 @@ def profile_below_fit(name: str, cost: float, least: float, params: Iterable[flo
 
 
 def profile_not_converged(name: str, n_short: int, n_points: int) -> ConvergenceWarning:
-    """Some points of a profile are not the best."""
     return ConvergenceWarning(
         f"{n_short} of {n_points} points of the profile of {name} ended at no optimum of the other "
         "parameters, so that the interval may be too narrow: fit with a larger max_nfev, or bound "
@@ -107,7 +108,6 @@ def profile_not_converged(name: str, n_short: int, n_points: int) -> Convergence
 
 
 def not_a_result_file(path: object) -> InputError:
-    """A file is of something else, or its beginning is lost."""
     return InputError(
         f"{path} holds no result of a fit: pass a file that FitResult.save() wrote; if it is one, "
         "it is damaged, and must be restored or the fit repeated."
@@ -115,7 +115,6 @@ def not_a_result_file(path: object) -> InputError:
 
 
 def result_file_damaged(path: object, cause: object) -> InputError:
-    """A result's file is truncated or changed."""
     return InputError(
         f"the result in {path} is damaged ({cause!r}): restore the file, or "
         "repeat the fit and save it again."
@@ -123,7 +122,6 @@ def result_file_damaged(path: object, cause: object) -> InputError:
 
 
 def result_file_newer(path: object, version: object, known: int) -> InputError:
-    """A result's file was written in a later form."""
     return InputError(
         f"the result in {path} is in version {version!r} of the format, but this release of "
         f"nlsq_dask reads version {known}: upgrade nlsq_dask."
@@ -131,7 +129,64 @@ def result_file_newer(path: object, version: object, known: int) -> InputError:
 
 
 def plot_needs_matplotlib() -> MissingLibraryError:
-    """The optional plotting library is not installed."""
     return MissingLibraryError(
         "plot() draws with matplotlib, which is not installed: pip install nlsq_dask[plot]."
     )
+
+
+ProblemT = TypeVar("ProblemT", bound=FitError | FitWarning)
+
+
+# Several models fitted together.
+
+
+def of_model(name: str, problem: ProblemT) -> ProblemT:
+    """An error or a warning of one of several models, with the model's name."""
+    named = type(problem)(f"model {name!r}: {problem}")
+    named.__dict__.update(problem.__dict__, model=name)
+    return named
+
+
+def no_model_arrived(names: Sequence[str]) -> ConvergenceError:
+    return ConvergenceError(
+        f"no fit of {join_names(names)} is a success, so that no model is the best: see the "
+        "message of each result, and improve the starting values."
+    )
+
+
+def models_form(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"models = {shown(value)}: pass a list of models, or a dictionary {{name: model}} with "
+        "names that are strings. A single model is fitted by fit()."
+    )
+
+
+def no_models() -> InputError:
+    return InputError("models is empty: pass at least one model, model(x, a, b, ...).")
+
+
+def per_model_form(argument: str, value: object, names: Sequence[str]) -> InputTypeError:
+    return InputTypeError(
+        f"{argument} = {shown(value)} is not one value a model: pass a list of {len(names)} in the "
+        f"order of the models, or a dictionary {{{names[0]!r}: ...}} by their names, in which "
+        "models may be left out."
+    )
+
+
+def per_model_count(argument: str, count: int, names: Sequence[str]) -> InputError:
+    return InputError(
+        f"{argument} has {count} entries for {len(names)} models, {join_names(names)}: pass one a "
+        "model, in their order (None for the default), or a dictionary by their names."
+    )
+
+
+def per_model_unknown(argument: str, unknown: Sequence[str], names: Sequence[str]) -> InputError:
+    return InputError(
+        f"{argument} has entries for {join_names(unknown)}, but the models are "
+        f"{join_names(names)}: pass a dictionary {{model: {argument} of the model}}, or a list in "
+        "the order of the models."
+    )
+
+
+def no_such_model(name: object, names: Sequence[str]) -> KeyError:
+    return KeyError(f"there is no model {name!r}: the models are {join_names(names)}")

@@ -1,8 +1,8 @@
-"""What can be wrong with how a fit is run: workflow, memory, devices, checkpoints, its end."""
+"""Errors and warnings of how a fit is run: workflow, memory, checkpoints, chunks, its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nlsq_dask._errors.kinds import (
     CheckpointWarning,
@@ -24,7 +24,6 @@ CHECKSUM_MISMATCH = "its checksum does not match"
 
 
 def no_such_device(platform: str, available: str) -> InputError:
-    """A device was asked for that JAX does not have."""
     return InputError(
         f"device={platform!r} is not available: JAX runs on {available!r} here. "
         "Pass device='cpu', 'gpu' or None, or install a JAX that supports the device."
@@ -32,13 +31,11 @@ def no_such_device(platform: str, available: str) -> InputError:
 
 
 def unknown_choice(argument: str, value: object, choices: Sequence[object]) -> InputError:
-    """An argument is none of its choices."""
     listed = join_names([repr(choice) for choice in choices])
     return InputError(f"{argument} = {shown(value)} is unknown: choose one of {listed}.")
 
 
 def lazy_data_in_memory(strategy: str) -> InputError:
-    """A strategy for data in memory was asked for Dask or Zarr arrays."""
     return InputError(
         f"strategy = {strategy!r} needs data in memory, but a Dask or Zarr array was passed: use "
         "strategy='streaming' or 'auto', or load small arrays first with .compute() or [...]."
@@ -56,7 +53,6 @@ def end_of_fit(status: Status, undetermined: Sequence[str] = ()) -> str:
 
 
 def not_converged(message: str) -> ConvergenceWarning:
-    """A fit ended at no optimum."""
     return ConvergenceWarning(message)
 
 
@@ -76,7 +72,6 @@ def covariance_undetermined(names: Sequence[str] = ()) -> CovarianceWarning:
 
 
 def derivatives_differenced(n_rows: int, n_points: int) -> DerivativeWarning:
-    """The derivatives of the model were not finite in some rows."""
     return DerivativeWarning(
         f"in {n_rows:,} of {n_points:,} rows the automatic derivatives of the model are not "
         "finite although its value is, as where a power, a root, a norm or a logarithm meets zero: "
@@ -104,7 +99,6 @@ def optimum_not_found(message: str) -> ConvergenceError:
 
 
 def resume_without_checkpoint() -> InputError:
-    """There is no place to resume from."""
     return InputError(
         "resume=True needs checkpoint=..., the directory of the fit to go on with: a result's "
         "`checkpoint`, or the log of the interrupted fit, names it."
@@ -112,7 +106,6 @@ def resume_without_checkpoint() -> InputError:
 
 
 def checkpoint_not_written(directory: object, cause: OSError) -> CheckpointWarning:
-    """The disk is full, read-only, or gone."""
     return CheckpointWarning(
         f"no checkpoint could be written to {directory} ({cause}): the fit goes on without. Free "
         "some space or pass another checkpoint directory to be able to resume it."
@@ -120,16 +113,23 @@ def checkpoint_not_written(directory: object, cause: OSError) -> CheckpointWarni
 
 
 def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
-    """A checkpoint file is truncated or corrupted."""
     return CheckpointWarning(
         f"checkpoint {path} is damaged ({cause}): going back to the one before it, or to the start."
+    )
+
+
+def checkpoint_of_another_release(path: object, form: object) -> CheckpointWarning:
+    """A checkpoint is in a format that is not known."""
+    return CheckpointWarning(
+        f"checkpoint {path} is in the format {form!r}, which this release of nlsq_dask does not "
+        "read: going back to the one before it, or to the start. Resume with the release that "
+        "wrote it."
     )
 
 
 def checkpoint_of_another_fit(
     path: object, differing: Sequence[str], saved: object, now: object
 ) -> InputError:
-    """A checkpoint to resume from does not belong to this fit."""
     return InputError(
         f"checkpoint {path} is of another fit: {join_names(differing)} differ ({differing[0]} was "
         f"{saved!r} and is {now!r} now). Resume with the same problem, or pass another checkpoint "
@@ -138,12 +138,10 @@ def checkpoint_of_another_fit(
 
 
 def count_invalid(name: str, value: object) -> InputError:
-    """A number of things is not a positive whole number."""
     return InputError(f"{name} = {value!r}: pass a positive whole number.")
 
 
 def seed_invalid(value: object) -> InputError:
-    """What random numbers are to follow from is no whole number."""
     return InputError(
         f"seed = {value!r}: pass a whole number of at least zero. The same seed draws the same "
         "starts."
@@ -151,7 +149,6 @@ def seed_invalid(value: object) -> InputError:
 
 
 def safety_factor_invalid(value: object) -> InputError:
-    """The share of memory that may be used is not a share."""
     return InputError(
         f"safety_factor = {value!r}: pass a number above 0 and at most 1, the share of the "
         "available memory that a fit may use."
@@ -159,7 +156,6 @@ def safety_factor_invalid(value: object) -> InputError:
 
 
 def memory_invalid(name: str, value: object) -> InputError:
-    """An amount of memory is not positive."""
     return InputError(
         f"{name} = {value!r}: pass a positive finite number of gigabytes (1e9 bytes), or leave it "
         "out to use the memory that is available."
@@ -167,7 +163,6 @@ def memory_invalid(name: str, value: object) -> InputError:
 
 
 def gpu_memory_unknown() -> InputError:
-    """A budget for a GPU was asked for, and there is none to ask."""
     return InputError(
         "use_gpu = True, but no GPU's memory is known: import jax first, in an installation that "
         "supports the GPU, or pass gpu_memory_gb or memory_limit_gb, or use_gpu=False."
@@ -175,7 +170,6 @@ def gpu_memory_unknown() -> InputError:
 
 
 def workflow_for_lazy_data(workflow: str, strategy: str, choices: Sequence[str]) -> InputError:
-    """A preset for data in memory was asked for Dask or Zarr arrays."""
     listed = " or ".join(repr(choice) for choice in choices)
     return InputError(
         f"workflow = {workflow!r} keeps the data in memory (strategy {strategy!r}), but a Dask or "
@@ -208,7 +202,6 @@ def chunk_too_large(
     fitting_bytes: int,
     fitting_chunks: tuple[int, ...],
 ) -> InputError:
-    """A worker would run out of memory with one chunk a thread."""
     return InputError(
         f"a chunk of shape {chunks} takes {in_units(chunk_bytes)} when decoded, coordinates and "
         f"sigma included, but a worker with {in_units(memory_bytes)} of memory and "
@@ -220,7 +213,6 @@ def chunk_too_large(
 
 
 def memory_too_small(memory_bytes: int, threads: int, least_bytes: float) -> InputError:
-    """A worker has no room for any chunk."""
     enough = 1.05 * least_bytes / 1e9  # two digits may round down by so much
     return InputError(
         f"{in_units(memory_bytes)} of memory for {_threads(threads)} leaves no room for chunks "
@@ -241,7 +233,6 @@ def chunks_held(held_bytes: int, memory_bytes: int, room_bytes: int) -> InputErr
 
 
 def callback_not_callable(value: object) -> InputTypeError:
-    """A callback is no function."""
     return InputTypeError(
         f"callback = {value!r} cannot be called: pass a function callback(intermediate_result), "
         "which may raise StopIteration to end the fit."
@@ -249,7 +240,6 @@ def callback_not_callable(value: object) -> InputTypeError:
 
 
 def verbose_invalid(value: object) -> InputError:
-    """There is no such level of reports."""
     return InputError(
         f"verbose = {value!r}: pass 0 for silence, 1 for a report at the end, or 2 for a line at "
         "every evaluation."
@@ -257,14 +247,12 @@ def verbose_invalid(value: object) -> InputError:
 
 
 def guess_failed(model: str, cause: object) -> ModelError:
-    """A model's own guess is of no use."""
     return ModelError(
         f"the guess of the model {model} failed ({cause}): pass p0, one starting value a parameter."
     )
 
 
 def checkpoint_not_a_path(value: object) -> InputTypeError:
-    """A directory is no path."""
     return InputTypeError(
         f"checkpoint = {value!r} is no path: pass the name of a directory, which is made if there "
         "is none."
@@ -272,7 +260,69 @@ def checkpoint_not_a_path(value: object) -> InputTypeError:
 
 
 def not_a_client(value: object) -> InputTypeError:
-    """A cluster was named by something else."""
     return InputTypeError(
         f"client = {value!r} is no distributed.Client: pass one, or None for the active one."
+    )
+
+
+# Advice of a plan: chunks that make a fit slower than it need be, and the call that helps.
+
+
+def chunks_small(blocks: int, block_bytes: float, calls: str) -> str:
+    return (
+        f"{blocks:,} blocks of {in_units(block_bytes)} on average: opening and planning them costs "
+        f"more than reading them. Pass joined chunks: {calls}; or store the data again in such "
+        "chunks."
+    )
+
+
+def chunks_differ(
+    grids: Mapping[str, tuple[int, ...]], repeated: float, held: float, calls: str, stored: bool
+) -> str:
+    cuts = ", ".join(f"{name} {chunks}" for name, chunks in grids.items())
+    costs = []
+    if repeated:
+        costs.append(f"{in_units(repeated)} are read twice in every pass, where tasks meet")
+    if held:
+        costs.append(f"{in_units(held)} are kept in memory, since many tasks need them")
+    what = ", and ".join(costs) or "blocks are cut wherever either of them is"
+    how = "Store the data again, cut alike" if stored else "Pass all cut alike"
+    return f"the chunks do not match ({cuts}): {what}. {how}: {calls}."
+
+
+def zarr_chunks_cut(
+    name: str,
+    chunks: tuple[int, ...],
+    stored: tuple[int, ...],
+    repeats: float,
+    wanted: tuple[int, ...],
+) -> str:
+    """Dask reads pieces of Zarr chunks, each of which decodes the whole chunk."""
+    return (
+        f"{name} is read in Dask chunks of {chunks}, which cut the Zarr chunks of {stored} they "
+        f"come from: each Zarr chunk is decoded {repeats:.3g} times in every pass. Pass whole "
+        f"ones as {name}: da.from_zarr(store, chunks={wanted}), or the zarr.Array itself."
+    )
+
+
+def workers_idle(tasks: int, threads: int, calls: str, stored: bool) -> str:
+    each = "1 task" if tasks == 1 else f"{tasks} tasks"
+    how = "Store the data again in smaller chunks" if stored else "Pass the data cut smaller"
+    return (
+        f"a pass has {each} for {threads} threads, {threads - tasks} of which idle. {how}: {calls}."
+    )
+
+
+def memory_exceeded(planned: float, available: float, fixed: float) -> str:
+    return (
+        f"the fit may take {in_units(planned)}, of which {in_units(fixed)} are for the program "
+        f"itself whatever the data are, but {in_units(available)} are to be used: raise "
+        "memory_limit_gb, on a cluster the memory of the workers, or expect more to be taken."
+    )
+
+
+def no_workers() -> str:
+    return (
+        "no worker has joined the cluster yet, so that nothing is known of its memory and speed: "
+        "plan again after client.wait_for_workers(1)."
     )

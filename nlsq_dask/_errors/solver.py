@@ -1,4 +1,4 @@
-"""What can be wrong with bounds, starting values and options of the solver."""
+"""Errors of parameters, bounds, starting values and options; and what ``curve_fit`` says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,78 @@ from nlsq_dask._errors.kinds import (
     InputTypeError,
     StartNotFiniteError,
     StartSlopeError,
+    Status,
     join_names,
     listed,
     shown,
 )
 
 
+def fixed_form(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"fixed = {shown(value)}: pass values by parameter name, {{name: value}}."
+    )
+
+
+def fixed_value(name: str, value: object) -> InputError:
+    return InputError(f"fixed[{name!r}] = {shown(value)}: pass a finite number.")
+
+
+def fixed_outside_bounds(name: str, value: float, lower: float, upper: float) -> InputError:
+    return InputError(
+        f"parameter {name} is fixed at {value!r}, outside of its bounds [{lower!r}, {upper!r}]: "
+        "change the value, or leave out the bounds of a fixed parameter."
+    )
+
+
+def fixed_and_tied(names: Sequence[str]) -> InputError:
+    return InputError(
+        f"{join_names(names)} cannot be both fixed and tied: name each in only one of the two."
+    )
+
+
+def fixed_with_matrix() -> InputError:
+    return InputError(
+        "fixed cannot be combined with ties given as a matrix: give the ties by name, "
+        "ties={'a2': 'a1'}, which leaves fixed parameters alone."
+    )
+
+
+def nothing_free(names: Sequence[str]) -> InputError:
+    return InputError(
+        f"{join_names(names)} are all fixed or tied, so that nothing is left to fit: free at least "
+        "one parameter, or use fit(..., max_nfev=1) to evaluate a model at p0."
+    )
+
+
+def tie_form(name: str, value: object) -> InputTypeError:
+    return InputTypeError(
+        f"ties[{name!r}] = {shown(value)}: pass the name of the parameter that it equals, or "
+        "finite factors by name, {'a1': 2.0, 'b': -1.0}."
+    )
+
+
+def ties_in_a_circle(names: Sequence[str]) -> InputError:
+    return InputError(
+        f"the ties run in a circle, {' -> '.join(names)}: leave one of these parameters free."
+    )
+
+
+def ties_matrix(got: str, size: int) -> InputError:
+    return InputError(
+        f"ties has {got}: pass {{name: name}}, or a finite matrix of shape ({size}, q) with "
+        "linearly independent columns, whose product with the q free values gives the parameters."
+    )
+
+
+def bounds_on_combination(name: str) -> InputError:
+    return InputError(
+        f"parameter {name} is a combination of several free ones, and cannot have bounds of its "
+        "own: bound the parameters that it is tied to."
+    )
+
+
 def bounds_form(bounds: object, size: int) -> InputTypeError:
-    """Bounds are in no accepted form."""
     return InputTypeError(
         f"bounds = {shown(bounds)} is not a pair: pass (lower, upper), each a number or {size} "
         "numbers, or {name: (lower, upper)} by parameter name, or scipy.optimize.Bounds."
@@ -25,14 +89,12 @@ def bounds_form(bounds: object, size: int) -> InputTypeError:
 
 
 def bound_not_numbers(side: str, value: object) -> InputTypeError:
-    """One side of the bounds is not made of numbers."""
     return InputTypeError(
         f"the {side} bounds are {shown(value)}: pass numbers, with None where there is no bound."
     )
 
 
 def bound_pair(name: str, value: object) -> InputTypeError:
-    """The bounds of a named parameter are no pair."""
     return InputTypeError(
         f"the bounds of parameter {name} are {shown(value)}: pass (lower, upper), with None where "
         "there is no bound."
@@ -40,7 +102,6 @@ def bound_pair(name: str, value: object) -> InputTypeError:
 
 
 def bound_shape(side: str, shape: tuple[int, ...], size: int) -> InputError:
-    """One side of the bounds has another length than the parameters."""
     return InputError(
         f"the {side} bounds have shape {shape} but the model has {size} parameters: pass one "
         f"number for all of them or an array of shape ({size},)."
@@ -48,7 +109,6 @@ def bound_shape(side: str, shape: tuple[int, ...], size: int) -> InputError:
 
 
 def bound_is_nan(side: str, names: Sequence[str]) -> InputError:
-    """A bound is not a number."""
     return InputError(
         f"the {side} bounds of {join_names(names)} are NaN: use None or an infinity where there is "
         "no bound."
@@ -56,7 +116,6 @@ def bound_is_nan(side: str, names: Sequence[str]) -> InputError:
 
 
 def bounds_crossed(name: str, lower: float, upper: float) -> InputError:
-    """A lower bound is not below the upper one."""
     remedy = ""
     if lower == upper:
         remedy = (
@@ -71,7 +130,6 @@ def bounds_crossed(name: str, lower: float, upper: float) -> InputError:
 def unknown_parameter_names(
     argument: str, unknown: Sequence[str], names: Sequence[str]
 ) -> InputError:
-    """A mapping by parameter name has other keys."""
     return InputError(
         f"{argument} names {join_names(unknown)}, but the model's parameters are "
         f"{join_names(names)}: correct the names."
@@ -79,7 +137,6 @@ def unknown_parameter_names(
 
 
 def p0_names_missing(missing: Sequence[str]) -> InputError:
-    """Starting values by name are incomplete."""
     return InputError(
         f"p0 has no value for {join_names(missing)}: give a starting value to every parameter, or "
         "leave p0 out to start from the default."
@@ -87,7 +144,6 @@ def p0_names_missing(missing: Sequence[str]) -> InputError:
 
 
 def p0_not_numbers(p0: object) -> InputTypeError:
-    """Starting values are not numbers."""
     return InputTypeError(
         f"p0 = {shown(p0)} is not a sequence of real numbers: pass one starting value a parameter, "
         "in the model's order or as {name: value}."
@@ -95,7 +151,6 @@ def p0_not_numbers(p0: object) -> InputTypeError:
 
 
 def p0_length(size: int, names: Sequence[str]) -> InputError:
-    """Starting values have another length than the parameters."""
     return InputError(
         f"p0 has length {size} but the model has {len(names)} parameters, {join_names(names)}: "
         "pass one starting value for each."
@@ -103,14 +158,12 @@ def p0_length(size: int, names: Sequence[str]) -> InputError:
 
 
 def p0_not_finite(names: Sequence[str]) -> InputError:
-    """A starting value is NaN or infinite."""
     return InputError(
         f"p0 is NaN or infinite for {join_names(names)}: pass finite starting values."
     )
 
 
 def p0_infeasible(name: str, value: float, lower: float, upper: float) -> InputError:
-    """A starting value lies outside of its bounds."""
     return InputError(
         f"p0 is infeasible: {name} = {value!r} lies outside of its bounds [{lower!r}, {upper!r}] "
         "(Initial guess is outside of provided bounds): move the starting value inside, or widen "
@@ -119,7 +172,6 @@ def p0_infeasible(name: str, value: float, lower: float, upper: float) -> InputE
 
 
 def start_not_finite(params: Iterable[float]) -> StartNotFiniteError:
-    """The model has no finite value at the starting point."""
     values = list(params)
     return StartNotFiniteError.at(
         values,
@@ -170,7 +222,6 @@ def start_derivative_not_finite(params: Iterable[float]) -> StartSlopeError:
 
 
 def no_difference(params: Iterable[float], n_rows: int, place: object) -> StartSlopeError:
-    """There are rows in which the derivatives cannot be replaced by differences either."""
     return StartSlopeError(
         f"in {n_rows:,} rows, the first {place}, the model is finite at the starting point p0 = "
         f"{listed(params)}, but its derivatives by the parameters are not. Nor are its values a "
@@ -181,14 +232,12 @@ def no_difference(params: Iterable[float], n_rows: int, place: object) -> StartS
 
 
 def tolerance_invalid(name: str, value: float) -> InputError:
-    """A tolerance is negative or NaN."""
     return InputError(
         f"{name} = {shown(value)}: pass a number of at least zero, or None to disable it."
     )
 
 
 def tolerances_disabled(eps: float) -> InputError:
-    """No criterion is left to stop by."""
     return InputError(
         "ftol, xtol and gtol are all None or below the machine precision "
         f"({eps:.2e}), so that nothing could end the fit: raise one of them."
@@ -196,14 +245,12 @@ def tolerances_disabled(eps: float) -> InputError:
 
 
 def x_scale_invalid(value: object) -> InputError:
-    """Characteristic sizes of the parameters are not positive."""
     return InputError(
         f"x_scale = {shown(value)}: pass 'jac', or positive finite numbers, one a parameter."
     )
 
 
 def x_scale_shape(shape: tuple[int, ...], size: int) -> InputError:
-    """Characteristic sizes have another length than the parameters."""
     return InputError(
         f"x_scale has shape {shape} but the model has {size} parameters: pass 'jac', or an array "
         f"of shape ({size},)."
@@ -211,7 +258,6 @@ def x_scale_shape(shape: tuple[int, ...], size: int) -> InputError:
 
 
 def unknown_loss(value: object, choices: Sequence[str]) -> InputError:
-    """A loss is neither known nor a function."""
     quoted = join_names([repr(choice) for choice in choices])
     return InputError(
         f"loss = {shown(value)} is unknown: `loss` must be one of {quoted} or a callable that "
@@ -220,7 +266,6 @@ def unknown_loss(value: object, choices: Sequence[str]) -> InputError:
 
 
 def f_scale_invalid(value: object) -> InputError:
-    """The scale of a loss is not positive."""
     return InputError(
         f"f_scale = {shown(value)}: pass a positive finite number, the residual from which on rows "
         "are to count less."
@@ -228,8 +273,109 @@ def f_scale_invalid(value: object) -> InputError:
 
 
 def lm_with_loss(loss: str) -> InputError:
-    """The Levenberg-Marquardt method knows only least squares."""
     return InputError(
         f"loss = {loss!r} with method='lm': method='lm' supports only 'linear' loss function. Use "
         "method='trf' or 'dogbox' for a robust loss."
     )
+
+
+# What curve_fit says. The words are SciPy's, so that code which looks for them finds them.
+
+
+def lm_bounded() -> InputError:
+    return InputError(
+        "bounds were passed: Method 'lm' only works for unconstrained problems. Use 'trf' or "
+        "'dogbox' instead."
+    )
+
+
+def ydata_empty(shape: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"y is empty, with shape {shape} (`ydata` must not be empty!): there is nothing to fit."
+    )
+
+
+def too_few_rows(size: int, rows: int, left_out: int = 0) -> InputTypeError:
+    counted = f" ({left_out} more are left out)" if left_out else ""
+    return InputTypeError(
+        f"The number of func parameters={size} must not exceed the number of data points={rows}"
+        f"{counted}: pass more data, or hold parameters with fixed= or ties=."
+    )
+
+
+def sigma_shape(got: tuple[int, ...], rows: int) -> InputError:
+    return InputError(
+        f"`sigma` has incorrect shape. sigma has shape {got} but y has shape ({rows},): pass one "
+        f"number, ({rows},) standard deviations, or a covariance matrix ({rows}, {rows})."
+    )
+
+
+def nan_policy_unknown(policy: object) -> InputError:
+    return InputError(
+        f"nan_policy = {policy!r}: nan_policy must be one of {{None, 'raise', 'omit'}}."
+    )
+
+
+def nan_policy_propagate() -> InputError:
+    """The policy for functions of arrays makes no sense for a fit."""
+    return InputError(
+        "`nan_policy='propagate'` is not supported by this function. A sum with NaN has no "
+        "minimum: pass nan_policy='omit' to leave out rows with NaN."
+    )
+
+
+def contains_nan(name: str, count: int) -> InputError:
+    return InputError(
+        f"The input contains nan values: {name} has {count} of them. Remove those rows, or pass "
+        "nan_policy='omit'."
+    )
+
+
+def infinite_or_nan(name: str, count: int, first: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"{name} has {count} values that are NaN or infinite, the first at index {first} (array "
+        "must not contain infs or NaNs): remove them, pass nan_policy='omit' to leave out rows "
+        "with NaN, or check_finite=False."
+    )
+
+
+def omit_needs_rows(shape: object) -> InputError:
+    return InputError(
+        f"nan_policy = 'omit' leaves out rows, but x ({shape}) has no axis of y's length: remove "
+        "the NaN from y, and let the model return a value for each row that stays."
+    )
+
+
+def args_refused() -> InputError:
+    return InputError(
+        "'args' is not a supported keyword argument. Fix a model's further arguments with "
+        "functools.partial or a function around it."
+    )
+
+
+def evaluations_spent(method: str, limit: int) -> str:
+    """Why there is no optimum, in the words of MINPACK or of ``least_squares``."""
+    if method == "lm":
+        cause, argument = f"Number of calls to function has reached maxfev = {limit}.", "maxfev"
+    else:
+        cause, argument = "The maximum number of function evaluations is exceeded.", "max_nfev"
+    return f"{cause} Raise {argument}, improve p0, or loosen ftol, xtol and gtol."
+
+
+def lm_message(status: Status, ftol: float, xtol: float, gtol: float) -> str:
+    """Why Levenberg-Marquardt ended, in MINPACK's words; tolerances with six digits."""
+    cost = (
+        "Both actual and predicted relative reductions in the sum of squares are at most "
+        f"{ftol:.6g}"
+    )
+    step = f"the relative error between two consecutive iterates is at most {xtol:.6g}"
+    cosine = (
+        "The cosine of the angle between func(x) and any column of the Jacobian is at most "
+        f"{gtol:.6g} in absolute value"
+    )
+    return {
+        Status.COST: cost,
+        Status.STEP: step[0].upper() + step[1:],
+        Status.COST_AND_STEP: f"{cost} and {step}",
+        Status.GRADIENT: cosine,
+    }.get(status, status.message)

@@ -8,35 +8,32 @@ its name only when it is complete: it is written under another, flushed to the d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask._errors import Status
-from nlsq_dask.core.distance import Remainder
-from nlsq_dask.core.factor import Linearization
-from nlsq_dask.core.normal_equations import Moments
-from nlsq_dask.core.solver_state import IterationRecord, SolverState
-from nlsq_dask.io.codec import to_json
+from nlsq_dask.core.solver_state import SolverState
+from nlsq_dask.io.codec import checksum, dumps, from_json, to_json
 from nlsq_dask.io.files import write_atomically
+from nlsq_dask.results.earlier import CRITERIA
 
 FORMAT = "nlsq_dask checkpoint 5"
+# The format of version 0.1, whose searches ended by another rule.
+FORMAT_0_1 = "nlsq_dask checkpoint 4"
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
-_ARRAYS = {"sizes", "params", "scale_inv", "r_factor", "qtr", "gradient", "downhill", "sandwich"}
-_NESTED = {"linearization", "left", "moments", "history"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,16 @@ class Checkpoint:
     starts : list of dict
         What multi-start found, as JSON values; empty without it.
     pilot : dict or None
-        What the pilot was good for, as JSON values.
+        Outcome of the pilot fit, as JSON values.
+    of_0_1 : bool
+        Whether version 0.1 wrote the checkpoint, so that the state must be judged again.
     """
 
     state: SolverState
     n_passes: int
     starts: list[dict[str, Any]]
     pilot: dict[str, Any] | None
+    of_0_1: bool = False
 
 
 class CheckpointStore:
@@ -72,6 +72,8 @@ class CheckpointStore:
         Description of the fit in JSON values; a checkpoint of another one is refused.
     versions : mapping
         Versions of the libraries, recorded with each checkpoint.
+    problem_0_1 : mapping, optional
+        Description of the fit as version 0.1 writes it.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class CheckpointStore:
         directory: str | os.PathLike[str],
         problem: Mapping[str, Any],
         versions: Mapping[str, str],
+        problem_0_1: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._problem = json.loads(_dumps(problem))
+        self._problem = json.loads(dumps(problem))
+        self._problem_0_1 = json.loads(dumps(problem_0_1 or problem))
         self._versions = dict(versions)
         self._written: list[Path] = []
         self._failed = False
@@ -123,20 +127,28 @@ class CheckpointStore:
         Warns
         -----
         CheckpointWarning
-            For every newer file that is damaged.
+            For every newer file that is damaged, or in a format that is not known.
         """
         for _, path in reversed(self._files()):
             try:
                 content = _decode(path.read_bytes())
+                form = content["format"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 warnings.warn(_errors.checkpoint_damaged(path, error), stacklevel=2)
                 continue
-            self._check_problem(path, content["problem"])
+            if form not in (FORMAT, FORMAT_0_1):
+                warning = _errors.checkpoint_of_another_release(path, form)
+                warnings.warn(warning, stacklevel=2)
+                continue
+            of_0_1 = form == FORMAT_0_1
+            problem = self._problem_0_1 if of_0_1 else self._problem
+            _check_problem(path, content["problem"], problem)
             return Checkpoint(
-                _state_from_json(content["state"]),
+                _state_of_0_1(content) if of_0_1 else from_json(SolverState, content["state"]),
                 content["n_passes"],
                 content["starts"],
                 content["pilot"],
+                of_0_1,
             )
         return None
 
@@ -147,7 +159,7 @@ class CheckpointStore:
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def _encode(self, checkpoint: Checkpoint) -> bytes:
-        content = _dumps(
+        content = dumps(
             {
                 "format": FORMAT,
                 "problem": self._problem,
@@ -155,83 +167,32 @@ class CheckpointStore:
                 "n_passes": checkpoint.n_passes,
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
-                "state": _state_to_json(checkpoint.state),
+                "state": to_json(checkpoint.state),
             }
         )
-        return _dumps({"sha256": _checksum(content), "content": content}).encode()
-
-    def _check_problem(self, path: Path, saved: Mapping[str, Any]) -> None:
-        differing = [
-            name
-            for name in sorted({*saved, *self._problem})
-            if saved.get(name) != self._problem.get(name)
-        ]
-        if differing:
-            first = differing[0]
-            raise _errors.checkpoint_of_another_fit(
-                path, differing, saved.get(first), self._problem.get(first)
-            )
+        return dumps({"sha256": checksum(content), "content": content}).encode()
 
 
-def _state_to_json(state: SolverState) -> dict[str, Any]:
-    flat = {f.name: getattr(state, f.name) for f in fields(state)}
-    flat["linearization"] = _linearization_to_json(state.linearization)
-    flat["left"] = _flat_to_json(state.left)
-    flat["moments"] = _flat_to_json(state.moments)
-    flat["history"] = [_flat_to_json(record) for record in state.history]
-    for name in ("met", "status"):
-        flat[name] = None if flat[name] is None else int(flat[name])
-    return {name: value if name in _NESTED else to_json(value) for name, value in flat.items()}
+def _check_problem(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another fit."""
+    differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    if differing:
+        first = differing[0]
+        raise _errors.checkpoint_of_another_fit(path, differing, saved.get(first), now.get(first))
 
 
-def _linearization_to_json(linear: Linearization) -> dict[str, Any]:
-    flat = {f.name: to_json(getattr(linear, f.name)) for f in fields(linear) if f.name != "curved"}
-    return flat | {"curved": linear.curved and _linearization_to_json(linear.curved)}
-
-
-def _flat_to_json(record: Remainder | Moments | IterationRecord) -> dict[str, Any]:
-    return {name: to_json(value) for name, value in asdict(record).items()}
-
-
-def _state_from_json(saved: Mapping[str, Any]) -> SolverState:
-    values = _flat_from_json(saved)
-    values["linearization"] = _linearization_from_json(saved["linearization"])
-    values["left"] = Remainder(**_flat_from_json(saved["left"]))
-    values["moments"] = Moments(**_flat_from_json(saved["moments"]))
-    values["history"] = tuple(IterationRecord(**_flat_from_json(r)) for r in saved["history"])
-    for name in ("met", "status"):
-        values[name] = None if saved[name] is None else Status(saved[name])
-    return SolverState(**values)
-
-
-def _linearization_from_json(saved: Mapping[str, Any]) -> Linearization:
-    curved = saved["curved"] and _linearization_from_json(saved["curved"])
-    return Linearization(**(_flat_from_json(saved) | {"curved": curved}))
-
-
-def _flat_from_json(saved: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _from_json(name, value) for name, value in saved.items()}
-
-
-def _from_json(name: str, value: Any) -> Any:
-    if name in _ARRAYS and value is not None:
-        return np.array(value, dtype=np.float64)  # strings such as "inf" are read as numbers
-    return float(value) if isinstance(value, str) else value
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, sort_keys=True)
-
-
-def _checksum(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
+def _state_of_0_1(content: Mapping[str, Any]) -> SolverState:
+    """The state of a search of version 0.1, with what follows from its history and its problem."""
+    state = from_json(SolverState, content["state"])
+    refused = list(takewhile(lambda record: not record.accepted, reversed(state.history)))
+    sizes = np.abs(np.array(content["problem"]["p0"], np.float64))
+    met = state.status if state.status in CRITERIA else None
+    return replace(state, sizes=sizes, n_rejected=len(refused), met=met)
 
 
 def _decode(raw: bytes) -> dict[str, Any]:
     envelope = json.loads(raw)
-    if envelope["sha256"] != _checksum(str(envelope["content"])):
+    if envelope["sha256"] != checksum(str(envelope["content"])):
         raise ValueError(_errors.CHECKSUM_MISMATCH)
     content: dict[str, Any] = json.loads(envelope["content"])
-    if content["format"] != FORMAT:
-        raise ValueError(content["format"])
     return content

@@ -115,13 +115,17 @@ class Job:
         """The compiled kernel of the model."""
         return Kernels((self.spec,), self.device, whole=not self.row_wise)
 
-    def description(self) -> dict[str, Any]:
-        """All that distinguishes this fit from others, as JSON values, for checkpoints."""
+    def description(self, *, of_0_1: bool = False) -> dict[str, Any]:
+        """What makes this fit another one, as JSON values: for checkpoints.
+
+        With `of_0_1` as version 0.1 described it, without the traces of the functions.
+        """
         data, plan, options = self.data, self.plan, self.options
+        spec = self.spec.untraced() if of_0_1 else self.spec
         chunks = self.strategy.stream.chunks if isinstance(self.strategy, Streamed) else None
         blocks = None if isinstance(self.strategy, Standard) else self.strategy.blocks
         return {
-            "model": replace(self.spec, loss=LINEAR).key,
+            "model": replace(spec, loss=LINEAR).key,
             "parameters": list(self.spec.names),
             "shapes": [list(a.shape) for a in data.operands],
             "dtypes": [str(a.dtype) for a in data.operands],
@@ -132,7 +136,7 @@ class Job:
             "p0": to_json(self.start),
             "strategy": plan.strategy,
             "block_rows": None if blocks is None else blocks.block_rows,
-            "loss": self.spec.loss.token,
+            "loss": spec.loss.token,
             "method": options.method,
             "stat_tol": to_json(options.stat_tol),
             "residual_variance": to_json(options.residual_variance),

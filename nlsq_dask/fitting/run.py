@@ -20,6 +20,7 @@ from nlsq_dask.core.covariance import covariance, robust_covariance
 from nlsq_dask.core.minimize import Known, minimize
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import Search, answered
+from nlsq_dask.core.reopen import reopened
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
 from nlsq_dask.engines.open_engine import open_engine
@@ -141,7 +142,7 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
         os.fspath(directory)
     except TypeError:
         raise _errors.checkpoint_not_a_path(directory) from None
-    store = CheckpointStore(directory, job.description(), versions())
+    store = CheckpointStore(directory, job.description(), versions(), job.description(of_0_1=True))
     logger.info("checkpoints in %s", store.directory)
     return store
 
@@ -208,6 +209,8 @@ def _solve(
     if saved is not None:
         state, preparation = saved.state, Preparation.of(saved)
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
+        if saved.of_0_1:
+            state = yield from reopened(state, job.box, options)
     elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
         point, known, pilot, record = yield from first_pass(job, pilot)
         preparation = Preparation(pilot.starts, record)

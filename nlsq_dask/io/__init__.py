@@ -1,1 +1,1 @@
-"""What a user passes: sources, observations, and the blocks of rows that are made of them."""
+"""The data that a user passes: sources, observations, and their blocks of rows."""

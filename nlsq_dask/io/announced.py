@@ -1,8 +1,8 @@
-"""Blocks of Dask arrays compared with what the arrays say of them.
+"""Comparison of the blocks of Dask arrays with their announced shapes and dtypes.
 
-A Dask array announces the shape of each chunk and the dtype of all, and whatever makes a chunk may
-hold to something else: ``y.map_blocks(lambda b: b[b > 0])``. The rows of the other arrays would
-then be paired with the wrong ones, or broadcast to them.
+A Dask array announces the shape of each chunk and one dtype. The function that makes a chunk may
+return another shape or dtype, as in ``y.map_blocks(lambda b: b[b > 0])``. Its rows would then be
+paired with the wrong rows of the other arrays, or broadcast to them.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.chunks import Box, Chunks, lengths
 
-# Kinds of dtypes that hold real numbers, and that hold truth values.
+# Kinds of dtypes of real numbers, and of truth values.
 NUMBERS = "fiub"
 FLAGS = "b"
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What is announced of a block.
+    """Announced properties of a block.
 
     Attributes
     ----------
     name : str
-        What messages call the array that it is of.
+        Name of the array in messages.
     index : tuple of int
-        Of the block among those of the array.
+        Index of the block in the array.
     box : tuple of slice
-        What it is of the array.
+        Part of the array that the block holds.
     kinds : str
-        Kinds of dtypes that it may have.
+        Kinds of dtypes that the block may have.
     """
 
     name: str
@@ -42,19 +42,19 @@ class Announced:
     kinds: str = NUMBERS
 
     def checked(self, block: Any) -> Any:
-        """The block itself, if it is as announced; see :meth:`check`."""
+        """Return the block if it is as announced; see :meth:`check`."""
         self.check(block)
         return block
 
     def check(self, block: Any) -> None:
-        """Compare a block, as it was made, with what was announced.
+        """Compare a computed block with its announcement.
 
         Raises
         ------
         InputError
-            If the shape is another one.
+            If the shape differs.
         InputTypeError
-            If the dtype is of another kind.
+            If the kind of dtype differs.
         """
         shape = lengths(self.box)
         if np.shape(block) != shape:
@@ -71,18 +71,18 @@ def kinds_of(array: Any) -> str:
 
 
 def checked(array: Any, name: str) -> Any:
-    """A Dask array whose chunks are compared with what it announces when they are made.
+    """A Dask array that compares each chunk with its announcement when the chunk is computed.
 
     Parameters
     ----------
     array : dask.array.Array
     name : str
-        What messages call it.
+        Name of the array in messages.
 
     Returns
     -------
     dask.array.Array
-        With the same chunks.
+        Array with the same chunks.
     """
     import dask.array as da
     from dask.layers import ArrayBlockIdDep, ArraySliceDep
@@ -102,7 +102,7 @@ def checked(array: Any, name: str) -> Any:
         array_name=name,
         kinds=kinds_of(array),
         dtype=array.dtype,
-        meta=array._meta,  # says whether its blocks are masked arrays
+        meta=array._meta,  # tells whether blocks are masked arrays
         align_arrays=False,
     )
 
@@ -110,5 +110,5 @@ def checked(array: Any, name: str) -> Any:
 def _checked_block(
     block: Any, index: tuple[int, ...], box: Box, array_name: str, kinds: str
 ) -> Any:
-    """The block itself, if it is as announced."""
+    """Return the block if it is as announced."""
     return Announced(array_name, tuple(index), tuple(box), kinds).checked(block)

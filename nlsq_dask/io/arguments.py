@@ -1,4 +1,4 @@
-"""Arguments with chunks, as the caller gave them, and the calls that cut them into other chunks."""
+"""Arguments with chunks, as the caller passed them, and the calls that rechunk them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class LazyArgument:
-    """An argument that is read chunk by chunk, as the caller knows it.
+    """An argument that is read chunk by chunk, as the caller wrote it.
 
     Attributes
     ----------
     kind : {"dask", "zarr", "xarray"}
-        Which library's array it is.
+        Library of the array.
     dims : tuple of hashable or None
-        A name for each dimension that the rows have, and None where the argument has none; of the
-        others only their number counts.
+        For xarray, the name of each dimension of the rows, or None where the argument lacks the
+        dimension. For other libraries only the length of the tuple counts.
     """
 
     kind: Literal["dask", "zarr", "xarray"]
     dims: tuple[Hashable | None, ...]
 
     def rechunked(self, name: str, chunks: Sizes) -> str:
-        """The expression for an argument in chunks of so many rows along each dimension."""
+        """The expression that rechunks an argument to so many rows along each dimension."""
         if self.kind == "xarray":
             return f"{name}.chunk({self._by_name(chunks)})"
         if self.kind == "zarr":
@@ -34,11 +34,11 @@ class LazyArgument:
         return f"{name}.rechunk({self._by_position(chunks)})"
 
     def stored_again(self, name: str, chunks: Sizes) -> str:
-        """The call that stores an argument in such chunks, beside the store it may come from."""
+        """The call that stores an argument in such chunks, next to its own store if it has one."""
         store = "".join(c for c in name if c.isalnum()) + "_rechunked.zarr"
-        if self.kind == "xarray":  # the encoding has the chunks of the store it was read from
+        if self.kind == "xarray":  # the encoding keeps the chunks of the old store
             return f"{self.rechunked(name, chunks)}.drop_encoding().to_zarr('{store}')"
-        # Whole chunks are read: Zarr would decode others more than once.
+        # Read whole chunks: Zarr decodes parts of chunks more than once.
         lazy = f"da.from_zarr({name})" if self.kind == "zarr" else name
         return f"{lazy}.rechunk({self._by_position(chunks)}).to_zarr('{store}')"
 
@@ -47,6 +47,6 @@ class LazyArgument:
         return {dim: n for dim, n in reversed(list(named)) if dim is not None}
 
     def _by_position(self, chunks: Sizes) -> Sizes:
-        """Chunks of all dimensions: several coordinates in one array have one more, rows fewer."""
+        """Chunks of all dimensions: stacked coordinates have one more, broadcast arrays fewer."""
         more = len(self.dims) - len(chunks)
         return (-1,) * more + chunks if more >= 0 else chunks[-more:]

@@ -1,7 +1,7 @@
-"""Arithmetic of chunks: no arrays, no input or output, only integers.
+"""Arithmetic of chunks, with integers alone.
 
-Rows of an array of any number of dimensions are its elements in C order. A *range* of rows is a
-half-open interval of that order; a *box* is a tuple of slices, one a dimension.
+The rows of an array of any number of dimensions are its elements in C order. A *range* of rows is a
+half-open interval in this order. A *box* is a tuple of slices, one for each dimension.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 Box = tuple[slice, ...]
 Chunks = tuple[tuple[int, ...], ...]
 
-# Decoded bytes that one task reads in a pass. Long enough that the 2.3 ms which a task costs the
-# cluster stay below 5 % at a decoding rate of 1 GB/s, short enough for progress and recovery.
+# Decoded bytes that one task reads in a pass. A task costs the cluster 2.3 ms, which is below 5 %
+# of the time to decode so many bytes at 1 GB/s. A lost task is soon repeated, and progress is seen.
 GROUP_BYTES = 64_000_000
 
-# Tasks in a pass: a scheduler handles about 1,000 to 2,000 a second, so that a pass never costs it
-# more than a few seconds, while clusters of a thousand threads still find work for each.
+# Most tasks in a pass. A scheduler handles about 1,000 to 2,000 tasks a second, so a pass costs it
+# a few seconds at most, and a cluster of a thousand threads still has work for each thread.
 MAX_GROUPS = 4096
 
-# Fewest groups (where there are as many blocks), so that small data too use several workers.
+# Fewest groups, where there are so many blocks: small data also use several workers.
 MIN_GROUPS = 16
 
 
@@ -40,8 +40,8 @@ def row_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[int
     first, last : int
         Range of rows of the box.
     box : tuple of slice
-        One slice a dimension. Boxes come in row order and cover the range once; there are at most
-        ``2 * len(shape) - 1`` of them.
+        One slice for each dimension. Boxes come in row order and cover the range once. There are
+        at most ``2 * len(shape) - 1`` boxes.
     """
     inner = math.prod(shape[1:])
     if len(shape) == 1 or inner == 0 or start == stop:
@@ -63,14 +63,14 @@ def row_boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[int
 def _inside_slab(
     shape: Sequence[int], slab: int, start: int, stop: int
 ) -> Iterator[tuple[int, int, Box]]:
-    """Boxes of a range that lies within one index of the first dimension."""
+    """Boxes of a range within one index of the first dimension."""
     offset = slab * math.prod(shape[1:])
     for first, last, box in row_boxes(shape[1:], start - offset, stop - offset):
         yield first + offset, last + offset, (slice(slab, slab + 1), *box)
 
 
 def broadcast_box(box: Box, shape: Sequence[int]) -> Box:
-    """Restrict a box to an array that broadcasts: a dimension of length 1 keeps its one index.
+    """Restrict a box to an array that broadcasts: in a dimension of length 1 take the only index.
 
     Parameters
     ----------
@@ -108,10 +108,10 @@ def box_size(box: Box) -> int:
 
 
 def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
-    """Chunks of at most ``max_rows`` rows that keep rows of one chunk together in C order.
+    """Chunks of at most ``max_rows`` rows that are contiguous in C order.
 
-    The last dimensions stay whole for as long as they fit; the first that does not is cut, and
-    all before it are cut into single indices.
+    The last dimensions stay whole while they fit. The next dimension is cut to fit, and the
+    dimensions before it are cut into single indices.
     """
     chunks: list[tuple[int, ...]] = []
     room = max_rows
@@ -125,15 +125,15 @@ def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
 def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -> list[range]:
     """Cut a sequence of blocks into groups of neighbours, by the bytes of the blocks alone.
 
-    The cut depends on nothing but the layout of the data, never on the number of workers: sums
-    over groups then have one order, and the same bits, on every cluster.
+    The groups depend on the layout of the data alone, and not on the number of workers. So the sums
+    of the groups are added in the same order, and have the same bits, on every cluster.
 
     Parameters
     ----------
     block_bytes : sequence of int
         Decoded bytes of each block.
     ends : sequence of bool, optional
-        Whether a group may end before each block; by default before any.
+        For each block, whether a group may end before the block; by default always.
 
     Returns
     -------
@@ -149,7 +149,7 @@ def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -
     first, done, filled = 0, 0, 0
     for i, size in enumerate(block_bytes):
         filled += size
-        # Compare with the running total, so that rounding does not pile up in the last group.
+        # Compare with the running total: rounding group by group would make the last group large.
         may_end = i + 1 < n_blocks and (ends is None or ends[i + 1])
         if filled >= (done + 1) * target and may_end:
             groups.append(range(first, i + 1))
@@ -162,16 +162,17 @@ def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -
 def spread_blocks(grid: Sequence[int], count: int) -> list[int]:
     """Choose blocks that are spread evenly over a grid of blocks, along every dimension.
 
-    The points of the additive recurrence with the generalised golden ratio (Roberts, "The
-    unreasonable effectiveness of quasirandom sequences", 2018), of low discrepancy in any number
-    of dimensions; in one dimension, equidistant blocks with both ends among them.
+    In one dimension the blocks are equidistant and include both ends. In more dimensions they
+    follow the additive recurrence with the generalised golden ratio, whose points have a low
+    discrepancy in any number of dimensions (Roberts, "The unreasonable effectiveness of quasirandom
+    sequences", 2018).
 
     Parameters
     ----------
     grid : sequence of int
         Number of blocks along each dimension.
     count : int
-        Blocks to choose; fewer come out where the grid is smaller or points coincide.
+        Blocks to choose. The result has fewer where the grid is smaller, or where points coincide.
 
     Returns
     -------
@@ -188,8 +189,8 @@ def spread_blocks(grid: Sequence[int], count: int) -> list[int]:
     numbers = [0] * count
     for d, n in enumerate(grid):
         step = ratio ** -(long.index(d) + 1) if d in long else 0.0
-        # The points' ranks in place of their values: in three dimensions one step is near 2/3, and
-        # so few points would keep to three places along that dimension.
+        # Use the ranks of the points and not their values. In three dimensions one step is near
+        # 2/3: few points would have only three different values along that dimension.
         values = [(0.5 + k * step) % 1.0 for k in range(count)]
         for rank, k in enumerate(sorted(range(count), key=values.__getitem__)):
             numbers[k] = numbers[k] * n + (2 * rank + 1) * n // (2 * count)

@@ -11,8 +11,8 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_zarr
 
-# Difference from its transpose of a covariance matrix, in units of its largest value, that rounding
-# may have made.
+# Largest difference between a covariance matrix and its transpose that passes as rounding, in units
+# of the largest value.
 SYMMETRY_RTOL = 1e-8
 
 
@@ -27,13 +27,13 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
     Returns
     -------
     deviations, covariance : array_like or None
-        At most one of the two: `sigma` is a covariance matrix, shape (n, n), where `y` has one
-        dimension and `sigma` has two.
+        One of the two, or none. `sigma` with two dimensions is a covariance matrix, shape (n, n),
+        if `y` has one dimension.
 
     Raises
     ------
     InputError
-        If the matrix has another shape, or it or `y` is lazy.
+        If the matrix has another shape, or if the matrix or `y` is lazy.
     """
     if sigma is None or np.ndim(sigma) != 2 or np.ndim(y) > 1:
         return sigma, None
@@ -57,7 +57,7 @@ def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
     Returns
     -------
     ndarray, shape (m, m), float64
-        For the m rows that are not left out.
+        Factor for the m rows that are not left out.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 def write_atomically(path: Path, raw: bytes) -> None:
     """Write a file so that it appears under its name only when it is complete.
 
-    It is written under another name beside it, flushed to the disk, and renamed; a file that was
-    there is replaced at once.
+    The content is written to a temporary file in the same directory, flushed to the disk, and
+    renamed. The rename replaces an existing file at once.
 
     Raises
     ------
     OSError
-        If the disk refuses; a file that was there is as it was.
+        If the disk refuses. An existing file is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -28,7 +28,7 @@ def write_atomically(path: Path, raw: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
-    try:  # the rename itself must survive a power cut
+    try:  # the rename must survive a power cut
         os.fsync(directory)
     finally:
         os.close(directory)

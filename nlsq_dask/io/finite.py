@@ -1,9 +1,9 @@
-"""What keeps a sum of squares from being finite: NaN, infinities, and sigma of zero or less.
+"""Values that make a sum of squares infinite or NaN: NaN, infinities, and sigma of zero or less.
 
-An infinite sigma is taken to do so as well: its row would have no weight, yet count as one.
+An infinite sigma is refused as well: its row would have no weight, but would count as a row.
 
-Good data are never read for it: it is looked for after a sum was not finite. Rows that are left
-out do not count. Findings of blocks combine by adding, as sums of squares do.
+The search for such values reads the data. It runs only after a sum was not finite, so good data are
+not read for it. Rows that are left out do not count. The findings of blocks add, as sums do.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from nlsq_dask.io.stage import Block
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row is.
+    """Position of a row.
 
     Attributes
     ----------
     index : tuple of int
-        Of the row in ``y``.
+        Index of the row in ``y``.
     block : tuple of int or None
-        Index of the block, where data are chunked.
+        Index of the block; None if the data have no chunks.
     box : tuple of slice
-        What the block is of ``y``.
+        Part of ``y`` that the block holds.
     """
 
     index: tuple[int, ...]
@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Affected:
-    """Rows in which one array has values that cannot be used, the first such row, and its value."""
+    """Number of rows with unusable values in one array, the first such row, and its value."""
 
     count: int = 0
     first: Place | None = None
@@ -62,16 +62,16 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was found in some rows.
+    """Unusable values in some rows.
 
     Attributes
     ----------
     not_finite : tuple of Affected
-        NaN and infinities: in y, each coordinate, and sigma where there is one.
+        NaN and infinities in y, in each coordinate, and in sigma if there is one.
     no_deviation : Affected
-        Values of sigma that are not greater than zero and finite, NaN among them.
+        Values of sigma that are not positive and finite; NaN counts.
     n_affected, n_nan : int
-        Rows with NaN or infinities in any array, and rows with NaN in any.
+        Rows with NaN or infinities in some array, and rows with NaN in some array.
     """
 
     not_finite: tuple[Affected, ...]
@@ -88,7 +88,7 @@ class Findings:
         )
 
     def error(self, names: Iterable[str]) -> _errors.InputError | None:
-        """The error that names the first array, or None where all values can be used."""
+        """The error that names the first array; None if all values can be used."""
         for name, found in zip(names, self.not_finite, strict=True):
             if found.count:
                 place = f", the first {found.first}"
@@ -101,17 +101,17 @@ class Findings:
 
 
 def is_deviation(sigma: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Which values can be standard deviations: those that are positive and finite."""
+    """Which values can be standard deviations: positive and finite ones."""
     return np.asarray(np.greater(sigma, 0) & np.isfinite(sigma))
 
 
 def scan_in_memory(data: Observations) -> Findings:
-    """Look at all rows of data in memory."""
+    """Search all rows of data in memory."""
     return reduce(add, (scan(block, None, box) for box, block in data.pieces()))
 
 
 def scan(block: Block, index: tuple[int, ...] | None, box: Box) -> Findings:
-    """Look at the rows of a block that count."""
+    """Search the rows of a block that are not left out."""
     shape = block.y.shape
     counts = np.broadcast_to(True, shape)
     if block.selects:
@@ -141,7 +141,7 @@ def affected_rows(
     index: tuple[int, ...] | None,
     box: Box,
 ) -> Affected:
-    """How many rows of a block are flagged, the first of them, and the array's value there."""
+    """Number of flagged rows of a block, the first of them, and the value of the array there."""
     count = int(np.count_nonzero(rows))
     if not count:
         return Affected()

@@ -1,4 +1,4 @@
-"""Which rows of a data set are missing, beside those that a mask leaves out."""
+"""Missing rows: the rule by which values leave rows out, in addition to masks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ NAN_POLICIES: tuple[NanPolicy, ...] = ("raise", "omit")
 
 
 class Unlooked(Enum):
-    """The policy of ``curve_fit(..., check_finite=False)``: NaN in coordinates is not looked for.
+    """The policy of ``curve_fit(..., check_finite=False)``: do not search coordinates for NaN.
 
-    No name that a user could pass: SciPy's ``curve_fit`` refuses a policy "propagate" as well.
+    It is an enum, so that no name that a user passes selects it: SciPy's ``curve_fit`` refuses a
+    policy "propagate", too.
     """
 
     UNLOOKED = "unlooked"
@@ -31,14 +32,14 @@ UNLOOKED = Unlooked.UNLOOKED
 
 @dataclass(frozen=True, slots=True)
 class MissingRule:
-    """What makes a row a missing one.
+    """The values by which a row is missing.
 
     Attributes
     ----------
     omit_nan : bool
-        Whether NaN in y, a coordinate or sigma does. Infinities never do.
+        Whether NaN in y, a coordinate or sigma makes a row missing. Infinities never do.
     fill_value : number of y's dtype or None
-        Value of y that does; NaN stands for NaN in y.
+        Value of y that makes a row missing. NaN means NaN in y.
     """
 
     omit_nan: bool = False
@@ -46,21 +47,21 @@ class MissingRule:
 
     @property
     def active(self) -> bool:
-        """Whether any value can make a row a missing one."""
+        """Whether any value makes a row missing."""
         return self.omit_nan or self.fill_value is not None
 
     def flags(self, arrays: Sequence[NDArray[np.generic]]) -> Iterator[NDArray[np.bool_]]:
-        """Where values are missing, one flag array after the other.
+        """Flags of missing values, one array after the other.
 
         Parameters
         ----------
         arrays : sequence of ndarray
-            Pieces of y, of the coordinates and of sigma, which broadcast to that of y.
+            Pieces of y, of the coordinates and of sigma. They broadcast to the piece of y.
 
         Yields
         ------
         ndarray of bool
-            In the shape of one of the arrays.
+            Flags in the shape of one of the arrays.
         """
         if self.fill_value is not None and not (self.omit_nan and np.isnan(self.fill_value)):
             y = arrays[0]
@@ -73,7 +74,7 @@ NO_RULE = MissingRule()
 
 
 def missing_rule(nan_policy: Any, fill_value: Any, dtype: np.dtype[Any]) -> MissingRule:
-    """The rule that ``nan_policy`` and ``fill_value`` make for observations of a dtype.
+    """The rule of ``nan_policy`` and ``fill_value`` for observations of a dtype.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def missing_rule(nan_policy: Any, fill_value: Any, dtype: np.dtype[Any]) -> Miss
 
 
 def _in_dtype(value: Any, dtype: np.dtype[Any]) -> Any:
-    """A number as a scalar of a dtype, as which it is compared: float32 holds no -999.9."""
+    """A number as a scalar of a dtype. Comparisons need the dtype: float32 holds no -999.9."""
     if value is None:
         return None
     number = np.asarray(value)

@@ -19,7 +19,7 @@ Structure = Literal["single", "stacked", "tuple"]
 # A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
 Array = Any
 
-# Rows of data in memory that are looked at at a time: 1 MiB for each array of flags.
+# Rows in memory that are examined at one time: each array of flags takes 1 MiB.
 PIECE_ROWS = 1 << 20
 
 
@@ -32,7 +32,7 @@ class Observations:
     y : numpy or dask array, shape (...), real dtype
         Observations, of at least one dimension.
     coords : tuple of array
-        Coordinates, each with ``y``'s number of dimensions and lengths equal to ``y``'s or 1.
+        Coordinates, each with as many dimensions as ``y``. Lengths equal those of ``y``, or 1.
     sigma : array or None
         Standard deviations, shaped like a coordinate.
     structure : {"single", "stacked", "tuple"}
@@ -40,14 +40,14 @@ class Observations:
     lazy : bool
         Whether any of the arrays is a Dask array.
     masks : tuple of array of bool
-        True where a row is left out, each shaped like a coordinate: the user's, and those of masked
-        arrays in memory. Blocks of Dask arrays may be masked arrays besides.
+        True where a row is left out, each shaped like a coordinate: the mask of the user, and the
+        masks of masked arrays in memory. Blocks of Dask arrays may be masked arrays, too.
     rule : MissingRule
         Which values leave a row out.
     arguments : mapping of str to LazyArgument
-        Those of the caller's arguments that have chunks, by the names that messages give them.
+        The arguments of the caller that have chunks, by their names in messages.
     propagates : bool
-        Whether NaN that no rule leaves out goes to the model, as any other value.
+        Whether NaN that no rule leaves out is passed to the model.
     """
 
     y: Array
@@ -62,12 +62,12 @@ class Observations:
 
     @property
     def n_rows(self) -> int:
-        """Number of rows, those among them that are left out."""
+        """Number of rows, including rows that are left out."""
         return int(self.y.size)
 
     @property
     def values(self) -> tuple[Array, ...]:
-        """Arrays of numbers: ``y``, the coordinates, and ``sigma`` where there is one."""
+        """Arrays of numbers: ``y``, the coordinates, and ``sigma`` if there is one."""
         return (self.y, *self.coords) + (() if self.sigma is None else (self.sigma,))
 
     @property
@@ -84,7 +84,7 @@ class Observations:
 
     @property
     def layout(self) -> Layout:
-        """How a block is made of pieces of the operands."""
+        """How a block is composed of pieces of the operands."""
         names = self.names + ("mask",) * len(self.masks)
         full = self.y.shape
         varies = tuple(
@@ -101,7 +101,7 @@ class Observations:
 
     @property
     def causes(self) -> list[str]:
-        """What may leave rows out, as messages call it."""
+        """What may leave rows out, in the words of messages."""
         causes = ["nan_policy='omit'"] if self.rule.omit_nan else []
         if self.rule.fill_value is not None:
             causes.append(f"fill_value={self.rule.fill_value}")
@@ -111,25 +111,25 @@ class Observations:
 
     @property
     def flat(self) -> bool:
-        """Whether no coordinate is smaller than ``y``, so that rows are kept without growth."""
+        """Whether all coordinates have the shape of ``y``, so that keeping rows takes no more."""
         return all(c.shape == self.y.shape for c in self.coords)
 
     def block(self, box: Box) -> Block:
-        """Views of the rows of a box; only of data in memory."""
+        """Views of the rows of a box. For data in memory only."""
         return self.layout.block([a[broadcast_box(box, a.shape)] for a in self.operands])
 
     def pieces(self) -> Iterator[tuple[Box, Block]]:
-        """Boxes that cover all rows in order, and views of their rows; only of data in memory."""
+        """Boxes that cover all rows in order, and views of their rows. For data in memory only."""
         for _, box in block_boxes(regular_chunks(self.y.shape, PIECE_ROWS)):
             yield box, self.block(box)
 
     def thinned(self, most: int) -> Observations:
-        """Every k-th of the rows that count, as flat float64 arrays; only of data in memory.
+        """Every k-th row that is not left out, as flat float64 arrays. For data in memory only.
 
         Parameters
         ----------
         most : int
-            Rows to keep at most.
+            Most rows to keep.
 
         Raises
         ------
@@ -162,13 +162,13 @@ class Observations:
         coords: tuple[NDArray[np.float64], ...],
         sigma: NDArray[np.float64] | None,
     ) -> Observations:
-        """Some of the rows that count, as flat arrays (n,) in memory."""
+        """Some rows that are not left out, as flat arrays (n,) in memory."""
         return Observations(
             y, coords, sigma, self.structure, lazy=False, propagates=self.propagates
         )
 
     def count_rows(self) -> int:
-        """Rows that are not left out; only of data in memory."""
+        """Number of rows that are not left out. For data in memory only."""
         if not self.selects:
             return self.n_rows
         return self.n_rows - sum(

@@ -1,12 +1,12 @@
-"""From what a user passes to observations with coordinates.
+"""Observations with coordinates, made from the arrays that a user passes.
 
-Observations ``y`` have any number of dimensions; their elements, in C order, are the rows. A
-coordinate is an array that broadcasts to ``y``'s shape, and stays as small as it is given: a flat
-``x`` of ``y``'s length is the simplest case. Standard deviations and masks broadcast the same way.
-Where ``y`` is an ``xarray.DataArray``, others broadcast by the names of their dimensions.
+Observations ``y`` have any number of dimensions. Their elements, in C order, are the rows. A
+coordinate is an array that broadcasts to the shape of ``y`` and is not expanded. A flat ``x`` of
+the length of ``y`` is the simplest case. Standard deviations and masks broadcast the same way. If
+``y`` is an ``xarray.DataArray``, the other arrays broadcast by the names of their dimensions.
 
-Dask, Zarr and xarray are recognised without importing any: if a library was never imported,
-nothing can be an instance of its classes.
+Dask, Zarr and xarray are recognised without importing them: while a library is not imported, no
+value is an instance of its classes.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def observe(
     nan_policy: NanPolicy | Unlooked | None = "raise",
     fill_value: Any = None,
 ) -> Observations:
-    """Check the data of a fit and bring them into one representation.
+    """Check the data of a fit and convert them to one representation.
 
-    Nothing is read but masks and standard deviations in memory.
+    Only masks and standard deviations in memory are read.
 
     Parameters
     ----------
@@ -58,17 +58,18 @@ def observe(
     sigma : array_like or None
         Standard deviations, broadcasting to ``y``'s shape.
     mask : array_like of bool or None
-        True where a row is left out, broadcasting to ``y``'s shape. Rows are also left out where
-        ``x``, ``y`` or ``sigma`` are masked arrays and masked.
+        True where a row is left out, broadcasting to ``y``'s shape. The masks of ``x``, ``y`` and
+        ``sigma``, if they are masked arrays, leave out rows, too.
     nan_policy : {"raise", "omit", UNLOOKED} or None
         "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``; None is "raise".
     fill_value : number or None
-        Value of ``y`` that stands for missing ones.
+        Value of ``y`` that marks a missing row.
 
     Raises
     ------
     InputTypeError
-        If an array is not of real numbers, a mask not of truth values, or the fill value no number.
+        If an array does not hold real numbers, a mask does not hold truth values, or the fill
+        value is not a number.
     InputError
         If shapes do not fit, an array is empty or of unknown chunk sizes, sigma is not positive,
         the policy is unknown, y cannot hold the fill value, or a mask leaves out all rows.
@@ -106,15 +107,15 @@ def observe(
 
 
 def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Array:
-    """A NumPy or Dask array of real numbers, without reading or copying where that is possible.
+    """Convert to a NumPy or Dask array of real numbers, without reading or copying if possible.
 
     Parameters
     ----------
     value : array_like
     name : str
-        What messages call it.
+        Name of the array in messages.
     dims : tuple of hashable, optional
-        Names of the dimensions to which a value with named dimensions is aligned.
+        Names of dimensions, to which a value with named dimensions is aligned.
 
     Raises
     ------
@@ -145,7 +146,7 @@ def is_xarray(value: Any) -> bool:
 
 
 def _is_instance(value: Any, module: str, name: str) -> bool:
-    """Whether a value is of a class of an optional library, which is not imported for it."""
+    """Whether a value is of a class of an optional library. Does not import the library."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(value, getattr(loaded, name))
 
@@ -168,14 +169,14 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
 
 
 def _wrap_zarr(array: Any) -> Array:
-    """A Dask array over a Zarr array, in the chunks (or shards) that one read decodes."""
+    """A Dask array over a Zarr array, with the chunks (or shards) that one read decodes."""
     import dask.array as da
 
     return da.from_array(array, chunks=array.shards or array.chunks, inline_array=True)
 
 
 def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
-    """The data of an xarray array, in the order of ``dims`` if these have all its dimensions."""
+    """The data of an xarray array, in the order of ``dims`` if these include all its dimensions."""
     if dims is None or not set(value.dims) <= set(dims):
         return value.data
     data = value.transpose(*(d for d in dims if d in value.dims)).data
@@ -185,7 +186,7 @@ def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
 def _lazy_arguments(
     x: Any, y: Any, sigma: Any, mask: Any, structure: Structure
 ) -> dict[str, LazyArgument]:
-    """Those of the arguments that have chunks, by name."""
+    """The arguments that have chunks, by name."""
     named = {"y": y, "sigma": sigma, "mask": mask}
     named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
     dims = y.dims if is_xarray(y) else None
@@ -226,7 +227,7 @@ def _coordinates(
 
 
 def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
-    """The array with leading dimensions of length 1 added, as NumPy's broadcasting would."""
+    """The array with leading dimensions of length 1, as NumPy's broadcasting adds them."""
     missing = len(shape) - array.ndim
     padded = (1,) * missing + tuple(array.shape)
     if missing < 0 or any(n not in (1, full) for n, full in zip(padded, shape, strict=True)):
@@ -235,14 +236,15 @@ def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def _check_sigma(data: Observations) -> None:
-    """Refuse sigma that is not positive and finite, where that is known without reading.
+    """Refuse sigma that is not positive and finite, if this needs no reading.
 
-    Where they are lazy, or the data are and may leave rows out, the sum of squares shows them.
+    A lazy sigma is not read here, nor is sigma of lazy data that may leave rows out. There a bad
+    sigma makes the sum of squares infinite, and the search for its cause names it.
     """
     sigma = data.sigma
     if sigma is None or is_dask(sigma):
         return
-    # Needs no memory, which a comparison of all values would; NaN fails it.
+    # The minimum needs no memory, unlike a comparison of all values. NaN fails this test.
     if sigma.min() > 0 and sigma.max() < np.inf:
         return
     if not data.selects:

@@ -1,12 +1,12 @@
-"""The staging buffer: rows of any dtype, layout and shape made ready for one kernel call.
+"""The staging buffer: rows of any dtype, layout and shape, prepared for a kernel call.
 
-A stage is a set of aligned float64 buffers of one fixed capacity. Blocks are copied into it slice
-by slice, and the kernel runs whenever it is full. This one place casts, expands broadcast
-coordinates and packs small blocks together, and it gives the kernel one shape for every chunk
-layout there is, so that it is compiled once.
+A stage is a set of aligned float64 buffers of a fixed capacity. Blocks are copied into the stage
+slice by slice, and the kernel runs whenever the stage is full. The copy casts, expands broadcast
+coordinates and packs small blocks together. Every chunk layout gives the kernel the same shape, so
+the kernel is compiled once.
 
-Rows that are left out are dropped on the way: the buffers hold one behind the other the rows that
-count, so that nothing downstream knows of masks, and no NaN can reach a sum.
+The copy drops rows that are left out. The buffers hold the remaining rows without gaps, so the
+kernel needs no masks, and no missing value reaches a sum.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from nlsq_dask.io.missing import NO_RULE, MissingRule
 
 Shape = tuple[int, ...]
 
-# XLA on the CPU takes a NumPy buffer without a copy only where its address is a multiple of this.
+# XLA on the CPU uses a NumPy buffer without a copy only if its address is a multiple of this.
 ALIGNMENT = 64
 
 # Rows of a stage. 2**18 rows of x and y are 4 MiB: small enough to stay in the last-level cache
-# between the copy and the kernel, large enough to make the 50 µs of a call disappear.
+# between the copy and the kernel, and so large that the 50 µs of a call do not matter.
 STAGE_ROWS = 1 << 18
 
-# Smallest buffer of rows: below it a kernel call costs its overhead, whatever the rows.
+# Smallest buffer of rows: with fewer rows, the overhead of a kernel call is all that it costs.
 MIN_PART_ROWS = 1 << 10
 
-# Rows, at least, of which is found at a time which of them count: without it a stage of which few
-# rows count would be filled in ever smaller steps.
+# Least rows whose masks are examined at one time. Without a least number, a stage would be filled
+# in ever smaller steps where masks leave few rows.
 MIN_SCAN_ROWS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows as they were read: observations and what broadcasts to their shape.
+    """Rows as read: observations, and arrays that broadcast to their shape.
 
     Attributes
     ----------
     y : ndarray, shape (...), any real dtype
     coords : tuple of ndarray
-        Coordinates, each with as many dimensions as ``y``; lengths equal ``y``'s or 1.
+        Coordinates, each with as many dimensions as ``y``. Lengths equal those of ``y``, or 1.
     sigma : ndarray or None
         Standard deviations, shaped like a coordinate.
     masks : tuple of ndarray of bool
@@ -66,7 +66,7 @@ class Block:
 
     @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
-        """Values: ``y``, the coordinates, and ``sigma`` where there is one."""
+        """Values: ``y``, the coordinates, and ``sigma`` if there is one."""
         return (self.y, *self.coords) + (() if self.sigma is None else (self.sigma,))
 
     @property
@@ -75,7 +75,7 @@ class Block:
         return bool(self.masks) or self.rule.active
 
     def left_out(self, box: Box | None = None) -> NDArray[np.bool_]:
-        """Which rows of a box, or of the block, are left out, in its shape."""
+        """Flags of the rows of a box, or of the block, that are left out, in its shape."""
         if box is None:
             box = whole_box(self.y.shape)
         flags = np.zeros(tuple(s.stop - s.start for s in box), np.bool_)
@@ -88,7 +88,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the arrays of a block are: y, coordinates, then sigma and masks where there are any.
+    """Meaning of the arrays of a block: y, coordinates, then sigma and masks if there are any.
 
     Attributes
     ----------
@@ -98,9 +98,10 @@ class Layout:
         Number of masks.
     rule : MissingRule
     names : tuple of str
-        What messages call the arrays.
+        Names of the arrays in messages.
     varies : tuple of tuple of bool
-        For each array, whether it varies along each dimension of y; its length is 1 where not.
+        For each array and each dimension of y, whether the array varies along it. If not, the
+        length of the array along the dimension is 1.
     """
 
     weighted: bool
@@ -110,28 +111,28 @@ class Layout:
     varies: tuple[tuple[bool, ...], ...] = ()
 
     def check(self, arrays: Sequence[Any], shapes: Sequence[Shape], index: Shape, box: Box) -> None:
-        """Compare the arrays of a block with what was announced of them.
+        """Compare the computed arrays of a block with their announcement.
 
         Parameters
         ----------
         arrays : sequence of array_like
-            As they were made.
+            The computed arrays.
         shapes : sequence of tuple of int
-            As announced: see :meth:`shapes_in`.
+            Announced shapes; see :meth:`shapes_in`.
         index : tuple of int
-            Of the block.
+            Index of the block.
         box : tuple of slice
-            What it is of the rows.
+            Rows of the block.
 
         Raises
         ------
         InputError, InputTypeError
-            Naming the first array that has another shape, or holds something else.
+            If an array has another shape or kind of dtype. The message names the first such array.
         """
         n_values = len(arrays) - self.n_masks
         for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
             kinds = NUMBERS if number < n_values else FLAGS
-            # A fast path, as there may be many small blocks.
+            # A fast path, for data in many small blocks.
             if type(array) is np.ndarray and array.shape == shape and array.dtype.kind in kinds:
                 continue
             along = zip(index, box, self.varies[number], strict=True)
@@ -148,7 +149,7 @@ class Layout:
         )
 
     def block(self, arrays: Sequence[Any]) -> Block:
-        """The block that arrays make. Masked ones become their values and one more mask each."""
+        """Compose a block of arrays. A masked array gives its values and one more mask."""
         n_values = len(arrays) - self.n_masks
         masks = [np.ma.filled(mask, True) for mask in arrays[n_values:]]
         masks += [m for a in arrays[:n_values] if (m := np.ma.getmask(a)) is not np.ma.nomask]
@@ -158,10 +159,10 @@ class Layout:
 
 
 def aligned_empty(*shape: int) -> FloatArray:
-    """Allocate float64 values, each row of the last axis at an address that XLA does not copy.
+    """Allocate float64 values. XLA uses each row of the last axis without a copy.
 
-    All in one piece, which the system can give in huge pages from 4 MB on: to be given pages of
-    4 KiB takes several times as long as to fill them.
+    One allocation holds all rows, as the system can back 4 MB or more with huge pages. Pages of 4
+    KiB take several times as long to obtain as to fill.
     """
     *outer, n_rows = shape
     stride = -(-n_rows * 8 // ALIGNMENT) * ALIGNMENT
@@ -184,15 +185,15 @@ class Stage:
     capacity : int
         Rows.
     memory : ndarray, shape (n_coords + 1, capacity) or (n_coords + 2, capacity), optional
-        What the buffers are made of, one more where weighted; from :func:`aligned_empty`.
+        Memory of the buffers, with one more row if weighted; from :func:`aligned_empty`.
 
     Attributes
     ----------
     y, weights : ndarray, shape (capacity,), float64
-        Observations, and 1/sigma (None where not weighted).
+        Observations, and 1/sigma (None if not weighted).
     coords : tuple of ndarray, each (capacity,), float64
     n_rows : int
-        Rows filled so far; what lies behind them is of no meaning.
+        Rows filled so far. Values after these rows have no meaning.
     n_left_out : int
         Rows left out so far.
     """
@@ -208,8 +209,8 @@ class Stage:
     ) -> None:
         if memory is None:
             memory = aligned_empty(n_coords + 1 + weighted, capacity)
-        # The kernel also computes on the rows behind n_rows of the last tile, and masks them:
-        # zeros there keep that arithmetic free of NaN traps and slow subnormal numbers.
+        # The kernel also computes the rows after n_rows in the last tile, and masks them. Zeros
+        # there avoid NaN traps and slow subnormal numbers.
         memory[:] = 0.0
         self.capacity = capacity
         self.n_rows = self.n_left_out = 0
@@ -219,23 +220,23 @@ class Stage:
 
     @property
     def full(self) -> bool:
-        """Whether no row fits any more."""
+        """Whether the stage has no room for another row."""
         return self.n_rows == self.capacity
 
     def fill(self, block: Block, start: int) -> int:
-        """Copy rows of a block that count, from row ``start`` on, for as many as fit.
+        """Copy rows of a block that are not left out, from row ``start`` on, as many as fit.
 
         Parameters
         ----------
         block : Block
         start : int
-            First row of the block to look at.
+            First row of the block to examine.
 
         Returns
         -------
         int
-            The first row that was not looked at. Before the block's end the stage may still have
-            room, where rows were left out.
+            The first row that was not examined. If rows were left out, the stage may have room
+            although the block has more rows.
         """
         room = self.capacity - self.n_rows
         if not block.selects:
@@ -251,8 +252,8 @@ class Stage:
         return stop
 
     def _copy_counting(self, block: Block, first: int, last: int, box: Box) -> int:
-        """Copy the rows of a box that count, and return the first row that found no place."""
-        # Places rather than flags, by which NumPy copies up to five times as fast where they vary.
+        """Copy the rows of a box that are not left out; return the first that does not fit."""
+        # NumPy copies by indices up to five times as fast as by flags, if the flags alternate.
         places = np.flatnonzero(~block.left_out(box))
         room = self.capacity - self.n_rows
         if places.size > room:
@@ -266,7 +267,7 @@ class Stage:
     def _copy(
         self, block: Block, box: Box, n_rows: int, places: NDArray[np.intp] | None = None
     ) -> None:
-        """Copy rows of a box behind those that are there: all, or those at some places."""
+        """Append rows of a box: all of them, or those at some places."""
         rows = slice(self.n_rows, self.n_rows + n_rows)
         shape = tuple(s.stop - s.start for s in box)
 
@@ -276,7 +277,7 @@ class Stage:
                 np.copyto(buffer[rows].reshape(shape), piece, casting="unsafe")
             else:
                 numbers = np.broadcast_to(piece, shape).astype(np.float64, copy=False)
-                # "clip" writes into the buffer itself, where "raise" would fill a copy first.
+                # "clip" writes directly into the buffer; "raise" fills a copy first.
                 np.take(numbers.reshape(-1), places, out=buffer[rows], mode="clip")
 
         for buffer, array in zip((self.y, *self.coords), (block.y, *block.coords), strict=True):
@@ -284,8 +285,8 @@ class Stage:
         if self.weights is not None and block.sigma is not None:
             copy(self.weights, block.sigma)
             weights = self.weights[rows]
-            # A sigma that is not positive gets an infinite weight, which shows as a cost that is
-            # not finite; so does an infinite one, which would else go unnoticed.
+            # A sigma that is not positive gets an infinite weight, so that the cost is not finite
+            # and the cause is searched for. So does an infinite sigma, whose weight would be 0.
             np.maximum(weights, 0.0, out=weights)
             with np.errstate(divide="ignore", over="ignore"):
                 np.reciprocal(weights, out=weights)
@@ -294,7 +295,7 @@ class Stage:
         self.n_rows += n_rows
 
     def clear(self) -> None:
-        """Forget all rows. Only after the kernel call that reads them has returned its result."""
+        """Forget all rows. Call it only after the kernel that reads the rows has returned."""
         self.n_rows = 0
         self.n_left_out = 0
 

@@ -1,6 +1,6 @@
 """Ready-made models, with names, formulas and first guesses for their parameters.
 
-They add up with ``+``: ``Gaussian() + Gaussian() + Linear()``.
+``+`` adds models: ``Gaussian() + Gaussian() + Linear()``.
 """
 
 from nlsq_dask.models.base import Sum

@@ -1,7 +1,7 @@
-"""What all models share: a value, parameters with names, sums, and first guesses.
+"""Base of all models: a value, parameters with names, sums, and first guesses.
 
-A model is immutable and is nothing but its class and its prefix, or the terms of its sum: that is
-all that is pickled, so that the same model is the same bytes in every process.
+A model is immutable. It consists of its class and its prefix, or of the terms of its sum. Only
+these are pickled, so that equal models give equal bytes in every process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.models.search import FloatArray, Samples, linear_fit
 
-# Times that each term of a sum is searched again, with all the others in place.
+# Times that each term of a sum is searched again, next to all other terms.
 _N_SWEEPS = 2
 
-# In the first sweep one peak could explain most by covering two: a narrower one is taken that
-# explains two thirds as much, which is one of the two.
+# In the first sweep, a wide peak that covers two peaks may explain most. A narrower peak that
+# explains two thirds as much is preferred: it is one of the two.
 _SLACK = 1 / 3
 
 
@@ -55,8 +55,8 @@ class Model:
         Returns
         -------
         array, shape (...)
-            A JAX array if an argument is one, computed in its precision; else a NumPy array of
-            float64.
+            A JAX array, in the precision of the arguments, if an argument is a JAX array. Otherwise
+            a NumPy array of float64.
 
         Raises
         ------
@@ -93,10 +93,10 @@ class Model:
     def guess(self, x: Any, y: Any) -> dict[str, float]:
         """Starting values for a fit.
 
-        For each term, the shape (all that the model is not linear in) is searched on a grid, with
-        the linear parameters of all terms at their least-squares values: variable projection
-        (Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973). The terms of a sum are taken from left to
-        right, and then once more with the others in place. It is deterministic.
+        The shape of a term holds the parameters in which the term is not linear. The guess searches
+        the shape on a grid, with the linear parameters of all terms at their least-squares values:
+        variable projection (Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973). It searches the terms
+        of a sum from left to right, and then again next to all other terms. It is deterministic.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class Model:
         Raises
         ------
         InputError
-            If the shapes do not broadcast, or no finite row is there.
+            If the shapes do not broadcast, or if no row is finite.
         InputTypeError
             If the number of coordinates is not the model's.
         """
@@ -169,23 +169,24 @@ class Model:
 
 
 class Term(Model):
-    """A model that is no sum.
+    """A model that is not a sum.
 
-    Its value is linear in some parameters, the coefficients of its `columns`, once the others, its
-    shape, are given. By default the first parameter is linear and the others are the shape.
+    Its shape is a part of its parameters. For a given shape, the value is linear in the other
+    parameters, which are the coefficients of its `columns`. By default the first parameter is
+    linear and the others are the shape.
     """
 
-    # Names without prefix. None ends in a digit, so that numbered names are never another's.
+    # Names without prefix. No name ends in a digit, so that numbered names are unique.
     base_names: ClassVar[tuple[str, ...]]
 
-    # Whether it is linear in all of its parameters, and has no shape.
+    # Whether the term is linear in all of its parameters, so that it has no shape.
     is_linear: ClassVar[bool] = False
 
     def __init__(self, *, prefix: str = "") -> None:
         names = [f"{prefix}{name}" for name in self.base_names]
         if not isinstance(prefix, str) or not all(name.isidentifier() for name in names):
             raise _errors.model_prefix(prefix, self.base_names[0])
-        # One object for equal strings: pickle writes an object that it has seen before otherwise.
+        # One object for equal strings: pickle writes a repeated object as a reference.
         self._prefix = sys.intern(prefix)
         self._set_names(names)
 
@@ -195,11 +196,11 @@ class Term(Model):
         return (self,)
 
     def columns(self, coords: tuple[Any, ...], *shape: Any) -> Sequence[Any]:
-        """Functions of x that the model is linear in, for the shape."""
+        """Functions of x whose linear combinations are the values of the model with the shape."""
         return (self.value(np, coords, 1.0, *shape),)
 
     def assemble(self, shape: FloatArray, coefficients: FloatArray) -> Sequence[float]:
-        """Parameters for a shape and the coefficients of its columns."""
+        """Parameters of a shape and the coefficients of its columns."""
         return (*coefficients, *shape)
 
     def search(self, samples: Samples) -> FloatArray:
@@ -215,7 +216,7 @@ class Term(Model):
 
 
 class Sum(Model):
-    """Sum of models, as ``+`` makes it.
+    """Sum of models, the result of ``+``.
 
     Terms that share a parameter name are numbered from left to right, and the number is appended
     to all of their names: ``Gaussian() + Gaussian() + Constant()`` has ``amplitude_1``,
@@ -224,7 +225,7 @@ class Sum(Model):
     Parameters
     ----------
     terms : sequence of models
-        What is added, with their parameters in this order; sums among them count as their terms.
+        The terms, with their parameters in this order. A sum counts as its terms.
 
     Attributes
     ----------
@@ -236,9 +237,9 @@ class Sum(Model):
     Raises
     ------
     InputError
-        If the terms are of different numbers of coordinates, or there is none.
+        If the terms have different numbers of coordinates, or if there are no terms.
     InputTypeError
-        If a term is no model.
+        If a term is not a model.
 
     Examples
     --------
@@ -283,8 +284,8 @@ class Sum(Model):
         return " + ".join(map(repr, self._terms))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # Written as classes and prefixes: a term that stands twice would be written as a reference
-        # to the first, and give other bytes than two equal ones.
+        # Pickle classes and prefixes. A repeated term would be pickled as a reference to the first,
+        # with other bytes than two equal terms.
         return _new_sum, tuple((type(term), term.__reduce__()[1][1]) for term in self._terms)
 
 
@@ -320,7 +321,7 @@ def _columns(term: Term, shape: FloatArray, coords: tuple[FloatArray, ...]) -> F
 def _search_shapes(
     terms: Sequence[Term], coords: tuple[FloatArray, ...], y: FloatArray
 ) -> list[FloatArray]:
-    """Shape of each term, found beside the others."""
+    """Shape of each term, searched next to the other terms."""
     nothing = np.empty(0)
     shapes = [nothing for _ in terms]
     blocks = [

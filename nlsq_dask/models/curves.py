@@ -1,4 +1,4 @@
-"""Decays, powers, oscillations, steps, and the straight lines that other models stand on."""
+"""Decays, powers, oscillations, steps, and the constants and lines used as backgrounds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nlsq_dask.models.search import (
     span_of,
 )
 
-# exp(600) is finite, and leaves room for an amplitude.
+# exp(600) is finite, also when multiplied by an amplitude.
 _LARGEST_EXPONENT = 600.0
 
-# Frequencies are looked at in steps of 1 / (16 T) for data of length T: a sine and cosine that are
-# off by half of that lose 1 % of what they explain.
+# Frequencies are tried in steps of 1 / (16 T) for data of length T: a sine and cosine that are off
+# by half a step lose 1 % of the sum of squares that they explain.
 _STEPS_PER_CYCLE = 16
 
-# Peaks of the spectrum that are looked at closely.
+# Peaks of the spectrum that are compared.
 _N_SPECTRAL_PEAKS = 8
 
 
@@ -113,8 +113,8 @@ class ExponentialDecay(Term):
     Notes
     -----
     Half-life: ``tau * ln 2``. Rate: ``1 / tau``. A negative tau is growth; the guess looks for
-    decays only. Where the data begin far from x = 0 (in lifetimes), shift x: an amplitude there is
-    ``exp(x / tau)`` times what is seen.
+    decays only. Where the data begin far from x = 0 (in lifetimes), shift x: otherwise the
+    amplitude at 0 is ``exp(x / tau)`` times the values in the data.
 
     Examples
     --------
@@ -286,8 +286,8 @@ class Sinusoid(Term):
     def search(self, samples: Samples) -> FloatArray:
         """Frequency: the largest peaks of the spectrum, compared by what they explain."""
         step = 1 / (_STEPS_PER_CYCLE * span_of(samples.coords[0]))
-        # Below a few cycles the peak at zero, of what the other terms explain, is in the way. Only
-        # these are slow enough for bins: an oscillation may go through cycles within one.
+        # Low frequencies are tried on a grid, as the peak of the other terms at zero hides them.
+        # Only they can use bins: a faster oscillation has cycles within a bin.
         cycles = np.arange(0.25, 3.0, 1 / _STEPS_PER_CYCLE, dtype=np.float64)[:, None]
         slow = np.multiply(cycles, _STEPS_PER_CYCLE * step, dtype=np.float64)
         slowest = best_shape(samples.binned(), slow, self.columns)[0]
@@ -343,7 +343,7 @@ class Logistic(Term):
 
 
 def _lifetimes(x: FloatArray) -> FloatArray:
-    """Lifetimes that can be seen in sorted x, at whose start x = 0 the decay is still finite."""
+    """Lifetimes visible in sorted x, for which the decay is finite at x = 0."""
     least = max(0.5 * spacing_of(x), np.abs(x).max() / _LARGEST_EXPONENT)
     return geometric(min(least, span_of(x)), 30 * span_of(x), 1.25)
 
@@ -351,9 +351,9 @@ def _lifetimes(x: FloatArray) -> FloatArray:
 def _spectral_peaks(samples: Samples) -> FloatArray:
     """Frequencies of the largest peaks of the spectrum, largest first.
 
-    The rows are added to the nearest points of a mesh, finer than they are by four times, and four
-    times as long: the spectrum of the mesh is then that of the rows within a few percent up to
-    half a cycle per sample, which is all that a choice of candidates needs.
+    Each row is added to the nearest point of a mesh that is four times as fine and four times as
+    long as the rows. The spectrum of the mesh equals that of the rows within a few percent, up to
+    half a cycle per sample. A choice of candidates needs no more.
     """
     x, span = samples.coords[0], span_of(samples.coords[0])
     rest = samples.y - samples.others @ np.linalg.lstsq(samples.others, samples.y, rcond=1e-10)[0]

@@ -1,12 +1,12 @@
-"""The search behind the models' first guesses: variable projection on a grid.
+"""The search for first guesses: variable projection on a grid.
 
-Every model here is linear in some parameters once the others, its *shape*, are known (Golub &
-Pereyra, SIAM J. Numer. Anal. 10, 1973): a peak in its height, an oscillation in its sine and
-cosine. So a guess asks of each shape on a coarse grid how much of the sum of squares it explains
-when its linear parameters, and those of all other terms, are at their least-squares values; the
-best shape needs no smoothing, edges or thresholds, and noise of any size only blurs the comparison.
+The *shape* of a model is a part of its parameters. For a known shape, the model is linear in the
+other parameters (Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973): a peak in its height, an
+oscillation in its sine and cosine. A guess tries the shapes of a coarse grid. For each shape, it
+computes how much of the sum of squares the model explains with the linear parameters of all terms
+at their least-squares values. This needs no smoothing, edges or thresholds.
 
-Many rows are averaged into few bins before, which the shapes are too coarse to notice.
+Many rows are first averaged into few bins. The shapes of the grid are too coarse to be affected.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-# Columns of a model for its shape parameters, which broadcast against the rows.
+# Columns of a model for shape parameters that broadcast against the rows.
 Columns = Callable[..., Sequence[Any]]
 
-# Bins of a search: a grid of a few thousand shapes then takes some ten milliseconds.
+# Bins of a search. With so many, a grid of a few thousand shapes takes some ten milliseconds.
 MAX_BINS = 512
 
 # Numbers in the temporary arrays of a search (8 MB).
 _CHUNK_NUMBERS = 2**20
 
-# A column of which less than 1e-4 is left when the other terms are projected out is theirs.
+# A column of which less than 1e-4 is left after projecting out the other terms belongs to them.
 _RIDGE = 1e-8
 
-# Shapes that explain equally much are one, and the first of them is taken. The ridge makes a
-# difference of this size between columns that span the same beside the other terms.
+# Shapes whose gains differ by less than this part count as equal, and the first of them is taken.
+# The ridge makes differences of this size between columns that span the same space.
 _TIE = 1e-6
 
 
@@ -47,11 +47,11 @@ class Samples:
     y : ndarray, shape (n,)
         Observations.
     others : ndarray, shape (n, q)
-        Columns of the other terms, which are refitted with each shape.
+        Columns of the other terms, whose coefficients are refitted with each shape.
     roots : ndarray, shape (n,)
-        Square roots of the number of rows that each sample is the mean of.
+        Square root of the number of rows in each sample, which is their mean.
     slack : float
-        Fraction of the best gain that a narrower peak may lack and still be taken.
+        Fraction of the best gain by which a narrower peak may be worse and still be preferred.
     """
 
     coords: tuple[FloatArray, ...]
@@ -97,14 +97,14 @@ class Samples:
 def best_shape(
     samples: Samples, candidates: FloatArray, columns: Columns, slack: float = 0.0
 ) -> tuple[FloatArray, float]:
-    """Shape that explains most of the observations beside the other terms.
+    """Shape that explains most of the observations next to the other terms.
 
     Parameters
     ----------
     samples : Samples
         Data of n rows.
     candidates : ndarray, shape (g, s)
-        Shapes; of equally good ones the first is taken.
+        Shapes. Of equally good shapes the first is taken.
     columns : callable
         ``columns(coords, *shape)``: the model's linear parts, each of shape (g, n), for shapes
         (g, 1).
@@ -115,7 +115,7 @@ def best_shape(
     -------
     shape : ndarray, shape (s,)
     gain : float
-        What it takes off the sum of squares.
+        Reduction of the sum of squares by the shape.
     """
     basis = _orthonormal(samples.others * samples.roots[:, None])
     target = samples.y * samples.roots
@@ -155,7 +155,7 @@ def _gains(
 
 
 def linear_fit(columns: FloatArray, y: FloatArray) -> FloatArray:
-    """Least-squares coefficients (c,) of columns (n, c), the shortest where they depend."""
+    """Least-squares coefficients (c,) of columns (n, c); the shortest for dependent columns."""
     columns = np.where(np.isfinite(columns), columns, 0.0)
     norms = np.linalg.norm(columns, axis=0)
     norms = np.where(norms > 0, norms, 1.0)
@@ -164,7 +164,7 @@ def linear_fit(columns: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def _orthonormal(columns: FloatArray) -> FloatArray:
-    """Orthonormal basis (n, rank) of what columns (n, q) span."""
+    """Orthonormal basis (n, rank) of the span of columns (n, q)."""
     if columns.shape[1] == 0:
         return columns
     columns = np.where(np.isfinite(columns), columns, 0.0)
@@ -175,7 +175,7 @@ def _orthonormal(columns: FloatArray) -> FloatArray:
 
 
 def span_of(x: FloatArray) -> float:
-    """Length of the range of x, or 1 if it is a point."""
+    """Length of the range of x, or 1 if the range is a point."""
     return float(np.ptp(x)) or 1.0
 
 
@@ -193,20 +193,20 @@ def geometric(low: float, high: float, factor: float) -> FloatArray:
 
 
 def centers_and_widths(x: FloatArray, margin: float = 0.0) -> FloatArray:  # (g, 2)
-    """Grid of the places and widths of features, places half a width apart.
+    """Grid of places and widths of features. Neighbouring places are half a width apart.
 
     Parameters
     ----------
     x : ndarray, shape (n,)
         Sorted coordinates.
     margin : float
-        How far places reach beyond x, in ranges of x.
+        Distance by which places extend beyond x, in ranges of x.
     """
     span = span_of(x)
     grids = []
     for width in geometric(0.5 * min(spacing_of(x), span), span, 1.5):
         n_steps = int(np.ceil((1 + 2 * margin) * span / (0.5 * width)))
-        if n_steps > x.size:  # finer than the samples, which may be dense in places
+        if n_steps > x.size:  # finer than the samples, although these may be dense in places
             centers = x
         else:
             centers = np.linspace(x[0] - margin * span, x[-1] + margin * span, n_steps + 1)

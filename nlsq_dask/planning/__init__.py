@@ -1,1 +1,1 @@
-"""What a fit will cost: readings, bytes, memory and time."""
+"""The cost of a fit before it runs: passes, bytes, memory and time."""

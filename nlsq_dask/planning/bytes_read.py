@@ -1,8 +1,8 @@
-"""What a pass over Dask arrays reads: from which sources, in which pieces, how often. Pure.
+"""Bytes that a pass over Dask arrays reads: sources, pieces, and how often. Pure functions.
 
-A task makes each piece that it needs once, so that a piece across whose middle two tasks meet is
-read twice; one that more tasks need is made once, before the first pass. Reading a piece decodes
-every Zarr chunk that it touches, whole: bytes here are those of whole decoded Zarr chunks.
+A task computes each piece that it needs once. If two tasks need a piece, both read it. If more
+tasks need a piece, it is computed once, before the first pass. Reading a piece decodes every Zarr
+chunk that the piece touches, so all bytes here are those of whole decoded Zarr chunks.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from nlsq_dask.io.chunks import Chunks
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What tasks read together, in bytes.
+    """Bytes that tasks read together.
 
     Attributes
     ----------
     each_time : int
-        Every time the tasks run.
+        Bytes read each time the tasks run.
     once : int
-        Once before: what more than two of the tasks need.
+        Bytes read once before: pieces that more than two of the tasks need.
     later : int
-        Every time but the first, where some tasks keep their rows.
+        Bytes read each time but the first, if some tasks keep their rows.
     """
 
     each_time: int
@@ -45,7 +45,7 @@ class Reading:
 
 
 def read_by(sources: Sequence[PiecedArray], stream: Stream, blocks: Sequence[int]) -> Reading:
-    """What the tasks read that take a sample of some blocks; see :func:`read_in_pass`."""
+    """Bytes that a sample of some blocks reads; see :func:`read_in_pass`."""
     grouping = group_sample(blocks, stream.chunks, sources)
     return _read(sources, stream.chunks, grouping.tasks, np.zeros(len(grouping.groups), bool))
 
@@ -53,15 +53,15 @@ def read_by(sources: Sequence[PiecedArray], stream: Stream, blocks: Sequence[int
 def read_in_pass(
     sources: Sequence[PiecedArray], stream: Stream, kept: Sequence[bool] | None = None
 ) -> Reading:
-    """What the tasks of one pass read.
+    """Bytes that the tasks of one pass read.
 
     Parameters
     ----------
     sources : sequence of PiecedArray
     stream : Stream
-        Blocks and the tasks they belong to.
+        Blocks, and their tasks.
     kept : sequence of bool, optional
-        Whether each task keeps its rows; none does by default.
+        For each task, whether it keeps its rows. By default none does.
     """
     sizes = [len(group.steps) for group in stream.groups]
     keeps = np.zeros(len(sizes), bool) if kept is None else np.array(kept, bool)
@@ -71,7 +71,7 @@ def read_in_pass(
 def _read(
     sources: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray, keeps: NDArray[np.bool_]
 ) -> Reading:
-    """Count the tasks that need each piece; tasks (blocks,) is -1 where there is none."""
+    """Count the tasks that need each piece. In tasks, shape (blocks,), -1 means no task."""
     each_time = once = later = 0
     for source in with_repeats(sources, chunks, tasks):
         owners, pieces = users_of(source, chunks, tasks).T

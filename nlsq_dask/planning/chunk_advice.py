@@ -1,4 +1,4 @@
-"""Chunks that will hurt a fit of Dask arrays, and the call that makes better ones. Pure."""
+"""Chunks that slow a fit of Dask arrays down, and the call for better chunks. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.planning.bytes_read import Reading
 
-# Below so many bytes, and above so many of them, blocks cost more than their rows: the 12 to 75
-# microseconds a block and pass that the benchmarks measure are the time to read 0.1 MB or so.
+# Blocks with fewer bytes, if there are more blocks than this, cost more than their rows. The
+# benchmarks measure 12 to 75 µs for a block and pass, the time to read about 0.1 MB.
 SMALL_BLOCK_BYTES = 1_000_000
 MANY_BLOCKS = 10_000
 
-# Bytes of the chunks that are recommended, of one array. The time to open one is then nothing, and
-# three copies of each on many threads are still no memory.
+# Recommended bytes of a chunk of one array. The time to open such a chunk does not matter, and
+# three copies of it on many threads take little memory.
 GOOD_CHUNK_BYTES = 16_000_000
 
-# Bytes of the chunks of one array that are recommended at most, where joined ones match.
+# Most bytes that are recommended for a chunk of one array, if joined chunks match.
 MAX_JOINED_BYTES = 64_000_000
 
-# Readings of each Zarr chunk a pass from which on it is worth saying. Edges alone make less.
+# Readings of each Zarr chunk in a pass from which a warning is worthwhile. Edges alone cause fewer.
 NOTABLE_REPEATS = 1.1
 
-# Data for which idle threads matter: less is read in a moment by one.
+# Least bytes for which idle threads matter: one thread reads less data in a moment.
 MIN_BYTES_TO_SHARE = 10_000_000
 
 Named = Mapping[str, Array]
 
 
 def advise(data: Observations, stream: Stream, threads: int, reading: Reading) -> tuple[str, ...]:
-    """Texts, the worst first, on chunks that make a fit slower than it need be.
+    """Warnings of chunks that make a fit slower than necessary, the worst first.
 
     Parameters
     ----------
     data : Observations
     stream : Stream
-        Its blocks and tasks.
+        Blocks and tasks of the data.
     threads : int
-        Threads that read, of all workers together.
+        Threads of all workers together.
     reading : Reading
-        What a pass reads.
+        Bytes that a pass reads.
     """
     advisor = _Advisor(data, _named(data), stream, threads)
-    # Whole Zarr chunks may well match; what to do otherwise shows only then.
+    # Whole Zarr chunks may match; other advice makes sense only after that.
     cuts = tuple(advisor.cut_chunks()) or tuple(advisor.unlike(reading))
     return (*cuts, *advisor.small(), *advisor.idle())
 
 
 def _named(data: Observations) -> Named:
-    """The Dask arrays by the names of arguments; stacked coordinates are one argument."""
+    """The Dask arrays by the names of arguments. Stacked coordinates are one argument."""
     named: dict[str, Array] = {}
     names = [*data.names, *("mask" for _ in data.masks)]
     for name, array in zip(names, data.operands, strict=True):
@@ -72,7 +72,7 @@ def _named(data: Observations) -> Named:
 
 @dataclass(frozen=True, slots=True)
 class _Advisor:
-    """Looks at Dask arrays, by the names of arguments, in one way after another."""
+    """Checks of Dask arrays, by the names of arguments."""
 
     data: Observations
     arrays: Named
@@ -91,13 +91,13 @@ class _Advisor:
                     )
 
     def unlike(self, reading: Reading) -> Iterator[str]:
-        """Arrays of which one has cuts where another has none."""
+        """Arrays that are not cut at the same places."""
         full = _full_size(self.arrays)
         if len({array.chunks for array in full.values()}) < 2:
             return
         grids = {name: tuple(map(max, array.chunks)) for name, array in full.items()}
         shape = next(iter(full.values())).shape
-        # Where all have cuts, so that no chunk is needed on both sides of one.
+        # Places where all arrays are cut: no chunk is needed on both sides.
         common = zip(zip(*grids.values(), strict=True), shape, strict=True)
         wanted = tuple(min(math.lcm(*sizes), n) for sizes, n in common)
         itemsize = max(int(array.dtype.itemsize) for array in full.values())
@@ -105,7 +105,7 @@ class _Advisor:
             wanted = max(grids.values(), key=math.prod)
         like = normalize_chunks(wanted, shape)
         calls = {name: wanted for name, array in full.items() if array.chunks != like}
-        # Pieces of Zarr chunks would be read once for each of the chunks that they are joined to.
+        # A Zarr chunk is read once for each of the joined chunks that has a piece of it.
         stored = any(_is_stored(full[n]) and not _joins(full[n].chunks, like) for n in calls)
         whole = sum(int(source.piece_bytes().sum()) for source in pieced_arrays_of(self.data))
         repeated = max(reading.each_time + reading.once - whole, 0)
@@ -148,7 +148,7 @@ class _Advisor:
         )
 
     def _most(self, most: int, full: Named) -> int:
-        """Bytes of a chunk at most that leave one for every thread, where that matters."""
+        """Most bytes of a chunk with which every thread has a chunk, where that matters."""
         size = min(int(array.nbytes) for array in full.values())
         return min(most, size // self.threads) if size >= MIN_BYTES_TO_SHARE else most
 
@@ -160,7 +160,7 @@ def _full_size(arrays: Named) -> Named:
 
 
 def _joins(fine: Chunks, coarse: Chunks) -> bool:
-    """Whether coarse chunks are made of whole fine ones."""
+    """Whether coarse chunks consist of whole fine chunks."""
     return all(
         set(itertools.accumulate(joined)) <= set(itertools.accumulate(pieces))
         for pieces, joined in zip(fine, coarse, strict=True)
@@ -173,15 +173,15 @@ def _is_stored(array: Array) -> bool:
 
 
 def _whole(stored: Sizes, shape: Sizes, least: Sizes) -> Sizes:
-    """As many whole Zarr chunks as make up ``least``."""
+    """Sizes of as many whole Zarr chunks as reach ``least``."""
     sizes = zip(stored, shape, least, strict=True)
     return tuple(min(-(-size // chunk) * chunk, n) for chunk, n, size in sizes)
 
 
 def _joined(chunk: Sizes, shape: Sizes, most: int) -> Sizes:
-    """Whole chunks that make up so many elements, or fewer, and about the same number each.
+    """Sizes of joined whole chunks: at most so many elements, and all about equal.
 
-    Joined along the last dimensions first, along which rows are neighbours in storage.
+    The last dimensions are joined first, as rows are neighbours in storage along them.
     """
     joined = list(chunk)
     for d in reversed(range(len(joined))):
@@ -193,7 +193,7 @@ def _joined(chunk: Sizes, shape: Sizes, most: int) -> Sizes:
 
 
 def _cut(chunk: Sizes, parts: int) -> Sizes:
-    """A chunk cut into about so many parts, along its first dimensions first."""
+    """Size of a chunk cut into about so many parts, along its first dimensions first."""
     cut = []
     for n in chunk:
         pieces = min(parts, n)

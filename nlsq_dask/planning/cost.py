@@ -1,4 +1,4 @@
-"""The cost of a fit before it is run: what it reads, how often, in which memory and time."""
+"""The cost of a fit before it runs: bytes, passes, memory and time."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from nlsq_dask.results.result import FitResult
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.task import Work
 
-# Passes of the fits of NIST's 14 reference problems from both starts, each on 400,000 rows in 20
-# chunks: 20 of the 28 are within these, the others are hard (up to 500 evaluations).
+# Passes of most fits: 20 of the 28 fits of NIST's 14 reference problems from both starts, each on
+# 400,000 rows in 20 chunks, are within. The other 8 are hard, with up to 500 evaluations.
 PASSES_AFTER_PILOT = (2, 4)
 PASSES = (4, 20)
 
-# What `dry_run` may be; True times Dask and Zarr arrays alone.
+# Values of `dry_run`. True times Dask and Zarr arrays only.
 DryRun = bool | Literal["timed", "untimed"]
 
 P = ParamSpec("P")
@@ -55,7 +55,7 @@ P = ParamSpec("P")
 class FitCall(Protocol[P]):
     """The type of ``fit``: a plan for ``dry_run=True``, else a result."""
 
-    # It overlaps with the next, which takes any `dry_run`: the first that matches is taken.
+    # This overload overlaps with the next, which takes any `dry_run`. The first match counts.
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, *args: Any, dry_run: Literal[True, "timed", "untimed"], **options: Any
@@ -66,7 +66,7 @@ class FitCall(Protocol[P]):
 
 
 def with_dry_run(fit: Callable[P, FitResult | FitPlan]) -> FitCall[P]:
-    """Let a type checker know what ``dry_run`` returns, without a second signature."""
+    """Tell a type checker what ``dry_run`` returns, without a second signature."""
     return cast("FitCall[P]", fit)
 
 
@@ -77,7 +77,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
     ----------
     job : Job
     dry_run : True, "timed" or "untimed"
-        Whether to run a few tasks and time them; True does so for Dask and Zarr arrays. If not,
+        Whether to run a few tasks and time them. True times Dask and Zarr arrays. Without timing,
         nothing is read.
     """
     if dry_run is not True and dry_run not in ("timed", "untimed"):
@@ -107,7 +107,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
 
 
 def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
-    """Warn of a limit that is less than what is planned for, `fixed` bytes of it in any case."""
+    """Warn of a memory limit below the planned memory; `fixed` bytes of it are needed anyway."""
     available = plan.budget.available_gb * GB
     if plan.memory_bytes <= available:
         return plan
@@ -116,7 +116,7 @@ def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
 
 
 def _streaming(job: Job, streamed: Streamed) -> FitPlan:
-    """The plan of a fit whose blocks are read by tasks."""
+    """The plan of a fit that reads its blocks in tasks."""
     from nlsq_dask.engines.dask.cache import KeptGroup
     from nlsq_dask.engines.dask.pieces import pieced_arrays_of
     from nlsq_dask.planning import bytes_read  # engines, loaded for use
@@ -187,7 +187,7 @@ def _in_memory(job: Job) -> FitPlan:
 
 
 def _common(job: Job) -> FitPlan:
-    """What a plan says of data and strategy wherever the data are."""
+    """The part of a plan that is the same for data in memory and streamed data."""
     data_bytes = sum(int(a.nbytes) for a in job.data.operands)
     return FitPlan(
         rows=job.data.n_rows,
@@ -215,10 +215,10 @@ def _common(job: Job) -> FitPlan:
 
 
 def _passes(job: Job) -> tuple[int, int]:
-    """Readings of all rows that most fits take."""
+    """Passes that most fits take."""
     few, many = PASSES_AFTER_PILOT if job.pilot else PASSES
     if not job.pilot and job.plan.n_starts > 1:
-        # All starts in one pass, then each takes steps of its own: see `run_starts`.
+        # One pass evaluates all starts. Then each start takes its own steps; see `run_starts`.
         few, many = 1 + job.plan.n_starts, many + 1 + FIRST_EVALUATIONS * job.plan.n_starts
     most = job.options.max_nfev
     return (few, many) if most is None else (min(few, most), min(many, most))
@@ -237,7 +237,7 @@ def _work(job: Job, streamed: Streamed) -> Work:
 
 
 def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
-    """Time a pass over a sample, or over all rows where the model needs them at once."""
+    """Time a pass over a sample, or over all rows if the model needs all at once."""
     data = job.data
     if job.row_wise:
         data = data.thinned(max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART))

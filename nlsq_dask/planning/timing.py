@@ -1,4 +1,4 @@
-"""A few tasks of a pass, timed: what the rest will take."""
+"""Timing of a few tasks of a pass, from which the time of a pass follows."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from nlsq_dask.io.stage import Block
 if TYPE_CHECKING:
     from distributed import Client
 
-# Tasks that each thread is given, the first of which may be slow and is not counted.
+# Tasks for each thread. The first may be slow and is not counted.
 TASKS_A_THREAD = 3
 
-# Of few tasks, only this part.
+# If there are few tasks, the part of them that is timed.
 PART = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What a few tasks took, in seconds.
+    """Seconds that a few tasks took.
 
     Attributes
     ----------
@@ -41,12 +41,12 @@ class Timing:
     rows : int
         Rows that they read.
     compile_seconds : float
-        Compilation on every worker, at the same time; next to nothing if that was done before.
+        Compilation on all workers in parallel; near zero if the kernel was compiled before.
     task_seconds : float
-        Reading and summing, added over these tasks. As many ran at one time as in a pass, so far as
+        Reading and summing, added over these tasks. As many tasks as in a pass ran in parallel, if
         there were so many.
     sum_seconds : float
-        Summing alone, of rows that were kept.
+        Summing alone, of kept rows.
     """
 
     tasks: int
@@ -56,9 +56,9 @@ class Timing:
     sum_seconds: float
 
     def pass_seconds(self, n_rows: int, n_tasks: int, threads: int, kept: float = 0.0) -> float:
-        """Time of a pass over so many rows in so many tasks on so many threads.
+        """Time of a pass over `n_rows` rows in `n_tasks` tasks on so many threads.
 
-        `kept` is the share of the rows that were kept by a pass before.
+        `kept` is the share of rows that an earlier pass has kept in memory.
         """
         seconds = kept * self.sum_seconds + (1.0 - kept) * self.task_seconds
         a_task = seconds / self.rows * n_rows / n_tasks
@@ -80,19 +80,19 @@ def time_groups(
     stream : Stream
         All tasks.
     work : Work
-        What they do.
+        Work of a task.
     n_coords : int
         Number of coordinates.
     params : ndarray, shape (p,), float64
-        Where the model is evaluated.
+        Parameters at which the model is evaluated.
     client : distributed.Client or None
-        Where they run; None is Dask's local scheduler.
+        Cluster that runs the tasks; None for Dask's local scheduler.
     threads : int
-        Threads there.
+        Threads of the cluster or scheduler.
     """
     count = min(TASKS_A_THREAD * threads, -(-len(stream.groups) // PART))
     chosen = [stream.groups[i] for i in spread_blocks([len(stream.groups)], count)]
-    # What is slow but once: decoders and connections are opened, buffers are allocated.
+    # The first task of a thread is slow: it opens decoders and connections, and allocates buffers.
     warm = chosen[1::2][:threads]
     timed = [group for group in chosen if group not in warm]
     compile_seconds = _compile(work, n_coords, params, client)
@@ -107,8 +107,8 @@ def time_groups(
 
 
 def time_group(group: Group, external: Sequence[Any], work: Work, params: FloatArray) -> FloatArray:
-    """Seconds that a group takes to read and sum, and to sum once more from memory, (2,)."""
-    kept = KeptGroup(group, 0, 0)  # for a moment, and counted as part of reading
+    """Seconds to read and sum a group, and to sum it again from memory; shape (2,)."""
+    kept = KeptGroup(group, 0, 0)  # kept for a moment, and counted as reading
     marks = [time.perf_counter()]
     for _ in range(2):
         answer_of_group(kept, external, work, SumsAt(params, np.eye(params.size)))
@@ -118,7 +118,7 @@ def time_group(group: Group, external: Sequence[Any], work: Work, params: FloatA
 
 
 def compile_kernel(blob: bytes, n_coords: int, params: FloatArray) -> None:
-    """Run the kernel on one row of ones, in the process that calls this."""
+    """Run the kernel on one row of ones in the calling process."""
     work: Work = load(blob)
     one = np.ones(1)
     weighted = work.layout.weighted
@@ -128,7 +128,7 @@ def compile_kernel(blob: bytes, n_coords: int, params: FloatArray) -> None:
 
 
 def _compile(work: Work, n_coords: int, params: FloatArray, client: Client | None) -> float:
-    """Compile on all workers, or here; the seconds that it took."""
+    """Compile on all workers, or in this process; return the seconds."""
     blob = cloudpickle.dumps(work)
     began = time.perf_counter()
     if client is None:

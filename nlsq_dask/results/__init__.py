@@ -1,1 +1,1 @@
-"""What a fit gives: numbers, reports, tables, plots, files, and the fitted model."""
+"""Results of a fit: numbers, reports, tables, plots, files, and the fitted model."""

@@ -1,14 +1,13 @@
 """Several models of the same data, side by side.
 
-Models are compared by Akaike's information criterion. With the difference Δ of a model's AIC from
-the least one its weight is ``exp(-Δ/2) / Σ exp(-Δ/2)``: the probability, among these models, that
-it predicts new data best (Burnham & Anderson, "Model Selection and Multimodel Inference", 2nd ed.
-2002, sections 2.6 and 2.9).
+Models are compared by Akaike's information criterion. Let Δ be the AIC of a model less the least
+AIC. The weight of the model is ``exp(-Δ/2) / Σ exp(-Δ/2)``: the probability, among these models,
+that the model predicts new data best (Burnham & Anderson, "Model Selection and Multimodel
+Inference", 2nd ed. 2002, sections 2.6 and 2.9).
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
@@ -17,6 +16,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.results.result import FitResult
+from nlsq_dask.results.tables import aligned, html_table
 
 HEADER = (
     "model",
@@ -30,29 +30,26 @@ HEADER = (
     "converged",
 )
 
-# Styles that hold on a light and on a dark page: no colours, only where things stand.
-_CELL = "text-align:left;padding:0.1em 1em 0.1em 0"
-
 
 class ModelComparison(Sequence[FitResult]):
     """The result of :func:`nlsq_dask.fit_models`: a result for each model, in the order given.
 
-    Indexed by position or by name; prints as a table with the best model first.
+    Index it by position or by name. It prints as a table with the best model first.
 
     Parameters
     ----------
     results : mapping of FitResult
         By the models' names.
     n_passes : int
-        Readings of all rows that all fits together took.
+        Readings of all rows, for all fits together.
 
     Attributes
     ----------
     names : tuple of str
         The models, in the order given.
     n_passes : int
-        Readings of all rows that all fits together took: those of the longest, and one before them
-        where a guess is shown all rows.
+        Readings of all rows, for all fits together: those of the longest fit, and one more if a
+        guess of a start needs all rows.
     """
 
     def __init__(self, results: Mapping[str, FitResult], n_passes: int) -> None:
@@ -80,9 +77,9 @@ class ModelComparison(Sequence[FitResult]):
 
     @property
     def best(self) -> FitResult:
-        """The result of least AIC; of equal ones that with the fewest parameters.
+        """The result with the least AIC; of several, the result with the fewest parameters.
 
-        A fit that is no success takes no part.
+        Only successful fits are compared.
 
         Raises
         ------
@@ -104,7 +101,7 @@ class ModelComparison(Sequence[FitResult]):
         """
         aic = np.array([r.aic if r.success else np.nan for r in self._results])
         least = np.full_like(aic, np.fmin.reduce(aic))
-        # A perfect fit has the AIC -inf, which is no different from itself.
+        # A perfect fit has the AIC -inf. Its difference from itself is 0, not NaN.
         delta: FloatArray = np.subtract(aic, least, out=np.zeros_like(aic), where=aic != least)
         return delta
 
@@ -120,9 +117,7 @@ class ModelComparison(Sequence[FitResult]):
 
     def table(self) -> str:
         """The models as lines of text, the best first and marked by a star."""
-        rows = [HEADER, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = aligned([HEADER, *self._rows()])
         best = "* " if any(result.success for result in self._results) else "  "
         stars = ["  ", best, *["  "] * (len(self) - 1)]
         return "\n".join([self._title(), *map(str.__add__, stars, lines)])
@@ -135,11 +130,7 @@ class ModelComparison(Sequence[FitResult]):
         return f"ModelComparison({', '.join(self.names)}; best: {best})"
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col" style="{_CELL}">{title}</th>' for title in HEADER)
-        body = ("".join(map(_cell, row)) for row in self._rows())
-        rows = "".join(f"<tr>{cells}</tr>" for cells in body)
-        caption = f'<caption style="text-align:left">{html.escape(self._title())}</caption>'
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return html_table(self._rows(), HEADER, caption=self._title(), titled=False)
 
     def _title(self) -> str:
         models = "1 model" if len(self) == 1 else f"{len(self)} models"
@@ -156,7 +147,7 @@ class ModelComparison(Sequence[FitResult]):
 
     @property
     def _ranking(self) -> list[int]:
-        """Positions of the models, the best first, those whose fits are no success last."""
+        """Positions of the models, the best first, fits without success last."""
         results = self._results
         return sorted(
             range(len(self)),
@@ -178,7 +169,3 @@ class ModelComparison(Sequence[FitResult]):
                 f"{result.bic:.8g}",
                 "yes" if result.success else "NO",
             )
-
-
-def _cell(text: str) -> str:
-    return f'<td style="{_CELL}">{html.escape(text)}</td>'

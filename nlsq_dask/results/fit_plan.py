@@ -1,4 +1,4 @@
-"""What a fit will cost, as numbers and as a print."""
+"""The cost of a fit before it runs, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 
 from nlsq_dask._errors import in_units
 from nlsq_dask.core.memory_budget import GB, MemoryBudget, Strategy
+from nlsq_dask.results.tables import LEFT, html_rows
 
-# Columns of the print.
+# Characters of a line of the table.
 WIDTH = 96
 
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What a fit will cost, from :func:`plan`; prints as a table. Sizes are in bytes.
+    """The cost of a fit before it runs, from :func:`plan`. Prints as a table. Sizes are in bytes.
 
     Attributes
     ----------
     rows, params : int
-        Rows, those that will be left out among them, and parameters that are fitted.
+        Rows, including rows that will be left out, and parameters that are fitted.
     blocks, groups : int
-        Pieces in which the data are read or summed, and the tasks of a pass that do it.
+        Blocks in which the data are read or summed, and tasks of a pass.
     workers, threads : int
-        Workers of the cluster (0 without one), and tasks that run at one time.
+        Workers of the cluster (0 without a cluster), and tasks that run in parallel.
     strategy : {"standard", "chunked", "streaming"}
     reason : str
         Why this strategy.
@@ -34,31 +35,31 @@ class FitPlan:
     data_bytes : int
         All arrays, decoded.
     bytes_per_pass : int
-        What a pass reads, in whole decoded Zarr chunks and as often as they are decoded. For data
-        in memory, what it goes through.
+        Bytes that a pass reads: each Zarr chunk counts decoded and whole, each time it is decoded.
+        For data in memory, the bytes of the rows.
     bytes_per_later_pass : int
-        The same of each pass after the first, for which rows were kept in memory.
+        The same for each pass after the first, when kept rows are in memory.
     kept : float
         Share of streamed rows that stay in memory after the first pass.
     bytes_once : int
-        What is read once, before the first pass, since many tasks need it.
+        Bytes that are read once, before the first pass, since many tasks need them.
     pilot : bool
         Whether a sample is fitted first.
     pilot_blocks, pilot_rows, pilot_bytes : int
-        Blocks of which the sample is taken, its rows at most, and what is read for it. Zero where
-        no sample is taken; a model that guesses its own start has one too.
+        Blocks that the sample is taken from, most rows of the sample, and bytes read for it. Zero
+        without a sample. A model that guesses its own start needs a sample, too.
     passes : pair of int
-        Readings of all rows that most fits take, the sample's among them if that is of all blocks.
+        Readings of all rows that most fits take, including the sample if it reads all blocks.
     memory_bytes : int
-        Most memory that this process, or each worker, takes, beside data that are in it already.
+        Most memory that this process, or each worker, takes in addition to data already in it.
     compile_seconds, pass_seconds, later_pass_seconds : float or None
-        Compilation of the model, a pass over all rows, and one for which rows were kept; None where
+        Time of the compilation, of the first pass, and of a later pass over kept rows. None if
         nothing was timed.
     timed_rows : int
         Rows that were read and summed to find `pass_seconds`.
     warnings : tuple of str
-        Chunks that will make the fit slower than it need be, and the call that helps; a memory
-        limit that is less than `memory_bytes`.
+        Chunks that make the fit slower than necessary, with the call that helps, and a memory limit
+        below `memory_bytes`.
     """
 
     rows: int
@@ -99,7 +100,7 @@ class FitPlan:
     def total_seconds(self) -> tuple[float, float] | None:
         """Time of all readings, for the fewest and the most passes; None if not timed.
 
-        The sample is among them, but not its fit, which runs in memory; nor is compilation.
+        Reading the sample counts. The fit of the sample, in memory, and the compilation do not.
         """
         if self.pass_seconds is None or self.later_pass_seconds is None:
             return None
@@ -110,7 +111,7 @@ class FitPlan:
 
     @property
     def _later_passes(self) -> tuple[int, int]:
-        """Passes after the first, and after the sample's."""
+        """Passes after the first, without the reading of the sample."""
         first = 1 + (self.pilot_blocks == self.blocks)
         few, many = self.passes
         return few - first, many - first
@@ -126,11 +127,7 @@ class FitPlan:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-            for name, text in _table(self)
-        )
+        rows = html_rows(_table(self), scope="", style=LEFT)
         notes = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
         listed = f"<p>Warnings</p><ul>{notes}</ul>" if notes else ""
         return f"<p>{html.escape(_title(self))}</p><table>{rows}</table>{listed}"
@@ -142,7 +139,7 @@ def _title(plan: FitPlan) -> str:
 
 
 def _table(plan: FitPlan) -> list[tuple[str, str]]:
-    """Names and texts of the print, in order."""
+    """Names and texts of the rows of the table, in order."""
     streaming = plan.strategy == "streaming"
     preset = "" if plan.workflow is None else f"; workflow {plan.workflow!r}"
     rows = [

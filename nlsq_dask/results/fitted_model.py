@@ -1,4 +1,4 @@
-"""What a fitted model can compute on rows: values, their errors, residuals, sums, histograms."""
+"""A fitted model on rows: values, their standard errors, residuals, sums, histograms."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ from nlsq_dask.user_model.signature import model_label, parameter_names
 if TYPE_CHECKING:
     from distributed import Client
 
-# Values of x at which a curve is computed to see how far it reaches.
+# Values of x at which a curve is computed to find its range.
 CURVE_POINTS = 512
 
-# Standard deviations around the model that histograms show; one normal row in 1.7 million lies
-# beyond five.
+# Standard deviations around the model that histograms show. Of normal rows, one in 1.7 million lies
+# outside of five.
 SHOWN_DEVIATIONS = 5.0
 
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A model that was fitted, and the data that it was fitted to.
+    """A fitted model, and the data of the fit.
 
-    Arrays in memory give arrays in memory, made a buffer at a time; Dask and Zarr arrays give Dask
-    arrays, of which nothing is computed yet.
+    Arrays in memory give arrays in memory, computed buffer by buffer. Dask and Zarr arrays give
+    lazy Dask arrays.
 
     Attributes
     ----------
     spec : ModelSpec
         The model.
     data : Observations or None
-        What was fitted; None for a result that was loaded.
+        Data of the fit; None for a loaded result.
     device : {"cpu", "gpu"} or None
-        Where it is computed.
+        Device that computes the model.
     client : distributed.Client or None
-        Cluster that reads lazy data where a sum over them is asked for.
+        Cluster that reads lazy data for sums over rows.
     row_wise : bool
         Whether the model may be evaluated block by block.
     profiles : callable, optional
-        ``profiles(record, names, quantile)`` makes further fits to the data, for profiles by name.
+        ``profiles(record, names, quantile)`` computes profiles of the named parameters.
     """
 
     spec: ModelSpec
@@ -85,12 +85,12 @@ class FittedModel:
         params: ArrayLike | None = None,
         fixed: Sequence[str] = (),
     ) -> Self:
-        """Fitted model without data, for a result that was loaded.
+        """Fitted model without data, for a loaded result.
 
         Parameters
         ----------
         model : callable
-            ``model(x, *params)``, as it was fitted.
+            ``model(x, *params)``, as in the fit.
         names : sequence of str, length p
             Names of the parameters.
         structure : {"single", "stacked", "tuple"}
@@ -98,7 +98,7 @@ class FittedModel:
         n_coords : int
             Number of coordinates.
         params : array_like, shape (p,), optional
-            Where to try whether the model works row by row; ones by default.
+            Parameters at which the row structure of the model is examined; ones by default.
         fixed : sequence of str
             Names of the parameters that were fixed.
 
@@ -164,7 +164,7 @@ class FittedModel:
         covariance = np.asarray(pcov, np.float64)
         if np.all(np.isfinite(covariance)):
             return self._on_rows(x, params, covariance_root(covariance))
-        # Zero times its value, which is lazy where that is, plus infinity.
+        # Zero times the values, so that the result is lazy where the values are, plus infinity.
         no_errors = np.zeros((len(self.spec.names), 0))
         return self._on_rows(x, params, no_errors) + np.inf
 
@@ -194,7 +194,7 @@ class FittedModel:
         return residuals_of_block(function, data.layout.block(data.operands))
 
     def without_derivatives(self, params: ArrayLike) -> Affected:
-        """Rows in which neither a derivative nor a difference in its place is finite.
+        """Rows with a derivative that is not finite, and whose difference is not finite either.
 
         Parameters
         ----------
@@ -203,7 +203,7 @@ class FittedModel:
         Returns
         -------
         Affected
-            Their number, and where the first is. Reads all rows once.
+            Number of the rows, and place of the first. Reads all rows once.
 
         Raises
         ------
@@ -248,20 +248,20 @@ class FittedModel:
     ) -> Binned:
         """Histograms of observations and residuals, in one reading of all rows.
 
-        The abscissa is the coordinate where there is one, else the fitted value. Its ends are
-        found by reading the coordinates once before.
+        The abscissa is the coordinate of a model with one coordinate, and otherwise the fitted
+        value. One more reading of the coordinates finds its ends.
 
         Parameters
         ----------
         params : array_like, shape (p,)
         scale : float
-            Typical size of a residual in the units of y, such as the root mean square. Observations
-            are shown this far beyond the model, times ``deviations``; without sigma, residuals are
-            divided by it.
+            Typical size of a residual in the units of y, such as the root mean square. The
+            histogram of observations extends beyond the model by ``deviations`` times this size.
+            Without sigma, residuals are divided by it.
         bins : triple of int
             Bins of the abscissa, of the observations, and of the residuals.
         deviations : float
-            Standardised residuals that are shown, on either side of zero.
+            Largest standardised residual that the histogram shows, on either side of zero.
         x_range : pair of float, optional
             Ends of the abscissa.
 
@@ -289,7 +289,7 @@ class FittedModel:
 
     @property
     def has_curve(self) -> bool:
-        """Whether the model is a function of one coordinate, so that it can be drawn as a curve."""
+        """Whether the model has one coordinate, so that it can be drawn as a curve."""
         return self.spec.n_coords == 1 and self.row_wise
 
     def curve(
@@ -388,7 +388,7 @@ def _block_rows(data: Observations) -> int:
 
 
 def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:
-    """Coordinates as a model takes them, without observations.
+    """Coordinates in the form that a model takes, without observations.
 
     Parameters
     ----------
@@ -400,9 +400,9 @@ def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:
     Returns
     -------
     rows : Observations
-        With zeros for y, which take no memory, of at least one dimension.
+        Rows with y = 0 in at least one dimension. The zeros take no memory.
     shape : tuple of int
-        What the coordinates broadcast to.
+        Shape to which the coordinates broadcast.
 
     Raises
     ------
@@ -422,7 +422,7 @@ def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:
 
 
 def _coordinates_of(spec: ModelSpec, x: Any) -> list[Array]:
-    """One array a coordinate; masked values in memory become NaN."""
+    """One array for each coordinate. Masked values in memory become NaN."""
     if spec.structure == "tuple":
         if not isinstance(x, tuple | list) or len(x) != spec.n_coords:
             raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
@@ -440,7 +440,7 @@ def _plain(array: Array) -> Array:
 
 
 def _finite_range(array: Array) -> tuple[float, float]:
-    """Smallest and largest finite value of an array in memory; infinite where there is none."""
+    """Smallest and largest finite value of an array in memory; infinite if there is none."""
     low, high = np.inf, -np.inf
     for piece in np.array_split(array.reshape(-1), max(array.size // STAGE_ROWS, 1)):
         finite = np.isfinite(piece)
@@ -450,7 +450,7 @@ def _finite_range(array: Array) -> tuple[float, float]:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range that has a length: what is infinite or a point becomes one of length 1 or more."""
+    """A range of positive length: an infinite or empty range gets a length of 1 or more."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return -0.5, 0.5
     if high > low:

@@ -1,7 +1,7 @@
 """A picture of a fit: data and model above, residuals below.
 
-Up to some thousands of rows are drawn one by one. More than that are counted in the cells of a
-grid, in one reading of the data: the picture of a terabyte costs as much ink as that of a megabyte.
+Up to some thousands of rows are drawn as points. More rows are counted in the cells of a grid, in
+one reading of the data. So the size of the picture does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Rows up to which each is a point. Beyond it points cover each other, and files grow large.
+# Most rows that are drawn as points. More points cover each other, and make files large.
 MAX_POINTS = 10_000
 
-# Intervals of the abscissa for which the mean residual is shown.
+# Intervals of the abscissa that show a mean residual.
 N_MEANS = 25
 
-# Colours that differ for every kind of colour vision (Okabe & Ito, "Color Universal Design", 2008);
-# the shades of counts are of one hue, from light to dark.
+# Colours that differ for every kind of colour vision (Okabe & Ito, "Color Universal Design", 2008).
+# Counts are shown by shades of one hue, from light to dark.
 BLUE, VERMILLION, BLACK = "#0072B2", "#D55E00", "#000000"
 SHADES = ("#D3E5F2", "#08306B")
 
-# A band that is narrower than this part of the axis is hidden by the line.
+# The line hides a band that is narrower than this part of the axis.
 VISIBLE = 0.01
 
 SMALL = "small"
 LEGEND_STYLE: dict[str, Any] = {"fontsize": SMALL, "frameon": False}
-# Order of the legend, by the last words of its entries.
+# Order of the entries of the legend, by their last words.
 LEGEND = ("data", "fit", "fitted", "confidence")
 
 
 class Plottable(Protocol):
-    """What is drawn of a result; see :class:`nlsq_dask.FitResult`."""
+    """The part of a result that a plot needs; see :class:`nlsq_dask.FitResult`."""
 
     @property
     def fitted(self) -> FittedModel | None:
@@ -91,23 +91,23 @@ def plot_fit(
     ----------
     result : FitResult
     bins : pair of int
-        Where rows are counted, the number of bins along the abscissa and the ordinate; residuals
-        get half as many.
+        Number of cells along the abscissa and the ordinate, for counted rows. Residuals have half
+        as many.
     level : float
-        Of the confidence band of the curve.
+        Probability of the confidence band of the curve.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Not known to pyplot, so that nothing is shown or kept; notebooks show it, and ``savefig``
-        writes it.
+        A figure that pyplot does not know, so that it is not shown or kept by itself. Notebooks
+        show it, and ``savefig`` writes it.
 
     Raises
     ------
     MissingLibraryError
         If matplotlib is not installed.
     InputError
-        If the result has no model or no data, having been read from a file.
+        If the result has no model or no data, as after reading it from a file.
     """
     try:
         from matplotlib.figure import Figure
@@ -140,7 +140,7 @@ def plot_fit(
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = top.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: LEGEND.index(labels[i].split(" ")[-1]))
-    # Above the axes, where no data are: to find a place among them takes long for many.
+    # The legend is above the axes: to find a free place among many points takes long.
     place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 4, **LEGEND_STYLE}
     top.legend([handles[i] for i in order], [labels[i] for i in order], **place)
     return figure
@@ -149,7 +149,7 @@ def plot_fit(
 def _draw_points(
     top: Axes, bottom: Axes, result: Plottable, model: FittedModel, data: Observations
 ) -> tuple[float, float]:
-    """Every row as a point; returns the ends of the abscissa."""
+    """Draw every row as a point; return the ends of the abscissa."""
     shape = data.y.shape
     y, *others = (np.broadcast_to(_loaded(a, model), shape) for a in data.values)
     residuals = _loaded(model.residuals(result.popt), model)
@@ -186,7 +186,7 @@ def _draw_counts(
     model: FittedModel,
     bins: tuple[int, int],
 ) -> tuple[float, float]:
-    """Rows counted in cells, and mean residuals; returns the ends of the abscissa."""
+    """Draw counts of rows in cells, and mean residuals; return the ends of the abscissa."""
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
     weighted = model.data is not None and model.data.sigma is not None
@@ -230,7 +230,7 @@ def _draw_counts(
 
 
 def _trim(axes: Axes, binned: Binned) -> None:
-    """End the axis of the observations where there are none any more."""
+    """Limit the axis of the observations to cells with rows."""
     used = np.flatnonzero(binned.sums.observed.any(axis=0))
     if used.size:
         margin = 0.02 * (binned.y_edges[used[-1] + 1] - binned.y_edges[used[0]])
@@ -238,7 +238,7 @@ def _trim(axes: Axes, binned: Binned) -> None:
 
 
 def _draw_means(axes: Axes, binned: Binned, unit: float) -> None:
-    """Mean residual ± root mean square in intervals of the abscissa."""
+    """Draw the mean residual ± root mean square in intervals of the abscissa."""
     starts = np.unique(np.linspace(0, binned.grid.n_x, N_MEANS + 1)[:-1].astype(int))
     n, total, squares = (
         np.add.reduceat(sums, starts).astype(np.float64)
@@ -269,9 +269,9 @@ def _draw_curve(
     x_range: tuple[float, float],
     level: float,
 ) -> None:
-    """The model with its confidence band, where that is wider than the line."""
+    """Draw the model, and its confidence band if that is wider than the line."""
     x, values, errors = model.curve(result.popt, result.pcov, x_range)
-    with np.errstate(invalid="ignore"):  # nothing is known: infinite times zero
+    with np.errstate(invalid="ignore"):  # infinite errors times zero
         quantile = interval_quantile(level, result.dof, known_scale=result.absolute_sigma)
         half = quantile * errors
     low, high = axes.get_ylim()
@@ -289,7 +289,7 @@ def _is_visible(half_widths: FloatArray, axis_length: float) -> bool:
 
 
 def _loaded(array: Any, model: FittedModel) -> Any:
-    """An array of few rows in memory."""
+    """Load an array of few rows into memory."""
     if isinstance(array, np.ndarray):
         return array
     from nlsq_dask.engines.dask.scheduler import computed  # Dask, loaded for use

@@ -1,18 +1,18 @@
-"""Profiles of the sum of squares: how it rises where one parameter is held off its estimate.
+"""Profiles of the sum of squares: its rise where one parameter is held away from its estimate.
 
-With S(θ_j) the least sum of squares over all other parameters, S its minimum and s² the variance of
-the rows (1 where sigma is absolute, else S / dof), the signed root
+Let S(θ_j) be the least sum of squares over all other parameters, S its minimum, and s² the variance
+of the rows (1 if sigma is absolute, else S / dof). For a linear model the signed root
 
     τ(θ_j) = sign(θ_j - θ̂_j) √((S(θ_j) - S) / s²)
 
-is θ_j less its estimate in standard errors if the model is linear. If it is not, τ still follows
-Student's (or the normal) distribution far better than θ_j does. The values with |τ| at most the
-quantile t are the likelihood interval of θ_j, which does not depend on how the model is
-parametrised (Bates & Watts, "Nonlinear Regression Analysis and Its Applications", 1988, section
-6.1). It is the interval of ``lmfit.conf_interval``, which solves F(1, dof) = t² for it.
+is the difference of θ_j from its estimate, in standard errors. For other models, τ follows
+Student's (or the normal) distribution far better than θ_j does. The likelihood interval of θ_j
+holds the values with |τ| up to the quantile t. It does not depend on how the model is parametrised
+(Bates & Watts, "Nonlinear Regression Analysis and Its Applications", 1988, section 6.1).
+``lmfit.conf_interval`` computes the same interval from F(1, dof) = t².
 
-A first round of points covers what a linear model would need; further rounds go on where τ has not
-come to the quantile yet, and put a point where it is about to.
+A first round of points covers the interval of a linear model. Further rounds add points where τ is
+still below the quantile, and close to where τ crosses it.
 """
 
 from __future__ import annotations
@@ -24,40 +24,39 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 
-# Points of the first round on either side, the last but one of them at the quantile of a linear
-# model.
+# Points of the first round on each side. The last but one is at the quantile of a linear model.
 POINTS_A_SIDE = 8
-# Points on both sides of the quantile that are no further apart than this part of it need none
-# between them: the cubic through them and their neighbours is off by some 0.0001 standard errors.
+# Largest distance between the points on both sides of the quantile, as a part of the quantile. The
+# cubic through these points and their neighbours is then off by some 0.0001 standard errors.
 CLOSE = 0.25
-# Most that a round multiplies the reach of the rounds before by.
+# Largest factor by which a round extends the reach of the rounds before.
 GROWTH = 3.0
-# Where τ stays short of the quantile, go on to this multiple of it if it rose in a straight line.
+# A further round goes to this multiple of the quantile, if τ rises in a straight line.
 OVERSHOOT = 1.1
-# A bound nearer than this to a point, in standard errors, leaves no room for another one.
+# A bound nearer than this to a point, in standard errors, leaves no room for another point.
 NO_ROOM = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """How the sum of squares rises where one parameter is held off its estimate.
+    """Rise of the sum of squares where one parameter is held away from its estimate.
 
     Attributes
     ----------
     name : str
         The parameter.
     values : ndarray, shape (m,), float64
-        Its values, ascending; its estimate is among them.
+        Values of the parameter, ascending, including its estimate.
     tau : ndarray, shape (m,), float64
         Signed root of the rise of the sum of squares, in standard deviations of the rows:
         ``sign(θ - θ̂) √((S(θ) - S) / s²)``. A straight line for a linear model.
     params : ndarray, shape (m, p), float64
-        All parameters that fit best with each value.
+        All parameters of the best fit with each value.
     n_passes : int
-        Readings of all rows that were made for this profile and those that were asked for with it.
+        Readings of all rows for this profile and the profiles computed together with it.
     limits : tuple of float
-        Ends of the values that are possible: the bounds of the parameter, or where the model is no
-        longer finite; else infinite.
+        Ends of the possible values: the bounds of the parameter, or values at which the model is
+        not finite. Infinite if there are none.
     """
 
     name: str
@@ -73,14 +72,14 @@ class Profile:
         Parameters
         ----------
         quantile : float
-            Of Student's distribution, or of the normal distribution if sigma are absolute; positive
-            and finite.
+            Quantile of Student's distribution, or of the normal distribution if sigma are absolute.
+            Positive and finite.
 
         Returns
         -------
         low, high : float
-            An end of the `limits`, which may be infinite, on a side where τ does not come to the
-            quantile. Between the points θ is interpolated over τ by monotone cubics.
+            Ends of the interval. On a side where τ stays below the quantile, the end of `limits`,
+            which may be infinite. Monotone cubics interpolate θ over τ between the points.
         """
         low, high = (crossing(self.values, self.tau, side * quantile) for side in (-1, 1))
         first, last = self.limits
@@ -89,9 +88,9 @@ class Profile:
 
 @dataclass(frozen=True)
 class Point:
-    """The best fit with one free coordinate held at `value`: all of them (q,), and the cost.
+    """The best fit with one free coordinate held at `value`: all coordinates (q,), and the cost.
 
-    `arrived` says whether the search met a criterion; `n_passes` are the readings that it took.
+    `arrived` tells whether the search met a criterion. `n_passes` counts its readings.
     """
 
     value: float
@@ -103,20 +102,20 @@ class Point:
 
 @dataclass
 class Curve:
-    """Points of one free coordinate, ascending, from its estimate outwards.
+    """Points of one free coordinate, ascending, on both sides of its estimate.
 
     Attributes
     ----------
     centre : Point
         The fit.
     slope : ndarray, shape (q,), float64
-        Change of the coordinates that fit best by a change of this one, at the fit.
+        Derivative of the best coordinates by this coordinate, at the fit.
     error : float
         Standard error of the coordinate.
     variance : float
         s² of the rows.
     bounds : pair of float
-        Of the coordinate.
+        Bounds of the coordinate.
     """
 
     centre: Point
@@ -131,17 +130,17 @@ class Curve:
 
     @property
     def values(self) -> FloatArray:
-        """Of the coordinate, (m,)."""
+        """Values of the coordinate, (m,)."""
         return np.array([point.value for point in self.points])
 
     @property
     def params(self) -> FloatArray:
-        """All coordinates that fit best with each value, (m, q)."""
+        """All coordinates of the best fit with each value, (m, q)."""
         return np.array([point.params for point in self.points])
 
     @property
     def rises(self) -> FloatArray:
-        """τ² (m,), below zero where the cost is lower than that of the fit."""
+        """τ² (m,); negative where the cost is below that of the fit."""
         costs = np.array([point.cost for point in self.points])
         rises: FloatArray = 2.0 * (costs - self.centre.cost) / self.variance
         return rises
@@ -153,7 +152,7 @@ class Curve:
         return np.asarray(signs * np.sqrt(np.maximum(self.rises, 0.0)))
 
     def add(self, point: Point) -> None:
-        """Take a point in; where the model is not finite the values end."""
+        """Add a point. Values end where the model is not finite."""
         if math.isfinite(point.cost):
             self.points = sorted([*self.points, point], key=lambda p: p.value)
         elif point.value < self.centre.value:
@@ -162,17 +161,17 @@ class Curve:
             self.limits[1] = min(self.limits[1], point.value)
 
     def wanted(self, quantile: float) -> list[float]:
-        """Values of the next round; none where τ is known up to the quantile."""
+        """Values of the next round; none if τ is known up to the quantile."""
         values = [
             min(max(self.centre.value + side * float(step), self.bounds[0]), self.bounds[1])
             for side in (-1, 1)
             for step in self._steps(side, quantile)
         ]
-        # A step that is lost in rounding leads nowhere new.
+        # Drop steps that are lost in rounding.
         return [value for value in dict.fromkeys(values) if value not in self.values]
 
     def guess(self, value: float) -> FloatArray:
-        """Coordinates (q,) that may fit best with a value, out of the points there are."""
+        """Guess of the best coordinates (q,) with a value, interpolated between the points."""
         from scipy.interpolate import PchipInterpolator  # loaded when asked for
 
         values, params = self.values, self.params
@@ -185,12 +184,12 @@ class Curve:
         return np.asarray(params[last] + slope * (value - values[last]))
 
     def nearest(self, value: float) -> FloatArray:
-        """Coordinates (q,) of the point that is nearest to a value."""
+        """Coordinates (q,) of the point nearest to a value."""
         found: FloatArray = self.params[np.argmin(np.abs(self.values - value))]
         return found
 
     def _steps(self, side: int, quantile: float) -> FloatArray:
-        """Distances from the estimate of the next round's points on one side."""
+        """Distances of the next points on one side from the estimate."""
         outward = side * (self.values - self.centre.value)[::side]
         heights = side * self.tau[::side]
         reached, heights = outward[outward >= 0.0], heights[outward >= 0.0]
@@ -216,7 +215,7 @@ class Curve:
 
 
 def _further(reached: FloatArray, heights: FloatArray, quantile: float) -> FloatArray:
-    """Distances to go on to: to where τ would pass the quantile if it rose in a straight line."""
+    """Distances of further points: to where τ passes the quantile if it rises linearly."""
     rise, run = heights[-1] - heights[-2], reached[-1] - reached[-2]
     most = (GROWTH - 1.0) * reached[-1]
     missing = (OVERSHOOT * quantile - heights[-1]) * run
@@ -225,7 +224,7 @@ def _further(reached: FloatArray, heights: FloatArray, quantile: float) -> Float
 
 
 def crossing(values: FloatArray, tau: FloatArray, at: float) -> float | None:
-    """The value at which τ, going out from the estimate, first is as given.
+    """The value nearest to the estimate at which τ has a given value.
 
     Parameters
     ----------
@@ -234,12 +233,12 @@ def crossing(values: FloatArray, tau: FloatArray, at: float) -> float | None:
     tau : ndarray, shape (m,), float64
         At the values.
     at : float
-        Below zero for values below the estimate.
+        Value of τ; negative for values below the estimate.
 
     Returns
     -------
     float or None
-        None where τ stays short of it.
+        None if τ does not reach it.
     """
     from scipy.interpolate import PchipInterpolator  # loaded when asked for
 
@@ -250,6 +249,6 @@ def crossing(values: FloatArray, tau: FloatArray, at: float) -> float | None:
     if not beyond.size:
         return None
     rising = np.append(True, known[1:] > known[:-1])
-    # What comes after the first crossing, such as another minimum, is none of the interval's.
+    # Only the first crossing counts: another minimum further out is not part of the interval.
     rising[beyond[0] + 2 :] = False
     return float(PchipInterpolator(known[rising], outward[rising])(abs(at)))

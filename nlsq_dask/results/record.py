@@ -1,11 +1,11 @@
-"""The numbers of a fit: what was found, and all that follows from it without the data."""
+"""The numbers of a fit: its answer, and the statistics that follow without the data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, SupportsFloat
+from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.io.codec import from_json
 from nlsq_dask.user_model.model import Structure
 
 
@@ -28,7 +29,7 @@ class Parameter:
     value : float
         The estimate.
     stderr : float
-        Its standard error; infinite where the data do not determine it, 0 if it was fixed.
+        Its standard error: infinite if the data do not determine the parameter, 0 if it is fixed.
     """
 
     value: float
@@ -43,7 +44,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Start:
-    """One starting point and where it led.
+    """One starting point, and the end of its search.
 
     Attributes
     ----------
@@ -52,14 +53,14 @@ class Start:
     start_cost : float
         Cost there; infinite where the model is not finite.
     params : ndarray, shape (p,), float64, or None
-        Where the fit from it ended; None if it was given up on the way.
+        End of its search; None if the search was given up.
     cost : float or None
-        Cost at the end. For streamed data ``start_cost`` is that of the sample, and ``cost`` that
-        of all rows, at the best end of the basin.
+        Cost at the end. For streamed data, ``start_cost`` is the cost on the sample, and ``cost``
+        is the cost on all rows at the best end of the basin.
     basin : int or None
-        Number of the basin it ended in, 0 the best; ends within a standard error share one.
+        Number of its basin; 0 is the best. Ends within a standard error share a basin.
     status : Status or None
-        Why the fit from it ended.
+        Why its search ended.
     """
 
     p0: FloatArray
@@ -72,14 +73,7 @@ class Start:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_dict` wrote, infinities given as text."""
-        return cls(
-            np.array(saved["p0"], np.float64),
-            float(saved["start_cost"]),
-            None if saved["params"] is None else np.array(saved["params"], np.float64),
-            None if saved["cost"] is None else float(saved["cost"]),
-            saved["basin"],
-            None if saved["status"] is None else Status(saved["status"]),
-        )
+        return from_json(cls, saved)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, the status as a number."""
@@ -90,21 +84,24 @@ class Start:
 
 @dataclass(frozen=True)
 class PilotRecord:
-    """What a pilot was good for.
+    """Outcome of the pilot fit.
 
     Attributes
     ----------
     n_rows : int
         Rows of the sample.
     params : ndarray, shape (p,), float64
-        Its answer.
+        Answer of the pilot fit.
     cost : float
-        Cost of its answer on all rows.
+        Cost of the answer on all rows.
     start_cost : float
-        Cost of the user's start on all rows.
+        Cost of `p0` on all rows.
     used : bool
-        Whether the fit went on from its answer.
+        Whether the fit started from the answer.
     """
+
+    # What version 0.1 computed in a pass.
+    RETIRED: ClassVar = frozenset({"trials"})
 
     n_rows: int
     params: FloatArray
@@ -115,16 +112,14 @@ class PilotRecord:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_dict` wrote, infinities given as text."""
-        numbers = {name: float(saved[name]) for name in ("cost", "start_cost")}
-        params = np.array(saved["params"], np.float64)
-        return cls(saved["n_rows"], params, **numbers, used=saved["used"])
+        return from_json(cls, saved)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
         return dict(vars(self))
 
 
-# Compared by identity: equality of arrays is no single truth.
+# Compared by identity: comparing arrays gives no single truth value.
 @dataclass(frozen=True, eq=False)
 class FitRecord:
     """The numbers of :class:`nlsq_dask.FitResult`, whose documentation lists the fields."""
@@ -216,7 +211,7 @@ class FitRecord:
     def r_squared(self) -> float:
         """Share of y's scatter explained: ``1 - chi2 / Σ w² (y - ȳ)²``, w = 1/σ.
 
-        ȳ is the weighted mean, whether or not the model has a constant. NaN where y is constant.
+        ȳ is the weighted mean, also for models without a constant. NaN if y is constant.
         """
         return statistics.r_squared(self.chi2, self.moments.scatter)
 
@@ -229,8 +224,8 @@ class FitRecord:
     def aic(self) -> float:
         """Akaike's information criterion.
 
-        ``n ln(chi2 / n) + 2 k`` with k free parameters; ``chi2 + 2 k`` if `absolute_sigma`. Only
-        differences between fits of the same rows, with the same `sigma`, mean anything.
+        ``n ln(chi2 / n) + 2 k`` with k free parameters; ``chi2 + 2 k`` if `absolute_sigma`. Compare
+        it only between fits of the same rows with the same `sigma`.
         """
         return self._deviance() + 2.0 * self.n_free
 
@@ -241,7 +236,7 @@ class FitRecord:
 
     @property
     def success(self) -> bool:
-        """Whether the fit arrived at an optimum that the data determine."""
+        """Whether the fit is at an optimum that the data determine."""
         return self.status.success
 
     @property
@@ -250,7 +245,7 @@ class FitRecord:
         return _errors.end_of_fit(self.status, self.undetermined)
 
     def raise_for_status(self) -> None:
-        """Raise an error unless the fit was a success; as ``requests.Response`` does.
+        """Raise an error unless the fit was a success, as ``requests.Response`` does.
 
         Raises
         ------
@@ -263,11 +258,11 @@ class FitRecord:
     def confidence_intervals(self, level: float = 0.95) -> FloatArray:
         """Confidence intervals of the parameters, ``popt ± t perr``.
 
-        t is the quantile of Student's distribution with `dof` degrees of freedom; that of the
-        normal distribution if `absolute_sigma`, as then no variance is estimated. The intervals
-        rest on the model being linear within a few standard errors of the answer (Seber & Wild,
-        "Nonlinear Regression", 1989, section 5.1). Where a bound is active the interval ends at
-        the bound, and is one-sided.
+        t is the quantile of Student's distribution with `dof` degrees of freedom. If
+        `absolute_sigma`, no variance is estimated, and t is the quantile of the normal
+        distribution. The intervals assume that the model is linear within a few standard errors of
+        the answer (Seber & Wild, "Nonlinear Regression", 1989, section 5.1). At an active bound the
+        interval ends at the bound, and is one-sided.
 
         Parameters
         ----------
@@ -277,8 +272,8 @@ class FitRecord:
         Returns
         -------
         ndarray, shape (p, 2), float64
-            Lower and upper ends. Equal for a fixed parameter, infinite for one that the data do not
-            determine.
+            Lower and upper ends. They are equal for a fixed parameter, and infinite for a parameter
+            that the data do not determine.
 
         Raises
         ------
@@ -305,8 +300,8 @@ class FitRecord:
         Returns
         -------
         ndarray, shape (p, p), float64
-            Ones on the diagonal. NaN beside it in the rows and columns of parameters that were
-            fixed, or that the data do not determine: nothing is known of how they vary.
+            Ones on the diagonal. The other elements are NaN in the rows and columns of parameters
+            that are fixed, or that the data do not determine.
         """
         return statistics.correlation(self.pcov)
 
@@ -315,7 +310,7 @@ class FitRecord:
 
 
 def n_basins(starts: Sequence[Start]) -> int:
-    """Number of basins that starts have ended in."""
+    """Number of different basins of the starts."""
     return len({start.basin for start in starts if start.basin is not None})
 
 
@@ -327,15 +322,15 @@ def interval_quantile(level: object, dof: int, *, known_scale: bool) -> float:
     level : float
         Probability in (0, 1).
     dof : int
-        Degrees of freedom that the variance of the rows is estimated with.
+        Degrees of freedom of the estimated variance of the rows.
     known_scale : bool
-        Whether the variance is known instead.
+        Whether the variance is known, and not estimated.
 
     Returns
     -------
     float
-        Of the normal distribution for a known scale, else of Student's; infinite where that has no
-        degrees of freedom.
+        Quantile of the normal distribution for a known scale, else of Student's distribution.
+        Infinite without degrees of freedom.
 
     Raises
     ------
@@ -347,7 +342,7 @@ def interval_quantile(level: object, dof: int, *, known_scale: bool) -> float:
     probability = float(level) if isinstance(level, SupportsFloat) else math.nan
     if not 0.0 < probability < 1.0:
         raise _errors.level_invalid(level)
-    # The lower tail keeps its digits where the upper one is rounded to 1.
+    # Use the lower tail: probabilities close to 1 lose digits.
     tail = (1.0 - probability) / 2.0
     if known_scale:
         return -float(ndtri(tail))

@@ -1,37 +1,34 @@
-"""How a result reads: in a line or two, in full, and as a table of a notebook."""
+"""Reports of a result: short, in full, and as HTML for notebooks."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from nlsq_dask.results.record import FitRecord, Parameter, n_basins
+from nlsq_dask.results.tables import aligned, html_table
 
-# Correlations that are worth a line: beyond it a standard error says little by itself. And how
-# many lines at most, as p parameters have p² / 2 of them.
+# Least correlation that the report lists: above it, a standard error alone says little. The report
+# lists at most MOST_CORRELATIONS, as p parameters have p² / 2 pairs.
 NOTABLE_CORRELATION = 0.5
-# Correlation from which on the data hardly tell two parameters apart: the standard error of each is
-# 1 / sqrt(1 - 0.99²) = 7 times what it would be if the other were known.
+# Least correlation with which the data hardly tell two parameters apart. The standard error of each
+# is 1 / sqrt(1 - 0.99²) = 7 times its standard error if the other were known.
 DEPENDENT_CORRELATION = 0.99
 MOST_CORRELATIONS = 10
-# Difference of the ends of two intervals, in half-widths, from which on it is said.
+# Least difference between the ends of two intervals that the report mentions, in half-widths.
 NOTABLE_DIFFERENCE = 0.1
 
 LEVEL = 0.95
 
 _BOUNDS = {-1: "at its lower bound", 0: "", 1: "at its upper bound"}
 
-# Styles that hold on a light and on a dark page: no colours, only where things stand.
-_CELL = "text-align:left;padding:0.1em 1em 0.1em 0"
-
 Row = tuple[str, str]
 
 
 def short_report(record: FitRecord) -> str:
-    """A table of estimates, and how they were found."""
+    """A table of the estimates, and the cost of the fit."""
     width = max(len(name) for name in record.names)
     lines = [_outcome(record)]
     for name, parameter, remark in _estimates(record):
@@ -45,26 +42,26 @@ def short_report(record: FitRecord) -> str:
         ("strategy", record.strategy),
         *_cost_rows(record),
     ]
-    return "\n".join([*lines, *_aligned(rows)])
+    return "\n".join([*lines, *_indented(rows)])
 
 
 def full_report(
     record: FitRecord, profiled: Mapping[str, tuple[float, float]] | None = None
 ) -> str:
-    """Estimates with their intervals, statistics, correlations, and what the fit took.
+    """Estimates with their intervals, statistics, correlations, and the cost of the fit.
 
-    `profiled` are the intervals by profiles, at the report's level, so far as these are known.
+    `profiled` holds the known intervals by profiles, at the level of the report.
     """
     sections = [
         _outcome(record),
         _section("Parameters", _parameter_lines(record)),
-        _section("Statistics", _aligned(_statistics_rows(record))),
+        _section("Statistics", _indented(_statistics_rows(record))),
         _section(
             f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
             _correlation_lines(record),
         ),
         _section("Remarks", [*_remark_lines(record), *_profile_lines(record, profiled or {})]),
-        _section("Solver", _aligned(_solver_rows(record))),
+        _section("Solver", _indented(_solver_rows(record))),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -80,7 +77,6 @@ def html_report(record: FitRecord) -> str:
     ]
     if not any(row[-1] for row in body):
         head, body = head[:-1], [row[:-1] for row in body]
-    titles = "".join(f'<th scope="col" style="{_CELL}">{html.escape(t)}</th>' for t in head)
     summary: list[Row] = [
         ("rows", f"{record.n_points:,}"),
         ("reduced chi2", f"{record.reduced_chi2:.6g}"),
@@ -88,12 +84,8 @@ def html_report(record: FitRecord) -> str:
         ("RMSE", f"{record.rmse:.6g}"),
         *_cost_rows(record),
     ]
-    return (
-        f"<div><table><caption {_style()}>{html.escape(_outcome(record))}</caption>"
-        f"<thead><tr>{titles}</tr></thead><tbody>{_html_rows(body)}</tbody></table>"
-        f"<table><caption {_style()}>Statistics</caption>"
-        f"<tbody>{_html_rows(summary)}</tbody></table></div>"
-    )
+    estimates = html_table(body, head, caption=_outcome(record))
+    return f"<div>{estimates}{html_table(summary, caption='Statistics')}</div>"
 
 
 def _outcome(record: FitRecord) -> str:
@@ -118,12 +110,7 @@ def _parameter_lines(record: FitRecord) -> list[str]:
         else:
             note = f"({remark})" if remark else ""
             rows.append((name, str(parameter), _interval(low, high, parameter.stderr), note))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    padded = (
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    )
-    return [line.rstrip() for line in padded]
+    return aligned(rows)
 
 
 def _statistics_rows(record: FitRecord) -> list[Row]:
@@ -162,14 +149,14 @@ def _correlation_lines(record: FitRecord) -> list[str]:
         for first, second, r in _correlations(record)
         if abs(r) > NOTABLE_CORRELATION
     ]
-    lines = _aligned(pairs[:MOST_CORRELATIONS])
+    lines = _indented(pairs[:MOST_CORRELATIONS])
     if len(pairs) > MOST_CORRELATIONS:
         lines.append(f"  and {len(pairs) - MOST_CORRELATIONS} weaker ones")
     return lines
 
 
 def _remark_lines(record: FitRecord) -> list[str]:
-    """What an interval or a standard error by itself does not say."""
+    """Remarks on bounds and on strong correlations."""
     sides = {-1: "lower", 1: "upper"}
     lines = [
         f"{name} is at its {sides[int(active)]} bound: its interval ends there, and is one-sided"
@@ -190,7 +177,7 @@ def _remark_lines(record: FitRecord) -> list[str]:
 
 
 def _profile_lines(record: FitRecord, profiled: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Where the intervals by profiles are others than the symmetric ones."""
+    """Remarks on intervals by profiles that differ from the symmetric ones."""
     lines = []
     ends = dict(zip(record.names, record.confidence_intervals(LEVEL), strict=True))
     for name, found in profiled.items():
@@ -237,7 +224,7 @@ def _distance(sigma: float) -> str:
 
 
 def _cost_rows(record: FitRecord) -> list[Row]:
-    """What a fit took, and where it led."""
+    """Passes, starts, status and checkpoints of a fit."""
     counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
     rows = [("passes", f"{record.n_passes}  ({counts})")]
     if record.starts:
@@ -265,22 +252,8 @@ def _section(title: str, lines: list[str]) -> str:
     return "\n".join([title, *(f"  {line.removeprefix('  ')}" for line in lines)]) if lines else ""
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    width = max((len(label) for label, _ in rows), default=0)
-    return [f"  {label:<{width}}  {text}" for label, text in rows]
-
-
-def _style() -> str:
-    return 'style="text-align:left"'
-
-
-def _html_rows(rows: Iterable[Sequence[str]]) -> str:
-    written = []
-    for label, *cells in rows:
-        title = f'<th scope="row" style="{_CELL}">{html.escape(label)}</th>'
-        rest = "".join(f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells)
-        written.append(f"<tr>{title}{rest}</tr>")
-    return "".join(written)
+def _indented(rows: Sequence[Row]) -> list[str]:
+    return [f"  {line}" for line in aligned(rows)]
 
 
 def _count(n: int, what: str) -> str:

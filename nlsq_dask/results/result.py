@@ -1,4 +1,4 @@
-"""What a fit returns."""
+"""The result of a fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["FitResult", "Parameter"]
 class FitResult(FitRecord):
     """The result of :func:`nlsq_dask.fit`.
 
-    Unpacks as the result of ``scipy.optimize.curve_fit`` does: ``popt, pcov = result``; prints as a
+    Unpacks like the result of ``scipy.optimize.curve_fit``: ``popt, pcov = result``. Prints as a
     report. With p parameters:
 
     Attributes
@@ -42,10 +42,10 @@ class FitResult(FitRecord):
     popt : ndarray, shape (p,), float64
         Estimates.
     pcov : ndarray, shape (p, p), float64
-        Covariance of the estimates; infinite where the data do not determine it, zero in the rows
-        and columns of fixed parameters. That of a robust loss is :meth:`robust_pcov`.
+        Covariance of the estimates: infinite if the data do not determine it, zero in the rows and
+        columns of fixed parameters. For a robust loss it is :meth:`robust_pcov`.
     cost : float
-        What was minimised: half the sum of squared weighted residuals, or of the loss of them.
+        The minimised cost: half the sum of squared weighted residuals, or of their robust loss.
     chi2 : float
         Sum of squared weighted residuals, whatever the loss.
     n_points : int
@@ -53,11 +53,11 @@ class FitResult(FitRecord):
     n_skipped : int
         Rows left out: masked or missing.
     n_free : int
-        Free parameters: p, less those that were fixed or tied to others.
+        Free parameters: p less the parameters that are fixed or tied to others.
     fixed : tuple of str
         Parameters that were fixed.
     moments : Moments
-        Sums over the rows of which the statistics are made.
+        Sums over the rows, from which the statistics follow.
     grad : ndarray, shape (p,), float64
         Gradient of the cost; zero for fixed parameters.
     optimality : float
@@ -72,7 +72,7 @@ class FitResult(FitRecord):
     loss : str
         "linear", or the name of the loss.
     absolute_sigma : bool
-        Whether the sigma were taken as they are for `pcov`.
+        Whether `pcov` takes the sigma as true standard deviations.
     r_factor : ndarray, shape (n_free, n_free), float64
         Upper-triangular factor of the weighted Jacobian by the free parameters.
     nfev : int
@@ -86,40 +86,40 @@ class FitResult(FitRecord):
     status : Status
         Why the fit ended, numbered as in ``scipy.optimize.least_squares`` from -2 to 4.
     scipy_status : Status or None
-        The first of SciPy's criteria, 1 to 4, that was met on the way: where SciPy would have
-        ended. None if none was.
+        The first of SciPy's criteria, 1 to 4, that was met: SciPy would have ended there. None if
+        no criterion was met.
     undetermined : tuple of str
-        Parameters that the data leave open: others, or combinations of them, fit as well.
+        Parameters that the data do not determine: other values of them fit as well.
     strategy : str
         "standard", "chunked" or "streaming".
     workflow : str or None
-        The preset that was asked for.
+        Name of the preset, if one was passed.
     budget : MemoryBudget
-        Memory that the strategy was chosen by, in GB.
+        Memory by which the strategy was chosen, in GB.
     tolerances : dict
-        "ftol", "xtol" and "gtol" as used.
+        "ftol", "xtol", "gtol" and "stat_tol" of the fit.
     structure : {"single", "stacked", "tuple"}
         How the model takes its coordinates.
     n_coords : int
         Number of coordinates.
     pilot : PilotRecord or None
-        What a sample that was fitted first was good for.
+        Outcome of the pilot fit, which is the fit of a sample before the first pass.
     starts : tuple of Start
-        Where each starting point led; empty for a single start.
+        End of the search from each starting point; empty for a single start.
     checkpoint : str or None
         Directory of the checkpoints.
     history : tuple of IterationRecord
-        One entry an evaluation.
+        One entry for each evaluation.
     n_differenced : int
-        Rows of which a derivative was a difference of two values, as the automatic one was not
-        finite although the value was; the most at any point that the search moved to.
+        Rows with a finite value but without a finite derivative, for which a difference of two
+        values was used. The largest number at any point that the search moved to.
     bounds : ndarray, shape (p, 2), float64, or None
         Lower and upper bounds of the parameters; None in results of earlier releases.
     sandwich : bool
         Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
     fitted : FittedModel or None
-        The model and its data, for what is computed from them on demand; no part of files and
-        pickles.
+        The model and its data, for numbers that are computed on demand. Files and pickles do not
+        contain it.
     """
 
     fitted: FittedModel | None = field(default=None, repr=False)
@@ -129,31 +129,32 @@ class FitResult(FitRecord):
     ) -> FloatArray:
         """Confidence intervals of the parameters, ``popt ± t perr`` or by profiles.
 
-        t is the quantile of Student's distribution with `dof` degrees of freedom; that of the
-        normal distribution if `absolute_sigma`, as then no variance is estimated. The symmetric
-        intervals rest on the model being linear within a few standard errors of the answer (Seber &
-        Wild, "Nonlinear Regression", 1989, section 5.1). Where a bound is active the interval ends
-        at the bound, and is one-sided.
+        t is the quantile of Student's distribution with `dof` degrees of freedom. If
+        `absolute_sigma`, no variance is estimated, and t is the quantile of the normal
+        distribution. The symmetric intervals assume that the model is linear within a few standard
+        errors of the answer (Seber & Wild, "Nonlinear Regression", 1989, section 5.1). At an active
+        bound the interval ends at the bound, and is one-sided.
 
-        The intervals by profiles hold the values at which the sum of squares rises by at most t²
-        times the variance of the rows when the other parameters are fitted again (Bates & Watts,
-        "Nonlinear Regression Analysis and Its Applications", 1988, section 6.1), as those of
-        ``lmfit.conf_interval`` do. They are not symmetric, and do not depend on how the model is
-        parametrised. Their fits, some sixteen a parameter, share a few readings of the data.
+        An interval by profile holds the values at which the sum of squares, with the other
+        parameters fitted again, rises by at most t² times the variance of the rows (Bates & Watts,
+        "Nonlinear Regression Analysis and Its Applications", 1988, section 6.1), as in
+        ``lmfit.conf_interval``. Such intervals need not be symmetric, and do not depend on how the
+        model is parametrised. They take some sixteen fits for each parameter, which share a few
+        readings of the data.
 
         Parameters
         ----------
         level : float
             Probability with which an interval covers the true value, in (0, 1).
         method : {"symmetric", "profile"}
-            How the ends are found.
+            How the ends are computed.
 
         Returns
         -------
         ndarray, shape (p, 2), float64
-            Lower and upper ends. Equal for a fixed parameter, infinite for one that the data do not
-            determine. Those of a profile are a bound, or infinite, on a side where the sum of
-            squares does not rise so far.
+            Lower and upper ends. They are equal for a fixed parameter, and infinite for a parameter
+            that the data do not determine. Where the sum of squares does not rise so far, the end
+            of an interval by profile is a bound, or infinite.
 
         Raises
         ------
@@ -189,18 +190,18 @@ class FitResult(FitRecord):
         return ends
 
     def profile(self, name: str, level: float = 0.95) -> Profile:
-        """How the sum of squares rises where a parameter is held off its estimate.
+        """Rise of the sum of squares where a parameter is held away from its estimate.
 
-        The other parameters are fitted again at each of some sixteen values, all on the same few
-        readings of the data (Bates & Watts, "Nonlinear Regression Analysis and Its Applications",
-        1988, section 6.1). It is made once for a level.
+        The other parameters are fitted again at each of some sixteen values. All these fits share a
+        few readings of the data (Bates & Watts, "Nonlinear Regression Analysis and Its
+        Applications", 1988, section 6.1). The profile of a level is computed once.
 
         Parameters
         ----------
         name : str
-            A parameter that is not fixed, and not tied to more than one other.
+            A parameter that is not fixed, and not tied to more than one other parameter.
         level : float
-            Confidence level, in (0, 1), that the values reach on either side.
+            Confidence level, in (0, 1), that the values reach on each side.
 
         Returns
         -------
@@ -216,7 +217,7 @@ class FitResult(FitRecord):
         Warns
         -----
         ConvergenceWarning
-            If the fit of the other parameters does not arrive at some values.
+            If the fit of the other parameters does not converge at some values.
         """
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         return self._profiled([name], quantile, "profile()")[name]
@@ -227,13 +228,14 @@ class FitResult(FitRecord):
         Parameters
         ----------
         x : array_like or tuple of array_like, optional
-            Coordinates in the form that the model takes, of any shape; those of the data by
-            default.
+            Coordinates in the form that the model takes, of any shape. By default, the coordinates
+            of the data.
 
         Returns
         -------
         numpy or dask array, float64
-            Of the coordinates' shape, by default of y's. Lazy where the coordinates are.
+            Values in the shape of the coordinates; by default in the shape of y. Lazy if the
+            coordinates are.
 
         Raises
         ------
@@ -249,7 +251,8 @@ class FitResult(FitRecord):
         Returns
         -------
         numpy or dask array, float64
-            Of y's shape, in its units; NaN for rows that were left out. Lazy where the data are.
+            Residuals in the shape and the units of y. NaN for rows that were left out. Lazy if the
+            data are.
 
         Raises
         ------
@@ -261,10 +264,10 @@ class FitResult(FitRecord):
     def confidence_band(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
         """Interval for the model's value at each x, ``f ± t √(j C jᵀ)``.
 
-        j is the row of derivatives by the parameters, C is `pcov` and t the quantile of Student's
-        distribution with `dof` degrees of freedom, or of the normal distribution if
+        j is the row of derivatives by the parameters and C is `pcov`. t is the quantile of
+        Student's distribution with `dof` degrees of freedom, or of the normal distribution if
         `absolute_sigma` (the delta method: Seber & Wild, "Nonlinear Regression", 1989, section
-        5.1). It holds at each x, not for the whole curve at once.
+        5.1). The probability holds at each x, and not for the whole curve at once.
 
         Parameters
         ----------
@@ -289,9 +292,9 @@ class FitResult(FitRecord):
         """Interval for a new observation at each x, ``f ± t √(j C jᵀ + s²)``.
 
         As :meth:`confidence_band`, with the variance s² of a new observation in y's units:
-        ``Σ (y - f)² / dof`` of the residuals, or ``Σ sigma² / n`` if `absolute_sigma`. The new
-        observation is taken to scatter as those fitted do on average, also where their sigma
-        differ.
+        ``Σ (y - f)² / dof`` of the residuals, or ``Σ sigma² / n`` if `absolute_sigma`. The
+        interval assumes that the new observation has the mean variance of the fitted ones, also if
+        their sigma differ.
 
         Parameters
         ----------
@@ -313,29 +316,29 @@ class FitResult(FitRecord):
         return self._around("prediction_interval()", x, level, self._variance_of_a_row())
 
     def robust_pcov(self) -> FloatArray:
-        """Covariance of the estimates that needs no equal, or known, variances.
+        """Covariance of the estimates without the assumption of equal or known variances.
 
-        The sandwich ``n / dof · (JᵀJ)⁻¹ (Σ r² j jᵀ) (JᵀJ)⁻¹`` of weighted residuals and
-        derivatives, called HC1 (MacKinnon & White, J. Econometrics 29, 1985): right for many rows
-        that are independent, however their variances differ from what sigma says. One more reading
-        of the data, at each call.
+        The sandwich ``n / dof · (JᵀJ)⁻¹ (Σ r² j jᵀ) (JᵀJ)⁻¹`` of weighted residuals and derivatives
+        is called HC1 (MacKinnon & White, J. Econometrics 29, 1985). It is right for many
+        independent rows, whatever their variances are. Each call reads the data once.
 
         With a robust loss it is the sandwich of the M-estimator, ``n / dof · H⁻¹ (Σ ψ² j jᵀ) H⁻¹``,
         with the derivative ψ of the loss by the residual and the second derivatives H of the cost
-        (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 7.6). The fit makes it in its
-        last reading, and `pcov` is the same. It covers noise, not a bias: outliers that lie on one
-        side shift the estimates.
+        (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 7.6). The fit computes it
+        in its last reading, and `pcov` is the same. It describes noise and not a bias: outliers on
+        one side shift the estimates.
 
         Returns
         -------
         ndarray, shape (p, p), float64
-            Zero for fixed parameters; infinite where the data do not determine the parameters.
+            Covariance: zero for fixed parameters, infinite if the data do not determine the
+            parameters.
 
         Raises
         ------
         InputError
-            If the result has no model or no data, and is not of a robust loss; or if it is of a
-            robust loss, in a file of an earlier release.
+            If the result has no model or no data, and no robust loss. Also if the result has a
+            robust loss and comes from a file of an earlier release.
         """
         if self.sandwich:
             return self.pcov.copy()
@@ -343,28 +346,28 @@ class FitResult(FitRecord):
             raise _errors.sandwich_not_kept(self.loss)
         model = self._model("robust_pcov()")
         scale = 1.0 if self.absolute_sigma else self.reduced_chi2
-        # A perfect fit has no residuals to make a covariance of, and pcov is zero already.
+        # A perfect fit has no residuals, and its pcov is zero already.
         bread = self.pcov if scale == 0.0 else self.pcov / scale
         return statistics.sandwich(bread, model.score_products(self.popt), self.n_points, self.dof)
 
     def plot(self, *, bins: tuple[int, int] = (200, 120), level: float = 0.95) -> Figure:
         """Draw the data with the fit, and the residuals below.
 
-        Up to some thousands of rows are points. More are counted in cells, in two readings of the
-        data, so that the picture costs the same however many there are. Needs matplotlib:
+        Up to some thousands of rows are drawn as points. More rows are counted in cells, in two
+        readings of the data, so that the size of the picture stays the same. Needs matplotlib:
         ``pip install "nlsq_dask[plot]"``.
 
         Parameters
         ----------
         bins : pair of int
-            Cells along the abscissa and the ordinate, where rows are counted.
+            Number of cells along the abscissa and the ordinate, for counted rows.
         level : float
             Probability of the confidence band, in (0, 1).
 
         Returns
         -------
         matplotlib.figure.Figure
-            Shown by a notebook; ``savefig`` writes it to a file.
+            A notebook shows the figure; ``savefig`` writes it to a file.
 
         Raises
         ------
@@ -376,11 +379,11 @@ class FitResult(FitRecord):
         return plot_fit(self, bins, level)
 
     def summary(self) -> str:
-        """The full report: estimates with intervals, statistics, correlations, and what it took.
+        """The full report: estimates with intervals, statistics, correlations, cost of the fit.
 
-        Once profiles were made, by :meth:`profile` or :meth:`confidence_intervals`, it says where
-        their intervals of 95 % differ from the symmetric ones by more than a tenth of the
-        half-width. It makes none itself, as that reads the data.
+        If :meth:`profile` or :meth:`confidence_intervals` have computed profiles, the report names
+        the intervals of 95 % that differ from the symmetric ones by more than a tenth of the
+        half-width. The report computes no profiles itself, as they need the data.
         """
         quantile = interval_quantile(report.LEVEL, self.dof, known_scale=self.absolute_sigma)
         profiled = {
@@ -396,16 +399,17 @@ class FitResult(FitRecord):
         Returns
         -------
         dict
-            By field name. Numbers that are not finite are the text "inf", "-inf" or "nan", the
-            status is its number.
+            Values by field name. Numbers that are not finite are the text "inf", "-inf" or "nan".
+            The status is its number.
         """
         return saving.to_fields(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a JSON file, without model and data.
 
-        The size of the file depends on the number of parameters and evaluations, not of rows. It
-        appears under its name only when it is complete, and replaces one that is there.
+        The size of the file depends on the number of parameters and evaluations, and not on the
+        number of rows. The file appears under its name only when it is complete. It replaces an
+        existing file.
 
         Parameters
         ----------
@@ -414,7 +418,7 @@ class FitResult(FitRecord):
         Raises
         ------
         OSError
-            If it cannot be written.
+            If the file cannot be written.
         """
         saving.write(self, Path(path))
 
@@ -426,8 +430,8 @@ class FitResult(FitRecord):
         ----------
         path : path-like
         model : callable, optional
-            The model that was fitted, ``model(x, *params)``, for :meth:`predict` and the intervals
-            at given x. What needs the data themselves is left to the result of the fit.
+            The model of the fit, ``model(x, *params)``, for :meth:`predict` and the intervals at
+            given x. Methods that need the data work only with the result that the fit returned.
 
         Returns
         -------
@@ -466,18 +470,18 @@ class FitResult(FitRecord):
         return report.html_report(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickle with all the data would be as large as they are, and many models have none.
+        # Leave out the data, for their size, and the model: many models cannot be pickled.
         return {**vars(self), "fitted": None}
 
     @cached_property
     def _profiles(self) -> dict[tuple[str, float], Profile]:
-        """Profiles that were made, by name and the quantile that they reach."""
+        """Profiles computed so far, by name and by the quantile that they reach."""
         return {}
 
     def _profiled(
         self, names: Sequence[str], quantile: float, method: str
     ) -> Mapping[str, Profile]:
-        """Profiles that reach a quantile: those that there are, and others on the same readings."""
+        """Profiles that reach a quantile. Missing profiles are computed together."""
         known = {n: made for (n, reach), made in self._profiles.items() if reach == quantile}
         missing = [name for name in names if name not in known]
         if missing:
@@ -501,14 +505,14 @@ class FitResult(FitRecord):
         return self.moments.sq_residuals / self.dof if self.dof > 0 else math.inf
 
     def _around(self, method: str, x: Any, level: float, variance: float) -> tuple[Array, Array]:
-        """The model's values, less and plus a multiple of their standard errors."""
+        """The values of the model, less and plus a multiple of their standard errors."""
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         model = self._model(method)
         values = model.values(self.popt, x)
         errors = model.standard_errors(self.popt, self.pcov, x)
         if variance:
             errors = np.sqrt(errors**2 + variance)
-        # Infinitely many errors are no number where an error is zero.
+        # An infinite quantile times an error of zero is NaN.
         half = quantile * errors if math.isfinite(quantile) else errors + math.inf
         return values - half, values + half
 

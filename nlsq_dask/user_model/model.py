@@ -104,6 +104,8 @@ class ModelSpec:
         whose every operation is compiled when it is first called.
     whole : str or None
         Why the function is to be called with all rows at once, to be read after "it".
+    source : str
+        The token before the function was traced, as version 0.1 made it.
     """
 
     names: tuple[str, ...]
@@ -124,6 +126,7 @@ class ModelSpec:
     traced: str = field(default="", compare=False)
     is_numpy: bool = field(default=False, compare=False)
     whole: str | None = field(default=None, compare=False)
+    source: str = field(default="", repr=False, compare=False)
 
     @property
     def row_key(self) -> str:
@@ -142,6 +145,14 @@ class ModelSpec:
         if self.cholesky is not None:
             parts.append(hashlib.sha256(self.cholesky.tobytes()).hexdigest())
         return " ".join(parts)
+
+    def untraced(self) -> ModelSpec:
+        """The spec with the tokens of version 0.1, in which no trace takes part."""
+        loss = self.loss
+        if loss.function is not None:
+            loss = replace(loss, function=loss.function.untraced())
+        jacobian = self.jacobian and self.jacobian.untraced()
+        return replace(self, token=self.source, jacobian=jacobian, loss=loss)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -198,6 +209,7 @@ class ModelSpec:
             function,
             returns,
             is_numpy=not identity.uses_jax,
+            source=token,
         )
         return spec.named(token)
 

@@ -242,7 +242,7 @@ def flip_a_digit(raw):
 def of_another_format(raw):
     content = json.loads(json.loads(raw)["content"]) | {"format": "nlsq_dask checkpoint 999"}
     text = json.dumps(content)
-    return json.dumps({"sha256": checkpoint_module._checksum(text), "content": text}).encode()
+    return json.dumps({"sha256": checkpoint_module.checksum(text), "content": text}).encode()
 
 
 DAMAGE = {

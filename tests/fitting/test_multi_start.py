@@ -24,13 +24,13 @@ from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.engines.dask.engine import DaskEngine
 from nlsq_dask.engines.dask.sampling import sample_blocks
 from nlsq_dask.engines.in_memory import InMemoryEngine
-from nlsq_dask.fitting.checkpoint import to_json
 from nlsq_dask.fitting.multi_start import (
     FIRST_EVALUATIONS,
     _number_basins,
     draw_starts,
     search_box,
 )
+from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
 from tests.support.engines import minimized, standard_engine
