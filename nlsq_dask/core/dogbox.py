@@ -16,16 +16,14 @@ they are found soon; it cannot see a valley of which the bounds cut off the way.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box, QuadraticModel
-from nlsq_dask.core.search import SimpleDecrease, Trial, first_radius, rescaled
-from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.search import SimpleDecrease, Trial, first_radius
+from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum
 
 
@@ -33,10 +31,6 @@ class Dogbox(SimpleDecrease):
     """The method "dogbox"; see :class:`nlsq_dask.core.search.Method`."""
 
     interior = False
-
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point."""
-        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:
         """Infinity norm of the gradient of the parameters that are not held."""

@@ -14,14 +14,12 @@ for J, as in :mod:`nlsq_dask.core.trf`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.search import LEAST_RADIUS, Trial, first_radius, rescaled
-from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.search import LEAST_RADIUS, Trial, first_radius
+from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, reduction_ratio, solve
 
 #: First radius, in units of ``‖D θ‖`` (ANL-80-74: "factor", of which 100 is recommended).
@@ -42,10 +40,6 @@ class LevenbergMarquardt:
     """The method "lm"; see :class:`nlsq_dask.core.search.Method`."""
 
     interior = False
-
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point."""
-        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:  # noqa: ARG002 (of the protocol)
         """Infinity norm of the gradient."""
@@ -79,10 +73,10 @@ class LevenbergMarquardt:
             alpha=alpha,
         )
 
-    def resize(self, state: SolverState, trial: Trial, actual: float) -> SolverState:
-        """Shrink the radius to where a parabola along the step has its minimum, or grow it."""
+    def resized(self, state: SolverState, trial: Trial, actual: float) -> tuple[float, float]:
+        """Shrink the radius to the minimum of a parabola along the step, or grow the radius."""
         length = trial.scaled_step_norm
-        # The first radius is a guess, of which a Gauss-Newton step that fits into it knows better.
+        # The first radius is a guess. A Gauss-Newton step within it is a better guess.
         radius = min(state.radius, length) if state.njev == 1 else state.radius
         alpha = state.alpha
         ratio = reduction_ratio(actual, trial.predicted)
@@ -97,7 +91,7 @@ class LevenbergMarquardt:
             alpha /= shrink
         elif alpha == 0.0 or ratio >= GOOD_RATIO:
             radius, alpha = 2.0 * length, 0.5 * alpha
-        return replace(state, radius=max(radius, LEAST_RADIUS), alpha=alpha)
+        return max(radius, LEAST_RADIUS), alpha
 
     def accepts(self, trial: Trial, actual: float) -> bool:
         """Accept a point that lowers the cost by a part of what was promised."""

@@ -13,8 +13,6 @@ and right vectors of ``J D``.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from nlsq_dask.core.bounds import next_inside
@@ -27,10 +25,9 @@ from nlsq_dask.core.search import (
     Trial,
     first_radius,
     relative_gradient,
-    rescaled,
     residual_length,
 )
-from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, solve
 
 
@@ -38,10 +35,6 @@ class TrustRegionReflective(SimpleDecrease):
     """The method "trf"; see :class:`nlsq_dask.core.search.Method`."""
 
     interior = True
-
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point."""
-        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:
         """Infinity norm of the gradient times Coleman and Li's scaling vector."""

@@ -279,9 +279,9 @@ def _options(
             raise _errors.unknown_choice("stat_tol", stat_tol, ("auto",))
         stat_tol, arrival_tol = STAT_TOL if plan.strategy == "streaming" else None, STAT_TOL
     return SolverOptions(
-        plan.tolerances["ftol"],
-        plan.tolerances["xtol"],
-        plan.tolerances["gtol"],
+        ftol=plan.tolerances["ftol"],
+        xtol=plan.tolerances["xtol"],
+        gtol=plan.tolerances["gtol"],
         arrival_tol=arrival_tol,
         max_nfev=wishes.max_nfev,
         x_scale=_sizes(wishes.x_scale, reduction),
