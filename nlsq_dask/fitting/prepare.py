@@ -22,8 +22,8 @@ from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflo
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
+from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
-from nlsq_dask.kernels.sums import find_device
 from nlsq_dask.user_model.called_back import RowsModel
 from nlsq_dask.user_model.model import (
     ModelSpec,
