@@ -25,12 +25,8 @@ from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.user_model.called_back import RowsModel
-from nlsq_dask.user_model.model import (
-    ModelSpec,
-    prepare_jacobian,
-    prepare_loss,
-    prepare_model,
-)
+from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
+from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
 from nlsq_dask.user_model.signature import parameter_names
 

@@ -18,7 +18,8 @@ from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
 from nlsq_dask.user_model.lru import LruTable
-from nlsq_dask.user_model.model import ModelSpec, check_trace
+from nlsq_dask.user_model.model import check_trace
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 # Kernels kept in one process. Each holds its compiled code, some hundred kilobytes.
 MAX_KERNELS = 64

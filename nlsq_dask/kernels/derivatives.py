@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.kernels.compiled import MAX_KERNELS
-from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model, trace_model
+from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model, trace_model
 from nlsq_dask.user_model.traces import coarsest_epsilon, operations
 
 Values = Callable[[jax.Array], jax.Array]

@@ -47,7 +47,7 @@ from nlsq_dask.kernels.products import (
 )
 from nlsq_dask.kernels.tiles import Rows, Sums, Tile, sum_over_tiles
 from nlsq_dask.user_model.loss import HALF_OF_ROWS
-from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model
+from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
 
 
 class BlockKernel(CompiledKernel):

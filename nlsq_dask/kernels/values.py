@@ -24,7 +24,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.tiles import tile_rows
-from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model
+from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
 
 
 class RowKernel(CompiledKernel):

@@ -16,7 +16,7 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
-from nlsq_dask.user_model.model import Structure
+from nlsq_dask.core.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from nlsq_dask._errors import ModelError
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.user_model.lru import LruTable
-from nlsq_dask.user_model.model import MAX_STYLES, TRIAL_ROWS, ModelSpec, trace_model
+from nlsq_dask.user_model.model import MAX_EXAMINATIONS
+from nlsq_dask.user_model.model_spec import TRIAL_ROWS, ModelSpec, trace_model
 from nlsq_dask.user_model.row_proof import verdict
 from nlsq_dask.user_model.row_state import Kind
 from nlsq_dask.user_model.traces import count_operations
@@ -55,7 +56,7 @@ CONVERGENCE = 1e-5
 # where a user's iteration never converges. Newton's takes some ten where it does.
 MAX_TURNS = 100
 
-_findings: LruTable[tuple[ModelSpec, int], tuple[str | None]] = LruTable(MAX_STYLES)
+_findings: LruTable[tuple[ModelSpec, int], tuple[str | None]] = LruTable(MAX_EXAMINATIONS)
 
 Values = Callable[[Sequence[FloatArray], FloatArray], FloatArray]
 

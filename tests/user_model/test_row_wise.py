@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from nlsq_dask.user_model import row_wise
-from nlsq_dask.user_model.model import TRIAL_ROWS, call_model, prepare_model, trace_model
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import TRIAL_ROWS, call_model, trace_model
 from nlsq_dask.user_model.row_proof import verdict
 from nlsq_dask.user_model.row_state import Kind
 from nlsq_dask.user_model.row_wise import OTHER_ROWS, fingerprint, row_dependence
