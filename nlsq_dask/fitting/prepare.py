@@ -328,7 +328,7 @@ def _plan(
             chunk_bytes=piece_bytes,
             held_bytes=held_bytes,
         ),
-        Machine(wishes.memory_limit_gb, on_gpu, threads, worker),
+        Machine(wishes.memory_limit_gb, use_gpu=on_gpu, threads=threads, worker=worker),
         wishes.workflow,
         wishes.goal,
         strategy=wishes.strategy,
