@@ -8,8 +8,8 @@ Hillstrom, "User guide for MINPACK-1", ANL-80-74, 1980), and the criteria are nu
 ``scipy.optimize.least_squares(method="lm")`` numbers them.
 
 Reductions are relative to the cost, and the gradient criterion is the cosine of the angle between
-the residuals and the columns of J: the method knows no units of the data. ``R`` and ``Qᵀ r`` stand
-for J, as in :mod:`nlsq_dask.core.trf`.
+the residuals and the columns of J, so that the method does not depend on the units of the data.
+``R`` and ``Qᵀ r`` stand for J, as in :mod:`nlsq_dask.core.trf`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nlsq_dask.core.trust_region import Spectrum, reduction_ratio, solve
 
 #: First radius, in units of ``‖D θ‖`` (ANL-80-74: "factor", of which 100 is recommended).
 FIRST_RADIUS = 100.0
-#: How far, as a fraction of Δ, the length of a step may be from it (Moré 1978, section 5).
+#: Largest difference between the length of a step and Δ, as a fraction of Δ (Moré 1978, section 5).
 RADIUS_SLACK = 0.1
 #: Least ratio of the actual to the predicted reduction at which a step is taken (Moré 1978, 7.1).
 LEAST_RATIO = 1e-4
@@ -32,7 +32,7 @@ LEAST_RATIO = 1e-4
 #: (Moré 1978, section 4).
 POOR_RATIO, GOOD_RATIO = 0.25, 0.75
 MOST_SHRINK, LEAST_SHRINK = 0.1, 0.5
-#: A trial of more than this many times the cost says nothing of where along the step to stop.
+#: A trial with more than this many times the cost gives no information on the best step length.
 HOPELESS_COST = 100.0
 
 
@@ -62,7 +62,7 @@ class LevenbergMarquardt:
         step = scaled_step / state.scale_inv
         image = linear.r_factor @ step
         length = float(np.linalg.norm(scaled_step))
-        # As (RᵀR + α D²) s = -g, sums of squares say what gᵀ s is.
+        # As (RᵀR + α D²) s = -g, gᵀ s is minus a sum of squares.
         descent = float(image @ image) + alpha * length**2
         return Trial(
             params=state.params + step,
@@ -94,5 +94,5 @@ class LevenbergMarquardt:
         return max(radius, LEAST_RADIUS), alpha
 
     def accepts(self, trial: Trial, actual: float) -> bool:
-        """Accept a point that lowers the cost by a part of what was promised."""
+        """Accept a point that lowers the cost by a part of the predicted reduction."""
         return actual > 0.0 and reduction_ratio(actual, trial.predicted) >= LEAST_RATIO

@@ -1,6 +1,6 @@
 """The trust-region-reflective method, on normal equations.
 
-Minimises ``½ Σ r_i(θ)²`` (or a robust cost that the evaluator sums instead) subject to
+Minimises ``½ Σ r_i(θ)²`` (or a robust cost in its place) subject to
 ``lower ≤ θ ≤ upper`` after Branch, Coleman & Li (SIAM J. Sci. Comput. 21, 1999) and Coleman & Li
 (SIAM J. Optim. 6, 1996), with the subproblem solved exactly after Moré (Lecture Notes in
 Mathematics 630, 1978). Options, termination criteria and their numbers have the meaning of
@@ -86,10 +86,9 @@ class TrustRegionReflective(SimpleDecrease):
 def _coleman_li(state: SolverState, box: Box) -> tuple[FloatArray, FloatArray]:
     """Square root of the scaling vector in units of x_scale, and the diagonal of C.
 
-    The distance to a bound is measured by what it is worth in residuals, ``v_j D_j / ‖r‖``, and
-    counts as no bound where that is more than 1: so the trust region knows no units, neither of
-    the parameters nor of the data. C is ``|g_j| / v_j`` in the parameters' units, whatever the
-    scale.
+    The distance to a bound is measured in residuals, ``v_j D_j / ‖r‖``. A distance of more than 1
+    counts as no bound. So the trust region does not depend on the units of the parameters or of the
+    data. C is ``|g_j| / v_j`` in the parameters' units, for any scale.
     """
     gradient = state.linearization.gradient
     v, derivative = box.distance_along_descent(state.params, gradient)

@@ -24,6 +24,7 @@ from nlsq_dask.kernels.sums import (
     block_compilations,
     block_kernel,
 )
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, tile_rows
 from nlsq_dask.user_model.loss import LINEAR, Loss
 from nlsq_dask.user_model.lru import LruTable
@@ -96,7 +97,7 @@ def test_buffers_may_be_refilled_when_the_kernel_returns():
 def test_rows_that_were_put_on_the_device():
     problem = plain_problem(1024)
     kernel = block_kernel(problem.spec)
-    rows = kernel.put(buffers(problem, 1024))
+    rows = Kernels((problem.spec,)).put(buffers(problem, 1024))
     exact_sums(problem).assert_equal(kernel(problem.params, problem.basis, rows), 1024)
 
 
