@@ -3,18 +3,17 @@
 Minimises ``½ ‖A z - b‖²`` subject to ``lower ≤ z ≤ upper`` by the active-set method of Stark &
 Parker ("Bounded-variable least-squares: an algorithm and applications", Computational Statistics
 10, 1995). Variables are free or on a bound. The free variables go to their minimum, or to the first
-bound on the way; once they are there, the variable on a bound whose gradient points inwards the
-most is freed.
+bound on the way. At their minimum the method frees the variable on a bound with the steepest
+gradient inwards.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 
-#: Changes of the active set, a parameter. The method ends after few; it could circle by rounding.
+#: Most changes of the active set for each parameter, as rounding could make the method circle.
 MOST_CHANGES = 10
 
 
@@ -31,8 +30,8 @@ def bounded_minimum(
     lower, upper : ndarray, shape (p,), float64
         ``lower ≤ 0 ≤ upper``; infinite where there is no bound.
     rank_rtol : float
-        Singular values up to this fraction of the largest are taken for zero: directions that `a`
-        does not determine get the shortest solution.
+        Singular values up to this fraction of the largest count as zero. Directions that `a` does
+        not determine get the shortest solution.
 
     Returns
     -------
@@ -42,11 +41,15 @@ def bounded_minimum(
     free = np.ones(z.size, dtype=bool)
     for _ in range(MOST_CHANGES * z.size):
         aim = z.copy()
-        aim[free] = _shortest(a[:, free], b - a[:, ~free] @ z[~free], rank_rtol)
+        if free.any():
+            rest = b - a[:, ~free] @ z[~free]
+            aim[free] = np.linalg.lstsq(a[:, free], rest, rank_rtol)[0]
         beyond = free & ((aim < lower) | (aim > upper))
         if not beyond.any():
             z = aim
-            inward = _inward(z, a.T @ (b - a @ z), lower, upper) * ~free
+            descent = a.T @ (b - a @ z)
+            # Slope of the cost from a bound inwards; negative where the cost rises.
+            inward = np.where(z <= lower, descent, np.where(z >= upper, -descent, 0.0)) * ~free
             steepest = int(np.argmax(inward))
             if inward[steepest] <= rank_rtol * float(np.linalg.norm(b)):
                 return z
@@ -60,16 +63,3 @@ def bounded_minimum(
         z = np.where(hit, bounds, z + stride * (aim - z))
         free &= ~hit
     return z
-
-
-def _shortest(a: FloatArray, b: FloatArray, rank_rtol: float) -> FloatArray:
-    """The shortest solution of a least-squares problem."""
-    if not a.size:
-        return np.zeros(a.shape[1])
-    return np.asarray(np.linalg.lstsq(a, b, rank_rtol)[0], np.float64)
-
-
-def _inward(z: FloatArray, descent: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """How steeply the cost falls from the bounds inwards; negative where it rises."""
-    on_lower: NDArray[np.bool_] = z <= lower
-    return np.where(on_lower, descent, np.where(z >= upper, -descent, 0.0))

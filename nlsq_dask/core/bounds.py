@@ -1,8 +1,8 @@
-"""Bounds and starting values: from what a user writes to plain arrays, and strict feasibility.
+"""Bounds and starting values: from the user's forms to plain arrays, and strict feasibility.
 
-A user may write bounds as SciPy's ``curve_fit`` and ``least_squares`` take them (a pair of scalars
-or arrays, or an object with ``lb`` and ``ub``) or by parameter name. Inside the package they are
-two float64 arrays, ``lower < upper``, with infinities where there is no bound.
+A user may write bounds as in SciPy's ``curve_fit`` and ``least_squares`` (a pair of scalars or
+arrays, or an object with ``lb`` and ``ub``) or by parameter name. Inside the package bounds are two
+float64 arrays, ``lower < upper``, with infinity for no bound.
 
 The interior-point geometry of the trust-region-reflective method (Coleman & Li, "An interior trust
 region approach for nonlinear minimization subject to bounds", SIAM J. Optim. 6, 1996) divides by
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 
-#: Relative distance from a bound to which a start that lies on the bound is moved: the value of
+#: Relative distance by which a start is moved off its bound: the value of
 #: ``scipy.optimize.least_squares``.
 START_MARGIN = 1e-10
 
@@ -39,22 +39,22 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
     ----------
     bounds : None, pair, mapping or object with ``lb`` and ``ub``
         ``(lower, upper)``, each a scalar, an array of shape (p,) or None; or
-        ``{name: (lower, upper)}`` for the bounded parameters alone; or such as
-        ``scipy.optimize.Bounds``. None stands for "no bound" in every place.
+        ``{name: (lower, upper)}`` for the bounded parameters alone; or an object like
+        ``scipy.optimize.Bounds``. None means "no bound" in every place.
     names : sequence of str, length p
         The parameters, in the model's order.
 
     Returns
     -------
     lower, upper : ndarray, shape (p,), float64
-        ``lower < upper`` everywhere, with ``-inf`` and ``inf`` where there is no bound.
+        ``lower < upper`` everywhere, with ``-inf`` and ``inf`` for no bound.
 
     Raises
     ------
     InputError
         If a length, a name or a value does not fit, or a lower bound is not below its upper bound.
     InputTypeError
-        If the form is none of those above.
+        If the bounds have another form.
     """
     size = len(names)
     if isinstance(bounds, Mapping):
@@ -81,8 +81,8 @@ def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatA
     ----------
     p0 : None, scalar, sequence or mapping
         A value for each parameter, in order or by name; a scalar serves a model of one parameter.
-        None chooses ones, or for bounded parameters what ``scipy.optimize.curve_fit`` chooses: the
-        middle between two finite bounds, and a distance of 1 from a single one.
+        None chooses ones, and for bounded parameters the start of ``scipy.optimize.curve_fit``: the
+        middle between two finite bounds, and a distance of 1 from a single bound.
     names : sequence of str, length p
     lower, upper : ndarray, shape (p,), float64
 
@@ -130,13 +130,13 @@ def off_bounds(
     ----------
     p0, lower, upper : ndarray, shape (p,), float64
     distance : ndarray, shape (p,), or float
-        Least distance to keep from the bound, besides 1e-10 of the bound itself. A start is never
-        moved by more than a thousandth of the box.
+        Least distance from the bound, besides 1e-10 of the bound itself. A start moves by a
+        thousandth of the box at most.
 
     Returns
     -------
     ndarray, shape (p,), float64
-        A new array, strictly between the bounds. A start that is off the bounds stays where it is.
+        A new array, strictly between the bounds. A start off the bounds does not change.
     """
     with np.errstate(over="ignore"):
         most = MOST_OF_BOX * (0.5 * upper - 0.5 * lower)
@@ -151,11 +151,11 @@ def off_bounds(
 def next_inside(params: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
     """Move parameters on or beyond a bound to the next number inside, shape (p,), float64.
 
-    The middle where there is none.
+    If there is no number inside, the middle of the bounds.
     """
     inside = np.clip(params, np.nextafter(lower, upper), np.nextafter(upper, lower))
     too_tight = (inside <= lower) | (inside >= upper)
-    # Halves are added, not the sum halved, which could overflow.
+    # The sum of halves, since half of the sum could overflow.
     inside[too_tight] = 0.5 * lower[too_tight] + 0.5 * upper[too_tight]
     return inside
 
@@ -163,7 +163,7 @@ def next_inside(params: FloatArray, lower: FloatArray, upper: FloatArray) -> Flo
 def stopped_at_bounds(
     params: FloatArray, step: FloatArray, lower: FloatArray, upper: FloatArray
 ) -> FloatArray:
-    """Take a step (p,) in which a parameter that would leave its bounds goes half the way there."""
+    """Take a step (p,); a parameter that would leave its bounds goes half the way to the bound."""
     tried = params + step
     tried = np.where(tried <= lower, 0.5 * params + 0.5 * lower, tried)
     return np.where(tried >= upper, 0.5 * params + 0.5 * upper, tried)
@@ -176,7 +176,7 @@ def active_bounds(
     gradient: FloatArray,
     reach: FloatArray | float,
 ) -> NDArray[np.int64]:
-    """Say which bounds hold the parameters back.
+    """The bounds that hold parameters back.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def active_bounds(
     gradient : ndarray, shape (p,), float64
         Of the cost.
     reach : ndarray, shape (p,), or float
-        Distance within which a bound is reached; the rounding of the bound at least.
+        Distance within which a bound counts as reached; at least the rounding of the bound.
 
     Returns
     -------
@@ -253,7 +253,7 @@ def _bounds_by_name(
 
 
 def _as_pair(value: Any) -> tuple[float, float] | None:
-    """Read one parameter's ``(lower, upper)``; None if it is no such pair."""
+    """Read one parameter's ``(lower, upper)``; None if the value is no such pair."""
     if value is None:
         return -np.inf, np.inf
     try:
@@ -264,7 +264,7 @@ def _as_pair(value: Any) -> tuple[float, float] | None:
 
 
 def _as_floats(value: Any, missing: float) -> FloatArray | None:
-    """Read numbers as a new float64 array, `missing` standing in for None; None if not numbers."""
+    """Read numbers as a new float64 array, with `missing` for None; None if not numbers."""
     try:
         entries = np.asarray(value, dtype=object)
         floats = [missing if entry is None else float(entry) for entry in entries.ravel()]

@@ -1,4 +1,4 @@
-"""Checks of single numbers: the number as it is used, or an error that names the argument."""
+"""Checks of single numbers, with errors that name the argument."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def checked_count(name: str, value: Any) -> int:
 
 
 def checked_seed(value: Any) -> int:
-    """A whole number of at least zero, from which random numbers follow.
+    """A whole number of at least zero, for random numbers.
 
     Raises
     ------
@@ -85,5 +85,5 @@ def checked_tolerance(name: str, value: Any) -> float | None:
 
 
 def _as_number(value: Any) -> Any:
-    """The value if it is a real number, Python's or NumPy's; a truth value is none."""
+    """The value if it is a real number of Python or NumPy and no truth value; else None."""
     return value if isinstance(value, Real) and value is not True and value is not False else None

@@ -67,13 +67,13 @@ class Reduction:
         return np.where(free[:, None] & free, np.inf, 0.0)
 
     def expand_gradient(self, gradient: FloatArray) -> FloatArray:
-        """Gradient (p,) by all parameters: the shortest that gives this one along T."""
+        """Gradient (p,) by all parameters: the shortest with the given gradient along T."""
         if self.is_identity:
             return gradient
         return np.linalg.pinv(self.matrix).T @ gradient
 
     def expand_bounds(self, lower: FloatArray, upper: FloatArray) -> FloatArray:
-        """Bounds (p, 2) of all parameters out of those of the free coordinates (q,).
+        """Bounds (p, 2) of all parameters, from the bounds of the free coordinates (q,).
 
         Infinite for parameters that are fixed or a combination of several free coordinates.
         """
@@ -87,7 +87,7 @@ class Reduction:
         return ends
 
     def expand_mask(self, active: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bounds (p,) that are active; 0 for parameters of several free coordinates."""
+        """Active bounds (p,); 0 for parameters of several free coordinates."""
         if self.is_identity:
             return active
         single = np.count_nonzero(self.matrix, axis=1) == 1
@@ -96,7 +96,7 @@ class Reduction:
 
 
 def in_free(search: Search[FoundT], reduction: Reduction) -> Search[FoundT]:
-    """Put the questions of a search in the free coordinates to the model of all parameters.
+    """Translate the questions of a search in free coordinates to the model's parameters.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def reduce_parameters(
 def reduce_bounds(
     reduction: Reduction, names: Sequence[str], lower: FloatArray, upper: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Bounds (q,) of the free coordinates out of those of the parameters (p,).
+    """Bounds (q,) of the free coordinates, from the bounds of the parameters (p,).
 
     Raises
     ------
@@ -198,14 +198,14 @@ def reduce_start(
     lower: FloatArray,
     upper: FloatArray,
 ) -> FloatArray:
-    """Free coordinates (q,) to start from.
+    """Starting values (q,) of the free coordinates.
 
     Parameters
     ----------
     reduction : Reduction
     p0 : None, sequence of length p, or mapping
-        As :func:`~nlsq_dask.core.bounds.normalize_p0` takes it. Values of fixed and of tied
-        parameters in it are of no account, and by name may be left out.
+        As for :func:`~nlsq_dask.core.bounds.normalize_p0`. Values of fixed and tied parameters have
+        no effect. A mapping may omit them.
     names : sequence of str, length p
     lower, upper : ndarray, shape (q,), float64
         Bounds of the free coordinates.
@@ -252,7 +252,7 @@ def _fixed_values(names: Sequence[str], fixed: Mapping[str, float] | None) -> di
 def _combinations(
     names: Sequence[str], fixed: Mapping[str, float], ties: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """Ties in one form: the tied parameter, and the factors of the others."""
+    """Ties in one form: for each tied parameter the factors of other parameters."""
     _check_names("ties", ties, names)
     both = [name for name in ties if name in fixed]
     if both:
@@ -273,7 +273,7 @@ def _combinations(
 
 
 def _in_order(combinations: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Tied parameters, each behind all that it is tied to."""
+    """Tied parameters in an order in which each comes after the parameters that it is tied to."""
     order: dict[str, None] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:

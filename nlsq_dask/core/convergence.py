@@ -1,23 +1,23 @@
-"""When a search is over, and what its end is called.
+"""When a search is over, and with which status.
 
-A search has succeeded where its point is the optimum as far as the data or the arithmetic can tell.
+A search has succeeded if its point is the optimum as far as the data or the arithmetic can tell.
 ``L = ‖J s‖`` is the length of the step s to the optimum of the quadratic model within the bounds
 (:mod:`nlsq_dask.core.distance`), s_e the standard deviation of a row's residual, p the number of
-parameters and n that of rows. A criterion of ``scipy.optimize.least_squares`` (`ftol`, `xtol`,
-`gtol`) is necessary, and one of these statements has to hold beside it:
+parameters and n the number of rows. Success needs a criterion of ``scipy.optimize.least_squares``
+(`ftol`, `xtol`, `gtol`) and one of these statements:
 
 arrived     ``L ≤ tol s_e``: no parameter moves by more than `tol` standard errors
-rounding    ``L ≤ u √(p/n)``, or ``L ≤ u`` where the last trial did not halve L: the point is as
-            near as the arithmetic allows. ``u = 4 ε √(Σ_j (‖J_j‖ θ_j)² + ‖w y‖²)`` is the length
-            of the rounding errors of the residuals, ε the precision of the model's values
+rounding    ``L ≤ u √(p/n)``, or ``L ≤ u`` if the last trial did not halve L: the arithmetic allows
+            no nearer point. ``u = 4 ε √(Σ_j (‖J_j‖ θ_j)² + ‖w y‖²)`` is the length of the rounding
+            errors of the residuals, ε the precision of the model's values
 near        ``L ≤ 0.1 s_e`` and the search cannot go on
 kink        the slope along a tiny step changes its sign: the optimum lies on a kink of the model,
             where no quadratic model holds
 
 Rounding, near and kink need no criterion of SciPy's. The criteria have no units: `gtol` bounds the
 cosine of the angle between the residuals and every column of J, as in MINPACK; `xtol` holds for
-each parameter in its own size; `ftol` is relative to the present cost. So a fit in nA ends where
-the same fit in A does.
+each parameter relative to its own size; `ftol` is relative to the present cost. A fit in nA ends
+therefore at the same point as the fit in A.
 """
 
 from __future__ import annotations
@@ -41,56 +41,56 @@ from nlsq_dask.core.search import (
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio
 
-#: Largest distance from the optimum, in standard errors, at which a search that cannot go on is a
-#: success all the same: it is a tenth of what the data leave open.
+#: Largest distance from the optimum, in standard errors, at which a search that cannot go on is
+#: still a success: a tenth of the uncertainty of the data.
 NEAR_TOL = 0.1
 
-#: A search that has refused so many trials in a row cannot go on: the radius has shrunk by 4³⁰,
-#: about 10¹⁸, which is more than the digits of a parameter.
+#: After so many rejections in a row a search cannot go on: the radius has shrunk by 4³⁰, about
+#: 10¹⁸, which is beyond the digits of a parameter.
 MOST_REJECTIONS = 30
 
-#: The last trial did not help if L is above this part of what it was.
+#: The last trial did not help if L is above this part of the earlier L.
 HALVED = 0.5
 
 #: Largest length ``‖J s‖`` of a step, in standard deviations of a residual, over which a change of
 #: sign of the slope means a kink. A smooth model does not bend within such a step.
 KINK_LENGTH = 1e-3
 
-#: Trials refused in a row, each shorter by 4, before a change of sign means a kink: a slope that
-#: changes smoothly keeps its sign in a step that is short enough.
+#: Rejections in a row, each of a step shorter by 4, before a change of sign means a kink: a smooth
+#: slope keeps its sign along a short step.
 KINK_REJECTIONS = 5
 
-#: Largest distance from the optimum, in standard errors, that a kink is believed at. The formula
-#: gives 0.04 to 0.7 at true minima of piecewise lines; in noise it gives anything.
+#: Largest distance from the optimum, in standard errors, at which a kink counts. The formula gives
+#: 0.04 to 0.7 at true minima of piecewise lines, and any number in noise.
 KINK_DISTANCE = 1.0
 
-#: Trials refused in a row that cost more although the slope there goes on falling, from which on
-#: the derivatives are not those of the values. In a valley that bends the slope turns instead.
+#: Rejections in a row with a higher cost and a slope that still falls, after which the derivatives
+#: do not belong to the values. In a valley that bends the slope changes its sign instead.
 CONTRADICTIONS = 5
 
-#: Least ratio of the actual to the predicted reduction at which a small one means convergence: the
-#: quadratic model must have been right (the value of ``scipy.optimize.least_squares``).
+#: Least ratio of the actual to the predicted reduction at which a small reduction means
+#: convergence: the quadratic model must be right (the value of ``scipy.optimize.least_squares``).
 TRUSTED_RATIO = 0.25
 
 #: Smallest eigenvalue ratio of the equilibrated Gram matrix at which the distance and the standard
-#: errors are read off its factor: seven digits of the weakest direction are left.
+#: errors are computed from its factor: the weakest direction has seven digits.
 FINAL_RESOLUTION = 1e7 * EPS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one trial led to.
+    """The outcome of one trial.
 
     Attributes
     ----------
     before : SolverState
-        Where the trial started from.
+        State before the trial.
     trial : Trial
     actual : float
         Reduction of the cost; minus infinity if the trial is not finite.
     accepted : bool
     slope : float
-        ``gᵀ s`` with the gradient at the trial; NaN if that is not known.
+        ``gᵀ s`` with the gradient at the trial; NaN if the gradient is not known.
     """
 
     before: SolverState
@@ -101,7 +101,7 @@ class Outcome:
 
     @property
     def contradicts(self) -> bool:
-        """Whether the trial costs more although the cost goes on falling along the step there."""
+        """Whether the trial costs more although the cost still falls along the step there."""
         return not self.accepted and self.slope < 0.0 and _rises(self)
 
     @property
@@ -122,12 +122,12 @@ def judged(
     box : Box
     options : SolverOptions
     outcome : Outcome, optional
-        Of the trial that led here; None for a point that is judged by itself.
+        Outcome of the trial before; None for a point that is judged by itself.
 
     Returns
     -------
     SolverState
-        With the criterion of SciPy's that was met first in ``met``.
+        ``met`` holds the first of SciPy's criteria that was met.
     """
     met = _criterion(state, box, options, outcome)
     status = _success(state, met, options, outcome)
@@ -141,7 +141,7 @@ def judged(
 def _criterion(
     state: SolverState, box: Box, options: SolverOptions, outcome: Outcome | None
 ) -> Status | None:
-    """Name the criterion of SciPy's that is met."""
+    """The criterion of SciPy that is met, or None."""
     by_cost = by_step = False
     if outcome is not None and np.isfinite(outcome.actual):
         least = (options.ftol or 0.0) * state.cost
@@ -150,25 +150,22 @@ def _criterion(
         sizes = (options.xtol or 0.0) * np.abs(outcome.before.params)
         by_step = bool(np.all(np.abs(outcome.step) <= sizes))
     if by_cost or by_step:
-        return _both(by_cost, by_step)
+        both = by_cost and by_step
+        return Status.COST_AND_STEP if both else Status.COST if by_cost else Status.STEP
     steepest = relative_gradient(state, box)
     if steepest <= max(options.gtol or 0.0, EPS if options.method == "lm" else 0.0):
         return Status.GRADIENT
     return None
 
 
-def _both(by_cost: bool, by_step: bool) -> Status:
-    if by_cost and by_step:
-        return Status.COST_AND_STEP
-    return Status.COST if by_cost else Status.STEP
-
-
 def _success(
     state: SolverState, met: Status | None, options: SolverOptions, outcome: Outcome | None
 ) -> Status | None:
-    """The status of a point that is the optimum; None where that is not shown."""
+    """The status of success at the optimum; None if the optimum is not shown."""
     length, deviation = state.left.length, standard_deviation(state, options)
-    rounding = rounding_length(state, state.linearization.norms, options.model_eps)
+    rounding = rounding_length(
+        state.params, state.moments, state.linearization.norms, options.model_eps
+    )
     if length <= rounding * (state.params.size / state.n_points) ** 0.5:
         return met or Status.ROUNDING
     if met is not None and length <= options.arrival_tol * deviation:
@@ -192,13 +189,13 @@ def _ends_early(state: SolverState, options: SolverOptions, outcome: Outcome | N
         and options.stat_tol is not None
         and state.left.length < options.stat_tol * standard_deviation(state, options)
         and state.left.reduction < (options.ftol or 0.0) * state.cost
-        # What a basis that does not fit has hidden might be the distance itself.
+        # With too few digits the distance itself may be wrong.
         and state.linearization.resolution >= FINAL_RESOLUTION
     )
 
 
 def _at_kink(state: SolverState, outcome: Outcome, options: SolverOptions) -> bool:
-    """Whether the slope along tiny steps that are refused changes its sign."""
+    """Whether the slope changes its sign along tiny steps that are rejected."""
     before, step = outcome.before, outcome.step
     small = np.abs(step) <= (options.xtol or 0.0) * np.abs(before.params)
     image = float(np.linalg.norm(before.linearization.r_factor @ step))
@@ -219,9 +216,9 @@ def _rises(outcome: Outcome) -> bool:
 
 
 def is_stuck(state: SolverState, outcome: Outcome) -> bool:
-    """Whether a search cannot go on: its steps are rounded to nothing, or refused again and again.
+    """Whether a search cannot go on: its step is rounded to zero, or rejected again and again.
 
-    Never because a step is short in standard errors: valleys that bend are followed by such steps.
+    Steps that are short in standard errors do not count: they follow a valley that bends.
     """
     return state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
 
@@ -242,8 +239,8 @@ def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:
     Returns
     -------
     directions : ndarray, shape (k, p), float64
-        In the parameters' units, each so long that its largest component is the size of its
-        parameter: the larger of its value and of its size at the start, or 1 where both are 0.
+        In the parameters' units. The largest component of a direction is the size of its
+        parameter: the larger of its value and of its size at the start, or 1 if both are 0.
     involved : ndarray, shape (p,), bool
         The parameters that take part in them.
     """

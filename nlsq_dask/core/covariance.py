@@ -1,15 +1,14 @@
-"""Covariance of the estimates, out of the triangular factor of the Jacobian.
+"""Covariance of the estimates, from the triangular factor of the Jacobian.
 
-At the optimum the covariance is approximated by ``s² (Jᵀ J)⁻¹ = s² (Rᵀ R)⁻¹``, where ``s²`` is 1
-if the σ of the data are absolute, and else estimated by ``2 cost / (n - p)``: the reduced
-chi-square (Seber & Wild, "Nonlinear Regression", 1989, section 2.1.2; Press et al., "Numerical
-Recipes", 15.6), or for a robust loss, as in ``scipy.optimize.curve_fit``, the same of the robust
-cost.
+At the optimum the covariance is approximately ``s² (Jᵀ J)⁻¹ = s² (Rᵀ R)⁻¹``. ``s²`` is 1 for
+absolute σ, and else ``2 cost / (n - p)``: the reduced chi-square (Seber & Wild, "Nonlinear
+Regression", 1989, section 2.1.2; Press et al., "Numerical Recipes", 15.6), or for a robust loss the
+same quotient of the robust cost, as in ``scipy.optimize.curve_fit``.
 
 The estimates of a robust loss have another covariance, the sandwich ``H⁻¹ (Σ ψ² j jᵀ) H⁻¹`` of
 :func:`~nlsq_dask.core.factor.sandwich`, times ``n / (n - p)`` as in HC1 (MacKinnon & White,
-J. Econometrics 29, 1985): it is right for many independent rows, whatever their noise is, and
-wants no scale of the residuals.
+J. Econometrics 29, 1985). It is valid for many independent rows with any noise, and needs no scale
+of the residuals.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ def covariance(
     pcov : ndarray, shape (p, p), float64
         Infinite everywhere if undetermined.
     determined : bool
-        False if the columns of ``J`` are linearly dependent (judged after scaling each to unit
-        length, so that the units of the parameters do not matter), or if there are no more rows
-        than parameters from which to estimate ``s²``.
+        False if the columns of ``J`` are linearly dependent, after scaling each to unit length so
+        that the units of the parameters do not matter. Also False if there are too few rows to
+        estimate ``s²``.
     """
     size = r_factor.shape[1]
     undetermined = np.full((size, size), np.inf)
@@ -77,8 +76,8 @@ def robust_covariance(solution: Solution) -> tuple[FloatArray, bool]:
     pcov : ndarray, shape (p, p), float64
         Infinite everywhere if undetermined.
     determined : bool
-        As :func:`covariance` has it, and False if the second derivatives of the cost are not
-        positive definite, so that the answer is no minimum.
+        As in :func:`covariance`. Also False if the second derivatives of the cost are not positive
+        definite, so that the solution is no minimum.
     """
     assert solution.sandwich is not None, "minimize with options.scores"
     n, size = solution.n_points, solution.params.size

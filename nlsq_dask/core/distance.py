@@ -1,4 +1,4 @@
-"""How far a point is from the optimum, measured as statistics measure it.
+"""Distance of a point from the optimum in standard errors.
 
 Around a point with the factor ``J = Q R`` the cost is ``cost* + ½ ‖R (θ - θ*)‖²``, and
 ``‖R (θ - θ*)‖ = ‖Qᵀ r‖``: the gradient in the coordinates in which the Jacobian has orthonormal
@@ -8,12 +8,12 @@ errors, whatever the units and correlations of the parameters (the relative offs
 "A relative offset orthogonality convergence criterion for nonlinear least squares", Technometrics
 23, 1981, is the same length in other units).
 
-Neither is a difference of costs, so both keep their digits where the cost has none left to tell two
-points apart.
+Neither is a difference of costs. Both keep their digits when the costs of two points are equal to
+rounding.
 
-With a robust loss that is concave in some rows, the cost around the optimum is flatter than
-``½ ‖R (θ - θ*)‖²``, of which standard errors are made: the step to the optimum is that of the
-quadratic model, and its length ``‖R (θ - θ*)‖`` is no longer ``‖Qᵀ r‖``.
+With a robust loss that is concave in some rows, the cost around the optimum is flatter than the
+``½ ‖R (θ - θ*)‖²`` of the standard errors. The step to the optimum is the step of the quadratic
+model, and its length ``‖R (θ - θ*)‖`` is no longer ``‖Qᵀ r‖``.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from nlsq_dask.core.reflective import Box
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """What lies between a point and the optimum of its quadratic model within the bounds.
+    """The step from a point to the optimum of its quadratic model within the bounds.
 
     Attributes
     ----------
     reduction : float
-        What the cost can still fall by, at least zero.
+        Reduction of the cost that is still attainable, at least zero.
     length : float
-        ``‖J s‖`` of the step s to the optimum, and ``√(2 reduction)`` if that is more, as on the
-        way to a bound.
+        The larger of ``‖J s‖``, of the step s to the optimum, and ``√(2 reduction)``, which is
+        larger on the way to a bound.
     """
 
     reduction: float
@@ -46,7 +46,7 @@ class Remainder:
 
 
 def remainder(linear: Linearization, params: FloatArray, box: Box, n_points: int) -> Remainder:
-    """How far the quadratic model's optimum within the bounds is.
+    """Distance to the quadratic model's optimum within the bounds.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def remainder(linear: Linearization, params: FloatArray, box: Box, n_points: int
     Returns
     -------
     Remainder
-        Directions that the data do not determine promise nothing.
+        Without the directions that the data do not determine.
     """
     step = step_to_optimum(linear, params, box, n_points)
     quadratic = linear.quadratic
@@ -79,7 +79,7 @@ def step_to_optimum(
     Returns
     -------
     ndarray, shape (p,), float64
-        The shortest one, in units of the columns' lengths, where there are several.
+        The shortest of several steps, in units of the columns' lengths.
     """
     quadratic = linear.quadratic
     norms = nonzero(quadratic.norms)
@@ -95,24 +95,24 @@ def step_to_optimum(
 
 
 def estimated_variance(cost: float, n_points: int, size: int) -> float:
-    """Residual variance ``s² = 2 cost / (n - p)``; of one degree of freedom where none is left."""
+    """Residual variance ``s² = 2 cost / (n - p)``, with at least one degree of freedom."""
     return 2.0 * cost / max(n_points - size, 1)
 
 
-def distance_to_optimum_sigma(left: Remainder, variance: float) -> float:
+def distance_to_optimum_sigma(rest: Remainder, variance: float) -> float:
     """Distance from the optimum in standard errors.
 
     Parameters
     ----------
-    left : Remainder
+    rest : Remainder
     variance : float
         s²: 1 for absolute weights, else :func:`estimated_variance`.
 
     Returns
     -------
     float
-        ``length / s``; infinite for an exact fit that could still be improved.
+        ``length / s``; infinite for an exact fit that can still be improved.
     """
-    if left.length == 0.0:
+    if rest.length == 0.0:
         return 0.0
-    return left.length / float(variance**0.5) if variance > 0.0 else float(np.inf)
+    return rest.length / float(variance**0.5) if variance > 0.0 else float(np.inf)

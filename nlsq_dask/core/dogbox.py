@@ -4,19 +4,17 @@ Minimises ``½ Σ r_i(θ)²`` subject to ``lower ≤ θ ≤ upper`` after Voglis
 trust region dogleg approach for unconstrained and bound constrained nonlinear optimization", WSEAS
 International Conference on Applied Mathematics, 2004) and Nocedal & Wright ("Numerical
 Optimization", 2006, chapter 4). The trust region is a box, ``|s_i| ≤ Δ / D_i``, so that its
-intersection with the bounds is a box as well. A parameter on a bound is held there while the
-gradient points outwards. In the others the path leads from the current point along steepest descent
-to the minimum of the model (the Cauchy point), and on to the Gauss-Newton point; the step goes to
-where it leaves the box. Options and termination criteria have the meaning of
+intersection with the bounds is a box as well. A parameter on a bound stays there while the gradient
+points outwards. For the other parameters the path leads from the current point along steepest
+descent to the minimum of the model (the Cauchy point), and on to the Gauss-Newton point. The step
+ends where the path leaves the box. Options and termination criteria have the meaning of
 ``scipy.optimize.least_squares(method="dogbox")``.
 
-Iterates may lie on bounds, which makes the method fast where the optimum is on several of them and
-they are found soon; it cannot see a valley of which the bounds cut off the way.
+Iterates may lie on bounds. The method is fast if the optimum is on several bounds and the search
+finds these bounds soon. It cannot follow a valley that a bound cuts off.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +22,8 @@ from numpy.typing import NDArray
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box, QuadraticModel
-from nlsq_dask.core.search import SimpleDecrease, Trial, first_radius, rescaled
-from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.search import SimpleDecrease, Trial, first_radius
+from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum
 
 
@@ -34,12 +32,8 @@ class Dogbox(SimpleDecrease):
 
     interior = False
 
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point."""
-        return replace(rescaled(state, options), optimality=self.optimality(state, box))
-
     def optimality(self, state: SolverState, box: Box) -> float:
-        """Infinity norm of the gradient of the parameters that are not held."""
+        """Infinity norm of the gradient of the free parameters."""
         return float(np.max(np.abs(state.linearization.gradient[_free(state, box)]), initial=0.0))
 
     def first_radius(self, state: SolverState, box: Box) -> float:  # noqa: ARG002 (of the protocol)
@@ -82,7 +76,7 @@ class Dogbox(SimpleDecrease):
 
 
 def _free(state: SolverState, box: Box) -> NDArray[np.bool_]:
-    """Which parameters are not on a bound that the negative gradient points beyond."""
+    """Parameters that are not on a bound with the negative gradient pointing outwards."""
     gradient = state.linearization.gradient
     held_below = (state.params <= box.lower) & (gradient > 0.0)
     held_above = (state.params >= box.upper) & (gradient < 0.0)
@@ -91,12 +85,12 @@ def _free(state: SolverState, box: Box) -> NDArray[np.bool_]:
 
 
 def _dogleg(model: QuadraticModel, newton: FloatArray, room: Box) -> FloatArray:
-    """Go from zero by way of the Cauchy point to the Gauss-Newton point, within a box around zero.
+    """Step from zero via the Cauchy point to the Gauss-Newton point, within a box around zero.
 
     Returns
     -------
     ndarray, shape (k,), float64
-        Scaled step; exactly on the limits that end it.
+        Scaled step, exactly on the limits of the box where it ends at them.
     """
     if room.contains(newton):
         return newton
@@ -105,16 +99,16 @@ def _dogleg(model: QuadraticModel, newton: FloatArray, room: Box) -> FloatArray:
     cauchy, value = model.best_along(origin, descent, 0.0, reach)
     if np.array_equal(cauchy, reach * descent):
         cauchy = _at_limits(cauchy, descent, hit, room)
-    # Along the second leg the model falls all the way to the Gauss-Newton point.
+    # On the second part of the path the model falls all the way to the Gauss-Newton point.
     onwards = newton - cauchy
     stride, hit = room.stride_to(cauchy, onwards)
     step = _at_limits(cauchy + stride * onwards, onwards, hit, room)
-    # Unless J is nearly singular, and the Gauss-Newton point is made of rounding errors.
+    # If J is nearly singular, the Gauss-Newton point may consist of rounding errors.
     return step if model.value(step) < value else cauchy
 
 
 def _at_limits(
     step: FloatArray, direction: FloatArray, hit: NDArray[np.bool_], room: Box
 ) -> FloatArray:
-    """Put the parameters that have hit their limits exactly on them."""
+    """Put parameters that have hit their limits exactly on the limits."""
     return np.where(hit, np.where(direction > 0.0, room.upper, room.lower), step)

@@ -1,15 +1,16 @@
-"""What is tried before a search ends.
+"""The checks before a search ends.
 
-A point that looks like an end may be none. Three things are looked at, in this order:
+A point that meets the criteria of an end may still not be the optimum. Three checks follow each
+other:
 
-1. Digits. Where the factor of the Jacobian was read off a basis that does not fit, the point is
-   evaluated once more in its own basis, and judged by that.
-2. Saddles. A robust loss that is concave in some rows may have a saddle or a maximum there: the
+1. Digits. If the factor of the Jacobian has lost digits to an ill-fitting basis, the point is
+   evaluated again in its own basis and judged again.
+2. Saddles. A robust loss that is concave in some rows may have a saddle or a maximum there. The
    search is displaced along the direction of the most negative curvature and goes on.
-3. Directions that the data do not determine. A peak that starts far off its data has no slope, and
-   yet another place fits better. One trial is made along each direction, of one per cent of the
-   parameter's size. If one lowers the cost the search goes on from there; if none does, the
-   parameters are undetermined.
+3. Undetermined directions. A peak that starts far from its data has no slope, although another
+   place fits better. One trial is made along each undetermined direction, by one per cent of the
+   parameter's size. The search goes on from the first trial that lowers the cost. If no trial does,
+   the parameters are undetermined.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from nlsq_dask.core.search import (
     Method,
     distance,
     is_finite,
+    moved_to,
     residual_length,
     rounding_length,
     rounding_of_cost,
-    stand_at,
+    scales,
     standard_deviation,
 )
 from nlsq_dask.core.solver_state import IterationRecord, SolverOptions, SolverState
@@ -52,28 +54,27 @@ PROBE = 1e-2
 #: Length of a step down from a saddle, as a part of the length of the residuals.
 DESCENT = 1e-2
 
-#: Times that a search is displaced from where it would have ended. A flat direction that falls
-#: for ever is not followed for ever.
+#: Most displacements of a search. The limit ends searches along a direction that falls for ever.
 MOST_DISPLACEMENTS = 3
 
-#: Ends at which nothing is tried any more.
+#: Ends without these checks.
 ENDS_AT_ONCE = (Status.CALLBACK, Status.MAX_EVALUATIONS)
 
 
 def confirmed(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
-    """Look at a point at which a search would end.
+    """Check a point at which a search would end.
 
     Parameters
     ----------
     state : SolverState
-        Anything but an end is returned as it is.
+        Returned unchanged if the search is not at an end.
     box : Box
     options : SolverOptions
 
     Returns
     -------
     SolverState
-        With a status, or without where the search has to go on.
+        With a status; without a status if the search has to go on.
     """
     if not _is_end(state.status):
         return state
@@ -101,22 +102,28 @@ def _is_end(status: Status | None) -> bool:
     return status is not None and status not in ENDS_AT_ONCE
 
 
-def settled_first(state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-    """Settle on a point to start from, and choose the first radius there."""
+def restarted(state: SolverState, box: Box, options: SolverOptions) -> SolverState:
+    """Scale the parameters at a starting point, and choose the first radius there."""
     method = METHODS[options.method]
-    state = method.settle(state, box, options)
-    return replace(
-        state, radius=method.first_radius(state, box), alpha=0.0, n_rejected=0, n_contradicted=0
+    optimality = method.optimality(state, box)
+    state = replace(
+        state,
+        scale_inv=scales(state, options),
+        optimality=optimality,
+        alpha=0.0,
+        n_rejected=0,
+        n_contradicted=0,
     )
+    return replace(state, radius=method.first_radius(state, box))
 
 
 def refined(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
-    """Evaluate a known point again in its own basis, as digits of its factor were lost."""
+    """Evaluate the best point again in its own basis, to regain lost digits of its factor."""
     basis = state.linearization.whitening
     sums = yield SumsAt(state.params, basis.forward, scores=options.scores)
     again = replace(state, n_refined=state.n_refined + 1, refined=True)
-    # A model on the verge of overflow may not bear the basis: what is known must do.
-    return stand_at(again, state.params, sums, basis, box, options) if is_finite(sums) else again
+    # In another basis a model near overflow may overflow. Then the earlier sums stay.
+    return moved_to(again, state.params, sums, basis, box, options) if is_finite(sums) else again
 
 
 def record(
@@ -128,7 +135,7 @@ def record(
     radius: float = 0.0,
     accepted: bool,
 ) -> SolverState:
-    """Add what an evaluation led to to the history."""
+    """Add an evaluation to the history."""
     entry = IterationRecord(
         iteration=state.njev - 1,
         nfev=state.nfev,
@@ -143,7 +150,7 @@ def record(
 
 
 def _judged_again(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
-    """Judge a point by its factor in full digits: the end is one still, or the search goes on."""
+    """Judge a point again, with all digits of its factor: confirm the end, or go on."""
     status = state.status
     state = yield from refined(state, box, options)
     state = replace(state, status=None)
@@ -151,22 +158,24 @@ def _judged_again(state: SolverState, box: Box, options: SolverOptions) -> Searc
     here = judged(state, box, options)
     if here.status is not None and here.status.success:
         return here
-    rounding = rounding_length(state, state.linearization.norms, options.model_eps)
-    near, arrived = (length <= tol * deviation for tol in (NEAR_TOL, options.arrival_tol))
+    rounding = rounding_length(
+        state.params, state.moments, state.linearization.norms, options.model_eps
+    )
+    is_near, has_arrived = (length <= tol * deviation for tol in (NEAR_TOL, options.arrival_tol))
     if (
         status is Status.KINK
-        or (status in (Status.NEAR, Status.STALLED) and near)
+        or (status in (Status.NEAR, Status.STALLED) and is_near)
         or (status is Status.ROUNDING and length <= rounding)
-        or (status not in (Status.STALLED, Status.INCONSISTENT) and arrived)
+        or (status not in (Status.STALLED, Status.INCONSISTENT) and has_arrived)
     ):
         return replace(here, status=Status.NEAR if status is Status.STALLED else status)
-    return here if here.status is not None else settled_first(here, box, options)
+    return here if here.status is not None else restarted(here, box, options)
 
 
 def _displaced(
     state: SolverState, steps: Iterable[FloatArray], box: Box, options: SolverOptions
 ) -> Search[SolverState]:
-    """Go on, without a status, from the first of some trials that lowers the cost, if any does."""
+    """Restart without a status from the first step that lowers the cost, if any step does."""
     if state.n_probed >= MOST_DISPLACEMENTS:
         return state
     state = replace(state, n_probed=state.n_probed + 1)
@@ -179,9 +188,9 @@ def _displaced(
         state = replace(state, nfev=state.nfev + 1)
         length = float(np.linalg.norm(params - state.params))
         if is_finite(sums) and state.cost - sums.cost > rounding_of_cost(state):
-            there = stand_at(state, params, sums, basis, box, options)
-            there = replace(there, njev=state.njev + 1, refined=False, status=None)
-            there = settled_first(there, box, options)
+            moved = replace(state, njev=state.njev + 1, refined=False, status=None)
+            there = moved_to(moved, params, sums, basis, box, options)
+            there = restarted(there, box, options)
             there = record(there, options, cost=sums.cost, step_norm=length, accepted=True)
             if there.nfev >= options.evaluations(state.params.size):
                 return replace(there, status=Status.MAX_EVALUATIONS)

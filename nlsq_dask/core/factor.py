@@ -8,20 +8,21 @@ yields ``G = (J S)ᵀ (J S)`` and ``b = (J S)ᵀ r`` for a basis ``S``, from whi
 2. ``C = V Λ Vᵀ``, so that ``F = Λ^½ Vᵀ E S⁻¹`` satisfies ``Fᵀ F = Jᵀ J``.
 3. ``F = Q₂ R``, and ``Qᵀ r = Q₂ᵀ Λ^-½ Vᵀ E⁻¹ b``.
 
-Forming G loses what lies below the square root of the machine precision, unless ``J S`` is well
-conditioned. Its columns are nearly orthonormal when ``S`` inverts an earlier factor ``R`` of a
-neighbouring point: the idea of Cholesky QR applied twice (Yamamoto, Nakatsukasa, Yanagisawa &
-Fukaya, "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44, 2015), where the second
-pass over the data is the one that the next trial needs anyway. The smallest eigenvalue of ``C``
-tells how many digits survived.
+G loses all digits below the square root of the machine precision, unless ``J S`` is well
+conditioned. The columns of ``J S`` are nearly orthonormal if ``S`` inverts the factor ``R`` of a
+neighbouring point. This is the idea of Cholesky QR applied twice (Yamamoto, Nakatsukasa, Yanagisawa
+& Fukaya, "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44, 2015). The second pass
+over the data is the pass of the next trial. The smallest eigenvalue of ``C`` tells how many digits
+are known.
 
 A robust loss that is concave in large residuals has second derivatives ``H = G + N`` with N
-negative semi-definite, and G alone overrates its curvature. ``H = Hᵀ`` need not be definite; steps
-are computed with its absolute value in the metric of ``M = G - N``, in which every row counts by
-the size of its curvature: from the factor ``F`` of M and ``F⁻ᵀ H F⁻¹ = U μ Uᵀ``, the model of the
-cost has the factor ``|μ|^½ Uᵀ F``. Near an optimum all μ are positive and this is Newton's method;
-elsewhere it leaves saddles downhill (Dauphin et al., "Identifying and attacking the saddle point
-problem in high-dimensional non-convex optimization", NeurIPS 27, 2014, there with ``M = 1``).
+negative semi-definite, so that G alone overestimates the curvature. ``H = Hᵀ`` need not be
+definite. Steps use the absolute value of H in the metric of ``M = G - N``, in which every row
+counts by the size of its curvature: from the factor ``F`` of M and ``F⁻ᵀ H F⁻¹ = U μ Uᵀ``, the
+model of the cost has the factor ``|μ|^½ Uᵀ F``. Near an optimum all μ are positive, and this is
+Newton's method. Elsewhere the steps leave saddles downhill (Dauphin et al., "Identifying and
+attacking the saddle point problem in high-dimensional non-convex optimization", NeurIPS 27, 2014,
+there with ``M = 1``).
 """
 
 from __future__ import annotations
@@ -36,23 +37,22 @@ from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 
 EPS = float(np.finfo(np.float64).eps)
 
-#: Singular values of the equilibrated factor below this fraction of the largest are taken for this
-#: fraction when the factor is inverted: they came out of a Gram matrix whose rounding hides
-#: everything below √EPS, and must not blow up a direction that has no effect at all.
+#: Smallest singular value of the equilibrated factor in its inverse, relative to the largest one.
+#: The rounding of the Gram matrix hides values below √EPS, and the inverse must not blow up a
+#: direction without any effect.
 BASIS_FLOOR = EPS**0.5
 
-#: Least |μ|: curvature that is this small a part of what its rows have, for and against, is not
-#: told from none.
+#: Least |μ|: a curvature below this part of the rows' absolute curvatures counts as zero.
 LEAST_CURVATURE = 1e-4
 
-#: Most rows that raise the threshold of :func:`rank_tolerance`. Rounding in a row of ``J`` is
-#: relative to that row, so the factor's relative error stops growing long before n does.
+#: Most rows that raise the threshold of :func:`rank_tolerance`. The rounding of a row of ``J`` is
+#: relative to this row, so that the factor's relative error does not grow with n for ever.
 MAX_RANK_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """Coordinates for the parameters' directions, and the way back.
+    """Coordinates for the directions of the parameters, and their inverse.
 
     Attributes
     ----------
@@ -67,34 +67,34 @@ class Basis:
 
     @classmethod
     def identity(cls, size: int) -> Basis:
-        """Take the parameters themselves for coordinates."""
+        """The parameters themselves as coordinates."""
         return cls(np.eye(size), np.eye(size))
 
 
-@dataclass(frozen=True)  # without slots: what follows from the attributes is computed once
+@dataclass(frozen=True)  # without slots, for the cached properties
 class Linearization:
     """The least-squares problem around a point, in p × p numbers.
 
     Attributes
     ----------
     r_factor : ndarray, shape (p, p), float64
-        Upper triangular ``R`` of ``J = Q R``; singular where the data do not determine a direction.
+        Upper triangular ``R`` of ``J = Q R``; singular if the data do not determine a direction.
     qtr : ndarray, shape (p,), float64
         ``Qᵀ r``.
     gradient : ndarray, shape (p,), float64
         ``Jᵀ r``.
     resolution : float
         Smallest over largest eigenvalue of the equilibrated Gram matrix in its basis, at least
-        zero. The factor's weakest direction is known to about ``EPS / resolution``.
+        zero. The relative error of the factor's weakest direction is about ``EPS / resolution``.
     curved : Linearization or None
-        The problem whose quadratic model has the curvature of a loss that is concave in some rows;
-        None where that is this one's.
+        The problem with the curvature of a loss that is concave in some rows; None for other
+        losses.
     downhill : ndarray, shape (p,), float64, or None
         Direction of the most negative curvature of such a loss, of length 1 in the metric M; None
-        where the curvature is positive in all directions that the data determine.
+        if the curvature is positive in all determined directions.
     sandwich : ndarray, shape (p, p), float64, or None
-        Covariance of the estimates of a robust loss; see :func:`sandwich`. None where the sums for
-        it were not asked for.
+        Covariance of the estimates of a robust loss; see :func:`sandwich`. None without the score
+        products.
     """
 
     r_factor: FloatArray
@@ -122,7 +122,7 @@ class Linearization:
 
     @property
     def quadratic(self) -> Linearization:
-        """The problem that steps are computed with; standard errors are of this one itself."""
+        """The problem for computing steps. Standard errors belong to the linearization itself."""
         return self.curved or self
 
     @cached_property
@@ -140,10 +140,9 @@ class Linearization:
     def whitening(self) -> Basis:
         """The basis in which the Jacobian has orthonormal columns.
 
-        It is built from the singular value decomposition ``R = U Σ Vᵀ D`` of the equilibrated
-        factor, ``S = D⁻¹ V Σ⁻¹``: unlike the inverse of a triangle, ``S`` and ``S⁻¹`` then undo
-        each other to rounding however ill-conditioned ``R`` is, and a singular ``R`` is no special
-        case.
+        ``S = D⁻¹ V Σ⁻¹`` from the singular value decomposition ``R = U Σ Vᵀ D`` of the equilibrated
+        factor. Unlike the inverse of a triangle, ``S`` and ``S⁻¹`` are inverse to rounding for any
+        condition of ``R``, and a singular ``R`` is no special case.
         """
         norms = nonzero(self.norms)
         _, singular, v_transposed = self.equilibrated_svd
@@ -156,7 +155,7 @@ class Linearization:
 
 
 def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
-    """Factorise the Jacobian of which a pass returned the sums.
+    """Factorise the Jacobian from the sums of a pass.
 
     Parameters
     ----------
@@ -204,8 +203,8 @@ def sandwich(sums: NormalEquations, basis: Basis) -> FloatArray | None:
     Returns
     -------
     ndarray, shape (p, p), float64, or None
-        In the coordinates of the parameters, symmetric. Infinite where H is not positive definite,
-        so that the point is no minimum. None without the sums of the scores.
+        In the coordinates of the parameters, symmetric. Infinite if H is not positive definite, so
+        that the point is no minimum. None without the score products.
     """
     if sums.scores is None:
         return None
@@ -225,7 +224,7 @@ def sandwich(sums: NormalEquations, basis: Basis) -> FloatArray | None:
 class _SquareRoot:
     """``F`` with ``Fᵀ F = G``, for a positive semi-definite G: steps 1 and 2 above for ``S = 1``.
 
-    ``E`` and ``V`` are kept, and Λ's roots, zero where they are lost in rounding.
+    Holds ``E``, ``V`` and the roots of Λ. A root that is lost in rounding is zero.
     """
 
     lengths: FloatArray
@@ -238,8 +237,7 @@ class _SquareRoot:
         lengths = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
         divisor = nonzero(lengths)
         equilibrated = gram / divisor / divisor[:, None]
-        # A column of zeros is decoupled: give it the eigenvalue 1, so that it says nothing of
-        # digits.
+        # A column of zeros is decoupled. The eigenvalue 1 keeps it out of the resolution.
         np.fill_diagonal(equilibrated, 1.0)
         eigenvalues, vectors = np.linalg.eigh(equilibrated)
         known = eigenvalues > EPS * eigenvalues.size * eigenvalues[-1]
@@ -252,14 +250,14 @@ class _SquareRoot:
         return self.roots[:, None] * self.vectors.T * self.lengths
 
     def solve(self, columns: FloatArray) -> FloatArray:
-        """``F⁻ᵀ`` times columns (p,) or (p, k); 0 for directions that G does not know."""
+        """``F⁻ᵀ`` times columns (p,) or (p, k); 0 for directions of a zero root."""
         across = (self.vectors.T @ (columns.T / nonzero(self.lengths)).T).T
         known = self.roots > 0.0
         solved: FloatArray = np.divide(across, self.roots, where=known, out=np.zeros_like(across)).T
         return solved
 
     def solve_transposed(self, vector: FloatArray) -> FloatArray:
-        """``F⁻¹`` times a vector (p,); 0 for directions that G does not know."""
+        """``F⁻¹`` times a vector (p,); 0 for directions of a zero root."""
         known = self.roots > 0.0
         across = np.divide(vector, self.roots, where=known, out=np.zeros_like(vector))
         solved: FloatArray = self.vectors @ across / nonzero(self.lengths)
@@ -269,7 +267,7 @@ class _SquareRoot:
 def _linearization(
     factor: FloatArray, rotated: FloatArray, gradient: FloatArray, resolution: float
 ) -> Linearization:
-    """Turn a factor into a triangle, and what is rotated with it."""
+    """Linearization with the triangle of a factor, by QR."""
     q_factor, r_factor = np.linalg.qr(factor)
     return Linearization(r_factor, q_factor.T @ rotated, gradient, resolution)
 
@@ -290,7 +288,7 @@ def nonzero(norms: FloatArray) -> FloatArray:
 def rank_tolerance(n_points: int, size: int) -> float:
     """Relative size below which a singular value of a (n, p) factor counts as zero.
 
-    The usual ``EPS * max(n, p)`` (Golub & Van Loan, "Matrix Computations", 5.4.1), with n capped:
-    for 10¹² rows it would otherwise refuse directions that are known to ten digits.
+    The usual ``EPS * max(n, p)`` (Golub & Van Loan, "Matrix Computations", 5.4.1), with n capped.
+    Without the cap, 10¹² rows would lose directions that are known to ten digits.
     """
     return EPS * max(min(n_points, MAX_RANK_ROWS), size)

@@ -1,8 +1,8 @@
-"""What a fit is run for, and the tolerances that follow from the goal and the number of rows.
+"""The goals of a fit, and the tolerances by goal and number of rows.
 
-The statistical error of an estimate shrinks as one over the square root of the number of rows, but
-the sum of squares of more rows costs more to evaluate and its rounding grows: so the more rows,
-the looser the tolerances, in tiers of a factor of ten rows. A goal moves a fit by one tier.
+With more rows the sum of squares costs more to evaluate, and its rounding grows. Therefore the
+tolerances are looser for more rows, in tiers of a factor of ten rows. A goal moves a fit by one
+tier.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLERANCE_TIERS = (
 
 
 class OptimizationGoal(Enum):
-    """What matters most in a fit; see :data:`GOAL_RULES` for what each means."""
+    """The main goal of a fit; see :data:`GOAL_RULES` for the meaning of each."""
 
     FAST = "fast"
     ROBUST = "robust"
@@ -59,42 +59,45 @@ class OptimizationGoal(Enum):
         return cls[name]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoalRule:
-    """What a goal changes.
+    """The changes that a goal makes.
 
     Attributes
     ----------
     tier_shift : int
         Tiers by which tolerances are looser (positive) or tighter (negative).
     multi_start : bool or None
-        Whether several starting points are tried; None leaves it to the workflow.
+        Whether to try several starting points; None leaves the choice to the workflow.
     small_memory : bool
-        Whether memory is kept smallest: no copy of all rows, small blocks.
+        Whether to use the least memory: no copy of all rows, small blocks.
     summary : str
         For documentation.
     """
 
-    tier_shift: int
-    multi_start: bool | None
-    small_memory: bool
+    tier_shift: int = 0
+    multi_start: bool | None = None
+    small_memory: bool = False
     summary: str
 
 
-_ROBUST = GoalRule(0, True, False, "the tier's tolerances, several starts")
+_ROBUST = GoalRule(multi_start=True, summary="the tier's tolerances, several starts")
 
-#: What each goal changes; None stands for no goal.
+#: The rule of each goal; None stands for no goal.
 GOAL_RULES = MappingProxyType(
     {
-        None: GoalRule(0, None, False, "the workflow as it is"),
-        OptimizationGoal.FAST: GoalRule(1, False, False, "tolerances one tier looser, one start"),
+        None: GoalRule(summary="the workflow as it is"),
+        OptimizationGoal.FAST: GoalRule(
+            tier_shift=1, multi_start=False, summary="tolerances one tier looser, one start"
+        ),
         OptimizationGoal.ROBUST: _ROBUST,
         OptimizationGoal.GLOBAL: _ROBUST,
         OptimizationGoal.MEMORY_EFFICIENT: GoalRule(
-            0, None, True, "the tier's tolerances, the smallest memory: small blocks, no copy"
+            small_memory=True,
+            summary="the tier's tolerances, the smallest memory: small blocks, no copy",
         ),
         OptimizationGoal.QUALITY: GoalRule(
-            -1, True, False, "tolerances one tier tighter, several starts"
+            tier_shift=-1, multi_start=True, summary="tolerances one tier tighter, several starts"
         ),
     }
 )
@@ -110,8 +113,7 @@ def calculate_adaptive_tolerances(
     n_points : int
         Number of rows.
     goal : OptimizationGoal, str or None
-        FAST takes the next looser tier, QUALITY the next tighter one; the ends stay where they
-        are.
+        FAST takes the next looser tier, QUALITY the next tighter tier, if there is one.
 
     Returns
     -------
@@ -134,7 +136,7 @@ def calculate_adaptive_tolerances(
 
 
 def fixed_tolerances(tolerance: float, goal: OptimizationGoal | None) -> dict[str, float]:
-    """Tolerances of the tier that has a given tolerance, moved by a goal as any tier is.
+    """Tolerances of the tier with a given tolerance, moved by a goal.
 
     Parameters
     ----------

@@ -8,25 +8,23 @@ Hillstrom, "User guide for MINPACK-1", ANL-80-74, 1980), and the criteria are nu
 ``scipy.optimize.least_squares(method="lm")`` numbers them.
 
 Reductions are relative to the cost, and the gradient criterion is the cosine of the angle between
-the residuals and the columns of J: the method knows no units of the data. ``R`` and ``Qᵀ r`` stand
-for J, as in :mod:`nlsq_dask.core.trf`.
+the residuals and the columns of J, so that the method does not depend on the units of the data.
+``R`` and ``Qᵀ r`` stand for J, as in :mod:`nlsq_dask.core.trf`.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.search import LEAST_RADIUS, Trial, first_radius, rescaled
-from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.search import LEAST_RADIUS, Trial, first_radius
+from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, reduction_ratio, solve
 
 #: First radius, in units of ``‖D θ‖`` (ANL-80-74: "factor", of which 100 is recommended).
 FIRST_RADIUS = 100.0
-#: How far, as a fraction of Δ, the length of a step may be from it (Moré 1978, section 5).
+#: Largest difference between the length of a step and Δ, as a fraction of Δ (Moré 1978, section 5).
 RADIUS_SLACK = 0.1
 #: Least ratio of the actual to the predicted reduction at which a step is taken (Moré 1978, 7.1).
 LEAST_RATIO = 1e-4
@@ -34,7 +32,7 @@ LEAST_RATIO = 1e-4
 #: (Moré 1978, section 4).
 POOR_RATIO, GOOD_RATIO = 0.25, 0.75
 MOST_SHRINK, LEAST_SHRINK = 0.1, 0.5
-#: A trial of more than this many times the cost says nothing of where along the step to stop.
+#: A trial with more than this many times the cost gives no information on the best step length.
 HOPELESS_COST = 100.0
 
 
@@ -42,10 +40,6 @@ class LevenbergMarquardt:
     """The method "lm"; see :class:`nlsq_dask.core.search.Method`."""
 
     interior = False
-
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point."""
-        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:  # noqa: ARG002 (of the protocol)
         """Infinity norm of the gradient."""
@@ -68,7 +62,7 @@ class LevenbergMarquardt:
         step = scaled_step / state.scale_inv
         image = linear.r_factor @ step
         length = float(np.linalg.norm(scaled_step))
-        # As (RᵀR + α D²) s = -g, sums of squares say what gᵀ s is.
+        # As (RᵀR + α D²) s = -g, gᵀ s is minus a sum of squares.
         descent = float(image @ image) + alpha * length**2
         return Trial(
             params=state.params + step,
@@ -79,10 +73,10 @@ class LevenbergMarquardt:
             alpha=alpha,
         )
 
-    def resize(self, state: SolverState, trial: Trial, actual: float) -> SolverState:
-        """Shrink the radius to where a parabola along the step has its minimum, or grow it."""
+    def resized(self, state: SolverState, trial: Trial, actual: float) -> tuple[float, float]:
+        """Shrink the radius to the minimum of a parabola along the step, or grow the radius."""
         length = trial.scaled_step_norm
-        # The first radius is a guess, of which a Gauss-Newton step that fits into it knows better.
+        # The first radius is a guess. A Gauss-Newton step within it is a better guess.
         radius = min(state.radius, length) if state.njev == 1 else state.radius
         alpha = state.alpha
         ratio = reduction_ratio(actual, trial.predicted)
@@ -97,8 +91,8 @@ class LevenbergMarquardt:
             alpha /= shrink
         elif alpha == 0.0 or ratio >= GOOD_RATIO:
             radius, alpha = 2.0 * length, 0.5 * alpha
-        return replace(state, radius=max(radius, LEAST_RADIUS), alpha=alpha)
+        return max(radius, LEAST_RADIUS), alpha
 
     def accepts(self, trial: Trial, actual: float) -> bool:
-        """Accept a point that lowers the cost by a part of what was promised."""
+        """Accept a point that lowers the cost by a part of the predicted reduction."""
         return actual > 0.0 and reduction_ratio(actual, trial.predicted) >= LEAST_RATIO

@@ -5,16 +5,14 @@ For n rows of f features, p parameters and d bytes a number, a solver that holds
     data = n (f + 1) d        Jacobian = n p d
     peak = data + 1.3 Jacobian + 8 p² + 0.1 GB
 
-where 1.3 stands for the Jacobian and the pieces of it that are made at one time. The three
-strategies ask for less and less of it: *standard* keeps all rows ready for the kernel, *chunked*
-prepares blocks of the arrays that the user holds, *streaming* reads blocks. Here, as everywhere, a
-gigabyte (GB) is 1e9 bytes. Everything in this module is arithmetic on numbers, and decides before
-anything runs.
+where 1.3 stands for the Jacobian and its temporary pieces. The three strategies need less and less
+memory: *standard* keeps all rows ready for the kernel, *chunked* prepares blocks of the user's
+arrays, *streaming* reads blocks. A gigabyte (GB) is 1e9 bytes in all of this package. Everything in
+this module is arithmetic on numbers, before anything runs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,62 +30,54 @@ GB = 1_000_000_000
 #: Share of the available memory that a fit may use.
 SAFETY_FACTOR = 0.75
 
-#: Jacobians held at one time, the pieces included.
+#: Jacobians in memory at one time, with temporary pieces.
 JACOBIAN_COPIES = 1.3
 
 #: Memory of the solver, the compiler and the compiled code, in bytes.
 SOLVER_BYTES = GB // 10
 
-# Most rows of a block. Chunked: what the staging buffer holds, beyond which nothing gets faster.
-# Streaming: 8 MB of float64, at which reading was fastest of 1, 8 and 64 MB. Smallest memory:
-# about as much work as waking a thread costs.
+# Most rows of a block. Chunked: the rows of the staging buffer; longer blocks are no faster.
+# Streaming: 8 MB of float64, the fastest of 1, 8 and 64 MB. Smallest memory: about as much work as
+# waking a thread.
 MAX_ROWS = {"chunked": 1 << 18, "streaming": 1 << 20}
 MAX_ROWS_SMALL = 1 << 15
 
-# Rows whose work costs as much as calling the kernel. Blocks are this small at least, and fewer
-# threads run, where a memory limit leaves the choice.
+# Rows whose work costs as much as calling the kernel. With little memory, fewer threads run rather
+# than blocks get shorter.
 CALL_ROWS = 1 << 13
 
-# Threads that blocks are sized for. A constant, so that where rows are cut (and with it the last
-# bits of a sum) does not depend on the number of cores.
+# Number of threads for the size of blocks. A constant, so that the cuts between blocks, and with
+# them the last bits of a sum, do not depend on the number of cores.
 SIZING_THREADS = 16
 
 # Memory of one thread beside its block: the matrix of one tile (64 KiB, packed twice by the matrix
 # product) and the model's intermediate values on it.
 THREAD_BYTES = 1 << 20
 
-# Matrices of a block on a GPU, where a tile is a block: derivatives, their masked copy, and the
-# intermediate values they are made from.
+# Matrices of a block on a GPU, where a tile is a block: derivatives, their masked copy, and
+# intermediate values.
 GPU_MATRICES = 3
 
-# What a worker holds before it has read a chunk: the interpreter, Dask, Zarr and JAX, measured as
-# 285 to 400 MB, the compiled model included.
-WORKER_BASE_BYTES = 400_000_000
-
-# Decoded chunks that a thread holds at the peak of reading one: the result, the decoder's output,
-# and the encoded bytes. Measured with Zarr 3.1: 2.96 for noise with zstd, 2.0 without compression.
-CHUNKS_A_THREAD = 3
-
-# Most rows of the sample of streamed data on which several starts are tried: with 10 parameters a
-# fit of them takes about a second. Fewest, below which a start cannot be judged.
+# Most and fewest rows of the sample of streamed data for several starts. With 10 parameters a fit
+# of the most rows takes about a second. Fewer than the fewest rows cannot tell starts apart.
 SAMPLE_ROWS = 1_000_000
 MIN_SAMPLE_ROWS = CALL_ROWS
 
-# Copies of a sample at the peak of taking it: its parts, their sums (twice), and the rows made
-# ready for the kernel.
+# Copies of a sample at the peak of taking it: its parts, their sums (twice), and the rows ready for
+# the kernel.
 SAMPLE_COPIES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryBudget:
-    """The memory that there is, and the memory that a fit would take, in GB (1e9 bytes).
+    """The available memory and the memory of a fit, in GB (1e9 bytes).
 
     Attributes
     ----------
     available_gb : float
-        What the process (or one worker) can take.
+        Memory that the process (or one worker) can take.
     threshold_gb : float
-        What the fit may take of it: ``available_gb * safety_factor``.
+        Memory that the fit may take: ``available_gb * safety_factor``.
     data_gb : float
         All rows, coordinates and observations.
     jacobian_gb : float
@@ -136,12 +126,13 @@ class MemoryBudget:
         safety_factor : float
             Share of the available memory that may be used, in (0, 1].
         memory_limit_gb : float, optional
-            Memory to reckon with in GB, whatever there is. By default what the machine and the
-            cgroups around this process still have, or the GPU.
+            Memory to assume, in GB. By default the free memory of the machine and of the cgroups
+            around this process, or of the GPU.
         use_gpu : bool
-            Reckon with the GPU's memory.
+            Use the GPU's memory.
         gpu_memory_gb : float or callable, optional
-            The GPU's memory in GB, or what returns it; by default JAX is asked, if it is loaded.
+            The GPU's memory in GB, or a function that returns it; by default JAX's number, if JAX
+            is loaded.
 
         Raises
         ------
@@ -164,18 +155,24 @@ class MemoryBudget:
         data, jacobian = rows * columns * item, rows * p * item
         # The solver works in float64, whatever the data are.
         peak = data + JACOBIAN_COPIES * jacobian + 8 * p * p + SOLVER_BYTES
-        return cls(available, available * share, data / GB, jacobian / GB, peak / GB)
+        return cls(
+            available_gb=available,
+            threshold_gb=available * share,
+            data_gb=data / GB,
+            jacobian_gb=jacobian / GB,
+            peak_gb=peak / GB,
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockConfig:
     """The blocks of a chunked or streaming fit.
 
     Attributes
     ----------
     block_rows : int
-        Most rows of one block, a power of two. Where Dask arrays have chunks of their own, rows
-        of the buffer that a chunk passes through.
+        Most rows of one block, a power of two. For Dask arrays with their own chunks, the rows of
+        the buffer that a chunk passes through.
     threads : int
         Threads that work on blocks at one time.
     thread_bytes : int
@@ -203,8 +200,8 @@ def size_blocks(
 ) -> BlockConfig:
     """Choose the rows of a block, so that the blocks of all threads together fit.
 
-    The rows depend on the room and on the columns alone, not on the number of threads; where not
-    all threads find room, fewer work.
+    The rows depend on the room and on the columns alone. If there is no room for all threads, fewer
+    threads work.
 
     Parameters
     ----------
@@ -219,27 +216,26 @@ def size_blocks(
     use_gpu : bool
         Whether blocks are computed on a GPU.
     """
-    row_bytes = _row_bytes(n_params, n_features, use_gpu)
-    rows = _block_rows(room / SIZING_THREADS, row_bytes)
+    row_bytes = bytes_of_row(n_params, n_features, use_gpu)
+    rows = rows_within(room / SIZING_THREADS, row_bytes)
     if rows < CALL_ROWS:
-        # Not below what takes as much memory as the rest of a thread: it would gain nothing.
-        rows = min(CALL_ROWS, _block_rows(max(room, 2 * THREAD_BYTES), row_bytes))
+        # A block with less memory than the rest of a thread would gain nothing.
+        rows = min(CALL_ROWS, rows_within(max(room, 2 * THREAD_BYTES), row_bytes))
     rows = min(rows, max_rows)
     each = THREAD_BYTES + rows * row_bytes
     most = threads or available_cores()
-    return BlockConfig(rows, max(1, min(most, int(room // each))), each)
+    return BlockConfig(
+        block_rows=rows, threads=max(1, min(most, int(room // each))), thread_bytes=each
+    )
 
 
 def room_for_blocks(threshold: float) -> float:
-    """Bytes left for blocks beside the solver, of a threshold in bytes.
-
-    Where the threshold is hardly more than the solver's allowance, a quarter of it.
-    """
+    """Bytes for blocks beside the solver, for a threshold in bytes; at least a quarter of it."""
     return max(threshold - SOLVER_BYTES, threshold / 4)
 
 
 def size_sample(threshold: float, n_features: int = 1) -> int:
-    """Rows of a sample of streamed data that a threshold in bytes leaves room for.
+    """Rows of a sample of streamed data, for a threshold in bytes.
 
     Parameters
     ----------
@@ -250,134 +246,6 @@ def size_sample(threshold: float, n_features: int = 1) -> int:
     """
     row_bytes = SAMPLE_COPIES * 8 * (n_features + 2)
     return min(max(int(room_for_blocks(threshold) / row_bytes), MIN_SAMPLE_ROWS), SAMPLE_ROWS)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerMemory:
-    """One worker of a cluster: the one with the least memory a thread.
-
-    Attributes
-    ----------
-    memory_bytes : int
-        Its memory limit; where it has none, its share of the machine's memory.
-    threads : int
-        Tasks that it runs at one time.
-    base_bytes : int
-        What it takes of that before it reads data.
-    """
-
-    memory_bytes: int
-    threads: int
-    base_bytes: int = WORKER_BASE_BYTES
-
-    def room(self, safety_factor: float = SAFETY_FACTOR) -> float:
-        """Memory for chunks, in bytes: what may be used, less what it holds; at least a quarter."""
-        usable = self.memory_bytes * safety_factor
-        return max(usable - self.base_bytes, usable / 4)
-
-
-def size_stage(
-    worker: WorkerMemory,
-    n_params: int,
-    n_features: int = 1,
-    *,
-    safety_factor: float = SAFETY_FACTOR,
-    use_gpu: bool = False,
-    small_memory: bool = False,
-) -> BlockConfig:
-    """Size the buffers of a worker through which the chunks of Dask arrays pass.
-
-    They may take a quarter of the worker's room; the chunks need the rest. The number of threads
-    is the worker's own, which a fit does not choose. All workers but the tightest have room for
-    the largest buffers, so that the bits of a sum do not depend on how a cluster is divided.
-    """
-    limit = MAX_ROWS_SMALL if small_memory else MAX_ROWS["chunked"]
-    row_bytes = _row_bytes(n_params, n_features, use_gpu)
-    room = worker.room(safety_factor) / 4 / worker.threads
-    rows = min(limit, _block_rows(room, row_bytes))
-    return BlockConfig(rows, worker.threads, THREAD_BYTES + rows * row_bytes)
-
-
-def check_chunk_fits(
-    worker: WorkerMemory,
-    chunk_bytes: int,
-    chunks: tuple[int, ...],
-    config: BlockConfig,
-    safety_factor: float = SAFETY_FACTOR,
-) -> None:
-    """Refuse chunks with which a worker would run out of memory.
-
-    Every thread of a worker reads one chunk at a time, and holds :data:`CHUNKS_A_THREAD` times its
-    decoded size while it does.
-
-    Parameters
-    ----------
-    worker : WorkerMemory
-    chunk_bytes : int
-        Decoded bytes of the largest chunk, of all arrays together.
-    chunks : tuple of int
-        Its shape.
-    config : BlockConfig
-        The worker's buffers, from :func:`size_stage`.
-    safety_factor : float
-        Share of the worker's memory that may be used.
-
-    Raises
-    ------
-    InputError
-        If a chunk is too large, with both sizes and the call that makes smaller ones; or if there
-        is room for none, with the memory that has room for this one.
-    """
-    room = worker.room(safety_factor) / worker.threads - config.thread_bytes
-    fitting = max(room, 0.0) / CHUNKS_A_THREAD
-    if chunk_bytes <= fitting:
-        return
-    row_bytes = chunk_bytes / math.prod(chunks)
-    if fitting < row_bytes:
-        # Buffers take a quarter of the room, if that is twice what a thread takes beside its own.
-        room = worker.threads * max(4 / 3 * CHUNKS_A_THREAD * chunk_bytes, 8 * THREAD_BYTES)
-        least = min(room + worker.base_bytes, 4 * room) / safety_factor
-        raise _errors.memory_too_small(worker.memory_bytes, worker.threads, least)
-    smaller = fitting_chunks(chunks, int(fitting / row_bytes))
-    raise _errors.chunk_too_large(
-        chunks, chunk_bytes, worker.memory_bytes, worker.threads, int(fitting), smaller
-    )
-
-
-def check_held_fit(
-    worker: WorkerMemory, held_bytes: int, safety_factor: float = SAFETY_FACTOR
-) -> None:
-    """Refuse chunks that must be kept through a fit where that leaves a worker too little room.
-
-    Raises
-    ------
-    InputError
-        If less than a quarter of what may be used is left, with both sizes and the remedy.
-    """
-    usable = worker.memory_bytes * safety_factor
-    room = max(usable * 3 / 4 - worker.base_bytes, 0.0)
-    if held_bytes > room:
-        raise _errors.chunks_held(held_bytes, worker.memory_bytes, int(room))
-
-
-def fitting_chunks(chunks: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
-    """Cut a chunk down to a number of rows, along the first dimensions first.
-
-    Rows of one chunk then stay neighbours in storage of C order.
-
-    Parameters
-    ----------
-    chunks : tuple of int
-        Shape of the chunk, no dimension of which is 0.
-    max_rows : int
-        Most rows; below 1 counts as 1.
-    """
-    smaller: list[int] = []
-    room = max(max_rows, 1)
-    for n in reversed(chunks):
-        smaller.append(min(n, room))
-        room = max(room // n, 1)
-    return tuple(reversed(smaller))
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,18 +292,18 @@ class MemoryBudgetSelector:
     ) -> tuple[Strategy, BlockConfig | None]:
         """Choose the strategy for data in memory (or mapped to it).
 
-        Rows beyond the threshold are streamed; else a peak beyond it is worked on in chunks; what
-        fits, exactly at the threshold too, is standard. The goal MEMORY_EFFICIENT takes chunks in
-        place of standard, and small blocks. Dask and Zarr arrays are always streamed.
+        "streaming" if the rows exceed the threshold, "chunked" if the peak exceeds the threshold,
+        else "standard". The goal MEMORY_EFFICIENT takes "chunked" in place of "standard", and small
+        blocks. Dask and Zarr arrays are always streamed.
 
         Parameters
         ----------
         n_points, n_params, n_features, memory_limit_gb, use_gpu, gpu_memory_gb
             As for :meth:`MemoryBudget.compute`.
         goal : OptimizationGoal, str or None
-            What matters most.
+            The main goal of the fit.
         budget : MemoryBudget, optional
-            A budget that is known already, in place of what would be computed.
+            A budget in place of the computed one.
         threads : int, optional
             Most threads; by default the cores of this process.
 
@@ -468,7 +336,7 @@ class MemoryBudgetSelector:
 
 
 def choose_strategy(budget: MemoryBudget, goal: OptimizationGoal | None = None) -> Strategy:
-    """The strategy for data in memory that keeps a budget; see :class:`MemoryBudgetSelector`."""
+    """The strategy for data in memory within a budget; see :class:`MemoryBudgetSelector`."""
     if not budget.data_fits:
         return "streaming"
     if not budget.fits_in_memory or GOAL_RULES[goal].small_memory:
@@ -486,7 +354,7 @@ def blocks_for(
     threads: int | None = None,
     use_gpu: bool = False,
 ) -> BlockConfig | None:
-    """The blocks with which a strategy keeps a budget; None for standard, which has none."""
+    """The blocks of a strategy within a budget; None for "standard"."""
     if strategy == "standard":
         return None
     limit = MAX_ROWS_SMALL if GOAL_RULES[goal].small_memory else MAX_ROWS[strategy]
@@ -494,14 +362,14 @@ def blocks_for(
     return size_blocks(room, limit, n_params, n_features, threads=threads, use_gpu=use_gpu)
 
 
-def _row_bytes(n_params: int, n_features: int, use_gpu: bool) -> int:
+def bytes_of_row(n_params: int, n_features: int, use_gpu: bool) -> int:
     """Bytes of a row in a block: coordinates, observation and sigma, as read and as float64."""
     matrices = GPU_MATRICES * (n_params + 1) if use_gpu else 0
     return 16 * (n_features + 2) + 8 * matrices
 
 
-def _block_rows(room: float, row_bytes: int) -> int:
-    """Rows of a block for one thread with a room in bytes: a power of two, at least 1."""
+def rows_within(room: float, row_bytes: int) -> int:
+    """Rows of a block in a room in bytes for one thread: a power of two, at least 1."""
     rows = int(max(room - THREAD_BYTES, room / 2) / row_bytes)
     return 1 << max(rows, 1).bit_length() - 1
 

@@ -1,28 +1,27 @@
 """The search for the least sum of squares, by any of the methods.
 
-An iteration costs one evaluation, which yields the cost of a trial point and its linearisation
-together. It is taken in the basis that whitens the last linearisation, so that the Gram matrix
-keeps its digits. Between two evaluations all that is known is a
-:class:`~nlsq_dask.core.solver_state.SolverState`. :func:`start` makes the first one,
-:func:`advance` tries one point, :func:`finish` states the result; what a method does in its own
-way is a :class:`~nlsq_dask.core.search.Method`, when a search is over says
-:mod:`nlsq_dask.core.convergence`, and what is tried before it ends :mod:`nlsq_dask.core.ending`.
+An iteration costs one evaluation, which yields both the cost and the linearisation at a trial. The
+evaluation uses the basis that whitens the last linearisation, so that the Gram matrix keeps its
+digits. Between two evaluations a search is a :class:`~nlsq_dask.core.solver_state.SolverState`.
+:func:`start` makes the first state, :func:`advance` tries one point, and :func:`finish` makes the
+result. The steps that differ between methods are in :class:`~nlsq_dask.core.search.Method`, the
+criteria of an end in :mod:`nlsq_dask.core.convergence`, and the checks before an end in
+:mod:`nlsq_dask.core.ending`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import active_bounds, off_bounds, stopped_at_bounds
 from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undetermined
 from nlsq_dask.core.distance import Remainder
-from nlsq_dask.core.ending import METHODS, confirmed, record, refined, settled_first
+from nlsq_dask.core.ending import METHODS, confirmed, record, refined, restarted
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.questions import Search, SumsAt
@@ -33,50 +32,51 @@ from nlsq_dask.core.search import (
     distance,
     is_finite,
     may_be_last,
+    moved_to,
     rounding_of_cost,
-    stand_at,
+    scales,
     standard_deviation,
 )
-from nlsq_dask.core.solver_state import Solution, SolverOptions, SolverState
+from nlsq_dask.core.solver_state import BestPoint, Solution, SolverOptions, SolverState
 
-#: A start whose Gram matrix has a smaller eigenvalue ratio than this is evaluated once more in a
-#: fitting basis; where that shows columns that are linearly dependent, it is displaced along the
-#: directions that are not resolved, by this fraction of its length in units of x_scale.
+#: A start whose Gram matrix has a smaller eigenvalue ratio is evaluated again in its own basis. If
+#: columns are linearly dependent there, the start is displaced along the unresolved directions, by
+#: this fraction of its length in units of x_scale.
 START_RESOLUTION = 1e3 * EPS
 DISPLACEMENT = 1e-2
 WORST_DISPLACED_COST = 2.0
 
-#: Distance from the bound 0 at which a start on it is evaluated, where nothing tells its size: next
-#: to zero for all practical purposes.
+#: Distance from the bound 0 at which a start on this bound is evaluated first, while its size is
+#: unknown: zero for all practical purposes.
 TINY = 1e-300
 
-#: The same where the model is not finite so near to the bound: the distance of
+#: The same distance if the model is not finite at the first one: the value of
 #: ``scipy.optimize.least_squares``.
 START_DISTANCE = 1e-10
 
-#: Distance of a start from a bound, as a part of the bound, or of the step to the minimum along the
+#: Distance of a start from a bound, relative to the bound or to the step to the minimum along the
 #: parameter: the relative distance of ``scipy.optimize.least_squares``.
 START_MARGIN = 1e-10
 
-#: A bound is active where a parameter is nearer to it than this part of what its standard error
-#: would be alone, ``s / ‖J_j‖``.
+#: A bound is active if the parameter is nearer to the bound than this part of ``s / ‖J_j‖``, the
+#: standard error of the parameter in a fit of this parameter alone.
 ACTIVE_REACH = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known before a search begins.
+    """Knowledge about the start and the rows before a search begins.
 
     Attributes
     ----------
     basis : Basis, optional
-        To evaluate the start in: the basis that whitens its Jacobian, where that is known roughly.
+        Basis for the first evaluation, which whitens the Jacobian at the start approximately.
     sums : NormalEquations, optional
-        At the start, in `basis`; then the start is not evaluated again.
+        Sums at the start in `basis`, in place of the first evaluation.
     moments : Moments, optional
-        Moments of y, which need not be computed again.
+        Moments of y, in place of computing them.
     sizes : ndarray, shape (p,), float64, optional
-        Values that tell the sizes of the parameters, 0 where they do not; by default the start.
+        Sizes of the parameters, 0 for unknown; by default the start.
     """
 
     basis: Basis | None = None
@@ -110,14 +110,14 @@ def minimize(
         Called with the state after every evaluation. If it raises StopIteration the search ends
         there, with the best point so far.
     state : SolverState, optional
-        Where an earlier search was, to go on from there with the same bits.
+        State of an earlier search, from which this search goes on with the same bits.
     known : Known
-        What is known of the start and of the rows before.
+        Knowledge about the start and the rows.
 
     Returns
     -------
     Solution
-        Of the generator, which yields questions and is sent their answers.
+        Returned by the generator, which yields questions and is sent their answers.
 
     Raises
     ------
@@ -176,16 +176,16 @@ def start(
         status=None,
         history=(),
     )
-    state = stand_at(state, params, sums, basis, box, options)
+    state = moved_to(state, params, sums, basis, box, options)
     if state.linearization.resolution < START_RESOLUTION:
         state = yield from refined(state, box, options)
-    state = settled_first(state, box, options)
+    state = restarted(state, box, options)
     state = record(state, options, cost=state.cost, accepted=True)
     return (yield from confirmed(judged(state, box, options), box, options))
 
 
 def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
-    """Try one point, by one evaluation, and what has to be tried before the search ends.
+    """Try one point by one evaluation, and run the checks before an end.
 
     Parameters
     ----------
@@ -197,74 +197,62 @@ def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[Solv
     Returns
     -------
     SolverState
-        If the trial was accepted it stands at the new point, if not it has a smaller radius; if the
-        search is over it has a status.
+        At the new point if the trial was accepted, else with a smaller radius; with a status if the
+        search is over.
     """
-    away = _displacement(state, box) if state.nfev == 1 else None
+    displacement = _displacement(state, box) if state.nfev == 1 else None
     # A model that overflows makes a trial that is not finite, which is rejected without a warning.
     with np.errstate(over="ignore", invalid="ignore"):
-        trial = away or METHODS[options.method].propose(state, box)
+        trial = displacement or METHODS[options.method].propose(state, box)
     if np.array_equal(trial.params, state.params):  # the step is lost in rounding
-        outcome = Outcome(state, trial, -np.inf, accepted=False, slope=np.nan)
+        outcome = Outcome(before=state, trial=trial, actual=-np.inf, accepted=False, slope=np.nan)
         return (yield from confirmed(judged(state, box, options, outcome), box, options))
     basis = state.linearization.whitening
     scores = options.scores and may_be_last(state, trial, options)
     sums = yield SumsAt(trial.params, basis.forward, scores=scores)
-    tried = replace(state, nfev=state.nfev + 1)
-    weigh = _displaced if away else _weighed
-    after = weigh(tried, trial, sums, basis, box, options)
-    accepted = after.njev > state.njev
+    tried = replace(state, nfev=state.nfev + 1, alpha=trial.alpha)
+    respond = _accept_displacement if displacement else _accept_or_reject
+    after = respond(tried, trial, sums, basis, box, options)
     after = record(
         after,
         options,
         cost=sums.cost,
         step_norm=trial.step_norm,
         radius=state.radius,
-        accepted=accepted,
+        accepted=after.njev > state.njev,
     )
     return (yield from confirmed(after, box, options))
 
 
 def finish(state: SolverState, box: Box, options: SolverOptions) -> Search[Solution]:
-    """State the result of a search that is over, its linearisation known to full accuracy."""
-    known = state.linearization.sandwich is not None or not options.scores
-    poor = state.linearization.resolution < FINAL_RESOLUTION and not state.refined
-    if poor or not known:
+    """Make the result of a search that is over, with its linearisation in full accuracy."""
+    lacks_scores = options.scores and state.linearization.sandwich is None
+    lacks_digits = state.linearization.resolution < FINAL_RESOLUTION and not state.refined
+    if lacks_digits or lacks_scores:
         state = yield from refined(state, box, options)
     assert state.status is not None, "advance() until the state has a status"
-    _, involved = undetermined(state)
+    linear = state.linearization
+    reach = ACTIVE_REACH * standard_deviation(state, options) / nonzero(linear.norms)
+    best = {field.name: getattr(state, field.name) for field in fields(BestPoint)}
     return Solution(
-        params=state.params,
-        cost=state.cost,
-        chi2=state.chi2,
-        r_factor=state.linearization.r_factor,
-        gradient=state.linearization.gradient,
-        optimality=METHODS[options.method].optimality(state, box),
-        distance=distance(state, options),
-        active_mask=_active_mask(state, box, options),
-        nfev=state.nfev,
-        njev=state.njev,
-        nit=state.njev - 1,
-        n_refined=state.n_refined,
+        **best | {"optimality": METHODS[options.method].optimality(state, box)},
         status=state.status,
-        met=state.met,
-        undetermined=involved,
-        n_points=state.n_points,
-        n_skipped=state.n_skipped,
-        n_differenced=state.n_differenced,
-        moments=state.moments,
-        history=state.history,
-        sandwich=state.linearization.sandwich,
+        r_factor=linear.r_factor,
+        gradient=linear.gradient,
+        distance=distance(state, options),
+        active_mask=active_bounds(state.params, box.lower, box.upper, linear.gradient, reach),
+        undetermined=undetermined(state)[1],
+        sandwich=linear.sandwich,
     )
 
 
 def _first_sums(
     p0: FloatArray, box: Box, options: SolverOptions, basis: Basis, known: Known
 ) -> Search[tuple[FloatArray, NormalEquations, int]]:
-    """The sums at a start, the point to go on from, and how many evaluations more than one it took.
+    """The start moved off the bounds, the sums at the start, and the number of extra evaluations.
 
-    What a start on the bound 0 has for a size is known once it is evaluated: it is evaluated next
-    to the bound, or where the model is not finite there, at SciPy's distance.
+    The size of a parameter that starts on the bound 0 is known only after an evaluation. The first
+    one is next to the bound; if the model is not finite there, the second is at SciPy's distance.
     """
     interior = METHODS[options.method].interior
     point, n_more = first_point(p0, box, options), 0
@@ -293,15 +281,8 @@ def _first_sums(
     return point, sums, n_more
 
 
-def _active_mask(state: SolverState, box: Box, options: SolverOptions) -> NDArray[np.int64]:
-    """The bounds that keep the parameters from where the gradient would take them."""
-    norms = state.linearization.norms
-    reach = ACTIVE_REACH * standard_deviation(state, options) / nonzero(norms)
-    return active_bounds(state.params, box.lower, box.upper, state.linearization.gradient, reach)
-
-
 def _observed(state: SolverState, observer: Callable[[SolverState], None] | None) -> SolverState:
-    """Show a state; an observer that has seen enough ends the search."""
+    """Show a state to the observer, which may end the search by StopIteration."""
     if observer is not None:
         try:
             observer(state)
@@ -311,19 +292,19 @@ def _observed(state: SolverState, observer: Callable[[SolverState], None] | None
 
 
 def _displacement(state: SolverState, box: Box) -> Trial | None:
-    """Compute where to leave a start at which the columns of the Jacobian are linearly dependent.
+    """Trial that leaves a start at which the columns of the Jacobian are linearly dependent.
 
-    At such a point (say, two exponentials that start with equal rates) the gradient and every step
-    lie in the span of the columns, so that the iteration would keep the symmetry for ever, and end
-    at a saddle point. A small displacement within the null space changes the cost to second order
-    alone. Its direction is the projection of a fixed vector that has no symmetry.
+    At such a start (say, two exponentials with equal rates) the gradient and every step lie in the
+    span of the columns, so that the search keeps the symmetry and ends at a saddle point. A small
+    displacement within the null space changes the cost to second order alone. Its direction is the
+    projection of a fixed vector without symmetry. None if the columns are independent.
     """
     linear = state.linearization
     norms = nonzero(linear.norms)
     _, singular, v_transposed = linear.equilibrated_svd
     weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
     direction = weak.T @ (weak @ np.cos(np.arange(1.0, norms.size + 1.0)))
-    # A parameter without any effect stays where the user put it.
+    # A parameter without any effect keeps its start.
     direction[linear.norms == 0.0] = 0.0
     longest = float(np.linalg.norm(direction))
     if longest < np.sqrt(EPS):
@@ -341,7 +322,7 @@ def _displacement(state: SolverState, box: Box) -> Trial | None:
     )
 
 
-def _displaced(
+def _accept_displacement(
     state: SolverState,
     trial: Trial,
     sums: NormalEquations,
@@ -349,14 +330,14 @@ def _displaced(
     box: Box,
     options: SolverOptions,
 ) -> SolverState:
-    """Start from the displaced point instead, unless it is far worse."""
+    """Restart from the displaced point, unless it is far worse."""
     if is_finite(sums) and sums.cost <= WORST_DISPLACED_COST * state.cost:
-        state = stand_at(state, trial.params, sums, basis, box, options)
-        state = settled_first(replace(state, njev=state.njev + 1, refined=False), box, options)
+        moved = replace(state, njev=state.njev + 1, refined=False)
+        state = restarted(moved_to(moved, trial.params, sums, basis, box, options), box, options)
     return judged(state, box, options)
 
 
-def _weighed(
+def _accept_or_reject(
     state: SolverState,
     trial: Trial,
     sums: NormalEquations,
@@ -364,35 +345,35 @@ def _weighed(
     box: Box,
     options: SolverOptions,
 ) -> SolverState:
-    """Accept or reject a trial, choose the next radius, and see whether the search is over."""
+    """Accept or reject a trial, choose the next radius, and judge whether the search is over."""
     method = METHODS[options.method]
-    state = replace(state, alpha=trial.alpha)
-    there = None
+    there, actual, slope = None, -np.inf, np.nan
     if is_finite(sums):
-        there = stand_at(state, trial.params, sums, basis, box, options)
-    actual = -np.inf if there is None else actual_reduction(state, there, trial.predicted)
-    after = method.resize(state, trial, actual)
-    accepted = there is not None and method.accepts(trial, actual)
-    slope = np.nan
-    if there is not None:
+        there = moved_to(state, trial.params, sums, basis, box, options)
+        actual = actual_reduction(state, there, trial.predicted)
         slope = float(there.linearization.gradient @ (trial.params - state.params))
-    outcome = Outcome(state, trial, actual, accepted, slope)
-    if there is not None and accepted:
+    radius, alpha = method.resized(state, trial, actual)
+    accepted = there is not None and method.accepts(trial, actual)
+    outcome = Outcome(before=state, trial=trial, actual=actual, accepted=accepted, slope=slope)
+    if there is None or not accepted:
         after = replace(
-            there,
-            radius=after.radius,
-            alpha=after.alpha,
-            njev=state.njev + 1,
-            n_rejected=0,
-            # A step that rounding lets pass takes no contradiction back.
-            n_contradicted=state.n_contradicted * (actual <= rounding_of_cost(state)),
-            refined=False,
-        )
-        after = method.settle(after, box, options)
-    else:
-        after = replace(
-            after,
+            state,
+            radius=radius,
+            alpha=alpha,
             n_rejected=state.n_rejected + 1,
             n_contradicted=state.n_contradicted + outcome.contradicts,
+        )
+    else:
+        after = replace(
+            there,
+            scale_inv=scales(there, options),
+            optimality=method.optimality(there, box),
+            radius=radius,
+            alpha=alpha,
+            njev=state.njev + 1,
+            n_rejected=0,
+            # A decrease within rounding does not clear earlier contradictions.
+            n_contradicted=state.n_contradicted * (actual <= rounding_of_cost(state)),
+            refined=False,
         )
     return judged(after, box, options, outcome)

@@ -7,19 +7,19 @@ basis ``S`` of shape (p, q), one pass over all rows gives the sums
     gradient = (J S)ᵀ r          (q,)
     chi2     = Σ r²,   cost = ½ Σ r²
 
-The basis is a choice of coordinates for the parameters' directions: the identity gives the plain
-sums, and the inverse of a previous triangular factor of ``J`` gives sums that are close to the
-identity matrix, whose factor carries no squared condition number (Cholesky QR applied twice:
+The basis is a choice of coordinates for the directions of the parameters. The identity gives the
+plain sums. The inverse of a previous triangular factor of ``J`` gives sums close to the identity
+matrix, whose factor does not suffer from a squared condition number (Cholesky QR applied twice:
 Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44, 2015).
 
-Sums of blocks of rows combine by adding: that is all an engine needs to know.
+Sums over two sets of rows add. An engine needs no other property.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over rows that statistics of a fit are made of, beside those it is solved with.
+    """Sums over rows for the statistics of a fit.
 
     Attributes
     ----------
@@ -44,11 +44,10 @@ class Moments:
     scatter : float
         ``Σ w_i² (y_i - mean)²``, the total sum of squares.
     variance : float
-        ``Σ σ_i²``; the number of rows without σ. 0 in results of earlier releases, which do not
-        know it.
+        ``Σ σ_i²``; the number of rows without σ. 0 in results of earlier releases.
     n_small : float
-        Rows with ``|r_i|`` of at most ``0.6745 f_scale``, which half of normal rows have where
-        their standard deviation is `f_scale`; 0 for linear loss.
+        Rows with ``|r_i|`` of at most ``0.6745 f_scale``: half of the rows, if they are normal with
+        the standard deviation `f_scale`. 0 for linear loss.
     """
 
     abs_residuals: float = 0.0
@@ -60,7 +59,7 @@ class Moments:
     n_small: float = 0.0
 
     def with_y_of(self, other: Moments) -> Moments:
-        """Take what does not depend on parameters from other moments of the same rows."""
+        """Replace the moments of y by other moments of the same rows."""
         return replace(
             other,
             abs_residuals=self.abs_residuals,
@@ -72,20 +71,20 @@ class Moments:
         """Combine the moments of two sets of rows.
 
         Means and scatters after Chan, Golub & LeVeque ("Algorithms for computing the sample
-        variance", Am. Stat. 37, 1983, equation 2.1): no large squares are subtracted.
+        variance", Am. Stat. 37, 1983, equation 2.1), without a difference of large squares.
         """
         weight = self.weight + other.weight
         share = other.weight / weight if weight else 0.0
-        apart = other.mean - self.mean
+        distance = other.mean - self.mean
         try:
-            square = apart**2
-        except OverflowError:  # of Python's numbers; NumPy's product has other bits
+            square = distance**2
+        except OverflowError:  # Python's square overflows; NumPy's product has other bits
             square = math.inf
         return Moments(
             self.abs_residuals + other.abs_residuals,
             self.sq_residuals + other.sq_residuals,
             weight,
-            self.mean + apart * share,
+            self.mean + distance * share,
             self.scatter + other.scatter + square * self.weight * share,
             self.variance + other.variance,
             self.n_small + other.n_small,
@@ -103,8 +102,8 @@ class NormalEquations:
     gradient : ndarray, shape (q,), float64
         ``(J S)ᵀ r``.
     cost : float
-        Half the sum of squared weighted residuals, or of a robust loss of them; not finite where
-        the model is not.
+        Half the sum of squared weighted residuals, or of a robust loss of them; not finite if the
+        model is not.
     chi2 : float
         Sum of squared weighted residuals.
     n_points : int
@@ -112,18 +111,18 @@ class NormalEquations:
     n_skipped : int
         Rows left out: masked or missing.
     moments : Moments
-        An engine may compute those of y in its first pass alone, and repeat them.
+        The moments of y may come from the first pass.
     concave : ndarray, shape (q, q), float64, or None
-        Second derivatives of a robust loss over the rows where it is concave, which `gram` leaves
-        out: negative semi-definite. None for zero, as of a loss that never is.
+        Second derivatives of a robust loss over the rows where the loss is concave: negative
+        semi-definite, and not part of `gram`. None for zero.
     largest : ndarray, shape (k + 1,) or (k + 2,), float64, or None
-        Largest magnitudes of y, of each of k coordinates, and of the weights where there are any:
-        NaN where a value is NaN, and bounds between 2**-53 and 2**53. Told by the first pass alone.
+        Largest magnitudes of y, of each of k coordinates, and of the weights if there are any; NaN
+        for a NaN among the values; upper bounds between 2**-53 and 2**53. Only from the first pass.
     n_differenced : int
-        Rows of which a derivative is a difference of values, since the automatic one is not finite.
+        Rows with a difference of values in place of a derivative that is not finite.
     scores : ndarray, shape (q, q), float64, or None
-        ``Σ ψ_i² (J S)_iᵀ (J S)_i`` with the derivative ``ψ_i`` of a robust loss by the residual;
-        None where it was not asked for.
+        Score products ``Σ ψ_i² (J S)_iᵀ (J S)_i`` with the derivative ``ψ_i`` of a robust loss by
+        the residual; None if not asked for.
     """
 
     gram: FloatArray
@@ -131,6 +130,7 @@ class NormalEquations:
     cost: float
     chi2: float
     n_points: int
+    _: KW_ONLY
     n_skipped: int = 0
     moments: Moments = Moments()
     concave: FloatArray | None = None
@@ -144,7 +144,7 @@ class NormalEquations:
         return cls(np.zeros((size, size)), np.zeros(size), 0.0, 0.0, 0)
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        # Sums that are not finite tell of it themselves, where they are used.
+        # The users of the sums check whether they are finite.
         with np.errstate(invalid="ignore", over="ignore"):
             return NormalEquations(
                 self.gram + other.gram,
@@ -152,12 +152,12 @@ class NormalEquations:
                 self.cost + other.cost,
                 self.chi2 + other.chi2,
                 self.n_points + other.n_points,
-                self.n_skipped + other.n_skipped,
-                self.moments + other.moments,
-                _of_known(np.add, self.concave, other.concave),
-                _of_known(np.maximum, self.largest, other.largest),
-                self.n_differenced + other.n_differenced,
-                _of_known(np.add, self.scores, other.scores),
+                n_skipped=self.n_skipped + other.n_skipped,
+                moments=self.moments + other.moments,
+                concave=_of_known(np.add, self.concave, other.concave),
+                largest=_of_known(np.maximum, self.largest, other.largest),
+                n_differenced=self.n_differenced + other.n_differenced,
+                scores=_of_known(np.add, self.scores, other.scores),
             )
 
 
@@ -166,7 +166,7 @@ def _of_known(
     a: FloatArray | None,
     b: FloatArray | None,
 ) -> FloatArray | None:
-    """Combine two arrays, of which the unknown ones do not count."""
+    """Combine two arrays; None does not count."""
     if a is None or b is None:
         return b if a is None else a
     return combine(a, b)

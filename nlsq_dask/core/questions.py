@@ -1,8 +1,8 @@
-"""What a search asks of all rows: questions, and answers that add.
+"""Questions of a search to all rows, and answers that add.
 
 A question is a small value. Every task of a pass gets the question and answers it for some rows.
-The answer for two sets of rows is the sum of their answers, so that an engine can split the rows as
-it likes. A search is a generator: it yields questions and is sent the answers of all rows.
+The answer for two sets of rows is the sum of their answers, so that an engine can split the rows in
+any way. A search is a generator: it yields questions and is sent the answers of all rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AnswerT_co = TypeVar("AnswerT_co", bound=Adds, covariant=True)
 
 
 class Question(Protocol[AnswerT_co]):
-    """What is asked of all rows in one pass: a value that can be pickled."""
+    """A question to all rows in one pass: a value that can be pickled."""
 
     @property
     def task_name(self) -> str:
@@ -37,7 +37,7 @@ class Question(Protocol[AnswerT_co]):
         ...
 
     def zero(self, n_left_out: int = 0) -> AnswerT_co:
-        """Answer for no rows, beside so many rows that are left out."""
+        """Answer for no rows, with a number of rows that are left out."""
         ...
 
 
@@ -59,7 +59,7 @@ class RowQuestion(Question[AnswerT_co], Protocol[AnswerT_co]):
 #: Puts a question to all rows: an engine's ``ask``.
 Ask: TypeAlias = Callable[[RowQuestion[Any]], Any]
 
-#: A search: yields questions, is sent their answers, and returns what it has found.
+#: A search: yields questions, is sent their answers, and returns its result.
 Search: TypeAlias = Generator[RowQuestion[Any], Any, FoundT]
 
 
@@ -73,10 +73,10 @@ class SumsAt:
     basis : ndarray, shape (p, q), float64
         Directions S along which the model is differentiated.
     observe : bool
-        Whether to compute the moments of y and the largest values, too. These do not depend on the
+        Whether to compute also the moments of y and the largest values, which do not depend on the
         parameters.
     scores : bool
-        Whether to sum the products of the scores, too, where the loss is robust.
+        Whether to sum also the products of the scores, if the loss is robust.
     model : int
         Number of the model.
     """
@@ -120,7 +120,7 @@ class CostsAt:
         return np.zeros(len(self.candidates))
 
     def of_rows(self, rows: Any, kernels: Any) -> FloatArray:
-        """Costs (k,) over some rows; not finite for a candidate at which the model is not."""
+        """Costs (k,) over some rows; not finite where the model is not."""
         costs: FloatArray = kernels[self.model].costs(self.candidates, rows)
         return costs
 
@@ -172,7 +172,7 @@ def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQues
 
 
 def changing(search: Search[FoundT], change: Callable[[Any], RowQuestion[Any]]) -> Search[FoundT]:
-    """Change the questions of a search on their way; the answers come back as they are.
+    """Change the questions of a search. The answers do not change.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ at none. Newton's method on that system is a trust-region step in the variables 
 
     m(ŝ) = ĝᵀ ŝ + ½ ‖J D ŝ‖² + ½ ŝᵀ C ŝ,    ĝ = D g,   C = diag(g_i v'_i) ≥ 0
 
-whose second-order term in C is what a bound contributes. Without bounds, v = 1 and C = 0.
+whose second-order term in C comes from the bounds. Without bounds, v = 1 and C = 0.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 
-#: Least fraction of the way to a bound that a step may go (Branch, Coleman & Li 1999, section 4:
-#: θ → 1 as the optimum is neared, for fast convergence).
+#: Fraction of the way to a bound that a step may go far from the optimum (Branch, Coleman & Li
+#: 1999, section 4: θ → 1 near the optimum, for fast convergence).
 LEAST_STEP_BACK = 0.995
 
-#: A step that lowers the quadratic model by less than this part of what it can fall within the
-#: bounds makes way for the step to its minimum. In ordinary problems none does.
+#: If a step lowers the quadratic model by less than this part of the possible reduction within the
+#: bounds, the step to the model's minimum replaces it. This does not happen in ordinary problems.
 LEAST_SHARE = 0.1
 
 
@@ -45,14 +45,15 @@ class Box:
     def stride_to(
         self, params: FloatArray, direction: FloatArray
     ) -> tuple[float, NDArray[np.bool_]]:
-        """How far one may go.
+        """Largest stride along a direction within the box.
 
         Returns
         -------
         stride : float
-            The largest t with ``params + t * direction`` in the box; infinite if no bound is met.
+            The largest t with ``params + t * direction`` in the box; infinite without a bound on
+            the way.
         hit : ndarray, shape (p,), bool
-            The parameters whose bounds are met there.
+            The parameters that reach their bounds there.
         """
         moving = direction != 0.0
         distance = np.where(direction > 0.0, self.upper - params, self.lower - params)
@@ -68,9 +69,9 @@ class Box:
         Returns
         -------
         v : ndarray, shape (p,), float64
-            Distance to the bound towards which ``-gradient`` points; 1 if there is none.
+            Distance to the bound that ``-gradient`` points at; 1 without such a bound.
         derivative : ndarray, shape (p,), float64
-            ``dv_i / dθ_i``: -1 for an upper, 1 for a lower bound, 0 for none.
+            ``dv_i / dθ_i``: -1 for an upper bound, 1 for a lower bound, 0 for no bound.
         """
         to_upper = (gradient < 0.0) & np.isfinite(self.upper)
         to_lower = (gradient > 0.0) & np.isfinite(self.lower)
@@ -108,7 +109,7 @@ class QuadraticModel:
         return float(0.5 * (image @ image + step @ (self.curvature * step)) + self.gradient @ step)
 
     def change_of_cost(self, step: FloatArray) -> float:
-        """The same without C, which is no part of the cost."""
+        """The model without C, which is no part of the cost."""
         image = self.factor @ step
         return float(0.5 * (image @ image) + self.gradient @ step)
 
@@ -146,7 +147,7 @@ def choose_step(
     step_back: float,
     bounded: Callable[[], FloatArray],
 ) -> tuple[FloatArray, float]:
-    """Choose the step that keeps within the bounds and promises most.
+    """Choose the step within the bounds with the largest predicted reduction.
 
     Parameters
     ----------
@@ -159,19 +160,19 @@ def choose_step(
         Δ, in the scaled variables.
     box : Box
     step_back : float
-        Fraction of the way to a bound that may be gone: the point stays in the interior.
+        Fraction of the way to a bound that a step may go, so that the point stays in the interior.
     bounded : callable
         Computes the scaled step to the minimum of the cost's quadratic model within the bounds.
 
     Returns
     -------
     step : ndarray, shape (p,), float64
-        The scaled step: all of `newton` where that is feasible, and else the best of three: cut
-        short at the bound, reflected there, or along the negative gradient. Where that promises
-        next to nothing beside the step towards the minimum within the bounds, the latter: columns
-        are nearly collinear there, and a parameter has to follow another one to its bound.
+        The scaled step: `newton` if it is feasible, and else the best of three steps: `newton` cut
+        short at the bound, reflected there, or along the negative gradient. If this step promises
+        far less than the step towards the minimum within the bounds, the latter step. Then columns
+        are nearly collinear, and a parameter has to follow another parameter to its bound.
     predicted : float
-        The reduction of the cost that the model predicts for it.
+        The predicted reduction of the cost.
     """
     step, predicted = _interior_step(model, params, newton, radius, box, step_back)
     if not model.curvature.any():
@@ -205,7 +206,7 @@ def _interior_step(
     if reflected is not None:
         candidates.append(reflected)
     candidates.append(_gradient_step(model, params, radius, box, step_back))
-    # Of equals the last: the gradient step, which needs no bound to be guessed right.
+    # Of equal steps the last: the gradient step, which does not depend on the guess of a bound.
     step, value = min(reversed(candidates), key=lambda candidate: candidate[1])
     return step, -value
 
@@ -226,7 +227,7 @@ def _reflected_step(
     reach = min(to_radius, to_bound)
     if not reach > 0.0:
         return None
-    # As far off the first bound, in proportion, as any step must keep from the second one.
+    # The same relative distance from the first bound as from the second bound.
     least = (1.0 - step_back) * stride / reach
     most = step_back * to_bound if reach == to_bound else to_radius
     if least > most:

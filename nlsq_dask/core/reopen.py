@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nlsq_dask.core.convergence import judged
-from nlsq_dask.core.ending import METHODS, confirmed, settled_first
+from nlsq_dask.core.ending import METHODS, confirmed, restarted
 from nlsq_dask.core.questions import Search, SumsAt
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.search import is_finite, stand_at
+from nlsq_dask.core.search import is_finite, moved_to, scales
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 
 
@@ -37,10 +37,11 @@ def reopened(state: SolverState, box: Box, options: SolverOptions) -> Search[Sol
     state = replace(state, status=None, n_refined=state.n_refined + 1, refined=True)
     if is_finite(sums):
         state = replace(state, moments=sums.moments)
-        state = stand_at(state, state.params, sums, basis, box, options)
+        state = moved_to(state, state.params, sums, basis, box, options)
     # The radius of a search that goes on fits its last step; that of a finished one may be tiny.
     if was_over:
-        state = settled_first(state, box, options)
+        state = restarted(state, box, options)
     else:
-        state = METHODS[options.method].settle(state, box, options)
+        optimality = METHODS[options.method].optimality(state, box)
+        state = replace(state, scale_inv=scales(state, options), optimality=optimality)
     return (yield from confirmed(judged(state, box, options), box, options))

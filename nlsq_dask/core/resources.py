@@ -1,8 +1,8 @@
-"""What this process may use: memory and processor cores.
+"""Memory and processor cores that this process may use.
 
-The memory that is left to a process is the smallest of what the machine has available and of what
-each control group (cgroup) around the process still allows. Containers, batch systems and
-``systemd-run`` set their limits as cgroups, of which ``psutil`` knows nothing.
+The free memory of a process is the smallest of the machine's available memory and of the room under
+the limit of each control group (cgroup) around the process. Containers, batch systems and
+``systemd-run`` set their limits as cgroups, which ``psutil`` does not read.
 
 Files and their meaning: Linux kernel documentation, "Control Group v2" (``memory.max``,
 ``memory.high``, ``memory.current``, ``memory.stat``) and "Memory Resource Controller" (v1:
@@ -55,11 +55,11 @@ def available_memory(proc: Path = PROC) -> int:
 
 
 def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
-    """Bytes left under each memory limit of the process's cgroups, of either version.
+    """Free bytes under each memory limit of the process's cgroups, of either version.
 
-    A limit holds for all groups below it, so that every group from the process's own up to the
-    root is looked at. Page cache that was not used lately counts as free, since the kernel gives
-    it up before it refuses memory; this is the "working set" that container runtimes report.
+    A limit holds for all groups below it. Therefore every group counts, from the process's own up
+    to the root. Page cache that was not used lately counts as free, since the kernel releases it
+    before it refuses memory. Container runtimes report the same "working set".
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ def available_cores() -> int:
 
 
 def gpu_memory() -> int | None:
-    """Memory left on JAX's first GPU, in bytes; None where JAX is not loaded or has no GPU.
+    """Free memory of JAX's first GPU, in bytes; None if JAX is not loaded or has no GPU.
 
-    JAX is recognised without being imported: only a program that has loaded it computes on a GPU.
+    This function does not import JAX: only a program that has loaded JAX computes on a GPU.
     """
     jax = sys.modules.get("jax")
     if jax is None:
@@ -95,9 +95,9 @@ def gpu_memory() -> int | None:
 
 @cache
 def _groups(proc: Path, membership: tuple[str, ...]) -> tuple[tuple[Path, _Version], ...]:
-    """Directories of the memory cgroups around a process that is in the groups of `membership`.
+    """Directories of the memory cgroups around a process in the groups of `membership`.
 
-    Mounts stay while a process runs and are looked up once; its groups may change.
+    Looked up once for each membership: mounts do not change during a process, but its groups may.
     """
     paths = _memberships(membership)
     return tuple(
@@ -131,10 +131,10 @@ def _memory_mounts(proc: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def _directories(path: str, root: str, mount: Path) -> Iterator[Path]:
-    """Directories of a cgroup and of all that contain it, as far as they are mounted.
+    """Directories of a cgroup and of all cgroups around it, as far as they are mounted.
 
-    In a container the process's path may be the host's, of which only the part below the mount's
-    root is visible; a group that cannot be seen at all is judged by the mount point.
+    In a container the process's path may be the host's path. Only the part below the mount's root
+    is visible then. The mount point stands for a group that is not visible.
     """
     full, top = PurePosixPath(path), PurePosixPath(root)
     inner = full.relative_to(top) if full.is_relative_to(top) else full.relative_to("/")
@@ -160,7 +160,7 @@ def _room(directory: Path, version: _Version) -> Iterator[int]:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where there is no file, or no limit ("max")."""
+    """The number in a file; None for no file, or for no limit ("max")."""
     text = "".join(_lines(path))
     return int(text) if text.isdecimal() else None
 
@@ -168,7 +168,7 @@ def _number(path: Path) -> int | None:
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
-    except OSError:  # another system than Linux, or a file that its rights hide
+    except OSError:  # another system than Linux, or a file without read permission
         return []
 
 

@@ -1,13 +1,13 @@
-"""What trust-region methods for least squares have in common.
+"""The common parts of the trust-region methods for least squares.
 
-Every method proposes a point, one evaluation yields the cost there and its linearisation together,
-and the trial is accepted or rejected by what it lowers the cost by, compared with what the model
-promised. An accepted trial is never evaluated again; a rejected one costs its own pass alone.
+A method proposes a trial. One evaluation yields both the cost and the linearisation there. The
+trial is accepted or rejected by comparing the actual reduction of the cost with the predicted
+reduction. An accepted trial is not evaluated again. A rejected trial costs one pass.
 
-Near the optimum the promise becomes smaller than the rounding errors of the cost, and the
-difference of two costs says nothing. There the reduction is taken from the whitened gradients
-(:mod:`nlsq_dask.core.distance`): to the order of the model ``½ ‖Qᵀr‖²`` falls by what the cost
-falls by, and it is not the small difference of large numbers.
+Near the optimum the predicted reduction becomes smaller than the rounding errors of the cost, so
+that the difference of two costs is noise. There the reduction is taken from the whitened gradients
+(:mod:`nlsq_dask.core.distance`): to the order of the model, ``½ ‖Qᵀr‖²`` falls by as much as the
+cost does, and is no small difference of large numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
-from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
@@ -29,29 +29,29 @@ LEAST_RADIUS = 1e-100
 
 #: Rounding errors of a difference of two costs, in units of the rounding of its parts: two sums,
 #: and a model whose value is rounded about twice.
-NOISE_FACTOR = 4.0
+COST_ROUNDING = 4.0
 
-#: Rounding errors of a residual, in units of the rounding of its largest term: the values of a
-#: model take some operations.
-NOISE = 4.0
+#: Rounding errors of a residual, in units of the rounding of its largest term: a model's value
+#: takes some operations.
+RESIDUAL_ROUNDING = 4.0
 
-#: Standard deviations of a residual by which a column of rounding errors explains the residuals by
-#: chance, at most.
+#: The most that a column of rounding errors explains of the residuals by chance, in standard
+#: deviations of a residual.
 CHANCE = 5.0
 
-#: A start that is shorter than this part of the residuals, in their units, says nothing of how far
-#: the optimum is: in the data's units it is zero.
+#: A start is zero in the data's units if it is shorter than this part of the residuals. Its length
+#: then says nothing about the distance to the optimum.
 LEAST_START = 0.1
 
-#: Part of the cost that a trial promises to lower it by, at most, where it may be the last one:
-#: searches end at parts of 1e-8 and less, and the promise of the last trial but one is about the
-#: square root of the last one's.
+#: A trial may be the last one if it promises to lower the cost by at most this part. Searches end
+#: at parts of 1e-8 and less, and the last trial but one promises about the square root of the part
+#: that the last trial promises.
 LAST_REDUCTION = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A point to try, and what the model says of it.
+    """A point to try, and the predictions of the quadratic model for it.
 
     Attributes
     ----------
@@ -61,11 +61,11 @@ class Trial:
     scaled_step_norm : float
         Its length in the norm of the trust region.
     predicted : float
-        Reduction of the cost that the model promises.
+        Predicted reduction of the cost.
     slope : float
-        ``gᵀ s``, how steeply the cost falls along the step at first.
+        ``gᵀ s``, the slope of the cost along the step at its start.
     alpha : float
-        Levenberg-Marquardt parameter of the step; 0 where there is none.
+        Levenberg-Marquardt parameter of the step; 0 for none.
     """
 
     params: FloatArray
@@ -77,15 +77,11 @@ class Trial:
 
 
 class Method(Protocol):
-    """What one method does in its own way."""
+    """The steps of the search that differ between methods."""
 
     @property
     def interior(self) -> bool:
         """Whether all iterates lie strictly between the bounds."""
-        ...
-
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point: `scale_inv` and `optimality`."""
         ...
 
     def optimality(self, state: SolverState, box: Box) -> float:
@@ -97,11 +93,11 @@ class Method(Protocol):
         ...
 
     def propose(self, state: SolverState, box: Box) -> Trial:
-        """Compute the point to try next: p × p arithmetic alone."""
+        """Compute the next trial by p × p arithmetic alone."""
         ...
 
-    def resize(self, state: SolverState, trial: Trial, actual: float) -> SolverState:
-        """Choose the radius, and the first guess of α, by what a trial lowered the cost by."""
+    def resized(self, state: SolverState, trial: Trial, actual: float) -> tuple[float, float]:
+        """Radius and first guess of α after a trial that lowered the cost by `actual`."""
         ...
 
     def accepts(self, trial: Trial, actual: float) -> bool:
@@ -109,7 +105,7 @@ class Method(Protocol):
         ...
 
 
-def stand_at(
+def moved_to(
     state: SolverState,
     params: FloatArray,
     sums: NormalEquations,
@@ -117,13 +113,22 @@ def stand_at(
     box: Box,
     options: SolverOptions,
 ) -> SolverState:
-    """Stand at a point that has been evaluated.
+    """The state at another point that has been evaluated.
 
-    A parameter whose whole effect, ``‖J_j‖`` times the larger of its value and of its size, is
-    within the rounding errors of the residuals has no effect there; unless its column explains more
-    of the residuals than noise does by chance, as where a start is far too small.
+    A parameter has no effect there if ``‖J_j‖`` times the larger of its value and its size is
+    within the rounding errors of the residuals. The exception is a column that explains more of the
+    residuals than chance does, as where a start is far too small.
     """
-    here = replace(
+    moments = sums.moments.with_y_of(state.moments)
+    linear = factorize(sums, basis)
+    with np.errstate(over="ignore"):
+        effects = linear.norms * np.maximum(np.abs(params), state.sizes)
+    rounding = rounding_length(params, moments, linear.norms, options.model_eps)
+    explained = np.abs(linear.gradient) / nonzero(linear.norms)
+    chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
+    # A start of 0 tells no size, and at an optimum of 0 every effect is small.
+    linear = linear.without((state.sizes > 0.0) & (effects <= rounding) & (explained <= chance))
+    return replace(
         state,
         params=params,
         cost=sums.cost,
@@ -131,40 +136,31 @@ def stand_at(
         n_points=sums.n_points,
         n_skipped=sums.n_skipped,
         n_differenced=max(state.n_differenced, sums.n_differenced),
-        moments=sums.moments.with_y_of(state.moments),
+        moments=moments,
+        linearization=linear,
+        left=remainder(linear, params, box, sums.n_points),
     )
-    linear = factorize(sums, basis)
-    with np.errstate(over="ignore"):
-        effects = linear.norms * np.maximum(np.abs(params), state.sizes)
-    # A start of 0 tells no size, and at an optimum of 0 every effect is small.
-    rounding = rounding_length(here, linear.norms, options.model_eps)
-    explained = np.abs(linear.gradient) / nonzero(linear.norms)
-    chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
-    linear = linear.without((state.sizes > 0.0) & (effects <= rounding) & (explained <= chance))
-    left = remainder(linear, params, box, sums.n_points)
-    return replace(here, linearization=linear, left=left)
 
 
-def rounding_length(state: SolverState, norms: FloatArray, eps: float) -> float:
+def rounding_length(params: FloatArray, moments: Moments, norms: FloatArray, eps: float) -> float:
     """Length of the rounding errors of the weighted residuals.
 
-    ``4 ε √(Σ_j (‖J_j‖ θ_j)² + ‖w y‖²)``: a value of the model is rounded relative to its terms,
-    whose sizes are those of ``‖J_j‖ θ_j``, and relative to y where the terms cancel.
+    ``4 ε √(Σ_j (‖J_j‖ θ_j)² + ‖w y‖²)``: a value of the model is rounded relative to its terms, of
+    sizes ``‖J_j‖ θ_j``, and relative to y where the terms cancel.
 
     Parameters
     ----------
-    state : SolverState
-        With the point and the moments; its linearisation is not used.
+    params : ndarray, shape (p,), float64
+    moments : Moments
     norms : ndarray, shape (p,), float64
         ``‖J_j‖``.
     eps : float
         Relative precision ε of the model's values.
     """
-    moments = state.moments
     with np.errstate(over="ignore", invalid="ignore"):
-        terms = float(np.linalg.norm(norms * state.params))
+        terms = float(np.linalg.norm(norms * params))
         values = float(np.hypot(moments.scatter**0.5, moments.weight**0.5 * moments.mean))
-        return NOISE * eps * float(np.hypot(terms, values))
+        return RESIDUAL_ROUNDING * eps * float(np.hypot(terms, values))
 
 
 def residual_length(state: SolverState) -> float:
@@ -175,8 +171,8 @@ def residual_length(state: SolverState) -> float:
 def relative_gradient(state: SolverState, box: Box) -> float:
     """Largest cosine of the angle between the residuals and a column of the Jacobian.
 
-    A parameter that the negative gradient pushes towards a bound counts by the part of the cost
-    that it can gain on the way, if that is less.
+    If the negative gradient points at a bound, the cosine is limited by the part of the cost that
+    the way to the bound can gain.
     """
     gradient, length = state.linearization.gradient, residual_length(state)
     if length == 0.0:
@@ -189,9 +185,9 @@ def relative_gradient(state: SolverState, box: Box) -> float:
 
 
 def first_radius(state: SolverState, length: float) -> float:
-    """The length of the start in the norm of the trust region, where that says anything.
+    """The length of the start in the norm of the trust region.
 
-    A start that is zero in the data's units gets the length of the step to the optimum of its
+    For a start that is zero in the data's units, the length of the step to the optimum of its
     linearisation.
     """
     least = LEAST_START * state.left.length
@@ -209,7 +205,7 @@ def is_finite(sums: NormalEquations) -> bool:
 
 
 def actual_reduction(state: SolverState, there: SolverState, predicted: float) -> float:
-    """What a trial lowers the cost by.
+    """Reduction of the cost by a trial.
 
     Parameters
     ----------
@@ -220,8 +216,8 @@ def actual_reduction(state: SolverState, there: SolverState, predicted: float) -
     Returns
     -------
     float
-        The difference of the costs; or of what is still attainable, where both the difference and
-        the promise are within the rounding errors of the cost.
+        The difference of the costs. If the difference and `predicted` are both within the rounding
+        errors of the cost, the difference of the reductions still attainable.
     """
     difference = state.cost - there.cost
     if max(abs(difference), predicted) > rounding_of_cost(state):
@@ -234,18 +230,18 @@ def rounding_of_cost(state: SolverState) -> float:
 
     A model's value is rounded relative to itself, ``δf_i ~ EPS |f_i|``, and so is each residual:
     ``δcost ~ √Σ (r_i δr_i)²``, about ``EPS ‖r‖ ‖f‖ / √n`` for errors that are not correlated. The
-    weighted norm of f is taken for that of y. Residuals far below y, as of data with many digits,
-    make the cost know far less than its own rounding.
+    weighted norm of y stands for the norm of f. If the residuals are far below y, the cost has far
+    fewer digits than its own rounding suggests.
     """
     moments = state.moments
     values = (moments.scatter + moments.weight * moments.mean**2) / max(state.n_points, 1)
-    return NOISE_FACTOR * EPS * (state.cost + float((2.0 * state.cost) ** 0.5 * values**0.5))
+    return COST_ROUNDING * EPS * (state.cost + float((2.0 * state.cost) ** 0.5 * values**0.5))
 
 
 def may_be_last(state: SolverState, trial: Trial, options: SolverOptions) -> bool:
     """Whether the search is expected to end at a trial."""
-    near = trial.predicted <= LAST_REDUCTION * state.cost
-    return near or state.nfev + 1 >= options.evaluations(state.params.size)
+    is_small = trial.predicted <= LAST_REDUCTION * state.cost
+    return is_small or state.nfev + 1 >= options.evaluations(state.params.size)
 
 
 def distance(state: SolverState, options: SolverOptions) -> float:
@@ -261,23 +257,22 @@ def standard_deviation(state: SolverState, options: SolverOptions) -> float:
     return float(variance**0.5)
 
 
-def rescaled(state: SolverState, options: SolverOptions) -> SolverState:
-    """Update the characteristic sizes of the parameters for a new linearisation."""
+def scales(state: SolverState, options: SolverOptions) -> FloatArray:
+    """Inverse characteristic sizes of the parameters for a new linearisation, shape (p,)."""
     if not isinstance(options.x_scale, str):
-        return replace(state, scale_inv=np.ones_like(state.params) / options.x_scale)
-    largest = np.maximum(state.linearization.quadratic.norms, state.scale_inv)
-    return replace(state, scale_inv=nonzero(largest))
+        return np.ones_like(state.params) / options.x_scale
+    return nonzero(np.maximum(state.linearization.quadratic.norms, state.scale_inv))
 
 
 class SimpleDecrease:
-    """How "trf" and "dogbox" weigh a trial, as ``scipy.optimize.least_squares`` does in both."""
+    """Acceptance and radius of "trf" and "dogbox", as in ``scipy.optimize.least_squares``."""
 
-    def resize(self, state: SolverState, trial: Trial, actual: float) -> SolverState:
+    def resized(self, state: SolverState, trial: Trial, actual: float) -> tuple[float, float]:
         """Grow or shrink the radius by fixed factors; see :func:`update_radius`."""
         ratio = reduction_ratio(actual, trial.predicted)
         radius = max(update_radius(state.radius, ratio, trial.scaled_step_norm), LEAST_RADIUS)
         # α grows as the radius shrinks (Moré 1978, section 5).
-        return replace(state, radius=radius, alpha=state.alpha * state.radius / radius)
+        return radius, state.alpha * state.radius / radius
 
     def accepts(self, trial: Trial, actual: float) -> bool:  # noqa: ARG002 (of the protocol)
         """Accept every point that lowers the cost."""

@@ -1,7 +1,7 @@
-"""What a search for the least sum of squares is told, knows between evaluations, and returns.
+"""The options, the state and the result of a search for the least sum of squares.
 
-One vocabulary for all methods, so that whoever observes, stores or resumes a search need not ask
-which method it is.
+They are the same for all methods, so that code that observes, stores or resumes a search does not
+depend on the method.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 EVALUATIONS_PER_PARAMETER = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SolverOptions:
     """How to search, when to stop, and the units of the parameters.
 
     Attributes
     ----------
     ftol : float or None
-        Stop when a step lowers the cost by at most ``ftol`` times the cost that is left, as the
-        model predicted.
+        Stop when a step lowers the cost by at most ``ftol`` times the present cost, as the model
+        predicted.
     xtol : float or None
         Stop when a step changes no parameter by more than ``xtol |θ_j|``.
     gtol : float or None
@@ -44,30 +44,29 @@ class SolverOptions:
     max_nfev : int or None
         Most points to evaluate; None allows 100 per parameter.
     x_scale : "jac" or ndarray, shape (p,) or ()
-        Characteristic size of each parameter; "jac" takes the inverse of the largest norm that its
-        column of the Jacobian has had so far.
+        Characteristic size of each parameter. "jac" takes the inverse of the largest norm so far
+        of the parameter's column of the Jacobian.
     method : {"trf", "lm", "dogbox"}
         See :mod:`nlsq_dask.core.trf`, :mod:`nlsq_dask.core.lm`, :mod:`nlsq_dask.core.dogbox`.
     stat_tol : float or None
         Distance from the optimum, in standard errors, at which a search ends without another
-        evaluation if the next step would lower the cost by less than ``ftol * cost``. None always
-        tries that step.
+        evaluation if the next step promises less than ``ftol * cost``. None always tries that step.
     arrival_tol : float
-        Distance from the optimum that counts as none, in standard errors: `ftol`, `xtol` and `gtol`
-        end the search only nearer than that. See :mod:`nlsq_dask.core.convergence`.
+        Largest distance from the optimum, in standard errors, at which `ftol`, `xtol` and `gtol`
+        end the search. See :mod:`nlsq_dask.core.convergence`.
     model_eps : float
-        Relative precision of the model's values: that of the coarsest type of float in it.
+        Relative precision of the model's values: the precision of its coarsest type of float.
     residual_variance : float or None
-        s², the variance of the weighted residuals, in which the distance is measured: 1 where the
-        weights are absolute; None estimates it by ``2 cost / (n - p)``.
+        s², the variance of the weighted residuals: the unit of the distance. 1 for absolute
+        weights; None estimates s² by ``2 cost / (n - p)``.
     scores : bool
-        Whether the solution needs the sums of the scores of a robust loss.
+        Whether to sum the score products of a robust loss at the solution.
 
     Raises
     ------
     InputError
         If a value is out of its range. None, and any value below the machine precision, disables a
-        criterion; one at least must stay.
+        criterion; at least one criterion must stay.
     """
 
     ftol: float | None = 1e-8
@@ -102,12 +101,12 @@ class SolverOptions:
 
 @dataclass(frozen=True, slots=True)
 class IterationRecord:
-    """What one evaluation led to.
+    """The result of one evaluation.
 
     Attributes
     ----------
     iteration : int
-        Points that the search has moved to so far, this one included.
+        Number of the best point so far, counted from 0 at the start.
     nfev : int
         Points evaluated so far.
     cost : float
@@ -120,7 +119,7 @@ class IterationRecord:
         Trust-region radius that the step was computed for; 0 for the start.
     accepted : bool
     distance : float
-        How far the best point so far is from the optimum of its linearisation, in standard errors.
+        Distance of the best point so far from the optimum of its linearisation, in standard errors.
     """
 
     iteration: int
@@ -133,148 +132,128 @@ class IterationRecord:
     distance: float
 
 
-@dataclass(frozen=True, slots=True)
-class SolverState:
-    """All that a method knows between two evaluations.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestPoint:
+    """The best point of a search, and how the search came there.
 
     Attributes
     ----------
     params : ndarray, shape (p,), float64
-        The best point so far, within the bounds ("trf": strictly between them).
-    linearization : Linearization
-        Of the residuals at `params`.
-    cost, chi2 : float
-        At `params`.
+        The point, within the bounds ("trf": strictly between them).
+    cost : float
+        Half the sum of squared weighted residuals (or the robust cost) at `params`.
+    chi2 : float
+        Sum of squared weighted residuals at `params`.
+    optimality : float
+        Infinity norm of the gradient at `params`, scaled for the bounds.
     n_points, n_skipped : int
         Rows in and left out of the sums.
     moments : Moments
         At `params`.
+    nfev, njev : int
+        Points evaluated, and linearisations used.
+    n_refined : int
+        Evaluations at a known point in another basis. Passes over the data are ``nfev +
+        n_refined``.
+    n_differenced : int
+        Largest number of rows with a differenced derivative, over all points moved to.
+    met : Status or None
+        The first of SciPy's criteria that was met, even if the search went on.
+    history : tuple of IterationRecord
+        A record for each point evaluated.
+    """
+
+    params: FloatArray
+    cost: float
+    chi2: float
+    optimality: float
+    n_points: int
+    n_skipped: int
+    moments: Moments
+    nfev: int
+    njev: int
+    n_refined: int
+    n_differenced: int = 0
+    met: Status | None = None
+    history: tuple[IterationRecord, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverState(BestPoint):
+    """The state of a search between two evaluations.
+
+    Attributes
+    ----------
+    linearization : Linearization
+        Of the residuals at `params`.
     left : Remainder
-        What lies between `params` and the optimum of the linearisation within the bounds.
+        The step from `params` to the optimum of the linearisation within the bounds.
     scale_inv : ndarray, shape (p,), float64
         Inverse characteristic sizes of the parameters: the diagonal of D.
     radius : float
         Trust-region radius Δ of the next step.
     alpha : float
-        First guess of the next step's Levenberg-Marquardt parameter; 0 where there is none.
-    optimality : float
-        Infinity norm of the scaled gradient at `params`.
-    nfev, njev, n_refined : int
-        Points evaluated, linearisations used, and evaluations at a known point in another basis.
+        First guess of the next step's Levenberg-Marquardt parameter; 0 for no guess.
     status : Status or None
-        Why the search is over; None while it is not.
-    history : tuple of IterationRecord
-        One a point evaluated.
-    n_differenced : int
-        Most rows of which a derivative was a difference, at any point that the search moved to.
+        Why the search is over; None during the search.
     sizes : ndarray, shape (p,), float64
-        Sizes of the parameters, as far as the user's start tells them; 0 where it does not.
+        Sizes of the parameters by the user's start; 0 where the start tells no size.
     n_rejected : int
-        Trials refused in a row.
+        Trials rejected in a row.
     n_contradicted : int
-        Of those, trials that cost more although the derivatives there promise that they cost less.
+        Rejected trials whose derivatives promise a lower cost.
     n_probed : int
-        Displacements that were tried before an end: along directions that the data do not
-        determine, and down from a saddle.
+        Displacements tried before an end: along undetermined directions, and down from a saddle.
     refined : bool
         Whether the best point was evaluated again in its own basis.
-    met : Status or None
-        The criterion of SciPy's that was met first, wherever the search went on to.
     """
 
-    params: FloatArray
     linearization: Linearization
-    cost: float
-    chi2: float
-    n_points: int
-    n_skipped: int
-    moments: Moments
     left: Remainder
     scale_inv: FloatArray
     radius: float
     alpha: float
-    optimality: float
-    nfev: int
-    njev: int
-    n_refined: int
     status: Status | None
-    history: tuple[IterationRecord, ...] = field(repr=False)
-    n_differenced: int = 0
     sizes: FloatArray = field(default_factory=lambda: np.zeros(()))
     n_rejected: int = 0
     n_contradicted: int = 0
     n_probed: int = 0
     refined: bool = False
-    met: Status | None = None
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution(BestPoint):
     """The result of a minimisation.
 
     Attributes
     ----------
-    params : ndarray, shape (p,), float64
-    cost : float
-        Half the sum of squared weighted residuals (or the robust cost) at `params`.
-    chi2 : float
-        Sum of squared weighted residuals at `params`.
+    status : Status
     r_factor : ndarray, shape (p, p), float64
         Upper-triangular factor of the Jacobian at `params`.
     gradient : ndarray, shape (p,), float64
         ``Jᵀ r``.
-    optimality : float
-        Infinity norm of the gradient, scaled for the bounds.
     distance : float
-        How far `params` is from the optimum of its linearisation, in standard errors.
+        Distance of `params` from the optimum of its linearisation, in standard errors.
     active_mask : ndarray, shape (p,), int
         -1 where the lower bound is active, 1 where the upper is, 0 elsewhere.
-    nfev : int
-        Points evaluated.
-    njev : int
-        Linearisations used: 1 + `nit`.
-    nit : int
-        Points that the search moved to.
-    n_refined : int
-        Evaluations at a known point in another basis. Passes over the data are ``nfev +
-        n_refined``.
-    status : Status
-    met : Status or None
-        The criterion of SciPy's that was met first.
     undetermined : ndarray, shape (p,), bool
-        Parameters of which the data leave a combination open.
-    n_points, n_skipped : int
-        Rows in and left out of the sums.
-    moments : Moments
-        At `params`.
-    history : tuple of IterationRecord
-    n_differenced : int
-        Most rows of which a derivative was a difference, at any point that the search moved to.
+        Parameters in a direction that the data do not determine.
     sandwich : ndarray, shape (p, p), float64, or None
         Covariance of the estimates of a robust loss; see :func:`~nlsq_dask.core.factor.sandwich`.
     """
 
-    params: FloatArray
-    cost: float
-    chi2: float
+    status: Status
     r_factor: FloatArray
     gradient: FloatArray
-    optimality: float
     distance: float
     active_mask: NDArray[np.int64]
-    nfev: int
-    njev: int
-    nit: int
-    n_refined: int
-    status: Status
-    met: Status | None
     undetermined: NDArray[np.bool_]
-    n_points: int
-    n_skipped: int
-    moments: Moments
-    history: tuple[IterationRecord, ...] = field(repr=False)
-    n_differenced: int = 0
     sandwich: FloatArray | None = None
+
+    @property
+    def nit(self) -> int:
+        """Points that the search moved to."""
+        return self.njev - 1
 
 
 def _check_sizes(x_scale: Any) -> None:

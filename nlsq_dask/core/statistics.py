@@ -1,4 +1,4 @@
-"""Statistics of a fit, out of the sums over its rows.
+"""Statistics of a fit, from the sums over its rows.
 
 With the weighted sum of squared residuals ``chi2`` of n rows and k free parameters:
 
@@ -23,7 +23,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 
 
 def r_squared(chi2: float, scatter: float) -> float:
-    """Share of the weighted scatter of y about its mean that the model explains.
+    """Part of the weighted scatter of y about its mean that the model explains.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def r_squared(chi2: float, scatter: float) -> float:
     Returns
     -------
     float
-        At most 1; negative for a model worse than the mean; NaN where y does not vary.
+        At most 1; negative for a model worse than the mean; NaN if y does not vary.
     """
     return 1.0 - chi2 / scatter if scatter > 0.0 else math.nan
 
@@ -83,15 +83,15 @@ def correlation(pcov: FloatArray) -> FloatArray:
     Returns
     -------
     ndarray, shape (p, p), float64
-        Ones on the diagonal. NaN beside it for a parameter that does not vary (it was fixed) or
-        whose variance is not finite (the data do not determine it).
+        Ones on the diagonal. NaN off the diagonal for a fixed parameter, and for a parameter that
+        the data do not determine, whose variance is not finite.
     """
     variances = np.diagonal(pcov)
     usable = np.isfinite(variances) & (variances > 0.0)
     errors = np.sqrt(np.where(usable, variances, np.nan))
-    # One factor after the other: the product of two small errors may underflow.
+    # Two divisions, since the product of two small errors may underflow.
     scaled = np.clip(pcov / errors / errors[:, None], -1.0, 1.0)
-    matrix: FloatArray = (scaled + scaled.T) / 2.0  # which rounding made asymmetric
+    matrix: FloatArray = (scaled + scaled.T) / 2.0  # symmetric despite rounding
     np.fill_diagonal(matrix, 1.0)
     return matrix
 
@@ -108,12 +108,12 @@ def clipped(
     active : ndarray, shape (p,), int
         -1 where the lower bound is active, 1 where the upper one is, 0 elsewhere.
     bounds : ndarray, shape (p, 2), float64, or None
-        None takes the estimates at an active bound for the bound.
+        None takes the estimate at an active bound as the bound.
 
     Returns
     -------
     ndarray, shape (p, 2), float64
-        Each holds its estimate, wherever rounding has put the bound.
+        Each interval contains its estimate, even if rounding has moved the bound.
     """
     lower, upper = (popt, popt) if bounds is None else bounds.T
     low = np.where(active < 0, np.maximum(ends[:, 0], np.minimum(lower, popt)), ends[:, 0])
@@ -122,10 +122,9 @@ def clipped(
 
 
 def noise_by_small_rows(n_small: float, n_points: int, small: float) -> float:
-    """Standard deviation of normal residuals of which so many are small.
+    """Standard deviation of normal residuals, from the number of small ones.
 
-    A robust measure, as the median of absolute residuals is: outliers are rows that are not small,
-    wherever they are.
+    A robust measure like the median of absolute residuals: the size of an outlier does not matter.
 
     Parameters
     ----------
@@ -137,14 +136,14 @@ def noise_by_small_rows(n_small: float, n_points: int, small: float) -> float:
     Returns
     -------
     float
-        At most what one small row tells; 0 where all rows are small.
+        0 if all rows are small. No small row counts as one small row.
     """
     share = max(n_small, 1.0) / n_points
     return 0.0 if share >= 1.0 else small / NormalDist().inv_cdf((1.0 + share) / 2.0)
 
 
 def fewer_than_chance(n_small: float, n_points: int, probability: float) -> bool:
-    """Whether so few of n rows are more than two standard deviations below what is expected."""
+    """Whether a number of small rows is more than two standard deviations below its mean."""
     expected = n_points * probability
     return n_small < expected - 2.0 * math.sqrt(expected * (1.0 - probability))
 
@@ -161,24 +160,24 @@ def intervals(popt: FloatArray, perr: FloatArray, quantile: float) -> FloatArray
     Returns
     -------
     ndarray, shape (p, 2), float64
-        A point where the error is zero, whatever the quantile.
+        Of length zero where the error is zero, for any quantile.
     """
     half = np.zeros_like(perr)
     np.multiply(quantile, perr, out=half, where=perr != 0.0)
     return np.column_stack([popt - half, popt + half])
 
 
-def sandwich(bread: FloatArray, meat: FloatArray, n_points: int, dof: int) -> FloatArray:
-    """Covariance that holds whatever the variances of the rows are.
+def sandwich(bread: FloatArray, score_products: FloatArray, n_points: int, dof: int) -> FloatArray:
+    """Covariance that is valid for any variances of the rows.
 
-    The estimator of Eicker, Huber and White with the correction for degrees of freedom that is
-    called HC1 (MacKinnon & White, J. Econometrics 29, 1985, section 2).
+    The estimator of Eicker, Huber and White with the correction HC1 for degrees of freedom
+    (MacKinnon & White, J. Econometrics 29, 1985, section 2).
 
     Parameters
     ----------
     bread : ndarray, shape (p, p), float64
         ``(JᵀJ)⁻¹``.
-    meat : ndarray, shape (p, p), float64
+    score_products : ndarray, shape (p, p), float64
         ``Σ r_i² J_i J_iᵀ``.
     n_points, dof : int
         Rows, and rows less free parameters.
@@ -186,11 +185,11 @@ def sandwich(bread: FloatArray, meat: FloatArray, n_points: int, dof: int) -> Fl
     Returns
     -------
     ndarray, shape (p, p), float64
-        ``n / dof · (JᵀJ)⁻¹ meat (JᵀJ)⁻¹``, symmetric; infinite where `bread` is not finite or no
-        degrees of freedom are left.
+        ``n / dof · (JᵀJ)⁻¹ score_products (JᵀJ)⁻¹``, symmetric; infinite if `bread` is not finite
+        or there are no degrees of freedom.
     """
     if dof <= 0 or not np.isfinite(bread).all():
         return np.full_like(bread, np.inf)
-    product = bread @ meat @ bread * (n_points / dof)
+    product = bread @ score_products @ bread * (n_points / dof)
     symmetric: FloatArray = (product + product.T) / 2.0
     return symmetric

@@ -1,6 +1,6 @@
 """The trust-region-reflective method, on normal equations.
 
-Minimises ``½ Σ r_i(θ)²`` (or a robust cost that the evaluator sums instead) subject to
+Minimises ``½ Σ r_i(θ)²`` (or a robust cost in its place) subject to
 ``lower ≤ θ ≤ upper`` after Branch, Coleman & Li (SIAM J. Sci. Comput. 21, 1999) and Coleman & Li
 (SIAM J. Optim. 6, 1996), with the subproblem solved exactly after Moré (Lecture Notes in
 Mathematics 630, 1978). Options, termination criteria and their numbers have the meaning of
@@ -12,8 +12,6 @@ and right vectors of ``J D``.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 
@@ -27,10 +25,9 @@ from nlsq_dask.core.search import (
     Trial,
     first_radius,
     relative_gradient,
-    rescaled,
     residual_length,
 )
-from nlsq_dask.core.solver_state import SolverOptions, SolverState
+from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, solve
 
 
@@ -38,10 +35,6 @@ class TrustRegionReflective(SimpleDecrease):
     """The method "trf"; see :class:`nlsq_dask.core.search.Method`."""
 
     interior = True
-
-    def settle(self, state: SolverState, box: Box, options: SolverOptions) -> SolverState:
-        """Scale a new point."""
-        return replace(rescaled(state, options), optimality=self.optimality(state, box))
 
     def optimality(self, state: SolverState, box: Box) -> float:
         """Infinity norm of the gradient times Coleman and Li's scaling vector."""
@@ -93,10 +86,9 @@ class TrustRegionReflective(SimpleDecrease):
 def _coleman_li(state: SolverState, box: Box) -> tuple[FloatArray, FloatArray]:
     """Square root of the scaling vector in units of x_scale, and the diagonal of C.
 
-    The distance to a bound is measured by what it is worth in residuals, ``v_j D_j / ‖r‖``, and
-    counts as no bound where that is more than 1: so the trust region knows no units, neither of
-    the parameters nor of the data. C is ``|g_j| / v_j`` in the parameters' units, whatever the
-    scale.
+    The distance to a bound is measured in residuals, ``v_j D_j / ‖r‖``. A distance of more than 1
+    counts as no bound. So the trust region does not depend on the units of the parameters or of the
+    data. C is ``|g_j| / v_j`` in the parameters' units, for any scale.
     """
     gradient = state.linearization.gradient
     v, derivative = box.distance_along_descent(state.params, gradient)

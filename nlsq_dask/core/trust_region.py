@@ -3,7 +3,7 @@
 With the singular value decomposition ``A = U Σ Vᵀ`` the minimiser is
 ``s(α) = -V (Σ² + α)⁻¹ Σ Uᵀ r``, where either α = 0, or α > 0 solves ``‖s(α)‖ = Δ`` (Moré, "The
 Levenberg-Marquardt algorithm: implementation and theory", Lecture Notes in Mathematics 630, 1978).
-Only Σ, V and ``Uᵀ r`` enter, and those of the p × p factor of ``A`` are those of ``A``.
+Only Σ, V and ``Uᵀ r`` enter. They are equal for ``A`` and for the p × p factor of ``A``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST_ALPHA_FRACTION = 0.001
 #: the factors given (Branch, Coleman & Li 1999, figure 6, with SciPy's constants).
 POOR_RATIO, SHRINK = 0.25, 0.25
 GOOD_RATIO, GROW = 0.75, 2.0
-#: A step longer than this fraction of the radius is held to have been cut by it.
+#: A step longer than this fraction of the radius counts as cut by the radius.
 AT_RADIUS = 0.95
 
 
@@ -50,15 +50,15 @@ class Spectrum:
 
     @classmethod
     def of(cls, matrix: FloatArray, rhs: FloatArray, rank_rtol: float) -> Spectrum:
-        """Decompose, dropping directions that the matrix does not determine.
+        """Decompose a matrix, without the directions that it does not determine.
 
         Parameters
         ----------
         matrix : ndarray, shape (k, p), float64
         rhs : ndarray, shape (k,), float64
         rank_rtol : float
-            Singular values up to this fraction of the largest are taken for zero. Without the
-            directions that belong to them, the step for α = 0 is the shortest minimiser.
+            Singular values up to this fraction of the largest count as zero. Without their
+            directions the step for α = 0 is the shortest minimiser.
         """
         u, singular, v_transposed = np.linalg.svd(matrix, full_matrices=False)
         kept = singular > rank_rtol * singular[0]
@@ -87,22 +87,23 @@ def solve(
     radius : float
         Δ > 0.
     alpha : float
-        First guess of α; the solution of the last, similar subproblem serves well.
+        First guess of α, such as the solution of the last, similar subproblem.
     slack : float
-        How far, as a fraction of Δ, the length of the step may be from it. Zero asks for Δ itself.
+        Largest difference between the length of the step and Δ, as a fraction of Δ. Zero asks for Δ
+        itself.
 
     Returns
     -------
     step : ndarray, shape (p,), float64
-        Of a length up to ``(1 + slack) * radius``. With slack it is ``s(α)`` for the α returned,
-        without it that is scaled to the boundary.
+        ``s(α)`` of a length up to ``(1 + slack) * radius``; without slack, ``s(α)`` scaled to the
+        boundary.
     alpha : float
         The Levenberg-Marquardt parameter; 0 if the step lies within the radius.
     """
     full = spectrum.step(0.0)
     if np.linalg.norm(full) <= (1.0 + slack) * radius:
         return full, 0.0
-    # From here on ‖s(0)‖ > Δ > 0: the root exists and lies between the bounds of Moré's section 5.
+    # Now ‖s(0)‖ > Δ > 0, so that the root lies between the bounds of Moré's section 5.
     phi, slope = spectrum.excess_length(0.0, radius)
     least = -phi / slope
     most = float(np.linalg.norm(spectrum.singular * spectrum.utr)) / radius
@@ -122,7 +123,7 @@ def solve(
     step = spectrum.step(alpha)
     if slack:
         return step, alpha
-    # Exactly on the boundary, so that a rejected step and a smaller radius never agree.
+    # Exactly on the boundary, so that a smaller radius always gives another step.
     return step * (radius / np.linalg.norm(step)), alpha
 
 
@@ -144,9 +145,9 @@ def update_radius(radius: float, ratio: float, step_length: float) -> float:
     radius : float
         Δ of the step that was tried.
     ratio : float
-        What :func:`reduction_ratio` says of it.
+        From :func:`reduction_ratio`.
     step_length : float
-        Its length in the trust region's norm.
+        Length of the step in the trust region's norm.
     """
     if ratio < POOR_RATIO:
         return SHRINK * step_length

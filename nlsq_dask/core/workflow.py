@@ -1,26 +1,24 @@
-"""The workflow of a fit: from a preset, a goal and the sizes of a problem to one printable plan.
+"""The workflow of a fit: a printable plan from a preset, a goal and the sizes of a problem.
 
-A *preset* (``workflow=``) names a strategy, tolerances and a number of starts; a *goal*
-(``goal=``) moves them; the *memory budget* decides where the preset leaves it open. What the
-caller writes explicitly always wins. Nothing here touches data: :func:`plan_workflow` takes
-numbers, refuses what cannot work, and returns a :class:`WorkflowPlan`.
+A *preset* (``workflow=``) names a strategy, tolerances and a number of starts. A *goal* (``goal=``)
+moves them. If the preset names no strategy, the *memory budget* decides. Explicit arguments always
+win. Nothing here touches data: :func:`plan_workflow` takes numbers, refuses a fit that cannot work,
+and returns a :class:`WorkflowPlan`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, TypeGuard, get_args
+from typing import TypeGuard, get_args
 
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_gigabytes
 from nlsq_dask.core.goals import (
     GOAL_RULES,
-    TOLERANCE_TIERS,
     OptimizationGoal,
     calculate_adaptive_tolerances,
     fixed_tolerances,
@@ -32,14 +30,24 @@ from nlsq_dask.core.memory_budget import (
     MemoryBudget,
     MemoryBudgetSelector,
     Strategy,
-    WorkerMemory,
     blocks_for,
-    check_chunk_fits,
-    check_held_fit,
     choose_strategy,
-    size_stage,
+)
+from nlsq_dask.core.presets import (
+    NO_PRESET,
+    WORKFLOW_PRESETS,
+    WorkflowPreset,
+    goal_table,
+    tolerance_table,
+    workflow_table,
 )
 from nlsq_dask.core.resources import available_cores
+from nlsq_dask.core.worker_memory import (
+    WorkerMemory,
+    check_chunk_fits,
+    check_held_fit,
+    size_stage,
+)
 
 __all__ = [
     "WORKFLOW_PRESETS",
@@ -60,63 +68,11 @@ __all__ = [
     "workflow_table",
 ]
 
-#: Starting points of a goal that asks for several, where the preset does not name more.
+#: Starting points of a goal with several starts, unless the preset names more.
 MULTI_STARTS = 10
 
-#: Where checkpoint directories are made, below the current directory.
+#: Directory of the checkpoint directories, below the current directory.
 CHECKPOINT_BASE = "nlsq_checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkflowPreset:
-    """One row of the table of workflows.
-
-    Attributes
-    ----------
-    name : str
-        What is passed as ``workflow=``.
-    strategy : {"auto", "standard", "chunked", "streaming"}
-        "auto" leaves it to the memory budget.
-    tolerance : float or None
-        ftol, xtol and gtol; None adapts them to the number of rows.
-    n_starts : int
-        Starting points.
-    checkpoint : bool
-        Whether the solver's state is written after every pass.
-    summary : str
-        What it is for.
-    """
-
-    name: str
-    strategy: Literal["auto", "standard", "chunked", "streaming"]
-    tolerance: float | None
-    n_starts: int
-    checkpoint: bool
-    summary: str
-
-
-_PRESETS = (
-    WorkflowPreset("auto", "auto", None, 1, False, "any data; strategy from the memory budget"),
-    WorkflowPreset("standard", "standard", 1e-8, 1, False, "data that fit in memory"),
-    WorkflowPreset("quality", "standard", 1e-10, 20, False, "the best of many starts, in memory"),
-    WorkflowPreset("fast", "standard", 1e-6, 1, False, "a quick answer, in memory"),
-    WorkflowPreset("large_robust", "chunked", 1e-8, 10, False, "large arrays, several starts"),
-    WorkflowPreset("streaming", "streaming", 1e-7, 1, False, "data larger than memory"),
-    WorkflowPreset(
-        "hpc_distributed",
-        "streaming",
-        1e-6,
-        1,
-        True,
-        "long fits on all workers and GPUs of a cluster, with checkpoints",
-    ),
-)
-
-# What holds without ``workflow=``: the tolerances of scipy.optimize.least_squares.
-_NO_PRESET = WorkflowPreset("none", "auto", 1e-8, 1, False, "SciPy's tolerances")
-
-#: The workflows by name.
-WORKFLOW_PRESETS: Mapping[str, WorkflowPreset] = MappingProxyType({p.name: p for p in _PRESETS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +84,25 @@ class Problem:
     n_points, n_params, n_features : int
         Rows, parameters, and coordinates of a row.
     lazy : bool
-        Whether any of the data is a Dask or Zarr array, which are always streamed.
+        Whether any array is a Dask or Zarr array. Such data are always streamed.
     row_wise : bool
         Whether the model may be evaluated block by block. If not, "auto" keeps all rows together
-        for as long as they fit.
+        if they fit.
     broadcasts : bool
-        Whether coordinates are smaller than the observations. "auto" then prepares them block by
-        block, since *standard* would expand them.
+        Whether coordinates are smaller than the observations. "auto" then prepares the coordinates
+        block by block, since *standard* would expand them.
     chunks : tuple of int, or None
         Shape of the largest chunk of Dask arrays.
     chunk_bytes : int
-        Its decoded bytes, of all arrays together; 0 where there are no chunks.
+        Decoded bytes of this chunk, of all arrays together; 0 without chunks.
     held_bytes : int
-        Decoded bytes of chunks that are kept through the fit.
+        Decoded bytes of the chunks that stay in memory during the fit.
     """
 
     n_points: int
     n_params: int
     n_features: int = 1
+    _: KW_ONLY
     lazy: bool = False
     row_wise: bool = True
     broadcasts: bool = False
@@ -156,30 +113,31 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a fit may use.
+    """The resources of a fit.
 
     Attributes
     ----------
     memory_limit_gb : float or None
-        Limit that the caller names, in GB. For lazy data it is one worker's, and can lower what
-        the cluster allows but not raise it.
+        The caller's limit, in GB. For lazy data the limit of one worker, which can lower the
+        cluster's limit but not raise it.
     use_gpu : bool
         Whether the kernel runs on a GPU.
     threads : int or None
-        Most threads of this process; None takes its cores.
+        Most threads of this process; None takes the number of cores.
     worker : WorkerMemory or None
-        Smallest worker of the cluster that streams lazy data; None is this process.
+        Smallest worker of the cluster that streams lazy data; None for this process.
     """
 
     memory_limit_gb: float | None = None
+    _: KW_ONLY
     use_gpu: bool = False
     threads: int | None = None
     worker: WorkerMemory | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowPlan:
-    """What a fit will do, and why.
+    """The decisions about a fit, with reasons.
 
     Attributes
     ----------
@@ -188,11 +146,11 @@ class WorkflowPlan:
     goal : OptimizationGoal or None
     strategy : {"standard", "chunked", "streaming"}
     reason : str
-        Why this strategy, with the numbers that decided.
+        Reason for the strategy, with the numbers that decided.
     config : BlockConfig or None
         Blocks and threads; None for standard.
     budget : MemoryBudget
-        Of this process, or for Dask and Zarr arrays of one worker.
+        Budget of this process; for Dask and Zarr arrays the budget of one worker.
     tolerances : dict
         "gtol", "ftol" and "xtol"; None disables one.
     n_starts : int
@@ -243,23 +201,23 @@ def plan_workflow(
     n_starts: int | None = None,
     tolerances: Mapping[str, float | None] | None = None,
 ) -> WorkflowPlan:
-    """Decide how a problem is fitted, and refuse what cannot work, before anything runs.
+    """Decide how to fit a problem, and refuse a fit that cannot work, before anything runs.
 
     Parameters
     ----------
     problem : Problem
     machine : Machine
     workflow : str or None
-        Name of a preset; see :func:`workflow_table`. None: strategy from the memory budget, and
-        SciPy's tolerances.
+        Name of a preset; see :func:`workflow_table`. None takes the strategy from the memory
+        budget, and SciPy's tolerances.
     goal : OptimizationGoal, str or None
         Moves the preset's tolerances, starts and memory; see :func:`goal_table`.
     strategy : {"auto", "standard", "chunked", "streaming"} or None
-        Strategy that the caller names; wins over preset and goal. "auto" and None name none.
+        The caller's strategy, which wins over preset and goal. "auto" and None name no strategy.
     n_starts : int, optional
-        Starts that the caller names; wins over preset and goal.
+        The caller's number of starts, which wins over preset and goal.
     tolerances : mapping, optional
-        Those of "ftol", "xtol" and "gtol" that the caller names; they win.
+        The caller's "ftol", "xtol" and "gtol", which win over preset and goal.
 
     Raises
     ------
@@ -313,13 +271,12 @@ def create_checkpoint_directory(base_dir: str | Path | None = None) -> str:
     Parameters
     ----------
     base_dir : str or Path, optional
-        Directory to make it in, which is made too if there is none; by default
-        ``./nlsq_checkpoints``.
+        Parent directory, made if it does not exist; by default ``./nlsq_checkpoints``.
 
     Returns
     -------
     str
-        Absolute path of the directory, which no other call returns, in this or another process.
+        Absolute path of the directory, unique among all processes.
 
     Raises
     ------
@@ -332,53 +289,16 @@ def create_checkpoint_directory(base_dir: str | Path | None = None) -> str:
     for number in itertools.count(1):
         directory = base / (stamp if number == 1 else f"{stamp}_{number}")
         try:
-            directory.mkdir()  # fails where another process was faster
+            directory.mkdir()  # fails if another process was faster
         except FileExistsError:
             continue
         break
     return str(directory)
 
 
-def workflow_table() -> str:
-    """The workflows as a Markdown table."""
-    header = ("workflow", "strategy", "tolerances", "starts", "checkpoints", "for")
-    return _markdown(
-        header,
-        (
-            (
-                f"`{p.name}`",
-                "from the memory budget" if p.strategy == "auto" else p.strategy,
-                "by number of rows" if p.tolerance is None else f"{p.tolerance:.0e}",
-                str(p.n_starts),
-                "yes" if p.checkpoint else "no",
-                p.summary,
-            )
-            for p in WORKFLOW_PRESETS.values()
-        ),
-    )
-
-
-def goal_table() -> str:
-    """The goals as a Markdown table."""
-    rows = ((f"`{goal.name}`", GOAL_RULES[goal].summary) for goal in OptimizationGoal)
-    return _markdown(("goal", "means"), rows)
-
-
-def tolerance_table() -> str:
-    """The tolerances by number of rows as a Markdown table, with those of FAST and QUALITY."""
-    names = [f"fewer than {below:.0e}" for below, _ in TOLERANCE_TIERS[:-1]]
-    header = ("rows", "ftol, xtol, gtol", "`FAST`", "`QUALITY`")
-    goals = (None, OptimizationGoal.FAST, OptimizationGoal.QUALITY)
-    rows = (
-        (name, *(f"{fixed_tolerances(tolerance, goal)['ftol']:.0e}" for goal in goals))
-        for name, (_, tolerance) in zip([*names, "more"], TOLERANCE_TIERS, strict=True)
-    )
-    return _markdown(header, rows)
-
-
 def _preset(workflow: str | None) -> WorkflowPreset:
     if workflow is None:
-        return _NO_PRESET
+        return NO_PRESET
     if not isinstance(workflow, str) or workflow not in WORKFLOW_PRESETS:
         raise _errors.unknown_choice("workflow", workflow, list(WORKFLOW_PRESETS))
     return WORKFLOW_PRESETS[workflow]
@@ -402,7 +322,7 @@ def _refuse_in_memory(preset: WorkflowPreset, named: Strategy | None) -> None:
         if named != "streaming":
             raise _errors.lazy_data_in_memory(named)
     elif preset.strategy not in ("auto", "streaming"):
-        choices = [p.name for p in _PRESETS if p.strategy in ("auto", "streaming")]
+        choices = [p.name for p in WORKFLOW_PRESETS.values() if p.strategy in ("auto", "streaming")]
         raise _errors.workflow_for_lazy_data(preset.name, preset.strategy, choices)
 
 
@@ -428,11 +348,11 @@ def _budget(problem: Problem, memory_limit_gb: float | None, use_gpu: bool) -> M
 def _plan_worker(
     problem: Problem, machine: Machine, goal: OptimizationGoal | None
 ) -> tuple[MemoryBudget, BlockConfig]:
-    """Budget of one worker and the buffers that it passes chunks through, if its chunks fit."""
+    """Budget of one worker, and the buffers for its chunks, if the chunks fit."""
     worker, limit_gb = machine.worker, machine.memory_limit_gb
     if worker is None:
         budget = _budget(problem, limit_gb, use_gpu=False)
-        # What this process holds already is no part of what it can still take.
+        # The available memory does not include the memory that this process holds already.
         available, threads = int(budget.available_gb * GB), machine.threads or available_cores()
         worker = WorkerMemory(available, threads, base_bytes=SOLVER_BYTES)
     else:
@@ -451,7 +371,7 @@ def _plan_worker(
 def _stage(
     problem: Problem, machine: Machine, goal: OptimizationGoal | None, worker: WorkerMemory
 ) -> BlockConfig:
-    """Buffers of a worker whose chunks fit."""
+    """Buffers of a worker, if its chunks fit."""
     config = size_stage(
         worker,
         problem.n_params,
@@ -471,7 +391,7 @@ def _choose(
     goal: OptimizationGoal | None,
     named: Strategy | None,
 ) -> tuple[Strategy, str]:
-    """Strategy for data in memory, and why."""
+    """Strategy for data in memory, and the reason."""
     small = GOAL_RULES[goal].small_memory
     chosen: Strategy
     if named is not None:
@@ -503,12 +423,3 @@ def _budget_reason(chosen: Strategy, budget: MemoryBudget) -> str:
     if budget.fits_in_memory:
         return "the goal rules out a copy of all rows"
     return f"peak {budget.peak_gb:.4g} GB > {budget.threshold_gb:.4g} GB"
-
-
-def _markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table with columns of even width."""
-    cells = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in cells]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

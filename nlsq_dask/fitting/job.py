@@ -20,7 +20,7 @@ from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.loss import LINEAR
-from nlsq_dask.user_model.model import ModelSpec
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -7,14 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nlsq_dask.core.memory_budget import (
-    CHUNKS_A_THREAD,
-    GB,
-    SAMPLE_COPIES,
-    SOLVER_BYTES,
-    WORKER_BASE_BYTES,
-    size_sample,
-)
+from nlsq_dask.core.memory_budget import GB, SAMPLE_COPIES, SOLVER_BYTES, size_sample
+from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.stage import STAGE_ROWS

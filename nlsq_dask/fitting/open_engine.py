@@ -16,7 +16,7 @@ from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.memory import streaming_of
 from nlsq_dask.fitting.strategy import Chunked, Standard
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.user_model.model import ModelSpec
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine, PassProgress

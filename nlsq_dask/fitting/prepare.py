@@ -23,15 +23,11 @@ from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
+from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
-from nlsq_dask.kernels.sums import find_device
 from nlsq_dask.user_model.called_back import RowsModel
-from nlsq_dask.user_model.model import (
-    ModelSpec,
-    prepare_jacobian,
-    prepare_loss,
-    prepare_model,
-)
+from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
+from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
 from nlsq_dask.user_model.signature import parameter_names
 
@@ -321,9 +317,9 @@ def _solver_options(
             raise _errors.unknown_choice("stat_tol", stat_tol, ("auto",))
         stat_tol, arrival_tol = STAT_TOL if plan.strategy == "streaming" else None, STAT_TOL
     return SolverOptions(
-        plan.tolerances["ftol"],
-        plan.tolerances["xtol"],
-        plan.tolerances["gtol"],
+        ftol=plan.tolerances["ftol"],
+        xtol=plan.tolerances["xtol"],
+        gtol=plan.tolerances["gtol"],
         arrival_tol=arrival_tol,
         max_nfev=options.max_nfev,
         x_scale=_sizes(options.x_scale, reduction),
@@ -374,7 +370,7 @@ def _plan(
             chunk_bytes=piece_bytes,
             held_bytes=held_bytes,
         ),
-        Machine(options.memory_limit_gb, on_gpu, threads, worker),
+        Machine(options.memory_limit_gb, use_gpu=on_gpu, threads=threads, worker=worker),
         options.workflow,
         options.goal,
         strategy=options.strategy,

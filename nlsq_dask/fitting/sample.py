@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.constraints import reduce_start
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.structure import model_input
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import sample_rows, sampled
@@ -170,11 +171,7 @@ def guessed_start(job: Job, sample: Observations) -> FloatArray:
         If the guess raises, or is no finite number for each parameter.
     """
     assert job.guess is not None, "a model with a guess"
-    x: Any = sample.coords
-    if sample.structure == "single":
-        x = sample.coords[0]
-    elif sample.structure == "stacked":
-        x = np.stack(sample.coords)
+    x = model_input(sample.structure, sample.coords, np.stack)
     names = job.spec.names
     try:
         guess = job.guess(x, sample.y)

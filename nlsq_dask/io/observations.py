@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+from nlsq_dask.core.structure import Structure, coordinate_names
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
 
-Structure = Literal["single", "stacked", "tuple"]
 # A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
 Array = Any
 
@@ -78,8 +78,7 @@ class Observations:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the values in messages."""
-        single = self.structure == "single"
-        coords = ["x"] if single else [f"x[{i}]" for i in range(len(self.coords))]
+        coords = coordinate_names(self.structure, len(self.coords))
         return ("y", *coords) + (() if self.sigma is None else ("sigma",))
 
     @property

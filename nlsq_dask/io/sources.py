@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
-from nlsq_dask.io.observations import Array, Observations, Structure
+from nlsq_dask.io.observations import Array, Observations
 
 __all__ = [
     "Array",
     "Observations",
-    "Structure",
     "as_array",
     "is_dask",
     "is_xarray",

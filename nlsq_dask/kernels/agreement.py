@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.structure import model_input
 from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.user_model.called_back import eager_value
-from nlsq_dask.user_model.model import ModelSpec, trace_model
+from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
 from nlsq_dask.user_model.model_value import ModelErrors
 from nlsq_dask.user_model.traces import coarsest_epsilon
 
@@ -118,11 +118,7 @@ def _called(
 ) -> FloatArray | None:
     """Value of a model that is called as it is; None if it cannot be called with some rows only."""
     n = coords[0].size
-    x: Any = tuple(c.copy() for c in coords)
-    if spec.structure == "single":
-        x = x[0]
-    elif spec.structure == "stacked":
-        x = np.stack(x)
+    x = model_input(spec.structure, [c.copy() for c in coords], np.stack)
     shape = (n, params.size) if spec.returns == "jacobian" else (n,)
     try:
         with ModelErrors(spec.label, n), np.errstate(all="ignore"):

@@ -27,11 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model, trace_model
+from nlsq_dask.kernels.compiled import MAX_KERNELS
+from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model, trace_model
 from nlsq_dask.user_model.traces import coarsest_epsilon, operations
-
-# Models of which it is kept whether they call Python back: as many as have kernels.
-MAX_KERNELS = 64
 
 Values = Callable[[jax.Array], jax.Array]
 

@@ -152,7 +152,7 @@ def products_for(
 
 
 def computed_once(
-    condition: jax.Array, function: Callable[P, Values], *args: P.args, **kwargs: P.kwargs
+    condition: jax.Array | bool, function: Callable[P, Values], *args: P.args, **kwargs: P.kwargs
 ) -> Values:
     """What a function returns where the condition holds, as arrays in memory.
 

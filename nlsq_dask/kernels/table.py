@@ -7,9 +7,10 @@ from typing import Self
 
 import jax
 
-from nlsq_dask.kernels.sums import BlockKernel, block_kernel, find_device
+from nlsq_dask.kernels.compiled import find_device
+from nlsq_dask.kernels.sums import BlockKernel, block_kernel
 from nlsq_dask.kernels.tiles import Rows
-from nlsq_dask.user_model.model import ModelSpec
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""A sweep over rows tile by tile: what is computed of a tile stays in the CPU's cache."""
+"""A loop over rows tile by tile: the values of one tile stay in the CPU's cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -12,19 +13,24 @@ import jax.numpy as jnp
 from nlsq_dask.core.normal_equations import FloatArray
 
 # Bytes of the values of one tile on a CPU; in the kernel, of the matrix A. Speed is flat within
-# 20 % from 32 KiB to 1 MiB, the caches' sizes. But the matrix product packs A into memory of its
-# own, twice, and under the MALLOC_TRIM_THRESHOLD_=65536 that Dask's nannies set for their workers
-# larger pieces go back to the system after every tile: measured 4 to 5 times slower, by 33 page
-# faults a tile.
+# 20 % from 32 KiB to 1 MiB, the sizes of the caches. The matrix product packs A into temporary
+# memory, twice. Dask's nannies set MALLOC_TRIM_THRESHOLD_=65536 for their workers, by which larger
+# pieces go back to the system after every tile: 33 page faults a tile, 4 to 5 times slower.
 CPU_TILE_BYTES = 1 << 16
 
 # A pytree of sums over rows.
 Sums = TypeVar("Sums")
 
 
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["coords", "y", "weights", "n"], meta_fields=[]
+)
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows as the kernel takes them: 1-D float64 buffers, of which the first ``n`` rows count."""
+    """Rows as a kernel takes them: 1-D float64 buffers; the first ``n`` rows count.
+
+    In a function that JAX traces all parts are traced arrays.
+    """
 
     coords: tuple[jax.Array | FloatArray, ...]
     y: jax.Array | FloatArray
@@ -33,7 +39,7 @@ class Rows:
 
 
 class Tile(NamedTuple):
-    """Rows of one tile inside the kernel, and which of them count."""
+    """Rows of one tile inside the kernel; `valid` marks the rows that count."""
 
     coords: tuple[jax.Array, ...]
     y: jax.Array
@@ -45,43 +51,40 @@ def sum_over_tiles(
     function: Callable[[Tile], Sums],
     zero: Sums,
     tile_bytes: int | None,
-    coords: tuple[jax.Array, ...],
-    y: jax.Array,
-    weights: jax.Array | None,
-    n: jax.Array,
-    rows: int | None = None,
+    rows: Rows,
+    size: int | None = None,
 ) -> Sums:
     """Sum a function of a tile over all tiles, while JAX traces.
 
     Parameters
     ----------
     function : callable
-        Rows of a tile to their share.
+        Maps a tile to its part of the sum.
     zero : pytree of jax.Array
-        The sum over no rows; the first axis of its first leaf is as long as the function has values
-        a row.
+        The sum over no rows. The length of the first axis of its first leaf is the number of values
+        that the function has for each row.
     tile_bytes : int or None
         Bytes of those values in a tile; None takes all rows at once.
-    coords, y, weights, n
-        As in :class:`Rows`, all of one capacity.
-    rows : int or None
-        Rows of a tile, where they do not follow from its bytes.
+    rows : Rows
+        Buffers of one capacity.
+    size : int or None
+        Rows of a tile; None computes them from `tile_bytes`.
     """
-    tile = rows or y.shape[0]
-    if rows is None and tile_bytes is not None:
+    tile = size or rows.y.shape[0]
+    if size is None and tile_bytes is not None:
         tile = min(tile, tile_rows(tile_bytes, jax.tree.leaves(zero)[0].shape[0]))
 
     def add_tile(i: jax.Array, total: Sums) -> Sums:
-        def cut(rows: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)
+        def cut(values: jax.Array | FloatArray) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(values, i * tile, tile)
 
-        valid = i * tile + jnp.arange(tile) < n
-        w = None if weights is None else cut(weights)
-        one = function(Tile(tuple(cut(c) for c in coords), cut(y), w, valid))
-        added: Sums = jax.tree.map(jnp.add, total, one)
+        valid = i * tile + jnp.arange(tile) < rows.n
+        w = None if rows.weights is None else cut(rows.weights)
+        share = function(Tile(tuple(cut(c) for c in rows.coords), cut(rows.y), w, valid))
+        added: Sums = jax.tree.map(jnp.add, total, share)
         return added
 
-    total: Sums = jax.lax.fori_loop(0, (n + tile - 1) // tile, add_tile, zero)
+    total: Sums = jax.lax.fori_loop(0, (rows.n + tile - 1) // tile, add_tile, zero)
     return total
 
 

@@ -1,4 +1,4 @@
-"""The model on rows, in JAX: its values, and how far they are known.
+"""The values of a model on rows, and their standard errors, in JAX.
 
 For coordinates x_i and parameters θ (p,) with covariance C (p, p), the value f(x_i; θ) has, to
 first order, the variance
@@ -7,14 +7,12 @@ first order, the variance
 
 where j_i is the row of ∂f/∂θ and s_k (p,) are the columns of a square root S of C: the delta
 method (Seber & Wild, "Nonlinear Regression", 1989, section 5.1). Each j_i · s_k is a directional
-derivative by forward mode, so that ∂f/∂θ itself is never made; but in a buffer of which some are
-not finite (:mod:`nlsq_dask.kernels.derivatives`).
+derivative by forward mode, so that ∂f/∂θ itself is never made. The exception is a buffer in which
+some derivatives are not finite (:mod:`nlsq_dask.kernels.derivatives`).
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -23,43 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
-from nlsq_dask.kernels.sums import find_device
-from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
-from nlsq_dask.user_model.lru import LruTable
-from nlsq_dask.user_model.model import ModelSpec, call_jacobian, call_model, check_trace
-
-# Kernels kept ready in one process. Each holds its compiled code, some hundred kilobytes.
-MAX_KERNELS = 64
-
-_Key = tuple[str, int | None, jax.Device]
-
-_compilations: Counter[str] = Counter()
+from nlsq_dask.kernels.tiles import tile_rows
+from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
 
 
-class RowKernel:
-    """What a model gives row by row, compiled once for each length of buffer.
+class RowKernel(CompiledKernel):
+    """Values of a model row by row, and their standard errors.
 
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model.
-    tile_bytes : int or None
-        Bytes of the derivatives of a tile. None evaluates a buffer whole, in one call of the
-        model, as a model whose rows depend on each other needs it.
-    device : jax.Device
-        Where it runs.
+    Parameters as for :class:`CompiledKernel`.
     """
 
-    def __init__(self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device) -> None:
-        self._spec = spec
-        self._tile_bytes = tile_bytes
-        self._device = device
+    def __init__(
+        self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device, whole: bool
+    ) -> None:
+        super().__init__(spec, tile_bytes, device, whole)
         self._values = jax.jit(self._values_of_tiles)
         self._errors = jax.jit(self._errors_of_tiles)
         self._differenced_errors = jax.jit(partial(self._errors_of_tiles, differenced=True))
-        self._compiled: set[tuple[object, ...]] = set()
-        self._compiling = threading.Lock()
 
     def values(self, params: FloatArray, coords: tuple[FloatArray, ...]) -> FloatArray:
         """Values of the model.
@@ -74,7 +54,7 @@ class RowKernel:
         ndarray, shape (n,), float64
             Returned only when the kernel no longer reads the buffers.
         """
-        return self._run(self._values, (params,), coords)
+        return self._run(self._values, params, coords)
 
     def standard_errors(
         self, params: FloatArray, root: FloatArray, coords: tuple[FloatArray, ...]
@@ -91,41 +71,16 @@ class RowKernel:
         Returns
         -------
         ndarray, shape (n,), float64
-            In the units of the model's values. Not finite where the model is not, or a derivative
-            and the difference in its place.
+            In the units of the model's values. Not finite in rows where the model is not finite, or
+            where both a derivative and the difference in its place are not.
         """
-        errors = self._run(self._errors, (params, root), coords)
+        errors = self._run(self._errors, params, root, coords)
         lost = ~np.isfinite(errors)
-        # Where a coordinate is no number, as where it is masked, no value is either.
+        # A coordinate may be NaN, as in a masked row. Then the value is NaN as well.
         is_spoilt = np.logical_and.reduce([lost, *map(np.isfinite, coords)]).any()
         if not (is_spoilt and can_be_differenced(self._spec, coords[0].shape[0])):
             return errors
-        return self._run(self._differenced_errors, (params, root), coords)
-
-    def _run(
-        self,
-        function: Callable[..., jax.Array],
-        at: tuple[FloatArray, ...],
-        coords: tuple[FloatArray, ...],
-    ) -> FloatArray:
-        shapes = (function, *(a.shape for a in at), coords[0].shape)
-        if shapes in self._compiled:
-            return self._fetch(function, at, coords)
-        with self._compiling:  # one thread compiles, the others wait for its code
-            check_trace(self._spec)
-            result = self._fetch(function, at, coords)
-            self._compiled.add(shapes)
-        return result
-
-    def _fetch(
-        self,
-        function: Callable[..., jax.Array],
-        at: tuple[FloatArray, ...],
-        coords: tuple[FloatArray, ...],
-    ) -> FloatArray:
-        with jax.enable_x64(True), jax.default_device(self._device):
-            # Fetching the result waits for the kernel, after which the buffers may be refilled.
-            return np.asarray(function(*at, coords))
+        return self._run(self._differenced_errors, params, root, coords)
 
     def _values_of_tiles(self, params: jax.Array, coords: tuple[jax.Array, ...]) -> jax.Array:
         return self._over_tiles(lambda tile: call_model(self._spec, tile, params), 1, coords)
@@ -166,8 +121,8 @@ class RowKernel:
         size: int,
         coords: tuple[jax.Array, ...],
     ) -> jax.Array:
-        """Put a function's values on all tiles together; ``size`` numbers a row are in use."""
-        _compilations[self._spec.token] += 1  # runs when JAX traces, once a compilation
+        """Join a function's values on all tiles; the function uses ``size`` numbers a row."""
+        self._count_compilation()
         n = coords[0].shape[0]
         tile = n if self._tile_bytes is None else min(n, tile_rows(self._tile_bytes, size))
         if tile == n:
@@ -177,37 +132,15 @@ class RowKernel:
             rows = tuple(jax.lax.dynamic_slice_in_dim(c, i * tile, tile) for c in coords)
             return jax.lax.dynamic_update_slice_in_dim(out, function(rows), i * tile, 0)
 
-        # Where the last tile would reach beyond the end, JAX moves it back: rows are then computed
-        # twice, with the same result.
+        # JAX moves a last tile that reaches beyond the end back. Its first rows are computed twice,
+        # with the same result.
         result: jax.Array = jax.lax.fori_loop(0, -(-n // tile), do_tile, jnp.zeros(n))
         return result
 
 
-_kernels: LruTable[_Key, RowKernel] = LruTable(MAX_KERNELS)
-
-
 def row_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False) -> RowKernel:
-    """Row kernel of a model in this process, made once and compiled once a length of buffer.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model.
-    device : {"cpu", "gpu"} or None
-        Platform; None takes JAX's default.
-    whole : bool
-        Evaluate each buffer in one call of the model, without tiles.
-
-    Raises
-    ------
-    InputError
-        If JAX has no such device.
-    """
-    target = find_device(device)
-    tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
-    key = (spec.row_key, tile_bytes, target)
-    known = _kernels.get(key)
-    return known or _kernels.keep(key, RowKernel(spec, tile_bytes, target))
+    """Row kernel of a model; parameters and errors as for :func:`kept_kernel`."""
+    return kept_kernel(RowKernel, spec.row_key, spec, device, whole)
 
 
 def covariance_root(pcov: FloatArray) -> FloatArray:
@@ -241,5 +174,5 @@ def covariance_root(pcov: FloatArray) -> FloatArray:
 
 
 def row_compilations(spec: ModelSpec) -> int:
-    """How often a row kernel of this model was compiled in this process."""
-    return _compilations[spec.token]
+    """Number of compilations of a model's row kernel in this process."""
+    return compilations(RowKernel, spec)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dask.array.core import normalize_chunks
 
 from nlsq_dask import _errors
+from nlsq_dask.core.structure import argument_name
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.pieces import pieced_arrays_in, pieced_arrays_of, zarr_arrays_in
 from nlsq_dask.io.arguments import Sizes
@@ -64,9 +65,7 @@ def _named(data: Observations) -> Named:
     names = [*data.names, *("mask" for _ in data.masks)]
     for name, array in zip(names, data.operands, strict=True):
         if is_dask(array):
-            named.setdefault(
-                "x" if data.structure == "stacked" and name[:2] == "x[" else name, array
-            )
+            named.setdefault(argument_name(data.structure, name), array)
     return named
 
 

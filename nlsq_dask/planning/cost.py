@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overl
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.memory_budget import (
-    GB,
-    GPU_MATRICES,
-    SOLVER_BYTES,
-    THREAD_BYTES,
-)
+from nlsq_dask.core.memory_budget import GB, GPU_MATRICES, SOLVER_BYTES, THREAD_BYTES
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.resources import available_cores

@@ -15,7 +15,7 @@ from nlsq_dask.io.observations import Array
 from nlsq_dask.io.stage import MIN_PART_ROWS, STAGE_ROWS, Block, aligned_empty, power_of_two_from
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import row_kernel
-from nlsq_dask.user_model.model import ModelSpec
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.convergence import LEAST_PART, NEAR_TOL
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import EPS, column_norms, nonzero, rank_tolerance
-from nlsq_dask.core.search import NOISE
+from nlsq_dask.core.search import RESIDUAL_ROUNDING
 
 # Criteria of SciPy's that ended a search of version 0.1.
 CRITERIA = (Status.GRADIENT, Status.COST, Status.STEP, Status.COST_AND_STEP)
@@ -56,7 +56,7 @@ def _is_near(saved: dict[str, Any]) -> bool:
     variance = 1.0
     if not saved["absolute_sigma"]:
         variance = estimated_variance(saved["cost"], saved["n_points"], saved["n_free"])
-    return bool(distance * variance**0.5 <= NOISE * EPS * np.hypot(terms, values))
+    return bool(distance * variance**0.5 <= RESIDUAL_ROUNDING * EPS * np.hypot(terms, values))
 
 
 def _undetermined(saved: dict[str, Any]) -> tuple[str, ...]:

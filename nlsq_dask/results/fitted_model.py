@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.structure import Structure, model_input
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.finite import Affected
@@ -30,7 +31,8 @@ from nlsq_dask.questions.row_values import (
     without_mask,
 )
 from nlsq_dask.questions.scores import ScoresAt
-from nlsq_dask.user_model.model import ModelSpec, Structure, prepare_model
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
 from nlsq_dask.user_model.signature import model_label, parameter_names
 
@@ -309,7 +311,7 @@ class FittedModel:
             The coordinate, the model's values, and their standard errors.
         """
         line = np.linspace(*x_range, CURVE_POINTS)
-        x: Any = {"single": line, "stacked": line[None], "tuple": (line,)}[self.spec.structure]
+        x = model_input(self.spec.structure, [line], np.stack)
         return line, self.values(params, x), self.standard_errors(params, pcov, x)
 
     def _grid(

@@ -16,8 +16,8 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.codec import from_json
-from nlsq_dask.user_model.model import Structure
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
-"""Whether a model is row-wise: its value at a row a function of that row's coordinates alone.
+"""Whether a model is row-wise: its value at a row depends on this row's coordinates alone.
 
-Only then may blocks of rows be evaluated one by one. A model that takes ``x - x.mean()`` would be
-fitted without an error, and wrongly, if every block took a mean of its own.
+Only a row-wise model may be evaluated block by block. With ``x - x.mean()`` every block would take
+its own mean, and the fit would be wrong without an error.
 
-The answer comes from the model's jaxpr, where it proves one or the other (``row_proof``). Where
-it does not (a loop that runs until all rows have converged, a sort that is undone), numbers decide:
-the same rows are evaluated in another order, among other rows and in other numbers, for several
-parameters, and must keep their values.
+The model's jaxpr may prove that the model is row-wise, or that it is not (``row_proof``). If there
+is no proof (a loop that runs until all rows have converged, a sort that is undone), trials with
+numbers decide. They evaluate the same rows in another order, among other rows, and among fewer and
+more rows, for several parameters. A row-wise model keeps the values of its rows.
 """
 
 from __future__ import annotations
@@ -22,40 +22,39 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from nlsq_dask._errors import ModelError
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.user_model.lru import LruTable
-from nlsq_dask.user_model.model import MAX_STYLES, TRIAL_ROWS, ModelSpec, trace_model
-from nlsq_dask.user_model.row_proof import verdict
-from nlsq_dask.user_model.row_state import Kind
-from nlsq_dask.user_model.traces import count_operations
+from nlsq_dask.user_model.model import MAX_EXAMINATIONS
+from nlsq_dask.user_model.model_spec import TRIAL_ROWS, ModelSpec, trace_model
+from nlsq_dask.user_model.row_proof import Kind, verdict
+from nlsq_dask.user_model.traces import content, count_operations, operations
 
-# Primes above the numbers of rows that one call of a model may get in a row-wise evaluation: the
-# powers of two from the smallest buffer's 2**10 to the staging buffer's 2**18. What a model does
-# for the last one, it does for any number of rows.
+# Primes above the numbers of rows in one call of a row-wise evaluation: powers of two from the
+# smallest buffer, 2**10, to the staging buffer, 2**18. The last number stands for all larger ones.
 ROWS_OF_BUFFERS = (1031, 2053, 4099, 8209, 16411, 32771, 65537, 131_101, 262_147)
 MANY_ROWS = ROWS_OF_BUFFERS[-1]
 
-# Operations of a model for its largest number of rows from which on it is not traced for it. One
-# takes some 0.1 ms; models have tens.
+# Most operations of a model that is traced for its largest number of rows. An operation takes some
+# 0.1 ms. Models have tens.
 MAX_OPERATIONS = 10_000
 
-# A second prime to trace with, for a model that holds an array of just the first one's size.
+# A second prime for the trace, for a model with an array whose size is the first prime.
 OTHER_ROWS = 1013
 
-# Numbers of rows of the trials with numbers, beside the usual one: fewer, and more than two of the
-# kernel's tiles, to see what depends on a position farther behind. Primes again.
+# Numbers of rows of the trials with numbers, beside TRIAL_ROWS: fewer rows, and more rows than two
+# of the kernel's tiles, for effects of a position far behind. Primes again.
 FEW_ROWS = 257
 LONG_ROWS = 8209
 
-# Largest relative change of a value that counts as rounding: sums of a row's terms may be
-# vectorised otherwise at another place. A loop that runs until all rows have converged leaves
-# values as precise as its own tolerance only.
+# Largest relative change of a value that counts as rounding: at another place the sum of a row's
+# terms may be vectorised otherwise. A loop that runs until all rows have converged leaves values
+# that are only as precise as its own tolerance.
 ROUNDING = 1e-9
 CONVERGENCE = 1e-5
 
-# Turns after which a loop is left in trials: coordinates and parameters made up for them may lie
-# where a user's iteration never converges. Newton's takes some ten where it does.
+# Most turns of a loop in trials. With made-up coordinates and parameters a user's iteration may
+# never converge. Newton's method takes some ten turns.
 MAX_TURNS = 100
 
-_findings: LruTable[tuple[ModelSpec, int], tuple[str | None]] = LruTable(MAX_STYLES)
+_findings: LruTable[tuple[ModelSpec, int], tuple[str | None]] = LruTable(MAX_EXAMINATIONS)
 
 Values = Callable[[Sequence[FloatArray], FloatArray], FloatArray]
 
@@ -73,19 +72,18 @@ def row_dependence(
     spec : ModelSpec
         The model.
     params : ndarray, shape (p,), float64
-        Parameters near which the model makes sense, such as the starting values.
+        Parameters at which the model makes sense, such as the starting values.
     sample : callable or None
-        Returns coordinates of some rows of the data, each (m,) float64, where they are needed; None
-        takes made-up ones.
+        Returns coordinates of some rows of the data, each (m,) float64. None makes up coordinates.
     n_rows : int or None
-        Rows in memory; None for any number. No more rows than there are, or a buffer holds, are
-        made up: a model may build arrays of its own.
+        Rows in memory; None for any number. Limits the number of made-up rows, as a model may build
+        arrays of its own.
 
     Returns
     -------
     str or None
-        What was seen, to be read after "it"; None if the model is row-wise. Found once for each
-        spec and size of buffers in a process.
+        The dependence, as the end of a sentence that begins with "it"; None if the model is
+        row-wise. Kept for each spec and size of buffers in a process.
     """
     if spec.whole is not None:
         return spec.whole
@@ -109,7 +107,7 @@ def _examine(
                 if many is None and _grows(spec, closed, many_rows):
                     return "has more operations for more rows"
                 many = many or trace_model(spec, many_rows)
-                uniform = fingerprint(closed, n) == fingerprint(many, many_rows)
+                uniform = content(closed, n) == content(many, many_rows)
             if uniform and state.kind < Kind.UNSURE:
                 return None
             states.append(state)
@@ -129,13 +127,13 @@ def _examine(
 def _grows(spec: ModelSpec, closed: ClosedJaxpr, many_rows: int) -> bool:
     """Whether a model, traced for the trial's rows, would have too many operations for many."""
     usual = count_operations(closed)
-    if many_rows < 3 * TRIAL_ROWS:  # as quickly traced as for fewer rows
+    if many_rows < 3 * TRIAL_ROWS:  # the trace takes about as long as for fewer rows
         return False
     try:
-        few = count_operations(trace_model(spec, FEW_ROWS))
-    except ModelError:  # it takes no fewer
+        fewer = count_operations(trace_model(spec, FEW_ROWS))
+    except ModelError:  # the model needs more rows
         return False
-    a_row = (usual - few) / (TRIAL_ROWS - FEW_ROWS)
+    a_row = (usual - fewer) / (TRIAL_ROWS - FEW_ROWS)
     return usual + a_row * (many_rows - TRIAL_ROWS) > MAX_OPERATIONS
 
 
@@ -149,7 +147,7 @@ class Trials:
     params : ndarray, shape (p,), float64
         Parameters to start from.
     sample : tuple of ndarray, each of shape (m,), float64, or None
-        Rows to use beside made-up ones.
+        Rows of the data, beside made-up rows.
     long : int
         Largest number of rows to try.
     """
@@ -169,22 +167,22 @@ class Trials:
         self._informative = False
 
     def difference(self) -> str | None:
-        """What was seen that a row-wise model does not do, or None."""
-        usual, few, long = (self._values(n) for n in (TRIAL_ROWS, FEW_ROWS, self._long))
+        """A change that a row-wise model does not make; None if there is none."""
+        usual, fewer, more = (self._values(n) for n in (TRIAL_ROWS, FEW_ROWS, self._long))
         ranges = list(self._rows(TRIAL_ROWS))
         for params in self._param_vectors():
             for rows, others in zip(ranges, ranges[1:] + ranges[:1], strict=True):
                 seen = self._surroundings(usual, params, rows, others) or self._compare(
                     usual(rows, params)[:FEW_ROWS],
-                    few([c[:FEW_ROWS] for c in rows], params),
+                    fewer([c[:FEW_ROWS] for c in rows], params),
                     "are fewer",
                 )
                 if seen is not None:
                     return seen
         mixed = [np.resize(c, self._long) for c in np.concatenate(ranges, axis=1)]
-        seen = self._surroundings(long, params, mixed, [c[::-1] for c in mixed]) or self._compare(
+        seen = self._surroundings(more, params, mixed, [c[::-1] for c in mixed]) or self._compare(
             usual([c[:TRIAL_ROWS] for c in mixed], params),
-            long(mixed, params)[:TRIAL_ROWS],
+            more(mixed, params)[:TRIAL_ROWS],
             "are more",
         )
         if seen is not None:
@@ -200,7 +198,7 @@ class Trials:
         rows: Sequence[FloatArray],
         others: Sequence[FloatArray],
     ) -> str | None:
-        """Compare rows with themselves in another order, and among other rows."""
+        """Compare the values of rows with their values in another order, and among other rows."""
         expected = values(rows, params)
         order = self._random.permutation(len(expected))
         moved = values([c[order] for c in rows], params)
@@ -230,7 +228,8 @@ class Trials:
         """The model for n rows."""
         closed = trace_model(self._spec, n)
         compiled = jax.jit(lambda *inputs: _evaluate(closed.jaxpr, closed.consts, inputs)[0])
-        self._tolerance = CONVERGENCE if "while" in _primitives(closed.jaxpr) else ROUNDING
+        loops = any(eqn.primitive.name == "while" for eqn in operations(closed))
+        self._tolerance = CONVERGENCE if loops else ROUNDING
 
         def values(rows: Sequence[FloatArray], params: FloatArray) -> FloatArray:
             with jax.enable_x64(True):
@@ -239,7 +238,7 @@ class Trials:
         return values
 
     def _param_vectors(self) -> Iterator[FloatArray]:
-        """Parameters given, parameters near them (a zero may hide a term), and of order one."""
+        """The given parameters, similar ones (a zero may hide a term), and ones of order 1."""
         p = self._params.shape
         yield self._params
         yield self._random.uniform(0.5, 2.0, p)
@@ -258,76 +257,8 @@ class Trials:
         yield [10.0 ** draw.uniform(-3.0, 6.0, n) for _ in range(count)]
 
 
-def fingerprint(closed: ClosedJaxpr, n: int) -> Any:
-    """What a jaxpr computes, with its number of rows left open; equal for equal computations.
-
-    Parameters
-    ----------
-    closed : ClosedJaxpr
-        Traced for n rows.
-    n : int
-        Number of rows, which is written as a symbol wherever it is a size. A number that is
-        computed with, as in ``x / len(x)``, stays a number.
-    """
-    names: dict[Any, int] = {}
-
-    def atom(value: Any) -> Any:
-        if isinstance(value, Literal):
-            return ("literal", str(value.val), str(value.aval))
-        return names.setdefault(value, len(names))
-
-    jaxpr = closed.jaxpr
-    inputs = [atom(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
-    steps = [
-        (
-            eqn.primitive.name,
-            [atom(var) for var in eqn.invars],
-            [(atom(var), _open(var.aval.shape, n)) for var in eqn.outvars],
-            _open(eqn.params, n),
-        )
-        for eqn in jaxpr.eqns
-    ]
-    return inputs, _open(closed.consts, n), steps, [atom(var) for var in jaxpr.outvars]
-
-
-def _open(value: Any, n: int) -> Any:
-    """A parameter of an operation, or a constant, with the number of rows left open."""
-    if isinstance(value, ClosedJaxpr):
-        return fingerprint(value, n)
-    if isinstance(value, Jaxpr):
-        return fingerprint(ClosedJaxpr(value, ()), n)
-    if hasattr(value, "dtype") and getattr(value, "ndim", 0) > 0:  # an array of any class
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            return ("key", str(value))
-        array = np.asarray(value)
-        # Of an array as long as the rows, what arrays of other lengths can have in common.
-        content = array.ravel()[:1] if n in array.shape else array
-        return ("array", _open(array.shape, n), str(array.dtype), content.tobytes())
-    if isinstance(value, dict):
-        return [(key, _open(part, n)) for key, part in sorted(value.items())]
-    if isinstance(value, tuple | list):
-        return [_open(part, n) for part in value]
-    if isinstance(value, int | float | complex | str | np.generic) or value is None:
-        return "rows" if value == n else str(value)
-    return type(value).__name__
-
-
-def _primitives(jaxpr: Jaxpr) -> set[str]:
-    """Names of all operations, those of inner jaxprs too."""
-    found = set()
-    for eqn in jaxpr.eqns:
-        found.add(eqn.primitive.name)
-        for param in eqn.params.values():
-            for inner in param if isinstance(param, tuple | list) else (param,):
-                if isinstance(inner, ClosedJaxpr):
-                    found |= _primitives(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    found |= _primitives(inner)
-    return found
-
-
 def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """Evaluate a jaxpr, leaving its loops after ``MAX_TURNS`` turns."""
+    """Evaluate a jaxpr; its loops end after ``MAX_TURNS`` turns."""
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 

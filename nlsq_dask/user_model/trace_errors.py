@@ -1,36 +1,42 @@
-"""Why a model cannot be traced: the line of the user's code, what it calls, and the JAX twin.
+"""Errors about models that JAX cannot trace: the line, the call, and the JAX function to use.
 
-JAX runs a model once on symbols to learn what it computes. Code that needs the numbers behind them
-(``math.exp``, ``if x > 0``, ``numpy.array``) fails deep in a library with an error about tracers.
-Here such an error is turned into one about the model: the deepest line of the traceback that is not
-a library's is the model's, and the position that Python keeps for each instruction gives the very
-call on that line.
+JAX calls a model once with symbols to find out its operations. Code that needs the numbers behind
+the symbols (``math.exp``, ``if x > 0``, ``numpy.array``) fails within a library, with an error
+about tracers. This module turns such an error into an error about the model. The deepest line of
+the traceback outside of libraries is the model's line, and Python's positions in that line give the
+expression that failed.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import dis
-import importlib
 import linecache
 import math
 import operator
+import pkgutil
+import re
 import sys
 import sysconfig
+import traceback
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import jax.scipy.special
 import numpy as np
 
 from nlsq_dask import _errors
 
-Kind = Literal["branch", "selection", "assignment", "loop", "function", "value", "text", "key"]
+# fmt: off
+Kind = Literal[
+    "assignment", "branch", "function", "index", "integer", "key", "loop", "selection", "text",
+    "value",
+]
+# fmt: on
 
 _SITE = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 _LIBRARY_FOLDERS = (
@@ -39,49 +45,56 @@ _LIBRARY_FOLDERS = (
 )
 _STDLIB = sysconfig.get_path("stdlib")
 
-# Names in `math` and `builtins` whose twins in JAX are called otherwise.
+# JAX functions whose names differ from the names in other modules.
 _RENAMED = {
-    "acos": "arccos",
-    "acosh": "arccosh",
-    "asin": "arcsin",
-    "asinh": "arcsinh",
-    "atan": "arctan",
-    "atan2": "arctan2",
-    "atanh": "arctanh",
-    "fsum": "sum",
-    "gamma": "scipy.special.gamma",
-    "lgamma": "scipy.special.gammaln",
-    "max": "maximum",
-    "min": "minimum",
-    "pow": "power",
-    "sorted": "sort",
+    **{f"builtins.{name}": "asarray" for name in ("bool", "complex", "float", "int")},
+    "builtins.max": "maximum",
+    "builtins.min": "minimum",
+    "builtins.sorted": "sort",
+    "math.fsum": "sum",
+    "math.lgamma": "gammaln",
+    "numpy.polynomial.polynomial.polyval": "polyval(c[::-1], x), with the coefficients in reverse "
+    "order",
+    "scipy.special.psi": "digamma",
 }
 
+# Packages of JAX with the functions of another module, in the order of search.
+_PACKAGES = {
+    "builtins": ("jax.numpy",),
+    "cmath": ("jax.numpy",),
+    "math": ("jax.numpy", "jax.scipy.special"),
+    "numpy.polynomial.polynomial": ("jax.numpy",),
+    "scipy.fft": ("jax.numpy.fft",),
+    "scipy.linalg": ("jax.scipy.linalg", "jax.numpy", "jax.numpy.linalg"),
+    "scipy.special": ("jax.scipy.special", "jax.numpy"),
+}
 
-# Functions of NumPy and SciPy that JAX has under another name, or with other arguments.
-_ELSEWHERE = {
-    "numpy.polynomial.polynomial.polyval": "jax.numpy.polyval(c[::-1], x), with the coefficients "
-    "in reverse order",
-    "numpy.polyval": "jax.numpy.polyval",
-    "scipy.special.psi": "jax.scipy.special.digamma",
+# Errors that need only the model's name and the line.
+_PLAIN_ERRORS: dict[Kind, Callable[[str, str], _errors.ModelError]] = {
+    "branch": _errors.untraceable_branch,
+    "index": _errors.untraceable_index,
+    "integer": _errors.untraceable_integer,
+    "loop": _errors.untraceable_loop,
+    "selection": _errors.untraceable_selection,
+    "text": _errors.untraceable_text,
 }
 
 # Functions that need the integer itself.
 _OF_INTEGERS = (int, range, operator.index, np.arange, math.comb, math.factorial)
 
-# What errors of Python call values that are traced.
+# Names of traced values in Python's error messages.
 _TRACED_NAMES = ("Tracer", "TracedArray", "Traced<")
 
 
 class TracedValueError(TypeError):
-    """A traced value was asked for something that only numbers have.
+    """A traced value was used in a way that only numbers allow.
 
     Parameters
     ----------
     kind : str
-        What was tried.
+        The kind of use.
     what : str
-        The type that was wanted, the function that was called, or what was assigned.
+        The wanted type, the called function, or the assignment.
     """
 
     def __init__(self, kind: Kind, what: str = "") -> None:
@@ -90,90 +103,54 @@ class TracedValueError(TypeError):
         self.what = what
 
 
-@dataclass(frozen=True)
-class Site:
-    """Where the model's code was when it failed."""
-
-    operation: str
-    callee: Any
-    expression: str
-    line: str
-    is_text: bool
-    is_index: bool
-
-
 def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
-    """Error to report for one that was raised while a model was traced.
+    """Error to report for an error of a model that is traced.
 
     Parameters
     ----------
     error : Exception
-        As it came out of the model.
+        Raised by the model.
     model : str
         Name of the model.
     rows : int
-        Number of rows that it was called with.
+        Number of rows of the call.
 
     Returns
     -------
     ModelError
-        An UntraceableModelError where the model needs the numbers behind traced values.
+        An UntraceableModelError if the model needs the numbers behind traced values.
     """
-    kind, traceback = _kind(error), error.__traceback__
+    kind, raised = _kind(error), error
     if kind is None and isinstance(error.__cause__, TypeError):
-        # NumPy hides why a value could not be put into an array.
-        kind = _kind(error.__cause__)
-        error = error.__cause__ if kind is not None else error
+        # NumPy replaces the error of a value that cannot be put into an array.
+        kind, raised = _kind(error.__cause__), error.__cause__
     if kind is None:
         return _errors.model_raised(model, error, rows)
-    what = error.what if isinstance(error, TracedValueError) else "a number"
-    site = _failing_site(traceback)
+    what = raised.what if isinstance(raised, TracedValueError) else "a number"
+    site, twin = _failing_site(error), None
     line = "" if site is None else site.line
+    if site is not None and kind in ("branch", "value"):
+        kind, what, twin = _refined(kind, what, site)
     if kind == "function":
-        return _errors.untraceable_call(model, what, None, line)
-    if kind == "selection":
-        return _errors.untraceable_selection(model, line)
+        return _errors.untraceable_call(model, what, twin, line)
     if kind == "assignment":
         return _errors.untraceable_assignment(model, what, line)
-    if kind == "loop":
-        return _errors.untraceable_loop(model, line)
-    if kind == "text":
-        return _errors.untraceable_text(model, line)
-    if kind == "key":
-        return _errors.untraceable_conversion(model, "a key of a dictionary or a cache", line)
-    return _value_error(kind, what, model, site)
+    if kind in _PLAIN_ERRORS:
+        return _PLAIN_ERRORS[kind](model, line)
+    what = "a key of a dictionary or a cache" if kind == "key" else what
+    return _errors.untraceable_conversion(model, what, line)
 
 
 def is_mixed(error: _errors.ModelError) -> bool:
-    """Whether a model failed under NumPy's dispatch because it calls JAX as well.
+    """Whether a model failed under NumPy's dispatch because it also calls JAX.
 
-    Parts of JAX take arrays of their own only; ``jax.lax`` refuses others by this name.
+    Some functions of JAX accept JAX arrays only. ``jax.lax`` refuses others with this name.
     """
     return "__jax_array__" in str(error.__cause__)
 
 
-def _value_error(kind: Kind, what: str, model: str, site: Site | None) -> _errors.ModelError:
-    """Error for a truth value or a number that was asked for."""
-    line = "" if site is None else site.line
-    if site is not None and site.is_text:
-        return _errors.untraceable_text(model, line)
-    if site is not None and site.operation.startswith("CALL"):
-        if any(site.callee is function for function in _OF_INTEGERS):
-            return _errors.untraceable_integer(model, line)
-        call, twin = _describe(site.callee, site.expression)
-        if call is not None:
-            return _errors.untraceable_call(model, call, twin, line)
-    if kind == "branch":
-        return _errors.untraceable_branch(model, line)
-    if site is not None and site.operation == "STORE_SUBSCR":
-        return _errors.untraceable_assignment(model, "assigns into a NumPy array", line)
-    if site is not None and site.is_index:
-        return _errors.untraceable_index(model, line)
-    return _errors.untraceable_conversion(model, what, line)
-
-
 def _kind(error: Exception) -> Kind | None:
-    """What was tried, or None for an error of the model's own."""
+    """The use of a traced value that failed; None for an error of the model itself."""
     if isinstance(error, TracedValueError):
         return error.kind
     if isinstance(error, jax.errors.TracerBoolConversionError):
@@ -196,55 +173,59 @@ def _kind(error: Exception) -> Kind | None:
     return None
 
 
-def _failing_site(traceback: types.TracebackType | None) -> Site | None:
-    """The instruction of the model's own code that led to an error."""
-    found = None
-    while traceback is not None:
-        if not _is_library_file(traceback.tb_frame.f_code.co_filename):
-            found = traceback
-        traceback = traceback.tb_next
-    if found is None:
+@dataclass(frozen=True)
+class _Site:
+    """The place of an error in the model's code.
+
+    ``expression`` is the source of the expression that failed, ``node`` its parse tree, and
+    ``rest`` the source behind it on the same line.
+    """
+
+    frame: types.FrameType
+    line: str
+    expression: str
+    rest: str
+    node: ast.expr | None
+
+    def value(self, node: ast.expr) -> Any:
+        """Value of a constant or a dotted name, such as ``np.linalg.norm``; else None."""
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Attribute):
+            return getattr(self.value(node.value), node.attr, None)
+        if isinstance(node, ast.Name):
+            scopes = (self.frame.f_locals, self.frame.f_globals, vars(builtins))
+            return next((scope[node.id] for scope in scopes if node.id in scope), None)
         return None
-    frame, at = found.tb_frame, found.tb_lasti
-    code = frame.f_code
-    text = linecache.getline(code.co_filename, found.tb_lineno, frame.f_globals).strip()
-    expression = _source(code, at, frame)
-    node = _parsed(expression)
-    return Site(
-        operation=_operation(code, at),
-        callee=_callee(expression, frame),
-        expression=expression,
-        line=f" (line {found.tb_lineno}: `{text}`)" if text else "",
-        is_text=_is_text(node, frame),
-        is_index=isinstance(node, ast.Subscript),
-    )
 
 
-def _parsed(expression: str) -> ast.expr | None:
+def _failing_site(error: Exception) -> _Site | None:
+    """The deepest place of a traceback outside of libraries."""
+    frames = traceback.walk_tb(error.__traceback__)
+    summaries = traceback.extract_tb(error.__traceback__)
+    inner = [
+        (frame, summary)
+        for (frame, _), summary in zip(frames, summaries, strict=True)
+        if not _is_library_file(summary.filename)
+    ]
+    if not inner:
+        return None
+    frame, at = inner[-1]
+    shown = f" (line {at.lineno}: `{at.line}`)" if at.line else ""
+    if at.lineno is None or at.end_lineno is None or at.colno is None or at.end_colno is None:
+        return _Site(frame, shown, "", "", None)
+    # Columns count bytes.
+    numbers = range(at.lineno, at.end_lineno + 1)
+    lines = [linecache.getline(at.filename, number).encode() for number in numbers]
+    rest = lines[-1][at.end_colno :].decode(errors="replace")
+    lines[-1] = lines[-1][: at.end_colno]
+    lines[0] = lines[0][at.colno :]
+    expression = b"".join(lines).decode(errors="replace")
     try:
-        return ast.parse(f"({expression})", mode="eval").body
+        node = ast.parse(f"({expression})", mode="eval").body
     except SyntaxError:
-        return None
-
-
-def _is_text(node: ast.expr | None, frame: types.FrameType) -> bool:
-    """Whether an expression makes text, as ``"%g" % a`` and ``f"{a:g}"`` do."""
-    if isinstance(node, ast.JoinedStr):
-        return True
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
-        left = node.left
-        value = _lookup(left.id, frame) if isinstance(left, ast.Name) else None
-        return isinstance(left.value if isinstance(left, ast.Constant) else value, str)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        return node.func.attr == "format"
-    return False
-
-
-def _operation(code: types.CodeType, at: int) -> str:
-    """Name of an instruction; a frame that waits for a call may point into its inline cache."""
-    while at > 0 and dis.opname[code.co_code[at]] == "CACHE":
-        at -= 2
-    return dis.opname[code.co_code[at]]
+        node = None
+    return _Site(frame, shown, expression, rest, node)
 
 
 def _is_library_file(name: str) -> bool:
@@ -253,132 +234,82 @@ def _is_library_file(name: str) -> bool:
     return name.startswith(_STDLIB) and not name.startswith(_SITE)
 
 
-def _source(code: types.CodeType, at: int, frame: types.FrameType) -> str:
-    """Source text of an instruction, empty if it is not known."""
-    start, end, first, last = list(code.co_positions())[at // 2]
-    if start is None or end is None or first is None or last is None:
-        return ""
-    lines = [
-        linecache.getline(code.co_filename, number, frame.f_globals).encode()
-        for number in range(start, end + 1)
-    ]
-    lines[-1] = lines[-1][:last]  # columns count bytes
-    lines[0] = lines[0][first:]
-    return b"".join(lines).decode(errors="replace")
+def _refined(kind: Kind, what: str, site: _Site) -> tuple[Kind, str, str | None]:
+    """Kind of a truth value or a number that was wanted, by the expression that wanted it.
+
+    Returns
+    -------
+    kind, what : str
+    twin : str or None
+        The JAX function in place of a called function.
+    """
+    node = site.node
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+        return ("text" if isinstance(site.value(node.left), str) else kind), what, None
+    if isinstance(node, ast.Call):
+        callee = site.value(node.func)
+        if any(callee is function for function in _OF_INTEGERS):
+            return "integer", what, None
+        if (getattr(callee, "__module__", None) or "").startswith(("jax", "nlsq_dask")):
+            return kind, what, None
+        name = public_name(callee) or site.expression.partition("(")[0].strip()
+        return "function", name.removeprefix("builtins."), _twin(name)
+    if isinstance(node, ast.Subscript) and kind == "value":
+        if re.match(r"\s*[-+*/%&|^@<>]*=(?!=)", site.rest):
+            return "assignment", "assigns into a NumPy array", None
+        return "index", what, None
+    return kind, what, None
 
 
-def _callee(expression: str, frame: types.FrameType) -> Any:
-    """The object that an expression such as ``np.linalg.norm(x)`` calls, or None."""
-    found_call = _parsed(expression)
-    if not isinstance(found_call, ast.Call):
+def public_name(callee: Any) -> str | None:
+    """Name of a function such as ``scipy.special.logsumexp``, where this very object is found."""
+    if isinstance(callee, np.vectorize):
+        return "a function made with numpy.vectorize"
+    owner, name = getattr(callee, "__self__", None), getattr(callee, "__name__", None)
+    if isinstance(owner, np.ufunc):
+        return f"{public_name(owner)}.{name}"
+    distribution = getattr(owner, "name", None)
+    if type(owner).__module__.startswith("scipy.stats") and distribution is not None:
+        return f"scipy.stats.{distribution}.{name}"
+    if not isinstance(name, str) or isinstance(owner, np.ndarray):
         return None
-    node: ast.expr = found_call.func
-    path: list[str] = []
-    while isinstance(node, ast.Attribute):
-        path.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name):
-        return None
-    found = _lookup(node.id, frame)
-    for name in reversed(path):
-        found = getattr(found, name, None)
-    return found
+    module = getattr(callee, "__module__", None) or ""
+    parts = module.split(".")
+    modules = [".".join(parts[:size]) for size in range(1, len(parts) + 1)]
+    for candidate in (*modules, "numpy", "scipy.special"):
+        if getattr(sys.modules.get(candidate), name, None) is callee:
+            return f"{candidate}.{name}"
+    return f"the ufunc {name}" if isinstance(callee, np.ufunc) else f"{module}.{name}"
 
 
-def _lookup(name: str, frame: types.FrameType) -> Any:
-    for namespace in (frame.f_locals, frame.f_globals, vars(builtins)):
-        if name in namespace:
-            return namespace[name]
+def _twin(full: str) -> str | None:
+    """Name of the JAX function for a function of another module; None if JAX has no such one."""
+    if full == "a function made with numpy.vectorize":
+        return "jax.vmap"
+    module, _, name = full.rpartition(".")
+    root = module.partition(".")[0]
+    default = (f"jax.{module}",) if root in ("numpy", "scipy") else ()
+    renamed = _RENAMED.get(full, name)
+    for package in _PACKAGES.get(module, default):
+        try:
+            if callable(pkgutil.resolve_name(f"{package}.{renamed.partition('(')[0]}")):
+                return f"{package}.{renamed}"
+        except (AttributeError, ImportError):
+            continue
     return None
 
 
-def _describe(callee: Any, expression: str) -> tuple[str | None, str | None]:
-    """Public name of what was called, and of its twin in JAX; None where there is none."""
-    if isinstance(callee, np.vectorize):
-        return "a function made with numpy.vectorize", "jax.vmap"
-    if isinstance(callee, np.ufunc):
-        module = "numpy" if getattr(np, callee.__name__, None) is callee else "scipy.special"
-        return _with_twin(module, callee.__name__)
-    owner: Any = getattr(callee, "__self__", None)
-    if isinstance(owner, np.ufunc):
-        return f"numpy.{owner.__name__}.{callee.__name__}", f"jax.numpy.{owner.__name__}"
-    if type(owner).__module__.startswith("scipy.stats") and hasattr(owner, "name"):
-        return _with_twin(f"scipy.stats.{owner.name}", callee.__name__)
-    module = getattr(callee, "__module__", None) or ""
-    name = getattr(callee, "__name__", None)
-    if not isinstance(name, str) or isinstance(owner, np.ndarray):
-        module, name = type(callee).__module__, None
-    if module.startswith("jax"):
-        return None, None
-    if name is None:
-        return (expression.partition("(")[0].strip() or None), None
-    return _with_twin(_public_module(module, name, callee), name)
-
-
-def _public_module(module: str, name: str, callee: Any) -> str:
-    """``scipy.special`` for ``scipy.special._logsumexp``: where this very object is found."""
-    parts = module.split(".")
-    for size in range(1, len(parts) + 1):
-        candidate = ".".join(parts[:size])
-        if getattr(sys.modules.get(candidate), name, None) is callee:
-            return candidate
-    return module
-
-
-def _with_twin(module: str, name: str) -> tuple[str, str | None]:
-    full = name if module == "builtins" else f"{module}.{name}"
-    if full in _ELSEWHERE:
-        return full, _ELSEWHERE[full]
-    for twin in _twins(module, name):
-        package, _, attribute = twin.rpartition(".")
-        if callable(getattr(_import(package), attribute, None)):
-            return full, twin
-    return full, None
-
-
-def _twins(module: str, name: str) -> list[str]:
-    """Names under which JAX may have a function, the likeliest first."""
-    if module in ("math", "builtins", "cmath"):
-        renamed = _RENAMED.get(name, name)
-        if module == "builtins" and name in ("float", "int", "bool", "complex"):
-            return ["jax.numpy.asarray"]
-        if "." in renamed:
-            return [f"jax.{renamed}"]
-        return [f"jax.numpy.{renamed}", f"jax.scipy.special.{renamed}"]
-    package, _, rest = module.partition(".")
-    if package == "numpy":
-        return [f"jax.numpy.{rest}.{name}" if rest else f"jax.numpy.{name}"]
-    if module == "scipy.fft":
-        return [f"jax.numpy.fft.{name}"]
-    if module in ("scipy.special", "scipy.linalg"):  # with NumPy's functions among them
-        return [f"jax.{module}.{name}", f"jax.numpy.{name}", f"jax.numpy.linalg.{name}"]
-    return [f"jax.{module}.{name}"] if package == "scipy" else []
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None
-
-
+@lru_cache(maxsize=1024)
 def jax_twin(ufunc: np.ufunc) -> Any:
-    """The function of JAX with a NumPy or SciPy ufunc's name.
+    """The JAX function for a ufunc of NumPy or SciPy.
 
     Raises
     ------
     TracedValueError
-        If JAX has none.
+        If JAX has no such function.
     """
-    name = ufunc.__name__
-    if getattr(np, name, None) is ufunc:
-        full, twin = f"numpy.{name}", getattr(jnp, name, None)
-    elif getattr(sys.modules.get("scipy.special"), name, None) is ufunc:
-        full = f"scipy.special.{name}"
-        renamed = {"psi": "digamma"}.get(name, name)
-        twin = getattr(jax.scipy.special, renamed, None) or getattr(jnp, name, None)
-    else:
-        full, twin = f"the ufunc {name}", None
+    full = public_name(ufunc) or ""
+    twin = _twin(full)
     if twin is None:
         raise TracedValueError("function", full)
-    return twin
+    return pkgutil.resolve_name(twin)

@@ -1,9 +1,9 @@
-"""What a traced model computes, as a value that can be compared and named.
+"""The content of a trace: a value that can be compared and hashed.
 
-A jaxpr has no equality of its own: two traces of one function are two objects. Its content is a
-nested tuple of the operations in their order, the numbers of their inputs and outputs, their
-parameters, and the values of all constants. Two models with equal contents compute the same, bit by
-bit, and the digest of a content is the same in every process.
+A jaxpr has no equality of its own: two traces of one function are two objects. The content of a
+jaxpr is a nested tuple of the operations in their order, the numbers of their inputs and outputs,
+their parameters, and the values of all constants. Two models with equal contents compute the same
+bits, and the digest of a content is the same in every process.
 """
 
 from __future__ import annotations
@@ -21,24 +21,28 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 Content = tuple[Any, ...]
 
-# Constants with more bytes are held as their digest.
+# Constants with more bytes are replaced by their digest.
 LONG_CONSTANT = 256
 
 
-def content(closed: ClosedJaxpr) -> Content:
-    """What a jaxpr computes.
+def content(closed: ClosedJaxpr, n_rows: int | None = None) -> Content:
+    """The content of a jaxpr.
 
     Parameters
     ----------
     closed : ClosedJaxpr
+    n_rows : int, optional
+        Number of rows of the trace. A symbol takes its place in all sizes, so that the contents for
+        two numbers of rows can be compared. A number in a computation, as in ``x / len(x)``, stays.
 
     Returns
     -------
     tuple
         Hashable; equal for equal computations. Python functions among the parameters of operations
-        (rules of derivatives, callbacks) are told apart by their type alone.
+        (rules of derivatives, callbacks) count by their type alone.
     """
-    return _jaxpr_content(closed.jaxpr), tuple(_constant(value) for value in closed.consts)
+    constants = tuple(_constant(value, n_rows) for value in closed.consts)
+    return _jaxpr_content(closed.jaxpr, n_rows), constants
 
 
 def digest(found: Content) -> str:
@@ -47,7 +51,7 @@ def digest(found: Content) -> str:
 
 
 def count_operations(closed: ClosedJaxpr) -> int:
-    """Operations that a jaxpr's result follows from, those of inner jaxprs too."""
+    """Number of operations that a jaxpr's result depends on, with those of inner jaxprs."""
     needed = set(filter(_is_variable, closed.jaxpr.outvars))
     count = 0
     for eqn in reversed(closed.jaxpr.eqns):
@@ -58,14 +62,14 @@ def count_operations(closed: ClosedJaxpr) -> int:
 
 
 def operations(closed: ClosedJaxpr) -> Iterator[JaxprEqn]:
-    """All operations of a jaxpr, those of inner jaxprs too."""
+    """All operations of a jaxpr and of its inner jaxprs."""
     return (eqn for jaxpr in _all_jaxprs(closed.jaxpr) for eqn in jaxpr.eqns)
 
 
 def coarsest_epsilon(closed: ClosedJaxpr) -> float:
     """Machine precision of the coarsest floating-point type in a jaxpr, at least float64's.
 
-    The types of constants and of all results count, complex ones among them.
+    Constants and all results count, of real and complex types.
     """
     constants = (var for jaxpr in _all_jaxprs(closed.jaxpr) for var in jaxpr.constvars)
     results = (var for eqn in operations(closed) for var in eqn.outvars)
@@ -83,7 +87,7 @@ def _count(jaxpr: Jaxpr) -> int:
 
 
 def _all_jaxprs(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
-    """A jaxpr and those within its operations."""
+    """A jaxpr and the jaxprs within its operations."""
     yield jaxpr
     for eqn in jaxpr.eqns:
         for inner in _inner_jaxprs(eqn):
@@ -99,30 +103,35 @@ def _inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield part
 
 
-def _jaxpr_content(jaxpr: Jaxpr) -> Content:
+def _jaxpr_content(jaxpr: Jaxpr, n_rows: int | None) -> Content:
     numbers: dict[Any, Any] = {}
 
     def atom(value: Any) -> Any:
         if isinstance(value, Literal):
-            return _constant(value.val)
+            return _constant(value.val, None)
         return numbers.setdefault(value, len(numbers))
 
-    inputs = tuple((atom(var), *_aval(var)) for var in (*jaxpr.constvars, *jaxpr.invars))
+    inputs = tuple((atom(var), *_aval(var, n_rows)) for var in (*jaxpr.constvars, *jaxpr.invars))
     steps = tuple(
         (
             eqn.primitive.name,
             tuple(map(atom, eqn.invars)),
-            tuple((atom(var), *_aval(var)) for var in eqn.outvars),
-            tuple((name, _parameter(value)) for name, value in eqn.params.items()),
+            tuple((atom(var), *_aval(var, n_rows)) for var in eqn.outvars),
+            tuple((name, _parameter(value, n_rows)) for name, value in eqn.params.items()),
         )
         for eqn in jaxpr.eqns
     )
     return inputs, steps, tuple(map(atom, jaxpr.outvars))
 
 
-def _aval(var: Any) -> tuple[tuple[int, ...], str]:
+def _aval(var: Any, n_rows: int | None) -> tuple[Content, str]:
     """Shape and type of a variable."""
-    return getattr(var.aval, "shape", ()), _name(getattr(var.aval, "dtype", None))
+    shape = getattr(var.aval, "shape", ())
+    return _open_shape(shape, n_rows), _name(getattr(var.aval, "dtype", None))
+
+
+def _open_shape(shape: tuple[int, ...], n_rows: int | None) -> Content:
+    return shape if n_rows is None else tuple("rows" if n == n_rows else n for n in shape)
 
 
 @functools.cache
@@ -130,35 +139,40 @@ def _name(dtype: Any) -> str:
     return str(dtype)
 
 
-def _constant(value: Any) -> Any:
-    """A number or an array of a jaxpr."""
+def _constant(value: Any, n_rows: int | None) -> Any:
+    """Content of a number or an array of a jaxpr.
+
+    For an array as long as the rows, the part that arrays of other lengths can have in common.
+    """
     if jnp.issubdtype(getattr(value, "dtype", np.dtype(bool)), jax.dtypes.extended):
         value = jax.random.key_data(value)
     array = np.asarray(value)
-    data: bytes = array.tobytes()
+    data: bytes = (array.ravel()[:1] if n_rows in array.shape else array).tobytes()
     if len(data) > LONG_CONSTANT:
         data = hashlib.sha256(data).digest()
-    return array.dtype.str, array.shape, data
+    return array.dtype.str, _open_shape(array.shape, n_rows), data
 
 
-def _parameter(value: Any) -> Any:
-    """A parameter of an operation."""
+def _parameter(value: Any, n_rows: int | None) -> Any:
+    """Content of a parameter of an operation."""
     if value is None or isinstance(value, str):
         return value
+    if n_rows is not None and isinstance(value, slice | range):
+        value = value.start, value.stop, value.step
     if isinstance(value, bool | int | float | complex | slice | range):
-        return repr(value)  # NaN equals itself by its name only
+        return "rows" if value == n_rows else repr(value)  # as text, NaN equals itself
     if isinstance(value, type):
         return value.__qualname__
     if isinstance(value, ClosedJaxpr):
-        return content(value)
+        return content(value, n_rows)
     if isinstance(value, Jaxpr):
-        return _jaxpr_content(value)
+        return _jaxpr_content(value, n_rows)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _constant(value)
+        return _constant(value, n_rows)
     if isinstance(value, tuple | list):
-        return type(value).__name__, tuple(map(_parameter, value))
+        return type(value).__name__, tuple(_parameter(part, n_rows) for part in value)
     if isinstance(value, dict):
-        return tuple((str(key), _parameter(part)) for key, part in value.items())
+        return tuple((str(key), _parameter(part, n_rows)) for key, part in value.items())
     if isinstance(value, enum.Enum | np.dtype):
         return str(value)
     return type(value).__name__

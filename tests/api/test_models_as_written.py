@@ -450,9 +450,9 @@ LOOPS = [
 def traced_rows(monkeypatch):
     """Numbers of rows that models are traced for while they are examined."""
     numbers = []
-    trace_call, trace_model = model_module._trace_call, row_wise.trace_model
+    trace_call, trace_model = model_module.trace_call, row_wise.trace_model
     monkeypatch.setattr(
-        model_module, "_trace_call", lambda spec, n: numbers.append(n) or trace_call(spec, n)
+        model_module, "trace_call", lambda spec, n: numbers.append(n) or trace_call(spec, n)
     )
     monkeypatch.setattr(
         row_wise, "trace_model", lambda spec, n: numbers.append(n) or trace_model(spec, n)

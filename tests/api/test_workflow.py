@@ -339,7 +339,9 @@ def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, engines, monkeypa
     original = prepare.plan_workflow
 
     def plan_workflow(*args, **kwargs):
-        return dataclasses.replace(original(*args, **kwargs), config=BlockConfig(256, 3, 1))
+        return dataclasses.replace(
+            original(*args, **kwargs), config=BlockConfig(block_rows=256, threads=3, thread_bytes=1)
+        )
 
     expected = fit(decay, X, Y, p0=START)
     engines.clear()

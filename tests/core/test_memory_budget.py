@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from nlsq_dask._errors import InputError, in_units
 from nlsq_dask.core import resources
-from nlsq_dask.core.memory_budget import (
+from nlsq_dask.core.memory_budget import GB, MAX_ROWS, MAX_ROWS_SMALL
+from nlsq_dask.core.worker_memory import (
     CHUNKS_A_THREAD,
-    GB,
-    MAX_ROWS,
-    MAX_ROWS_SMALL,
     WorkerMemory,
     check_chunk_fits,
     fitting_chunks,
@@ -38,6 +36,12 @@ counts = st.integers(1, 10**13)
 small_counts = st.integers(1, 200)
 limits = st.floats(0.05, 1e5)
 goals = st.sampled_from(GOALS)
+
+
+def budget_of(data, jacobian, peak):
+    return MemoryBudget(
+        available_gb=4.0, threshold_gb=3.0, data_gb=data, jacobian_gb=jacobian, peak_gb=peak
+    )
 
 
 # MemoryBudget
@@ -220,7 +224,7 @@ def test_selector_is_monotone_in_the_limit(n, p, limit, factor, goal):
     ],
 )
 def test_exactly_at_the_threshold_fits(data, peak, goal, strategy):
-    budget = MemoryBudget(4.0, 3.0, data, 1.0, peak)
+    budget = budget_of(data, 1.0, peak)
     assert MemoryBudgetSelector().select(10, 2, goal=goal, budget=budget)[0] == strategy
 
 
@@ -271,7 +275,7 @@ def test_ample_memory_uses_all_threads_and_the_fastest_blocks():
 
 
 @pytest.mark.parametrize("name", ["n_points", "n_params", "n_features"])
-@pytest.mark.parametrize("budget", [None, MemoryBudget(4.0, 3.0, 1.0, 1.0, 2.0)])
+@pytest.mark.parametrize("budget", [None, budget_of(1.0, 1.0, 2.0)])
 def test_selector_refuses_what_is_no_count(name, budget):
     arguments = {"n_points": 10, "n_params": 2, "budget": budget, name: 0}
     with pytest.raises(ValueError, match=f"^{name} = 0:"):

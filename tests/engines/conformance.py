@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask.core.questions import CostsAt, SumsAt
-from nlsq_dask.user_model.model import ModelSpec, prepare_model
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import ModelSpec
 from tests.support.problems import (
     Problem,
     exact_sums,

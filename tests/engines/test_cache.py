@@ -16,8 +16,8 @@ from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlsq_dask.core.memory_budget import WORKER_BASE_BYTES
 from nlsq_dask.core.questions import CostsAt, Several, SumsAt
+from nlsq_dask.core.worker_memory import WORKER_BASE_BYTES
 from nlsq_dask.engines.dask import cache
 from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms

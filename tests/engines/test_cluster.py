@@ -18,7 +18,7 @@ from nlsq_dask import InputError, ModelError, fit
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
-from nlsq_dask.kernels.sums import compilations
+from nlsq_dask.kernels.sums import block_compilations
 from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EngineConformance, seeds
 from tests.engines.test_dask import chunked_problem, in_dask_arrays
@@ -163,7 +163,7 @@ def test_one_compilation_in_each_worker_process(client):
     result = fit(model, *data, p0=[0.3, 1], client=client)
 
     assert result.n_passes > 3
-    counts = client.run(compilations, prepare_model(model, 2, "single", 1))
+    counts = client.run(block_compilations, prepare_model(model, 2, "single", 1))
     assert len(counts) == 2
     assert max(counts.values()) == 1
     assert set(counts.values()) <= {0, 1}

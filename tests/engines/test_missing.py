@@ -241,7 +241,8 @@ def noisy_decay(n_rows=2000):
 
 def optimum(engine, start):
     free = np.full(len(start), np.inf)
-    return minimized(engine, np.asarray(start), -free, free, SolverOptions(1e-12, 1e-12, 1e-12))
+    options = SolverOptions(ftol=1e-12, xtol=1e-12, gtol=1e-12)
+    return minimized(engine, np.asarray(start), -free, free, options)
 
 
 @pytest.mark.parametrize("chunks", [None, 170])

@@ -152,8 +152,9 @@ def test_a_state_of_an_earlier_release_is_read(tmp_path):
 def a_state():
     linearization = Linearization(np.eye(2), np.ones(2), np.ones(2), 1.0)
     return SolverState(
-        np.array([1.0, 2.0]), linearization, 1.0, 2.0, 9, 0, Moments(), Remainder(0.0, 0.0),
-        np.ones(2), 1.0, 0.0, 0.5, 3, 2, 0, None, (),
+        params=np.array([1.0, 2.0]), linearization=linearization, cost=1.0, chi2=2.0, n_points=9,
+        n_skipped=0, moments=Moments(), left=Remainder(0.0, 0.0), scale_inv=np.ones(2), radius=1.0,
+        alpha=0.0, optimality=0.5, nfev=3, njev=2, n_refined=0, status=None, history=(),
     )  # fmt: skip
 
 

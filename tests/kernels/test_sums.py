@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 
 from nlsq_dask import InputError
 from nlsq_dask.io.stage import aligned_empty
-from nlsq_dask.kernels import sums as sums_module
+from nlsq_dask.kernels import compiled as compiled_module
+from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.moments import PIECE_ROWS, moments_of_y
 from nlsq_dask.kernels.sums import (
     BlockKernel,
+    block_compilations,
     block_kernel,
-    compilations,
-    find_device,
 )
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, tile_rows
 from nlsq_dask.user_model.loss import LINEAR, Loss
+from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
 from tests.support.problems import decays, exact_sums, plain_problem
 
@@ -95,7 +97,7 @@ def test_buffers_may_be_refilled_when_the_kernel_returns():
 def test_rows_that_were_put_on_the_device():
     problem = plain_problem(1024)
     kernel = block_kernel(problem.spec)
-    rows = kernel.put(buffers(problem, 1024))
+    rows = Kernels((problem.spec,)).put(buffers(problem, 1024))
     exact_sums(problem).assert_equal(kernel(problem.params, problem.basis, rows), 1024)
 
 
@@ -107,13 +109,13 @@ def test_one_compilation_for_each_shape_of_buffer():
 
     problem = plain_problem(900, p=2)
     spec = prepare_model(model, 2, "single", 1)
-    assert compilations(spec) == 0
+    assert block_compilations(spec) == 0
     for expected, capacity in enumerate((1024, 2048), start=1):
         for n_rows in (900, 1, 512):
             rows = buffers(problem, capacity)
             kernel = block_kernel(spec, "cpu")
             kernel(problem.params, problem.basis, Rows(rows.coords, rows.y, rows.weights, n_rows))
-        assert compilations(spec) == expected
+        assert block_compilations(spec) == expected
 
 
 def test_equal_closures_share_a_kernel_and_others_do_not():
@@ -143,12 +145,11 @@ def test_threads_that_start_together_compile_once():
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(work, range(8)))
     assert results == [1024 * 2.25**2] * 8
-    assert compilations(spec) == 1
+    assert block_compilations(spec) == 1
 
 
 def test_the_least_used_kernel_is_forgotten(monkeypatch):
-    monkeypatch.setattr(sums_module, "MAX_KERNELS", 2)
-    monkeypatch.setattr(sums_module, "_kernels", type(sums_module._kernels)())
+    monkeypatch.setattr(compiled_module, "_kernels", LruTable(2))
     specs = [prepare_model(lambda x, a, c=c: a * x + c, ["a"], "single", 1) for c in (1, 2, 3)]
     first, second = block_kernel(specs[0]), block_kernel(specs[1])
     assert block_kernel(specs[0]) is first

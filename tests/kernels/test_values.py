@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nlsq_dask import InputError
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, tile_rows
 from nlsq_dask.kernels.values import covariance_root, row_compilations, row_kernel
-from nlsq_dask.user_model.model import call_model, prepare_jacobian, prepare_model
+from nlsq_dask.user_model.model import prepare_jacobian, prepare_model
+from nlsq_dask.user_model.model_spec import call_model
 from tests.support.problems import decays
 
 

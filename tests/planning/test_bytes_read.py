@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask import fit
-from nlsq_dask.kernels.sums import compilations
+from nlsq_dask.kernels.sums import block_compilations
 from nlsq_dask.user_model.model import prepare_model
 from tests.support.counting_store import stored
 
@@ -178,11 +178,11 @@ def test_one_compilation_for_a_whole_fit(strategy):
         return lambda x, a, b: a * jnp.exp(-b * x) + offset
 
     spec = prepare_model(make(), 2, "single", 1)
-    assert compilations(spec) == 0
+    assert block_compilations(spec) == 0
     for _ in range(2):
         result = fit(make(), x, y, p0=[1, 1], strategy=strategy)
         assert result.n_passes > 3
-        assert compilations(spec) == 1
+        assert block_compilations(spec) == 1
 
 
 @pytest.mark.cluster

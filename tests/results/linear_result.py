@@ -78,7 +78,9 @@ def linear_result(design, y, sigma=None, *, absolute_sigma=False):
         status=Status.GRADIENT,
         strategy="standard",
         workflow=None,
-        budget=MemoryBudget(1.0, 0.75, 0.1, 0.1, 0.3),
+        budget=MemoryBudget(
+            available_gb=1.0, threshold_gb=0.75, data_gb=0.1, jacobian_gb=0.1, peak_gb=0.3
+        ),
         tolerances={"ftol": 1e-8, "xtol": None, "gtol": 1e-8},
         structure="single",
         n_coords=1,

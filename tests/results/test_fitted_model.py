@@ -18,7 +18,8 @@ from nlsq_dask import InputError, NotRowWiseError
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.values import row_compilations
 from nlsq_dask.results.fitted_model import FittedModel
-from nlsq_dask.user_model.model import call_model, prepare_loss, prepare_model
+from nlsq_dask.user_model.model import prepare_loss, prepare_model
+from nlsq_dask.user_model.model_spec import call_model
 from tests.support.counting_store import stored
 from tests.support.problems import combined, decays, problems, random_chunks
 

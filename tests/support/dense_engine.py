@@ -46,7 +46,9 @@ class DenseEngine:
             r = self.residuals(params)
             js = self.jacobian(params) @ basis
             chi2 = float(r @ r)
-            return NormalEquations(js.T @ js, js.T @ r, 0.5 * chi2, chi2, r.size, 0, self.moments)
+            return NormalEquations(
+                js.T @ js, js.T @ r, 0.5 * chi2, chi2, r.size, moments=self.moments
+            )
 
 
 def model_functions(

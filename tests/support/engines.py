@@ -18,7 +18,7 @@ from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.bad_values import BadValues
-from nlsq_dask.user_model.model import ModelSpec
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 
 def standard_engine(data: Observations, *specs: ModelSpec, whole: bool = False) -> Any:

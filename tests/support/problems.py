@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
-from nlsq_dask.user_model.model import ModelSpec, prepare_model
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 DTYPES = ("f8", "f4", "f2", ">f8", "i8", "i2", "u1", "?")
 MAX_LENGTH = {1: 2000, 2: 40, 3: 12}

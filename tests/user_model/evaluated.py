@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlsq_dask.user_model.model import call_model
+from nlsq_dask.user_model.model_spec import call_model
 
 X = np.linspace(0.0, 2.0, 15)
 

@@ -17,8 +17,9 @@ import pytest
 from nlsq_dask import _errors
 from nlsq_dask.kernels.sums import BlockKernel
 from nlsq_dask.kernels.tiles import Rows
-from nlsq_dask.user_model import model as model_module
-from nlsq_dask.user_model.model import MAX_MODELS, prepare_model
+from nlsq_dask.user_model import model_spec as model_module
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import MAX_MODELS
 from tests.user_model.evaluated import Line, X, compiled, evaluate
 
 SCALE = 2.0
@@ -253,7 +254,7 @@ def test_data_of_importable_modules_is_part_of_the_identity(case, user_module):
 LOAD = """
 import pickle, sys
 import jax, jax.numpy as jnp, numpy as np
-from nlsq_dask.user_model.model import call_model
+from nlsq_dask.user_model.model_spec import call_model
 spec = pickle.load(open(sys.argv[1], "rb"))
 try:
     with jax.enable_x64(True):

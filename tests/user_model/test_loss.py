@@ -21,7 +21,8 @@ from nlsq_dask.user_model.loss import (
     concavity,
     curvature,
 )
-from nlsq_dask.user_model.model import call_model, prepare_loss
+from nlsq_dask.user_model.model import prepare_loss
+from nlsq_dask.user_model.model_spec import call_model
 
 # rho(z) as documented for scipy.optimize.least_squares.
 DOCUMENTED = {

@@ -14,7 +14,8 @@ import scipy.stats
 from numpy.polynomial import chebyshev, polynomial
 
 from nlsq_dask import _errors
-from nlsq_dask.user_model.model import call_model, prepare_model
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import call_model
 from tests.support.models_as_written import IN_PLACE, OPERATORS, PARAMS
 
 TABLE = np.linspace(-1.0, 3.0, 9)

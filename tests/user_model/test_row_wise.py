@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from jax import lax
 
 from nlsq_dask.user_model import row_wise
-from nlsq_dask.user_model.model import TRIAL_ROWS, call_model, prepare_model, trace_model
-from nlsq_dask.user_model.row_proof import verdict
-from nlsq_dask.user_model.row_state import Kind
-from nlsq_dask.user_model.row_wise import OTHER_ROWS, fingerprint, row_dependence
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.model_spec import TRIAL_ROWS, call_model, trace_model
+from nlsq_dask.user_model.row_proof import Kind, verdict
+from nlsq_dask.user_model.row_wise import OTHER_ROWS, row_dependence
+from nlsq_dask.user_model.traces import content
 
 TABLE = np.linspace(0.0, 1.0, 7)
 CENTRES = np.linspace(-1.0, 1.0, 5)
@@ -356,9 +357,9 @@ def test_finding_is_kept(monkeypatch):
     assert len(calls) == 2
 
 
-def test_fingerprint_leaves_the_number_of_rows_open():
+def test_content_leaves_the_number_of_rows_open():
     def of(model, n):
-        return fingerprint(trace_model(prepare_model(model), n), n)
+        return content(trace_model(prepare_model(model), n), n)
 
     def plain(x, a):
         return a * jnp.interp(x, TABLE, TABLE) + jnp.zeros(x.shape)

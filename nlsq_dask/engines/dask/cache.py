@@ -31,7 +31,7 @@ from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Group, Stream
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage
-from nlsq_dask.kernels.sums import find_device
+from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from nlsq_dask.core.memory_budget import CHUNKS_A_THREAD, WORKER_BASE_BYTES, WorkerMemory
+from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES, WorkerMemory
 from nlsq_dask.engines.dask.cache import WorkerRoom
 
 if TYPE_CHECKING:

@@ -1,0 +1,133 @@
+"""Compiled functions of one model, kept for the process.
+
+JAX compiles a function anew for each shape of its arguments. A kernel counts these compilations,
+lets one thread compile while the others wait, and returns NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+
+from nlsq_dask._errors import no_such_device
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
+from nlsq_dask.user_model.lru import LruTable
+from nlsq_dask.user_model.model import check_trace
+from nlsq_dask.user_model.model_spec import ModelSpec
+
+# Kernels kept in one process. Each holds its compiled code, some hundred kilobytes.
+MAX_KERNELS = 64
+
+KernelT = TypeVar("KernelT", bound="CompiledKernel")
+
+
+class CompiledKernel:
+    """Functions of the rows of one model.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    tile_bytes : int or None
+        Bytes of the values of a tile. None evaluates a buffer in one call of the model, for models
+        whose rows depend on each other.
+    device : jax.Device
+        Where the kernel runs.
+    whole : bool
+        Whether a buffer holds all rows, for a model that needs all rows at once.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device, whole: bool
+    ) -> None:
+        self._spec = spec
+        self._tile_bytes = tile_bytes
+        self._device = device
+        self._is_whole = whole
+        self._compiled: set[tuple[object, ...]] = set()
+        self._compiling = threading.Lock()
+
+    def _run(self, function: Callable[..., jax.Array], *args: Any) -> FloatArray:
+        """Value of a jitted function; the arrays among `args` are not read afterwards."""
+        shapes = (function, *(leaf.shape for leaf in jax.tree.leaves(args)))
+        if shapes in self._compiled:
+            return self._fetch(function, args)
+        with self._compiling:  # one thread compiles, the others wait for its code
+            check_trace(self._spec)
+            result = self._fetch(function, args)
+            self._compiled.add(shapes)
+        return result
+
+    def _fetch(self, function: Callable[..., jax.Array], args: tuple[Any, ...]) -> FloatArray:
+        with jax.enable_x64(True), jax.default_device(self._device):
+            # Fetching waits for the kernel. After that the buffers may be refilled.
+            return np.asarray(function(*args))
+
+    def _count_compilation(self) -> None:
+        """Count a compilation; to be called in traced code, which runs once a compilation."""
+        _compilations[type(self), self._spec.token] += 1
+
+
+_compilations: Counter[tuple[type[CompiledKernel], str]] = Counter()
+_kernels: LruTable[tuple[object, ...], CompiledKernel] = LruTable(MAX_KERNELS)
+
+
+def kept_kernel(
+    kind: type[KernelT], key: str, spec: ModelSpec, device: str | None, whole: bool
+) -> KernelT:
+    """Kernel of a model in this process, made at the first call.
+
+    Parameters
+    ----------
+    kind : type
+        Class of the kernel.
+    key : str
+        Identity of the functions that the kernel computes.
+    spec : ModelSpec
+        The model.
+    device : {"cpu", "gpu"} or None
+        Platform; None takes JAX's default.
+    whole : bool
+        Evaluate each buffer in one call of the model, without tiles.
+
+    Raises
+    ------
+    InputError
+        If JAX has no such device.
+    """
+    target = find_device(device)
+    tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
+    identity = (kind, key, tile_bytes, target, whole)
+    kept = _kernels.get(identity)
+    if kept is None:
+        kept = _kernels.keep(identity, kind(spec, tile_bytes, target, whole))
+    return cast("KernelT", kept)
+
+
+def find_device(platform: str | None) -> jax.Device:
+    """First local device of a platform, or JAX's default device.
+
+    Raises
+    ------
+    InputError
+        If the platform is not "cpu" or "gpu", or JAX has no such device.
+    """
+    if platform is None:
+        return jax.local_devices()[0]
+    if platform not in ("cpu", "gpu"):
+        raise no_such_device(platform, jax.default_backend())
+    try:
+        return jax.local_devices(backend=platform)[0]
+    except RuntimeError as error:
+        raise no_such_device(platform, jax.default_backend()) from error
+
+
+def compilations(kind: type[CompiledKernel], spec: ModelSpec) -> int:
+    """Number of compilations of a model's kernel of a kind in this process."""
+    return _compilations[kind, spec.token]
