@@ -54,20 +54,20 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "the gradient has the other sign",
-        "products[:-1, -1],\n            cost,",
-        "-products[:-1, -1],\n            cost,",
+        "products[:-1, -1],\n            cost=cost,",
+        "-products[:-1, -1],\n            cost=cost,",
         ("test_sums.py",),
     ),
     Mutation(
         "rows behind the last are not masked",
-        "return jnp.where(rows.valid, values, 0.0)",
+        "return jnp.where(tile.valid, values, 0.0)",
         "return values",
         ("test_sums.py",),
     ),
     Mutation(
         "the last tile is lost",
-        "(n + tile - 1) // tile, add_tile",
-        "n // tile, add_tile",
+        "(rows.n + tile - 1) // tile, add_tile",
+        "rows.n // tile, add_tile",
         ("test_sums.py",),
     ),
     Mutation(
@@ -90,8 +90,8 @@ MUTATIONS = [
     ),
     Mutation(
         "weights count by their roots",
-        "values = values * rows.weights",
-        "values = values * jnp.sqrt(rows.weights)",
+        "values = values * tile.weights",
+        "values = values * jnp.sqrt(tile.weights)",
         ("test_sums.py",),
     ),
     Mutation(
