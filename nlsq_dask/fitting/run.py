@@ -166,13 +166,7 @@ def save_state(
     """Write a checkpoint, where they are kept."""
     if store is None:
         return
-    starts = [_as_json(start.to_dict()) for start in before.starts]
-    pilot = None if before.pilot is None else _as_json(before.pilot.to_dict())
-    store.save(Checkpoint(state, n_passes, starts, pilot))
-
-
-def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: to_json(value) for name, value in fields.items()}
+    store.save(Checkpoint(state, n_passes, to_json(before.starts), to_json(before.pilot)))
 
 
 @dataclass(frozen=True)
