@@ -167,13 +167,8 @@ def save_state(
     """Write a checkpoint, if there is a store."""
     if store is None:
         return
-    starts = [_as_json(start.to_dict()) for start in preparation.starts]
-    pilot = None if preparation.pilot is None else _as_json(preparation.pilot.to_dict())
+    starts, pilot = to_json(preparation.starts), to_json(preparation.pilot)
     store.save(Checkpoint(state, n_passes, starts, pilot))
-
-
-def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: to_json(value) for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
