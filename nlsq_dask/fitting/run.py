@@ -17,7 +17,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core import statistics
 from nlsq_dask.core.constraints import in_free
 from nlsq_dask.core.covariance import covariance, robust_covariance
-from nlsq_dask.core.minimize import Known, minimize
+from nlsq_dask.core.minimize import PriorKnowledge, minimize
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import Search, answered
 from nlsq_dask.core.solver_state import Solution, SolverState
@@ -202,7 +202,7 @@ def _solve(
 ) -> Search[tuple[Solution, Before]]:
     """The search in the free parameters."""
     state: SolverState | None = None
-    point, known, before = job.start, Known(sizes=job.start), Before()
+    point, known, before = job.start, PriorKnowledge(sizes=job.start), Before()
     options = replace(job.options, scores=not job.spec.loss.is_linear)
     if saved is not None:
         state, before = saved.state, Before.of(saved)
@@ -222,7 +222,7 @@ def _solve(
     stopped = solution.status is _errors.Status.CALLBACK
     if not stopped and (better := _better_end(before, solution.cost)) is not None:
         point, before = better
-        known = Known(moments=solution.moments, sizes=job.start)
+        known = PriorKnowledge(moments=solution.moments, sizes=job.start)
         solution = yield from minimize(point, job.box, options, observe, known=known)
     return solution, before
 
