@@ -72,6 +72,9 @@ CONTRADICTIONS = 5
 #: convergence: the quadratic model must be right (the value of ``scipy.optimize.least_squares``).
 TRUSTED_RATIO = 0.25
 
+#: Least component, relative to the largest, with which a parameter takes part in a direction.
+LEAST_PART = 0.1
+
 #: Smallest eigenvalue ratio of the equilibrated Gram matrix at which the distance and the standard
 #: errors are computed from its factor: the weakest direction has seven digits.
 FINAL_RESOLUTION = 1e7 * EPS
@@ -132,7 +135,12 @@ def judged(
     met = _criterion(state, box, options, outcome)
     status = _success(state, met, options, outcome)
     if status is None and outcome is not None and is_stuck(state, outcome):
-        status = _stuck_status(state, options)
+        if state.left.length <= NEAR_TOL * standard_deviation(state, options):
+            status = Status.NEAR
+        elif state.n_contradicted >= CONTRADICTIONS:
+            status = Status.INCONSISTENT
+        else:
+            status = Status.STALLED
     if status is None and state.nfev >= options.evaluations(state.params.size):
         status = Status.MAX_EVALUATIONS
     return replace(state, met=met if state.met is None else state.met, status=status)
@@ -223,12 +231,6 @@ def is_stuck(state: SolverState, outcome: Outcome) -> bool:
     return state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
 
 
-def _stuck_status(state: SolverState, options: SolverOptions) -> Status:
-    if state.left.length <= NEAR_TOL * standard_deviation(state, options):
-        return Status.NEAR
-    return Status.INCONSISTENT if state.n_contradicted >= CONTRADICTIONS else Status.STALLED
-
-
 def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Directions that the data do not determine.
 
@@ -254,7 +256,3 @@ def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:
     parts = np.abs(weak) / np.max(np.abs(weak), axis=1, initial=EPS, keepdims=True)
     involved: NDArray[np.bool_] = (parts > LEAST_PART).any(axis=0)
     return directions / nonzero(longest), involved
-
-
-#: Least component, relative to the largest, with which a parameter takes part in a direction.
-LEAST_PART = 0.1

@@ -64,7 +64,7 @@ ACTIVE_REACH = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PriorKnowledge:
     """Knowledge about the start and the rows before a search begins.
 
     Attributes
@@ -85,7 +85,7 @@ class Known:
     sizes: FloatArray | None = None
 
 
-NOTHING_KNOWN = Known()
+NOTHING_KNOWN = PriorKnowledge()
 
 
 def minimize(
@@ -95,7 +95,7 @@ def minimize(
     observer: Callable[[SolverState], None] | None = None,
     *,
     state: SolverState | None = None,
-    known: Known = NOTHING_KNOWN,
+    known: PriorKnowledge = NOTHING_KNOWN,
 ) -> Search[Solution]:
     """Minimise a sum of squares within bounds.
 
@@ -111,7 +111,7 @@ def minimize(
         there, with the best point so far.
     state : SolverState, optional
         State of an earlier search, from which this search goes on with the same bits.
-    known : Known
+    known : PriorKnowledge
         Knowledge about the start and the rows.
 
     Returns
@@ -143,7 +143,7 @@ def first_point(p0: FloatArray, box: Box, options: SolverOptions) -> FloatArray:
 
 
 def start(
-    p0: FloatArray, box: Box, options: SolverOptions, known: Known = NOTHING_KNOWN
+    p0: FloatArray, box: Box, options: SolverOptions, known: PriorKnowledge = NOTHING_KNOWN
 ) -> Search[SolverState]:
     """Evaluate the starting point.
 
@@ -247,7 +247,7 @@ def finish(state: SolverState, box: Box, options: SolverOptions) -> Search[Solut
 
 
 def _first_sums(
-    p0: FloatArray, box: Box, options: SolverOptions, basis: Basis, known: Known
+    p0: FloatArray, box: Box, options: SolverOptions, basis: Basis, known: PriorKnowledge
 ) -> Search[tuple[FloatArray, NormalEquations, int]]:
     """The start moved off the bounds, the sums at the start, and the number of extra evaluations.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeGuard, get_args
+from typing import get_args
 
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_gigabytes
@@ -225,7 +225,9 @@ def plan_workflow(
         If there is no such workflow, goal or strategy, if a number is out of its range, if the
         strategy cannot hold the data, or if a chunk is too large for a worker.
     """
-    preset = _preset(workflow)
+    if workflow is not None and (not isinstance(workflow, str) or workflow not in WORKFLOW_PRESETS):
+        raise _errors.unknown_choice("workflow", workflow, list(WORKFLOW_PRESETS))
+    preset = NO_PRESET if workflow is None else WORKFLOW_PRESETS[workflow]
     wanted = OptimizationGoal.parse(goal)
     named = _named_strategy(strategy)
     starts = _n_starts(n_starts, preset, wanted)
@@ -296,24 +298,12 @@ def create_checkpoint_directory(base_dir: str | Path | None = None) -> str:
     return str(directory)
 
 
-def _preset(workflow: str | None) -> WorkflowPreset:
-    if workflow is None:
-        return NO_PRESET
-    if not isinstance(workflow, str) or workflow not in WORKFLOW_PRESETS:
-        raise _errors.unknown_choice("workflow", workflow, list(WORKFLOW_PRESETS))
-    return WORKFLOW_PRESETS[workflow]
-
-
 def _named_strategy(strategy: str | None) -> Strategy | None:
     if strategy is None or strategy == "auto":
         return None
-    if not _is_strategy(strategy):
+    if strategy not in get_args(Strategy):
         raise _errors.unknown_choice("strategy", strategy, ("auto", *get_args(Strategy)))
-    return strategy
-
-
-def _is_strategy(value: str) -> TypeGuard[Strategy]:
-    return value in get_args(Strategy)
+    return strategy  # type: ignore[return-value]
 
 
 def _refuse_in_memory(preset: WorkflowPreset, named: Strategy | None) -> None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.minimize import Known, advance, minimize, start
+from nlsq_dask.core.minimize import PriorKnowledge, advance, minimize, start
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import CostsAt, Search
 from nlsq_dask.core.reflective import Box
@@ -148,7 +148,7 @@ def _first_steps(
 ) -> Search[dict[int, SolverState]]:
     """Take a few steps from each start, by number."""
     states: dict[int, SolverState] = {}
-    known = Known()
+    known = PriorKnowledge()
     for i, point in points.items():
         try:
             state = yield from start(point, box, options, known)
@@ -157,7 +157,7 @@ def _first_steps(
         while state.status is None and state.nfev < FIRST_EVALUATIONS:
             state = yield from advance(state, box, options)
         states[i] = state
-        known = Known(moments=state.moments)
+        known = PriorKnowledge(moments=state.moments)
     return states
 
 

@@ -25,7 +25,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.constraints import in_free
 from nlsq_dask.core.distance import estimated_variance, remainder
 from nlsq_dask.core.factor import Basis, Linearization, factorize
-from nlsq_dask.core.minimize import Known, first_point, minimize
+from nlsq_dask.core.minimize import PriorKnowledge, first_point, minimize
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import CostsAt, Search, Several, SumsAt, answered
 from nlsq_dask.core.solver_state import Solution, SolverOptions
@@ -124,14 +124,16 @@ def run_pilot(job: Job, sample: Observations) -> Pilot | None:
         return None
 
 
-def first_pass(job: Job, pilot: Pilot) -> Search[tuple[FloatArray, Known, Pilot, PilotRecord]]:
+def first_pass(
+    job: Job, pilot: Pilot
+) -> Search[tuple[FloatArray, PriorKnowledge, Pilot, PilotRecord]]:
     """Evaluate the pilot's answer, and the other possible starts, on all rows.
 
     Returns
     -------
     point : ndarray, shape (q,), float64
         Where to go on.
-    known : Known
+    known : PriorKnowledge
         The moments of y, and the sums at the point if these were computed.
     pilot : Pilot
         With the costs of all rows.
@@ -170,7 +172,7 @@ def first_pass(job: Job, pilot: Pilot) -> Search[tuple[FloatArray, Known, Pilot,
         float(costs[-1]),
         choice < len(points) - 1,
     )
-    known = Known(moments=sums.moments, sizes=job.start)
+    known = PriorKnowledge(moments=sums.moments, sizes=job.start)
     if choice == 0:
         known = replace(known, basis=basis, sums=sums)
     return points[choice], known, pilot, record

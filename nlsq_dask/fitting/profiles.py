@@ -20,7 +20,7 @@ from nlsq_dask.core.constraints import Reduction, in_free
 from nlsq_dask.core.convergence import FINAL_RESOLUTION
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.factor import EPS, Basis
-from nlsq_dask.core.minimize import Known, minimize
+from nlsq_dask.core.minimize import PriorKnowledge, minimize
 from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.questions import CostsAt, Search
 from nlsq_dask.core.reflective import Box
@@ -199,7 +199,7 @@ def _search(
         costs = yield CostsAt(held.expand(starts[0])[None])
         return Point(value, whole, float(costs[0]))
     triangle = np.asarray(np.linalg.qr(ground.r_factor[:, others], mode="r"))
-    known = Known(Basis(np.linalg.inv(triangle), triangle), moments=moments)
+    known = PriorKnowledge(Basis(np.linalg.inv(triangle), triangle), moments=moments)
     for start in starts:
         last = _LastStep(box, ground.variance)
         try:

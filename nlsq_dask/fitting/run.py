@@ -17,7 +17,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core import statistics
 from nlsq_dask.core.constraints import in_free
 from nlsq_dask.core.covariance import covariance, robust_covariance
-from nlsq_dask.core.minimize import Known, minimize
+from nlsq_dask.core.minimize import PriorKnowledge, minimize
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import Search, answered
 from nlsq_dask.core.reopen import reopened
@@ -199,7 +199,7 @@ def _solve(
 ) -> Search[tuple[Solution, Preparation]]:
     """Search in the free parameters."""
     state: SolverState | None = None
-    point, known, preparation = job.start, Known(sizes=job.start), Preparation()
+    point, known, preparation = job.start, PriorKnowledge(sizes=job.start), Preparation()
     options = replace(job.options, scores=not job.spec.loss.is_linear)
     if saved is not None:
         state, preparation = saved.state, Preparation.of(saved)
@@ -221,7 +221,7 @@ def _solve(
     stopped = solution.status is _errors.Status.CALLBACK
     if not stopped and (better := _better_end(preparation, solution.cost)) is not None:
         point, preparation = better
-        known = Known(moments=solution.moments, sizes=job.start)
+        known = PriorKnowledge(moments=solution.moments, sizes=job.start)
         solution = yield from minimize(point, job.box, options, observe, known=known)
     return solution, preparation
 

@@ -1,1 +1,1 @@
-"""Rows to sums, in JAX: what all rows of a buffer contribute, and values on them."""
+"""Kernels in JAX: sums over the rows of a buffer, and values of a model on rows."""

@@ -1,9 +1,9 @@
-"""Whether the kernel computes what the user's own code computes when it is called as it is.
+"""Comparison of a kernel with the user's model called with NumPy arrays.
 
-A model that is written for NumPy is traced on arrays that only act like NumPy's. The first rows
-that a kernel gets in a fit are therefore computed twice: by the compiled kernel, and by the model
-itself on NumPy arrays. The kernel is asked for ``Σ |f(x_i) - y_i|`` with the model's own values as
-y, for which nothing has to be compiled.
+A model written for NumPy is traced on arrays that only act like NumPy's arrays. Therefore the first
+rows of a fit are computed twice: by the compiled kernel, and by the model itself on NumPy arrays.
+The kernel computes ``Σ |f(x_i) - y_i|`` with the model's own values as y. This needs no other
+compilation.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
 from nlsq_dask.user_model.model_value import ModelErrors
 from nlsq_dask.user_model.traces import coarsest_epsilon
 
-# Rows that are compared of a model that works row by row.
+# Number of compared rows of a row-wise model.
 COMPARED_ROWS = 64
 
-# Largest difference that counts as rounding, in units of the largest value; of coarser types than
-# float64, so many of their own machine precisions.
+# Largest difference that counts as rounding, in units of the largest value. For coarser types than
+# float64, in units of their machine precision.
 AGREEMENT = 1e-9
 COARSE_ROUNDING = 100.0
 
-# Times the change of a value by rounding of its arguments that still counts as rounding.
+# Largest difference that counts as rounding, in units of the change by rounding of the arguments.
 SENSITIVITY = 100.0
 
 logger = logging.getLogger("nlsq_dask")
@@ -47,7 +47,7 @@ def check_agreement(
     rows: Rows,
     whole: bool,
 ) -> None:
-    """Compare a kernel with its model, where that is written for NumPy.
+    """Compare a kernel with its model, if the model is written for NumPy.
 
     Parameters
     ----------
@@ -58,16 +58,16 @@ def check_agreement(
     params : ndarray, shape (p,), float64
     basis : ndarray, shape (p, q), float64
     rows : Rows
-        Rows to take some of.
+        Rows of the comparison. A row-wise model is compared on some of them.
     whole : bool
         Whether the model needs all of them.
 
     Raises
     ------
     UntraceableModelError
-        If a value differs by more than rounding; it names the row.
+        If a value differs by more than rounding; the error names the row.
     ModelError
-        If the model differs from itself in two calls, or raises for all rows.
+        If two calls of the model differ, or the model raises for all rows.
     """
     derivatives = spec.jacobian
     of_jacobian = derivatives is not None and derivatives.is_numpy and spec.loss.is_linear
@@ -102,7 +102,7 @@ def check_agreement(
 
 
 def _buffers(rows: Rows, coords: Sequence[FloatArray], values: FloatArray) -> Rows:
-    """Some rows in buffers of the size of others, for which the kernel is compiled."""
+    """Some of the rows in buffers of the same size, for which the kernel is compiled."""
 
     def buffer(values: FloatArray) -> FloatArray:
         filled = np.zeros(rows.y.shape)
@@ -116,7 +116,7 @@ def _buffers(rows: Rows, coords: Sequence[FloatArray], values: FloatArray) -> Ro
 def _called(
     spec: ModelSpec, coords: Sequence[FloatArray], params: FloatArray, whole: bool
 ) -> FloatArray | None:
-    """Value of a model that is called as it is; None if it cannot be called with some rows only."""
+    """Value of a model called with NumPy arrays; None if the model needs all rows."""
     n = coords[0].size
     x = model_input(spec.structure, [c.copy() for c in coords], np.stack)
     shape = (n, params.size) if spec.returns == "jacobian" else (n,)
@@ -127,7 +127,7 @@ def _called(
     except _errors.ModelError as error:
         if whole:
             raise
-        logger.info("not compared with the model called as it is: %s", error)
+        logger.info("the model called with NumPy arrays is not compared: %s", error)
         return None
 
 
@@ -139,11 +139,11 @@ def _compare(
     expected: FloatArray,
     derivatives: ModelSpec | None = None,
 ) -> None:
-    """Find the row that differs by more than rounding, if there is one, and say which."""
+    """Raise an error for the first row that differs by more than rounding, if there is one."""
     called = derivatives or spec
     traced = trace_model(called, coords[0].size)
-    # One operation after the other: compiled together they may be rounded otherwise, as in
-    # (t + x) - t with a large t, which is no other meaning.
+    # One operation after the other. Compiled together they may be rounded otherwise, as in
+    # (t + x) - t with a large t, without another meaning.
     with jax.enable_x64(True), jax.disable_jit():
         got = np.array(jaxpr_as_fun(traced)(*coords, params)[0])
     if derivatives is not None:
@@ -166,7 +166,7 @@ def _compare(
 
 
 def _spread(spec: ModelSpec, coords: Sequence[FloatArray], params: FloatArray) -> FloatArray:
-    """How much values change where arguments change in their last digit."""
+    """Change of the values (n,) if the arguments change in their last digit."""
     values = [_called(spec, c, p, whole=True) for c, p in _rounded(coords, params)]
     with np.errstate(invalid="ignore"):
         spread: FloatArray = np.ptp(np.stack(values), axis=0)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def _spread(spec: ModelSpec, coords: Sequence[FloatArray], params: FloatArray) -
 def _rounded(
     coords: Sequence[FloatArray], params: FloatArray
 ) -> Iterator[tuple[tuple[FloatArray, ...], FloatArray]]:
-    """The same arguments, and some that differ from them in the last digits."""
+    """The same arguments, and arguments that differ in the last digits."""
     epsilon = float(np.finfo(np.float64).eps)
     draw = np.random.default_rng(0)
 

@@ -1,20 +1,19 @@
-"""Derivatives of a model where automatic ones are not finite although the model's value is.
+"""Derivatives of a model in rows where only the automatic derivative is not finite.
 
-``(t / tau)**b`` at t = 0 has the value 0 for all tau and b, but its derivative is computed as
-0 · ∞. In such rows, and in such alone, the derivative by a parameter becomes a difference of two
-values:
+``(t / tau)**b`` at t = 0 has the value 0 for all tau and b, but its automatic derivative is 0 · ∞.
+Only in such rows the derivative by a parameter is a difference of two values:
 
-    (f(θ + h e_k) - f(θ - h e_k)) / 2h        where both are finite,
-    ±(f(θ ± h e_k) - f(θ)) / h                where one of them is,
+    (f(θ + h e_k) - f(θ - h e_k)) / 2h        if both are finite,
+    ±(f(θ ± h e_k) - f(θ)) / h                if one of them is finite,
 
-as ``scipy.optimize.least_squares`` takes them in all rows. A slope that is infinite, as that of
+as in all rows of ``scipy.optimize.least_squares``. An infinite slope, such as the slope of
 ``sqrt(a x)`` by a at a = 0, becomes a large finite number.
 
-The step of a central difference that balances truncation against rounding is ``ε^⅓ s``, with s the
-length along which the value changes by its own size (Press et al., "Numerical Recipes", section
-5.7). The rows whose derivatives are finite tell s, as the ratio ``‖f‖ / ‖∂f/∂θ_k‖``, in whatever
-units and however far from zero θ_k is. Rounding then adds errors of ``ε^⅔`` to the derivatives,
-in units of their root mean square.
+The step of a central difference that balances truncation against rounding is ``ε^⅓ s``, where s is
+the length along which the value changes by its own size (Press et al., "Numerical Recipes", section
+5.7). The rows with finite derivatives give s as the ratio ``‖f‖ / ‖∂f/∂θ_k‖``, for any units and
+any distance of θ_k from zero. Rounding then adds errors of ``ε^⅔`` to the derivatives, in units of
+their root mean square.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Derivatives(NamedTuple):
     values : jax.Array, shape (n,)
     along : jax.Array, shape (q, n)
     replaced : jax.Array, shape (n,), bool
-        Rows of which a derivative is a difference.
+        Rows with a difference in place of a derivative.
     """
 
     values: jax.Array
@@ -52,10 +51,10 @@ class Derivatives(NamedTuple):
 
 @lru_cache(MAX_KERNELS)
 def can_be_differenced(spec: ModelSpec, n_rows: int) -> bool:
-    """Whether :func:`with_differences` can evaluate a model, of so many rows.
+    """Whether :func:`with_differences` can evaluate a model of a number of rows.
 
-    Not one that calls Python back, as a model does that JAX cannot trace: XLA may run the branches
-    here in threads of its own, in which JAX would round what it hands over to float32.
+    A model that JAX cannot trace calls Python back, and cannot be evaluated here. XLA may run the
+    branches of this module in its own threads, where JAX would round the arguments to float32.
     """
     closed = trace_model(spec, n_rows)
     return not any("callback" in eqn.primitive.name for eqn in operations(closed))
@@ -70,11 +69,11 @@ def with_differences(
 ) -> Derivatives:
     """Derivatives of a model, with differences in place of those that are not finite.
 
-    Only in rows whose value and coordinates are finite.
+    Differences replace derivatives only in rows with a finite value and finite coordinates.
 
-    Differences are taken by each parameter, and the basis is applied afterwards: zero times NaN is
-    NaN, so that one derivative would spoil all directions. A parameter costs two more evaluations
-    of the model where a derivative by it is not finite, and none elsewhere.
+    Each difference is along one parameter, and the basis is applied afterwards: zero times NaN is
+    NaN, so that one derivative would spoil all directions. A parameter with a derivative that is
+    not finite costs two more evaluations of the model.
 
     Parameters
     ----------
@@ -93,11 +92,11 @@ def with_differences(
     if spec.jacobian is None:
         values, derivative = jax.linearize(model, params)
         columns = jax.vmap(derivative)(jnp.eye(params.shape[0]))
-        # A fixed parameter moves nothing, but zero times what is not finite is not zero.
+        # Without this a fixed parameter would count: zero times infinity is NaN.
         columns = columns.at[np.array(spec.constant)].set(0.0) if spec.constant else columns
     else:
         values, columns = model(params), call_jacobian(spec, coords, params).T
-    # A value at a coordinate that is no number, such as exp(-inf), is no reason to hide that one.
+    # exp(-inf) is finite, but a coordinate that is not finite must not be hidden.
     usable = counted & jnp.all(jnp.isfinite(jnp.stack([values, *coords])), axis=0)
     bad = usable & ~jnp.isfinite(columns)
     eps = model_eps(spec, coords[0].shape[0])
@@ -117,19 +116,19 @@ def with_differences(
 def _steps(
     values: jax.Array, slopes: jax.Array, params: jax.Array, counted: jax.Array, eps: float
 ) -> jax.Array:
-    """Steps (p,) of differences, from the slopes (p, n) that are known; 0 stands for the others.
+    """Steps (p,) of differences, from the finite slopes (p, n); 0 stands for the others.
 
-    Where none is known the parameter itself tells its size.
+    Without a finite slope the parameter's own size gives the step.
     """
     size = jnp.abs(params)
     squares = jnp.where(counted, jnp.concatenate([slopes, values[None]]), 0.0) ** 2
     norms = jnp.sqrt(jnp.sum(squares, axis=1))
-    # Never much longer than SciPy's step, however flat the other rows are.
+    # Never much longer than SciPy's step, even if the other rows are flat.
     length = jnp.minimum(norms[-1] / norms[:-1], jnp.maximum(size, 1.0))
     known = jnp.isfinite(length) & (length > 0.0)
     length = jnp.where(known, length, jnp.where(size > 0.0, size, 1.0))
     relative = eps ** (1.0 / 3.0)
-    # And never so short that θ + h is rounded by much of it.
+    # Long enough that the rounding of θ + h is a small part of h.
     steps: jax.Array = relative * jnp.maximum(length, relative * size)
     return steps
 
@@ -137,9 +136,9 @@ def _steps(
 def _difference(
     model: Values, values: jax.Array, params: jax.Array, k: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """Differences of the values (n,) by parameter k; NaN where no neighbour is finite."""
+    """Differences of the values (n,) along parameter k; NaN if no neighbour is finite."""
     at = params[k]
-    # The steps as they are after rounding, not as they were meant.
+    # The steps after rounding.
     ends = jnp.stack([at + step, at - step])
     above, below = jax.vmap(lambda end: model(params.at[k].set(end)))(ends)
     ahead, behind = ends - at
@@ -152,5 +151,5 @@ def _difference(
 
 @lru_cache(MAX_KERNELS)
 def model_eps(spec: ModelSpec, n_rows: int) -> float:
-    """Relative precision of a model's values, where it is called with so many rows."""
+    """Relative precision of a model's values, for a number of rows."""
     return coarsest_epsilon(trace_model(spec, n_rows))

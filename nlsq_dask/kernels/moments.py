@@ -1,4 +1,4 @@
-"""What no parameter changes: moments of y, of which the total sum of squares is made, and sizes."""
+"""Sums over rows that do not depend on parameters: moments of y, and largest values."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.tiles import Rows
 
-# Rows at a time, 256 KiB: few enough to stay in a core's cache and to cost next to no fresh pages
-# (a stage's worth of temporary arrays took longer than the kernel), enough that threads do not wait
-# for each other's interpreter lock.
+# Rows at a time, 256 KiB. Few enough to stay in a core's cache and to need few fresh pages:
+# temporary arrays of a whole stage took longer than the kernel. Enough that threads do not wait for
+# each other's interpreter lock.
 PIECE_ROWS = 1 << 15
 
-# Rows of a product that BLAS does not share between threads (OpenBLAS does from 10,000 on): the
-# kernel has a thread on every core.
+# Rows of a product that BLAS computes in one thread, since the kernel has a thread on every core.
+# OpenBLAS takes several threads from 10,000 rows on.
 DOT_ROWS = 1 << 13
 
-# Sizes of values between which nothing is rounded or overflows: from 2**53 on float64 does not hold
-# every integer.
+# Values between 1/ORDINARY and ORDINARY neither overflow nor lose integers: from 2**53 on float64
+# does not hold every integer.
 ORDINARY = 2.0**53
 
 # Smaller sums of squared weights have lost digits.
@@ -29,10 +29,10 @@ LEAST_WEIGHT = float(np.finfo(np.float64).tiny)
 
 
 def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
-    """Those fields of ``Moments`` that do not depend on parameters.
+    """The fields of ``Moments`` that do not depend on parameters.
 
-    In NumPy: they are needed once, and a compiled kernel for every size of buffer takes longer to
-    make than it saves.
+    Computed in NumPy, since they are needed once: compiling a kernel for every size of buffer would
+    take longer than the kernel saves.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
     y = np.asarray(rows.y)[: rows.n]
     weights = None if rows.weights is None else np.asarray(rows.weights)[: rows.n]
     first = float(y[0])
-    # Infinite values and weights make NaN here. The cost shows them: no news.
+    # NaN is expected here for infinite values and weights: the cost is not finite either.
     with np.errstate(invalid="ignore", over="ignore"):
         variance = _sum_of_variances(y.size, weights, factor)
         if factor is None:
             weight, linear, square = _sums(y, first, weights)
         else:
             weight, linear, square = _sums_of_correlated(y, first, weights, factor)
-    # Squares of such weights have no float64.
+    # The squares of such weights are outside of float64.
     if not LEAST_WEIGHT < weight < np.inf:
         return {"weight": weight, "mean": np.nan, "scatter": np.nan}
     shift = linear / weight
@@ -61,10 +61,10 @@ def moments_of_y(rows: Rows, factor: FloatArray | None) -> dict[str, float]:
 
 
 def largest_of(rows: Rows) -> FloatArray | None:
-    """Largest magnitudes of y, the coordinates and the weights; NaN where a value is NaN.
+    """Largest magnitudes of y, the coordinates and the weights; NaN for a NaN among the values.
 
-    Beside the sums, since a model may hide a NaN in its coordinates, and a robust loss one in y.
-    Between ``1 / ORDINARY`` and ``ORDINARY`` they are bounds. None for no rows.
+    A model may hide a NaN in its coordinates, and a robust loss may hide a NaN in y. Between ``1 /
+    ORDINARY`` and ``ORDINARY`` the magnitudes are upper bounds. None for no rows.
     """
     if not rows.n:
         return None
@@ -80,7 +80,7 @@ def _largest(buffer: jax.Array | FloatArray, n: int) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         pieces = (values[i : i + DOT_ROWS] for i in range(0, n, DOT_ROWS))
         size = math.sqrt(sum(float(np.dot(piece, piece)) for piece in pieces))
-        # Half as many bytes a second are compared as BLAS adds squares of.
+        # A comparison takes twice as long as the squares by BLAS.
         if 1.0 / ORDINARY < size < ORDINARY:
             return size
         return float(np.maximum(values.max(), -values.min()))
@@ -89,7 +89,7 @@ def _largest(buffer: jax.Array | FloatArray, n: int) -> float:
 @jax.jit
 def _largest_on_device(buffer: jax.Array, n: jax.Array) -> jax.Array:
     sizes = jnp.where(jnp.arange(buffer.shape[0]) < n, jnp.abs(buffer), 0.0)
-    # XLA's maximum may leave NaN out.
+    # XLA's maximum may ignore NaN.
     return jnp.where(jnp.any(jnp.isnan(sizes)), jnp.nan, jnp.max(sizes))
 
 
@@ -101,22 +101,22 @@ def solved(factor: jax.Array | FloatArray, columns: jax.Array | FloatArray) -> j
 def _sums(y: FloatArray, first: float, weights: FloatArray | None) -> tuple[float, float, float]:
     """``Σ w²``, ``Σ w² d`` and ``Σ w² d²`` of the distances d = y - first.
 
-    Large squares of y are not subtracted from each other: those of d are as large as they must be.
+    The distances avoid a difference of large squares of y.
     """
     weight, linear, square = float(y.size), 0.0, 0.0
     if weights is not None:
         weight = 0.0
-    apart_of = np.empty(min(PIECE_ROWS, y.size))
+    buffer = np.empty(min(PIECE_ROWS, y.size))
     for start in range(0, y.size, PIECE_ROWS):
         piece = slice(start, start + PIECE_ROWS)
-        apart = np.subtract(y[piece], first, out=apart_of[: y[piece].size])
+        distances = np.subtract(y[piece], first, out=buffer[: y[piece].size])
         if weights is None:
-            linear += float(apart.sum())
+            linear += float(distances.sum())
         else:
-            apart *= weights[piece]
+            distances *= weights[piece]
             weight += _dot(weights[piece], weights[piece])
-            linear += _dot(weights[piece], apart)
-        square += _dot(apart, apart)
+            linear += _dot(weights[piece], distances)
+        square += _dot(distances, distances)
     return weight, linear, square
 
 
@@ -132,8 +132,8 @@ def _sum_of_variances(n: int, weights: FloatArray | None, factor: FloatArray | N
 
 
 def _dot(a: FloatArray, b: FloatArray) -> float:
-    # Not ``a @ b``: BLAS shares a long product between as many threads as there are cores, and
-    # their number would be seen in the last bits.
+    # Not ``a @ b``: BLAS splits a long product between all cores, so that the last bits would
+    # depend on the number of cores.
     return float(np.einsum("i,i->", a, b))
 
 
@@ -145,5 +145,5 @@ def _sums_of_correlated(
     if weights is not None:
         columns *= weights[:, None]
     with jax.enable_x64(True):
-        unit, apart = np.asarray(solved(factor, columns)).T
-    return _dot(unit, unit), _dot(unit, apart), _dot(apart, apart)
+        unit, distances = np.asarray(solved(factor, columns)).T
+    return _dot(unit, unit), _dot(unit, distances), _dot(distances, distances)

@@ -16,15 +16,15 @@ from typing import ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
-# Columns up to which lanes are taken, for large buffers and for small ones. Measured for
-# "cauchy" (Xeon at 2.8 GHz, vectors of 256 bits), lanes and matrix products, in units of a pass of
-# linear loss: 1.4 and 1.8 for 3 columns, 1.4 and 1.6 for 10, 1.6 and 1.5 for 14. But XLA compiles
-# every pair by itself: 10 columns take three times as long as the products do, seconds that only a
-# fit of many rows earns back.
+# Most columns for lanes, in large and in small buffers. Measured for "cauchy" (Xeon at 2.8 GHz,
+# vectors of 256 bits), lanes and matrix products, in units of a pass of linear loss: 1.4 and 1.8
+# for 3 columns, 1.4 and 1.6 for 10, 1.6 and 1.5 for 14. XLA compiles every pair by itself: for 10
+# columns the compilation takes three times as long as for products. Only a fit of many rows earns
+# these seconds back.
 MOST_LANED_COLUMNS = 10
 MOST_LANED_COLUMNS_SMALL = 4
 
-# Rows of a buffer that only data of about a million rows have.
+# Rows of a large buffer. Only data of about a million rows have such buffers.
 LARGE_BUFFER = 1 << 17
 
 # Rows of a tile and lanes of a sum. Eight rows a lane are unrolled: 1024/128 and 2048/256 are
@@ -53,7 +53,7 @@ class Multiplied:
 
     @property
     def tile(self) -> int | None:
-        """Rows of a tile; None leaves them to its bytes."""
+        """Rows of a tile; None computes them from its bytes."""
         return None
 
     @property
@@ -62,7 +62,7 @@ class Multiplied:
         return jnp.zeros(())
 
     def total(self, rows: jax.Array) -> jax.Array:
-        """Sum of the rows of a tile (n,), which is to be added to those of other tiles."""
+        """Sum of the rows of a tile (n,), to be added over tiles."""
         return jnp.sum(rows)
 
     def zero(self) -> tuple[jax.Array, ...]:
@@ -75,13 +75,13 @@ class Multiplied:
     ) -> tuple[jax.Array, ...]:
         """Sums over the rows of a tile: columns (q, n), weights and another column (n,)."""
         first, *more = [columns * weight for weight in weights]
-        lefts = [jnp.concatenate([first, other[None]]), *more]
-        return tuple(left @ columns.T for left in lefts)
+        weighted = [jnp.concatenate([first, other[None]]), *more]
+        return tuple(matrix @ columns.T for matrix in weighted)
 
     def finish(self, sums: tuple[jax.Array, ...]) -> tuple[list[jax.Array], jax.Array]:
         """A symmetric matrix (q, q) for each weight, and the products with the other column."""
         matrices = [sums[0][:-1], *sums[1:]]
-        # The two halves of a matrix are rounded apart.
+        # The two halves of a matrix have different rounding errors.
         return [0.5 * (matrix + matrix.T) for matrix in matrices], sums[0][-1]
 
 
@@ -107,7 +107,7 @@ class Laned:
         return jnp.sum(rows.reshape(-1, LANES), axis=0)
 
     def zero(self) -> tuple[jax.Array, ...]:
-        """Sums over no rows; apart, since XLA copies an array of which it adds to a part."""
+        """Sums over no rows, as separate arrays: XLA copies an array if only a part changes."""
         pairs = self.columns * (self.columns + 1) // 2
         return tuple(jnp.zeros(LANES) for _ in range(pairs * self.weights + self.columns))
 
@@ -135,7 +135,7 @@ class Laned:
 def products_for(
     columns: int, weights: int, capacity: int, tile_bytes: int | None
 ) -> Multiplied | Laned:
-    """The faster way for a number of columns.
+    """The faster kind of products for a number of columns.
 
     Parameters
     ----------
@@ -147,17 +147,17 @@ def products_for(
     """
     tiled = tile_bytes is not None and capacity % LANED_ROWS == 0
     most = MOST_LANED_COLUMNS if capacity >= LARGE_BUFFER else MOST_LANED_COLUMNS_SMALL
-    way = Laned if tiled and columns <= most else Multiplied
-    return way(columns, weights)
+    kind = Laned if tiled and columns <= most else Multiplied
+    return kind(columns, weights)
 
 
 def computed_once(
     condition: jax.Array | bool, function: Callable[P, Values], *args: P.args, **kwargs: P.kwargs
 ) -> Values:
-    """What a function returns where the condition holds, as arrays in memory.
+    """Value of a function if the condition holds, as arrays in memory; else zeros.
 
-    XLA computes cheap values anew in every loop that reads them, through an
-    ``optimization_barrier`` too. What a branch returns is computed once.
+    XLA computes cheap values again in every loop that reads them, even with an
+    ``optimization_barrier``. The value of a branch is computed once.
     """
     shapes = jax.eval_shape(function, *args, **kwargs)
 
@@ -176,5 +176,5 @@ def products_of_scores(columns: jax.Array, scores: jax.Array) -> jax.Array:
 
 
 def no_products(columns: jax.Array, _: jax.Array) -> jax.Array:
-    """Zeros of that shape."""
+    """Zeros in place of the products of scores."""
     return jnp.zeros((columns.shape[0],) * 2)

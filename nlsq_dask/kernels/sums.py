@@ -115,13 +115,13 @@ class BlockKernel(CompiledKernel):
             found = self._run(self._differenced_sums, *args)
             sums, n_differenced = found[:-1], int(found[-1])
         products, rest = _taken(sums, q + 1)
-        concave = products_of_scores = None
+        concave = score_products = None
         if loss.is_concave:
             concave, rest = _taken(rest, q)
         if not loss.is_linear:
-            products_of_scores, rest = _taken(rest, q)
+            score_products, rest = _taken(rest, q)
         abs_errors, *extra = rest
-        # What is the same for linear loss, or without weights, is not summed twice.
+        # For linear loss, and without weights, some of the sums are equal and summed once.
         cost, n_small = 0.5 * chi2, 0.0
         if not loss.is_linear:
             cost, chi2, n_small, *extra = map(float, extra)
@@ -141,7 +141,7 @@ class BlockKernel(CompiledKernel):
             concave=concave,
             largest=largest,
             n_differenced=n_differenced,
-            scores=products_of_scores if scores else None,
+            scores=score_products if scores else None,
         )
 
     def _compare(self, params: FloatArray, basis: FloatArray, rows: Rows) -> None:
@@ -167,7 +167,7 @@ class BlockKernel(CompiledKernel):
         Returns
         -------
         ndarray, shape (k,), float64
-            Not finite for a candidate at which the model is not.
+            Not finite for a candidate where the model is not finite.
         """
         return 0.5 * self._run(self._costs, candidates, _counted(rows))
 
@@ -291,7 +291,7 @@ class BlockKernel(CompiledKernel):
             residuals = self._weighted(errors, tile)
             if self._spec.loss.is_linear:
                 return jnp.sum(residuals**2, axis=1)
-            # Row by row of the candidates: a user's loss is a function of a 1-D array.
+            # One candidate at a time: a user's loss is a function of a 1-D array.
             values = [self._spec.loss.terms(r, _call_loss)[0] for r in residuals]
             return jnp.stack([jnp.sum(jnp.where(tile.valid, v, 0.0)) for v in values])
 
@@ -357,7 +357,7 @@ def _counted(rows: Rows) -> Rows:
 
 
 def _taken(sums: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:
-    """A matrix (size, size) at the front of flat sums, and the rest."""
+    """The matrix (size, size) at the front of flat sums, and the rest."""
     return sums[: size**2].reshape(size, size), sums[size**2 :]
 
 

@@ -1,4 +1,4 @@
-"""The compiled kernels of the models that questions are about."""
+"""The compiled kernels of the models of a fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nlsq_dask.user_model.model_spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Kernels by the number of the model: a value that can be pickled.
+    """Kernels by the model's number: a value that can be pickled.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Kernels:
     def put(self, rows: Rows) -> Rows:
         """Place rows on the device, where they stay between passes.
 
-        On a CPU the aligned buffers are there already, and must not be written to any more.
+        On a CPU the kernel reads the aligned buffers themselves. Do not write to them afterwards.
         """
         target = find_device(self.device)
         if target.platform == "cpu":

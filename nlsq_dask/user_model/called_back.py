@@ -1,7 +1,7 @@
-"""Models that are called back by compiled code, with numbers, and not traced.
+"""Models that compiled code calls back with numbers, in place of tracing them.
 
-Their derivatives are central differences. Where one side of a difference is not finite, the other
-side alone gives it.
+Their derivatives are central differences. If one side of a difference is not finite, the difference
+is one-sided.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CENTRAL_STEP = float(np.finfo(np.float64).eps) ** (1.0 / 3.0)
 
 
 class Wrapper:
-    """A callable with a user's model inside, and the model's name and signature outside.
+    """A callable around a user's model, with the model's name and signature.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ class Wrapper:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__name__ = model_label(function)
-        # Under this name the identity of a model finds the package that the user's code is in.
+        # The identity of a model reads this name to find the package of the user's code.
         self.__func__ = function
         try:
             self.__signature__ = inspect.signature(function)
-        except (TypeError, ValueError):  # to be told when the parameters' names are looked for
+        except (TypeError, ValueError):  # the search for parameter names reports this error
             self.__signature__ = inspect.Signature()
 
 
@@ -54,7 +54,7 @@ class RowsModel(Wrapper):
     function : callable
         ``function(x, *params)``, of shape (n,) or ().
     lower, upper : ndarray, shape (p,), float64
-        Bounds, beyond which the model is not called.
+        Bounds. The model is not called beyond them.
     """
 
     def __init__(self, function: Callable[..., Any], lower: FloatArray, upper: FloatArray) -> None:
@@ -99,20 +99,20 @@ def central_differences(
     lower: FloatArray,
     upper: FloatArray,
 ) -> FloatArray:
-    """Derivatives of a function of parameters by those that are free.
+    """Derivatives of a function of parameters by the free parameters.
 
     Parameters
     ----------
     value : callable
         ``value(point)``, shape (n,).
     point, lower, upper : ndarray, shape (p,), float64
-        Parameters, and bounds beyond which the function is not called.
+        Parameters, and their bounds. The function is not called beyond the bounds.
     free : tuple of int, length q
 
     Returns
     -------
     ndarray, shape (n, q), float64
-        One-sided where the function is finite on one side alone.
+        One-sided if the function is finite on one side only.
     """
     return np.stack([_central_difference(value, point, i, lower, upper) for i in free], axis=1)
 
@@ -150,14 +150,14 @@ def called_back(
 
 
 def eager_value(function: Callable[..., Any], x: Any, params: FloatArray) -> FloatArray:
-    """Call a function as SciPy does, with numbers.
+    """Call a function with numbers, as SciPy does.
 
     Parameters
     ----------
     function : callable
         ``function(x, *params)``.
     x : object
-        An array becomes one of float64.
+        An array is converted to float64.
     params : ndarray, shape (p,), float64
 
     Returns

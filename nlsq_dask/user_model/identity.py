@@ -1,17 +1,19 @@
-"""Identity of a model: what makes two functions the same model, in one process and across several.
+"""Identity of a model: when two functions are the same model, in one process or in several.
 
-A compiled kernel may be used again only for a model that would compute the same values. An
-object's ``id`` says too little (a callable's attributes and a closure's cells change), a pickle too
-little as well: a function of an importable module is pickled as its name alone, whatever its
-module's globals are now.
+A compiled kernel may be used again only for a model that computes the same values. An object's
+``id`` is not enough, since a callable's attributes and a closure's cells change. A pickle is not
+enough either: a function of an importable module is pickled as its name alone, without its module's
+globals.
 
-So a function is identified by what its value follows from: its bytecode and constants, defaults,
-closure cells, attributes, and the values of the globals that its code names, functions and classes
-among them followed in turn. File names and line numbers do not count, so that a cell of a notebook
-that runs again gives the same model. Code of installed libraries is identified by its name.
+The identity of a function covers everything that its value depends on: bytecode and constants,
+defaults, closure cells, attributes, and the values of the globals in its code. Functions and
+classes among these are followed in turn. File names and line numbers do not count, so that a
+notebook cell that runs again gives the same model. Code of installed libraries is identified by its
+name.
 
-A worker imports such a module itself, and its globals may have other values there. The plain data
-that a model takes from modules is therefore listed, to be compared where the model is loaded.
+A worker imports such a module itself, and the module's globals may have other values there.
+Therefore the identity lists the plain data that a model reads from modules. The worker compares
+these data when it loads the model.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ import cloudpickle
 import jax
 import numpy as np
 
-# What pickling raises for objects that cannot be pickled. A RecursionError comes from graphs of
-# objects deeper than the stack, the rest from the objects' own methods.
+# Errors of pickling. A RecursionError comes from graphs of objects deeper than the stack, the
+# others come from the objects' own methods.
 UNPICKLABLE = (
     pickle.PicklingError,
     AttributeError,
@@ -62,17 +64,16 @@ class ModuleData(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What a model is.
+    """The identity of a model.
 
     Attributes
     ----------
     digest : str or None
-        SHA-256 of everything that the model's value follows from; None if some of it cannot be
-        pickled.
+        SHA-256 of everything that the model's value depends on; None if a part cannot be pickled.
     module_data : tuple of ModuleData
-        Plain data that the model reads from modules which are pickled by name.
+        Plain data that the model reads from modules that are pickled by name.
     uses_jax : bool
-        Whether JAX, or a library that imports it, is within the model's reach.
+        Whether the model can reach JAX, or a library that imports JAX.
     """
 
     digest: str | None
@@ -105,7 +106,7 @@ def identify(function: Callable[..., Any]) -> Identity:
 
 
 def changed_data(recorded: tuple[ModuleData, ...]) -> list[str]:
-    """Names of module data that have other values in this process than when they were recorded."""
+    """Names of module data with other values in this process than at the time of the record."""
     return [
         f"{module}.{name}"
         for module, name, digest in recorded
@@ -114,10 +115,10 @@ def changed_data(recorded: tuple[ModuleData, ...]) -> list[str]:
 
 
 class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class has no types
-    """Writes what a function's value follows from; the stream is hashed and never loaded.
+    """Writes everything that a function's value depends on, to be hashed and never loaded.
 
-    Parts are written as the state of an empty tuple, since pickle remembers an object before it
-    writes its state: functions that refer to each other end the recursion.
+    Parts are written as the state of an empty tuple. Pickle remembers an object before it writes
+    its state, so that functions that refer to each other end the recursion.
     """
 
     def __init__(self, stream: io.BytesIO, own: frozenset[str]) -> None:
@@ -176,7 +177,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
     def _module_values(
         self, module: types.ModuleType, names: tuple[str, ...], seen: frozenset[str]
     ) -> Iterator[tuple[str, Any]]:
-        """Attributes of a module that may be meant by ``module.name``."""
+        """Attributes of a module that ``module.name`` in the code may mean."""
         if not self._is_followed(module.__name__) or module.__name__ in seen:
             return
         for name in names:
@@ -195,7 +196,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
         return {
             "name": cls.__qualname__,
             "bases": cls.__bases__,
-            "attributes": {name: _unwrapped_method(value) for name, value in content.items()},
+            "attributes": {name: _functions_of(value) for name, value in content.items()},
         }
 
     def _record(self, module: str, name: str, value: Any) -> None:
@@ -204,7 +205,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
             self.module_data.append(ModuleData(module, name, digest))
 
     def _library_name(self, obj: Any) -> Any:
-        """Where a library keeps an object, as ``jax.numpy.exp``, which pickles by value."""
+        """Name of a library's object, such as ``jax.numpy.exp``, which pickles by value."""
         module = getattr(obj, "__module__", None)
         name = getattr(obj, "__name__", None)
         if not isinstance(module, str) or not isinstance(name, str) or self._is_followed(module):
@@ -220,7 +221,8 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
 def _code_parts(code: types.CodeType) -> list[Any]:
     return [
         code.co_code,
-        [_ordered(const) for const in code.co_consts],
+        # Sets have another order in each process.
+        [sorted(map(repr, c)) if isinstance(c, frozenset) else c for c in code.co_consts],
         code.co_names,
         code.co_varnames,
         code.co_freevars,
@@ -233,13 +235,8 @@ def _code_parts(code: types.CodeType) -> list[Any]:
     ]
 
 
-def _ordered(const: Any) -> Any:
-    """A constant of code; sets have another order in each process."""
-    return sorted(map(repr, const)) if isinstance(const, frozenset) else const
-
-
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Names of globals and attributes that code uses, nested functions included."""
+    """Names of globals and attributes in code, with those of nested functions."""
     names = dict.fromkeys(code.co_names)
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
@@ -254,7 +251,8 @@ def _cell_contents(cell: types.CellType) -> Any:
         return None
 
 
-def _unwrapped_method(value: Any) -> Any:
+def _functions_of(value: Any) -> Any:
+    """The functions of a method or a property; other values unchanged."""
     if isinstance(value, staticmethod | classmethod):
         return value.__func__
     if isinstance(value, property):
@@ -273,7 +271,7 @@ def _is_class_content(name: str, value: Any) -> bool:
 
 
 def _own_packages(function: Any) -> frozenset[str]:
-    """Packages that the model's own code belongs to, which are followed even where installed."""
+    """Packages of the model's own code, which are followed even if installed."""
     packages = set()
     while isinstance(function, functools.partial):
         function = function.func
@@ -293,7 +291,7 @@ def _is_library(package: str) -> bool:
 
 @functools.cache
 def _imports_jax(module: str) -> bool:
-    """Whether a module is JAX's, or one of a library that knows JAX by name."""
+    """Whether a module belongs to JAX, or to a library that imports JAX by name."""
     package = module.partition(".")[0]
     if package in ("jax", "jaxlib", "nlsq_dask"):
         return True

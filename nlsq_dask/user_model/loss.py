@@ -1,17 +1,18 @@
-"""Robust losses: how much a residual counts in the cost.
+"""Robust losses: the part of a residual in the cost.
 
 The cost is ``½ C² Σ ρ(z_i)`` with ``z_i = (r_i / C)²`` and the scale C (``f_scale``), as in
-``scipy.optimize.least_squares``. Around a point it is a linear least-squares problem once more,
-for residuals and a Jacobian that are rescaled row by row (Triggs, McLauchlan, Hartley &
-Fitzgibbon, "Bundle adjustment - a modern synthesis", 2000, section 4.3, without the term that
-couples them): with ``s² = ρ' + 2 z ρ''``, row i of J is multiplied by s and r_i by ``ρ' / s``. That
-keeps the gradient exact and the second derivatives of the loss in the Gauss-Newton matrix. In the
-sums over rows only s² and ``ρ' r_i`` are left, so that no root is taken.
+``scipy.optimize.least_squares``. Around a point this is again a linear least-squares problem, for
+residuals and a Jacobian that are rescaled row by row (Triggs, McLauchlan, Hartley & Fitzgibbon,
+"Bundle adjustment - a modern synthesis", 2000, section 4.3, without the coupling term): with
+``s² = ρ' + 2 z ρ''``, row i of J is multiplied by s, and r_i by ``ρ' / s``. The gradient stays
+exact, and the Gauss-Newton matrix contains the second derivatives of the loss. The sums over rows
+contain only s² and ``ρ' r_i``, so that no root is needed.
 
-Where ``ρ' + 2 z ρ''`` is negative the loss is concave in r_i, and no real s exists. SciPy leaves
-such rows out of the matrix. With noise well above C, which makes most rows such rows, that
-overrates the curvature many times, and steps are as many times too short. Their share is summed
-apart, and put back where a step is computed: see :mod:`nlsq_dask.core.factor`.
+If ``ρ' + 2 z ρ''`` is negative, the loss is concave in r_i, and no real s exists. SciPy leaves such
+rows out of the matrix. With noise well above C most rows are such rows. Then SciPy's matrix
+overestimates the curvature many times, and steps are too short by the same factor. Here the part of
+these rows is a separate sum, which the computation of a step adds: see
+:mod:`nlsq_dask.core.factor`.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from nlsq_dask.user_model.elementary import arctan, log1p
 # ρ, ρ' and ρ'' of z, each of z's shape.
 Terms = tuple[jax.Array, jax.Array, jax.Array]
 
-# Rows where the loss is concave keep this much of s², as SciPy's do.
+# Value of s² in rows where the loss is concave, as in SciPy.
 LEAST_SQUARED_SCALE = float(np.finfo(np.float64).eps)
 
-# The part of f_scale that half of normal residuals with this standard deviation do not exceed: the
-# normal quantile of 3/4, by which the median of absolute residuals is a robust measure of noise
+# Half of normal residuals with the standard deviation f_scale are below this part of f_scale: the
+# normal quantile of 3/4, which makes the median of absolute residuals a robust measure of noise
 # (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 5.1).
 HALF_OF_ROWS = 0.6744897501960817
 
@@ -51,7 +52,7 @@ class Loss:
     name : str
         One of :data:`LOSSES`, or the name of the user's function.
     f_scale : float
-        Residuals well below it count as in least squares, those above it less.
+        Residuals well below the scale count as in least squares, larger residuals less.
     function : callable or None
         The user's, as a value with a ``token``; ``function(z)`` is ``[ρ, ρ', ρ'']``, shape (3, n).
     """
@@ -67,7 +68,7 @@ class Loss:
 
     @property
     def is_concave(self) -> bool:
-        """Whether it may be concave in some residuals; of a user's function nothing is known."""
+        """Whether the loss may be concave in some residuals, as any user's function may be."""
         return self.function is not None or self.name in CONCAVE
 
     @property
@@ -94,13 +95,13 @@ class Loss:
     def of_rows(
         self, residuals: jax.Array, valid: jax.Array, call: Callable[..., jax.Array]
     ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-        """What the sums of a tile are made of; zeros in rows that are not valid.
+        """The terms of a tile's sums; zeros in rows that are not valid.
 
         Parameters
         ----------
         residuals : jax.Array, shape (n,)
         valid : jax.Array, shape (n,), bool
-            A user's loss of the residual 0, which other rows have, may be anything.
+            Other rows have the residual 0, for which a user's loss may have any value.
         call : callable
             As in `terms`.
 
@@ -109,8 +110,8 @@ class Loss:
         costs, scores : jax.Array, shape (n,)
             ``½ C² ρ`` and its derivative by the residual, ``ρ' r``.
         weights : list of jax.Array, shape (n,)
-            Of ``j jᵀ`` in the Gram matrix, and in the curvature of the rows where the loss is
-            concave, if it is one that may be.
+            Weights of ``j jᵀ`` in the Gram matrix, and, for a loss that may be concave, in the
+            curvature of the rows where the loss is concave.
         """
         value, first, second = self.terms(residuals, call)
         weights = [curvature(first, second)]
@@ -127,7 +128,7 @@ LINEAR = Loss("linear")
 
 
 def curvature(first: jax.Array, second: jax.Array) -> jax.Array:
-    """``s² = ρ' + 2 z ρ''`` of the rows, out of ``ρ'`` and ``z ρ''``; next to 0 where negative."""
+    """``s² = ρ' + 2 z ρ''`` of the rows from ``ρ'`` and ``z ρ''``; tiny instead of negative."""
     return jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE)
 
 
@@ -137,12 +138,12 @@ def concavity(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def check_loss(name: Any, f_scale: Any) -> float:
-    """The scale as a float, where the loss is one that there is.
+    """The scale as a float, if the loss exists.
 
     Raises
     ------
     InputError
-        If the loss is no name of one and no function, or the scale is not positive.
+        If the loss is neither a known name nor a function, or the scale is not positive.
     """
     if not callable(name) and not (isinstance(name, str) and name in LOSSES):
         raise _errors.unknown_loss(name, tuple(LOSSES))
@@ -161,16 +162,16 @@ def _linear(z: jax.Array) -> Terms:
 
 def _soft_l1(z: jax.Array) -> Terms:
     root = jnp.sqrt(1.0 + z)
-    # Both quotients by one division, which takes longer than all else here.
+    # Both quotients by one division, the slowest operation here.
     inverse = 1.0 / (root * (root + 1.0))
     first = inverse * (root + 1.0)
-    # 2 (√(1 + z) - 1) = 2 z / (√(1 + z) + 1), without the difference of nearly equal numbers.
+    # 2 (√(1 + z) - 1) = 2 z / (√(1 + z) + 1), without a difference of nearly equal numbers.
     return 2.0 * z * (inverse * root), first, -0.5 * first**3
 
 
 def _huber(z: jax.Array) -> Terms:
     inside = z <= 1.0
-    # The branch that is not taken must not divide by zero.
+    # The branch that is not chosen must not divide by zero.
     outside = jnp.sqrt(jnp.where(inside, 1.0, z))
     first = 1.0 / outside
     return (

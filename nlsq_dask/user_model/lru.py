@@ -1,4 +1,4 @@
-"""A bounded table that forgets what was used longest ago."""
+"""A bounded table that forgets the least recently used entry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LruTable(Generic[KeyT, ValueT]):
             return self._entries[key]
 
     def keep(self, key: KeyT, value: ValueT) -> ValueT:
-        """Value already kept for a key, or else this one, which is kept from now on."""
+        """Value of a key; a new key gets the given value."""
         with self._lock:
             kept = self._entries.setdefault(key, value)
             self._entries.move_to_end(key)
@@ -46,12 +46,12 @@ class LruTable(Generic[KeyT, ValueT]):
             return kept
 
     def pop(self, key: KeyT) -> ValueT | None:
-        """Value of a key, which is forgotten, or None."""
+        """Remove a key and return its value, or None."""
         with self._lock:
             return self._entries.pop(key, None)
 
     def put(self, key: KeyT, value: ValueT) -> None:
-        """Keep a value in place of what was kept for a key."""
+        """Set the value of a key."""
         with self._lock:
             self._entries.pop(key, None)
         self.keep(key, value)

@@ -1,4 +1,4 @@
-"""What a user's function returns, checked, and what it raises, as errors that name it."""
+"""Checks of the value of a user's function, and errors that name the function."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from nlsq_dask.user_model.trace_errors import model_error
 
 Returns = Literal["values", "jacobian", "loss"]
 
-# What a model may return, if it is of real numbers.
+# Types of a model's value, if it consists of real numbers.
 _ARRAY_LIKE = (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list, tuple)
 
 
 def checked_value(label: str, returns: Returns, value: Any, n: int, n_params: int) -> jax.Array:
-    """What a function returned as a float64 array: for a model, one number a row.
+    """The value of a function as a float64 array: for a model, one number a row.
 
     Parameters
     ----------
     label : str
         Name of the function.
     returns : {"values", "jacobian", "loss"}
-        What it computes of n rows: values (n,), derivatives (n, p), or the terms of a loss (3, n).
+        Kind of the value for n rows: values (n,), derivatives (n, p), or terms of a loss (3, n).
     value : object
-        What it returned.
+        Return value of the function.
     n, n_params : int
         Rows, and parameters.
 
@@ -39,7 +39,7 @@ def checked_value(label: str, returns: Returns, value: Any, n: int, n_params: in
     """
     shape = {"values": (n,), "jacobian": (n, n_params), "loss": (3, n)}[returns]
     if isinstance(value, jax.Array) and value.shape == shape and value.dtype == np.float64:
-        return value  # as what follows would, which takes a tenth of a trace
+        return value  # the same result as below, which would take a tenth of a trace
     if value is None:
         raise _errors.model_returned_nothing(label)
     if not isinstance(value, _ARRAY_LIKE):
@@ -66,7 +66,7 @@ def _output_shape(
 
 
 class ModelErrors:
-    """Turns what the user's code raises into a ModelError with the original as its cause."""
+    """Turns errors of the user's code into a ModelError with the original error as its cause."""
 
     def __init__(self, label: str, rows: int) -> None:
         self._label = label

@@ -1,14 +1,14 @@
 """Models written with NumPy, traced by JAX as they are.
 
-JAX's tracers do not take part in NumPy's dispatch, so ``np.exp(tracer)`` fails. ``TracedArray``
-holds a tracer and does take part (NumPy Enhancement Proposals 13 and 18): NumPy hands it every
-ufunc and every array function, and it answers with the function of the same name in ``jax.numpy``
-or ``jax.scipy.special``.
+JAX's tracers do not take part in NumPy's dispatch, so that ``np.exp(tracer)`` fails. A
+``TracedArray`` holds a tracer and takes part (NumPy Enhancement Proposals 13 and 18): NumPy passes
+every ufunc and every array function to it, and it calls the function of the same name in
+``jax.numpy`` or ``jax.scipy.special``.
 
-NumPy arrays can change in place and tracers cannot. A TracedArray replaces its tracer instead, so
-that everyone who holds the TracedArray sees the change. A view holds no tracer of its own: it reads
-its base anew after each change, and hands what is written to it on (``traced_views``). Where it
-follows from the layout in memory whether NumPy would make a view or a copy, changing is refused.
+NumPy arrays can change in place, and tracers cannot. A TracedArray replaces its tracer instead, so
+that all holders of the TracedArray see the change. A view has no tracer of its own. It reads its
+base again after each change, and writes to its base (``traced_views``). If only the layout in
+memory decides whether NumPy makes a view or a copy, a change in place is refused.
 """
 
 from __future__ import annotations
@@ -26,72 +26,33 @@ import numpy as np
 from nlsq_dask.user_model.trace_errors import TracedValueError, jax_twin
 from nlsq_dask.user_model.traced_views import View, is_basic, view_of_index, views_of_function
 
-# Longest array that Python code may loop over. Longer loops are over rows, which JAX would
-# unroll: at some 0.1 ms an operation to trace and more to compile, 256 turns are a second's work.
+# Longest array that Python code may loop over. Longer loops are loops over rows, which JAX would
+# unroll. An operation takes some 0.1 ms to trace and more to compile: 256 turns take a second.
 MAX_UNROLLED = 256
 
-_METHODS = frozenset(
-    [
-        "all",
-        "any",
-        "argmax",
-        "argmin",
-        "argsort",
-        "astype",
-        "clip",
-        "conj",
-        "conjugate",
-        "copy",
-        "cumprod",
-        "cumsum",
-        "diagonal",
-        "dot",
-        "flatten",
-        "max",
-        "mean",
-        "min",
-        "prod",
-        "ravel",
-        "repeat",
-        "reshape",
-        "round",
-        "searchsorted",
-        "squeeze",
-        "std",
-        "sum",
-        "swapaxes",
-        "take",
-        "trace",
-        "transpose",
-        "var",
-    ]
-)
+# fmt: off
+_METHODS = frozenset([
+    "all", "any", "argmax", "argmin", "argsort", "astype", "clip", "conj", "conjugate", "copy",
+    "cumprod", "cumsum", "diagonal", "dot", "flatten", "max", "mean", "min", "prod", "ravel",
+    "repeat", "reshape", "round", "searchsorted", "squeeze", "std", "sum", "swapaxes", "take",
+    "trace", "transpose", "var",
+])
 _PROPERTIES = frozenset(["T", "imag", "real"])
 
-# Functions that take sequences of arrays; for all others a list is an array to be.
-_TAKE_SEQUENCES = frozenset(
-    [
-        "block",
-        "broadcast_arrays",
-        "column_stack",
-        "concat",
-        "concatenate",
-        "dstack",
-        "hstack",
-        "meshgrid",
-        "select",
-        "stack",
-        "vstack",
-    ]
-)
+# Functions of sequences of arrays. For all other functions a list becomes an array.
+_TAKE_SEQUENCES = frozenset([
+    "block", "broadcast_arrays", "column_stack", "concat", "concatenate", "dstack", "hstack",
+    "meshgrid", "select", "stack", "vstack",
+])
+# fmt: on
 
 
-# Functions whose tuples are arrays too, where others take shapes and axes as tuples of ints.
+# Functions for which a tuple becomes an array. Other functions take shapes and axes as tuples.
 _TAKE_NO_SHAPES = frozenset(["convolve", "digitize", "interp", "polyval", "searchsorted"])
 
 
 class Watch(threading.local):
-    """Whether a function of JAX got hold of a TracedArray, or returned an array of its own."""
+    """Whether a function of JAX received a TracedArray, or returned an array."""
 
     used = False
 
@@ -142,10 +103,9 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
     value : jax.Array
         Traced or not.
     base : TracedArray, optional
-        The array whose memory NumPy would share with this one.
+        The array that would share its memory with this array in NumPy.
     view : View, optional
-        How this array is read from its base, and written to it; None if it is not known whether
-        it is a view.
+        How to read and write this array through its base; None if it may also be a copy.
     """
 
     def __init__(
@@ -167,7 +127,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
             self._base.share()
 
     def changed(self) -> int:
-        """How often the memory was changed."""
+        """Number of changes of the memory."""
         return self._changes if self._base is None else self._base.changed()
 
     @property
@@ -175,7 +135,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         """The JAX array."""
         if self._base is None or self._view is None or self._read_at == self.changed():
             return self._value
-        # Not kept: it may be read in an inner trace, which it must not outlive.
+        # Not stored: the value may belong to an inner trace, and must not outlive it.
         return self._view.read(self._base.value)
 
     def replace(self, value: jax.Array) -> None:
@@ -214,7 +174,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
             function = getattr(function, method, None)
             if function is None:
                 raise TracedValueError("function", f"numpy.{ufunc.__name__}.{method}")
-        for name in ("casting", "order", "subok"):  # how NumPy stores results, not what they are
+        for name in ("casting", "order", "subok"):  # storage, with no effect on values
             options.pop(name, None)
         if any(isinstance(part, jax.Array) for part in inputs):
             _watch.used = True
@@ -257,7 +217,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         try:
             result = twin(*args, **kwargs)
         except jax.errors.ConcretizationTypeError as error:
-            # The size of its result depends on values, as that of numpy.unique.
+            # The size of the result depends on values, as for numpy.unique.
             raise TracedValueError("selection") from error
         if out is not None:
             out.replace(result)
@@ -369,7 +329,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
         raise TracedValueError("value", "a list")
 
 
-# JAX's own functions (jit, vmap, scan, most of jax.numpy) look through a registered class.
+# JAX's functions (jit, vmap, scan, most of jax.numpy) accept a registered class.
 jax.tree_util.register_pytree_node(
     TracedArray,
     lambda array: ((array.__jax_array__(),), None),
@@ -380,7 +340,7 @@ jax.tree_util.register_pytree_node(
 def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[TracedArray, Any], TracedArray]:
     def change(self: TracedArray, other: Any) -> TracedArray:
         result: TracedArray = operation(self, other)
-        if self.ndim == 0:  # NumPy's scalars are immutable: the name is bound anew
+        if self.ndim == 0:  # NumPy's scalars are immutable, and the name gets a new value
             return result
         self.replace(result.value)
         return self
@@ -393,7 +353,7 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 
 
 def wrap(value: Any) -> Any:
-    """Put TracedArrays in place of JAX arrays, in sequences too."""
+    """Replace JAX arrays by TracedArrays, also in sequences."""
     if isinstance(value, jax.Array):
         return TracedArray(value)
     if isinstance(value, tuple | list):
@@ -403,7 +363,7 @@ def wrap(value: Any) -> Any:
 
 
 def _derived(array: Any, views: Sequence[View | None] | None, result: Any) -> Any:
-    """Result of a function of an array, as views of it where NumPy's are: None for an unknown."""
+    """Result of a function of an array, with views of the array where NumPy returns views."""
     if views is None or not isinstance(array, TracedArray):
         return wrap(result)
     if isinstance(result, jax.Array):
@@ -414,7 +374,7 @@ def _derived(array: Any, views: Sequence[View | None] | None, result: Any) -> An
 
 
 def unwrap(value: Any) -> Any:
-    """Put JAX arrays in place of TracedArrays, in sequences, mappings and callables too."""
+    """Replace TracedArrays by JAX arrays, also in sequences, mappings and callables."""
     if isinstance(value, TracedArray):
         return value.value
     if isinstance(value, tuple | list):
@@ -428,7 +388,7 @@ def unwrap(value: Any) -> Any:
 
 
 def _as_arrays(args: tuple[Any, ...], all_tuples: bool = False) -> tuple[Any, ...]:
-    """Arguments with arrays in place of lists, which jax.numpy does not take."""
+    """Arguments with arrays in place of lists, which jax.numpy does not accept."""
 
     def is_array(arg: Any) -> bool:
         if isinstance(arg, tuple):  # of ints it may be a shape or axes
@@ -451,7 +411,7 @@ def _write(result: Any, out: tuple[Any, ...], where: Any) -> Any:
 def _piecewise(
     x: TracedArray, condlist: Any, funclist: Sequence[Any], *args: Any, **kwargs: Any
 ) -> jax.Array:
-    """``numpy.piecewise``: each function on all of x, and where it was chosen last, its value."""
+    """``numpy.piecewise``: all functions on all of x; the last true condition decides."""
     if not isinstance(condlist, list | tuple):
         conditions = unwrap(condlist)
         condlist = [conditions] if conditions.ndim == x.ndim else list(conditions)
@@ -472,7 +432,7 @@ def _piecewise(
 
 
 def _clip(a: Any, a_min: Any = None, a_max: Any = None, **kwargs: Any) -> Any:
-    """``numpy.clip``, whose bounds have two names each."""
+    """``numpy.clip``; each bound has two names."""
     low, high = kwargs.pop("min", a_min), kwargs.pop("max", a_max)
     out = kwargs.pop("out", None)
     result = jnp.clip(unwrap(a), unwrap(low), unwrap(high), **unwrap(kwargs))
@@ -480,7 +440,7 @@ def _clip(a: Any, a_min: Any = None, a_max: Any = None, **kwargs: Any) -> Any:
 
 
 def _nan_to_num(x: Any, copy: bool = True, *args: Any, **kwargs: Any) -> Any:
-    """``numpy.nan_to_num``, which can change its argument."""
+    """``numpy.nan_to_num``, which may change its argument."""
     result = jnp.nan_to_num(unwrap(x), True, *unwrap(args), **unwrap(kwargs))
     if copy or not isinstance(x, TracedArray):
         return result

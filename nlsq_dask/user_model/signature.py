@@ -1,4 +1,4 @@
-"""What a model's signature says: the names of its parameters, and its own name."""
+"""Names of a model and of its parameters, from its signature."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nlsq_dask import _errors
 def parameter_names(
     function: Callable[..., Any], names_or_count: Sequence[str] | int | None = None
 ) -> tuple[str, ...]:
-    """Names of a model's parameters, in the order in which it takes them.
+    """Names of a model's parameters, in the model's order.
 
     Parameters
     ----------
     function : callable
         ``function(x, *params)``.
     names_or_count : sequence of str, int or None
-        Names that the caller gives, or the number of parameters. Parameters taken as ``*args``
-        are named p0, p1 and so on by their position, and need one of the two.
+        The caller's names, or the number of parameters. A model with ``*args`` needs one of these.
+        Its parameters without names are p0, p1 and so on by position.
 
     Returns
     -------
@@ -61,9 +61,9 @@ def parameter_names(
 
 
 def _positional(function: Callable[..., Any]) -> tuple[list[str], int, bool]:
-    """Names behind x, how many of them have no default, and whether more are taken as ``*args``."""
+    """Names after x, the number of names without a default, and whether there is ``*args``."""
     label = model_label(function)
-    if isinstance(function, np.ufunc):  # its signature names an output, and no parameters
+    if isinstance(function, np.ufunc):  # its signature has an output and no parameters
         raise _errors.no_signature(label)
     try:
         signature = inspect.signature(function)

@@ -1,12 +1,12 @@
-"""Which of NumPy's operations return views, and how a view is read from its base and written to it.
+"""Views of NumPy arrays: which operations return views, and how to read and write them.
 
-A view shows some elements of its base at other places, each once. As an operation on values it is
-a linear map P whose rows are rows of a permutation, so that its transpose puts the elements back:
-what is written to a view v = P b changes b to Pᵀ v where Pᵀ 1 is 1, and leaves the rest.
+A view shows some elements of its base at other places, each element once. As an operation on values
+a view is a linear map P whose rows are rows of a permutation. Its transpose puts the elements back:
+writing to a view v = P b changes b to Pᵀ v where Pᵀ 1 is 1, and nothing else.
 
-Of ``reshape`` and ``ravel`` NumPy makes views or copies by how the elements lie in memory, which
-traced arrays do not know. They are views for certain where both arrays have one axis that is longer
-than 1 and no other.
+``reshape`` and ``ravel`` return views or copies by the layout of the elements in memory, which
+traced arrays do not have. They certainly return views if both arrays have only one axis longer
+than 1.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 # fmt: off
-# Functions whose results are views of their first argument, whatever its layout.
+# Functions whose results are views of their first argument, for any layout.
 _ALWAYS = frozenset([
     "T", "atleast_1d", "atleast_2d", "atleast_3d", "expand_dims", "flip", "fliplr", "flipud",
     "matrix_transpose", "moveaxis", "permute_dims", "rollaxis", "rot90", "squeeze", "swapaxes",
     "transpose",
 ])
 _SEVERAL = frozenset(["array_split", "dsplit", "hsplit", "split", "unstack", "vsplit"])
-# Views to which NumPy does not write.
+# Functions whose results are read-only views.
 _READ_ONLY = frozenset(["broadcast_arrays", "broadcast_to", "diag", "diagonal"])
 _BY_LAYOUT = frozenset(["ravel", "reshape"])
 _PARTS = frozenset(["imag", "real", "real_if_close"])
@@ -38,14 +38,14 @@ _PARTS = frozenset(["imag", "real", "real_if_close"])
 
 @dataclass(frozen=True)
 class View:
-    """How a view is made of its base's value, and the base's new value of what is written to it."""
+    """The value of a view from its base, and the new value of the base from that of the view."""
 
     read: Callable[[jax.Array], jax.Array]
     write: Callable[[jax.Array, jax.Array], jax.Array] | None
 
 
 def is_basic(index: Any) -> bool:
-    """Whether NumPy answers an index with a view."""
+    """Whether NumPy returns a view for an index."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(
         part is None
@@ -57,7 +57,7 @@ def is_basic(index: Any) -> bool:
 
 
 def view_of_index(index: Any) -> View:
-    """View that a basic index makes."""
+    """View by a basic index."""
     return View(operator.itemgetter(index), lambda base, new: base.at[index].set(new))
 
 
@@ -69,18 +69,19 @@ def views_of_function(
     Parameters
     ----------
     name : str
-        Of a function, a method or an attribute.
+        Name of a function, a method or an attribute.
     args, kwargs
-        Its arguments, the array first.
+        Arguments, the array first.
     method : bool
-        Whether it is called as a method.
+        Whether this is a call of a method.
 
     Returns
     -------
     list of View or None, or None
-        One for each result, None for one that may be a view or a copy; None if all are copies.
+        A View for each result; None for a result that may be a view or a copy. None in place of the
+        list if all results are copies.
     """
-    # Scalars have no memory that could be shared, and a list is an array to be.
+    # Scalars have no memory to share, and a list becomes a new array.
     if not args or not hasattr(args[0], "__jax_array__") or args[0].ndim == 0:
         return None
     array, rest = args[0], list(args[1:])
@@ -97,7 +98,7 @@ def views_of_function(
         return [_linear(apply)] if not name.startswith("atleast") or len(args) == 1 else [None]
     if name in _SEVERAL:
         count = len(jax.eval_shape(apply, _shape(array)))
-        return [_linear(partial(_one_of, apply, i)) for i in range(count)]
+        return [_linear(partial(lambda i, value: apply(value)[i], i)) for i in range(count)]
     if name in _READ_ONLY:
         if name == "diag" and array.ndim == 1:  # a new matrix
             return None
@@ -110,17 +111,12 @@ def views_of_function(
     return [_part(name, array)] if name in _PARTS else None
 
 
-def _one_of(apply: Callable[[jax.Array], Any], i: int, value: jax.Array) -> jax.Array:
-    one: jax.Array = apply(value)[i]
-    return one
-
-
 def _shape(array: Any) -> Any:
     return jax.core.ShapedArray(array.shape, array.dtype)
 
 
 def _linear(apply: Callable[[jax.Array], jax.Array]) -> View | None:
-    """View by an operation that moves elements, and leaves some out."""
+    """View by an operation that moves elements and may omit some."""
 
     def write(base: jax.Array, new: jax.Array) -> jax.Array:
         places = jnp.arange(base.size).reshape(base.shape)

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult, least_squares
 
+from nlsq_dask.core.minimize import ACTIVE_REACH
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from tests.support.dense_engine import DenseEngine, FloatArray
 from tests.support.engines import minimized
@@ -95,7 +96,11 @@ def test_same_optimum_as_scipy(seed: int, p: int, extra_rows: int, noise: float)
     # An exact fit stops anywhere below the tolerances.
     negligible = 1e-14 * float(problem.y @ problem.y)
     assert solution.cost <= oracle.cost * (1 + 1e-6) + negligible
-    assert solution.active_mask.tolist() == oracle.active_mask.tolist()
+    # SciPy's bounds are active at another distance.
+    deviation = (2.0 * solution.cost / max(extra_rows, 1)) ** 0.5
+    reach = ACTIVE_REACH * deviation / np.linalg.norm(solution.r_factor, axis=0)
+    room = np.minimum(solution.params - problem.lower, problem.upper - solution.params)
+    assert np.all((solution.active_mask == oracle.active_mask) | (room <= reach))
     for point in engine.points:
         assert np.all((problem.lower < point) & (point < problem.upper))
 

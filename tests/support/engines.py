@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nlsq_dask import InputError
-from nlsq_dask.core.minimize import Known, minimize
+from nlsq_dask.core.minimize import PriorKnowledge, minimize
 from nlsq_dask.core.questions import answered
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions
@@ -69,5 +69,5 @@ def minimized(
     **known: Any,
 ) -> Solution:
     """A search for the minimum, run to its end."""
-    search = minimize(p0, Box(lower, upper), options, observer, known=Known(**known))
+    search = minimize(p0, Box(lower, upper), options, observer, known=PriorKnowledge(**known))
     return answered(search, engine.ask)
