@@ -28,7 +28,7 @@ def bounded_minimum(
         With columns of about the same length.
     b : ndarray, shape (k,), float64
     lower, upper : ndarray, shape (p,), float64
-        ``lower ≤ 0 ≤ upper``; infinite where there is no bound.
+        ``lower ≤ 0 ≤ upper``; infinite for no bound.
     rank_rtol : float
         Singular values up to this fraction of the largest count as zero. Directions that `a` does
         not determine get the shortest solution.

@@ -60,7 +60,12 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
     if isinstance(bounds, Mapping):
         lower, upper = _bounds_by_name(bounds, names)
     else:
-        low, high = _two_sides(bounds, size)
+        if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+            bounds = bounds.lb, bounds.ub
+        try:
+            low, high = (None, None) if bounds is None else bounds
+        except (TypeError, ValueError):
+            raise _errors.bounds_form(bounds, size) from None
         lower = _one_side(low, "lower", -np.inf, size)
         upper = _one_side(high, "upper", np.inf, size)
     for side, values in (("lower", lower), ("upper", upper)):
@@ -215,18 +220,6 @@ def _default_start(lower: FloatArray, upper: FloatArray) -> FloatArray:
     return start
 
 
-def _two_sides(bounds: Any, size: int) -> tuple[Any, Any]:
-    if bounds is None:
-        return None, None
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        return bounds.lb, bounds.ub
-    try:
-        low, high = bounds
-    except (TypeError, ValueError):
-        raise _errors.bounds_form(bounds, size) from None
-    return low, high
-
-
 def _one_side(value: Any, side: str, missing: float, size: int) -> FloatArray:
     values = _as_floats(missing if value is None else value, missing)
     if values is None:
@@ -245,22 +238,15 @@ def _bounds_by_name(
     _refuse_unknown(bounds, "bounds", names)
     lower, upper = np.full(len(names), -np.inf), np.full(len(names), np.inf)
     for index, name in enumerate(names):
-        pair = _as_pair(bounds.get(name))
-        if pair is None:
-            raise _errors.bound_pair(name, bounds[name])
-        lower[index], upper[index] = pair
+        if bounds.get(name) is None:
+            continue
+        try:
+            low, high = bounds[name]
+            lower[index] = -np.inf if low is None else float(low)
+            upper[index] = np.inf if high is None else float(high)
+        except (TypeError, ValueError):
+            raise _errors.bound_pair(name, bounds[name]) from None
     return lower, upper
-
-
-def _as_pair(value: Any) -> tuple[float, float] | None:
-    """Read one parameter's ``(lower, upper)``; None if the value is no such pair."""
-    if value is None:
-        return -np.inf, np.inf
-    try:
-        low, high = value
-        return -np.inf if low is None else float(low), np.inf if high is None else float(high)
-    except (TypeError, ValueError):
-        return None
 
 
 def _as_floats(value: Any, missing: float) -> FloatArray | None:

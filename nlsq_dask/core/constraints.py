@@ -132,7 +132,7 @@ def reduce_parameters(
     ------
     InputError, InputTypeError
         If a name is unknown, a value is not finite, a parameter is fixed and tied, ties run in a
-        circle, or nothing is left to fit.
+        circle, or no parameter is free.
     """
     values = _fixed_values(names, fixed)
     if ties is not None and not isinstance(ties, Mapping):
@@ -273,7 +273,7 @@ def _combinations(
 
 
 def _in_order(combinations: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Tied parameters in an order in which each comes after the parameters that it is tied to."""
+    """Tied parameters, each after the parameters that it is tied to."""
     order: dict[str, None] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:

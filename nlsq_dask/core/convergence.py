@@ -14,7 +14,7 @@ near        ``L ≤ 0.1 s_e`` and the search cannot go on
 kink        the slope along a tiny step changes its sign: the optimum lies on a kink of the model,
             where no quadratic model holds
 
-Rounding, near and kink need no criterion of SciPy's. The criteria have no units: `gtol` bounds the
+Rounding, near and kink need none of SciPy's criteria. The criteria have no units: `gtol` bounds the
 cosine of the angle between the residuals and every column of J, as in MINPACK; `xtol` holds for
 each parameter relative to its own size; `ftol` is relative to the present cost. A fit in nA ends
 therefore at the same point as the fit in A.
@@ -134,7 +134,11 @@ def judged(
     """
     met = _criterion(state, box, options, outcome)
     status = _success(state, met, options, outcome)
-    if status is None and outcome is not None and is_stuck(state, outcome):
+    # A short step in standard errors is no reason to stop: such steps follow a valley that bends.
+    is_stuck = outcome is not None and (
+        state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
+    )
+    if status is None and is_stuck:
         if state.left.length <= NEAR_TOL * standard_deviation(state, options):
             status = Status.NEAR
         elif state.n_contradicted >= CONTRADICTIONS:
@@ -221,14 +225,6 @@ def _at_kink(state: SolverState, outcome: Outcome, options: SolverOptions) -> bo
 def _rises(outcome: Outcome) -> bool:
     """Whether a trial costs more, by more than rounding."""
     return rounding_of_cost(outcome.before) < -outcome.actual < np.inf
-
-
-def is_stuck(state: SolverState, outcome: Outcome) -> bool:
-    """Whether a search cannot go on: its step is rounded to zero, or rejected again and again.
-
-    Steps that are short in standard errors do not count: they follow a valley that bends.
-    """
-    return state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
 
 
 def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:

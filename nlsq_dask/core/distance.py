@@ -4,7 +4,7 @@ Around a point with the factor ``J = Q R`` the cost is ``cost* + ½ ‖R (θ - �
 ``‖R (θ - θ*)‖ = ‖Qᵀ r‖``: the gradient in the coordinates in which the Jacobian has orthonormal
 columns. Half its square is the reduction of the cost that is still attainable; over the residual
 variance s² it is half the squared distance ``gᵀ (s² (JᵀJ)⁻¹) g / s⁴`` from the optimum in standard
-errors, whatever the units and correlations of the parameters (the relative offset of Bates & Watts,
+errors, for any units and correlations of the parameters (the relative offset of Bates & Watts,
 "A relative offset orthogonality convergence criterion for nonlinear least squares", Technometrics
 23, 1981, is the same length in other units).
 

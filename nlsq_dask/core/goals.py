@@ -16,7 +16,7 @@ from typing import Any
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count
 
-#: Rows below which a tier holds, and its tolerance, for ftol, xtol and gtol alike.
+#: For each tier the rows that it ends at, and its tolerance for ftol, xtol and gtol.
 TOLERANCE_TIERS = (
     (1e3, 1e-12),
     (1e4, 1e-10),

@@ -22,7 +22,7 @@ from nlsq_dask.core.search import LEAST_RADIUS, Trial, first_radius
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, reduction_ratio, solve
 
-#: First radius, in units of ``‖D θ‖`` (ANL-80-74: "factor", of which 100 is recommended).
+#: First radius, in units of ``‖D θ‖`` (ANL-80-74: "factor", recommended value 100).
 FIRST_RADIUS = 100.0
 #: Largest difference between the length of a step and Δ, as a fraction of Δ (Moré 1978, section 5).
 RADIUS_SLACK = 0.1

@@ -153,7 +153,7 @@ class MemoryBudget:
         share = checked_safety_factor(safety_factor)
         available = _available_gb(memory_limit_gb, use_gpu, gpu_memory_gb)
         data, jacobian = rows * columns * item, rows * p * item
-        # The solver works in float64, whatever the data are.
+        # The solver works in float64 for any type of the data.
         peak = data + JACOBIAN_COPIES * jacobian + 8 * p * p + SOLVER_BYTES
         return cls(
             available_gb=available,

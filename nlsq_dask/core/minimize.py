@@ -104,7 +104,7 @@ def minimize(
     p0 : ndarray, shape (p,), float64
         Start, within or on the bounds.
     box : Box
-        The bounds; infinite where there is no bound, as everywhere for "lm".
+        The bounds; infinite for no bound. "lm" takes no bounds.
     options : SolverOptions
     observer : callable, optional
         Called with the state after every evaluation. If it raises StopIteration the search ends

@@ -43,7 +43,7 @@ def r_squared(chi2: float, scatter: float) -> float:
 def adjusted_r_squared(r2: float, n_points: int, dof: int) -> float:
     """R² with both sums of squares divided by their degrees of freedom (Theil 1961).
 
-    NaN where there are no degrees of freedom.
+    NaN without degrees of freedom.
     """
     return 1.0 - (1.0 - r2) * (n_points - 1) / dof if dof > 0 else math.nan
 

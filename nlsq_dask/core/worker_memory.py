@@ -147,7 +147,7 @@ def fitting_chunks(chunks: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
     Parameters
     ----------
     chunks : tuple of int
-        Shape of the chunk, no dimension of which is 0.
+        Shape of the chunk, without dimensions of length 0.
     max_rows : int
         Most rows; below 1 counts as 1.
     """

@@ -1,6 +1,6 @@
 """Compiled functions of one model, kept for the process.
 
-JAX compiles a function anew for each shape of its arguments. A kernel counts these compilations,
+JAX compiles a function again for each shape of its arguments. A kernel counts these compilations,
 lets one thread compile while the others wait, and returns NumPy arrays.
 """
 

@@ -147,8 +147,8 @@ class _Examination:
 def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
     """The spec of a model as it is now. Its token depends on everything that the value depends on.
 
-    The model is traced anew each time. Only the trace shows the data that a model reads from files,
-    from the environment, or from the settings of a library.
+    Each preparation traces the model again. Only the trace shows the data that a model reads from
+    files, from the environment, or from the settings of a library.
     """
     base = spec
     known = _examinations.get(base.token)
@@ -182,10 +182,13 @@ def _examine(spec: ModelSpec, n_rows: int | None) -> tuple[_Examination, ClosedJ
     """Trace a model with JAX's arrays, or else through NumPy's dispatch."""
     styles = (spec, replace(spec, style="numpy"))
     errors = []
-    for trial in styles:
-        found = _first_trial(replace(trial, rows=TRIAL_ROWS))
+    for trial in (replace(style, rows=TRIAL_ROWS) for style in styles):
+        try:
+            found = _errors.untraceable_loop(spec.label, "") if _loops(trial) else _trial(trial)
+        except _errors.ModelError as refusal:
+            found = refusal
         if not isinstance(found, _errors.ModelError):
-            return _written_for_numpy(replace(trial, rows=TRIAL_ROWS), TRIAL_ROWS, found)
+            return _written_for_numpy(trial, TRIAL_ROWS, found)
         errors.append(found)
     for error in errors:
         if isinstance(error, _errors.RowLoopError):
@@ -221,16 +224,6 @@ def _written_for_numpy(
         if is_numpy and style == "jax" and content(as_numpy) != content(found):
             style, found = "numpy", as_numpy
     return _Examination(style, rows, is_numpy), found
-
-
-def _first_trial(spec: ModelSpec) -> ClosedJaxpr | _errors.ModelError:
-    """Trace of a model, or the error. A loop over rows is refused before the trace."""
-    try:
-        if _loops(spec):
-            raise _errors.untraceable_loop(spec.label, "")
-    except _errors.ModelError as error:
-        return error
-    return _trial(spec)
 
 
 def _trial(spec: ModelSpec) -> ClosedJaxpr | _errors.ModelError:

@@ -3,7 +3,7 @@
 A model is ``f(x; θ) = function(x, θ_1, ..., θ_p)``. The rest of the package holds a model as a
 ``ModelSpec``: a small value that can be compared, hashed and sent to workers. The process keeps a
 table of functions by token. A closure that travels through Dask is a new object at each arrival,
-and JAX compiles anew for each object.
+and JAX compiles again for each object.
 """
 
 from __future__ import annotations

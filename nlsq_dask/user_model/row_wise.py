@@ -273,16 +273,14 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> lis
         elif eqn.primitive.name == "while":
             outputs = _bounded_loop(eqn.params, arguments)
         else:
-            outputs = _bind(eqn.primitive, arguments, eqn.params)
+            primitive: Any = eqn.primitive
+            bound = primitive.get_bind_params(eqn.params)
+            # A pair in JAX 0.10; the parameters alone in JAX 0.8.
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)
+            found = primitive.bind(*functions, *arguments, **params)
+            outputs = list(found) if primitive.multiple_results else [found]
         known |= dict(zip(eqn.outvars, outputs, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
-
-
-def _bind(primitive: Any, arguments: list[Any], params: dict[str, Any]) -> list[Any]:
-    bound = primitive.get_bind_params(params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # JAX 0.8, JAX 0.10
-    outputs = primitive.bind(*functions, *arguments, **params)
-    return list(outputs) if primitive.multiple_results else [outputs]
 
 
 def _bounded_loop(params: dict[str, Any], arguments: list[Any]) -> list[Any]:

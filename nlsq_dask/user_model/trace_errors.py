@@ -283,7 +283,7 @@ def public_name(callee: Any) -> str | None:
 
 
 def _twin(full: str) -> str | None:
-    """Name of the JAX function for a function of another module; None if JAX has no such one."""
+    """Name of the JAX function for a function of another module; None if JAX has none."""
     if full == "a function made with numpy.vectorize":
         return "jax.vmap"
     module, _, name = full.rpartition(".")
