@@ -63,13 +63,14 @@ SEEN = 5.0
 LEAST_RESOLUTION = 1e-12
 
 # All rows contradict a sample if two things hold: the distance from its answer to their optimum is
-# FARTHEST times what the sample's standard errors explain, and the cost can still fall by the part
-# LARGEST_REDUCTION. Of 200 fits of sinusoids from poor starts the samples that ended in a minimum
-# of all rows were at most 2.5 times as far, and the samples in minima of their own 5 to 28 times.
-# The second condition is for models that do not fit to the noise. Their samples are farther off,
+# FARTHEST times what the sample's standard errors explain, and the cost can still fall by
+# LARGEST_PART of the gain, which is the difference of the costs at p0 and at the answer. Of 200
+# fits of sinusoids from poor starts the samples that ended in a minimum of all rows were at most
+# 2.5 times as far, and the samples in minima of their own 5 to 28 times. The second condition is
+# for models that do not fit to the noise: their samples are farther off, gain nearly all there is,
 # and still save passes.
 FARTHEST = 5.0
-LARGEST_REDUCTION = 1e-2
+LARGEST_PART = 2e-2
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,11 @@ def first_pass(
     elif choice == 0 and not _is_trusted(pilot, sums):
         logger.info("the pilot's rows do not determine all parameters: going on from p0")
         choice = len(points) - 1
-    elif choice == 0 and not pilot.starts and _is_contradicted(job, pilot, sums, best):
+    elif (
+        choice == 0
+        and not pilot.starts
+        and _is_contradicted(job, pilot, sums, best, costs[-1] - costs[0])
+    ):
         logger.info("all rows contradict the pilot's answer: going on from p0")
         choice = len(points) - 1
     elif choice == len(points) - 1:
@@ -268,15 +273,16 @@ def _is_trusted(pilot: Pilot, sums: NormalEquations) -> bool:
     return sample.resolution > LEAST_RESOLUTION and more * LEAST_INFORMATION < 1.0
 
 
-def _is_contradicted(job: Job, pilot: Pilot, sums: NormalEquations, point: FloatArray) -> bool:
+def _is_contradicted(
+    job: Job, pilot: Pilot, sums: NormalEquations, point: FloatArray, gain: float
+) -> bool:
     """Whether the optimum of all rows is farther off than the sample's errors explain.
 
-    The sums are those of all rows at the pilot's answer, in the basis of the sample.
+    The sums are those of all rows at the pilot's answer, in the basis of the sample. The gain is by
+    how much the answer costs less than p0, on all rows.
     """
     linear = factorize(sums, pilot.linearization.whitening)
     left = remainder(linear, point, job.box, sums.n_points)
     variance = estimated_variance(sums.cost, sums.n_points, point.size)
     explained = np.sqrt(variance * point.size * sums.n_points / pilot.n_rows)
-    return bool(
-        left.length > FARTHEST * explained and left.reduction > LARGEST_REDUCTION * sums.cost
-    )
+    return bool(left.length > FARTHEST * explained and left.reduction > LARGEST_PART * gain)
