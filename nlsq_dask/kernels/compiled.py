@@ -53,21 +53,43 @@ class CompiledKernel:
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
 
-    def _run(self, function: Callable[..., jax.Array], *args: Any) -> FloatArray:
-        """Value of a jitted function; the arrays among `args` are not read afterwards."""
-        shapes = (function, *(leaf.shape for leaf in jax.tree.leaves(args)))
+    def _run(
+        self,
+        function: Callable[..., jax.Array],
+        at: tuple[FloatArray | np.bool_, ...],
+        rows: Any,
+        layout: object,
+    ) -> FloatArray:
+        """Value of a jitted function.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(*at, rows)``.
+        at : tuple of ndarray
+        rows : Rows or tuple of ndarray
+            Buffers, which may be refilled afterwards.
+        layout : hashable
+            Sizes of the buffers. Each layout is a compilation.
+        """
+        shapes = (function, *(a.shape for a in at), layout)
         if shapes in self._compiled:
-            return self._fetch(function, args)
+            return self._fetch(function, at, rows)
         with self._compiling:  # one thread compiles, the others wait for its code
             check_trace(self._spec)
-            result = self._fetch(function, args)
+            result = self._fetch(function, at, rows)
             self._compiled.add(shapes)
         return result
 
-    def _fetch(self, function: Callable[..., jax.Array], args: tuple[Any, ...]) -> FloatArray:
+    def _fetch(
+        self,
+        function: Callable[..., jax.Array],
+        at: tuple[FloatArray | np.bool_, ...],
+        rows: Any,
+    ) -> FloatArray:
         with jax.enable_x64(True), jax.default_device(self._device):
             # Fetching waits for the kernel. After that the buffers may be refilled.
-            return np.asarray(function(*args))
+            return np.asarray(function(*at, rows))
 
     def _count_compilation(self) -> None:
         """Count a compilation; to be called in traced code, which runs once a compilation."""

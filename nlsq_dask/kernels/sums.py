@@ -105,14 +105,14 @@ class BlockKernel(CompiledKernel):
         if not self._is_compared:
             self._compare(params, basis, rows)
         q, loss = basis.shape[1], self._spec.loss
-        args = (params, basis, np.bool_(scores), _counted(rows))
-        sums, n_differenced = self._run(self._sums, *args), 0
+        at = (params, basis, np.bool_(scores))
+        sums, n_differenced = self._sum(self._sums, at, rows), 0
         # The gradient, and Σ r², which is finite where all values of the model are.
         last_row = sums[q * (q + 1) : (q + 1) ** 2].tolist()
         chi2 = last_row[-1]
         is_spoilt = not math.isfinite(sum(last_row)) and math.isfinite(chi2)
         if is_spoilt and can_be_differenced(self._spec, rows.y.shape[0]):
-            found = self._run(self._differenced_sums, *args)
+            found = self._sum(self._differenced_sums, at, rows)
             sums, n_differenced = found[:-1], int(found[-1])
         products, rest = _taken(sums, q + 1)
         concave = score_products = None
@@ -144,6 +144,14 @@ class BlockKernel(CompiledKernel):
             scores=score_products if scores else None,
         )
 
+    def _sum(
+        self, function: Callable[..., jax.Array], at: tuple[FloatArray | np.bool_, ...], rows: Rows
+    ) -> FloatArray:
+        """Value of a jitted function ``function(*at, rows)``."""
+        layout = (rows.y.shape, rows.weights is None)
+        counted = Rows(rows.coords, rows.y, rows.weights, np.int64(rows.n))  # type: ignore[arg-type]
+        return self._run(function, at, counted, layout)
+
     def _compare(self, params: FloatArray, basis: FloatArray, rows: Rows) -> None:
         """Compare the kernel with its model. The comparison calls this kernel again."""
         with self._comparing:  # a user's model need not run in several threads at a time
@@ -169,7 +177,7 @@ class BlockKernel(CompiledKernel):
         ndarray, shape (k,), float64
             Not finite for a candidate where the model is not finite.
         """
-        return 0.5 * self._run(self._costs, candidates, _counted(rows))
+        return 0.5 * self._sum(self._costs, (candidates,), rows)
 
     def score_products(self, params: FloatArray, rows: Rows) -> FloatArray:
         """Sum of outer products of the rows' scores, for a robust covariance.
@@ -185,10 +193,10 @@ class BlockKernel(CompiledKernel):
             ``Σ (ρ'_i r_i)² j_i j_iᵀ`` of the weighted residuals and the rows of their Jacobian;
             ρ' = 1 for linear loss.
         """
-        products = self._run(self._score_products, params, _counted(rows))
+        products = self._sum(self._score_products, (params,), rows)
         if np.isfinite(products).all() or not can_be_differenced(self._spec, rows.y.shape[0]):
             return products
-        return self._run(self._differenced_score_products, params, _counted(rows))
+        return self._sum(self._differenced_score_products, (params,), rows)
 
     def _sums_of_tiles(
         self,
@@ -349,11 +357,6 @@ class BlockKernel(CompiledKernel):
 
     def _error(self, params: jax.Array, tile: Tile) -> jax.Array:
         return call_model(self._spec, tile.coords, params) - tile.y
-
-
-def _counted(rows: Rows) -> Rows:
-    """Rows with a number of rows that JAX takes for an array."""
-    return replace(rows, n=np.int64(rows.n))  # type: ignore[arg-type]
 
 
 def _taken(sums: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:

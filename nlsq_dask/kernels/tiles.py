@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -22,11 +20,7 @@ CPU_TILE_BYTES = 1 << 16
 Sums = TypeVar("Sums")
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["coords", "y", "weights", "n"], meta_fields=[]
-)
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows as a kernel takes them: 1-D float64 buffers; the first ``n`` rows count.
 
     In a function that JAX traces all parts are traced arrays.

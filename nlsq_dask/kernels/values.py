@@ -54,7 +54,7 @@ class RowKernel(CompiledKernel):
         ndarray, shape (n,), float64
             Returned only when the kernel no longer reads the buffers.
         """
-        return self._run(self._values, params, coords)
+        return self._run(self._values, (params,), coords, coords[0].shape)
 
     def standard_errors(
         self, params: FloatArray, root: FloatArray, coords: tuple[FloatArray, ...]
@@ -74,13 +74,13 @@ class RowKernel(CompiledKernel):
             In the units of the model's values. Not finite in rows where the model is not finite, or
             where both a derivative and the difference in its place are not.
         """
-        errors = self._run(self._errors, params, root, coords)
+        errors = self._run(self._errors, (params, root), coords, coords[0].shape)
         lost = ~np.isfinite(errors)
         # A coordinate may be NaN, as in a masked row. Then the value is NaN as well.
         is_spoilt = np.logical_and.reduce([lost, *map(np.isfinite, coords)]).any()
         if not (is_spoilt and can_be_differenced(self._spec, coords[0].shape[0])):
             return errors
-        return self._run(self._differenced_errors, params, root, coords)
+        return self._run(self._differenced_errors, (params, root), coords, coords[0].shape)
 
     def _values_of_tiles(self, params: jax.Array, coords: tuple[jax.Array, ...]) -> jax.Array:
         return self._over_tiles(lambda tile: call_model(self._spec, tile, params), 1, coords)
