@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from nlsq_dask import InputError, fit
-from nlsq_dask.engines.dask import engine as dask_engine
 from nlsq_dask.engines.dask import runners
 from nlsq_dask.engines.dask.cluster import smallest_worker
 from nlsq_dask.engines.dask.scheduler import local_threads
@@ -121,7 +120,7 @@ def test_arrays_in_memory_are_not_sent_to_a_cluster_that_was_not_named(client, m
         used.append(args)
         return runner(*args)
 
-    monkeypatch.setattr(dask_engine, "ClusterRunner", noted)
+    monkeypatch.setattr(runners, "ClusterRunner", noted)
     with client.as_current():
         here = fit_decay(strategy="streaming")
     assert not used

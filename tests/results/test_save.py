@@ -74,7 +74,7 @@ def results(draw):
         "scipy_status": draw(st.none() | st.sampled_from(Status)),
         "undetermined": draw(st.lists(NAMES, max_size=2).map(tuple)),
         "workflow": draw(st.none() | st.text(max_size=8)),
-        "budget": draw(st.builds(MemoryBudget, *[NUMBERS] * 5)),
+        "budget": draw(st.builds(MemoryBudget, **{f.name: NUMBERS for f in fields(MemoryBudget)})),
         "tolerances": draw(st.dictionaries(NAMES, st.none() | NUMBERS, max_size=3)),
         "structure": draw(st.sampled_from(["single", "stacked", "tuple"])),
         "starts": draw(st.lists(starts(size), max_size=2).map(tuple)),
