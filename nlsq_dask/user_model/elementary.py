@@ -1,7 +1,8 @@
 """Logarithm and arctangent of many numbers, in operations that XLA compiles to vectors.
 
-XLA calls a scalar function for each logarithm or arctangent in float64, which takes 7 and 12 ns a
-value. On the same core these series of the same accuracy (4e-16 of the value) take 1 ns.
+Inside the kernel XLA calls a scalar function for each logarithm or arctangent in float64. A pass of
+a model of three parameters takes 25 ns a row with XLA's logarithm, for the loss "cauchy", and 15 ns
+with this series; for "arctan" 26 and 17 ns. The series are accurate to 5e-16 of the value.
 """
 
 from __future__ import annotations
