@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_p0
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.questions import CostsAt, FoundT, RowQuestion, Search, SumsAt, changing
+from nlsq_dask.core.questions import CostsAt, FoundT, RowQuestion, Search, SumsAt, relayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def in_free(search: Search[FoundT], reduction: Reduction) -> Search[FoundT]:
         along = reduction.matrix @ question.basis
         return replace(question, params=reduction.expand(question.params), basis=along)
 
-    return changing(search, of_all)
+    return relayed(search, change=of_all)
 
 
 def reduce_parameters(

@@ -28,8 +28,11 @@ AnswerT = TypeVar("AnswerT", bound=Adds)
 AnswerT_co = TypeVar("AnswerT_co", bound=Adds, covariant=True)
 
 
-class Question(Protocol[AnswerT_co]):
-    """A question to all rows in one pass: a value that can be pickled."""
+class RowQuestion(Protocol[AnswerT_co]):
+    """A question of staged rows: flat float64 buffers, without the rows that are left out.
+
+    A value that can be pickled; all rows answer the question in one pass.
+    """
 
     @property
     def task_name(self) -> str:
@@ -39,10 +42,6 @@ class Question(Protocol[AnswerT_co]):
     def zero(self, n_left_out: int = 0) -> AnswerT_co:
         """Answer for no rows, with a number of rows that are left out."""
         ...
-
-
-class RowQuestion(Question[AnswerT_co], Protocol[AnswerT_co]):
-    """A question of staged rows: flat float64 buffers, without the rows that are left out."""
 
     def of_rows(self, rows: Any, kernels: Any) -> AnswerT_co:
         """Answer for some rows.
@@ -161,7 +160,12 @@ class Several:
         return Answers(tuple(question.of_rows(rows, kernels) for question in self.questions))
 
 
-ModelQuestion: TypeAlias = SumsAt | CostsAt | Several
+def _unchanged(question: RowQuestion[Any]) -> RowQuestion[Any]:
+    return question
+
+
+def _unseen(answer: Any) -> None:
+    del answer
 
 
 def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQuestion[Any]:
@@ -171,14 +175,21 @@ def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQues
     return change(question)  # type: ignore[no-any-return]
 
 
-def changing(search: Search[FoundT], change: Callable[[Any], RowQuestion[Any]]) -> Search[FoundT]:
-    """Change the questions of a search. The answers do not change.
+def relayed(
+    search: Search[FoundT],
+    *,
+    change: Callable[[Any], RowQuestion[Any]] = _unchanged,
+    see: Callable[[Any], None] = _unseen,
+) -> Search[FoundT]:
+    """Pass the questions of a search on, and their answers back.
 
     Parameters
     ----------
     search : Search
     change : callable
-        Maps a question that is not :class:`Several`.
+        Maps a question that is not :class:`Several` to the question that is passed on.
+    see : callable
+        Called with every answer before the search gets it.
     """
     answer = None
     while True:
@@ -187,6 +198,7 @@ def changing(search: Search[FoundT], change: Callable[[Any], RowQuestion[Any]]) 
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         answer = yield changed(question, change)
+        see(answer)
 
 
 def answered(search: Search[FoundT], ask: Ask) -> FoundT:

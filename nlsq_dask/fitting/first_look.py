@@ -7,11 +7,13 @@ each array, while the rows are in the cache.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import NormalEquations
-from nlsq_dask.core.questions import Answers, FoundT, Search
+from nlsq_dask.core.questions import Answers, FoundT, Search, relayed
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.moments import ORDINARY
 
@@ -34,13 +36,10 @@ def looked_at(search: Search[FoundT], data: Observations) -> Search[FoundT]:
     InputError
         If all rows are left out, or as :func:`look_at` does.
     """
-    answer, is_first = None, True
-    while True:
-        try:
-            question = search.send(answer)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        answer = yield question
+    is_first = True
+
+    def see(answer: Any) -> None:
+        nonlocal is_first
         for sums in answer if isinstance(answer, Answers) else (answer,):
             if not isinstance(sums, NormalEquations):
                 continue
@@ -49,6 +48,8 @@ def looked_at(search: Search[FoundT], data: Observations) -> Search[FoundT]:
             if is_first and sums.largest is not None:
                 look_at(sums, data)
                 is_first = False
+
+    return relayed(search, see=see)
 
 
 def look_at(sums: NormalEquations, data: Observations) -> None:

@@ -15,7 +15,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.finite import Affected, Place
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.question import PlacedBlock
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 
@@ -51,7 +51,7 @@ class BadRows:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRowsAt:
+class BadRowsAt(BlockQuestion[BadRows]):
     """Question: number and first of the rows without a finite squared residual.
 
     Attributes
@@ -68,7 +68,7 @@ class BadRowsAt:
     model: int = 0
     task_name: ClassVar[str] = "bad-rows"
 
-    def zero(self, n_left_out: int = 0) -> BadRows:  # noqa: ARG002 (of the protocol)
+    def zero(self) -> BadRows:
         """Answer for no rows."""
         return BadRows()
 

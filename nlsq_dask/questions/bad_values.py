@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from nlsq_dask.io.finite import Affected, Findings, scan
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.question import PlacedBlock
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 
 
 @dataclass(frozen=True, slots=True)
-class BadValues:
+class BadValues(BlockQuestion[Findings]):
     """Question: number of bad values of each array, and the place of the first.
 
     Attributes
@@ -23,7 +23,7 @@ class BadValues:
     n_arrays: int
     task_name: ClassVar[str] = "bad-values"
 
-    def zero(self, n_left_out: int = 0) -> Findings:  # noqa: ARG002 (of the protocol)
+    def zero(self) -> Findings:
         """Answer for no rows."""
         return Findings((Affected(),) * self.n_arrays, Affected(), 0, 0)
 

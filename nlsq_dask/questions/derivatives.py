@@ -10,12 +10,12 @@ import numpy as np
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.finite import Affected, affected_rows
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.question import PlacedBlock
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 
 @dataclass(frozen=True, slots=True)
-class LostDerivativesAt:
+class LostDerivativesAt(BlockQuestion[Affected]):
     """Question: number and first of the rows without a finite derivative.
 
     Attributes
@@ -29,7 +29,7 @@ class LostDerivativesAt:
     model: int = 0
     task_name: ClassVar[str] = "derivatives"
 
-    def zero(self, n_left_out: int = 0) -> Affected:  # noqa: ARG002 (of the protocol)
+    def zero(self) -> Affected:
         """Answer for no rows."""
         return Affected()
 

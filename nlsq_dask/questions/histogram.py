@@ -17,7 +17,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
 from nlsq_dask.io.stage import STAGE_ROWS, Block
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.question import PlacedBlock
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 from nlsq_dask.questions.row_values import RowFunction, values_of_block
 
 Counts = NDArray[np.int64]
@@ -141,7 +141,7 @@ class Binned:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(BlockQuestion[BinSums]):
     """Question: the number of rows in each bin of a grid.
 
     Attributes
@@ -161,7 +161,7 @@ class Histogram:
     model: int = 0
     task_name: ClassVar[str] = "bins"
 
-    def zero(self, n_left_out: int = 0) -> BinSums:  # noqa: ARG002 (of the protocol)
+    def zero(self) -> BinSums:
         """Sums over no rows."""
         return BinSums.zero(self.grid)
 

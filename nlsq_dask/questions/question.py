@@ -6,21 +6,28 @@ has a question that is asked outside of a search.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeAlias
 
-from nlsq_dask.core.questions import AnswerT, AnswerT_co, Question, RowQuestion
+from nlsq_dask.core.questions import AnswerT, AnswerT_co, RowQuestion
 from nlsq_dask.io.chunks import Box
 from nlsq_dask.io.stage import Block
 from nlsq_dask.kernels.table import Kernels
 
 
-@runtime_checkable
-class BlockQuestion(Question[AnswerT_co], Protocol[AnswerT_co]):
+class BlockQuestion(ABC, Generic[AnswerT_co]):
     """A question about blocks as they are read: any shape and dtype, rows left out included."""
 
+    #: Name of the tasks that answer the question, as a dashboard shows it.
+    task_name: ClassVar[str]
+
+    @abstractmethod
+    def zero(self) -> AnswerT_co:
+        """Answer for no rows."""
+
+    @abstractmethod
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> AnswerT_co:
         """Answer the question for the rows of a block."""
-        ...
 
 
 #: A block, after its index in the chunk grid (None without chunks) and its box in ``y``.

@@ -9,7 +9,7 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.question import PlacedBlock
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Thinned:
+class Thinned(BlockQuestion[Sample]):
     """Question: every k-th row of each block, of those that are not left out.
 
     Attributes
@@ -54,7 +54,7 @@ class Thinned:
     weighted: bool
     task_name: ClassVar[str] = "sample"
 
-    def zero(self, n_left_out: int = 0) -> Sample:  # noqa: ARG002 (of the protocol)
+    def zero(self) -> Sample:
         """A sample of no rows."""
         none = np.zeros(0)
         return Sample(none, (none,) * self.n_coords, none if self.weighted else None)
