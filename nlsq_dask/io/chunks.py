@@ -107,6 +107,11 @@ def box_size(box: Box) -> int:
     return math.prod(s.stop - s.start for s in box)
 
 
+def largest_block(chunks: Chunks) -> int:
+    """Rows of the largest block of a chunk grid."""
+    return math.prod(map(max, chunks))
+
+
 def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
     """Chunks of at most ``max_rows`` rows that are contiguous in C order.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +14,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.structure import Structure, model_input
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
@@ -386,7 +386,7 @@ def _block_rows(data: Observations) -> int:
         return data.n_rows
     from nlsq_dask.engines.dask.groups import common_chunks  # Dask, loaded for use
 
-    return math.prod(map(max, common_chunks(data)))
+    return largest_block(common_chunks(data))
 
 
 def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:

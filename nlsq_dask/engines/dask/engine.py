@@ -10,7 +10,6 @@ With a cache, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
@@ -24,6 +23,7 @@ from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.task import Work, answer_of_group
+from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.kernels.table import Kernels
@@ -164,7 +164,7 @@ class DaskEngine:
 
         It reports progress as pass 0.
         """
-        block_rows = math.prod(map(max, self.stream.chunks))
+        block_rows = largest_block(self.stream.chunks)
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
         return DaskEngine(self._data, self.kernels, streaming, self._report_sample)

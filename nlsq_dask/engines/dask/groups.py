@@ -42,6 +42,7 @@ from nlsq_dask.io.chunks import (
     block_boxes,
     box_size,
     broadcast_box,
+    largest_block,
     regular_chunks,
     spread_blocks,
 )
@@ -260,7 +261,7 @@ def _lengths(edges: set[int] | None) -> tuple[int, ...]:
 def _piece_bytes(data: Observations, block_bytes: int) -> int:
     """Decoded bytes that a task holds to make a block of `block_bytes`."""
     lazy = [a for a in data.operands if is_dask(a)]
-    largest = [int(math.prod(map(max, a.chunks)) * a.dtype.itemsize) for a in lazy]
+    largest = [int(largest_block(a.chunks) * a.dtype.itemsize) for a in lazy]
     return max(sum(largest), block_bytes)
 
 

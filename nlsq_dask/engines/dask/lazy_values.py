@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.dask.groups import common_chunks
 from nlsq_dask.engines.dask.scheduler import computed
 from nlsq_dask.io.announced import checked
-from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.chunks import Chunks, largest_block
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Layout
@@ -62,7 +61,7 @@ def _blockwise(
     # This array gives each block its shape, because all others may broadcast. It costs nothing.
     rows = da.zeros(data.y.shape, chunks=chunks, dtype=bool)
     index = tuple(range(data.y.ndim))
-    model = _as_one_task(function.for_blocks_of(_largest_block(chunks)))
+    model = _as_one_task(function.for_blocks_of(largest_block(chunks)))
     token = tokenize(model.key, repr(data.layout), chunks, *(a.name for a in arrays))
     lazy: da.Array = da.blockwise(
         of_block,
@@ -122,8 +121,3 @@ def finite_range(array: Array, client: Client | None) -> tuple[float, float]:
     ends = (da.where(finite, array, np.inf).min(), da.where(finite, array, -np.inf).max())
     low, high = computed(client, *ends)
     return float(low), float(high)
-
-
-def _largest_block(chunks: Chunks) -> int:
-    """Rows of the largest block."""
-    return math.prod(map(max, chunks))
