@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -102,28 +103,34 @@ def _is_end(status: Status | None) -> bool:
     return status is not None and status not in ENDS_AT_ONCE
 
 
+def rescaled(state: SolverState, box: Box, options: SolverOptions, **changes: Any) -> SolverState:
+    """The state with the scales and the optimality of its point, and with other changes."""
+    optimality = METHODS[options.method].optimality(state, box)
+    return replace(state, scale_inv=scales(state, options), optimality=optimality, **changes)
+
+
 def restarted(state: SolverState, box: Box, options: SolverOptions) -> SolverState:
     """Scale the parameters at a starting point, and choose the first radius there."""
-    method = METHODS[options.method]
-    optimality = method.optimality(state, box)
-    state = replace(
-        state,
-        scale_inv=scales(state, options),
-        optimality=optimality,
-        alpha=0.0,
-        n_rejected=0,
-        n_contradicted=0,
-    )
-    return replace(state, radius=method.first_radius(state, box))
+    state = rescaled(state, box, options, alpha=0.0, n_rejected=0, n_contradicted=0)
+    return replace(state, radius=METHODS[options.method].first_radius(state, box))
 
 
-def refined(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
-    """Evaluate the best point again in its own basis, to regain lost digits of its factor."""
+def refined(
+    state: SolverState, box: Box, options: SolverOptions, *, observe: bool = False
+) -> Search[SolverState]:
+    """Evaluate the best point again in its own basis, to regain lost digits of its factor.
+
+    With `observe` the moments of y are computed again, too.
+    """
     basis = state.linearization.whitening
-    sums = yield SumsAt(state.params, basis.forward, scores=options.scores)
+    sums = yield SumsAt(state.params, basis.forward, observe, options.scores)
     again = replace(state, n_refined=state.n_refined + 1, refined=True)
     # In another basis a model near overflow may overflow. Then the earlier sums stay.
-    return moved_to(again, state.params, sums, basis, box, options) if is_finite(sums) else again
+    if not is_finite(sums):
+        return again
+    if observe:
+        again = replace(again, moments=sums.moments)
+    return moved_to(again, state.params, sums, basis, box, options)
 
 
 def record(

@@ -21,7 +21,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import active_bounds, off_bounds, stopped_at_bounds
 from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undetermined
 from nlsq_dask.core.distance import Remainder
-from nlsq_dask.core.ending import METHODS, confirmed, record, refined, restarted
+from nlsq_dask.core.ending import METHODS, confirmed, record, refined, rescaled, restarted
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.questions import Search, SumsAt
@@ -34,7 +34,6 @@ from nlsq_dask.core.search import (
     may_be_last,
     moved_to,
     rounding_of_cost,
-    scales,
     standard_deviation,
 )
 from nlsq_dask.core.solver_state import BestPoint, Solution, SolverOptions, SolverState
@@ -364,10 +363,10 @@ def _accept_or_reject(
             n_contradicted=state.n_contradicted + outcome.contradicts,
         )
     else:
-        after = replace(
+        after = rescaled(
             there,
-            scale_inv=scales(there, options),
-            optimality=method.optimality(there, box),
+            box,
+            options,
             radius=radius,
             alpha=alpha,
             njev=state.njev + 1,

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nlsq_dask.core.convergence import judged
-from nlsq_dask.core.ending import METHODS, confirmed, restarted
-from nlsq_dask.core.questions import Search, SumsAt
+from nlsq_dask.core.ending import confirmed, refined, rescaled, restarted
+from nlsq_dask.core.questions import Search
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.core.search import is_finite, moved_to, scales
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 
 
@@ -31,17 +30,9 @@ def reopened(state: SolverState, box: Box, options: SolverOptions) -> Search[Sol
     SolverState
         Of the generator. With a status if the search is over, or without where it has to go on.
     """
-    basis = state.linearization.whitening
-    sums = yield SumsAt(state.params, basis.forward, observe=True, scores=options.scores)
     was_over = state.status is not None
-    state = replace(state, status=None, n_refined=state.n_refined + 1, refined=True)
-    if is_finite(sums):
-        state = replace(state, moments=sums.moments)
-        state = moved_to(state, state.params, sums, basis, box, options)
+    state = yield from refined(replace(state, status=None), box, options, observe=True)
     # The radius of a search that goes on fits its last step; that of a finished one may be tiny.
-    if was_over:
-        state = restarted(state, box, options)
-    else:
-        optimality = METHODS[options.method].optimality(state, box)
-        state = replace(state, scale_inv=scales(state, options), optimality=optimality)
+    scaled = restarted if was_over else rescaled
+    state = scaled(state, box, options)
     return (yield from confirmed(judged(state, box, options), box, options))

@@ -15,7 +15,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.convergence import LEAST_PART, NEAR_TOL
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import EPS, column_norms, nonzero, rank_tolerance
-from nlsq_dask.core.search import RESIDUAL_ROUNDING
+from nlsq_dask.core.search import rounding_length
 
 # Criteria of SciPy's that ended a search of version 0.1.
 CRITERIA = (Status.GRADIENT, Status.COST, Status.STEP, Status.COST_AND_STEP)
@@ -49,14 +49,13 @@ def _is_near(saved: dict[str, Any]) -> bool:
     distance = saved["distance_to_optimum_sigma"]
     if np.isnan(distance) or distance <= max(saved["tolerances"].get("stat_tol") or 0.0, NEAR_TOL):
         return True
-    moments = saved["moments"]
     norms, free = column_norms(saved["r_factor"]), _free(saved, saved["popt"])
-    terms = np.linalg.norm(norms * free) if free.size == norms.size else 0.0
-    values = np.hypot(moments.scatter**0.5, moments.weight**0.5 * moments.mean)
+    if free.size != norms.size:  # ties: the file does not tell the free parameters
+        free = np.zeros_like(norms)
     variance = 1.0
     if not saved["absolute_sigma"]:
         variance = estimated_variance(saved["cost"], saved["n_points"], saved["n_free"])
-    return bool(distance * variance**0.5 <= RESIDUAL_ROUNDING * EPS * np.hypot(terms, values))
+    return bool(distance * variance**0.5 <= rounding_length(free, saved["moments"], norms, EPS))
 
 
 def _undetermined(saved: dict[str, Any]) -> tuple[str, ...]:
