@@ -204,7 +204,11 @@ def _checked_dependence(spec: ModelSpec, free: _FreeParameters, source: Source) 
     several_axes = sum(size > 1 for size in data.y.shape) > 1
     if source.correlated is not None and not several_axes:
         return None
-    dependence = _dependence(spec, free.reduction.expand(free.start), data)
+    at = free.reduction.expand(free.start)
+    if data.lazy:
+        dependence = row_dependence(spec, at)
+    else:
+        dependence = row_dependence(spec, at, lambda: data.thinned(SHOWN_ROWS).coords, data.n_rows)
     if dependence is not None and several_axes and not data.lazy:
         raise _errors.not_row_wise_in_several_dimensions(dependence, data.y.shape)
     return dependence
@@ -274,13 +278,6 @@ def _traced_or_called(
         called = RowsModel(model, *normalize_bounds(bounds, names))
         spec = prepare_model(called, names, data.structure, len(data.coords), rows)
         return replace(spec, whole="loops over the rows in Python")
-
-
-def _dependence(spec: ModelSpec, at: FloatArray, data: Observations) -> str | None:
-    """Describe what a value depends on beside its row; None for a row-wise model."""
-    if data.lazy:
-        return row_dependence(spec, at)
-    return row_dependence(spec, at, lambda: data.thinned(SHOWN_ROWS).coords, data.n_rows)
 
 
 def _has_pilot(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: bool | None) -> bool:

@@ -102,14 +102,21 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
     return result
 
 
+def fitted_model(job: Job) -> FittedModel:
+    """What the model of a job can compute on the data of the job."""
+    makes_profiles = partial(profiles, job)
+    return FittedModel(
+        job.spec, job.data, job.device, job.client, job.row_wise, profiles=makes_profiles
+    )
+
+
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """The error of a start that is not finite: it names bad data, or the row of a bad value."""
     with open_engine(job.data, Kernels(()), job.client) as engine:
         found = engine.ask(BadValues(len(job.data.values))).error(job.data.names)
     if found is not None or error.params is None:
         return found or error
-    fitted = FittedModel(job.spec, job.data, job.device, job.client, job.row_wise)
-    rows = fitted.bad_rows(job.reduction.expand(np.array(error.params)))
+    rows = fitted_model(job).bad_rows(job.reduction.expand(np.array(error.params)))
     return rows.error(job.data.names[1 : 1 + len(job.data.coords)], error)
 
 
@@ -119,9 +126,8 @@ def naming_rows(job: Job) -> Iterator[None]:
     try:
         yield
     except _errors.StartSlopeError as error:
-        model = FittedModel(job.spec, job.data, job.device, job.client, job.row_wise)
         params = job.reduction.expand(np.array(error.params, np.float64))
-        found = model.without_derivatives(params)
+        found = fitted_model(job).without_derivatives(params)
         if not found.count:  # they are finite one by one, but their products are not
             raise
         raise _errors.no_difference(params, found.count, found.first) from None
@@ -344,7 +350,5 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
-        fitted=FittedModel(
-            spec, job.data, job.device, job.client, job.row_wise, partial(profiles, job)
-        ),
+        fitted=fitted_model(job),
     )
