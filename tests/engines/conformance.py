@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask.core.questions import CostsAt, SumsAt
@@ -49,7 +49,9 @@ class EngineConformance:
 
     @given(data=st.data(), layout=seeds)
     def test_sums_equal_dense_numpy(self, data, layout):
-        problem = data.draw(self.problems)
+        self.check_sums(data.draw(self.problems), layout)
+
+    def check_sums(self, problem, layout):
         with self.engine(problem.spec, problem.x, problem.y, problem.sigma, layout) as engine:
             sums = engine.ask(SumsAt(problem.params, problem.basis))
 
@@ -170,3 +172,12 @@ class EngineConformance:
             sums = engine.ask(SumsAt(problem.params, problem.basis))
 
         exact_sums(problem).assert_equal(sums, 1500)
+
+
+class CostlyEngineConformance(EngineConformance):
+    """The same for engines that start processes: ten random problems."""
+
+    @settings(max_examples=10)
+    @given(data=st.data(), layout=seeds)
+    def test_sums_equal_dense_numpy(self, data, layout):
+        self.check_sums(data.draw(self.problems), layout)

@@ -11,8 +11,6 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nlsq_dask import InputError, ModelError, fit
 from nlsq_dask.core.questions import SumsAt
@@ -20,7 +18,7 @@ from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.sums import block_compilations
 from nlsq_dask.user_model.model import prepare_model
-from tests.engines.conformance import EngineConformance, seeds
+from tests.engines.conformance import CostlyEngineConformance
 from tests.engines.test_dask import chunked_problem, in_dask_arrays
 from tests.support.engines import dask_engine
 from tests.support.problems import decays, exact_sums, plain_problem
@@ -28,7 +26,7 @@ from tests.support.problems import decays, exact_sums, plain_problem
 pytestmark = pytest.mark.cluster
 
 
-class TestCluster(EngineConformance):
+class TestCluster(CostlyEngineConformance):
     # Dask warns where it sends more than 10 MB from memory.
     many_rows: ClassVar = 300_001
 
@@ -38,14 +36,6 @@ class TestCluster(EngineConformance):
 
     def engine(self, spec, x, y, sigma=None, layout=0):
         return dask_engine(in_dask_arrays(x, y, sigma, layout), spec, client=self.client)
-
-    @settings(max_examples=10)
-    @given(data=st.data(), layout=seeds)
-    def test_sums_equal_dense_numpy(self, data, layout):
-        problem = data.draw(self.problems)
-        with self.engine(problem.spec, problem.x, problem.y, problem.sigma, layout) as engine:
-            sums = engine.ask(SumsAt(problem.params, problem.basis))
-        exact_sums(problem).assert_equal(sums, problem.y.size)
 
 
 def test_task_names_say_which_pass_they_belong_to(cluster, client):
