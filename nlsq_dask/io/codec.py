@@ -96,6 +96,7 @@ def _types(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 def _read(hint: Any, value: Any) -> Any:
     """Read a value of a type."""
+    hint = _without_alias(hint)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return None if value is None else _read(_but_none(inner), value)
@@ -110,6 +111,12 @@ def _read(hint: Any, value: Any) -> Any:
     if hint is float or (isinstance(hint, type) and issubclass(hint, IntEnum)):
         return hint(value)
     return value
+
+
+def _without_alias(hint: Any) -> Any:
+    """The type that an alias with parameters stands for: NumPy 2.5 defines NDArray as an alias."""
+    stands_for = getattr(get_origin(hint), "__value__", None)
+    return hint if stands_for is None else stands_for[get_args(hint)]
 
 
 def _but_none(hints: tuple[Any, ...]) -> Any:
