@@ -22,7 +22,7 @@ from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 
 # Libraries whose arrays are passed to ``fit`` as they are; SciPy does not support them.
-PASSED_ON = ("dask", "xarray", "zarr")
+PASSED_ON = ("dask", "h5netcdf", "h5py", "netCDF4", "xarray", "zarr")
 
 # Turns a function of the user's x into a function of the coordinates that ``fit`` passes.
 Adapt = Callable[[Callable[..., Any]], Callable[..., Any]]

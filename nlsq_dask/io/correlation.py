@@ -64,9 +64,10 @@ def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
     InputError
         If the matrix is not symmetric or not positive definite, or the data are lazy.
     """
-    if data.lazy:
+    given = as_array(covariance, "sigma")
+    if data.lazy or is_dask(given):
         raise _errors.covariance_in_parts()
-    matrix = np.asarray(as_array(covariance, "sigma"), np.float64)
+    matrix = np.asarray(given, np.float64)
     if data.selects:
         kept = np.concatenate([~block.left_out().ravel() for _, block in data.pieces()])
         matrix = matrix[np.ix_(kept, kept)]

@@ -5,14 +5,12 @@ coordinate is an array that broadcasts to the shape of ``y`` and is not expanded
 the length of ``y`` is the simplest case. Standard deviations and masks broadcast the same way. If
 ``y`` is an ``xarray.DataArray``, the other arrays broadcast by the names of their dimensions.
 
-Dask, Zarr and xarray are recognised without importing them: while a library is not imported, no
-value is an instance of its classes.
+An array in a file is never loaded whole: it becomes a Dask array, in blocks of whole stored chunks.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,8 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
+from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
+from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
 
@@ -130,33 +130,14 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     return array
 
 
-def is_dask(value: Any) -> bool:
-    """Whether a value is a Dask array."""
-    return _is_instance(value, "dask.array", "Array")
-
-
-def is_zarr(value: Any) -> bool:
-    """Whether a value is a Zarr array."""
-    return _is_instance(value, "zarr", "Array")
-
-
-def is_xarray(value: Any) -> bool:
-    """Whether a value is an array of xarray, whose dimensions have names."""
-    return _is_instance(value, "xarray", "DataArray")
-
-
-def _is_instance(value: Any, module: str, name: str) -> bool:
-    """Whether a value is of a class of an optional library. Does not import the library."""
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(value, getattr(loaded, name))
-
-
 def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
     """A NumPy, masked or Dask array of any dtype."""
     if is_xarray(value):
         value = _aligned(value, dims)
     if is_zarr(value):
         return _wrap_zarr(value)
+    if (lazy := lazy_array(value)) is not None:
+        return lazy
     if is_dask(value):
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
@@ -177,9 +158,11 @@ def _wrap_zarr(array: Any) -> Array:
 
 def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
     """The data of an xarray array, in the order of ``dims`` if these include all its dimensions."""
+    data = data_of_variable(value.variable)
     if dims is None or not set(value.dims) <= set(dims):
-        return value.data
-    data = value.transpose(*(d for d in dims if d in value.dims)).data
+        return data
+    # xarray would transpose arrays in files through vectorised indexing, which is slow.
+    data = data.transpose([value.dims.index(d) for d in dims if d in value.dims])
     return data[tuple(slice(None) if d in value.dims else None for d in dims)]
 
 
@@ -196,6 +179,8 @@ def _lazy_arguments(
             found[name] = LazyArgument("zarr", (None,) * value.ndim)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
+        elif is_file_variable(value):
+            found[name] = LazyArgument("file", (None,) * value.ndim)
         elif is_xarray(value) and dims is not None and set(value.dims) <= set(dims):
             aligned = tuple(d if d in value.dims else None for d in dims)
             found[name] = LazyArgument("xarray", aligned)
