@@ -8,6 +8,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.labels import in_order_of
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_zarr
 
@@ -42,7 +43,7 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
         raise _errors.sigma_shape(np.shape(sigma), n_rows)
     if any(is_dask(a) or is_zarr(a) for a in (sigma, y)):
         raise _errors.covariance_in_parts()
-    return None, sigma
+    return None, in_order_of(y, sigma, "sigma")
 
 
 def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
