@@ -63,6 +63,8 @@ def fit_models(
     mask: Any = None,
     nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
+    data: Any = None,
+    time_unit: str = "s",
     method: Literal["trf", "lm", "dogbox"] = "trf",
     loss: str | Callable[..., Any] = "linear",
     f_scale: float = 1.0,
@@ -103,6 +105,8 @@ def fit_models(
         models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
     sigma, absolute_sigma, mask, nan_policy, fill_value : optional
         Weights and missing rows, as for :func:`fit`.
+    data, time_unit : optional
+        Data set of named variables, and unit of times, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
     strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
@@ -169,6 +173,8 @@ def fit_models(
         mask=mask,
         nan_policy=nan_policy,
         fill_value=fill_value,
+        data=data,
+        time_unit=time_unit,
         loss=loss,
         f_scale=f_scale,
     )

@@ -146,7 +146,7 @@ class Job:
             "n_starts": plan.n_starts,
             "seed": self.seed,
             "pilot": self.pilot,
-        }
+        } | ({"times": list(map(str, data.times))} if any(data.times) else {})
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflo
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
+from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
@@ -96,6 +97,8 @@ class InputOptions:
     mask: Any = None
     nan_policy: Any = "raise"
     fill_value: Any = None
+    data: Any = None
+    time_unit: str = "s"
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
@@ -113,14 +116,16 @@ def prepare(
 
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
-    sigma, correlated = split_sigma(inputs.sigma, y)
+    x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
+    sigma, correlated = split_sigma(sigma, y)
     data = observe(
         x,
         y,
         sigma,
-        mask=inputs.mask,
+        mask=mask,
         nan_policy=inputs.nan_policy,
         fill_value=inputs.fill_value,
+        time_unit=inputs.time_unit,
     )
     return Source(data, correlated)
 

@@ -106,7 +106,13 @@ def fitted_model(job: Job) -> FittedModel:
     """What the model of a job can compute on the data of the job."""
     makes_profiles = partial(profiles, job)
     return FittedModel(
-        job.spec, job.data, job.device, job.client, job.row_wise, profiles=makes_profiles
+        job.spec,
+        job.data,
+        job.device,
+        job.client,
+        job.row_wise,
+        profiles=makes_profiles,
+        times=job.data.times,
     )
 
 
@@ -350,5 +356,6 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
+        times=job.data.times,
         fitted=fitted_model(job),
     )

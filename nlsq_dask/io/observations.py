@@ -15,6 +15,7 @@ from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
+from nlsq_dask.io.times import TimeAxis
 
 # A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
 Array = Any
@@ -48,6 +49,8 @@ class Observations:
         The arguments of the caller that have chunks, by their names in messages.
     propagates : bool
         Whether NaN that no rule leaves out is passed to the model.
+    times : tuple of (TimeAxis or None)
+        For each coordinate how its times became numbers, if it had times.
     """
 
     y: Array
@@ -59,6 +62,7 @@ class Observations:
     rule: MissingRule = NO_RULE
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
+    times: tuple[TimeAxis | None, ...] = ()
 
     @property
     def n_rows(self) -> int:

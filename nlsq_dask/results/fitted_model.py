@@ -19,6 +19,7 @@ from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.times import TimeAxis, as_numbers
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -68,6 +69,8 @@ class FittedModel:
         Whether the model may be evaluated block by block.
     profiles : callable, optional
         ``profiles(record, names, quantile)`` computes profiles of the named parameters.
+    times : tuple of (TimeAxis or None)
+        For each coordinate, how times become numbers.
     """
 
     spec: ModelSpec
@@ -76,6 +79,7 @@ class FittedModel:
     client: Client | None = None
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
+    times: tuple[TimeAxis | None, ...] = ()
 
     @classmethod
     def of_model(
@@ -368,7 +372,7 @@ class FittedModel:
             rows = self._data("predict() without x")
             shape = rows.y.shape
         else:
-            rows, shape = rows_at(self.spec, x)
+            rows, shape = rows_at(self.spec, as_numbers(x, self.times))
         function = self._function(params, root)
         if not rows.lazy:
             return values_of_block(function, rows.layout.block(rows.operands)).reshape(shape)

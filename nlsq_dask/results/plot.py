@@ -131,7 +131,9 @@ def plot_fit(
         ends = np.array(x_range)
         top.plot(ends, ends, color=VERMILLION, lw=1.5, label="observed = fitted")
     bottom.axhline(0.0, color=VERMILLION, lw=1.2, zorder=3)
-    bottom.set_xlabel("x" if model.has_curve else "fitted value")
+    axis = next(iter(model.times), None)
+    x_title = "x" if axis is None else f"x [{axis}]"
+    bottom.set_xlabel(x_title if model.has_curve else "fitted value")
     bottom.set_ylabel("(y − f) / σ" if model.data.sigma is not None else "y − f")
     top.set_ylabel("y" if model.has_curve else "observed value")
     figure.align_ylabels()

@@ -18,6 +18,7 @@ from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.codec import from_json
+from nlsq_dask.io.times import TimeAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ class FitRecord:
     n_differenced: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
+    times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

@@ -117,6 +117,9 @@ class FitResult(FitRecord):
         Lower and upper bounds of the parameters; None in results of earlier releases.
     sandwich : bool
         Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
+    times : tuple of (TimeAxis or None)
+        For each coordinate, unit and origin of the numbers that took the place of its times; None
+        for a coordinate without times. As text: ``"s since 2020-01-01T00:00:00"``.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.
@@ -228,8 +231,8 @@ class FitResult(FitRecord):
         Parameters
         ----------
         x : array_like or tuple of array_like, optional
-            Coordinates in the form that the model takes, of any shape. By default, the coordinates
-            of the data.
+            Coordinates in the form that the model takes, of any shape. Times are taken where the
+            fit had times. By default, the coordinates of the data.
 
         Returns
         -------
@@ -457,7 +460,7 @@ class FitResult(FitRecord):
         fitted = FittedModel.of_model(
             model, result.names, result.structure, result.n_coords, result.popt, result.fixed
         )
-        return replace(result, fitted=fitted)
+        return replace(result, fitted=replace(fitted, times=result.times))
 
     def __iter__(self) -> Iterator[FloatArray]:
         yield self.popt
