@@ -198,10 +198,14 @@ def is_lazy_variable(variable: Any) -> bool:
     The public attributes that would tell, such as ``data``, load the numbers. Without the private
     ones every array in memory would be read in blocks, which gives the same sums.
     """
-    indexing = sys.modules.get("xarray.core.indexing")
-    kind = getattr(indexing, "ExplicitlyIndexed", ())
-    is_indexed = isinstance(getattr(variable, "_data", None), kind)
-    return bool(variable.ndim) and is_indexed and not getattr(variable, "_in_memory", False)
+    if not variable.ndim or getattr(variable, "_in_memory", False):
+        return False
+    indexing, data = sys.modules.get("xarray.core.indexing"), getattr(variable, "_data", None)
+    # Labels of an index are in memory, or computed from two ends of a range.
+    of_index = ("PandasIndexingAdapter", "CoordinateTransformIndexingAdapter")
+    if isinstance(data, tuple(getattr(indexing, name, type(None)) for name in of_index)):
+        return False
+    return isinstance(data, getattr(indexing, "ExplicitlyIndexed", ()))
 
 
 def data_of_variable(variable: Any) -> Any:
@@ -216,16 +220,15 @@ def data_of_variable(variable: Any) -> Any:
     array
         A Dask array if the numbers are not in memory; otherwise what the variable holds.
     """
+    # A copy: if anything loads its numbers, the variable of the user still has none.
+    variable = variable.copy(deep=False)
     if not is_lazy_variable(variable):
         return variable.data
     stored = _stored_chunks(variable)
     kept = [_kept_positions(variable, d) if variable.size else None for d in range(variable.ndim)]
     chunks = block_chunks(variable.shape, stored, kept)
-    # A copy: if anything loads its numbers, the variable of the user still has none.
-    lazy = variable.copy(deep=False).chunk(
-        dict(zip(variable.dims, chunks, strict=True)), from_array_kwargs=_as_it_is()
-    )
-    return lazy.data
+    by_name = dict(zip(variable.dims, chunks, strict=True))
+    return variable.chunk(by_name, from_array_kwargs=_as_it_is()).data
 
 
 def zarr_inside(value: Any) -> Any | None:
