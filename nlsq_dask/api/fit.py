@@ -73,8 +73,8 @@ def fit(
 
     Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²`` over all rows, or
     the sum of a robust loss. The default method is trust-region-reflective (Branch, Coleman & Li,
-    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array or a ``zarr.Array``, no
-    array is loaded whole: every pass streams the chunks through the workers.
+    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array, a ``zarr.Array`` or an array
+    in a file, no array is loaded whole: every pass streams the chunks through the workers.
 
     Parameters
     ----------
