@@ -91,6 +91,23 @@ def mask_not_boolean(dtype: object) -> InputTypeError:
     )
 
 
+def attribute_not_a_number(name: str, attribute: str, value: object) -> InputError:
+    return InputError(
+        f"the attribute {attribute} = {shown(value)} of {name} does not hold the numbers that the "
+        "CF conventions ask for, so that the stored numbers cannot be decoded: correct the "
+        "attribute, or pass decode=False to fit the stored numbers."
+    )
+
+
+def not_decoded(name: str, packing: str) -> InputError:
+    return InputError(
+        f"the attributes of {name} say that its numbers are packed, or mark missing values "
+        f"({packing}), and xarray has not decoded them: open the data with mask_and_scale=True, "
+        "or call xarray.decode_cf(dataset). If the numbers are the values all the same, pass "
+        "decode=False."
+    )
+
+
 def fill_value_not_a_number(value: object) -> InputTypeError:
     return InputTypeError(
         f"fill_value = {shown(value)} is no real number: pass the one number that stands for "
@@ -156,7 +173,9 @@ def integers_rounded(name: str, size: float) -> PrecisionWarning:
     )
 
 
-def not_finite(name: str, count: int, place: str, n_affected: int, n_nan: int) -> InputError:
+def not_finite(
+    name: str, count: int, place: str, n_affected: int, n_nan: int, marked_by: str = ""
+) -> InputError:
     """Values are NaN or infinite.
 
     Parameters
@@ -169,8 +188,15 @@ def not_finite(name: str, count: int, place: str, n_affected: int, n_nan: int) -
         Where the first is, from the comma on.
     n_affected, n_nan : int
         Rows with such a value in any array, and rows with NaN among them.
+    marked_by : str
+        The attributes of the stored array that make NaN of some of its numbers.
     """
     remedies = []
+    if marked_by:
+        place += (
+            f". The attributes of {name} mark stored numbers as missing ({marked_by}), and these "
+            "become NaN"
+        )
     if n_nan:
         remedies.append(f"nan_policy='omit' leaves out the {n_nan} with NaN")
     if n_nan < n_affected:

@@ -37,6 +37,7 @@ def fit(
     mask: Any = None,
     nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
+    decode: Literal["cf", False] = "cf",
     bounds: Any = (-np.inf, np.inf),
     fixed: Mapping[str, float] | None = None,
     ties: Any = None,
@@ -105,7 +106,13 @@ def fit(
         "raise" (default): NaN in ``y``, ``x`` or ``sigma`` are an error, which says where they are.
         "omit": rows with NaN are left out.
     fill_value : float, optional
-        Number that marks a missing value of ``y``. Such rows are left out.
+        Number that marks a missing value of ``y``, as it is stored. Such rows are left out.
+    decode : "cf" or False
+        "cf" (default): Zarr arrays have the values that their attributes declare by the CF
+        conventions. ``scale_factor`` and ``add_offset`` scale the stored numbers; numbers equal to
+        ``_FillValue`` or ``missing_value``, or outside of ``valid_range``, become NaN. The task
+        that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
+        was told not to decode them. False fits the numbers as they are stored.
     bounds : pair, dict or scipy.optimize.Bounds
         ``(lower, upper)``, each a scalar or a number for each parameter, or ``{name: (lower,
         upper)}``. By default there are no bounds.
@@ -258,6 +265,7 @@ def fit(
         mask=mask,
         nan_policy=nan_policy,
         fill_value=fill_value,
+        decode=decode,
         bounds=bounds,
         fixed=fixed,
         ties=ties,

@@ -131,6 +131,7 @@ class Job:
             "dtypes": [str(a.dtype) for a in data.operands],
             "chunks": to_json(chunks),
             "missing": repr(data.rule),
+            **({"decoded": list(data.decoded)} if data.decoded else {}),
             "fixed and ties": to_json([self.reduction.matrix, self.reduction.offset]),
             "bounds": to_json([self.lower, self.upper]),
             "p0": to_json(self.start),

@@ -113,7 +113,8 @@ def fitted_model(job: Job) -> FittedModel:
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """The error of a start that is not finite: it names bad data, or the row of a bad value."""
     with open_engine(job.data, Kernels(()), job.client) as engine:
-        found = engine.ask(BadValues(len(job.data.values))).error(job.data.names)
+        findings = engine.ask(BadValues(len(job.data.values)))
+    found = findings.error(job.data.names, job.data.marks)
     if found is not None or error.params is None:
         return found or error
     rows = fitted_model(job).bad_rows(job.reduction.expand(np.array(error.params)))
@@ -333,6 +334,7 @@ def result_of(
         strategy=job.plan.strategy,
         workflow=job.plan.workflow,
         budget=job.plan.budget,
+        decoded=job.data.decoded,
         tolerances=dict(job.plan.tolerances) | {"stat_tol": job.options.stat_tol},
         structure=spec.structure,
         n_coords=spec.n_coords,

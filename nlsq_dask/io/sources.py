@@ -5,14 +5,13 @@ coordinate is an array that broadcasts to the shape of ``y`` and is not expanded
 the length of ``y`` is the simplest case. Standard deviations and masks broadcast the same way. If
 ``y`` is an ``xarray.DataArray``, the other arrays broadcast by the names of their dimensions.
 
-Dask, Zarr and xarray are recognised without importing them: while a library is not imported, no
-value is an instance of its classes.
+A Zarr array has the values that its attributes declare, unless it comes as a
+:class:`~nlsq_dask.io.stored.StoredArray` that says otherwise.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,10 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
+from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.stored import StoredArray, of_zarr
 
 __all__ = [
     "Array",
@@ -130,33 +131,14 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     return array
 
 
-def is_dask(value: Any) -> bool:
-    """Whether a value is a Dask array."""
-    return _is_instance(value, "dask.array", "Array")
-
-
-def is_zarr(value: Any) -> bool:
-    """Whether a value is a Zarr array."""
-    return _is_instance(value, "zarr", "Array")
-
-
-def is_xarray(value: Any) -> bool:
-    """Whether a value is an array of xarray, whose dimensions have names."""
-    return _is_instance(value, "xarray", "DataArray")
-
-
-def _is_instance(value: Any, module: str, name: str) -> bool:
-    """Whether a value is of a class of an optional library. Does not import the library."""
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(value, getattr(loaded, name))
-
-
 def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
     """A NumPy, masked or Dask array of any dtype."""
     if is_xarray(value):
         value = _aligned(value, dims)
     if is_zarr(value):
-        return _wrap_zarr(value)
+        value = of_zarr(value, name)
+    if isinstance(value, StoredArray):
+        return value.lazy()
     if is_dask(value):
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
@@ -166,13 +148,6 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
     except ValueError as error:  # ragged lists
         raise _errors.not_an_array(name, error) from error
     return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
-
-
-def _wrap_zarr(array: Any) -> Array:
-    """A Dask array over a Zarr array, with the chunks (or shards) that one read decodes."""
-    import dask.array as da
-
-    return da.from_array(array, chunks=array.shards or array.chunks, inline_array=True)
 
 
 def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
@@ -192,8 +167,9 @@ def _lazy_arguments(
     dims = y.dims if is_xarray(y) else None
     found = {}
     for name, value in named.items():
-        if is_zarr(value):
-            found[name] = LazyArgument("zarr", (None,) * value.ndim)
+        if is_zarr(value) or isinstance(value, StoredArray):
+            stored = of_zarr(value, name) if is_zarr(value) else value
+            found[name] = LazyArgument("zarr", (None,) * stored.ndim, stored.decoding)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
         elif is_xarray(value) and dims is not None and set(value.dims) <= set(dims):

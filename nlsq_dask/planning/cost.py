@@ -206,6 +206,7 @@ def _common(job: Job) -> FitPlan:
         pilot_bytes=0,
         passes=_passes(job),
         memory_bytes=0,
+        decoded=job.data.decoded,
     )
 
 

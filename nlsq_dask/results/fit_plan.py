@@ -60,6 +60,8 @@ class FitPlan:
     warnings : tuple of str
         Chunks that make the fit slower than necessary, with the call that helps, and a memory limit
         below `memory_bytes`.
+    decoded : tuple of str
+        Arguments whose stored numbers become other values, each with the attributes that say so.
     """
 
     rows: int
@@ -88,6 +90,7 @@ class FitPlan:
     later_pass_seconds: float | None = None
     timed_rows: int = 0
     warnings: tuple[str, ...] = ()
+    decoded: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> tuple[int, int]:
@@ -145,6 +148,7 @@ def _table(plan: FitPlan) -> list[tuple[str, str]]:
     rows = [
         ("strategy", f"{plan.strategy}: {plan.reason}{preset}"),
         ("data", in_units(plan.data_bytes) + (", decoded" if streaming else " in memory")),
+        *(("decoded", line) for line in plan.decoded),
         ("a pass", _pass_text(plan)),
         ("pilot" if plan.pilot else "start", _first_text(plan)),
         ("passes", _passes_text(plan)),

@@ -19,6 +19,7 @@ from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.stored import stored_argument
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -368,6 +369,7 @@ class FittedModel:
             rows = self._data("predict() without x")
             shape = rows.y.shape
         else:
+            x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
             rows, shape = rows_at(self.spec, x)
         function = self._function(params, root)
         if not rows.lazy:

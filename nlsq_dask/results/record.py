@@ -162,6 +162,7 @@ class FitRecord:
     n_differenced: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
+    decoded: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

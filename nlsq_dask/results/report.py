@@ -122,6 +122,7 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
         scale = "sandwich of the loss"
     return [
         ("rows", f"{record.n_points:,}{skipped}"),
+        *(("decoded", line) for line in record.decoded),
         *(differenced if record.n_differenced else []),
         ("parameters", f"{record.n_free} free{fixed if record.n_free < len(record.names) else ''}"),
         ("degrees of freedom", f"{record.dof:,}"),

@@ -117,6 +117,8 @@ class FitResult(FitRecord):
         Lower and upper bounds of the parameters; None in results of earlier releases.
     sandwich : bool
         Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
+    decoded : tuple of str
+        Arguments whose stored numbers became other values, each with the attributes that say so.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.

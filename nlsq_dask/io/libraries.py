@@ -1,0 +1,30 @@
+"""Arrays of optional libraries, recognised without importing the libraries.
+
+While a library is not imported, no value is an instance of its classes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def is_dask(value: Any) -> bool:
+    """Whether a value is a Dask array."""
+    return is_instance(value, "dask.array", "Array")
+
+
+def is_zarr(value: Any) -> bool:
+    """Whether a value is a Zarr array."""
+    return is_instance(value, "zarr", "Array")
+
+
+def is_xarray(value: Any) -> bool:
+    """Whether a value is an array of xarray, whose dimensions have names."""
+    return is_instance(value, "xarray", "DataArray")
+
+
+def is_instance(value: Any, module: str, name: str) -> bool:
+    """Whether a value is of a class of an optional library. Does not import the library."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))

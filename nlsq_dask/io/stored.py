@@ -1,0 +1,142 @@
+"""Arguments of a fit that are stored arrays: Zarr arrays, and how their numbers become values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.io.cf import Decoding, declares_packing
+from nlsq_dask.io.libraries import is_xarray, is_zarr
+from nlsq_dask.io.missing import number_in
+
+DECODE = ("cf", False)
+
+# Attribute with which xarray names the dimensions of an array in Zarr's format 2.
+DIMENSIONS_OF_XARRAY = "_ARRAY_DIMENSIONS"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredArray:
+    """A Zarr array as an argument of a fit.
+
+    Attributes
+    ----------
+    array : zarr.Array
+    decoding : Decoding or None
+        How its numbers become values; None if they are the values.
+    """
+
+    array: Any
+    decoding: Decoding | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def lazy(self) -> Any:
+        """A Dask array of the values, in the chunks (or shards) that one read decodes.
+
+        The task that reads a chunk also decodes it.
+        """
+        import dask.array as da
+
+        array = self.array
+        stored = da.from_array(array, chunks=array.shards or array.chunks, inline_array=True)
+        if self.decoding is None:
+            return stored
+        axes, dtype = tuple(range(stored.ndim)), self.decoding.dtype
+        meta = np.empty((0,) * stored.ndim, dtype)
+        return da.blockwise(
+            self.decoding, axes, stored, axes, dtype=dtype, meta=meta, token="nlsq-decoded"
+        )
+
+
+def of_zarr(array: Any, name: str) -> StoredArray:
+    """A Zarr array whose values are those that its attributes declare."""
+    return StoredArray(array, Decoding.of(_attributes(array), array.dtype, name))
+
+
+def stored_argument(value: Any, name: str, decode: Any) -> Any:
+    """An argument with its stored arrays as :class:`StoredArray`; other values as they are.
+
+    Parameters
+    ----------
+    value : object
+        Argument of a fit. The items of a tuple are arguments, too.
+    name : str
+        Name of the argument in messages.
+    decode : "cf" or False
+        Whether attributes say what the numbers mean.
+
+    Raises
+    ------
+    InputError
+        If `decode` is another value, if the attributes hold no numbers, or if xarray was told not
+        to decode.
+    """
+    if not (decode is False or (isinstance(decode, str) and decode == "cf")):
+        raise _errors.unknown_choice("decode", decode, DECODE)
+    if isinstance(value, tuple):
+        items = enumerate(value)
+        return tuple(stored_argument(item, f"{name}[{i}]", decode) for i, item in items)
+    if is_zarr(value):
+        return of_zarr(value, name) if decode else StoredArray(value)
+    if decode and is_xarray(value):
+        packing = declares_packing(value.attrs, value.dtype, name)
+        if packing:
+            raise _errors.not_decoded(name, packing)
+    return value
+
+
+def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:
+    """Let a decoded array make NaN of the stored number that marks missing values.
+
+    Parameters
+    ----------
+    y : object
+        As :func:`stored_argument` returns it.
+    fill_value : number or None
+        Argument of the fit, as it is stored.
+
+    Returns
+    -------
+    y : object
+    fill_value : number or None
+        NaN if `y` is decoded.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If the array cannot hold the fill value.
+    """
+    if fill_value is None or not isinstance(y, StoredArray) or y.decoding is None:
+        return y, fill_value
+    if isinstance(fill_value, float | np.floating) and np.isnan(fill_value):
+        return y, fill_value
+    number = number_in(fill_value, np.dtype(y.decoding.stored)).item()
+    decoding = y.decoding.with_missing("fill_value", number)
+    return replace(y, decoding=decoding), np.nan
+
+
+def _attributes(array: Any) -> Mapping[str, Any]:
+    """Attributes of a Zarr array, with ``_FillValue`` where xarray stored it in another place.
+
+    In Zarr's format 2, xarray stores ``_FillValue`` as the array's own fill value. In format 3 that
+    is only the value of chunks that were not written.
+    """
+    attributes: Mapping[str, Any] = array.metadata.attributes
+    own = array.fill_value
+    of_format_2 = array.metadata.zarr_format == 2 and DIMENSIONS_OF_XARRAY in attributes
+    if own is None or not of_format_2 or "_FillValue" in attributes:
+        return attributes
+    return {**attributes, "_FillValue": own}
