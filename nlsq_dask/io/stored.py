@@ -10,6 +10,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding, declares_packing
+from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.libraries import is_xarray, is_zarr
 from nlsq_dask.io.missing import number_in
 
@@ -50,8 +51,9 @@ class StoredArray:
         """
         import dask.array as da
 
-        array = self.array
-        stored = da.from_array(array, chunks=array.shards or array.chunks, inline_array=True)
+        array, leaf = self.array, Leaf(self.array)
+        chunks = array.shards or array.chunks
+        stored = da.from_array(leaf, chunks=chunks, name=leaf.name, inline_array=True)
         if self.decoding is None:
             return stored
         axes, dtype = tuple(range(stored.ndim)), self.decoding.dtype

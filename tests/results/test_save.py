@@ -73,6 +73,7 @@ def results(draw):
         "status": draw(st.sampled_from(Status)),
         "scipy_status": draw(st.none() | st.sampled_from(Status)),
         "undetermined": draw(st.lists(NAMES, max_size=2).map(tuple)),
+        "decoded": draw(st.lists(NAMES, max_size=2).map(tuple)),
         "workflow": draw(st.none() | st.text(max_size=8)),
         "budget": draw(st.builds(MemoryBudget, **{f.name: NUMBERS for f in fields(MemoryBudget)})),
         "tolerances": draw(st.dictionaries(NAMES, st.none() | NUMBERS, max_size=3)),

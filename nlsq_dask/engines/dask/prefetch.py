@@ -17,7 +17,7 @@ from dask._task_spec import DataNode, GraphNode, Task
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Group, Step, Stream
-from nlsq_dask.io.sources import is_zarr
+from nlsq_dask.io.leaf import zarr_of
 from nlsq_dask.io.stage import Block, Layout
 
 # Blocks that are read ahead from an object store. With 30 ms of latency and chunks of 8 MB, a chunk
@@ -113,8 +113,8 @@ def _independent(group: Group) -> bool:
 def _zarr_arrays(values: Iterable[Any]) -> Iterator[Any]:
     """Zarr arrays in graph nodes, their arguments, and containers of either."""
     for value in values:
-        if is_zarr(value):
-            yield value
+        if (array := zarr_of(value)) is not None:
+            yield array
         elif isinstance(value, DataNode):
             yield from _zarr_arrays([value.value])
         elif isinstance(value, Task):

@@ -1,0 +1,139 @@
+"""A Zarr array in a Dask graph, whose store is opened once in a process.
+
+Each task holds the arrays that it reads. A plain ``zarr.Array`` would be unpickled with every task,
+and its store with it: a new client of the object store, with connections of its own, for each task.
+A leaf is pickled as the bytes of its store and of its array, and a process keeps what it has opened
+from such bytes.
+
+The bytes hold the credentials of the store, unless the store finds them where it runs. Nothing else
+that leaves a leaf does: not its name in a graph, and not its text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import threading
+from functools import cached_property, lru_cache
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.io.libraries import is_zarr
+
+# Stores and arrays that a process keeps open. A fit has a few of each.
+MOST_STORES = 32
+MOST_ARRAYS = 256
+
+# Stores whose pickles hold the data themselves. Keeping them open would keep the data.
+_IN_MEMORY = ("MemoryStore", "GpuMemoryStore")
+
+# Names of leaves are hashes with this key, so that nobody can find by trial what was hashed.
+_KEY = os.urandom(32)
+
+_LOCK = threading.Lock()
+
+
+class Leaf:
+    """A Zarr array for Dask to read pieces of.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored numbers."""
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
+
+    @cached_property
+    def name(self) -> str:
+        """Name in a Dask graph: the same for the same array of the same store, in this process."""
+        from dask.base import tokenize
+
+        hashed = hashlib.blake2b(tokenize(self.array).encode(), key=_KEY, digest_size=16)
+        return f"nlsq-zarr-{hashed.hexdigest()}"
+
+    @cached_property
+    def _pickles(self) -> tuple[bytes, bytes]:
+        """The store, and the array without its store, as bytes."""
+        array = self.array
+        buffer = io.BytesIO()
+        _WithoutStore(buffer, array.store).dump(array)
+        return cloudpickle.dumps(array.store), buffer.getvalue()
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        values: NDArray[Any] = self.array[index]
+        return values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if type(self.array.store).__name__ in _IN_MEMORY:
+            return Leaf, (self.array,)
+        return _opened, self._pickles
+
+    def __repr__(self) -> str:
+        return f"<Zarr array, shape {self.shape}, {self.dtype}>"
+
+
+class _WithoutStore(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles a Zarr array, and writes a mark in the place of its store."""
+
+    def __init__(self, file: io.BytesIO, store: Any) -> None:
+        super().__init__(file)
+        self._store = store
+
+    def persistent_id(self, item: Any) -> str | None:
+        return "store" if item is self._store else None
+
+
+class _WithStore(pickle.Unpickler):
+    """Unpickles a Zarr array, with a store that is open already."""
+
+    def __init__(self, file: io.BytesIO, store: Any) -> None:
+        super().__init__(file)
+        self._store = store
+
+    def persistent_load(self, _: str) -> Any:
+        return self._store
+
+
+def _opened(store: bytes, array: bytes) -> Leaf:
+    """The leaf of such bytes, opened if this process has not opened it yet."""
+    with _LOCK:
+        return _opened_array(store, array)
+
+
+@lru_cache(MOST_ARRAYS)
+def _opened_array(store: bytes, array: bytes) -> Leaf:
+    return Leaf(_WithStore(io.BytesIO(array), _opened_store(store)).load())
+
+
+@lru_cache(MOST_STORES)
+def _opened_store(store: bytes) -> Any:
+    return pickle.loads(store)
+
+
+def zarr_of(value: Any) -> Any:
+    """The Zarr array that a value of a Dask graph is or holds; None for other values."""
+    if isinstance(value, Leaf):
+        return value.array
+    return value if is_zarr(value) else None
