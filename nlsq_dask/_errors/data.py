@@ -91,23 +91,6 @@ def mask_not_boolean(dtype: object) -> InputTypeError:
     )
 
 
-def attribute_not_a_number(name: str, attribute: str, value: object) -> InputError:
-    return InputError(
-        f"the attribute {attribute} = {shown(value)} of {name} does not hold the numbers that the "
-        "CF conventions ask for, so that the stored numbers cannot be decoded: correct the "
-        "attribute, or pass decode=False to fit the stored numbers."
-    )
-
-
-def not_decoded(name: str, packing: str) -> InputError:
-    return InputError(
-        f"the attributes of {name} say that its numbers are packed, or mark missing values "
-        f"({packing}), and xarray has not decoded them: open the data with mask_and_scale=True, "
-        "or call xarray.decode_cf(dataset). If the numbers are the values all the same, pass "
-        "decode=False."
-    )
-
-
 def fill_value_not_a_number(value: object) -> InputTypeError:
     return InputTypeError(
         f"fill_value = {shown(value)} is no real number: pass the one number that stands for "

@@ -38,6 +38,7 @@ def fit(
     nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
     decode: Literal["cf", False] = "cf",
+    storage_options: Mapping[str, Any] | None = None,
     bounds: Any = (-np.inf, np.inf),
     fixed: Mapping[str, float] | None = None,
     ties: Any = None,
@@ -85,7 +86,8 @@ def fit(
         Coordinates: an array of ``y``'s shape; an array (k, n), for k coordinates of ``y`` (n,); or
         a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
         the same structure, with a 1-D array for each coordinate. Lists, NumPy arrays, memory maps,
-        JAX, Dask and Zarr arrays are accepted.
+        JAX, Dask and Zarr arrays are accepted. Each array may also be the path of a Zarr array, or
+        its URL, such as ``"s3://bucket/decay.zarr/t"``.
     y : array_like, shape (...)
         Observations, of any number of dimensions. Each element is a row.
     p0 : sequence or dict, optional
@@ -113,6 +115,10 @@ def fit(
         ``_FillValue`` or ``missing_value``, or outside of ``valid_range``, become NaN. The task
         that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
         was told not to decode them. False fits the numbers as they are stored.
+    storage_options : dict, optional
+        Options of the object store of arrays that are passed as URLs, such as its endpoint and
+        credentials, with the names of obstore or of fsspec's file system. By default the store
+        finds its credentials in the environment of each worker.
     bounds : pair, dict or scipy.optimize.Bounds
         ``(lower, upper)``, each a scalar or a number for each parameter, or ``{name: (lower,
         upper)}``. By default there are no bounds.
@@ -266,6 +272,7 @@ def fit(
         nan_policy=nan_policy,
         fill_value=fill_value,
         decode=decode,
+        storage_options=storage_options,
         bounds=bounds,
         fixed=fixed,
         ties=ties,

@@ -64,6 +64,7 @@ def fit_models(
     nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
     decode: Literal["cf", False] = "cf",
+    storage_options: Mapping[str, Any] | None = None,
     method: Literal["trf", "lm", "dogbox"] = "trf",
     loss: str | Callable[..., Any] = "linear",
     f_scale: float = 1.0,
@@ -102,8 +103,8 @@ def fit_models(
     p0, bounds, fixed, ties : sequence or dict, optional
         An entry for each model in the order of the models, or ``{name: entry}``, which may leave
         models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
-    sigma, absolute_sigma, mask, nan_policy, fill_value, decode : optional
-        Weights, missing rows and packed numbers, as for :func:`fit`.
+    sigma, absolute_sigma, mask, nan_policy, fill_value, decode, storage_options : optional
+        Weights, missing rows, packed numbers and object stores, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
     strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
@@ -171,6 +172,7 @@ def fit_models(
         nan_policy=nan_policy,
         fill_value=fill_value,
         decode=decode,
+        storage_options=storage_options,
         loss=loss,
         f_scale=f_scale,
     )

@@ -17,6 +17,7 @@ from nlsq_dask.api.fit import fit
 from nlsq_dask.api.scipy_models import ClosedModel, HostModel, ReshapedModel, RowsFirstModel
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.fitting.job import logger
+from nlsq_dask.io.locations import is_location
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
@@ -136,8 +137,10 @@ def scipy_call(
     start: FloatArray,
 ) -> ScipyCall:
     """Decide in which form the data and the model are passed to ``fit``."""
-    if _is_passed_on(y) or any(
-        _is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,)))
+    if (
+        is_location(y)
+        or _is_passed_on(y)
+        or any(_is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,))))
     ):
         return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
     x, y = _numbers(x) if _is_list(x) or isinstance(x, jax.Array) else x, _numbers(y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.sources import Observations, is_dask, observe
-from nlsq_dask.io.stored import stored_argument, with_fill_value
+from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.user_model.called_back import RowsModel
@@ -98,6 +98,7 @@ class InputOptions:
     nan_policy: Any = "raise"
     fill_value: Any = None
     decode: Any = "cf"
+    storage_options: Any = field(default=None, repr=False)  # credentials
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
@@ -116,7 +117,9 @@ def prepare(
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
     named = {"x": x, "y": y, "sigma": inputs.sigma, "mask": inputs.mask}
-    x, y, sigma, mask = (stored_argument(a, n, inputs.decode) for n, a in named.items())
+    options = inputs.storage_options
+    check_options(options, named.values())
+    x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
     y, fill_value = with_fill_value(y, inputs.fill_value)
     sigma, correlated = split_sigma(sigma, y)
     data = observe(x, y, sigma, mask=mask, nan_policy=inputs.nan_policy, fill_value=fill_value)

@@ -16,6 +16,7 @@ import io
 import os
 import pickle
 import threading
+from collections import deque
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -35,6 +36,9 @@ _IN_MEMORY = ("MemoryStore", "GpuMemoryStore")
 # Names of leaves are hashes with this key, so that nobody can find by trial what was hashed.
 _KEY = os.urandom(32)
 
+# Stores that this process has pickled.
+_pickled: deque[tuple[Any, bytes]] = deque(maxlen=MOST_STORES)
+
 _LOCK = threading.Lock()
 
 
@@ -44,10 +48,14 @@ class Leaf:
     Parameters
     ----------
     array : zarr.Array
+    pickles : tuple of bytes, optional
+        Store and array as bytes, for a leaf that was made from them. A worker that passes the leaf
+        on passes the same bytes.
     """
 
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, pickles: tuple[bytes, bytes] | None = None) -> None:
         self.array = array
+        self._given = pickles
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,10 +84,12 @@ class Leaf:
     @cached_property
     def _pickles(self) -> tuple[bytes, bytes]:
         """The store, and the array without its store, as bytes."""
+        if self._given is not None:
+            return self._given
         array = self.array
         buffer = io.BytesIO()
         _WithoutStore(buffer, array.store).dump(array)
-        return cloudpickle.dumps(array.store), buffer.getvalue()
+        return _pickled_store(array.store), buffer.getvalue()
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         values: NDArray[Any] = self.array[index]
@@ -92,6 +102,20 @@ class Leaf:
 
     def __repr__(self) -> str:
         return f"<Zarr array, shape {self.shape}, {self.dtype}>"
+
+
+def _pickled_store(store: Any) -> bytes:
+    """A store as bytes, the same bytes for all arrays of the store.
+
+    Pickling a store of obstore twice gives other bytes: its options have no order.
+    """
+    with _LOCK:
+        for known, pickled in _pickled:
+            if known is store:
+                return pickled
+        made: bytes = cloudpickle.dumps(store)
+        _pickled.append((store, made))
+        return made
 
 
 class _WithoutStore(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -124,7 +148,7 @@ def _opened(store: bytes, array: bytes) -> Leaf:
 
 @lru_cache(MOST_ARRAYS)
 def _opened_array(store: bytes, array: bytes) -> Leaf:
-    return Leaf(_WithStore(io.BytesIO(array), _opened_store(store)).load())
+    return Leaf(_WithStore(io.BytesIO(array), _opened_store(store)).load(), (store, array))
 
 
 @lru_cache(MOST_STORES)

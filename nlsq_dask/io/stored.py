@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding, declares_packing
 from nlsq_dask.io.leaf import Leaf
-from nlsq_dask.io.libraries import is_xarray, is_zarr
+from nlsq_dask.io.libraries import is_xarray, is_zarr, is_zarr_group, is_zarr_store
+from nlsq_dask.io.locations import is_location, names_in, open_location
 from nlsq_dask.io.missing import number_in
 
 DECODE = ("cf", False)
@@ -68,7 +69,9 @@ def of_zarr(array: Any, name: str) -> StoredArray:
     return StoredArray(array, Decoding.of(_attributes(array), array.dtype, name))
 
 
-def stored_argument(value: Any, name: str, decode: Any) -> Any:
+def stored_argument(
+    value: Any, name: str, decode: Any, options: Mapping[str, Any] | None = None
+) -> Any:
     """An argument with its stored arrays as :class:`StoredArray`; other values as they are.
 
     Parameters
@@ -79,25 +82,56 @@ def stored_argument(value: Any, name: str, decode: Any) -> Any:
         Name of the argument in messages.
     decode : "cf" or False
         Whether attributes say what the numbers mean.
+    options : mapping, optional
+        Options of the object store, for a value that is a URL.
 
     Raises
     ------
     InputError
-        If `decode` is another value, if the attributes hold no numbers, or if xarray was told not
-        to decode.
+        If `decode` is another value, if the attributes hold no numbers, if xarray was told not to
+        decode, or if a location is not that of a Zarr array.
+    InputTypeError
+        If the value is a Zarr group or a store.
+    MissingLibraryError
+        If no library is installed that opens a URL.
     """
     if not (decode is False or (isinstance(decode, str) and decode == "cf")):
         raise _errors.unknown_choice("decode", decode, DECODE)
     if isinstance(value, tuple):
         items = enumerate(value)
-        return tuple(stored_argument(item, f"{name}[{i}]", decode) for i, item in items)
+        return tuple(stored_argument(item, f"{name}[{i}]", decode, options) for i, item in items)
+    if is_location(value):
+        value = open_location(value, name, options)
     if is_zarr(value):
         return of_zarr(value, name) if decode else StoredArray(value)
     if decode and is_xarray(value):
         packing = declares_packing(value.attrs, value.dtype, name)
         if packing:
             raise _errors.not_decoded(name, packing)
+    if is_zarr_group(value):
+        raise _errors.group_given(name, "group", names_in(value))
+    if is_zarr_store(value):
+        raise _errors.group_given(name, "store", ())
     return value
+
+
+def check_options(options: Any, arguments: Iterable[Any]) -> None:
+    """Check that options of an object store are a mapping, and that an argument needs them.
+
+    Raises
+    ------
+    InputTypeError
+        If the options are no mapping. The message does not show them.
+    InputError
+        If no argument is the URL of an array.
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise _errors.storage_options_form(type(options).__name__)
+    parts = (part for a in arguments for part in (a if isinstance(a, tuple) else (a,)))
+    if options and not any(is_location(part) and "://" in str(part) for part in parts):
+        raise _errors.storage_options_unused()
 
 
 def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:
