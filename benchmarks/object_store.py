@@ -30,6 +30,7 @@ from benchmarks.streaming import write_store
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
+from nlsq_dask.io.stored import in_blocks, of_zarr
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
@@ -43,7 +44,7 @@ WAITS = (0, 30)
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Run the benchmark and print its table."""
-    parser = arguments(__doc__, rows=32_000_000, chunk_rows=1_000_000, repeat=5)
+    parser = arguments(__doc__, rows=8_000_000, chunk_rows=1_000_000, repeat=5)
     options = parser.parse_args(argv)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="nlsq_dask_bench_") as folder:
@@ -65,7 +66,8 @@ def measure(path: Path, endpoint: str, repeat: int, chunk: int, wait: int) -> Ro
     passes: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
         for name, group in groups(path, endpoint).items():
-            data = observe(group["x"], group["y"])
+            stored = (of_zarr(group[name], name) for name in "xy")
+            data = observe(*in_blocks(*stored))
             engine = stack.enter_context(open_engine(data, Kernels((spec,), "cpu"), None))
             passes[name] = partial(engine.ask, question)
         seconds = interleave(passes, repeat)
