@@ -76,10 +76,11 @@ def storage_options_form(kind: str) -> InputTypeError:
 
 
 def group_given(name: str, kind: str, arrays: Sequence[str]) -> InputTypeError:
-    example = repr(arrays[0]) if arrays else "'y'"
+    opened = "group" if kind == "group" else "zarr.open_group(store, mode='r')"
+    example = arrays[0] if arrays else "y"
     return InputTypeError(
         f"{name} is a Zarr {kind}{_of(arrays)}, and a fit needs an array: pass the array, for "
-        f"example zarr.open_group(...)[{example}]."
+        f"example {opened}[{example!r}]."
     )
 
 

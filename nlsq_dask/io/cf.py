@@ -209,7 +209,8 @@ def held_in(number: Number | None, dtype: np.dtype[Any] | None) -> Number | None
 
 def _read_as(dtype: np.dtype[Any], unsigned: Any) -> np.dtype[Any]:
     """The dtype as which integers are read, by ``_Unsigned``."""
-    wanted = {"true": "u", "false": "i"}.get(str(unsigned).lower())
+    text = unsigned.decode() if isinstance(unsigned, bytes) else str(unsigned)
+    wanted = {"true": "u", "false": "i"}.get(text.lower())
     if wanted is None or dtype.kind == "f":
         return dtype
     return np.dtype(dtype.str.replace(dtype.kind, wanted))

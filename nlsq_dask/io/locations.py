@@ -152,9 +152,10 @@ def _store_of(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     kind = _OBSTORE.get(parts.scheme)
     if kind is not None and importlib.util.find_spec("obstore") is not None:
         root = f"{parts.scheme}://{parts.netloc}"
-        store = _object_store(kind, root, _for_obstore(kind, options))
+        store = _object_store(kind, root, _for_obstore(kind, options, root))
+        path = unquote(parts.path) if kind == "HTTPStore" else parts.path
         if store is not None:
-            return store, parts.path.strip("/")
+            return store, path.strip("/")
     given = _for_fsspec(kind, options)
     return FsspecStore.from_url(url.rstrip("/"), storage_options=given, read_only=True), ""
 
@@ -186,7 +187,7 @@ def _object_store(kind: str, root: str, options: dict[str, Any]) -> Any:
         return _opened[-1][1]
 
 
-def _for_obstore(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _for_obstore(kind: str, options: Mapping[str, Any], root: str = "") -> dict[str, Any]:
     """Options with the names of obstore."""
     made = {}
     for name, value in _flat(options).items():
@@ -196,7 +197,7 @@ def _for_obstore(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if path in ("anon", "google_default", "cloud"):  # words of gcsfs, not paths
             del made["service_account_path"]
             made |= {"skip_signature": True} if path == "anon" else {}
-    if str(made.get("endpoint", "")).startswith("http:"):
+    if str(made.get("endpoint", root)).startswith("http:"):
         made["client_options"] = {"allow_http": True} | dict(made.get("client_options", {}))
     return made
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask import InputError, curve_fit, fit, fit_models, plan
+from nlsq_dask.fitting.prepare import InputOptions
 from nlsq_dask.io import leaf
 
 pytest.importorskip("moto")
@@ -121,6 +122,7 @@ def test_a_worker_opens_the_store_once_and_nothing_tells_a_credential(
         wrong = options["storage_options"] | {"unknown": CANARY}
         fit(decay, f"{URL}/t", f"{URL}/y", P0, storage_options=wrong)
     texts += traceback.format_exception(caught.value)
+    texts.append(repr(InputOptions(**options)))
     assert not [text for text in texts if CANARY in text]
     assert CANARY.encode() not in pickle.dumps(result)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -42,6 +45,28 @@ def test_an_argument_is_opened_and_decoded(group):
     found = stored_argument((group / "t", str(group / "y")), "x", "cf")
     assert [item.decoding for item in found] == [None, Decoding("<f8", "<f8", 0.5)]
     assert stored_argument(group / "y", "y", False).decoding is None
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("library", ["obstore", "aiohttp"])
+def test_http(group, library, monkeypatch):
+    pytest.importorskip(library)
+    if library == "aiohttp":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (group.parent / "with space").mkdir()
+    group.rename(group.parent / "with space" / "decay.zarr")
+    handler = partial(_Quiet, directory=group.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/with%20space/decay.zarr"
+        np.testing.assert_array_equal(open_location(f"{url}/y", "y", None)[:], VALUES)
+        with pytest.raises(InputError, match="is a Zarr group|no Zarr array there"):
+            open_location(url, "y", None)
+        server.shutdown()
 
 
 def test_a_scheme_of_fsspec():
