@@ -24,6 +24,7 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask import _errors
 from nlsq_dask.io.libraries import is_zarr
 
 # Stores and arrays that a process keeps open. A fit has a few of each.
@@ -92,7 +93,12 @@ class Leaf:
         return _pickled_store(array.store), buffer.getvalue()
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        values: NDArray[Any] = self.array[index]
+        try:
+            values: NDArray[Any] = self.array[index]
+        except (ValueError, RuntimeError) as error:  # RuntimeError comes from Zstandard and Blosc
+            parts = index if isinstance(index, tuple) else (index,)
+            spans = (f"{p.start}:{p.stop}" if isinstance(p, slice) else "..." for p in parts)
+            raise _errors.chunk_not_decoded(self.array.path, ", ".join(spans), error) from error
         return values
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -10,6 +10,8 @@ import pytest
 import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
+from nlsq_dask import InputError
+from nlsq_dask.io.announced import checked
 from nlsq_dask.io.leaf import Leaf, zarr_of
 from nlsq_dask.io.sources import as_array
 
@@ -75,6 +77,22 @@ def test_arrays_of_unlike_stores_have_unlike_names(tmp_path):
     paths = (tmp_path / "a", tmp_path / "b")
     first, second = (zarr.create_array(path, data=np.arange(5.0)) for path in paths)
     assert Leaf(first).name != Leaf(second).name
+
+
+@pytest.mark.parametrize("compressors", [None, "auto"])
+def test_a_chunk_that_is_shorter_than_announced(tmp_path, compressors):
+    """It was cut off on the disk, or its array was made shorter."""
+    array = zarr.create_array(
+        tmp_path, data=np.arange(100.0), chunks=(10,), compressors=compressors
+    )
+    chunk = tmp_path / "c" / "3"
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    lazy = as_array(array, "y")
+    with pytest.raises(InputError, match=r"part \[30:40\] of a Zarr array cannot be decoded"):
+        lazy.compute(scheduler="sync")
+    array.resize((25,))
+    with pytest.raises(InputError, match=r"block \(2,\) of y.*shape \(5,\), but y announces"):
+        checked(lazy, "y")[20:30].compute(scheduler="sync")
 
 
 def test_what_a_graph_holds():
