@@ -17,13 +17,14 @@ from nlsq_dask.api.fit import fit
 from nlsq_dask.api.scipy_models import ClosedModel, HostModel, ReshapedModel, RowsFirstModel
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.fitting.job import logger
+from nlsq_dask.io.labels import in_order_of
 from nlsq_dask.io.locations import is_location
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 
 # Libraries whose arrays are passed to ``fit`` as they are; SciPy does not support them.
-PASSED_ON = ("dask", "xarray", "zarr")
+PASSED_ON = ("dask", "h5netcdf", "h5py", "netCDF4", "xarray", "zarr")
 
 # Turns a function of the user's x into a function of the coordinates that ``fit`` passes.
 Adapt = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -143,6 +144,7 @@ def scipy_call(
         or any(_is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,))))
     ):
         return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
+    x, sigma = in_order_of(y, x, "x"), in_order_of(y, sigma, "sigma")
     x, y = _numbers(x) if _is_list(x) or isinstance(x, jax.Array) else x, _numbers(y)
     if y.size == 0:
         raise _errors.ydata_empty(y.shape)
