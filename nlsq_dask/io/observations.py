@@ -13,6 +13,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure, coordinate_names
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
 
@@ -48,6 +49,10 @@ class Observations:
         The arguments of the caller that have chunks, by their names in messages.
     propagates : bool
         Whether NaN that no rule leaves out is passed to the model.
+    frame : Frame or None
+        Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
+    labels : mapping of str to Label
+        Names and units of the arguments that have them, by "y", "x" or "x[i]".
     """
 
     y: Array
@@ -59,6 +64,8 @@ class Observations:
     rule: MissingRule = NO_RULE
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
+    frame: Frame | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:

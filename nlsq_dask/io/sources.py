@@ -21,6 +21,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
 
@@ -99,6 +100,8 @@ def observe(
         rule,
         _lazy_arguments(x, y, sigma, mask, structure),
         nan_policy is UNLOOKED,
+        Frame.of(y) if is_xarray(y) else None,
+        _labels(x, y, structure),
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
@@ -202,6 +205,13 @@ def _lazy_arguments(
         elif is_xarray(value):
             found[name] = LazyArgument("xarray", value.dims)
     return found
+
+
+def _labels(x: Any, y: Any, structure: Structure) -> dict[str, Label]:
+    """Names and units of y and the coordinates, by the names of the arguments."""
+    named = {"y": y}
+    named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
+    return {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
 
 
 def _as_mask(value: Any, dims: tuple[Any, ...] | None) -> Array:

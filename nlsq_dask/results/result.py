@@ -18,6 +18,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Array
 from nlsq_dask.results import report, saving
 from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.results.labelled import bare, framed_like
 from nlsq_dask.results.plot import plot_fit
 from nlsq_dask.results.profile import Profile
 from nlsq_dask.results.record import FitRecord, Parameter, interval_quantile
@@ -228,14 +229,15 @@ class FitResult(FitRecord):
         Parameters
         ----------
         x : array_like or tuple of array_like, optional
-            Coordinates in the form that the model takes, of any shape. By default, the coordinates
-            of the data.
+            Coordinates in the form that the fit took, of any shape. Arrays of xarray broadcast by
+            the names of their dimensions. By default, the coordinates of the data.
 
         Returns
         -------
-        numpy or dask array, float64
+        numpy or dask array or xarray.DataArray, float64
             Values in the shape of the coordinates; by default in the shape of y. Lazy if the
-            coordinates are.
+            coordinates are. With the labels of the coordinates, or of y by default, and the
+            attributes of y, if these are arrays of xarray.
 
         Raises
         ------
@@ -250,9 +252,9 @@ class FitResult(FitRecord):
 
         Returns
         -------
-        numpy or dask array, float64
+        numpy or dask array or xarray.DataArray, float64
             Residuals in the shape and the units of y. NaN for rows that were left out. Lazy if the
-            data are.
+            data are, and with the labels of y if it is an array of xarray.
 
         Raises
         ------
@@ -278,7 +280,7 @@ class FitResult(FitRecord):
 
         Returns
         -------
-        lower, upper : numpy or dask array, float64
+        lower, upper : numpy or dask array or xarray.DataArray, float64
             As :meth:`predict`; infinite where the data do not determine the parameters.
 
         Raises
@@ -305,7 +307,7 @@ class FitResult(FitRecord):
 
         Returns
         -------
-        lower, upper : numpy or dask array, float64
+        lower, upper : numpy or dask array or xarray.DataArray, float64
             As :meth:`predict`.
 
         Raises
@@ -508,13 +510,16 @@ class FitResult(FitRecord):
         """The values of the model, less and plus a multiple of their standard errors."""
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         model = self._model(method)
-        values = model.values(self.popt, x)
-        errors = model.standard_errors(self.popt, self.pcov, x)
+        prediction = model.values(self.popt, x)
+        values, errors = bare(prediction), bare(model.standard_errors(self.popt, self.pcov, x))
         if variance:
             errors = np.sqrt(errors**2 + variance)
         # An infinite quantile times an error of zero is NaN.
         half = quantile * errors if math.isfinite(quantile) else errors + math.inf
-        return values - half, values + half
+        return (
+            framed_like(prediction, values - half, "lower", "lower end of the interval of the"),
+            framed_like(prediction, values + half, "upper", "upper end of the interval of the"),
+        )
 
 
 def _reach(entry: tuple[tuple[str, float], Profile]) -> float:
