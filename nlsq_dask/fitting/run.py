@@ -350,5 +350,6 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
+        data_units={name: label.unit for name, label in job.data.labels.items() if label.unit},
         fitted=fitted_model(job),
     )

@@ -162,6 +162,8 @@ class FitRecord:
     n_differenced: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
+    param_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

@@ -16,7 +16,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Array
-from nlsq_dask.results import report, saving
+from nlsq_dask.results import dataset, report, saving
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.labelled import bare, framed_like
 from nlsq_dask.results.plot import plot_fit
@@ -24,6 +24,7 @@ from nlsq_dask.results.profile import Profile
 from nlsq_dask.results.record import FitRecord, Parameter, interval_quantile
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 __all__ = ["FitResult", "Parameter"]
@@ -118,6 +119,10 @@ class FitResult(FitRecord):
         Lower and upper bounds of the parameters; None in results of earlier releases.
     sandwich : bool
         Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
+    param_units : dict of str
+        Units of the parameters, by name, where `p0` had units.
+    data_units : dict of str
+        Units of "y" and of the coordinates, "x" or "x[i]", where the arrays had units.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.
@@ -405,6 +410,26 @@ class FitResult(FitRecord):
             The status is its number.
         """
         return saving.to_fields(self)
+
+    def to_dataset(self) -> xr.Dataset:
+        """The estimates, their errors and covariance, statistics and provenance, for xarray.
+
+        Needs xarray. Writing to Zarr or NetCDF and reading gives an identical dataset.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``curvefit_coefficients`` (param), ``curvefit_covariance`` (cov_i, cov_j), as
+            ``xarray.DataArray.curvefit`` names them; ``standard_errors`` (param);
+            ``confidence_95`` and ``bounds`` (param, end); the statistics under their names here,
+            without a dimension. The attributes tell how the fit was run and how it ended.
+
+        Raises
+        ------
+        MissingLibraryError
+            If xarray is not installed.
+        """
+        return dataset.to_dataset(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a JSON file, without model and data.
