@@ -14,6 +14,7 @@ from nlsq_dask.core.structure import Structure, argument_name, coordinate_names
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
 
@@ -51,6 +52,10 @@ class Observations:
         Whether NaN that no rule leaves out is passed to the model.
     decode : "cf" or False
         Whether Zarr arrays have the values that their attributes declare.
+    frame : Frame or None
+        Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
+    labels : mapping of str to Label
+        Names and units of the arguments that have them, by "y", "x" or "x[i]".
     """
 
     y: Array
@@ -63,6 +68,8 @@ class Observations:
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
     decode: Literal["cf", False] = "cf"
+    frame: Frame | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:

@@ -21,11 +21,13 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.labels import RowLabels, in_order_of
 from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
 from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 from nlsq_dask.io.stored import StoredArray, of_zarr
 
 __all__ = [
@@ -99,11 +101,13 @@ def observe(
         tuple(values[1 : 1 + len(coords)]),
         None if sigma is None else values[-1],
         structure,
-        any(is_dask(a) for a in itertools.chain(values, masks)),
-        tuple(m for m in masks if is_dask(m) or m.any()),
-        rule,
-        _lazy_arguments(x, y, sigma, mask, structure),
-        nan_policy is UNLOOKED,
+        lazy=any(is_dask(a) for a in itertools.chain(values, masks)),
+        masks=tuple(m for m in masks if is_dask(m) or m.any()),
+        rule=rule,
+        arguments=_lazy_arguments(x, y, sigma, mask, structure),
+        propagates=nan_policy is UNLOOKED,
+        frame=Frame.of(y) if is_xarray(y) else None,
+        labels=_labels(x, y, structure),
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
@@ -131,7 +135,7 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     """
     array = _unwrapped(value, name, dims)
     if array.dtype.kind not in "fiub":
-        raise _errors.not_real(name, array.dtype)
+        raise not_real(array, name)
     return array
 
 
@@ -151,11 +155,7 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
         return value
-    try:
-        array = np.asanyarray(value)
-    except ValueError as error:  # ragged lists
-        raise _errors.not_an_array(name, error) from error
-    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+    return to_numpy(checked_kind(value, name), name)
 
 
 def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
@@ -190,6 +190,13 @@ def _lazy_arguments(
         elif is_xarray(value):
             found[name] = LazyArgument("xarray", value.dims)
     return found
+
+
+def _labels(x: Any, y: Any, structure: Structure) -> dict[str, Label]:
+    """Names and units of y and the coordinates, by the names of the arguments."""
+    named = {"y": y}
+    named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
+    return {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
 
 
 def _as_mask(value: Any) -> Array:
