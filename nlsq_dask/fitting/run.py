@@ -350,5 +350,6 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
+        n_distinct=job.n_distinct,
         fitted=fitted_model(job),
     )

@@ -162,6 +162,7 @@ class FitRecord:
     n_differenced: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
+    n_distinct: int = field(default=0, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:
@@ -204,7 +205,7 @@ class FitRecord:
 
     @property
     def mae(self) -> float:
-        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units."""
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units; NaN if not summed."""
         return self.moments.abs_residuals / self.n_points
 
     @property
