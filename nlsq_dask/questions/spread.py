@@ -169,9 +169,10 @@ def _tiles(y: NDArray[Any], origin: FloatArray) -> Iterator[tuple[Box, FloatArra
     for _, box in block_boxes(regular_chunks(y.shape, TILE_ROWS)):
         tile = y[box]
         distances = buffer[: tile.size].reshape(tile.shape)
-        # A copy that casts and then a difference are faster than a difference that casts.
-        np.copyto(distances, tile, casting="unsafe")
-        distances -= origin[broadcast_box(box, origin.shape)]
+        if tile.dtype != np.float64:  # a copy that casts, before a difference that need not
+            np.copyto(distances, tile, casting="unsafe")
+            tile = distances
+        np.subtract(tile, origin[broadcast_box(box, origin.shape)], out=distances)
         yield box, distances
 
 
