@@ -38,7 +38,7 @@ def decay(t: Any, a: Any, b: Any, c: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Run the benchmark and print its table."""
     options = arguments(__doc__, rows=2 * 10**8, repeat=7).parse_args(argv)
-    n_pixels = max(options.rows // TIMES, max(parts for _, parts in LAYOUTS.values()))
+    n_pixels = max(options.rows // TIMES, *(parts for _, parts in LAYOUTS.values()))
     t = np.linspace(0.0, 4.0, TIMES)[:, None]
     rows = []
     for name, (times, parts) in LAYOUTS.items():

@@ -145,4 +145,6 @@ def _cache_choice(job: Job) -> CacheChoice:
 
 def _cache_bytes(job: Job, streamed: Streamed) -> int:
     """Part of the memory budget for kept rows."""
+    if job.n_distinct:
+        return 0
     return max(int(job.plan.budget.threshold_gb * GB) - streaming_bytes(job, streamed), 0)

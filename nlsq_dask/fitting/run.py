@@ -88,7 +88,8 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             callback(state, records)
 
         if saved is not None:
-            engine.n_passes = saved.n_passes
+            # A guess from means has read the rows once more.
+            engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
         try:
             with naming_rows(job):
                 search = solve(job, sample, saved, observe_state)

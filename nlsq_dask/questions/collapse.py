@@ -166,7 +166,9 @@ def _largest(block: Block, rows: Spread, weighted: Spread | None) -> FloatArray:
     if not 1.0 / ORDINARY < y < ORDINARY:
         y = _maximum(block, np.asarray(block.y, np.float64))
     if block.sigma is not None and not 1.0 / ORDINARY < weight < ORDINARY:
-        weight = _maximum(block, weights_of(block.sigma))
+        weights = np.array(block.sigma, np.float64)
+        weights_of(weights)
+        weight = _maximum(block, weights)
     return np.array([y, weight])
 
 

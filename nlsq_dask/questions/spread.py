@@ -8,6 +8,7 @@ squares.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -116,36 +117,125 @@ def spreads_of_some(block: Block, shape: Shape) -> tuple[Spread, Spread | None, 
     variance : float
         ``Σ σ²``; the number of rows without σ.
     """
-    axes = _averaged(block.y.shape, shape)
     rows = Spread.zero(shape)
     weighted = None if block.sigma is None else Spread.zero(shape)
     variance = 0.0
-    for box, values in _tiles(block.y, np.zeros((1,) * block.y.ndim)):
+    buffers = aligned_empty(3, min(TILE_ROWS, block.y.size))
+    for _, box in block_boxes(regular_chunks(block.y.shape, TILE_ROWS)):
+        tile = _Tile.of(block, box, shape, buffers)
         at = broadcast_box(box, shape)
-        counted = ~block.left_out(box) if block.selects else np.ones(values.shape, np.bool_)
-        values[~counted] = 0.0
-        own = _centred(values, counted.astype(np.float64), axes)
-        rows.add_at(at, own)
-        if weighted is None or block.sigma is None:
-            variance += float(own.weight.sum())
-            continue
-        sigma = np.broadcast_to(block.sigma[broadcast_box(box, block.sigma.shape)], values.shape)
-        weights = weights_of(sigma)
-        weights[~counted] = 0.0
-        # The values are now distances from the means of equal weights.
-        part = _centred(values, weights**2, axes)
-        mean = own.mean + np.where(part.weight == 0.0, 0.0, part.mean)
-        weighted.add_at(at, Spread(part.weight, mean, part.scatter))
-        variance += float(np.sum(np.asarray(sigma[counted], np.float64) ** 2))
+        if weighted is None:
+            rows.add_at(at, tile.spread())
+            variance = float(rows.weight.sum())
+        else:
+            variance += tile.variance()
+            weighted.add_at(at, tile.weighted_spread())
+            rows.add_at(at, tile.spread())
     return rows, weighted, variance
 
 
-def weights_of(sigma: NDArray[Any]) -> FloatArray:
-    """Weights 1/σ; infinite for a σ that is no positive number, as in the staging buffer."""
-    weights = np.maximum(np.asarray(sigma, np.float64), 0.0)
-    np.reciprocal(weights, out=weights)
-    weights[weights == 0.0] = np.inf
-    return weights
+def weights_of(sigma: FloatArray) -> None:
+    """Turn σ into weights 1/σ, in place: as in the staging buffer, infinite for an unusable σ."""
+    if not sigma.min(initial=1.0) > 0.0:
+        np.maximum(sigma, 0.0, out=sigma)
+    np.reciprocal(sigma, out=sigma)
+    if not sigma.min(initial=1.0) > 0.0:
+        sigma[sigma == 0.0] = np.inf
+
+
+@dataclass(slots=True)
+class _Tile:
+    """The rows of a tile in buffers, which its methods overwrite.
+
+    Attributes
+    ----------
+    y : ndarray
+        Observations, and later their distances from `origin`.
+    sigma : ndarray or None
+    product : ndarray
+        Room for a product.
+    left_out : ndarray of bool, or None
+        Rows that are left out. Their observations and weights are zeros.
+    axes : tuple of int
+        Dimensions that are averaged over.
+    origin : ndarray or float
+    """
+
+    y: FloatArray
+    sigma: FloatArray | None
+    product: FloatArray
+    left_out: NDArray[np.bool_] | None
+    axes: tuple[int, ...]
+    origin: FloatArray | float = 0.0
+
+    @classmethod
+    def of(cls, block: Block, box: Box, shape: Shape, buffers: FloatArray) -> Self:
+        """Copy the rows of a box of a block."""
+        tile = block.y[box]
+        y, sigma, product = (buffer[: tile.size].reshape(tile.shape) for buffer in buffers)
+        left_out = block.left_out(box) if block.selects else None
+        made = cls(y, None, product, left_out, _averaged(block.y.shape, shape))
+        np.copyto(y, tile, casting="unsafe")
+        made._blank(y)
+        if block.sigma is not None:
+            np.copyto(sigma, block.sigma[broadcast_box(box, block.sigma.shape)], casting="unsafe")
+            made._blank(sigma)
+            made.sigma = sigma
+        return made
+
+    def variance(self) -> float:
+        """``Σ σ²``."""
+        assert self.sigma is not None, "a tile with sigma"
+        return float(_sum_of_products(self.sigma, self.sigma, self.axes).sum())
+
+    def weighted_spread(self) -> Spread:
+        """Means and scatters with the weights 1/σ², in two passes over the tile.
+
+        The second pass corrects the mean of the first one for rounding.
+        """
+        weights = self.sigma
+        assert weights is not None, "a tile with sigma"
+        weights_of(weights)
+        np.multiply(weights, weights, out=weights)
+        self._blank(weights)
+        weight = _sum(weights, self.axes)
+        self._move(_over(_sum_of_products(weights, self.y, self.axes), weight))
+        np.multiply(weights, self.y, out=self.product)
+        first = _sum(self.product, self.axes)
+        return self._about(weight, first, _sum_of_products(self.product, self.y, self.axes))
+
+    def spread(self) -> Spread:
+        """Means and scatters with equal weights."""
+        n_rows = np.full(_kept(self.y.shape, self.axes), self.y.size / _outputs(self.y, self.axes))
+        if self.left_out is not None:
+            n_rows -= self.left_out.sum(axis=self.axes, keepdims=True)
+        if self.sigma is None:  # else the distances are from the weighted means already
+            self._move(_over(_sum(self.y, self.axes), n_rows))
+        first = _sum(self.y, self.axes)
+        return self._about(n_rows, first, _sum_of_squares(self.y, self.axes))
+
+    def _about(self, weight: FloatArray, first: FloatArray, second: FloatArray) -> Spread:
+        """Means and scatters of the sums of the distances and of their squares."""
+        shift = _over(first, weight)
+        scatter = np.maximum(second - shift * first, 0.0)
+        return Spread(weight, self.origin + shift, scatter)
+
+    def _move(self, origin: FloatArray) -> None:
+        """Turn observations into distances."""
+        self.origin = origin
+        self.y -= origin
+        self._blank(self.y)
+
+    def _blank(self, values: FloatArray) -> None:
+        if self.left_out is not None:
+            np.copyto(values, 0.0, where=self.left_out)
+
+
+def _over(sums: FloatArray, weight: FloatArray) -> FloatArray:
+    """Quotients; 0 without weight."""
+    quotient = np.zeros(weight.shape)
+    np.divide(sums, weight, out=quotient, where=weight != 0.0)
+    return quotient
 
 
 def _averaged(full: Shape, shape: Shape) -> tuple[int, ...]:
@@ -176,25 +266,6 @@ def _tiles(y: NDArray[Any], origin: FloatArray) -> Iterator[tuple[Box, FloatArra
         yield box, distances
 
 
-def _centred(values: FloatArray, weights: FloatArray, axes: tuple[int, ...]) -> Spread:
-    """Mean and scatter of a tile. The values become the distances from the means, 0 of no weight.
-
-    The second pass corrects the mean of the first one for rounding.
-    """
-    weight = _sum(weights, axes)
-    known = weight != 0.0
-    mean = np.zeros(weight.shape)
-    np.divide(_sum(values * weights, axes), weight, out=mean, where=known)
-    values -= mean
-    values[weights == 0.0] = 0.0
-    weighted = values * weights
-    first = _sum(weighted, axes)
-    shift = np.zeros(weight.shape)
-    np.divide(first, weight, out=shift, where=known)
-    scatter = np.maximum(_sum(weighted * values, axes) - shift * first, 0.0)
-    return Spread(weight, mean + shift, scatter)
-
-
 def _sum(tile: FloatArray, axes: tuple[int, ...]) -> FloatArray:
     """Sum along some dimensions, which stay with length 1."""
     if tile.ndim - 1 not in axes:
@@ -204,10 +275,24 @@ def _sum(tile: FloatArray, axes: tuple[int, ...]) -> FloatArray:
 
 def _sum_of_squares(tile: FloatArray, axes: tuple[int, ...]) -> FloatArray:
     """Sum of the squares along some dimensions, which stay with length 1; may change the tile."""
-    if tile.ndim - 1 not in axes:
-        np.multiply(tile, tile, out=tile)
-        return _sum(tile, axes)
-    return _dots(tile, tile, axes)
+    if tile.ndim - 1 in axes:
+        return _dots(tile, tile, axes)
+    np.multiply(tile, tile, out=tile)
+    return _sum(tile, axes)
+
+
+def _sum_of_products(a: FloatArray, b: FloatArray, axes: tuple[int, ...]) -> FloatArray:
+    """Sum of the products along some dimensions, which stay with length 1."""
+    return _dots(a, b, axes) if a.ndim - 1 in axes else _sum(a * b, axes)
+
+
+def _kept(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    """A shape with the dimensions that are averaged over of length 1."""
+    return tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+
+
+def _outputs(tile: FloatArray, axes: tuple[int, ...]) -> int:
+    return math.prod(_kept(tile.shape, axes))
 
 
 def _dots(a: FloatArray, b: FloatArray | None, axes: tuple[int, ...]) -> FloatArray:
@@ -215,11 +300,11 @@ def _dots(a: FloatArray, b: FloatArray | None, axes: tuple[int, ...]) -> FloatAr
 
     NumPy computes the products of rows one by one by BLAS, in one thread for so few rows.
     """
-    kept = tuple(1 if axis in axes else n for axis, n in enumerate(a.shape))
+    kept = _kept(a.shape, axes)
     last = a.ndim - 1
     while last and last - 1 in axes:
         last -= 1
-    outer, n = a.shape[:last], int(np.prod(a.shape[last:]))
+    outer, n = a.shape[:last], math.prod(a.shape[last:])
     a = a.reshape(*outer, n)
     b = np.ones(n) if b is None else b.reshape(*outer, n)
     most = n - n % DOT_ROWS if n > DOT_ROWS else 0
