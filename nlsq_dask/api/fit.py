@@ -62,6 +62,7 @@ def fit(
     seed: int = 0,
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
+    collapse: bool | Literal["auto"] = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -189,6 +190,13 @@ def fit(
         passes do not read them. True keeps as many rows as the memory budget has room for, on each
         worker or in this process. "auto" (default) does so if at least a quarter of the rows fit.
         False keeps none. The answer has the same bits in each case.
+    collapse : {"auto", True, False}
+        Whether rows with the same coordinates are collapsed to their weighted mean and their
+        scatter about it, in one reading of the data. The fit of the means is exact, and needs no
+        further reading. It is possible if no coordinate varies along some dimension of ``y``, for
+        linear loss, and for a model that computes each row by itself. "auto" (default) does so if
+        the distinct coordinates are at most a tenth of the rows and their means fit the memory
+        budget. True does so whatever their number is, or refuses. False never does.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -266,6 +274,7 @@ def fit(
         client=client,
         device=device,
         cache=cache,
+        collapse=collapse,
     )
     inputs = InputOptions(
         sigma=sigma,

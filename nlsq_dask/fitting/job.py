@@ -81,6 +81,8 @@ class Job:
         Whether a sample is fitted first.
     cache : bool or "auto"
         Whether streamed rows stay in memory after the first pass.
+    n_distinct : int
+        Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
     """
 
     data: Observations
@@ -99,6 +101,7 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
+    n_distinct: int = 0
 
     @property
     def client(self) -> Client | None:
@@ -147,6 +150,8 @@ class Job:
             "n_starts": plan.n_starts,
             "seed": self.seed,
             "pilot": self.pilot,
+            # None as in files that were written before rows could be collapsed.
+            "collapse": self.n_distinct or None,
         }
 
 

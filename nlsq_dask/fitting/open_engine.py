@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import (
     InMemoryEngine,
     chunked_engine,
@@ -14,8 +16,9 @@ from nlsq_dask.engines.in_memory import (
 )
 from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.memory import streaming_of
-from nlsq_dask.fitting.strategy import Chunked, Standard
+from nlsq_dask.fitting.strategy import Chunked, Standard, Streamed
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 def engine_of(
     job: Job, progress: PassProgress, specs: Sequence[ModelSpec] = ()
-) -> InMemoryEngine | DaskEngine:
+) -> InMemoryEngine | DaskEngine | CollapsedEngine:
     """Open the engine of the chosen strategy.
 
     Parameters
@@ -37,6 +40,8 @@ def engine_of(
     """
     kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
     strategy = job.strategy
+    if job.n_distinct:
+        return CollapsedEngine(_rows_once(job, kernels, progress), job.data, kernels)
     if isinstance(strategy, Standard):
         return standard_engine(job.data, kernels)
     if isinstance(strategy, Chunked):
@@ -48,6 +53,16 @@ def engine_of(
     if engine.keeping.share:
         logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
     return engine
+
+
+def _rows_once(job: Job, kernels: Kernels, progress: PassProgress) -> Engine:
+    """Open the engine of all rows for one reading: it copies no rows."""
+    strategy = job.strategy
+    if not isinstance(strategy, Streamed):
+        return chunked_engine(job.data, kernels)
+    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+
+    return DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
 
 
 def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:

@@ -19,6 +19,7 @@ from nlsq_dask.core.constraints import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
+from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
@@ -86,6 +87,7 @@ class RunOptions:
     client: Client | None
     device: str | None
     cache: CacheChoice = "auto"
+    collapse: CollapseChoice = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ def prepare_on(
     traced = PRECISION_ROWS if row_wise else _n_rows(data)
     solver_options = replace(solver_options, model_eps=model_eps(spec, traced))
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
-    return Job(
+    job = Job(
         data=data,
         spec=spec,
         row_wise=row_wise,
@@ -169,6 +171,8 @@ def prepare_on(
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
     )
+    choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
+    return collapsed(job, choice, stat_tol_is_auto=is_auto)
 
 
 @dataclass(frozen=True)

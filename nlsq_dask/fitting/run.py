@@ -84,7 +84,8 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             callback(state, records)
 
         if saved is not None:
-            engine.n_passes = saved.n_passes
+            # A guess from means has read the rows once more.
+            engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
         try:
             with naming_rows(job):
                 search = solve(job, sample, saved, observe_state)
@@ -349,5 +350,6 @@ def result_of(
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         data_units={name: label.unit for name, label in job.data.labels.items() if label.unit},
+        n_distinct=job.n_distinct,
         fitted=fitted_model(job),
     )

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.structure import Structure, model_input
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
@@ -250,6 +251,22 @@ class FittedModel:
         """
         with self._engine(self._data("robust_pcov()")) as engine:
             return engine.ask(ScoresAt(np.asarray(params, np.float64)))
+
+    def abs_residuals(self, params: ArrayLike) -> float:
+        """Sum of absolute residuals in the units of y, in one reading of all rows.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        at = np.asarray(params, np.float64)
+        with self._engine(self._data("mae")) as engine:
+            return engine.ask(SumsAt(at, np.eye(at.size))).moments.abs_residuals
 
     def binned(
         self,

@@ -165,6 +165,7 @@ class FitRecord:
     decoded: tuple[str, ...] = field(default=(), kw_only=True)
     param_units: dict[str, str] = field(default_factory=dict, kw_only=True)
     data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    n_distinct: int = field(default=0, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:
@@ -207,7 +208,7 @@ class FitRecord:
 
     @property
     def mae(self) -> float:
-        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units."""
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units; NaN if not summed."""
         return self.moments.abs_residuals / self.n_points
 
     @property

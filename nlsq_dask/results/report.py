@@ -132,10 +132,17 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
         ("covariance", scale),
         ("R²", f"{record.r_squared:.8g}  (adjusted {record.adj_r_squared:.8g})"),
         ("RMSE", f"{record.rmse:.6g}"),
-        ("MAE", f"{record.mae:.6g}"),
+        ("MAE", _mae(record)),
         ("AIC", f"{record.aic:.8g}"),
         ("BIC", f"{record.bic:.8g}"),
     ]
+
+
+def _mae(record: FitRecord) -> str:
+    mae = record.moments.abs_residuals / record.n_points
+    return (
+        "not summed; `mae` of the result reads the data once" if math.isnan(mae) else f"{mae:.6g}"
+    )
 
 
 def _p_value_rows(record: FitRecord) -> list[Row]:
@@ -228,6 +235,9 @@ def _cost_rows(record: FitRecord) -> list[Row]:
     """Passes, starts, status and checkpoints of a fit."""
     counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
     rows = [("passes", f"{record.n_passes}  ({counts})")]
+    if record.n_distinct:
+        collapsed = f"{record.n_points:,} rows at {_count(record.n_distinct, 'coordinate')}"
+        rows.append(("collapsed", collapsed))
     if record.starts:
         ran, basins = sum(s.basin is not None for s in record.starts), n_basins(record.starts)
         ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
@@ -258,4 +268,4 @@ def _indented(rows: Sequence[Row]) -> list[str]:
 
 
 def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

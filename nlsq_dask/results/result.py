@@ -125,6 +125,9 @@ class FitResult(FitRecord):
         Units of the parameters, by name, where `p0` had units.
     data_units : dict of str
         Units of "y" and of the coordinates, "x" or "x[i]", where the arrays had units.
+    n_distinct : int
+        Distinct coordinates to whose means the rows were collapsed; 0 if they were not. What is no
+        function of the means (`mae`, :meth:`robust_pcov`, histograms) reads the data once more.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.
@@ -229,6 +232,15 @@ class FitResult(FitRecord):
         """
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         return self._profiled([name], quantile, "profile()")[name]
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units.
+
+        It is no function of the means of collapsed rows: it then reads the data once, and is NaN
+        without data.
+        """
+        return super().mae if self.n_distinct == 0 or self.fitted is None else self._mae_of_rows
 
     def predict(self, x: Any = None) -> Array:
         """Values of the model at the estimates.
@@ -506,6 +518,10 @@ class FitResult(FitRecord):
     def _profiles(self) -> dict[tuple[str, float], Profile]:
         """Profiles computed so far, by name and by the quantile that they reach."""
         return {}
+
+    @cached_property
+    def _mae_of_rows(self) -> float:
+        return self._model("mae").abs_residuals(self.popt) / self.n_points
 
     def _profiled(
         self, names: Sequence[str], quantile: float, method: str
