@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.run import ReportOptions, run
@@ -58,6 +58,7 @@ def fit(
     seed: int = 0,
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -174,6 +175,11 @@ def fit(
         passes do not read them. True keeps as many rows as the memory budget has room for, on each
         worker or in this process. "auto" (default) does so if at least a quarter of the rows fit.
         False keeps none. The answer has the same bits in each case.
+    retries : int
+        Times that a chunk of streamed data is read again after an error of reading: of the
+        operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
+        that a store that is away for a minute costs a minute. The answer has the same bits. The
+        default is 3; 0 ends the fit at the first error.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -210,6 +216,8 @@ def fit(
         SciPy raises.
     ModelError
         If the model cannot be traced, or is not row-wise although it has to be.
+    ReadingError
+        If data cannot be read. It is also an ``OSError``, and names the block and its store.
 
     Warns
     -----
@@ -251,6 +259,7 @@ def fit(
         client=client,
         device=device,
         cache=cache,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,

@@ -14,7 +14,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance, given_tolerances
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
@@ -79,6 +79,7 @@ def fit_models(
     seed: int = 0,
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -105,7 +106,7 @@ def fit_models(
         Weights and missing rows, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
-    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
+    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache, retries : optional
         How the data are read, as for :func:`fit`. A sample is read once for all models. Models that
         guess their start share another reading, if :func:`fit` would show them all blocks.
     checkpoint : path-like, optional
@@ -162,6 +163,7 @@ def fit_models(
         client=client,
         device=device,
         cache=cache,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -404,7 +406,7 @@ def _engines(
     engines: dict[Any, InMemoryEngine | DaskEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:
-            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs)
+            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs, line.note)
             stack.enter_context(engines[pieces[i]])
     return [engines[key] for key in pieces]
 

@@ -81,6 +81,8 @@ class Job:
         Whether a sample is fitted first.
     cache : bool or "auto"
         Whether streamed rows stay in memory after the first pass.
+    retries : int
+        Times that a failed reading of streamed data is tried again.
     """
 
     data: Observations
@@ -99,6 +101,7 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
+    retries: int
 
     @property
     def client(self) -> Client | None:

@@ -38,7 +38,8 @@ def parallel(streamed: Streamed) -> tuple[int, int]:
 
 def streaming_of(job: Job, streamed: Streamed) -> Streaming:
     """How a streaming fit reads: groups, threads, staging buffers, and what is kept."""
-    from nlsq_dask.engines.dask.engine import Streaming  # an engine, loaded for use
+    from nlsq_dask.engines.dask import reading  # an engine, loaded for use
+    from nlsq_dask.engines.dask.engine import Streaming
 
     return Streaming(
         stream=streamed.stream,
@@ -47,6 +48,7 @@ def streaming_of(job: Job, streamed: Streamed) -> Streaming:
         threads=streamed.blocks.threads,
         cache=_cache_choice(job),
         cache_bytes=_cache_bytes(job, streamed),
+        retries=reading.Retries(job.retries, reading.FIRST_WAIT),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def engine_of(
-    job: Job, progress: PassProgress, specs: Sequence[ModelSpec] = ()
+    job: Job,
+    progress: PassProgress,
+    specs: Sequence[ModelSpec] = (),
+    show: Callable[[str], None] | None = None,
 ) -> InMemoryEngine | DaskEngine:
     """Open the engine of the chosen strategy.
 
@@ -34,6 +37,8 @@ def engine_of(
         Called as ``progress(pass_number, blocks_done, blocks)`` where data are streamed.
     specs : sequence of ModelSpec
         Models that questions are about, by number; by default the job's model alone.
+    show : callable, optional
+        Called with a few words where a streaming fit waits, as for a store that fails.
     """
     kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
     strategy = job.strategy
@@ -43,8 +48,11 @@ def engine_of(
         blocks = strategy.blocks
         return chunked_engine(job.data, kernels, blocks.block_rows, blocks.threads)
     from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+    from nlsq_dask.engines.dask.signals import show_nothing
 
-    engine = DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
+    engine = DaskEngine(
+        job.data, kernels, streaming_of(job, strategy), progress, show or show_nothing
+    )
     if engine.keeping.share:
         logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
     return engine

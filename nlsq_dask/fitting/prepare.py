@@ -85,6 +85,7 @@ class RunOptions:
     client: Client | None
     device: str | None
     cache: CacheChoice = "auto"
+    retries: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,7 @@ def prepare_on(
         seed=options.seed,
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
+        retries=options.retries,
     )
 
 
