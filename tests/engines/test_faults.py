@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 import threading
 import time
@@ -297,17 +296,10 @@ def test_no_secret_is_in_a_message_of_a_fit(tmp_path, caplog):
 
 
 def left_on(client):
-    """Tasks of fits on the scheduler, once the messages on the way have arrived."""
-
-    async def count(dask_scheduler):
-        for _ in range(100):
-            left = [str(key) for key in dask_scheduler.tasks if str(key).startswith("nlsq-")]
-            if not left:
-                break
-            await asyncio.sleep(0.05)
-        return left
-
-    return client.run_on_scheduler(count)
+    """Tasks of fits that the scheduler has."""
+    return client.run_on_scheduler(
+        lambda dask_scheduler: [k for k in map(str, dask_scheduler.tasks) if k.startswith("nlsq-")]
+    )
 
 
 def free_again(client):

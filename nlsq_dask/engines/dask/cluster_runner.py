@@ -7,6 +7,8 @@ cluster then forgets all tasks of the fit, as it does after success and after an
 
 from __future__ import annotations
 
+import asyncio
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 # Seconds between two looks at a pass whose groups all still run.
 LOOK_SECONDS = 1.0
+
+# Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
+FORGET_SECONDS = 0.5
 
 
 class ClusterRunner:
@@ -62,6 +67,7 @@ class ClusterRunner:
         self._work: list[Future[Any]] = []
         self._groups: list[Future[Any]] = []
         self._external: list[list[Future[Any]]] = []
+        self._keys: set[str] = set()  # of the tasks of the fit, and of its last pass
         self._ears = Ears(show)
         listen(client)
         try:
@@ -69,6 +75,7 @@ class ClusterRunner:
         except BaseException:
             self.close(failed=True)
             raise
+        self._lasting = frozenset(self._keys)
 
     def _send(self, stream: Stream, work: Work, keeping: Keeping) -> None:
         """Send the groups, the work, and what all groups share, to the cluster."""
@@ -87,6 +94,7 @@ class ClusterRunner:
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
         n_groups = len(self._groups)
+        self._keys = set(self._lasting)
         parts: dict[Key, Future[Any]] = {}
         try:
             futures = self._map(
@@ -100,9 +108,10 @@ class ClusterRunner:
             )
             parts.update((f.key, f) for f in futures)
             for key, keys in tree(list(parts), f"nlsq-reduce-{name}-{self._fit}"):
-                parts[key] = self._client.submit(
-                    add_in_order, [parts[k] for k in keys], key="-".join(map(str, key)), pure=False
-                )
+                node = "-".join(map(str, key))
+                self._keys.add(node)
+                added = [parts[k] for k in keys]
+                parts[key] = self._client.submit(add_in_order, added, key=node, pure=False)
             self._wait(futures)
             return next(reversed(parts.values())).result()
         finally:
@@ -145,13 +154,8 @@ class ClusterRunner:
         _release((*self._groups, *self._work, *chain.from_iterable(self._external)))
         self._groups, self._external, self._work = [], [], []
         if failed and self._client.status == "running":
-            from distributed import Future
-
-            left = [key for key in list(self._client.futures) if self._fit in str(key)]
-            futures: list[Future[Any]] = [Future(key, self._client) for key in left]
             with suppress(OSError):  # the scheduler is gone, and its tasks with it
-                self._client.cancel(futures, force=True)
-            _release(futures)
+                self._client.sync(_forgotten, self._client, self._fit, sorted(self._keys))
 
     def _map(
         self,
@@ -172,10 +176,12 @@ class ClusterRunner:
         for i, worker in enumerate(workers):
             of_worker[worker].append(i)
         for worker, numbers in of_worker.items():
+            keys = [f"{name}-{i}-{self._fit}" for i in numbers]
+            self._keys.update(keys)
             made = self._client.map(
                 function,
                 *([values[i] for i in numbers] for values in args),
-                key=[f"{name}-{i}-{self._fit}" for i in numbers],
+                key=keys,
                 workers=worker,
                 allow_other_workers=worker is not None,
             )
@@ -198,3 +204,31 @@ def _release(futures: Iterable[Future[Any]]) -> None:
     """
     for future in futures:
         future.release()
+
+
+async def _forgotten(client: Client, fit: str, known: Sequence[Key]) -> None:
+    """Wait until the scheduler has forgotten the tasks of a fit that failed, but not for long.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    fit : str
+        Identifier of the fit, a part of the keys of its tasks.
+    known : sequence of key
+        Tasks that were released.
+    """
+    from distributed import Future
+
+    await asyncio.sleep(0)  # the loop takes the releases that are on the way
+    unlisted = [key for key in list(client.futures) if fit in str(key)]
+    left: list[Future[Any]] = [Future(key, client) for key in unlisted]
+    if left:
+        await client.cancel(left, force=True, asynchronous=True)
+        _release(left)
+    end = time.monotonic() + FORGET_SECONDS
+    scheduler: Any = client.scheduler
+    while scheduler is not None and time.monotonic() < end:
+        states = await scheduler.get_task_status(keys=[*known, *unlisted])
+        if not any(states.values()):
+            break
+        await asyncio.sleep(0.01)
