@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.run import ReportOptions, run
@@ -63,6 +63,7 @@ def fit(
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
     collapse: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -197,6 +198,11 @@ def fit(
         linear loss, and for a model that computes each row by itself. "auto" (default) does so if
         the distinct coordinates are at most a tenth of the rows and their means fit the memory
         budget. True does so whatever their number is, or refuses. False never does.
+    retries : int
+        Times that a chunk of streamed data is read again after an error of reading: of the
+        operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
+        that a store that is away for a minute costs a minute. The answer has the same bits. The
+        default is 3; 0 ends the fit at the first error.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -233,6 +239,8 @@ def fit(
         SciPy raises.
     ModelError
         If the model cannot be traced, or is not row-wise although it has to be.
+    ReadingError
+        If data cannot be read. It is also an ``OSError``, and names the block and its store.
 
     Warns
     -----
@@ -275,6 +283,7 @@ def fit(
         device=device,
         cache=cache,
         collapse=collapse,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,

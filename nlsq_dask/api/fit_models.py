@@ -15,7 +15,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance, given_tolerances
 from nlsq_dask.api.keywords import naming_unknown_keywords
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
@@ -85,6 +85,7 @@ def fit_models(
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
     collapse: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -111,7 +112,9 @@ def fit_models(
         Weights, missing rows, packed numbers and object stores, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
-    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache, collapse : optional
+    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot : optional
+        How the fits are run, as for :func:`fit`.
+    cache, collapse, retries : optional
         How the data are read, as for :func:`fit`. A sample is read once for all models. Models that
         guess their start share another reading, if :func:`fit` would show them all blocks.
     checkpoint : path-like, optional
@@ -169,6 +172,7 @@ def fit_models(
         device=device,
         cache=cache,
         collapse=collapse,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -418,7 +422,7 @@ def _engines(
     engines: dict[Any, InMemoryEngine | DaskEngine | CollapsedEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:
-            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs)
+            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs, line.note)
             stack.enter_context(engines[pieces[i]])
     return [engines[key] for key in pieces]
 

@@ -83,6 +83,8 @@ class Job:
         Whether streamed rows stay in memory after the first pass.
     n_distinct : int
         Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
+    retries : int
+        Times that a failed reading of streamed data is tried again.
     """
 
     data: Observations
@@ -101,6 +103,7 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
+    retries: int
     n_distinct: int = 0
 
     @property

@@ -44,7 +44,8 @@ def parallel(streamed: Streamed) -> tuple[int, int]:
 
 def streaming_of(job: Job, streamed: Streamed) -> Streaming:
     """How a streaming fit reads: groups, threads, staging buffers, and what is kept."""
-    from nlsq_dask.engines.dask.engine import Streaming  # an engine, loaded for use
+    from nlsq_dask.engines.dask import reading  # an engine, loaded for use
+    from nlsq_dask.engines.dask.engine import Streaming
 
     return Streaming(
         stream=streamed.stream,
@@ -53,6 +54,7 @@ def streaming_of(job: Job, streamed: Streamed) -> Streaming:
         threads=streamed.blocks.threads,
         cache=_cache_choice(job),
         cache_bytes=_cache_bytes(job, streamed),
+        retries=reading.Retries(job.retries, reading.FIRST_WAIT),
     )
 
 
@@ -109,7 +111,7 @@ def _cell_bytes(job: Job) -> int:
 
 def _bytes_on_the_way(job: Job, streamed: Streamed) -> int:
     """Bytes of the answers of groups that wait to be added, in one process at worst."""
-    from nlsq_dask.engines.dask.runners import TREE_WIDTH  # an engine, loaded for use
+    from nlsq_dask.engines.dask.tree import TREE_WIDTH  # an engine, loaded for use
 
     varies = varies_along(job.data)
 

@@ -88,6 +88,7 @@ class RunOptions:
     device: str | None
     cache: CacheChoice = "auto"
     collapse: CollapseChoice = "auto"
+    retries: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,7 @@ def prepare_on(
         seed=options.seed,
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
+        retries=options.retries,
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)

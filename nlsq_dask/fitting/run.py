@@ -66,7 +66,7 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
     streaming = job.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
-        engine = engine_of(job, line.blocks)
+        engine = engine_of(job, line.blocks, show=line.note)
         stack.enter_context(engine)
         sample = LazySample(job, engine)
         if job.guess is not None:

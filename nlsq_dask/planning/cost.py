@@ -236,10 +236,7 @@ def _params(job: Job) -> FloatArray:
 
 
 def _work(job: Job, streamed: Streamed) -> Work:
-    from nlsq_dask.engines.dask.task import Work  # an engine, loaded for use
-
-    streaming = streaming_of(job, streamed)
-    return Work(job.kernels, job.data.layout, streaming.stage_rows, streaming.read_ahead)
+    return streaming_of(job, streamed).work(job.kernels, job.data.layout)
 
 
 def _first_question(job: Job) -> SumsAt | MeansOf:
