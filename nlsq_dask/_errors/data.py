@@ -32,7 +32,8 @@ def block_shape(
     return InputError(
         f"block {index} of {name}, which is {name}[{slices}], has shape {tuple(got)}, but {name} "
         f"announces {announced}, so that rows would be paired wrongly: correct what makes the "
-        "block (map_blocks, from_delayed) so that it keeps the shape. Where rows are meant to be "
+        "block (map_blocks, from_delayed) so that it keeps the shape, or open a file again that "
+        "was changed since. Where rows are meant to be "
         f"dropped, drop the same of all arrays and call compute_chunk_sizes() on each, or pass a "
         "mask."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from nlsq_dask._errors.kinds import InputError, join_names
+from nlsq_dask._errors.kinds import InputError, InputTypeError, join_names, shown
 
 
 def file_not_sent(name: str) -> InputError:
@@ -75,3 +75,53 @@ def labels_repeated(name: str, other: str, title: str, example: object) -> Input
         f"occurs more than once (one is {example}), so that their rows cannot be paired: drop the "
         f"repeated labels, or pass {name} without labels to pair rows by position."
     )
+
+
+def times_of_another_kind(name: str, axis: str, dtype: object) -> InputTypeError:
+    return InputTypeError(
+        f"{name} has values of dtype {dtype} that do not become numbers in {axis}, as the first "
+        "time of the fit does: pass dates for dates, durations for durations, and dates of one "
+        "calendar, or pass the numbers themselves."
+    )
+
+
+def durations_of_months(name: str, dtype: object) -> InputTypeError:
+    return InputTypeError(
+        f"{name} has dtype {dtype}, but months and years have no fixed length: pass durations in "
+        f"days, or dates, for example {name} + np.datetime64('2000-01-01')."
+    )
+
+
+def data_set_as_array(
+    name: str, variables: Sequence[Hashable], dims: Sequence[Hashable]
+) -> InputTypeError:
+    first, dim = (next(iter(names), "name") for names in (variables, dims))
+    return InputTypeError(
+        f"{name} is a Dataset of {_listed(variables)}, but a fit needs one variable: name it, and "
+        f"pass the Dataset as data, for example fit(model, {dim!r}, {first!r}, data=ds)."
+    )
+
+
+def not_a_data_set(data: object) -> InputTypeError:
+    return InputTypeError(
+        f"data = {shown(data)} holds no variables by name: pass a Dataset, a DataFrame, a "
+        "dictionary or a group of arrays, or leave data out."
+    )
+
+
+def variable_unknown(argument: str, name: str, known: Sequence[Hashable]) -> InputError:
+    return InputError(
+        f"{argument} = {name!r} is no variable of data, which has {_listed(known)}: pass the name "
+        "of a variable, or an array."
+    )
+
+
+def coordinate_unknown(name: str, known: Sequence[Hashable]) -> InputError:
+    return InputError(
+        f"{name!r} is no coordinate of y, which has {_listed(known)}: pass the name of a "
+        "coordinate or an array, or pass a data set with a variable of this name as data."
+    )
+
+
+def _listed(names: Sequence[Hashable]) -> str:
+    return join_names([repr(name) for name in names]) if names else "none"

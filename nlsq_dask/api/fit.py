@@ -41,6 +41,8 @@ def fit(
     fill_value: float | None = None,
     decode: Literal["cf", False] = "cf",
     storage_options: Mapping[str, Any] | None = None,
+    data: Any = None,
+    time_unit: str = "s",
     bounds: Any = (-np.inf, np.inf),
     fixed: Mapping[str, float] | None = None,
     ties: Any = None,
@@ -90,10 +92,14 @@ def fit(
         Coordinates: an array of ``y``'s shape; an array (k, n), for k coordinates of ``y`` (n,); or
         a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
         the same structure, with a 1-D array for each coordinate. Lists, NumPy arrays, memory maps,
-        JAX, Dask and Zarr arrays are accepted. Each array may also be the path of a Zarr array, or
-        its URL, such as ``"s3://bucket/decay.zarr/t"``.
+        JAX, Dask, Zarr, xarray and pandas arrays and variables of HDF5 and netCDF files are
+        accepted. A string is the name of a coordinate of ``y``, or of a variable of `data`; else it
+        is the path of a Zarr array, or its URL, such as ``"s3://bucket/decay.zarr/t"``. Dates
+        become numbers; see `time_unit`.
     y : array_like, shape (...)
-        Observations, of any number of dimensions. Each element is a row.
+        Observations, of any number of dimensions. Each element is a row. If ``y`` is an array of
+        xarray or pandas, other such arrays are brought into the order of its dimensions and labels.
+        A string is the name of a variable of `data`.
     p0 : sequence or dict, optional
         Starting values, in order or by name. The default is ``model.guess(x, y)``, called with a
         sample of the rows. For a model without ``guess`` it is 1 for each parameter, moved inside
@@ -123,6 +129,13 @@ def fit(
         Options of the object store of arrays that are passed as URLs, such as its endpoint and
         credentials, with the names of obstore or of fsspec's file system. By default the store
         finds its credentials in the environment of each worker.
+    data : mapping, optional
+        Data set whose variables ``x``, ``y``, `sigma` and `mask` may name: an ``xarray.Dataset``, a
+        ``pandas.DataFrame``, a dictionary, or a group of a Zarr, HDF5 or netCDF file.
+    time_unit : {"ns", "us", "ms", "s", "min", "h", "D", "W"}
+        Unit of the numbers that the model gets in place of times; "s" by default. Dates count from
+        the first date of the coordinate, in the order of ``y``. Durations keep their zero. NaT is
+        NaN.
     bounds : pair, dict or scipy.optimize.Bounds
         ``(lower, upper)``, each a scalar or a number for each parameter, or ``{name: (lower,
         upper)}``. By default there are no bounds.
@@ -293,6 +306,8 @@ def fit(
         fill_value=fill_value,
         decode=decode,
         storage_options=storage_options,
+        data=data,
+        time_unit=time_unit,
         bounds=bounds,
         fixed=fixed,
         ties=ties,

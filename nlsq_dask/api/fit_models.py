@@ -68,6 +68,8 @@ def fit_models(
     fill_value: float | None = None,
     decode: Literal["cf", False] = "cf",
     storage_options: Mapping[str, Any] | None = None,
+    data: Any = None,
+    time_unit: str = "s",
     method: Literal["trf", "lm", "dogbox"] = "trf",
     loss: str | Callable[..., Any] = "linear",
     f_scale: float = 1.0,
@@ -110,6 +112,8 @@ def fit_models(
         models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
     sigma, absolute_sigma, mask, nan_policy, fill_value, decode, storage_options : optional
         Weights, missing rows, packed numbers and object stores, as for :func:`fit`.
+    data, time_unit : optional
+        Data set of named variables, and unit of times, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
     strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot : optional
@@ -182,6 +186,8 @@ def fit_models(
         fill_value=fill_value,
         decode=decode,
         storage_options=storage_options,
+        data=data,
+        time_unit=time_unit,
         loss=loss,
         f_scale=f_scale,
     )

@@ -21,6 +21,7 @@ from nlsq_dask.io.labels import in_order_of
 from nlsq_dask.io.locations import is_location
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
+from nlsq_dask.io.times import holds_times
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 
@@ -166,8 +167,9 @@ def scipy_call(
 
 
 def _is_passed_on(value: Any) -> bool:
-    """Whether a value is of a library that only ``fit`` supports."""
-    return type(value).__module__.partition(".")[0] in PASSED_ON
+    """Whether a value is of a kind that only ``fit`` supports: of a library, a name, or times."""
+    named = isinstance(value, str)
+    return type(value).__module__.partition(".")[0] in PASSED_ON or named or holds_times(value)
 
 
 def _is_list(value: Any) -> bool:

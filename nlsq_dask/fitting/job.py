@@ -155,7 +155,7 @@ class Job:
             "pilot": self.pilot,
             # None as in files that were written before rows could be collapsed.
             "collapse": self.n_distinct or None,
-        }
+        } | ({"times": list(map(str, data.times))} if any(data.times) else {})
 
 
 def versions() -> dict[str, str]:

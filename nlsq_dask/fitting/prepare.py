@@ -23,6 +23,7 @@ from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collaps
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
+from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
 from nlsq_dask.kernels.compiled import find_device
@@ -102,6 +103,8 @@ class InputOptions:
     fill_value: Any = None
     decode: Any = "cf"
     storage_options: Any = field(default=None, repr=False)  # credentials
+    data: Any = None
+    time_unit: str = "s"
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
@@ -119,13 +122,22 @@ def prepare(
 
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
-    named = {"x": x, "y": y, "sigma": inputs.sigma, "mask": inputs.mask}
+    x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
+    named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
     options = inputs.storage_options
     check_options(options, named.values())
     x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
     y, fill_value = with_fill_value(y, inputs.fill_value)
     sigma, correlated = split_sigma(sigma, y)
-    data = observe(x, y, sigma, mask=mask, nan_policy=inputs.nan_policy, fill_value=fill_value)
+    data = observe(
+        x,
+        y,
+        sigma,
+        mask=mask,
+        nan_policy=inputs.nan_policy,
+        fill_value=fill_value,
+        time_unit=inputs.time_unit,
+    )
     return Source(replace(data, decode=inputs.decode), correlated)
 
 

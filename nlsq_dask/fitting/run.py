@@ -103,7 +103,13 @@ def fitted_model(job: Job) -> FittedModel:
     """What the model of a job can compute on the data of the job."""
     makes_profiles = partial(profiles, job)
     return FittedModel(
-        job.spec, job.data, job.device, job.client, job.row_wise, profiles=makes_profiles
+        job.spec,
+        job.data,
+        job.device,
+        job.client,
+        job.row_wise,
+        profiles=makes_profiles,
+        times=job.data.times,
     )
 
 
@@ -351,5 +357,6 @@ def result_of(
         bounds=reduction.expand_bounds(job.lower, job.upper),
         data_units={name: label.unit for name, label in job.data.labels.items() if label.unit},
         n_distinct=job.n_distinct,
+        times=job.data.times,
         fitted=fitted_model(job),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.io.announced import checked
+from nlsq_dask.io.announced import NUMBERS, checked
 from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray
 
 Array = Any
@@ -203,7 +203,9 @@ class RowLabels:
         order = _order(index, known, name, other, self._title(axis))
         if order is None:
             return array
-        if is_dask(array):  # a chunk that is too long would lose its last rows unseen
+        if (
+            is_dask(array) and array.dtype.kind in NUMBERS
+        ):  # a chunk that is too long would lose its last rows unseen
             array = checked(array, name)
         return array[(slice(None),) * own + (order,)]
 

@@ -17,6 +17,7 @@ from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
 from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
+from nlsq_dask.io.times import TimeAxis
 
 # A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
 Array = Any
@@ -56,6 +57,8 @@ class Observations:
         Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
     labels : mapping of str to Label
         Names and units of the arguments that have them, by "y", "x" or "x[i]".
+    times : tuple of (TimeAxis or None)
+        For each coordinate how its times became numbers, if it had times.
     """
 
     y: Array
@@ -70,6 +73,7 @@ class Observations:
     decode: Literal["cf", False] = "cf"
     frame: Frame | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
+    times: tuple[TimeAxis | None, ...] = ()
 
     @property
     def n_rows(self) -> int:

@@ -29,6 +29,7 @@ from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 from nlsq_dask.io.stored import StoredArray, of_zarr
+from nlsq_dask.io.times import TimeAxis, with_time_axis
 
 __all__ = [
     "Array",
@@ -49,10 +50,12 @@ def observe(
     mask: Any = None,
     nan_policy: NanPolicy | Unlooked | None = "raise",
     fill_value: Any = None,
+    time_unit: str = "s",
 ) -> Observations:
     """Check the data of a fit and convert them to one representation.
 
-    Only masks and standard deviations in memory are read.
+    Only masks and standard deviations in memory are read, and the first chunk of a Dask array of
+    dates.
 
     Parameters
     ----------
@@ -70,6 +73,8 @@ def observe(
         "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``; None is "raise".
     fill_value : number or None
         Value of ``y`` that marks a missing row.
+    time_unit : str
+        Unit of the numbers that take the place of times.
 
     Raises
     ------
@@ -88,7 +93,7 @@ def observe(
     rule = missing_rule(nan_policy, fill_value, observed.dtype)
     rows = RowLabels.of(y, observed.shape)
     x = in_order_of(y, x, "x") if isinstance(x, list) else x
-    coords, structure = _coordinates(x, rows)
+    coords, structure, times = _coordinates(x, rows, time_unit)
     values = [observed, *coords]
     if sigma is not None:
         values.append(_placed(as_array(sigma, "sigma"), sigma, "sigma", rows))
@@ -108,6 +113,7 @@ def observe(
         propagates=nan_policy is UNLOOKED,
         frame=Frame.of(y) if is_xarray(y) else None,
         labels=_labels(x, y, structure),
+        times=times,
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
@@ -133,7 +139,11 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     InputError
         If the array is ragged, or has chunks of unknown size.
     """
-    array = _unwrapped(value, name, dims)
+    return _real(_unwrapped(value, name, dims), name)
+
+
+def _real(array: Array, name: str) -> Array:
+    """The array, if it holds real numbers."""
     if array.dtype.kind not in "fiub":
         raise not_real(array, name)
     return array
@@ -207,16 +217,33 @@ def _as_mask(value: Any) -> Array:
     return array if is_dask(array) else np.ma.filled(array, True)
 
 
-def _coordinates(x: Any, rows: RowLabels) -> tuple[tuple[Array, ...], Structure]:
+def _coordinates(
+    x: Any, rows: RowLabels, time_unit: str
+) -> tuple[tuple[Array, ...], Structure, tuple[TimeAxis | None, ...]]:
+    """Coordinates, the form in which the model takes them, and how their times became numbers."""
     if isinstance(x, tuple) and not all(np.isscalar(item) for item in x):
-        named = [(as_array(item, f"x[{i}]"), item, f"x[{i}]") for i, item in enumerate(x)]
-        return tuple(_placed(*coordinate, rows) for coordinate in named), "tuple"
-    array = rows.placed(as_array(x, "x"), x, "x", stacks=True)
+        named = [(item, f"x[{i}]") for i, item in enumerate(x)]
+        pairs = [_numbers(item, label, rows, time_unit) for item, label in named]
+        arrays, axes = zip(*pairs, strict=True)
+        fitting = zip(arrays, named, strict=True)
+        coords = tuple(_broadcastable(a, rows.shape, label) for a, (_, label) in fitting)
+        return coords, "tuple", axes
+    array, axis = _numbers(x, "x", rows, time_unit, stacks=True)
     if array.ndim == len(rows.shape) + 1:
         if array.shape[1:] != rows.shape:
             raise _errors.unequal_lengths("x", array.shape, rows.shape)
-        return tuple(array[i] for i in range(array.shape[0])), "stacked"
-    return (_broadcastable(array, rows.shape, "x"),), "single"
+        n = array.shape[0]
+        return tuple(array[i] for i in range(n)), "stacked", (axis,) * n
+    return (_broadcastable(array, rows.shape, "x"),), "single", (axis,)
+
+
+def _numbers(
+    value: Any, name: str, rows: RowLabels, time_unit: str, *, stacks: bool = False
+) -> tuple[Array, TimeAxis | None]:
+    """A coordinate in the order of y's rows, as numbers; times count from the first row."""
+    placed = rows.placed(_unwrapped(value, name, None), value, name, stacks=stacks)
+    array, axis = with_time_axis(placed, name, time_unit)
+    return _real(array, name), axis
 
 
 def _placed(array: Array, value: Any, name: str, rows: RowLabels) -> Array:

@@ -22,6 +22,7 @@ from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_xarray
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.io.stored import stored_argument
+from nlsq_dask.io.times import TimeAxis, as_numbers
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -71,6 +72,8 @@ class FittedModel:
         Whether the model may be evaluated block by block.
     profiles : callable, optional
         ``profiles(record, names, quantile)`` computes profiles of the named parameters.
+    times : tuple of (TimeAxis or None)
+        For each coordinate, how times become numbers.
     """
 
     spec: ModelSpec
@@ -79,6 +82,7 @@ class FittedModel:
     client: Client | None = None
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
+    times: tuple[TimeAxis | None, ...] = ()
 
     @classmethod
     def of_model(
@@ -400,7 +404,7 @@ class FittedModel:
             data = self._data("predict() without x")
             return Rows(data, data.y.shape, data.frame)
         x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
-        rows = rows_at(self.spec, x)
+        rows = rows_at(self.spec, as_numbers(x, self.times))
         if rows.frame is None or self.data is None:
             return rows
         return replace(rows, frame=rows.frame.describing(self.data.frame))

@@ -18,6 +18,7 @@ from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.codec import from_json
+from nlsq_dask.io.times import TimeAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ class FitRecord:
     param_units: dict[str, str] = field(default_factory=dict, kw_only=True)
     data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
     n_distinct: int = field(default=0, kw_only=True)
+    times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nlsq_dask.core.structure import argument_name, coordinate_names
 from nlsq_dask.results.record import FitRecord, Parameter, n_basins
 from nlsq_dask.results.tables import aligned, html_table
 
@@ -37,6 +38,7 @@ def short_report(record: FitRecord) -> str:
     skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
     rows = [
         ("rows", f"{record.n_points:,}{skipped}"),
+        *_time_rows(record),
         ("chi2", f"{record.chi2:.8g}"),
         ("reduced chi2", f"{record.reduced_chi2:.6g}  ({record.dof:,} degrees of freedom)"),
         ("strategy", record.strategy),
@@ -79,6 +81,7 @@ def html_report(record: FitRecord) -> str:
         head, body = head[:-1], [row[:-1] for row in body]
     summary: list[Row] = [
         ("rows", f"{record.n_points:,}"),
+        *_time_rows(record),
         ("reduced chi2", f"{record.reduced_chi2:.6g}"),
         ("R²", f"{record.r_squared:.6g}"),
         ("RMSE", f"{record.rmse:.6g}"),
@@ -123,6 +126,7 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
     return [
         ("rows", f"{record.n_points:,}{skipped}"),
         *(("decoded", line) for line in record.decoded),
+        *_time_rows(record),
         *(differenced if record.n_differenced else []),
         ("parameters", f"{record.n_free} free{fixed if record.n_free < len(record.names) else ''}"),
         ("degrees of freedom", f"{record.dof:,}"),
@@ -143,6 +147,14 @@ def _mae(record: FitRecord) -> str:
     return (
         "not summed; `mae` of the result reads the data once" if math.isnan(mae) else f"{mae:.6g}"
     )
+
+
+def _time_rows(record: FitRecord) -> list[Row]:
+    """What the numbers mean that took the place of times. Stacked coordinates have one meaning."""
+    names = coordinate_names(record.structure, record.n_coords)
+    named = [argument_name(record.structure, name) for name in names]
+    times = {n: t for n, t in zip(named, record.times, strict=False) if t is not None}
+    return [("times", f"{name} in {axis}") for name, axis in times.items()]
 
 
 def _p_value_rows(record: FitRecord) -> list[Row]:

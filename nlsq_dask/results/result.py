@@ -128,6 +128,9 @@ class FitResult(FitRecord):
     n_distinct : int
         Distinct coordinates to whose means the rows were collapsed; 0 if they were not. What is no
         function of the means (`mae`, :meth:`robust_pcov`, histograms) reads the data once more.
+    times : tuple of (TimeAxis or None)
+        For each coordinate, unit and origin of the numbers that took the place of its times; None
+        for a coordinate without times. As text: ``"s since 2020-01-01T00:00:00"``.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.
@@ -249,7 +252,8 @@ class FitResult(FitRecord):
         ----------
         x : array_like or tuple of array_like, optional
             Coordinates in the form that the fit took, of any shape. Arrays of xarray broadcast by
-            the names of their dimensions. By default, the coordinates of the data.
+            the names of their dimensions. Times are taken where the fit had times. By default, the
+            coordinates of the data.
 
         Returns
         -------
@@ -498,7 +502,7 @@ class FitResult(FitRecord):
         fitted = FittedModel.of_model(
             model, result.names, result.structure, result.n_coords, result.popt, result.fixed
         )
-        return replace(result, fitted=fitted)
+        return replace(result, fitted=replace(fitted, times=result.times))
 
     def __iter__(self) -> Iterator[FloatArray]:
         yield self.popt

@@ -59,7 +59,7 @@ DATA = {
     "complex x": (dict(x=X + 1j), InputTypeError, "x has dtype complex128"),
     "text": (dict(y=["1"] * 100), InputTypeError, "y has dtype <U1"),
     "objects": (dict(y=np.array([None] * 100)), InputTypeError, "y has dtype object"),
-    "dates": (dict(x=np.arange(100).astype("M8[s]")), InputTypeError, "x has dtype datetime64[s]"),
+    "dates": (dict(y=np.arange(100).astype("M8[s]")), InputTypeError, "y has dtype datetime64[s]"),
     "text in sigma": (dict(sigma=["a"] * 100), InputTypeError, "sigma has dtype <U1"),
     "ragged": (dict(y=[[1, 2], [3]]), InputError, "y cannot be made an array"),
     "all of y masked": (

@@ -10,8 +10,11 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from xarray.backends import BackendArray
+from xarray.core import indexing
 from zarr.storage import LocalStore
 
 from nlsq_dask import InputError, curve_fit, fit, plan
@@ -57,6 +60,7 @@ def netcdf(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("with_dask", [False, True])
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -69,9 +73,10 @@ def netcdf(tmp_path_factory):
     ],
 )
 def test_each_stored_chunk_is_decoded_once_a_pass_and_nothing_is_kept(
-    counted, small_blocks, chosen
+    counted, small_blocks, chosen, with_dask
 ):
     store, opened = counted
+    opened = opened.chunk(opened.encoding["preferred_chunks"]) if with_dask else opened
     y = chosen(opened)
     known = chosen(POWER)
     cost = plan(line, y.time, y, p0=[1, 1], time=False)
@@ -147,6 +152,50 @@ def test_packed_netcdf_is_decoded_and_missing_rows_are_left_out(tmp_path):
     result = fit(line, T, y)
     np.testing.assert_allclose(result.popt, [2.0, 0.5], rtol=1e-9)
     assert result.n_skipped == 1
+
+
+class Short(BackendArray):
+    """A file that has fewer rows than it had when it was opened."""
+
+    shape, dtype = CUBE.shape, CUBE.dtype
+
+    def __getitem__(self, key):
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, lambda k: CUBE[:20][k]
+        )
+
+
+def xarray_that_changed(_):
+    short = xr.DataArray(
+        xr.Variable(POWER.dims, indexing.LazilyIndexedArray(Short())), POWER.coords
+    )
+    short.encoding["preferred_chunks"] = dict(zip(POWER.dims, CHUNKS, strict=True))
+    return short, lambda: None
+
+
+def hdf5_that_changes(path):
+    y = h5py.File(path / "c.h5", "w").create_dataset(
+        "y", data=CUBE, chunks=CHUNKS, maxshape=CUBE.shape
+    )
+    return y, lambda: y.resize((20, 30))
+
+
+def zarr_that_changes(path):
+    y = zarr.create_array(path / "c.zarr", shape=CUBE.shape, chunks=CHUNKS, dtype="f8")
+    y[...] = CUBE
+    return y, lambda: y.resize((20, 30))
+
+
+@pytest.mark.parametrize("made", [xarray_that_changed, hdf5_that_changes, zarr_that_changes])
+def test_a_file_that_became_shorter_is_found(tmp_path, small_blocks, made):
+    y, change = made(tmp_path)
+
+    def late(x, a, b):  # the data are opened, and not yet read, when the model is traced
+        change()
+        return line(x, a, b)
+
+    with pytest.raises(InputError, match=r"of y, which is y\[(16:24|24:32|32:40), .* has shape"):
+        fit(late, T[:, None], y, p0=[1, 1], pilot=False)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from nlsq_dask import FitResult, InputError, ModelError, Start, Status, fit
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.io.times import TimeAxis
 from nlsq_dask.results.record import FitRecord, PilotRecord
 from nlsq_dask.results.saving import FORMAT, HEAD_BYTES
 from tests.results.linear_result import linear_result
@@ -44,6 +45,10 @@ def starts(draw, size):
         draw(st.none() | st.integers(0, 20)),
         draw(st.none() | st.sampled_from(Status)),
     )
+
+
+TEXTS = st.none() | st.text(max_size=8)
+TIMES = st.builds(TimeAxis, st.text(max_size=8), TEXTS, TEXTS)
 
 
 @st.composite
@@ -87,6 +92,7 @@ def results(draw):
         "checkpoint": draw(st.none() | st.text(max_size=8)),
         "history": draw(st.lists(records, max_size=3).map(tuple)),
         "bounds": draw(st.none() | arrays(np.float64, (size, 2), elements=NUMBERS)),
+        "times": draw(st.lists(st.none() | TIMES, max_size=2).map(tuple)),
     }
     plain = {"int": COUNTS, "float": NUMBERS, "str": st.text(max_size=8)}
     return FitResult(
