@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import normalize_bounds
+from nlsq_dask.core.bounds import by_name, normalize_bounds, parameter_count
 from nlsq_dask.core.constraints import (
     Reduction,
     reduce_bounds,
@@ -184,9 +184,9 @@ class _FreeParameters:
 def _free_parameters(
     model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
 ) -> _FreeParameters:
+    p0 = by_name(p0)
     # Where p0 is a dictionary, the model's signature says which parameters there are.
-    count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
-    names = parameter_names(model, count)
+    names = parameter_names(model, parameter_count(p0))
     reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
     lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))
     if method == "lm" and np.isfinite([lower, upper]).any():

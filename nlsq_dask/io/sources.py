@@ -24,6 +24,7 @@ from nlsq_dask.io.finite import is_deviation, scan_in_memory
 from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 
 __all__ = [
     "Array",
@@ -129,7 +130,7 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     """
     array = _unwrapped(value, name, dims)
     if array.dtype.kind not in "fiub":
-        raise _errors.not_real(name, array.dtype)
+        raise not_real(array, name)
     return array
 
 
@@ -164,11 +165,7 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
         return value
-    try:
-        array = np.asanyarray(value)
-    except ValueError as error:  # ragged lists
-        raise _errors.not_an_array(name, error) from error
-    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+    return to_numpy(checked_kind(value, name), name)
 
 
 def _wrap_zarr(array: Any) -> Array:
