@@ -346,6 +346,7 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
-        data_units={name: label.unit for name, label in job.data.labels.items() if label.unit},
+        param_units=dict(job.param_units),
+        data_units=job.data.units,
         fitted=fitted_model(job),
     )

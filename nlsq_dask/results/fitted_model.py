@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from nlsq_dask.io.frame import Frame, frame_of_all, with_labels_in_one_order
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_xarray
 from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.units import bare_coordinates
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -69,6 +70,8 @@ class FittedModel:
         Whether the model may be evaluated block by block.
     profiles : callable, optional
         ``profiles(record, names, quantile)`` computes profiles of the named parameters.
+    units : mapping of str to str
+        Units of y and the coordinates without data, by "y", "x" or "x[i]".
     """
 
     spec: ModelSpec
@@ -77,6 +80,7 @@ class FittedModel:
     client: Client | None = None
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_model(
@@ -87,6 +91,7 @@ class FittedModel:
         n_coords: int,
         params: ArrayLike | None = None,
         fixed: Sequence[str] = (),
+        units: Mapping[str, str] | None = None,
     ) -> Self:
         """Fitted model without data, for a loaded result.
 
@@ -104,6 +109,8 @@ class FittedModel:
             Parameters at which the row structure of the model is examined; ones by default.
         fixed : sequence of str
             Names of the parameters that were fixed.
+        units : mapping of str to str, optional
+            Units of y and the coordinates of the fit, by "y", "x" or "x[i]".
 
         Raises
         ------
@@ -116,7 +123,7 @@ class FittedModel:
         spec = prepare_model(model, tuple(names), structure, n_coords)
         at = np.ones(len(names)) if params is None else np.asarray(params, np.float64)
         spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))
-        return cls(spec, row_wise=row_dependence(spec, at) is None)
+        return cls(spec, row_wise=row_dependence(spec, at) is None, units=units or {})
 
     def values(self, params: ArrayLike, x: Any = None) -> Array:
         """Values of the model.
@@ -381,6 +388,8 @@ class FittedModel:
         if x is None:
             data = self._data("predict() without x")
             return Rows(data, data.y.shape, data.frame)
+        units = self.units if self.data is None else self.data.units
+        x = bare_coordinates(x, units, several=self.spec.structure == "tuple")
         rows = rows_at(self.spec, x)
         if rows.frame is None or self.data is None:
             return rows
