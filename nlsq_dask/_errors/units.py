@@ -38,8 +38,9 @@ def list_of_quantities(name: str) -> InputTypeError:
     )
 
 
-def quantity_in_xarray(name: str) -> InputTypeError:
+def unit_not_expected(name: str) -> InputTypeError:
     return InputTypeError(
-        f"{name} is an xarray.DataArray of quantities: {name}.pint.dequantify() makes it an array "
-        "of numbers, with the unit in its attributes."
+        f"{name} holds quantities of pint, where numbers are expected: pass {name}.magnitude, or "
+        f"for an array of xarray {name}.pint.dequantify(), which writes the unit into the "
+        "attributes."
     )

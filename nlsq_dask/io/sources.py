@@ -101,7 +101,7 @@ def observe(
         rule,
         _lazy_arguments(x, y, sigma, mask, structure),
         nan_policy is UNLOOKED,
-        Frame.of(y) if is_xarray(y) else None,
+        Frame.of(y) if is_xarray(y) and y.ndim else None,
         _labels(x, y, structure),
     )
     if any(m.all() for m in data.masks if not is_dask(m)):

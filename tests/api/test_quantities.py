@@ -192,6 +192,8 @@ def test_an_array_of_xarray_with_quantities_is_refused_with_the_remedy():
     y = xr.DataArray(of_pint(Y, "m"), dims="t")
     with pytest.raises(InputTypeError, match=r"y\.pint\.dequantify\(\)"):
         fit(decay, X, y)
+    with pytest.raises(InputTypeError, match=r"pass mask\.magnitude"):
+        fit(decay, X, Y, mask=of_pint(X > 3, "m"))
 
 
 def test_masked_arrays_of_astropy_leave_rows_out():
