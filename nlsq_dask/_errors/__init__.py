@@ -15,3 +15,4 @@ from nlsq_dask._errors.results import *
 from nlsq_dask._errors.running import *
 from nlsq_dask._errors.solver import *
 from nlsq_dask._errors.stores import *
+from nlsq_dask._errors.units import *

@@ -19,6 +19,7 @@ from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
+from nlsq_dask.io.units import BareParameters, bare_bounds
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 from nlsq_dask.user_model.signature import parameter_names
@@ -217,12 +218,13 @@ def _start_and_bounds(
     f: Callable[..., Any], p0: Any, bounds: Any
 ) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
     """Starting values and bounds as arrays (p,)."""
-    p0 = by_name(p0)
+    given = BareParameters.of(p0)
+    p0 = by_name(given.p0)
     named = p0 is None or isinstance(p0, Mapping)
     if not named:
         p0 = np.ravel(p0)
     names = parameter_names(f, None if named else p0.size)
-    lower, upper = normalize_bounds(bounds, names)
+    lower, upper = normalize_bounds(bare_bounds(bounds, given.units(names), names), names)
     return normalize_p0(p0, names, lower, upper), (lower, upper)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,8 @@ class Job:
         Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
     retries : int
         Times that a failed reading of streamed data is tried again.
+    param_units : mapping of str to str
+        Units of the parameters that have one, by name.
     """
 
     data: Observations
@@ -105,6 +107,7 @@ class Job:
     cache: CacheChoice
     retries: int
     n_distinct: int = 0
+    param_units: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def client(self) -> Client | None:

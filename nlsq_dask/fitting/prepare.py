@@ -26,6 +26,7 @@ from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
+from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.user_model.called_back import RowsModel
@@ -128,17 +129,19 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     check_options(options, named.values())
     x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
     y, fill_value = with_fill_value(y, inputs.fill_value)
-    sigma, correlated = split_sigma(sigma, y)
+    bare = bare_data(x, y, sigma)
+    sigma, correlated = split_sigma(bare.sigma, bare.y)
     data = observe(
-        x,
-        y,
+        bare.x,
+        bare.y,
         sigma,
         mask=mask,
         nan_policy=inputs.nan_policy,
         fill_value=fill_value,
         time_unit=inputs.time_unit,
     )
-    return Source(replace(data, decode=inputs.decode), correlated)
+    labels = {**data.labels, **bare.labels}
+    return Source(replace(data, decode=inputs.decode, labels=labels), correlated)
 
 
 def prepare_on(
@@ -148,6 +151,7 @@ def prepare_on(
     if options.client is not None and not hasattr(options.client, "scheduler"):
         raise _errors.not_a_client(options.client)
     data = source.data
+    p0, inputs, units = _without_units(model, p0, inputs)
     free = _free_parameters(model, p0, inputs, options.method)
     if data.n_rows < free.start.size:
         raise _errors.too_few_rows(free.start.size, data.n_rows)
@@ -184,6 +188,7 @@ def prepare_on(
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
         retries=options.retries,
+        param_units=units,
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
@@ -200,11 +205,22 @@ class _FreeParameters:
     upper: FloatArray
 
 
+def _without_units(
+    model: Callable[..., Any], p0: Any, inputs: InputOptions
+) -> tuple[Any, InputOptions, dict[str, str]]:
+    """Starting values, bounds and fixed values as numbers, and the units of the parameters."""
+    start = BareParameters.of(p0)
+    p0 = by_name(start.p0)
+    # Where p0 is a dictionary, the model's signature says which parameters there are.
+    names = parameter_names(model, parameter_count(p0))
+    fixed, units = bare_fixed(inputs.fixed, start.units(names))
+    bounds = bare_bounds(inputs.bounds, units, names)
+    return p0, replace(inputs, fixed=fixed, bounds=bounds), units
+
+
 def _free_parameters(
     model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
 ) -> _FreeParameters:
-    p0 = by_name(p0)
-    # Where p0 is a dictionary, the model's signature says which parameters there are.
     names = parameter_names(model, parameter_count(p0))
     reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
     lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))

@@ -107,6 +107,11 @@ class Observations:
         return Layout(self.sigma is not None, len(self.masks), self.rule, names, varies)
 
     @property
+    def units(self) -> dict[str, str]:
+        """Units of the arguments that have one, by "y", "x" or "x[i]"."""
+        return {name: label.unit for name, label in self.labels.items() if label.unit}
+
+    @property
     def selects(self) -> bool:
         """Whether rows may be left out."""
         metas = (getattr(a, "_meta", None) for a in self.values)

@@ -37,6 +37,10 @@ def to_numpy(value: Any, name: str) -> NDArray[Any]:
     InputError
         If it is a list of lists of several lengths, or another array that NumPy does not convert.
     """
+    if hasattr(value, "unmasked") and hasattr(value, "mask"):  # Masked of astropy
+        return np.ma.MaskedArray(np.asarray(value.unmasked), np.asarray(value.mask))
+    if hasattr(value, "magnitude"):  # pint: a mask, or the data of an array of xarray
+        raise _errors.unit_not_expected(name)
     try:
         array = np.asanyarray(value)
     except ValueError as error:  # ragged lists

@@ -111,7 +111,7 @@ def observe(
         rule=rule,
         arguments=_lazy_arguments(x, y, sigma, mask, structure),
         propagates=nan_policy is UNLOOKED,
-        frame=Frame.of(y) if is_xarray(y) else None,
+        frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
         labels=_labels(x, y, structure),
         times=times,
     )

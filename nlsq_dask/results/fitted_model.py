@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from nlsq_dask.io.sources import as_array, is_dask, is_xarray
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.io.stored import stored_argument
 from nlsq_dask.io.times import TimeAxis, as_numbers
+from nlsq_dask.io.units import bare_coordinates
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -74,6 +75,8 @@ class FittedModel:
         ``profiles(record, names, quantile)`` computes profiles of the named parameters.
     times : tuple of (TimeAxis or None)
         For each coordinate, how times become numbers.
+    units : mapping of str to str
+        Units of y and the coordinates without data, by "y", "x" or "x[i]".
     """
 
     spec: ModelSpec
@@ -83,6 +86,7 @@ class FittedModel:
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
     times: tuple[TimeAxis | None, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_model(
@@ -93,6 +97,7 @@ class FittedModel:
         n_coords: int,
         params: ArrayLike | None = None,
         fixed: Sequence[str] = (),
+        units: Mapping[str, str] | None = None,
     ) -> Self:
         """Fitted model without data, for a loaded result.
 
@@ -110,6 +115,8 @@ class FittedModel:
             Parameters at which the row structure of the model is examined; ones by default.
         fixed : sequence of str
             Names of the parameters that were fixed.
+        units : mapping of str to str, optional
+            Units of y and the coordinates of the fit, by "y", "x" or "x[i]".
 
         Raises
         ------
@@ -122,7 +129,7 @@ class FittedModel:
         spec = prepare_model(model, tuple(names), structure, n_coords)
         at = np.ones(len(names)) if params is None else np.asarray(params, np.float64)
         spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))
-        return cls(spec, row_wise=row_dependence(spec, at) is None)
+        return cls(spec, row_wise=row_dependence(spec, at) is None, units=units or {})
 
     def values(self, params: ArrayLike, x: Any = None) -> Array:
         """Values of the model.
@@ -403,7 +410,9 @@ class FittedModel:
         if x is None:
             data = self._data("predict() without x")
             return Rows(data, data.y.shape, data.frame)
+        units = self.units if self.data is None else self.data.units
         x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
+        x = bare_coordinates(x, units, several=self.spec.structure == "tuple")
         rows = rows_at(self.spec, as_numbers(x, self.times))
         if rows.frame is None or self.data is None:
             return rows

@@ -500,7 +500,13 @@ class FitResult(FitRecord):
         if model is None:
             return result
         fitted = FittedModel.of_model(
-            model, result.names, result.structure, result.n_coords, result.popt, result.fixed
+            model,
+            result.names,
+            result.structure,
+            result.n_coords,
+            result.popt,
+            result.fixed,
+            result.data_units,
         )
         return replace(result, fitted=replace(fitted, times=result.times))
 

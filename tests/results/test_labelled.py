@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from nlsq_dask import FitResult, InputError, fit
+from nlsq_dask import CovarianceWarning, FitResult, InputError, fit
 from nlsq_dask.io.sources import is_dask
 
 T, LAT, LON = np.linspace(0, 2, 12), np.linspace(1, 2, 6), np.linspace(0, 1, 5)
@@ -32,6 +32,10 @@ def decay(x, a, b, c):
 
 def plane(x, a, b):
     return a * x[0] + b * x[1]
+
+
+def constant(x, a):
+    return a + 0.0 * x
 
 
 def cube(chunks=None):
@@ -163,6 +167,9 @@ def test_no_lazy_coordinate_is_read():
 
 
 def test_results_without_labels_have_none(tmp_path):
+    with pytest.warns(CovarianceWarning):
+        one = fit(constant, 1.0, xr.DataArray(3.0))
+    np.testing.assert_array_equal(one.predict(), [3.0])
     result = fit(decay, T, 2 * np.exp(-T) + 1, p0=[1, 0.5, 0])
     assert type(result.predict()) is type(result.residuals()) is np.ndarray
     at = xr.DataArray(T[:4], dims="time", name="delay")
