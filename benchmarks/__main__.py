@@ -28,6 +28,7 @@ RUNS: dict[str, list[str]] = {
     "budget": [],
     "overhead": [],
     "small_chunks": [],
+    "object_store": [],
     "scaling": [],
     "nist_table": ["--replicate", "1000"],
     "mgh": [],

@@ -25,7 +25,7 @@ from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
-from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
+from nlsq_dask.io.stored import check_options, in_blocks, stored_argument, with_fill_value
 from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
@@ -128,6 +128,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     options = inputs.storage_options
     check_options(options, named.values())
     x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
+    x, y, sigma, mask = in_blocks(x, y, sigma, mask)
     y, fill_value = with_fill_value(y, inputs.fill_value)
     bare = bare_data(x, y, sigma)
     sigma, correlated = split_sigma(bare.sigma, bare.y)

@@ -10,8 +10,9 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding, declares_packing
+from nlsq_dask.io.chunks import joined_chunks
 from nlsq_dask.io.leaf import Leaf
-from nlsq_dask.io.libraries import is_xarray, is_zarr, is_zarr_group, is_zarr_store
+from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr, is_zarr_group, is_zarr_store
 from nlsq_dask.io.locations import is_location, names_in, open_location
 from nlsq_dask.io.missing import number_in
 
@@ -30,10 +31,13 @@ class StoredArray:
     array : zarr.Array
     decoding : Decoding or None
         How its numbers become values; None if they are the values.
+    blocks : tuple of int or None
+        Lengths of the pieces in which it is read, of whole chunks or shards. None is one of them.
     """
 
     array: Any
     decoding: Decoding | None = None
+    blocks: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,15 +49,19 @@ class StoredArray:
         """Number of dimensions."""
         return len(self.shape)
 
+    @property
+    def read_chunks(self) -> tuple[int, ...]:
+        """Lengths of the least part that is decoded by itself: a shard, or a chunk."""
+        return tuple(self.array.shards or self.array.chunks)
+
     def lazy(self) -> Any:
-        """A Dask array of the values, in the chunks (or shards) that one read decodes.
+        """A Dask array of the values, in chunks (or shards) that one read decodes, or several.
 
         The task that reads a chunk also decodes it.
         """
         import dask.array as da
 
-        array, leaf = self.array, Leaf(self.array)
-        chunks = array.shards or array.chunks
+        leaf, chunks = Leaf(self.array), self.blocks or self.read_chunks
         stored = da.from_array(leaf, chunks=chunks, name=leaf.name, inline_array=True)
         if self.decoding is None:
             return stored
@@ -113,6 +121,34 @@ def stored_argument(
     if is_zarr_store(value):
         raise _errors.group_given(name, "store", ())
     return value
+
+
+def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
+    """Arguments whose small chunks are read several at one time.
+
+    Chunks are joined only if all arrays of the size of `y` that have chunks are stored in the same
+    chunks. Their blocks then hold the same rows, and each chunk is read once.
+
+    Parameters
+    ----------
+    x, y, *others : object
+        As :func:`stored_argument` returns them.
+    """
+    shape = getattr(y, "shape", None)
+    parts = (part for a in (x, y, *others) for part in (a if isinstance(a, tuple) else (a,)))
+    full = [part for part in parts if getattr(part, "shape", None) == shape]
+    grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
+    if shape is None or len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
+        return [x, y, *others]
+    blocks = joined_chunks(shape, grids.pop())
+
+    def joined(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(joined, value))
+        is_full = isinstance(value, StoredArray) and value.shape == shape
+        return replace(value, blocks=blocks) if is_full else value
+
+    return [joined(value) for value in (x, y, *others)]
 
 
 def check_options(options: Any, arguments: Iterable[Any]) -> None:

@@ -26,6 +26,7 @@ PAGES = [
     "docs/comparing.md",
     "docs/choose_a_workflow.md",
     "docs/planning.md",
+    "docs/object_stores.md",
 ]
 
 
