@@ -262,8 +262,9 @@ def _rough_mean(y: NDArray[Any], axes: tuple[int, ...]) -> FloatArray:
 
 
 def _add_rows(y: NDArray[Any], origin: FloatArray, first: FloatArray, second: FloatArray) -> None:
-    """Add the sums along the rows of y (k, n) of the distances from an origin (k, 1), and of their
-    squares, to k totals each: the usual case, with few calls for each tile.
+    """Add sums along the rows of a matrix to k totals each, with few calls for each tile.
+
+    The sums are those of the distances of y (k, n) from an origin (k, 1), and of their squares.
     """
     width = min(y.shape[1], DOT_ROWS)
     height = max(TILE_ROWS // width, 1)
