@@ -25,6 +25,9 @@ from nlsq_dask.kernels.moments import DOT_ROWS
 # the calls of NumPy take longer than their loops.
 TILE_ROWS = 1 << 16
 
+# Ones for sums by products.
+ONES = np.ones(DOT_ROWS)
+
 # A rough mean, from which distances are measured, is that of one row in so many.
 ROUGH_PART = 16
 
@@ -89,10 +92,15 @@ def spread_of_all(y: NDArray[Any], shape: Shape) -> Spread:
     axes = _averaged(y.shape, shape)
     rough = _rough_mean(y, axes)
     first, second = np.zeros(shape), np.zeros(shape)
-    for box, distances in _tiles(y, rough):
-        at = broadcast_box(box, shape)
-        first[at] += _sum(distances, axes)
-        second[at] += _sum_of_squares(distances, axes)
+    long = [axis in axes for axis, n in enumerate(y.shape) if n > 1]
+    if y.flags.c_contiguous and long == sorted(long):  # the rows of a coordinate are neighbours
+        matrix = y.reshape(first.size, -1)
+        _add_rows(matrix, rough.reshape(-1, 1), first.reshape(-1), second.reshape(-1))
+    else:
+        for box, distances in _tiles(y, rough):
+            at = broadcast_box(box, shape)
+            first[at] += _sum(distances, axes)
+            second[at] += _sum_of_squares(distances, axes)
     n = y.size / first.size
     shift = first / n
     scatter = np.maximum(second - shift * first, 0.0)
@@ -253,6 +261,28 @@ def _rough_mean(y: NDArray[Any], axes: tuple[int, ...]) -> FloatArray:
     return np.asarray(y[tuple(part)].mean(axis=axes, keepdims=True, dtype=np.float64))
 
 
+def _add_rows(y: NDArray[Any], origin: FloatArray, first: FloatArray, second: FloatArray) -> None:
+    """Add sums along the rows of a matrix to k totals each, with few calls for each tile.
+
+    The sums are those of the distances of y (k, n) from an origin (k, 1), and of their squares.
+    """
+    width = min(y.shape[1], DOT_ROWS)
+    height = max(TILE_ROWS // width, 1)
+    (buffer,) = aligned_empty(1, width * height)
+    for i in range(0, y.shape[0], height):
+        here = slice(i, i + height)
+        for j in range(0, y.shape[1], width):
+            tile = y[here, j : j + width]
+            distances = buffer[: tile.size].reshape(tile.shape)
+            if tile.dtype != np.float64:
+                np.copyto(distances, tile, casting="unsafe")
+                tile = distances
+            np.subtract(tile, origin[here], out=distances)
+            lines = distances[:, None, :]
+            first[here] += np.matmul(lines, ONES[: tile.shape[1]])[:, 0]
+            second[here] += np.matmul(lines, distances[:, :, None])[:, 0, 0]
+
+
 def _tiles(y: NDArray[Any], origin: FloatArray) -> Iterator[tuple[Box, FloatArray]]:
     """Boxes that cover a block, and the distances of their values from the origin, in a buffer."""
     (buffer,) = aligned_empty(1, min(TILE_ROWS, y.size))
@@ -306,13 +336,12 @@ def _dots(a: FloatArray, b: FloatArray | None, axes: tuple[int, ...]) -> FloatAr
         last -= 1
     outer, n = a.shape[:last], math.prod(a.shape[last:])
     a = a.reshape(*outer, n)
-    b = np.ones(n) if b is None else b.reshape(*outer, n)
-    most = n - n % DOT_ROWS if n > DOT_ROWS else 0
-    total = np.matmul(a[..., None, most:], b[..., most:, None])[..., 0, 0]
-    if most:
-        pieces = (-1, DOT_ROWS)
-        left = a[..., :most].reshape(*outer, *pieces)
-        right = b[..., :most].reshape(*b.shape[:-1], *pieces)
-        total = total + np.matmul(left[..., None, :], right[..., None])[..., 0, 0].sum(axis=-1)
+    total = np.zeros(outer)
+    for start in range(0, n, DOT_ROWS):
+        left = a[..., None, start : start + DOT_ROWS]
+        right = ONES[: left.shape[-1]]
+        if b is not None:
+            right = b.reshape(*outer, n)[..., start : start + DOT_ROWS]
+        total += np.matmul(left, right[..., None])[..., 0, 0]
     rest = tuple(axis for axis in axes if axis < last)
     return np.asarray(total.sum(axis=rest, keepdims=True)).reshape(kept)
