@@ -24,6 +24,7 @@ RUNS: dict[str, list[str]] = {
     "cached": [],
     "pages": [],
     "broadcast": [],
+    "collapse": [],
     "memory": [],
     "budget": [],
     "overhead": [],

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.run import ReportOptions, run
@@ -26,6 +27,7 @@ Tolerance = float | Literal["auto"] | None
 
 
 @with_dry_run
+@naming_unknown_keywords
 def fit(
     model: Callable[..., Any],
     x: Any,
@@ -39,6 +41,8 @@ def fit(
     fill_value: float | None = None,
     decode: Literal["cf", False] = "cf",
     storage_options: Mapping[str, Any] | None = None,
+    data: Any = None,
+    time_unit: str = "s",
     bounds: Any = (-np.inf, np.inf),
     fixed: Mapping[str, float] | None = None,
     ties: Any = None,
@@ -60,6 +64,8 @@ def fit(
     seed: int = 0,
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
+    collapse: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -86,10 +92,14 @@ def fit(
         Coordinates: an array of ``y``'s shape; an array (k, n), for k coordinates of ``y`` (n,); or
         a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
         the same structure, with a 1-D array for each coordinate. Lists, NumPy arrays, memory maps,
-        JAX, Dask and Zarr arrays are accepted. Each array may also be the path of a Zarr array, or
-        its URL, such as ``"s3://bucket/decay.zarr/t"``.
+        JAX, Dask, Zarr, xarray and pandas arrays and variables of HDF5 and netCDF files are
+        accepted. A string is the name of a coordinate of ``y``, or of a variable of `data`; else it
+        is the path of a Zarr array, or its URL, such as ``"s3://bucket/decay.zarr/t"``. Dates
+        become numbers; see `time_unit`.
     y : array_like, shape (...)
-        Observations, of any number of dimensions. Each element is a row.
+        Observations, of any number of dimensions. Each element is a row. If ``y`` is an array of
+        xarray or pandas, other such arrays are brought into the order of its dimensions and labels.
+        A string is the name of a variable of `data`.
     p0 : sequence or dict, optional
         Starting values, in order or by name. The default is ``model.guess(x, y)``, called with a
         sample of the rows. For a model without ``guess`` it is 1 for each parameter, moved inside
@@ -119,6 +129,13 @@ def fit(
         Options of the object store of arrays that are passed as URLs, such as its endpoint and
         credentials, with the names of obstore or of fsspec's file system. By default the store
         finds its credentials in the environment of each worker.
+    data : mapping, optional
+        Data set whose variables ``x``, ``y``, `sigma` and `mask` may name: an ``xarray.Dataset``, a
+        ``pandas.DataFrame``, a dictionary, or a group of a Zarr, HDF5 or netCDF file.
+    time_unit : {"ns", "us", "ms", "s", "min", "h", "D", "W"}
+        Unit of the numbers that the model gets in place of times; "s" by default. Dates count from
+        the first date of the coordinate, in the order of ``y``. Durations keep their zero. NaT is
+        NaN.
     bounds : pair, dict or scipy.optimize.Bounds
         ``(lower, upper)``, each a scalar or a number for each parameter, or ``{name: (lower,
         upper)}``. By default there are no bounds.
@@ -187,6 +204,18 @@ def fit(
         passes do not read them. True keeps as many rows as the memory budget has room for, on each
         worker or in this process. "auto" (default) does so if at least a quarter of the rows fit.
         False keeps none. The answer has the same bits in each case.
+    collapse : {"auto", True, False}
+        Whether rows with the same coordinates are collapsed to their weighted mean and their
+        scatter about it, in one reading of the data. The fit of the means is exact, and needs no
+        further reading. It is possible if no coordinate varies along some dimension of ``y``, for
+        linear loss, and for a model that computes each row by itself. "auto" (default) does so if
+        the distinct coordinates are at most a tenth of the rows and their means fit the memory
+        budget. True does so whatever their number is, or refuses. False never does.
+    retries : int
+        Times that a chunk of streamed data is read again after an error of reading: of the
+        operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
+        that a store that is away for a minute costs a minute. The answer has the same bits. The
+        default is 3; 0 ends the fit at the first error.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -223,6 +252,8 @@ def fit(
         SciPy raises.
     ModelError
         If the model cannot be traced, or is not row-wise although it has to be.
+    ReadingError
+        If data cannot be read. It is also an ``OSError``, and names the block and its store.
 
     Warns
     -----
@@ -264,6 +295,8 @@ def fit(
         client=client,
         device=device,
         cache=cache,
+        collapse=collapse,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -273,6 +306,8 @@ def fit(
         fill_value=fill_value,
         decode=decode,
         storage_options=storage_options,
+        data=data,
+        time_unit=time_unit,
         bounds=bounds,
         fixed=fixed,
         ties=ties,

@@ -17,8 +17,8 @@ class LazyArgument:
 
     Attributes
     ----------
-    kind : {"dask", "zarr", "xarray"}
-        Library of the array.
+    kind : {"dask", "zarr", "xarray", "file"}
+        Library of the array; "file" is a variable of an HDF5 or netCDF file.
     dims : tuple of hashable or None
         For xarray, the name of each dimension of the rows, or None where the argument lacks the
         dimension. For other libraries only the length of the tuple counts.
@@ -26,7 +26,7 @@ class LazyArgument:
         How the numbers of a Zarr array become values.
     """
 
-    kind: Literal["dask", "zarr", "xarray"]
+    kind: Literal["dask", "zarr", "xarray", "file"]
     dims: tuple[Hashable | None, ...]
     decoding: Decoding | None = None
 
@@ -38,6 +38,8 @@ class LazyArgument:
             return self.stored_again(name, chunks)
         if self.kind == "zarr":
             return f"da.from_zarr({name}, chunks={self._by_position(chunks)})"
+        if self.kind == "file":
+            return f"da.from_array({name}, chunks={self._by_position(chunks)})"
         return f"{name}.rechunk({self._by_position(chunks)})"
 
     def stored_again(self, name: str, chunks: Sizes) -> str:
@@ -46,7 +48,9 @@ class LazyArgument:
         if self.kind == "xarray":  # the encoding keeps the chunks of the old store
             return f"{self.rechunked(name, chunks)}.drop_encoding().to_zarr('{store}')"
         # Read whole chunks: Zarr decodes parts of chunks more than once.
-        lazy = f"da.from_zarr({name})" if self.kind == "zarr" else name
+        lazy = {"zarr": f"da.from_zarr({name})", "file": f"da.from_array({name})"}.get(
+            self.kind, name
+        )
         call = f"{lazy}.rechunk({self._by_position(chunks)}).to_zarr('{store}')"
         if self.decoding is None:
             return call

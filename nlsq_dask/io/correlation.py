@@ -8,6 +8,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.labels import in_order_of
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_zarr
 from nlsq_dask.io.stored import StoredArray
@@ -43,7 +44,7 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
         raise _errors.sigma_shape(np.shape(sigma), n_rows)
     if any(is_dask(a) or is_zarr(a) or isinstance(a, StoredArray) for a in (sigma, y)):
         raise _errors.covariance_in_parts()
-    return None, sigma
+    return None, in_order_of(y, sigma, "sigma")
 
 
 def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
@@ -65,9 +66,10 @@ def factor_covariance(covariance: Any, data: Observations) -> FloatArray:
     InputError
         If the matrix is not symmetric or not positive definite, or the data are lazy.
     """
-    if data.lazy:
+    given = as_array(covariance, "sigma")
+    if data.lazy or is_dask(given):
         raise _errors.covariance_in_parts()
-    matrix = np.asarray(as_array(covariance, "sigma"), np.float64)
+    matrix = np.asarray(given, np.float64)
     if data.selects:
         kept = np.concatenate([~block.left_out().ravel() for _, block in data.pieces()])
         matrix = matrix[np.ix_(kept, kept)]

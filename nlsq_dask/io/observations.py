@@ -14,8 +14,10 @@ from nlsq_dask.core.structure import Structure, argument_name, coordinate_names
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
+from nlsq_dask.io.times import TimeAxis
 
 # A NumPy array or a dask.array.Array: both have shape, ndim, dtype, size and basic indexing.
 Array = Any
@@ -51,6 +53,12 @@ class Observations:
         Whether NaN that no rule leaves out is passed to the model.
     decode : "cf" or False
         Whether Zarr arrays have the values that their attributes declare.
+    frame : Frame or None
+        Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
+    labels : mapping of str to Label
+        Names and units of the arguments that have them, by "y", "x" or "x[i]".
+    times : tuple of (TimeAxis or None)
+        For each coordinate how its times became numbers, if it had times.
     """
 
     y: Array
@@ -63,6 +71,9 @@ class Observations:
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
     decode: Literal["cf", False] = "cf"
+    frame: Frame | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    times: tuple[TimeAxis | None, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -94,6 +105,11 @@ class Observations:
             tuple(n == rows for n, rows in zip(a.shape, full, strict=True)) for a in self.operands
         )
         return Layout(self.sigma is not None, len(self.masks), self.rule, names, varies)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the arguments that have one, by "y", "x" or "x[i]"."""
+        return {name: label.unit for name, label in self.labels.items() if label.unit}
 
     @property
     def selects(self) -> bool:

@@ -2,11 +2,12 @@
 
 Observations ``y`` have any number of dimensions. Their elements, in C order, are the rows. A
 coordinate is an array that broadcasts to the shape of ``y`` and is not expanded. A flat ``x`` of
-the length of ``y`` is the simplest case. Standard deviations and masks broadcast the same way. If
-``y`` is an ``xarray.DataArray``, the other arrays broadcast by the names of their dimensions.
+the length of ``y`` is the simplest case. Standard deviations and masks broadcast the same way.
+Arrays of xarray and pandas are paired by names and labels; see :mod:`nlsq_dask.io.labels`.
 
 A Zarr array has the values that its attributes declare, unless it comes as a
-:class:`~nlsq_dask.io.stored.StoredArray` that says otherwise.
+:class:`~nlsq_dask.io.stored.StoredArray` that says otherwise. An array in a file is never loaded
+whole: it becomes a Dask array, in blocks of whole stored chunks.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
-from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr
+from nlsq_dask.io.frame import Frame, Label
+from nlsq_dask.io.labels import RowLabels, in_order_of
+from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
+from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 from nlsq_dask.io.stored import StoredArray, of_zarr
+from nlsq_dask.io.times import TimeAxis, with_time_axis
 
 __all__ = [
     "Array",
@@ -44,10 +50,12 @@ def observe(
     mask: Any = None,
     nan_policy: NanPolicy | Unlooked | None = "raise",
     fill_value: Any = None,
+    time_unit: str = "s",
 ) -> Observations:
     """Check the data of a fit and convert them to one representation.
 
-    Only masks and standard deviations in memory are read.
+    Only masks and standard deviations in memory are read, and the first chunk of a Dask array of
+    dates.
 
     Parameters
     ----------
@@ -65,6 +73,8 @@ def observe(
         "omit" leaves out rows with NaN in ``y``, a coordinate or ``sigma``; None is "raise".
     fill_value : number or None
         Value of ``y`` that marks a missing row.
+    time_unit : str
+        Unit of the numbers that take the place of times.
 
     Raises
     ------
@@ -81,25 +91,29 @@ def observe(
     if observed.size == 0:
         raise _errors.no_rows("y", observed.shape)
     rule = missing_rule(nan_policy, fill_value, observed.dtype)
-    dims = y.dims if is_xarray(y) else None
-    coords, structure = _coordinates(x, observed.shape, dims)
+    rows = RowLabels.of(y, observed.shape)
+    x = in_order_of(y, x, "x") if isinstance(x, list) else x
+    coords, structure, times = _coordinates(x, rows, time_unit)
     values = [observed, *coords]
     if sigma is not None:
-        values.append(_broadcastable(as_array(sigma, "sigma", dims), observed.shape, "sigma"))
+        values.append(_placed(as_array(sigma, "sigma"), sigma, "sigma", rows))
     masks = [np.ma.getmask(a) for a in values if isinstance(a, np.ma.MaskedArray)]
     if mask is not None:
-        masks.insert(0, _broadcastable(_as_mask(mask, dims), observed.shape, "mask"))
+        masks.insert(0, _placed(_as_mask(mask), mask, "mask", rows))
     values = [a.view(np.ndarray) if isinstance(a, np.ma.MaskedArray) else a for a in values]
     data = Observations(
         values[0],
         tuple(values[1 : 1 + len(coords)]),
         None if sigma is None else values[-1],
         structure,
-        any(is_dask(a) for a in itertools.chain(values, masks)),
-        tuple(m for m in masks if is_dask(m) or m.any()),
-        rule,
-        _lazy_arguments(x, y, sigma, mask, structure),
-        nan_policy is UNLOOKED,
+        lazy=any(is_dask(a) for a in itertools.chain(values, masks)),
+        masks=tuple(m for m in masks if is_dask(m) or m.any()),
+        rule=rule,
+        arguments=_lazy_arguments(x, y, sigma, mask, structure),
+        propagates=nan_policy is UNLOOKED,
+        frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
+        labels=_labels(x, y, structure),
+        times=times,
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
@@ -125,9 +139,13 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     InputError
         If the array is ragged, or has chunks of unknown size.
     """
-    array = _unwrapped(value, name, dims)
+    return _real(_unwrapped(value, name, dims), name)
+
+
+def _real(array: Array, name: str) -> Array:
+    """The array, if it holds real numbers."""
     if array.dtype.kind not in "fiub":
-        raise _errors.not_real(name, array.dtype)
+        raise not_real(array, name)
     return array
 
 
@@ -135,26 +153,28 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
     """A NumPy, masked or Dask array of any dtype."""
     if is_xarray(value):
         value = _aligned(value, dims)
+    elif is_instance(value, "xarray", "Variable"):
+        value = data_of_variable(value)
     if is_zarr(value):
         value = of_zarr(value, name)
     if isinstance(value, StoredArray):
         return value.lazy()
+    if (lazy := lazy_array(value)) is not None:
+        return lazy
     if is_dask(value):
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
         return value
-    try:
-        array = np.asanyarray(value)
-    except ValueError as error:  # ragged lists
-        raise _errors.not_an_array(name, error) from error
-    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+    return to_numpy(checked_kind(value, name), name)
 
 
 def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
     """The data of an xarray array, in the order of ``dims`` if these include all its dimensions."""
+    data = data_of_variable(value.variable)
     if dims is None or not set(value.dims) <= set(dims):
-        return value.data
-    data = value.transpose(*(d for d in dims if d in value.dims)).data
+        return data
+    # xarray would transpose arrays in files through vectorised indexing, which is slow.
+    data = data.transpose([value.dims.index(d) for d in dims if d in value.dims])
     return data[tuple(slice(None) if d in value.dims else None for d in dims)]
 
 
@@ -172,6 +192,8 @@ def _lazy_arguments(
             found[name] = LazyArgument("zarr", (None,) * stored.ndim, stored.decoding)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
+        elif is_file_variable(value):
+            found[name] = LazyArgument("file", (None,) * value.ndim)
         elif is_xarray(value) and dims is not None and set(value.dims) <= set(dims):
             aligned = tuple(d if d in value.dims else None for d in dims)
             found[name] = LazyArgument("xarray", aligned)
@@ -180,26 +202,53 @@ def _lazy_arguments(
     return found
 
 
-def _as_mask(value: Any, dims: tuple[Any, ...] | None) -> Array:
+def _labels(x: Any, y: Any, structure: Structure) -> dict[str, Label]:
+    """Names and units of y and the coordinates, by the names of the arguments."""
+    named = {"y": y}
+    named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
+    return {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
+
+
+def _as_mask(value: Any) -> Array:
     """A NumPy or Dask array of truth values."""
-    array = _unwrapped(value, "mask", dims)
+    array = _unwrapped(value, "mask", None)
     if array.dtype != np.bool_:
         raise _errors.mask_not_boolean(array.dtype)
     return array if is_dask(array) else np.ma.filled(array, True)
 
 
 def _coordinates(
-    x: Any, shape: tuple[int, ...], dims: tuple[Any, ...] | None
-) -> tuple[tuple[Array, ...], Structure]:
+    x: Any, rows: RowLabels, time_unit: str
+) -> tuple[tuple[Array, ...], Structure, tuple[TimeAxis | None, ...]]:
+    """Coordinates, the form in which the model takes them, and how their times became numbers."""
     if isinstance(x, tuple) and not all(np.isscalar(item) for item in x):
-        named = [(as_array(item, f"x[{i}]", dims), f"x[{i}]") for i, item in enumerate(x)]
-        return tuple(_broadcastable(a, shape, label) for a, label in named), "tuple"
-    array = as_array(x, "x", dims)
-    if array.ndim == len(shape) + 1:
-        if array.shape[1:] != shape:
-            raise _errors.unequal_lengths("x", array.shape, shape)
-        return tuple(array[i] for i in range(array.shape[0])), "stacked"
-    return (_broadcastable(array, shape, "x"),), "single"
+        named = [(item, f"x[{i}]") for i, item in enumerate(x)]
+        pairs = [_numbers(item, label, rows, time_unit) for item, label in named]
+        arrays, axes = zip(*pairs, strict=True)
+        fitting = zip(arrays, named, strict=True)
+        coords = tuple(_broadcastable(a, rows.shape, label) for a, (_, label) in fitting)
+        return coords, "tuple", axes
+    array, axis = _numbers(x, "x", rows, time_unit, stacks=True)
+    if array.ndim == len(rows.shape) + 1:
+        if array.shape[1:] != rows.shape:
+            raise _errors.unequal_lengths("x", array.shape, rows.shape)
+        n = array.shape[0]
+        return tuple(array[i] for i in range(n)), "stacked", (axis,) * n
+    return (_broadcastable(array, rows.shape, "x"),), "single", (axis,)
+
+
+def _numbers(
+    value: Any, name: str, rows: RowLabels, time_unit: str, *, stacks: bool = False
+) -> tuple[Array, TimeAxis | None]:
+    """A coordinate in the order of y's rows, as numbers; times count from the first row."""
+    placed = rows.placed(_unwrapped(value, name, None), value, name, stacks=stacks)
+    array, axis = with_time_axis(placed, name, time_unit)
+    return _real(array, name), axis
+
+
+def _placed(array: Array, value: Any, name: str, rows: RowLabels) -> Array:
+    """An array in the order of y's rows, with as many dimensions."""
+    return _broadcastable(rows.placed(array, value, name), rows.shape, name)
 
 
 def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:

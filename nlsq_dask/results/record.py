@@ -18,6 +18,7 @@ from nlsq_dask.core.normal_equations import FloatArray, Moments
 from nlsq_dask.core.solver_state import IterationRecord
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.codec import from_json
+from nlsq_dask.io.times import TimeAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,10 @@ class FitRecord:
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
     decoded: tuple[str, ...] = field(default=(), kw_only=True)
+    param_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    n_distinct: int = field(default=0, kw_only=True)
+    times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
 
     @property
     def perr(self) -> FloatArray:
@@ -205,7 +210,7 @@ class FitRecord:
 
     @property
     def mae(self) -> float:
-        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units."""
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units; NaN if not summed."""
         return self.moments.abs_residuals / self.n_points
 
     @property

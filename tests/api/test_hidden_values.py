@@ -22,6 +22,7 @@ from nlsq_dask import (
     fit,
     fit_models,
 )
+from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.moments import ORDINARY, largest_of
 from nlsq_dask.kernels.tiles import Rows
 from tests.support.counting_store import stored
@@ -280,11 +281,12 @@ def test_complex_y_is_told_how_it_is_stacked(wrap):
 def test_dates_are_told_how_they_are_counted():
     dates = np.datetime64("2024-01-01", "ns") + np.arange(400) * np.timedelta64(90, "s")
     with pytest.raises(InputTypeError) as raised:
-        fit(replaced, dates, Y)
+        fit(replaced, X, dates)
     expression = str(raised.value).partition("for example ")[2].rstrip(".")
-    assert expression == "(x - x[0]) / np.timedelta64(1, 's')"
-    x = eval(expression, {"x": dates, "np": np})
-    np.testing.assert_array_equal(x, 90.0 * np.arange(400))
+    assert expression == "(y - y[0]) / np.timedelta64(1, 's')"
+    y = eval(expression, {"y": dates, "np": np})
+    np.testing.assert_array_equal(y, 90.0 * np.arange(400))
+    np.testing.assert_array_equal(observe(dates, Y).coords[0], y)
 
 
 def logarithm(x, a, b):

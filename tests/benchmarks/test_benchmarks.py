@@ -104,6 +104,14 @@ RUNS = [
         "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
     ),
     pytest.param(
+        "collapse",
+        ["--rows", "5e5", "--repeat", "1"],
+        4,
+        ("fit", "sum", "passes"),
+        id="collapse",
+        marks=slow,
+    ),
+    pytest.param(
         "memory",
         ["--rows", "2e4", "--chunk-rows", "3e3"],
         2,

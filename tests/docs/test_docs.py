@@ -22,6 +22,7 @@ PAGES = [
     "docs/fitting.md",
     "docs/models.md",
     "docs/results.md",
+    "docs/labelled_results.md",
     "docs/comparing.md",
     "docs/choose_a_workflow.md",
     "docs/planning.md",

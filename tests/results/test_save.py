@@ -21,6 +21,7 @@ from nlsq_dask import FitResult, InputError, ModelError, Start, Status, fit
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.io.times import TimeAxis
 from nlsq_dask.results.record import FitRecord, PilotRecord
 from nlsq_dask.results.saving import FORMAT, HEAD_BYTES
 from tests.results.linear_result import linear_result
@@ -46,6 +47,10 @@ def starts(draw, size):
     )
 
 
+TEXTS = st.none() | st.text(max_size=8)
+TIMES = st.builds(TimeAxis, st.text(max_size=8), TEXTS, TEXTS)
+
+
 @st.composite
 def results(draw):
     """Results of any kind, those that no fit would have among them."""
@@ -69,6 +74,8 @@ def results(draw):
         "active_mask": draw(arrays(np.int64, size, elements=st.integers(-1, 1))),
         "absolute_sigma": draw(st.booleans()),
         "sandwich": draw(st.booleans()),
+        "param_units": draw(st.dictionaries(NAMES, st.text(max_size=4), max_size=2)),
+        "data_units": draw(st.dictionaries(NAMES, st.text(max_size=4), max_size=2)),
         "r_factor": draw(matrix),
         "status": draw(st.sampled_from(Status)),
         "scipy_status": draw(st.none() | st.sampled_from(Status)),
@@ -85,6 +92,7 @@ def results(draw):
         "checkpoint": draw(st.none() | st.text(max_size=8)),
         "history": draw(st.lists(records, max_size=3).map(tuple)),
         "bounds": draw(st.none() | arrays(np.float64, (size, 2), elements=NUMBERS)),
+        "times": draw(st.lists(st.none() | TIMES, max_size=2).map(tuple)),
     }
     plain = {"int": COUNTS, "float": NUMBERS, "str": st.text(max_size=8)}
     return FitResult(

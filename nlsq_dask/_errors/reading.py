@@ -1,0 +1,109 @@
+"""Errors and notes of reading data, and of the workers that read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from nlsq_dask._errors.kinds import InputError, ReadingError, join_names, shown
+
+# Characters of the message of a cause that are quoted.
+MOST_QUOTED = 400
+
+# Parts of URLs that may hold secrets: the user and password before the host, and the query, in
+# which signed URLs have their signature. And values of what is named like a secret.
+_USER = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_QUERY = re.compile(r"(?<=[\w/])\?[^\s'\")>]*=[^\s'\")>]*")
+_SECRET = re.compile(
+    r"((?:secret|password|passwd|token|credential|signature|api_?key|access_?key|account_?key)\w*"
+    r"['\"]?\s*[=:]\s*(?:bearer\s+)?)['\"]?[^\s'\",;)}>]+['\"]?",
+    re.IGNORECASE,
+)
+
+
+class PlaceInData(Protocol):
+    """A part of the data, as :class:`nlsq_dask.io.places.Place` describes it."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def index(self) -> tuple[int, ...]: ...
+    @property
+    def box(self) -> tuple[slice, ...]: ...
+    @property
+    def stored(self) -> tuple[str, ...]: ...
+
+
+def without_secrets(text: str) -> str:
+    """A text without passwords, signatures and the like, of URLs and of options."""
+    return _SECRET.sub(r"\1***", _QUERY.sub("?***", _USER.sub("***@", text)))
+
+
+def cause_of(error: BaseException) -> str:
+    """An error in one line, with its kind and without secrets."""
+    text = " ".join(without_secrets(str(error)).split())
+    if len(text) > MOST_QUOTED:
+        text = f"{text[:MOST_QUOTED]} ..."
+    kind = type(error).__name__
+    return f"{kind}: {text}" if text else kind
+
+
+def named_block(place: PlaceInData) -> str:
+    """A part of the data in words: arrays, block, rows, and where it is stored."""
+    if not place.names:
+        what = "an array from which the data are made"
+    else:
+        what = join_names(place.names)
+        if place.index:
+            what = f"block {place.index} of {what}"
+        if place.box:
+            what += f", which is {place.names[0]}[{slices_of(place.box)}]"
+    if place.stored:
+        what += f" ({'; '.join(map(without_secrets, place.stored))})"
+    return what
+
+
+def slices_of(box: Sequence[slice]) -> str:
+    """Slices as they are written in an index."""
+    return ", ".join(f"{s.start}:{s.stop}" for s in box)
+
+
+def reading_failed(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
+    times = "once" if attempts == 1 else f"{attempts} times"
+    return ReadingError(
+        f"{named_block(place)}, could not be read ({cause}), tried {times}: check that the store "
+        "can be reached and the chunk is whole, write a damaged chunk again or leave out its rows, "
+        "or pass retries=... for a store that is away for longer."
+    )
+
+
+def while_reading(place: PlaceInData) -> str:
+    """Added to an error of the user's own code that makes a block."""
+    return f"nlsq_dask was making {named_block(place)}."
+
+
+def reading_waits(place: PlaceInData, cause: str, seconds: float, number: int) -> str:
+    """A store fails, and the fit waits."""
+    return (
+        f"{named_block(place)}, could not be read ({cause}): trying again in {seconds:.0f} s, for "
+        f"the {_ordinal(number)} time. The fit goes on where it was; pass retries=0 to end it at "
+        "the first error."
+    )
+
+
+def reading_waits_shortly(seconds: float) -> str:
+    return f"waiting {seconds:.0f} s for the store"
+
+
+def retries_invalid(value: object) -> InputError:
+    return InputError(
+        f"retries = {shown(value)}: pass the number of times that a chunk is read again after an "
+        "error of reading, a whole number of at least zero."
+    )
+
+
+def _ordinal(number: int) -> str:
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    ending = "th" if number % 100 in (11, 12, 13) else endings.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -1,0 +1,325 @@
+"""Arrays that are read piece by piece although they are no Dask arrays.
+
+Such are variables of xarray that were opened without Dask, and variables of HDF5 and netCDF files.
+Each becomes a Dask array in blocks of whole stored chunks, so that a pass decodes no chunk twice.
+Nothing is read for that, and the object of the user stays as it is: not loaded, not cut.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.io.chunks import Chunks, regular_chunks
+from nlsq_dask.io.libraries import is_instance
+
+Sizes = tuple[int, ...]
+
+# Most rows in a block of several stored chunks. Opening a block through xarray or HDF5 takes about
+# 0.3 ms, which is below 5 % of the time to read and sum so many rows. The number counts rows and
+# not bytes, so that arrays of other dtypes in the same stored chunks have the same blocks.
+JOINED_ROWS = 1 << 18
+
+# Files that a worker process keeps open for later blocks.
+OPEN_FILES = 32
+
+
+class FileVariable:
+    """A variable of a file, which is indexed by slices.
+
+    Parameters
+    ----------
+    variable : object
+        With ``shape``, ``dtype`` and ``name``, and ``chunks`` if it is stored in chunks.
+    """
+
+    def __init__(self, variable: Any) -> None:
+        self._variable = variable
+        self.shape: Sizes = tuple(variable.shape)
+        self.ndim = len(self.shape)
+        self.sample = self._no_rows()
+        self.dtype: np.dtype[Any] = self.sample.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._variable[key]
+
+    def __reduce__(self) -> Any:
+        raise _errors.file_not_sent(str(self._variable.name))
+
+    @property
+    def stored(self) -> Sizes | None:
+        """Shape of the stored chunks; None if the variable is stored in one piece."""
+        chunks = self._variable.chunks
+        return None if chunks is None else tuple(chunks)
+
+    def lazy(self) -> Any:
+        """A Dask array of the variable."""
+        import dask.array as da
+
+        chunks = block_chunks(self.shape, self.stored)
+        return da.from_array(self, chunks=chunks, meta=self.sample, **_as_it_is())
+
+    def _no_rows(self) -> Any:
+        """An empty array of the type that indexing returns."""
+        return np.empty((0,) * self.ndim, self._variable.dtype)
+
+
+class HDF5Variable(FileVariable):
+    """A ``h5py.Dataset``. Another process opens its file by path."""
+
+    def __reduce__(self) -> Any:
+        path, name = str(self._variable.file.filename), str(self._variable.name)
+        if not Path(path).is_file():
+            raise _errors.file_not_sent(name)
+        return _hdf5_again, (str(Path(path).resolve()), _version(path), name)
+
+
+class NetCDFVariable(FileVariable):
+    """A ``netCDF4.Variable``. Another process opens its file by path, and decodes alike."""
+
+    def __getitem__(self, key: Any) -> Any:
+        with _netcdf_lock():  # the library is not safe for threads
+            return self._variable[key]
+
+    def __reduce__(self) -> Any:
+        variable = self._variable
+        path, name = str(variable.group().filepath()), str(variable.name)
+        if "://" not in path:
+            if not Path(path).is_file():
+                raise _errors.file_not_sent(name)
+            path = str(Path(path).resolve())
+        decoding = variable.mask, variable.scale, variable.always_mask
+        within = f"{variable.group().path.rstrip('/')}/{name}"
+        return _netcdf_again, (path, _version(path), within, decoding)
+
+    @property
+    def stored(self) -> Sizes | None:
+        """Shape of the stored chunks; None if the variable is stored in one piece."""
+        chunks = self._variable.chunking()
+        return tuple(chunks) if isinstance(chunks, list) else None
+
+    def _no_rows(self) -> Any:
+        return self[(slice(0, 0),) * self.ndim]
+
+
+_KINDS = (
+    ("h5py", "Dataset", HDF5Variable),
+    ("h5netcdf", "Variable", FileVariable),
+    ("netCDF4", "Variable", NetCDFVariable),
+)
+
+
+def is_file_variable(value: Any) -> bool:
+    """Whether a value is a variable of h5py, h5netcdf or netCDF4, of at least one dimension."""
+    return _kind_of(value) is not None
+
+
+def lazy_array(value: Any) -> Any | None:
+    """A Dask array of a variable of a file, in blocks of whole stored chunks.
+
+    None for a value that is no variable of h5py, h5netcdf or netCDF4.
+    """
+    kind = _kind_of(value)
+    return None if kind is None else kind(value).lazy()
+
+
+def _kind_of(value: Any) -> type[FileVariable] | None:
+    for module, name, kind in _KINDS:
+        if is_instance(value, module, name):
+            return kind if value.shape else None
+    return None
+
+
+def _as_it_is() -> dict[str, Any]:
+    """Options of ``from_array``: Dask's own name would hash an array, which may read all of it."""
+    return {"name": f"nlsq-stored-{uuid.uuid4().hex}", "inline_array": True}
+
+
+def _version(path: str) -> int:
+    """What differs after a file is written anew: a process then opens the new file."""
+    return Path(path).stat().st_mtime_ns if "://" not in path else 0
+
+
+def _hdf5_again(path: str, version: int, name: str) -> HDF5Variable:
+    return HDF5Variable(_open_hdf5(path, version)[name])
+
+
+def _netcdf_again(
+    path: str, version: int, name: str, decoding: tuple[bool, bool, bool]
+) -> NetCDFVariable:
+    with _netcdf_lock():
+        variable = _open_netcdf(path, version)[name]
+        variable.set_auto_mask(decoding[0])
+        variable.set_auto_scale(decoding[1])
+        variable.set_always_mask(decoding[2])
+    return NetCDFVariable(variable)
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _open_hdf5(path: str, version: int) -> Any:  # noqa: ARG001  # part of the key of the cache
+    import h5py
+
+    return h5py.File(path, "r")
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _open_netcdf(path: str, version: int) -> Any:  # noqa: ARG001  # part of the key of the cache
+    import netCDF4
+
+    return netCDF4.Dataset(path)
+
+
+_LOCK = threading.RLock()
+
+
+def _netcdf_lock() -> Any:
+    """The lock under which netCDF files are read: that of xarray if it may read some, too."""
+    backend = sys.modules.get("xarray.backends.netCDF4_")
+    return getattr(backend, "NETCDF4_PYTHON_LOCK", _LOCK)
+
+
+def is_lazy_variable(variable: Any) -> bool:
+    """Whether the numbers of a variable of xarray are in a file, and it is no Dask array.
+
+    The public attributes that would tell, such as ``data``, load the numbers. Without the private
+    ones every array in memory would be read in blocks, which gives the same sums.
+    """
+    indexing = sys.modules.get("xarray.core.indexing")
+    kind = getattr(indexing, "ExplicitlyIndexed", ())
+    is_indexed = isinstance(getattr(variable, "_data", None), kind)
+    return bool(variable.ndim) and is_indexed and not getattr(variable, "_in_memory", False)
+
+
+def data_of_variable(variable: Any) -> Any:
+    """The numbers of a variable of xarray, without loading them.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+
+    Returns
+    -------
+    array
+        A Dask array if the numbers are not in memory; otherwise what the variable holds.
+    """
+    if not is_lazy_variable(variable):
+        return variable.data
+    stored = _stored_chunks(variable)
+    kept = [_kept_positions(variable, d) if variable.size else None for d in range(variable.ndim)]
+    chunks = block_chunks(variable.shape, stored, kept)
+    # A copy: if anything loads its numbers, the variable of the user still has none.
+    lazy = variable.copy(deep=False).chunk(
+        dict(zip(variable.dims, chunks, strict=True)), from_array_kwargs=_as_it_is()
+    )
+    return lazy.data
+
+
+def _stored_chunks(variable: Any) -> tuple[int | Sizes, ...] | None:
+    """Stored chunks of a variable along its dimensions; None if they are not known.
+
+    The encoding lists sizes by the dimensions of the file. The variable may have fewer, or have
+    them in another order.
+    """
+    encoding = variable.encoding
+    by_name = dict(encoding.get("preferred_chunks") or {})
+    sizes = encoding.get("shards") or encoding.get("chunksizes") or encoding.get("chunks")
+    dims = tuple(by_name) or variable.dims
+    # A read of a part of a shard opens the shard, so that shards count where there are some.
+    if (
+        isinstance(sizes, tuple)
+        and len(sizes) == len(dims)
+        and (encoding.get("shards") or not by_name)
+    ):
+        by_name = dict(zip(dims, sizes, strict=True))
+    if not by_name:
+        return None
+    return tuple(by_name.get(dim, n) for dim, n in variable.sizes.items())
+
+
+def _kept_positions(variable: Any, axis: int) -> range | np.ndarray[Any, Any] | None:
+    """Positions in the file of what was chosen along an axis; None for all or if not known.
+
+    Where a variable is a part of what is stored, the first chunk may have been cut.
+    """
+    data = getattr(variable, "_data", None)
+    while type(data).__name__ in ("MemoryCachedArray", "CopyOnWriteArray"):
+        data = data.array  # type: ignore[union-attr]
+    key = getattr(getattr(data, "key", None), "tuple", ())
+    stored = getattr(getattr(data, "array", None), "shape", ())
+    kept: list[Any] = []
+    for part, n in zip(key, stored, strict=False):
+        if isinstance(part, slice):
+            kept.append(range(*part.indices(n)))
+        elif isinstance(part, np.ndarray) and part.ndim == 1:
+            kept.append(part)
+        elif isinstance(part, np.ndarray):  # transposed: each part varies along one axis
+            lines = [_line(part, d) for d in range(part.ndim)]
+            if [d for d, line in enumerate(lines) if line.min() < line.max()] == [axis]:
+                return lines[axis]
+    return kept[axis] if len(kept) == variable.ndim else None
+
+
+def _line(array: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+    """The first line of an array along an axis."""
+    return array[tuple(slice(None) if d == axis else 0 for d in range(array.ndim))]
+
+
+def block_chunks(
+    shape: Sizes,
+    stored: Sequence[int | Sizes] | None,
+    kept: Sequence[Any] | None = None,
+) -> Chunks:
+    """Blocks of whole stored chunks.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    stored : sequence of (int or tuple of int) or None
+        Lengths of the stored chunks along each dimension: one for all, or one for each. None if the
+        array is stored in one piece.
+    kept : sequence of (range, ndarray or None), optional
+        For each dimension the stored positions that the array has, or None for all of them.
+
+    Returns
+    -------
+    tuple of tuple of int
+        Small chunks are joined to blocks of at most ``JOINED_ROWS`` rows, along the last dimensions
+        first, as their chunks are neighbours in storage.
+    """
+    if stored is None:
+        return regular_chunks(shape, JOINED_ROWS)
+    sizes = [max(c) if isinstance(c, tuple) else int(c) for c in stored]
+    rows = math.prod(min(size, n) for size, n in zip(sizes, shape, strict=True))
+    cuts: list[Sizes] = []
+    positions = kept if kept is not None else [None] * len(shape)
+    for n, chunk, size, at in reversed(list(zip(shape, stored, sizes, positions, strict=True))):
+        if isinstance(chunk, tuple) and sum(chunk) == n:
+            cuts.append(chunk)
+            continue
+        joined = max(min(JOINED_ROWS // max(rows, 1), -(-n // size)), 1)
+        rows *= joined
+        cuts.append(_cuts(n, size * joined, at))
+    return tuple(reversed(cuts))
+
+
+def _cuts(n: int, size: int, positions: Any | None) -> Sizes:
+    """Lengths of blocks that end where the stored positions pass a multiple of a size."""
+    regular = tuple(min(size, n - i) for i in range(0, n, size)) or (0,)
+    if positions is None or len(positions) != n or n == 0:
+        return regular
+    at = np.asarray(positions) // size
+    edges = np.flatnonzero(np.diff(at)) + 1
+    # Positions in no order would make very many short blocks.
+    if len(edges) > abs(int(at[-1]) - int(at[0])):
+        return regular
+    return tuple(np.diff([0, *edges.tolist(), n]).tolist())
