@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nlsq_dask.engines.collapsed import CollapsedEngine
-from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import (
     InMemoryEngine,
     chunked_engine,
@@ -16,7 +15,7 @@ from nlsq_dask.engines.in_memory import (
 )
 from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.memory import streaming_of
-from nlsq_dask.fitting.strategy import Chunked, Standard, Streamed
+from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -39,30 +38,27 @@ def engine_of(
         Models that questions are about, by number; by default the job's model alone.
     """
     kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
+    rows = _engine_of_rows(job, kernels, progress)
+    return CollapsedEngine(rows, job.data, kernels) if job.n_distinct else rows
+
+
+def _engine_of_rows(
+    job: Job, kernels: Kernels, progress: PassProgress
+) -> InMemoryEngine | DaskEngine:
+    """Open the engine that reads all rows."""
     strategy = job.strategy
-    if job.n_distinct:
-        return CollapsedEngine(_rows_once(job, kernels, progress), job.data, kernels)
+    if isinstance(strategy, Streamed):
+        from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+
+        engine = DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
+        if engine.keeping.share:
+            logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
+        return engine
+    if job.n_distinct:  # rows that are read once are not copied
+        return chunked_engine(job.data, kernels)
     if isinstance(strategy, Standard):
         return standard_engine(job.data, kernels)
-    if isinstance(strategy, Chunked):
-        blocks = strategy.blocks
-        return chunked_engine(job.data, kernels, blocks.block_rows, blocks.threads)
-    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
-
-    engine = DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
-    if engine.keeping.share:
-        logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
-    return engine
-
-
-def _rows_once(job: Job, kernels: Kernels, progress: PassProgress) -> Engine:
-    """Open the engine of all rows for one reading: it copies no rows."""
-    strategy = job.strategy
-    if not isinstance(strategy, Streamed):
-        return chunked_engine(job.data, kernels)
-    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
-
-    return DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
+    return chunked_engine(job.data, kernels, strategy.blocks.block_rows, strategy.blocks.threads)
 
 
 def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:
