@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
+from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
@@ -26,6 +27,7 @@ Tolerance = float | Literal["auto"] | None
 
 
 @with_dry_run
+@naming_unknown_keywords
 def fit(
     model: Callable[..., Any],
     x: Any,

@@ -14,6 +14,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance, given_tolerances
+from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.core.checks import checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 Model = Callable[..., Any]
 
 
+@naming_unknown_keywords
 def fit_models(
     models: Sequence[Model] | Mapping[str, Model],
     x: Any,

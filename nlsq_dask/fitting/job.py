@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,8 @@ class Job:
         Whether a sample is fitted first.
     cache : bool or "auto"
         Whether streamed rows stay in memory after the first pass.
+    param_units : mapping of str to str
+        Units of the parameters that have one, by name.
     """
 
     data: Observations
@@ -99,6 +101,7 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
+    param_units: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def client(self) -> Client | None:

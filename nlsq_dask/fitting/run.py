@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -42,9 +41,6 @@ from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.record import PilotRecord, Start
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.loss import HALF_OF_ROWS, Loss
-
-# Frames between a warning and the caller of fit: this module's, and fit.
-WARNING_LEVEL = 4
 
 # A fit warns where the standard deviation of the residuals exceeds this many f_scale. The estimate
 # of the standard deviation is rough for few rows, and a tenth of outliers raises the estimate by an
@@ -148,7 +144,7 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
             directory = create_checkpoint_directory()
         except OSError as error:
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
-            warnings.warn(warning, stacklevel=WARNING_LEVEL)
+            _errors.warn_caller(warning)
             return None
     try:
         os.fspath(directory)
@@ -303,12 +299,12 @@ def result_of(
         pcov, determined = robust_covariance(solution)
     for problem in _problems(solution, undetermined, determined):
         named = problem if model is None else _errors.of_model(model, problem)
-        warnings.warn(named, stacklevel=WARNING_LEVEL)
+        _errors.warn_caller(named)
     # Residuals are noise only where the fit arrived, and only for one model: the poorer of several
     # models leaves more than noise.
     if not spec.loss.is_linear and solution.status.success and model is None:
         for problem in scale_problems(spec.loss, solution):
-            warnings.warn(problem, stacklevel=WARNING_LEVEL)
+            _errors.warn_caller(problem)
     variance_known = job.absolute_sigma or solution.n_points > solution.params.size
     return FitResult(
         names=spec.names,
@@ -357,5 +353,7 @@ def result_of(
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         times=job.data.times,
+        param_units=dict(job.param_units),
+        data_units=job.data.units,
         fitted=fitted_model(job),
     )

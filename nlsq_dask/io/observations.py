@@ -13,6 +13,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure, coordinate_names
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
 from nlsq_dask.io.times import TimeAxis
@@ -51,6 +52,10 @@ class Observations:
         Whether NaN that no rule leaves out is passed to the model.
     times : tuple of (TimeAxis or None)
         For each coordinate how its times became numbers, if it had times.
+    frame : Frame or None
+        Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
+    labels : mapping of str to Label
+        Names and units of the arguments that have them, by "y", "x" or "x[i]".
     """
 
     y: Array
@@ -63,6 +68,8 @@ class Observations:
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
     times: tuple[TimeAxis | None, ...] = ()
+    frame: Frame | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -94,6 +101,11 @@ class Observations:
             tuple(n == rows for n, rows in zip(a.shape, full, strict=True)) for a in self.operands
         )
         return Layout(self.sigma is not None, len(self.masks), self.rule, names, varies)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of the arguments that have one, by "y", "x" or "x[i]"."""
+        return {name: label.unit for name, label in self.labels.items() if label.unit}
 
     @property
     def selects(self) -> bool:

@@ -11,6 +11,8 @@ An array in a file is never loaded whole: it becomes a Dask array, in blocks of 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,13 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
+from nlsq_dask.io.frame import NO_LABEL, Frame, Label
 from nlsq_dask.io.labels import RowLabels, in_order_of
 from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
 from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 from nlsq_dask.io.times import TimeAxis, with_time_axis
 
 __all__ = [
@@ -107,6 +111,8 @@ def observe(
         _lazy_arguments(x, y, sigma, mask, structure),
         nan_policy is UNLOOKED,
         times=times,
+        frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
+        labels=_labels(x, y, structure, times),
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
@@ -138,7 +144,7 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
 def _real(array: Array, name: str) -> Array:
     """The array, if it holds real numbers."""
     if array.dtype.kind not in "fiub":
-        raise _errors.not_real(name, array.dtype)
+        raise not_real(array, name)
     return array
 
 
@@ -156,11 +162,7 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
         return value
-    try:
-        array = np.asanyarray(value)
-    except ValueError as error:  # ragged lists
-        raise _errors.not_an_array(name, error) from error
-    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
+    return to_numpy(checked_kind(value, name), name)
 
 
 def _wrap_zarr(array: Any) -> Array:
@@ -201,6 +203,20 @@ def _lazy_arguments(
         elif is_xarray(value):
             found[name] = LazyArgument("xarray", value.dims)
     return found
+
+
+def _labels(
+    x: Any, y: Any, structure: Structure, times: Sequence[TimeAxis | None]
+) -> dict[str, Label]:
+    """Names and units of y and the coordinates, by the names of the arguments."""
+    named = {"y": y}
+    named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
+    labels = {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
+    arguments = list(named)[1:] if structure == "tuple" else ["x"]
+    for name, axis in zip(arguments, times, strict=False):
+        if axis is not None:
+            labels[name] = replace(labels.get(name, NO_LABEL), unit=str(axis))
+    return labels
 
 
 def _as_mask(value: Any) -> Array:

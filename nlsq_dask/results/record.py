@@ -164,6 +164,8 @@ class FitRecord:
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
     times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
+    param_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

@@ -30,9 +30,10 @@ Row = tuple[str, str]
 
 def short_report(record: FitRecord) -> str:
     """A table of the estimates, and the cost of the fit."""
-    width = max(len(name) for name in record.names)
+    titles = [_title(record, name) for name in record.names]
+    width = max(map(len, titles))
     lines = [_outcome(record)]
-    for name, parameter, remark in _estimates(record):
+    for name, (_, parameter, remark) in zip(titles, _estimates(record), strict=True):
         note = f"  ({remark})" if remark else ""
         lines.append(f"  {name:<{width}} = {parameter}{note}")
     skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
@@ -72,9 +73,12 @@ def html_report(record: FitRecord) -> str:
     """A table of estimates and one of statistics, for notebooks."""
     head = ["Parameter", "Estimate", "Standard error", f"{LEVEL:.0%} interval", "Remark"]
     body = [
-        [name, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
-        for (name, p, remark), (low, high) in zip(
-            _estimates(record), record.confidence_intervals(LEVEL), strict=True
+        [title, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
+        for title, (_, p, remark), (low, high) in zip(
+            [_title(record, name) for name in record.names],
+            _estimates(record),
+            record.confidence_intervals(LEVEL),
+            strict=True,
         )
     ]
     if not any(row[-1] for row in body):
@@ -104,15 +108,22 @@ def _estimates(record: FitRecord) -> list[tuple[str, Parameter, str]]:
     ]
 
 
+def _title(record: FitRecord, name: str) -> str:
+    """Name of a parameter, with its unit if it has one."""
+    unit = record.param_units.get(name)
+    return f"{name} [{unit}]" if unit else name
+
+
 def _parameter_lines(record: FitRecord) -> list[str]:
     rows = [("", "estimate", f"{LEVEL:.0%} confidence interval", "")]
     ends = record.confidence_intervals(LEVEL)
     for (name, parameter, remark), (low, high) in zip(_estimates(record), ends, strict=True):
+        title = _title(record, name)
         if remark == "fixed":
-            rows.append((name, f"{parameter.value:.10g}", "", f"({remark})"))
+            rows.append((title, f"{parameter.value:.10g}", "", f"({remark})"))
         else:
             note = f"({remark})" if remark else ""
-            rows.append((name, str(parameter), _interval(low, high, parameter.stderr), note))
+            rows.append((title, str(parameter), _interval(low, high, parameter.stderr), note))
     return aligned(rows)
 
 

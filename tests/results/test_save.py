@@ -74,6 +74,8 @@ def results(draw):
         "active_mask": draw(arrays(np.int64, size, elements=st.integers(-1, 1))),
         "absolute_sigma": draw(st.booleans()),
         "sandwich": draw(st.booleans()),
+        "param_units": draw(st.dictionaries(NAMES, st.text(max_size=4), max_size=2)),
+        "data_units": draw(st.dictionaries(NAMES, st.text(max_size=4), max_size=2)),
         "r_factor": draw(matrix),
         "status": draw(st.sampled_from(Status)),
         "scipy_status": draw(st.none() | st.sampled_from(Status)),
