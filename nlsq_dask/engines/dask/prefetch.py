@@ -19,7 +19,7 @@ from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
-from nlsq_dask.io.leaf import zarr_of
+from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import Block, Layout
 
@@ -138,7 +138,7 @@ def _independent(group: Group) -> bool:
 def _zarr_arrays(values: Iterable[Any]) -> Iterator[Any]:
     """Zarr arrays in graph nodes, their arguments, and containers of either."""
     for value in values:
-        if (array := zarr_of(value)) is not None:
+        if (array := zarr_inside(value)) is not None:
             yield array
         elif isinstance(value, DataNode):
             yield from _zarr_arrays([value.value])
