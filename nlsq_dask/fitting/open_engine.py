@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nlsq_dask import _errors
 from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import (
     InMemoryEngine,
@@ -14,7 +15,7 @@ from nlsq_dask.engines.in_memory import (
     standard_engine,
 )
 from nlsq_dask.fitting.job import Job, logger
-from nlsq_dask.fitting.memory import streaming_of
+from nlsq_dask.fitting.memory import pausing, streaming_of
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
@@ -56,6 +57,8 @@ def _engine_of_rows(
         from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
         from nlsq_dask.engines.dask.signals import show_nothing
 
+        if (warning := pausing(job, strategy)) is not None:
+            _errors.warn_caller(warning)
         streaming = streaming_of(job, strategy)
         engine = DaskEngine(job.data, kernels, streaming, progress, show or show_nothing)
         if engine.keeping.share:

@@ -52,8 +52,8 @@ def read_blocks(
     values = dict(external)
     for key in group.announced.keys() & values.keys():
         group.announced[key].check(values[key])
-    for step in group.steps:
-        reading.signals.check()
+    for number, step in enumerate(group.steps):
+        reading.begin(number)
         for node, drop in step.nodes:
             place = partial(_place, node, values, group, step, layout)
             values[node.key] = reading.made(node, values, place)
@@ -92,7 +92,7 @@ def read_ahead(
 
     Nothing is read ahead in a group whose blocks use arrays that earlier blocks made.
     """
-    if depth < 1 or len(group.steps) < 2 or not _independent(group):
+    if depth < 1 or reading.tells or len(group.steps) < 2 or not _independent(group):
         yield from read_blocks(group, external, layout, reading)
         return
 

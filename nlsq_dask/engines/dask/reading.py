@@ -94,10 +94,19 @@ class Reading:
     retries : Retries
     signals : Signals
         Of the task.
+    tells : bool
+        Whether the task tells each block that it begins.
     """
 
     retries: Retries
     signals: Signals
+    tells: bool = False
+
+    def begin(self, block: int) -> None:
+        """Begin a block of the group, by its number; raise if nobody waits for the task."""
+        self.signals.check()
+        if self.tells:
+            self.signals.begin(block)
 
     def made(self, node: GraphNode, values: Mapping[Key, Any], place: Callable[[], Place]) -> Any:
         """Compute a node of the graph, which may read.
