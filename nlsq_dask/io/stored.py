@@ -135,10 +135,12 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
         As :func:`stored_argument` returns them.
     """
     shape = getattr(y, "shape", None)
+    if not isinstance(shape, tuple):
+        return [x, y, *others]
     parts = (part for a in (x, y, *others) for part in (a if isinstance(a, tuple) else (a,)))
     full = [part for part in parts if getattr(part, "shape", None) == shape]
     grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
-    if shape is None or len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
+    if len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
         return [x, y, *others]
     blocks = joined_chunks(shape, grids.pop())
 
