@@ -138,7 +138,8 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
     if not isinstance(shape, tuple):
         return [x, y, *others]
     parts = (part for a in (x, y, *others) for part in (a if isinstance(a, tuple) else (a,)))
-    full = [part for part in parts if getattr(part, "shape", None) == shape]
+    shapes = ((part, getattr(part, "shape", None)) for part in parts)
+    full = [part for part, own in shapes if isinstance(own, tuple) and own == shape]
     grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
     if len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
         return [x, y, *others]
