@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from nlsq_dask._errors import (
     CheckpointWarning,
+    ClusterError,
+    ClusterWarning,
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
@@ -19,6 +21,7 @@ from nlsq_dask._errors import (
     ModelError,
     NotRowWiseError,
     PrecisionWarning,
+    ReadingError,
     Status,
     UntraceableModelError,
 )
@@ -38,6 +41,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointWarning",
+    "ClusterError",
+    "ClusterWarning",
     "ConvergenceError",
     "ConvergenceWarning",
     "CovarianceWarning",
@@ -57,6 +62,7 @@ __all__ = [
     "PilotRecord",
     "PrecisionWarning",
     "Profile",
+    "ReadingError",
     "Start",
     "Status",
     "UntraceableModelError",

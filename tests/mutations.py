@@ -208,6 +208,24 @@ MUTATIONS = [
         "    best = max(starts, key=lambda s: (s.cost is None,",
         ("test_multi_start.py",),
     ),
+    Mutation(
+        "the scatter between two sets of means is lost",
+        "scatter = self.scatter + other.scatter + distance**2 * self.weight * share",
+        "scatter = self.scatter + other.scatter",
+        ("test_collapsed.py",),
+    ),
+    Mutation(
+        "the scatter of collapsed rows is no part of their cost",
+        "chi2 = sums.chi2 + known.scatter",
+        "chi2 = sums.chi2",
+        ("test_collapsed.py",),
+    ),
+    Mutation(
+        "rows that are left out count in means",
+        "            np.copyto(values, 0.0, where=self.left_out)",
+        "            pass",
+        ("test_collapsed.py",),
+    ),
 ]
 
 

@@ -6,9 +6,13 @@ It imports nothing of the other layers, so that every layer may use it.
 """
 
 from nlsq_dask._errors.data import *
+from nlsq_dask._errors.input_types import *
 from nlsq_dask._errors.kinds import *
 from nlsq_dask._errors.labelled import *
 from nlsq_dask._errors.models import *
+from nlsq_dask._errors.reading import *
 from nlsq_dask._errors.results import *
 from nlsq_dask._errors.running import *
 from nlsq_dask._errors.solver import *
+from nlsq_dask._errors.stores import *
+from nlsq_dask._errors.units import *

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from nlsq_dask._errors.kinds import (
     InputError,
@@ -14,32 +13,6 @@ from nlsq_dask._errors.kinds import (
     join_names,
     shown,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-def not_an_array(name: str, cause: Exception) -> InputError:
-    return InputError(f"{name} cannot be made an array ({cause}): pass equally long rows.")
-
-
-def not_real(name: str, dtype: np.dtype[Any]) -> InputTypeError:
-    remedy = f"convert it, for example with {name}.astype(float)"
-    if dtype.kind in "mM":
-        difference = name if dtype.kind == "m" else f"({name} - {name}[0])"
-        remedy = (
-            "state it as a number of seconds, or of another unit, from an origin, for example "
-            f"{difference} / np.timedelta64(1, 's')"
-        )
-    elif dtype.kind == "c" and name == "y":
-        remedy = (
-            "stack the two parts, y = np.concatenate([y.real, y.imag]), and the model's values "
-            "likewise: with x = (np.concatenate([x, x]), np.repeat([0, 1], len(x))), a model of "
-            "x, part = x returns np.where(part == 0, value.real, value.imag)"
-        )
-    elif dtype.kind == "c":
-        remedy = f"pass the two parts as two arrays, {name}.real and {name}.imag"
-    return InputTypeError(f"{name} has dtype {dtype}, but a fit needs real numbers: {remedy}.")
 
 
 def unknown_chunks(name: str) -> InputError:
@@ -75,14 +48,6 @@ def block_dtype(name: str, index: tuple[int, ...], dtype: object) -> InputTypeEr
 
 def no_rows(name: str, shape: tuple[int, ...]) -> InputError:
     return InputError(f"{name} is empty, with shape {shape}: there is nothing to fit.")
-
-
-def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> InputError:
-    return InputError(
-        f"{name} has shape {tuple(got)} but y has shape {tuple(expected)}: pass an array of y's "
-        f"shape, one that broadcasts to it, (k, *{tuple(expected)}) for k coordinates, or a tuple "
-        "of coordinate arrays."
-    )
 
 
 def mask_not_boolean(dtype: object) -> InputTypeError:
@@ -157,7 +122,9 @@ def integers_rounded(name: str, size: float) -> PrecisionWarning:
     )
 
 
-def not_finite(name: str, count: int, place: str, n_affected: int, n_nan: int) -> InputError:
+def not_finite(
+    name: str, count: int, place: str, n_affected: int, n_nan: int, marked_by: str = ""
+) -> InputError:
     """Values are NaN or infinite.
 
     Parameters
@@ -170,8 +137,15 @@ def not_finite(name: str, count: int, place: str, n_affected: int, n_nan: int) -
         Where the first is, from the comma on.
     n_affected, n_nan : int
         Rows with such a value in any array, and rows with NaN among them.
+    marked_by : str
+        The attributes of the stored array that make NaN of some of its numbers.
     """
     remedies = []
+    if marked_by:
+        place += (
+            f". The attributes of {name} mark stored numbers as missing ({marked_by}), and these "
+            "become NaN"
+        )
     if n_nan:
         remedies.append(f"nan_policy='omit' leaves out the {n_nan} with NaN")
     if n_nan < n_affected:

@@ -78,6 +78,14 @@ class MissingLibraryError(FitError, ImportError):
     """An optional library is not installed; the message says how to install it."""
 
 
+class ReadingError(FitError, OSError):
+    """Data could not be read; the message names the block, its rows, the store and the cause."""
+
+
+class ClusterError(FitError, RuntimeError):
+    """The workers of a cluster cannot go on; the message says which, why, and what helps."""
+
+
 class FitWarning(UserWarning):
     """Base class of every warning given by nlsq_dask."""
 
@@ -100,6 +108,10 @@ class LossScaleWarning(FitWarning):
 
 class CheckpointWarning(FitWarning):
     """A checkpoint could not be written or read."""
+
+
+class ClusterWarning(FitWarning):
+    """The workers of a cluster may be unable to go on."""
 
 
 class PrecisionWarning(FitWarning):

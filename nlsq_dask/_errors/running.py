@@ -326,3 +326,39 @@ def no_workers() -> str:
         "no worker has joined the cluster yet, so that nothing is known of its memory and speed: "
         "plan again after client.wait_for_workers(1)."
     )
+
+
+COLLAPSE_OF_CORRELATED = "sigma is a covariance matrix, by which all rows depend on each other"
+
+COLLAPSE_OF_DEPENDENT_ROWS = "a value of the model depends on more than the coordinates of its row"
+
+
+def collapse_of_loss(loss: str) -> str:
+    return f"loss={loss!r} depends on each residual, and only sums of squares follow from means"
+
+
+def collapse_without_broadcast(shape: tuple[int, ...]) -> str:
+    return (
+        f"the coordinates vary along every dimension of y, which has the shape {shape}. Pass "
+        "coordinates that broadcast, as x[:, None] for y of the shape (time, pixel)"
+    )
+
+
+def collapse_of_few(n_distinct: int, n_rows: int) -> str:
+    return (
+        f"{n_rows:,} rows have {n_distinct:,} distinct coordinates, which is over a tenth of them"
+    )
+
+
+def collapse_too_large(n_distinct: int, needed: float, limit: float) -> str:
+    return (
+        f"the means at {n_distinct:,} distinct coordinates need {in_units(needed)} of memory with "
+        f"the reading, and the budget has {in_units(limit)}: raise memory_limit_gb"
+    )
+
+
+def not_collapsible(reason: str) -> InputError:
+    return InputError(
+        f"collapse=True is impossible: {reason}. Pass collapse='auto' or False to sum over all "
+        "rows in every pass."
+    )

@@ -14,11 +14,12 @@ from scipy.optimize import OptimizeWarning
 from nlsq_dask import _errors
 from nlsq_dask.api.scipy_call import ScipyCall, checked, fitted, scipy_call
 from nlsq_dask.api.scipy_models import TransposedJacobian
-from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
+from nlsq_dask.core.bounds import by_name, normalize_bounds, normalize_p0
 from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
+from nlsq_dask.io.units import BareParameters, bare_bounds
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 from nlsq_dask.user_model.signature import parameter_names
@@ -217,11 +218,13 @@ def _start_and_bounds(
     f: Callable[..., Any], p0: Any, bounds: Any
 ) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
     """Starting values and bounds as arrays (p,)."""
-    by_name = p0 is None or isinstance(p0, Mapping)
-    if not by_name:
+    given = BareParameters.of(p0)
+    p0 = by_name(given.p0)
+    named = p0 is None or isinstance(p0, Mapping)
+    if not named:
         p0 = np.ravel(p0)
-    names = parameter_names(f, None if by_name else p0.size)
-    lower, upper = normalize_bounds(bounds, names)
+    names = parameter_names(f, None if named else p0.size)
+    lower, upper = normalize_bounds(bare_bounds(bounds, given.units(names), names), names)
     return normalize_p0(p0, names, lower, upper), (lower, upper)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.run import ReportOptions, run
@@ -26,6 +27,7 @@ Tolerance = float | Literal["auto"] | None
 
 
 @with_dry_run
+@naming_unknown_keywords
 def fit(
     model: Callable[..., Any],
     x: Any,
@@ -37,6 +39,8 @@ def fit(
     mask: Any = None,
     nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
+    decode: Literal["cf", False] = "cf",
+    storage_options: Mapping[str, Any] | None = None,
     data: Any = None,
     time_unit: str = "s",
     bounds: Any = (-np.inf, np.inf),
@@ -60,6 +64,8 @@ def fit(
     seed: int = 0,
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
+    collapse: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -87,7 +93,8 @@ def fit(
         a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
         the same structure, with a 1-D array for each coordinate. Lists, NumPy arrays, memory maps,
         JAX, Dask, Zarr, xarray and pandas arrays and variables of HDF5 and netCDF files are
-        accepted. A string is the name of a coordinate of ``y``, or of a variable of `data`. Dates
+        accepted. A string is the name of a coordinate of ``y``, or of a variable of `data`; else it
+        is the path of a Zarr array, or its URL, such as ``"s3://bucket/decay.zarr/t"``. Dates
         become numbers; see `time_unit`.
     y : array_like, shape (...)
         Observations, of any number of dimensions. Each element is a row. If ``y`` is an array of
@@ -111,7 +118,17 @@ def fit(
         "raise" (default): NaN in ``y``, ``x`` or ``sigma`` are an error, which says where they are.
         "omit": rows with NaN are left out.
     fill_value : float, optional
-        Number that marks a missing value of ``y``. Such rows are left out.
+        Number that marks a missing value of ``y``, as it is stored. Such rows are left out.
+    decode : "cf" or False
+        "cf" (default): Zarr arrays have the values that their attributes declare by the CF
+        conventions. ``scale_factor`` and ``add_offset`` scale the stored numbers; numbers equal to
+        ``_FillValue`` or ``missing_value``, or outside of ``valid_range``, become NaN. The task
+        that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
+        was told not to decode them. False fits the numbers as they are stored.
+    storage_options : dict, optional
+        Options of the object store of arrays that are passed as URLs, such as its endpoint and
+        credentials, with the names of obstore or of fsspec's file system. By default the store
+        finds its credentials in the environment of each worker.
     data : mapping, optional
         Data set whose variables ``x``, ``y``, `sigma` and `mask` may name: an ``xarray.Dataset``, a
         ``pandas.DataFrame``, a dictionary, or a group of a Zarr, HDF5 or netCDF file.
@@ -187,6 +204,18 @@ def fit(
         passes do not read them. True keeps as many rows as the memory budget has room for, on each
         worker or in this process. "auto" (default) does so if at least a quarter of the rows fit.
         False keeps none. The answer has the same bits in each case.
+    collapse : {"auto", True, False}
+        Whether rows with the same coordinates are collapsed to their weighted mean and their
+        scatter about it, in one reading of the data. The fit of the means is exact, and needs no
+        further reading. It is possible if no coordinate varies along some dimension of ``y``, for
+        linear loss, and for a model that computes each row by itself. "auto" (default) does so if
+        the distinct coordinates are at most a tenth of the rows and their means fit the memory
+        budget. True does so whatever their number is, or refuses. False never does.
+    retries : int
+        Times that a chunk of streamed data is read again after an error of reading: of the
+        operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
+        that a store that is away for a minute costs a minute. The answer has the same bits. The
+        default is 3; 0 ends the fit at the first error.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass.
     resume : bool
@@ -223,6 +252,11 @@ def fit(
         SciPy raises.
     ModelError
         If the model cannot be traced, or is not row-wise although it has to be.
+    ReadingError
+        If data cannot be read. It is also an ``OSError``, and names the block and its store.
+    ClusterError
+        If no worker of the cluster runs for five minutes, workers die with the same block three
+        times, or the scheduler is gone.
 
     Warns
     -----
@@ -234,6 +268,8 @@ def fit(
         If ``x`` or ``y`` has integers beyond 2**53, which float64 does not represent exactly.
     LossScaleWarning
         If `f_scale` is below the noise, so that a robust loss treats most rows as outliers.
+    ClusterWarning
+        If the workers of a cluster have so little memory that Dask may pause them.
     CheckpointWarning
         If a checkpoint cannot be written, or is damaged.
 
@@ -264,6 +300,8 @@ def fit(
         client=client,
         device=device,
         cache=cache,
+        collapse=collapse,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -271,6 +309,8 @@ def fit(
         mask=mask,
         nan_policy=nan_policy,
         fill_value=fill_value,
+        decode=decode,
+        storage_options=storage_options,
         data=data,
         time_unit=time_unit,
         bounds=bounds,

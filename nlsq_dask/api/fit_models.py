@@ -14,7 +14,8 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance, given_tolerances
-from nlsq_dask.core.checks import checked_seed
+from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
@@ -43,12 +44,14 @@ from nlsq_dask.user_model.signature import model_label
 if TYPE_CHECKING:
     from distributed import Client
 
+    from nlsq_dask.engines.collapsed import CollapsedEngine
     from nlsq_dask.engines.dask.engine import DaskEngine
     from nlsq_dask.engines.in_memory import InMemoryEngine
 
 Model = Callable[..., Any]
 
 
+@naming_unknown_keywords
 def fit_models(
     models: Sequence[Model] | Mapping[str, Model],
     x: Any,
@@ -63,6 +66,8 @@ def fit_models(
     mask: Any = None,
     nan_policy: Literal["raise", "omit"] | None = "raise",
     fill_value: float | None = None,
+    decode: Literal["cf", False] = "cf",
+    storage_options: Mapping[str, Any] | None = None,
     data: Any = None,
     time_unit: str = "s",
     method: Literal["trf", "lm", "dogbox"] = "trf",
@@ -81,6 +86,8 @@ def fit_models(
     seed: int = 0,
     pilot: bool | None = None,
     cache: bool | Literal["auto"] = "auto",
+    collapse: bool | Literal["auto"] = "auto",
+    retries: int = 3,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -103,13 +110,15 @@ def fit_models(
     p0, bounds, fixed, ties : sequence or dict, optional
         An entry for each model in the order of the models, or ``{name: entry}``, which may leave
         models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
-    sigma, absolute_sigma, mask, nan_policy, fill_value : optional
-        Weights and missing rows, as for :func:`fit`.
+    sigma, absolute_sigma, mask, nan_policy, fill_value, decode, storage_options : optional
+        Weights, missing rows, packed numbers and object stores, as for :func:`fit`.
     data, time_unit : optional
         Data set of named variables, and unit of times, as for :func:`fit`.
     method, loss, f_scale, ftol, xtol, gtol, stat_tol, max_nfev : optional
         How each model is fitted, as for :func:`fit`.
-    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot, cache : optional
+    strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot : optional
+        How the fits are run, as for :func:`fit`.
+    cache, collapse, retries : optional
         How the data are read, as for :func:`fit`. A sample is read once for all models. Models that
         guess their start share another reading, if :func:`fit` would show them all blocks.
     checkpoint : path-like, optional
@@ -166,6 +175,8 @@ def fit_models(
         client=client,
         device=device,
         cache=cache,
+        collapse=collapse,
+        retries=checked_retries(retries),
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -173,6 +184,8 @@ def fit_models(
         mask=mask,
         nan_policy=nan_policy,
         fill_value=fill_value,
+        decode=decode,
+        storage_options=storage_options,
         data=data,
         time_unit=time_unit,
         loss=loss,
@@ -288,19 +301,22 @@ class PassCount:
         Taking it is a pass if it needs all blocks.
     saved : Checkpoint or None
         Checkpoint from which the fit goes on; its passes count.
+    collapsed : bool
+        Whether one reading answers all questions.
     questions : int
         Questions that the search has asked.
     """
 
     sample: LazySample
     saved: Checkpoint | None
+    collapsed: bool
     questions: int = 0
 
     @property
     def n_passes(self) -> int:
         """Passes so far."""
         before = self.sample if self.saved is None else self.saved
-        return before.n_passes + self.questions
+        return before.n_passes + (min(self.questions, 1) if self.collapsed else self.questions)
 
 
 def _run(
@@ -316,12 +332,14 @@ def _run(
         line = stack.enter_context(ProgressLine(progress if streaming else False))
         engines = _engines(list(jobs.values()), stack, line)
         taken: Taken = {}
-        samples = [LazySample(job, engines[0], taken) for job in jobs.values()]
+        pairs = zip(jobs.values(), engines, strict=True)
+        samples = [LazySample(job, engine, taken) for job, engine in pairs]
         jobs = dict(zip(jobs, map(_with_guess, jobs, jobs.values(), samples), strict=True))
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
-        counts = list(map(PassCount, samples, saved))
+        is_collapsed = [bool(job.n_distinct) for job in jobs.values()]
+        counts = list(map(PassCount, samples, saved, is_collapsed))
         searches = [
             _search(name, job, sample, old, _saving(store, count))
             for name, job, sample, store, old, count in zip(
@@ -399,18 +417,18 @@ def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
 
 def _engines(
     jobs: Sequence[Job], stack: ExitStack, line: ProgressLine
-) -> list[InMemoryEngine | DaskEngine]:
+) -> list[InMemoryEngine | DaskEngine | CollapsedEngine]:
     """Open the engine of each model. Models that take the rows in the same pieces share an engine.
 
     All streaming fits share one engine. In memory, a model that is not row-wise needs all rows at
     once, and its engine has a copy of the rows.
     """
     specs = [job.spec for job in jobs]
-    pieces = [(type(job.strategy), job.row_wise, _block_rows(job)) for job in jobs]
-    engines: dict[Any, InMemoryEngine | DaskEngine] = {}
+    pieces = [(type(job.strategy), job.row_wise, _block_rows(job), job.n_distinct) for job in jobs]
+    engines: dict[Any, InMemoryEngine | DaskEngine | CollapsedEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:
-            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs)
+            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs, line.note)
             stack.enter_context(engines[pieces[i]])
     return [engines[key] for key in pieces]
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, ParamSpec, Protocol, cast, overload
 
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import fit
+from nlsq_dask.api.keywords import refuse_unknown_keywords
 from nlsq_dask.planning.cost import FitCall
 from nlsq_dask.results.fit_plan import FitPlan
 
@@ -89,6 +90,7 @@ def plan(*args: Any, **options: Any) -> FitPlan:
     >>> cost.strategy, cost.passes, cost.data_bytes
     ('standard', (2, 4), 16000000)
     """
+    refuse_unknown_keywords("plan", options, list(_SIGNATURE.parameters))
     bound = _SIGNATURE.bind(*args, **options)
     time = bound.arguments.pop("time", None)
     if time is not None and not isinstance(time, bool):

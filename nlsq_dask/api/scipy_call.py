@@ -18,8 +18,11 @@ from nlsq_dask.api.scipy_models import ClosedModel, HostModel, ReshapedModel, Ro
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.fitting.job import logger
 from nlsq_dask.io.labels import in_order_of
+from nlsq_dask.io.locations import is_location
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
+from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 from nlsq_dask.io.times import holds_times
+from nlsq_dask.io.units import numbers_of, sigma_in_unit_of
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 
@@ -138,12 +141,18 @@ def scipy_call(
     start: FloatArray,
 ) -> ScipyCall:
     """Decide in which form the data and the model are passed to ``fit``."""
-    if _is_passed_on(y) or any(
-        _is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,)))
+    sigma, y = sigma_in_unit_of(y, sigma), numbers_of(y)
+    x = tuple(map(numbers_of, x)) if isinstance(x, tuple) else numbers_of(x)
+    if (
+        is_location(y)
+        or _is_passed_on(y)
+        or any(_is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,))))
     ):
         return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
+    y = checked_kind(y, "y")
     x, sigma = in_order_of(y, x, "x"), in_order_of(y, sigma, "sigma")
-    x, y = _numbers(x) if _is_list(x) or isinstance(x, jax.Array) else x, _numbers(y)
+    y = _numbers(y, "y")
+    x = _numbers(x, "x") if _is_list(x) or isinstance(x, jax.Array) else x
     if y.size == 0:
         raise _errors.ydata_empty(y.shape)
     if y.size == 1 and not (
@@ -170,20 +179,32 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple | np.ndarray)
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: Any, name: str) -> Any:
     """The value as an array; objects and strings are converted to numbers, as in SciPy."""
+    if name != "x":
+        array = to_numpy(value, name)
+    else:
+        try:
+            array = np.asanyarray(value)
+        except ValueError:  # coordinates of several shapes that broadcast
+            return value
+    if array.dtype.kind not in "OSU":
+        return array
     try:
-        array = np.asanyarray(value)
-    except ValueError:  # coordinates of several shapes that broadcast
-        return value
-    return array.astype(np.float64) if array.dtype.kind in "OSU" else array
+        return array.astype(np.float64)
+    except ValueError as error:  # texts that are no numbers
+        raise _errors.not_an_array(name, error) from error
+    except TypeError as error:
+        raise not_real(array, name) from error
 
 
 def _deviations(sigma: Any, n: int) -> Any:
     """The sigma as an array: shape () or (n,), or a covariance matrix (n, n)."""
     if sigma is None:
         return None
-    sigma = _numbers(sigma)
+    sigma = _numbers(checked_kind(sigma, "sigma"), "sigma")
+    if sigma.dtype.kind not in "fiub":
+        raise not_real(sigma, "sigma")
     if np.size(sigma) == 1:
         return sigma.reshape(())
     if sigma.shape not in ((n,), (n, n)):
@@ -207,7 +228,8 @@ def _rows(
     if isinstance(x, tuple):  # coordinates of several shapes
         return x, None
     if not isinstance(x, np.ndarray):
-        array = np.asanyarray(x)  # such as a column of a table
+        # A column of a table, or a list of lists that are not equally long.
+        array = to_numpy(x, "x") if isinstance(x, list) else np.asanyarray(x)
         is_rows = array.dtype.kind in "fiub" and array.shape == y.shape
         return (array, None) if is_rows else (row_numbers, closed)
     if x.shape in ((1,), y.shape) or (x.ndim == 2 and x.shape[1:] == y.shape):

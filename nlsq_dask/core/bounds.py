@@ -12,8 +12,9 @@ the distance to the bounds, so every iterate must lie strictly between them:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,40 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
     return lower, upper
 
 
+def parameter_count(p0: Any) -> int | None:
+    """Number of parameters in starting values; None for values by name, or without values.
+
+    Raises
+    ------
+    InputTypeError
+        If these are no numbers in one dimension.
+    """
+    if p0 is None or isinstance(p0, Mapping):
+        return None
+    if isinstance(p0, str | bytes):
+        raise _errors.p0_not_numbers(p0)
+    if isinstance(p0, list | tuple):
+        for i, value in enumerate(p0):
+            _check_single(value, f"p0[{i}]")
+    entries = np.asarray(p0, dtype=object)
+    if entries.ndim > 1:
+        raise _errors.p0_shape(entries.shape)
+    if entries.ndim == 0 and not isinstance(p0, SupportsFloat):
+        raise _errors.p0_not_numbers(p0)
+    return int(entries.size)
+
+
+def by_name(p0: Any) -> Any:
+    """Starting values by name, where a table has a name for each; other values as they are.
+
+    A ``pandas.Series`` has labels: if these are texts, they are the names of the parameters.
+    """
+    labels = list(getattr(p0, "index", ())) if hasattr(p0, "to_dict") else []
+    if labels and all(isinstance(label, str) for label in labels):
+        return p0.to_dict()
+    return p0
+
+
 def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatArray) -> FloatArray:
     """Turn starting values in any accepted form into an array within the bounds.
 
@@ -108,6 +143,8 @@ def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatA
         missing = [name for name in names if name not in p0]
         if missing:
             raise _errors.p0_names_missing(missing)
+        for name in names:
+            _check_single(p0[name], f"p0[{name!r}]")
         p0 = [p0[name] for name in names]
     start = _as_floats(p0, missing=np.nan)
     if start is None or start.ndim > 1:
@@ -257,6 +294,13 @@ def _as_floats(value: Any, missing: float) -> FloatArray | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return np.array(floats, dtype=np.float64).reshape(entries.shape)
+
+
+def _check_single(value: Any, where: str) -> None:
+    """Refuse an array where one number is expected."""
+    shape = tuple(getattr(value, "shape", ()))
+    if shape and math.prod(shape) != 1:
+        raise _errors.p0_shape(shape, where)
 
 
 def _refuse_unknown(mapping: Mapping[str, Any], argument: str, names: Sequence[str]) -> None:

@@ -40,6 +40,20 @@ def checked_seed(value: Any) -> int:
     return int(number)
 
 
+def checked_retries(value: Any) -> int:
+    """A whole number of at least zero, of attempts after the first.
+
+    Raises
+    ------
+    InputError
+        Naming the value.
+    """
+    number = _as_number(value)
+    if number is None or not 0 <= number < MAX_COUNT or number != int(number):
+        raise _errors.retries_invalid(value)
+    return int(number)
+
+
 def checked_safety_factor(value: Any) -> float:
     """A share of memory, above 0 and at most 1.
 

@@ -17,7 +17,7 @@ class Engine(Protocol):
     2. Sums are in float64 whatever the dtype of the data.
     3. The same question gives the same bits, for any number of workers and threads.
     4. Any chunks give the same sums to rounding.
-    5. A question costs one reading of the data.
+    5. A question costs one reading of the data, or none if an earlier reading answers it.
     6. A model value that is not finite gives an answer that is not finite, and no exception.
     7. Inputs are never changed.
     8. A block whose arrays do not have the announced lengths is an error that names the block.

@@ -93,18 +93,20 @@ class InMemoryEngine:
     def ask(self, question: AnyQuestion[AnswerT]) -> AnswerT:
         """Answer a question for all rows; see :class:`~nlsq_dask.engines.engine.Engine`."""
         self.n_passes += 1
+        each = map if self._pool is None else self._pool.map
         if isinstance(question, BlockQuestion):
-            answers: Iterable[AnswerT] = (
-                question.of_block((None, box, block), self.kernels) for box, block in self._blocks()
-            )
+            each = map if question.calls_model else each
+            answers = each(lambda placed: self._of_block(question, *placed), self._blocks())
             total = question.zero()
         else:
-            each = map if self._pool is None else self._pool.map
             answers = each(lambda part: self._of_part(question, part), self._parts)
             total = question.zero(self._n_left_out)
         for answer in answers:
             total = total + answer
         return total
+
+    def _of_block(self, question: BlockQuestion[AnswerT], box: Box, block: Block) -> AnswerT:
+        return question.of_block((None, box, block), self.kernels)
 
     def _of_part(self, question: RowQuestion[AnswerT], part: Rows | Block) -> AnswerT:
         if isinstance(part, Rows):

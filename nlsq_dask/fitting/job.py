@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,12 @@ class Job:
         Whether a sample is fitted first.
     cache : bool or "auto"
         Whether streamed rows stay in memory after the first pass.
+    n_distinct : int
+        Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
+    retries : int
+        Times that a failed reading of streamed data is tried again.
+    param_units : mapping of str to str
+        Units of the parameters that have one, by name.
     """
 
     data: Observations
@@ -99,6 +105,9 @@ class Job:
     seed: int
     pilot: bool
     cache: CacheChoice
+    retries: int
+    n_distinct: int = 0
+    param_units: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def client(self) -> Client | None:
@@ -131,6 +140,7 @@ class Job:
             "dtypes": [str(a.dtype) for a in data.operands],
             "chunks": to_json(chunks),
             "missing": repr(data.rule),
+            **({"decoded": list(data.decoded)} if data.decoded else {}),
             "fixed and ties": to_json([self.reduction.matrix, self.reduction.offset]),
             "bounds": to_json([self.lower, self.upper]),
             "p0": to_json(self.start),
@@ -146,6 +156,8 @@ class Job:
             "n_starts": plan.n_starts,
             "seed": self.seed,
             "pilot": self.pilot,
+            # None as in files that were written before rows could be collapsed.
+            "collapse": self.n_distinct or None,
         } | ({"times": list(map(str, data.times))} if any(data.times) else {})
 
 

@@ -5,10 +5,14 @@ Threads, samples and kept rows are decided here, and planned for with the same n
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from nlsq_dask import _errors
+from nlsq_dask._errors import ClusterWarning
 from nlsq_dask.core.memory_budget import GB, SAMPLE_COPIES, SOLVER_BYTES, size_sample
 from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES
+from nlsq_dask.engines.collapsed import varies_along
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.stage import STAGE_ROWS
@@ -16,6 +20,7 @@ from nlsq_dask.io.stage import STAGE_ROWS
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.cache import CacheChoice
     from nlsq_dask.engines.dask.engine import Streaming
+    from nlsq_dask.engines.dask.groups import Group
     from nlsq_dask.engines.dask.sampling import SampledBlocks
 
 # A model's guess sees all rows of streamed data of at most so many rows, or so many blocks. A guess
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
 # rows are read in a moment, and each of so few blocks is a large part of the data.
 FEW_ROWS = 1_000_000
 FEW_BLOCKS = 16
+
+# Numbers that describe the observations at one coordinate: weight, mean and scatter.
+SPREAD_VALUES = 3
 
 
 def parallel(streamed: Streamed) -> tuple[int, int]:
@@ -38,7 +46,8 @@ def parallel(streamed: Streamed) -> tuple[int, int]:
 
 def streaming_of(job: Job, streamed: Streamed) -> Streaming:
     """How a streaming fit reads: groups, threads, staging buffers, and what is kept."""
-    from nlsq_dask.engines.dask.engine import Streaming  # an engine, loaded for use
+    from nlsq_dask.engines.dask import reading  # an engine, loaded for use
+    from nlsq_dask.engines.dask.engine import Streaming
 
     return Streaming(
         stream=streamed.stream,
@@ -47,6 +56,7 @@ def streaming_of(job: Job, streamed: Streamed) -> Streaming:
         threads=streamed.blocks.threads,
         cache=_cache_choice(job),
         cache_bytes=_cache_bytes(job, streamed),
+        retries=reading.Retries(job.retries, reading.FIRST_WAIT),
     )
 
 
@@ -54,7 +64,8 @@ def sampled(job: Job, streamed: Streamed) -> SampledBlocks | None:
     """What a streaming fit reads before its first pass; None for nothing."""
     from nlsq_dask.engines.dask.sampling import sampled_blocks  # an engine, loaded for use
 
-    if not (job.pilot or job.guess is not None):
+    # A guess from collapsed rows is made from the means.
+    if job.n_distinct or not (job.pilot or job.guess is not None):
         return None
     few = job.data.n_rows <= FEW_ROWS or streamed.stream.n_blocks <= FEW_BLOCKS
     return sampled_blocks(streamed.stream, sample_rows(job), whole=few and job.guess is not None)
@@ -67,6 +78,33 @@ def base_bytes(streamed: Streamed) -> int:
 
 def streaming_bytes(job: Job, streamed: Streamed) -> int:
     """Memory of a streaming fit in this process, or in each worker, without kept rows."""
+    sample = sampled(job, streamed)
+    return (
+        reading_bytes(job, streamed)
+        + (0 if sample is None else sample_bytes(job, sample.rows))
+        + (collapse_bytes(job) if job.n_distinct else 0)
+    )
+
+
+def pausing(job: Job, streamed: Streamed) -> ClusterWarning | None:
+    """Warning of a worker that pauses, as its memory with this fit is above Dask's threshold.
+
+    Kept rows do not count: they are given what is left, up to a lower threshold.
+    """
+    from nlsq_dask.engines.dask.cluster import pause_bytes, smallest_worker  # loaded for use
+
+    worker = None if streamed.client is None else smallest_worker(streamed.client)
+    if worker is None:
+        return None
+    planned, most = reading_bytes(job, streamed), pause_bytes(worker)
+    if planned <= most:
+        return None
+    base = base_bytes(streamed)
+    return _errors.worker_may_pause(planned, worker.memory_bytes, most, base)
+
+
+def reading_bytes(job: Job, streamed: Streamed) -> int:
+    """Memory to read and sum in this process, or in each worker, with the program itself."""
     from nlsq_dask.engines.dask.pieces import largest_pieces, pieced_arrays_of  # loaded for use
     from nlsq_dask.engines.dask.prefetch import prefetch_depth
 
@@ -74,13 +112,49 @@ def streaming_bytes(job: Job, streamed: Streamed) -> int:
     # Zarr decodes whole chunks, even where Dask asks for a small part.
     piece_bytes = max(stream.piece_bytes, largest_pieces(pieced_arrays_of(job.data)))
     piece_bytes += prefetch_depth(stream) * stream.block_bytes
-    sample = sampled(job, streamed)
     return (
         base_bytes(streamed)
         + stream.shared_bytes
         + blocks.threads * (blocks.thread_bytes + CHUNKS_A_THREAD * piece_bytes)
-        + (0 if sample is None else sample_bytes(job, sample.rows))
+        + (_bytes_on_the_way(job, streamed) if job.n_distinct else 0)
     )
+
+
+def collapse_bytes(job: Job) -> int:
+    """Bytes of the means at the distinct coordinates: as they come, as one table, and staged."""
+    n_coords, tables = len(job.data.coords), _tables(job)
+    return job.n_distinct * (2 * _cell_bytes(job) + 8 * tables * (n_coords + 2))
+
+
+def _tables(job: Job) -> int:
+    """Kinds of means: with equal weights, and with those of sigma."""
+    return 1 if job.data.sigma is None else 2
+
+
+def _cell_bytes(job: Job) -> int:
+    """Bytes of the means at one coordinate: weight, mean and scatter, and the coordinate."""
+    return 8 * (SPREAD_VALUES * _tables(job) + len(job.data.coords))
+
+
+def _bytes_on_the_way(job: Job, streamed: Streamed) -> int:
+    """Bytes of the answers of groups that wait to be added, in one process at worst."""
+    from nlsq_dask.engines.dask.tree import TREE_WIDTH  # an engine, loaded for use
+
+    varies = varies_along(job.data)
+
+    def cells(group: Group) -> int:
+        boxes = {
+            tuple((s.start, s.stop) for s, v in zip(step.box, varies, strict=True) if v)
+            for step in group.steps
+        }
+        return sum(math.prod(stop - start for start, stop in box) for box in boxes)
+
+    size, count = max(map(cells, streamed.stream.groups)), len(streamed.stream.groups)
+    total = streamed.blocks.threads * size
+    while count > 1:
+        total += min(count, TREE_WIDTH) * size
+        size, count = min(TREE_WIDTH * size, job.n_distinct), -(-count // TREE_WIDTH)
+    return total * _cell_bytes(job)
 
 
 def sample_bytes(job: Job, rows: int) -> int:
@@ -95,9 +169,11 @@ def sample_rows(job: Job) -> int:
 
 def _cache_choice(job: Job) -> CacheChoice:
     """Whether to keep rows. Rows that are read only once are not kept."""
-    return job.cache if job.options.max_nfev != 1 else False
+    return job.cache if job.options.max_nfev != 1 and not job.n_distinct else False
 
 
 def _cache_bytes(job: Job, streamed: Streamed) -> int:
     """Part of the memory budget for kept rows."""
+    if job.n_distinct:
+        return 0
     return max(int(job.plan.budget.threshold_gb * GB) - streaming_bytes(job, streamed), 0)

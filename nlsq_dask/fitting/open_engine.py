@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nlsq_dask import _errors
+from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import (
     InMemoryEngine,
     chunked_engine,
@@ -13,9 +15,10 @@ from nlsq_dask.engines.in_memory import (
     standard_engine,
 )
 from nlsq_dask.fitting.job import Job, logger
-from nlsq_dask.fitting.memory import streaming_of
-from nlsq_dask.fitting.strategy import Chunked, Standard
+from nlsq_dask.fitting.memory import pausing, streaming_of
+from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model_spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
 
 
 def engine_of(
-    job: Job, progress: PassProgress, specs: Sequence[ModelSpec] = ()
-) -> InMemoryEngine | DaskEngine:
+    job: Job,
+    progress: PassProgress,
+    specs: Sequence[ModelSpec] = (),
+    show: Callable[[str], None] | None = None,
+) -> InMemoryEngine | DaskEngine | CollapsedEngine:
     """Open the engine of the chosen strategy.
 
     Parameters
@@ -34,20 +40,35 @@ def engine_of(
         Called as ``progress(pass_number, blocks_done, blocks)`` where data are streamed.
     specs : sequence of ModelSpec
         Models that questions are about, by number; by default the job's model alone.
+    show : callable, optional
+        Called with a few words where a streaming fit waits, as for a store that fails.
     """
     kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
+    rows = _engine_of_rows(job, kernels, progress, show)
+    return CollapsedEngine(rows, job.data, kernels) if job.n_distinct else rows
+
+
+def _engine_of_rows(
+    job: Job, kernels: Kernels, progress: PassProgress, show: Callable[[str], None] | None
+) -> InMemoryEngine | DaskEngine:
+    """Open the engine that reads all rows."""
     strategy = job.strategy
+    if isinstance(strategy, Streamed):
+        from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+        from nlsq_dask.engines.dask.signals import show_nothing
+
+        if (warning := pausing(job, strategy)) is not None:
+            _errors.warn_caller(warning)
+        streaming = streaming_of(job, strategy)
+        engine = DaskEngine(job.data, kernels, streaming, progress, show or show_nothing)
+        if engine.keeping.share:
+            logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
+        return engine
+    if job.n_distinct:  # rows that are read once are not copied
+        return chunked_engine(job.data, kernels)
     if isinstance(strategy, Standard):
         return standard_engine(job.data, kernels)
-    if isinstance(strategy, Chunked):
-        blocks = strategy.blocks
-        return chunked_engine(job.data, kernels, blocks.block_rows, blocks.threads)
-    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
-
-    engine = DaskEngine(job.data, kernels, streaming_of(job, strategy), progress)
-    if engine.keeping.share:
-        logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
-    return engine
+    return chunked_engine(job.data, kernels, strategy.blocks.block_rows, strategy.blocks.threads)
 
 
 def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:

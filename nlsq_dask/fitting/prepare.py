@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import normalize_bounds
+from nlsq_dask.core.bounds import by_name, normalize_bounds, parameter_count
 from nlsq_dask.core.constraints import (
     Reduction,
     reduce_bounds,
@@ -19,11 +19,14 @@ from nlsq_dask.core.constraints import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
+from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
+from nlsq_dask.io.stored import check_options, in_blocks, stored_argument, with_fill_value
+from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.user_model.called_back import RowsModel
@@ -86,6 +89,8 @@ class RunOptions:
     client: Client | None
     device: str | None
     cache: CacheChoice = "auto"
+    collapse: CollapseChoice = "auto"
+    retries: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,8 @@ class InputOptions:
     mask: Any = None
     nan_policy: Any = "raise"
     fill_value: Any = None
+    decode: Any = "cf"
+    storage_options: Any = field(default=None, repr=False)  # credentials
     data: Any = None
     time_unit: str = "s"
     bounds: Any = (-np.inf, np.inf)
@@ -117,17 +124,25 @@ def prepare(
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
     x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
-    sigma, correlated = split_sigma(sigma, y)
+    named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
+    options = inputs.storage_options
+    check_options(options, named.values())
+    x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
+    x, y, sigma, mask = in_blocks(x, y, sigma, mask)
+    y, fill_value = with_fill_value(y, inputs.fill_value)
+    bare = bare_data(x, y, sigma)
+    sigma, correlated = split_sigma(bare.sigma, bare.y)
     data = observe(
-        x,
-        y,
+        bare.x,
+        bare.y,
         sigma,
         mask=mask,
         nan_policy=inputs.nan_policy,
-        fill_value=inputs.fill_value,
+        fill_value=fill_value,
         time_unit=inputs.time_unit,
     )
-    return Source(data, correlated)
+    labels = {**data.labels, **bare.labels}
+    return Source(replace(data, decode=inputs.decode, labels=labels), correlated)
 
 
 def prepare_on(
@@ -137,6 +152,7 @@ def prepare_on(
     if options.client is not None and not hasattr(options.client, "scheduler"):
         raise _errors.not_a_client(options.client)
     data = source.data
+    p0, inputs, units = _without_units(model, p0, inputs)
     free = _free_parameters(model, p0, inputs, options.method)
     if data.n_rows < free.start.size:
         raise _errors.too_few_rows(free.start.size, data.n_rows)
@@ -155,7 +171,7 @@ def prepare_on(
     traced = PRECISION_ROWS if row_wise else _n_rows(data)
     solver_options = replace(solver_options, model_eps=model_eps(spec, traced))
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
-    return Job(
+    job = Job(
         data=data,
         spec=spec,
         row_wise=row_wise,
@@ -172,7 +188,11 @@ def prepare_on(
         seed=options.seed,
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
+        retries=options.retries,
+        param_units=units,
     )
+    choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
+    return collapsed(job, choice, stat_tol_is_auto=is_auto)
 
 
 @dataclass(frozen=True)
@@ -186,12 +206,23 @@ class _FreeParameters:
     upper: FloatArray
 
 
+def _without_units(
+    model: Callable[..., Any], p0: Any, inputs: InputOptions
+) -> tuple[Any, InputOptions, dict[str, str]]:
+    """Starting values, bounds and fixed values as numbers, and the units of the parameters."""
+    start = BareParameters.of(p0)
+    p0 = by_name(start.p0)
+    # Where p0 is a dictionary, the model's signature says which parameters there are.
+    names = parameter_names(model, parameter_count(p0))
+    fixed, units = bare_fixed(inputs.fixed, start.units(names))
+    bounds = bare_bounds(inputs.bounds, units, names)
+    return p0, replace(inputs, fixed=fixed, bounds=bounds), units
+
+
 def _free_parameters(
     model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
 ) -> _FreeParameters:
-    # Where p0 is a dictionary, the model's signature says which parameters there are.
-    count = None if p0 is None or isinstance(p0, Mapping) else int(np.size(p0))
-    names = parameter_names(model, count)
+    names = parameter_names(model, parameter_count(p0))
     reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
     lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))
     if method == "lm" and np.isfinite([lower, upper]).any():

@@ -62,6 +62,15 @@ class ProgressLine:
         """Remember the cost of the best point so far."""
         self._cost = value
 
+    def note(self, text: str) -> None:
+        """Show what the fit waits for, until the next block is done."""
+        if not self._wanted:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if now - self._start >= self._delay:
+                self._draw(f"{text} · {now - self._start:.0f} s")
+
     def _draw_blocks(self, number: int, done: int, total: int, now: float) -> None:
         left = f"{(now - self._pass_start) / done * (total - done):.0f} s" if done else "?"
         cost = "" if self._cost is None else f" · cost {self._cost:.6g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -43,9 +42,6 @@ from nlsq_dask.results.record import PilotRecord, Start
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.loss import HALF_OF_ROWS, Loss
 
-# Frames between a warning and the caller of fit: this module's, and fit.
-WARNING_LEVEL = 4
-
 # A fit warns where the standard deviation of the residuals exceeds this many f_scale. The estimate
 # of the standard deviation is rough for few rows, and a tenth of outliers raises the estimate by an
 # eighth.
@@ -70,7 +66,7 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
     streaming = job.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
-        engine = engine_of(job, line.blocks)
+        engine = engine_of(job, line.blocks, show=line.note)
         stack.enter_context(engine)
         sample = LazySample(job, engine)
         if job.guess is not None:
@@ -88,7 +84,8 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             callback(state, records)
 
         if saved is not None:
-            engine.n_passes = saved.n_passes
+            # A guess from means has read the rows once more.
+            engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
         try:
             with naming_rows(job):
                 search = solve(job, sample, saved, observe_state)
@@ -119,7 +116,8 @@ def fitted_model(job: Job) -> FittedModel:
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """The error of a start that is not finite: it names bad data, or the row of a bad value."""
     with open_engine(job.data, Kernels(()), job.client) as engine:
-        found = engine.ask(BadValues(len(job.data.values))).error(job.data.names)
+        findings = engine.ask(BadValues(len(job.data.values)))
+    found = findings.error(job.data.names, job.data.marks)
     if found is not None or error.params is None:
         return found or error
     rows = fitted_model(job).bad_rows(job.reduction.expand(np.array(error.params)))
@@ -148,7 +146,7 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
             directory = create_checkpoint_directory()
         except OSError as error:
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
-            warnings.warn(warning, stacklevel=WARNING_LEVEL)
+            _errors.warn_caller(warning)
             return None
     try:
         os.fspath(directory)
@@ -303,12 +301,12 @@ def result_of(
         pcov, determined = robust_covariance(solution)
     for problem in _problems(solution, undetermined, determined):
         named = problem if model is None else _errors.of_model(model, problem)
-        warnings.warn(named, stacklevel=WARNING_LEVEL)
+        _errors.warn_caller(named)
     # Residuals are noise only where the fit arrived, and only for one model: the poorer of several
     # models leaves more than noise.
     if not spec.loss.is_linear and solution.status.success and model is None:
         for problem in scale_problems(spec.loss, solution):
-            warnings.warn(problem, stacklevel=WARNING_LEVEL)
+            _errors.warn_caller(problem)
     variance_known = job.absolute_sigma or solution.n_points > solution.params.size
     return FitResult(
         names=spec.names,
@@ -339,6 +337,7 @@ def result_of(
         strategy=job.plan.strategy,
         workflow=job.plan.workflow,
         budget=job.plan.budget,
+        decoded=job.data.decoded,
         tolerances=dict(job.plan.tolerances) | {"stat_tol": job.options.stat_tol},
         structure=spec.structure,
         n_coords=spec.n_coords,
@@ -356,6 +355,9 @@ def result_of(
         n_differenced=solution.n_differenced,
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
+        param_units=dict(job.param_units),
+        data_units=job.data.units,
+        n_distinct=job.n_distinct,
         times=job.data.times,
         fitted=fitted_model(job),
     )

@@ -11,6 +11,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.constraints import reduce_start
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.structure import model_input
+from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import sample_rows, sampled
@@ -38,13 +39,15 @@ Taken: TypeAlias = dict[int, Sample]
 class LazySample:
     """Rows of some blocks of streamed data, or every k-th row of data in memory.
 
+    Of collapsed rows the means are the sample.
+
     The sample is taken at the first call.
 
     Parameters
     ----------
     job : Job
         A fit with a guess or a pilot.
-    engine : InMemoryEngine or DaskEngine
+    engine : InMemoryEngine, DaskEngine or CollapsedEngine
         Of the fit.
     taken : dict, optional
         Samples of streamed data by the number of blocks. Fits that share an engine share them, so
@@ -52,7 +55,10 @@ class LazySample:
     """
 
     def __init__(
-        self, job: Job, engine: InMemoryEngine | DaskEngine, taken: Taken | None = None
+        self,
+        job: Job,
+        engine: InMemoryEngine | DaskEngine | CollapsedEngine,
+        taken: Taken | None = None,
     ) -> None:
         self._job = job
         self._engine = engine
@@ -70,7 +76,7 @@ class LazySample:
     @property
     def _reads_all(self) -> bool:
         """Whether all blocks of streamed data are read."""
-        if not isinstance(self._job.strategy, Streamed):
+        if not isinstance(self._job.strategy, Streamed) or self._job.n_distinct:
             return False
         blocks = sampled(self._job, self._job.strategy)
         return blocks is not None and blocks.whole
@@ -84,6 +90,8 @@ class LazySample:
     def _take(self) -> tuple[Observations, bool]:
         """The rows, and whether all rows were read for them."""
         job, engine = self._job, self._engine
+        if isinstance(engine, CollapsedEngine):
+            return engine.means.thinned(max(LEAST_SAMPLE_ROWS, sample_rows(job))), False
         if isinstance(engine, InMemoryEngine):
             return job.data.thinned(max(LEAST_SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART)), False
         return sample_of(

@@ -6,6 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
+from nlsq_dask.io.cf import Decoding
+
 Sizes = tuple[int, ...]
 
 
@@ -20,15 +22,20 @@ class LazyArgument:
     dims : tuple of hashable or None
         For xarray, the name of each dimension of the rows, or None where the argument lacks the
         dimension. For other libraries only the length of the tuple counts.
+    decoding : Decoding or None
+        How the numbers of a Zarr array become values.
     """
 
     kind: Literal["dask", "zarr", "xarray", "file"]
     dims: tuple[Hashable | None, ...]
+    decoding: Decoding | None = None
 
     def rechunked(self, name: str, chunks: Sizes) -> str:
         """The expression that rechunks an argument to so many rows along each dimension."""
         if self.kind == "xarray":
             return f"{name}.chunk({self._by_name(chunks)})"
+        if self.decoding is not None:  # a Dask array has no attributes
+            return self.stored_again(name, chunks)
         if self.kind == "zarr":
             return f"da.from_zarr({name}, chunks={self._by_position(chunks)})"
         if self.kind == "file":
@@ -44,7 +51,10 @@ class LazyArgument:
         lazy = {"zarr": f"da.from_zarr({name})", "file": f"da.from_array({name})"}.get(
             self.kind, name
         )
-        return f"{lazy}.rechunk({self._by_position(chunks)}).to_zarr('{store}')"
+        call = f"{lazy}.rechunk({self._by_position(chunks)}).to_zarr('{store}')"
+        if self.decoding is None:
+            return call
+        return f"{call}, then zarr.open_array('{store}').attrs.update({name}.attrs)"
 
     def _by_name(self, chunks: Sizes) -> dict[Hashable, int]:
         named = zip(reversed(self.dims), reversed(chunks), strict=False)

@@ -24,7 +24,6 @@ MAX_GROUPS = 4096
 # Fewest groups, where there are so many blocks: small data also use several workers.
 MIN_GROUPS = 16
 
-
 # Most rows of a block that is joined from small chunks: 4 MB of float64. A pass over chunks of 80
 # kB took a third of the time in blocks of such a size from a local disk, and half from an object
 # store with 30 ms of latency: Zarr reads the chunks of a block at one time.

@@ -11,6 +11,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.labels import in_order_of
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_zarr
+from nlsq_dask.io.stored import StoredArray
 
 # Largest difference between a covariance matrix and its transpose that passes as rounding, in units
 # of the largest value.
@@ -41,7 +42,7 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
     n_rows = int(np.prod(np.shape(y)))
     if np.shape(sigma) != (n_rows, n_rows):
         raise _errors.sigma_shape(np.shape(sigma), n_rows)
-    if any(is_dask(a) or is_zarr(a) for a in (sigma, y)):
+    if any(is_dask(a) or is_zarr(a) or isinstance(a, StoredArray) for a in (sigma, y)):
         raise _errors.covariance_in_parts()
     return None, in_order_of(y, sigma, "sigma")
 

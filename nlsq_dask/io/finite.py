@@ -87,12 +87,17 @@ class Findings:
             self.n_nan + other.n_nan,
         )
 
-    def error(self, names: Iterable[str]) -> _errors.InputError | None:
-        """The error that names the first array; None if all values can be used."""
-        for name, found in zip(names, self.not_finite, strict=True):
+    def error(self, names: Iterable[str], marks: Iterable[str]) -> _errors.InputError | None:
+        """The error that names the first array; None if all values can be used.
+
+        `marks` holds, for each array, the attributes that make NaN of stored numbers, or "".
+        """
+        for name, mark, found in zip(names, marks, self.not_finite, strict=True):
             if found.count:
                 place = f", the first {found.first}"
-                return _errors.not_finite(name, found.count, place, self.n_affected, self.n_nan)
+                return _errors.not_finite(
+                    name, found.count, place, self.n_affected, self.n_nan, mark
+                )
         found = self.no_deviation
         if found.count:
             place = f", the first {found.first}"

@@ -24,6 +24,16 @@ def is_xarray(value: Any) -> bool:
     return is_instance(value, "xarray", "DataArray")
 
 
+def is_zarr_group(value: Any) -> bool:
+    """Whether a value is a Zarr group."""
+    return is_instance(value, "zarr", "Group")
+
+
+def is_zarr_store(value: Any) -> bool:
+    """Whether a value is a store of Zarr."""
+    return is_instance(value, "zarr.abc.store", "Store")
+
+
 def is_instance(value: Any, module: str, name: str) -> bool:
     """Whether a value is of a class of an optional library. Does not import the library."""
     loaded = sys.modules.get(module)

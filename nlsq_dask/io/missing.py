@@ -86,11 +86,19 @@ def missing_rule(nan_policy: Any, fill_value: Any, dtype: np.dtype[Any]) -> Miss
     policy = "raise" if nan_policy is None or nan_policy is UNLOOKED else nan_policy
     if not isinstance(policy, str) or policy not in NAN_POLICIES:
         raise _errors.unknown_choice("nan_policy", nan_policy, NAN_POLICIES)
-    return MissingRule(policy == "omit", _in_dtype(fill_value, dtype))
+    return MissingRule(policy == "omit", number_in(fill_value, dtype))
 
 
-def _in_dtype(value: Any, dtype: np.dtype[Any]) -> Any:
-    """A number as a scalar of a dtype. Comparisons need the dtype: float32 holds no -999.9."""
+def number_in(value: Any, dtype: np.dtype[Any]) -> Any:
+    """A number as a scalar of a dtype. Comparisons need the dtype: float32 holds no -999.9.
+
+    Raises
+    ------
+    InputTypeError
+        If the value is not a real number.
+    InputError
+        If the dtype does not hold the number.
+    """
     if value is None:
         return None
     number = np.asarray(value)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
-from nlsq_dask.core.structure import Structure, coordinate_names
+from nlsq_dask.core.structure import Structure, argument_name, coordinate_names
 from nlsq_dask.io.arguments import LazyArgument
+from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.chunks import Box, block_boxes, broadcast_box, regular_chunks
+from nlsq_dask.io.frame import Frame, Label
 from nlsq_dask.io.missing import NO_RULE, MissingRule
 from nlsq_dask.io.stage import Block, Layout
 from nlsq_dask.io.times import TimeAxis
@@ -49,6 +51,12 @@ class Observations:
         The arguments of the caller that have chunks, by their names in messages.
     propagates : bool
         Whether NaN that no rule leaves out is passed to the model.
+    decode : "cf" or False
+        Whether Zarr arrays have the values that their attributes declare.
+    frame : Frame or None
+        Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
+    labels : mapping of str to Label
+        Names and units of the arguments that have them, by "y", "x" or "x[i]".
     times : tuple of (TimeAxis or None)
         For each coordinate how its times became numbers, if it had times.
     """
@@ -62,6 +70,9 @@ class Observations:
     rule: MissingRule = NO_RULE
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
+    decode: Literal["cf", False] = "cf"
+    frame: Frame | None = None
+    labels: Mapping[str, Label] = field(default_factory=dict)
     times: tuple[TimeAxis | None, ...] = ()
 
     @property
@@ -96,6 +107,11 @@ class Observations:
         return Layout(self.sigma is not None, len(self.masks), self.rule, names, varies)
 
     @property
+    def units(self) -> dict[str, str]:
+        """Units of the arguments that have one, by "y", "x" or "x[i]"."""
+        return {name: label.unit for name, label in self.labels.items() if label.unit}
+
+    @property
     def selects(self) -> bool:
         """Whether rows may be left out."""
         metas = (getattr(a, "_meta", None) for a in self.values)
@@ -111,6 +127,24 @@ class Observations:
         if self.masks or not causes:
             causes.insert(0, "the masks")
         return causes
+
+    @property
+    def decodings(self) -> dict[str, Decoding]:
+        """How stored numbers become values, by the names of the arguments."""
+        found = self.arguments.items()
+        return {name: a.decoding for name, a in found if a.decoding is not None}
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """What becomes of stored numbers, a line for each argument that is decoded."""
+        return tuple(f"{name}: {decoding}" for name, decoding in self.decodings.items())
+
+    @property
+    def marks(self) -> list[str]:
+        """For each of `values`, the attributes that make NaN of some stored numbers."""
+        arguments = (argument_name(self.structure, name) for name in self.names)
+        found = (self.decodings.get(argument) for argument in arguments)
+        return ["" if decoding is None else decoding.nan_text for decoding in found]
 
     @property
     def flat(self) -> bool:

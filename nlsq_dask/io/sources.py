@@ -5,12 +5,16 @@ coordinate is an array that broadcasts to the shape of ``y`` and is not expanded
 the length of ``y`` is the simplest case. Standard deviations and masks broadcast the same way.
 Arrays of xarray and pandas are paired by names and labels; see :mod:`nlsq_dask.io.labels`.
 
-An array in a file is never loaded whole: it becomes a Dask array, in blocks of whole stored chunks.
+A Zarr array has the values that its attributes declare, unless it comes as a
+:class:`~nlsq_dask.io.stored.StoredArray` that says otherwise. An array in a file is never loaded
+whole: it becomes a Dask array, in blocks of whole stored chunks.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +23,14 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
+from nlsq_dask.io.frame import NO_LABEL, Frame, Label
 from nlsq_dask.io.labels import RowLabels, in_order_of
 from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
 from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
+from nlsq_dask.io.stored import StoredArray, of_zarr
 from nlsq_dask.io.times import TimeAxis, with_time_axis
 
 __all__ = [
@@ -101,11 +108,13 @@ def observe(
         tuple(values[1 : 1 + len(coords)]),
         None if sigma is None else values[-1],
         structure,
-        any(is_dask(a) for a in itertools.chain(values, masks)),
-        tuple(m for m in masks if is_dask(m) or m.any()),
-        rule,
-        _lazy_arguments(x, y, sigma, mask, structure),
-        nan_policy is UNLOOKED,
+        lazy=any(is_dask(a) for a in itertools.chain(values, masks)),
+        masks=tuple(m for m in masks if is_dask(m) or m.any()),
+        rule=rule,
+        arguments=_lazy_arguments(x, y, sigma, mask, structure),
+        propagates=nan_policy is UNLOOKED,
+        frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
+        labels=_labels(x, y, structure, times),
         times=times,
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
@@ -138,7 +147,7 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
 def _real(array: Array, name: str) -> Array:
     """The array, if it holds real numbers."""
     if array.dtype.kind not in "fiub":
-        raise _errors.not_real(name, array.dtype)
+        raise not_real(array, name)
     return array
 
 
@@ -149,25 +158,16 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
     elif is_instance(value, "xarray", "Variable"):
         value = data_of_variable(value)
     if is_zarr(value):
-        return _wrap_zarr(value)
+        value = of_zarr(value, name)
+    if isinstance(value, StoredArray):
+        return value.lazy()
     if (lazy := lazy_array(value)) is not None:
         return lazy
     if is_dask(value):
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
         return value
-    try:
-        array = np.asanyarray(value)
-    except ValueError as error:  # ragged lists
-        raise _errors.not_an_array(name, error) from error
-    return array if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
-
-
-def _wrap_zarr(array: Any) -> Array:
-    """A Dask array over a Zarr array, with the chunks (or shards) that one read decodes."""
-    import dask.array as da
-
-    return da.from_array(array, chunks=array.shards or array.chunks, inline_array=True)
+    return to_numpy(checked_kind(value, name), name)
 
 
 def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
@@ -189,8 +189,9 @@ def _lazy_arguments(
     dims = y.dims if is_xarray(y) else None
     found = {}
     for name, value in named.items():
-        if is_zarr(value):
-            found[name] = LazyArgument("zarr", (None,) * value.ndim)
+        if is_zarr(value) or isinstance(value, StoredArray):
+            stored = of_zarr(value, name) if is_zarr(value) else value
+            found[name] = LazyArgument("zarr", (None,) * stored.ndim, stored.decoding)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
         elif is_file_variable(value):
@@ -201,6 +202,20 @@ def _lazy_arguments(
         elif is_xarray(value):
             found[name] = LazyArgument("xarray", value.dims)
     return found
+
+
+def _labels(
+    x: Any, y: Any, structure: Structure, times: Sequence[TimeAxis | None]
+) -> dict[str, Label]:
+    """Names and units of y and the coordinates, by the names of the arguments."""
+    named = {"y": y}
+    named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
+    labels = {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
+    arguments = list(named)[1:] if structure == "tuple" else ["x"]
+    for name, axis in zip(arguments, times, strict=False):
+        if axis is not None:
+            labels[name] = replace(labels.get(name, NO_LABEL), unit=str(axis))
+    return labels
 
 
 def _as_mask(value: Any) -> Array:

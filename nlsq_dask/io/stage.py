@@ -135,10 +135,25 @@ class Layout:
             # A fast path, for data in many small blocks.
             if type(array) is np.ndarray and array.shape == shape and array.dtype.kind in kinds:
                 continue
-            along = zip(index, box, self.varies[number], strict=True)
-            own = [(i, s) if v else (0, slice(0, 1)) for i, s, v in along]
-            own_index, own_box = tuple(i for i, _ in own), tuple(s for _, s in own)
-            Announced(self.names[number], own_index, own_box, kinds).check(array)
+            self.announced(number, index, box, kinds).check(array)
+
+    def announced(self, number: int, index: Shape, box: Box, kinds: str = NUMBERS) -> Announced:
+        """What an array announces for a block, by the number of the array.
+
+        Parameters
+        ----------
+        number : int
+        index : tuple of int
+            Index of the block.
+        box : tuple of slice
+            Rows of the block.
+        kinds : str
+            Kinds of dtypes that the array may have.
+        """
+        along = zip(index, box, self.varies[number], strict=True)
+        own = [(i, s) if v else (0, slice(0, 1)) for i, s, v in along]
+        own_index, own_box = tuple(i for i, _ in own), tuple(s for _, s in own)
+        return Announced(self.names[number], own_index, own_box, kinds)
 
     def shapes_in(self, box: Box) -> tuple[Shape, ...]:
         """Shapes of the arrays of a block."""

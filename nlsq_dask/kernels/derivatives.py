@@ -25,7 +25,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.compiled import MAX_KERNELS
 from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model, trace_model
 from nlsq_dask.user_model.traces import coarsest_epsilon, operations
@@ -111,6 +113,33 @@ def with_differences(
 
     mended = jax.lax.map(column, jnp.arange(params.shape[0]))
     return Derivatives(values, basis.T @ mended, jnp.any(bad & jnp.isfinite(mended), axis=0))
+
+
+def replaced_rows(
+    spec: ModelSpec, coords: tuple[FloatArray, ...], params: FloatArray, counted: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Rows with a difference in place of a derivative, shape (n,).
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        For which :func:`can_be_differenced` is true.
+    coords : tuple of ndarray, each (n,)
+    params : ndarray, shape (p,)
+    counted : ndarray, shape (n,), bool
+        Rows that count.
+    """
+    with jax.enable_x64(True):
+        return np.asarray(_replaced_rows(spec)(coords, params, counted))
+
+
+@lru_cache(MAX_KERNELS)
+def _replaced_rows(spec: ModelSpec) -> Callable[..., jax.Array]:
+    def flags(coords: tuple[jax.Array, ...], params: jax.Array, counted: jax.Array) -> jax.Array:
+        basis = jnp.eye(params.shape[0])
+        return with_differences(spec, coords, params, basis, counted).replaced
+
+    return jax.jit(flags)
 
 
 def _steps(

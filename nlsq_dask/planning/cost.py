@@ -15,11 +15,14 @@ from nlsq_dask.core.memory_budget import GB, GPU_MATRICES, SOLVER_BYTES, THREAD_
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.resources import available_cores
+from nlsq_dask.engines.collapsed import varies_along
 from nlsq_dask.engines.in_memory import part_rows
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import (
     base_bytes,
+    collapse_bytes,
     parallel,
+    pausing,
     sample_bytes,
     sampled,
     streaming_bytes,
@@ -30,6 +33,8 @@ from nlsq_dask.fitting.open_engine import engine_of, sample_engine
 from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, SAMPLE_PART
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.chunks import regular_chunks
+from nlsq_dask.io.observations import PIECE_ROWS
+from nlsq_dask.questions.collapse import MeansOf
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.result import FitResult
 
@@ -89,9 +94,8 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
 
     work = _work(job, streamed)
     n_coords = len(job.data.coords)
-    timing = time_groups(
-        streamed.stream, work, n_coords, _params(job), streamed.client, plan.threads
-    )
+    question = _first_question(job)
+    timing = time_groups(streamed.stream, work, n_coords, question, streamed.client, plan.threads)
     return replace(
         plan,
         compile_seconds=timing.compile_seconds,
@@ -138,6 +142,8 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
             pilot_bytes=read.each_time + read.once,
         )
     notes = advise(data, stream, threads, a_pass) if threads else (_errors.no_workers(),)
+    if (warning := pausing(job, streamed)) is not None:
+        notes = (*notes, str(warning))
     return replace(
         plan,
         blocks=stream.n_blocks,
@@ -156,9 +162,13 @@ def _in_memory(job: Job) -> FitPlan:
     strategy, data = job.strategy, job.data
     plan = _common(job)
     sample_rows = max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART)
-    sample_rows = min(sample_rows, data.n_rows) if plan.pilot or job.guess is not None else 0
+    has_sample = plan.pilot or (job.guess is not None and not job.n_distinct)
+    sample_rows = min(sample_rows, data.n_rows) if has_sample else 0
     row_bytes = 8 * (len(data.coords) + 1 + (data.sigma is not None))
-    if isinstance(strategy, Standard):
+    if job.n_distinct:
+        blocks = math.prod(map(len, regular_chunks(data.y.shape, PIECE_ROWS)))
+        threads, memory = available_cores(), collapse_bytes(job)
+    elif isinstance(strategy, Standard):
         part = part_rows(data.n_rows) if job.row_wise else data.n_rows
         blocks, threads = -(-data.n_rows // part), available_cores()
         memory = blocks * part * row_bytes
@@ -206,11 +216,15 @@ def _common(job: Job) -> FitPlan:
         pilot_bytes=0,
         passes=_passes(job),
         memory_bytes=0,
+        decoded=job.data.decoded,
+        n_distinct=job.n_distinct,
     )
 
 
 def _passes(job: Job) -> tuple[int, int]:
     """Passes that most fits take."""
+    if job.n_distinct:
+        return 1, 1
     few, many = PASSES_AFTER_PILOT if job.pilot else PASSES
     if not job.pilot and job.plan.n_starts > 1:
         # One pass evaluates all starts. Then each start takes its own steps; see `run_starts`.
@@ -225,10 +239,15 @@ def _params(job: Job) -> FloatArray:
 
 
 def _work(job: Job, streamed: Streamed) -> Work:
-    from nlsq_dask.engines.dask.task import Work  # an engine, loaded for use
+    return streaming_of(job, streamed).work(job.kernels, job.data.layout)
 
-    streaming = streaming_of(job, streamed)
-    return Work(job.kernels, job.data.layout, streaming.stage_rows, streaming.read_ahead)
+
+def _first_question(job: Job) -> SumsAt | MeansOf:
+    """What a pass is timed with."""
+    if job.n_distinct:
+        return MeansOf(varies_along(job.data))
+    params = _params(job)
+    return SumsAt(params, np.eye(params.size))
 
 
 def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
@@ -247,13 +266,27 @@ def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
         raise _errors.all_left_out(data.n_rows, data.causes)
     first, second = (float(seconds) for seconds in np.diff(marks))
     share = data.n_rows / job.data.n_rows
-    return replace(
+    plan = replace(
         plan,
         compile_seconds=max(first - second, 0.0),
         pass_seconds=second / share,
         later_pass_seconds=second / share,
         timed_rows=data.n_rows,
     )
+    return _timed_means(job, plan) if job.n_distinct else plan
+
+
+def _timed_means(job: Job, plan: FitPlan) -> FitPlan:
+    """Time the means of the first rows in memory, in one thread."""
+    box, block = next(job.data.pieces())
+    question = MeansOf(varies_along(job.data))
+    marks = [time.perf_counter()]
+    for _ in range(2):  # the first call gets its memory from the system
+        question.of_block((None, box, block), job.kernels)
+        marks.append(time.perf_counter())
+    seconds = (marks[-1] - marks[-2]) * job.data.n_rows / block.y.size
+    seconds /= min(plan.threads, plan.blocks)
+    return replace(plan, pass_seconds=seconds, later_pass_seconds=seconds, timed_rows=block.y.size)
 
 
 def _silent(done: int, total: int, blocks: int) -> None:

@@ -19,6 +19,7 @@ from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.task import Work, answer_of_group, load
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block
+from nlsq_dask.questions.collapse import MeansOf
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -69,7 +70,7 @@ def time_groups(
     stream: Stream,
     work: Work,
     n_coords: int,
-    params: FloatArray,
+    question: SumsAt | MeansOf,
     client: Client | None,
     threads: int,
 ) -> Timing:
@@ -83,8 +84,8 @@ def time_groups(
         Work of a task.
     n_coords : int
         Number of coordinates.
-    params : ndarray, shape (p,), float64
-        Parameters at which the model is evaluated.
+    question : SumsAt or MeansOf
+        What the tasks answer. Means call no model, and are fitted in this process.
     client : distributed.Client or None
         Cluster that runs the tasks; None for Dask's local scheduler.
     threads : int
@@ -95,23 +96,27 @@ def time_groups(
     # The first task of a thread is slow: it opens decoders and connections, and allocates buffers.
     warm = chosen[1::2][:threads]
     timed = [group for group in chosen if group not in warm]
-    compile_seconds = _compile(work, n_coords, params, client)
+    compile_seconds = 0.0
+    if isinstance(question, SumsAt):
+        compile_seconds = _compile(work, n_coords, question.params, client)
     seconds = np.zeros(2)
     for groups in filter(None, (warm, timed)):
         few = replace(stream, groups=tuple(groups))
         runner = runner_of(few, work, _silent, client=client, threads=threads)
-        seconds = runner.run("timing", time_group, params)
+        seconds = runner.run("timing", time_group, question)
         runner.close()
     rows = sum(group.n_rows for group in timed)
     return Timing(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))
 
 
-def time_group(group: Group, external: Sequence[Any], work: Work, params: FloatArray) -> FloatArray:
+def time_group(
+    group: Group, external: Sequence[Any], work: Work, question: SumsAt | MeansOf
+) -> FloatArray:
     """Seconds to read and sum a group, and to sum it again from memory; shape (2,)."""
     kept = KeptGroup(group, 0, 0)  # kept for a moment, and counted as reading
     marks = [time.perf_counter()]
     for _ in range(2):
-        answer_of_group(kept, external, work, SumsAt(params, np.eye(params.size)))
+        answer_of_group(kept, external, work, question)
         marks.append(time.perf_counter())
     kept.forget()
     return np.diff(marks)

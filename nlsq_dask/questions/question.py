@@ -21,6 +21,9 @@ class BlockQuestion(ABC, Generic[AnswerT_co]):
     #: Name of the tasks that answer the question, as a dashboard shows it.
     task_name: ClassVar[str]
 
+    #: Whether answers call a model. A user's function is not called in several threads at a time.
+    calls_model: ClassVar[bool] = True
+
     @abstractmethod
     def zero(self) -> AnswerT_co:
         """Answer for no rows."""

@@ -57,9 +57,14 @@ class FitPlan:
         nothing was timed.
     timed_rows : int
         Rows that were read and summed to find `pass_seconds`.
+    n_distinct : int
+        Distinct coordinates to whose means the rows are collapsed in one reading; 0 if they are
+        not.
     warnings : tuple of str
         Chunks that make the fit slower than necessary, with the call that helps, and a memory limit
         below `memory_bytes`.
+    decoded : tuple of str
+        Arguments whose stored numbers become other values, each with the attributes that say so.
     """
 
     rows: int
@@ -87,7 +92,9 @@ class FitPlan:
     pass_seconds: float | None = None
     later_pass_seconds: float | None = None
     timed_rows: int = 0
+    n_distinct: int = 0
     warnings: tuple[str, ...] = ()
+    decoded: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> tuple[int, int]:
@@ -145,6 +152,7 @@ def _table(plan: FitPlan) -> list[tuple[str, str]]:
     rows = [
         ("strategy", f"{plan.strategy}: {plan.reason}{preset}"),
         ("data", in_units(plan.data_bytes) + (", decoded" if streaming else " in memory")),
+        *(("decoded", line) for line in plan.decoded),
         ("a pass", _pass_text(plan)),
         ("pilot" if plan.pilot else "start", _first_text(plan)),
         ("passes", _passes_text(plan)),
@@ -184,6 +192,10 @@ def _first_text(plan: FitPlan) -> str:
 
 def _passes_text(plan: FitPlan) -> str:
     passes = f"{_span(*map(str, plan.passes))} over all rows"
+    if plan.n_distinct:
+        means = "the mean at" if plan.n_distinct == 1 else "the means at"
+        place = f"{plan.n_distinct:,} distinct coordinate{_s(plan.n_distinct)}"
+        return f"{passes}, which collapses them to {means} {place}; all else is in memory"
     if plan.pilot:
         return f"{passes}, as most fits take that start from the answer of a sample"
     return f"{passes}, as most fits take"

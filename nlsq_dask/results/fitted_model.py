@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,15 +11,19 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.structure import Structure, model_input
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.finite import Affected
+from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.observations import Array, Observations
-from nlsq_dask.io.sources import as_array, is_dask
+from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.stored import stored_argument
 from nlsq_dask.io.times import TimeAxis, as_numbers
+from nlsq_dask.io.units import bare_coordinates
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -29,9 +33,9 @@ from nlsq_dask.questions.row_values import (
     RowFunction,
     residuals_of_block,
     values_of_block,
-    without_mask,
 )
 from nlsq_dask.questions.scores import ScoresAt
+from nlsq_dask.results.rows import Rows, rows_at
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
@@ -53,7 +57,7 @@ class FittedModel:
     """A fitted model, and the data of the fit.
 
     Arrays in memory give arrays in memory, computed buffer by buffer. Dask and Zarr arrays give
-    lazy Dask arrays.
+    lazy Dask arrays. Arrays of xarray give arrays of xarray, which are as lazy.
 
     Attributes
     ----------
@@ -71,6 +75,8 @@ class FittedModel:
         ``profiles(record, names, quantile)`` computes profiles of the named parameters.
     times : tuple of (TimeAxis or None)
         For each coordinate, how times become numbers.
+    units : mapping of str to str
+        Units of y and the coordinates without data, by "y", "x" or "x[i]".
     """
 
     spec: ModelSpec
@@ -80,6 +86,7 @@ class FittedModel:
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
     times: tuple[TimeAxis | None, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_model(
@@ -90,6 +97,7 @@ class FittedModel:
         n_coords: int,
         params: ArrayLike | None = None,
         fixed: Sequence[str] = (),
+        units: Mapping[str, str] | None = None,
     ) -> Self:
         """Fitted model without data, for a loaded result.
 
@@ -107,6 +115,8 @@ class FittedModel:
             Parameters at which the row structure of the model is examined; ones by default.
         fixed : sequence of str
             Names of the parameters that were fixed.
+        units : mapping of str to str, optional
+            Units of y and the coordinates of the fit, by "y", "x" or "x[i]".
 
         Raises
         ------
@@ -119,7 +129,7 @@ class FittedModel:
         spec = prepare_model(model, tuple(names), structure, n_coords)
         at = np.ones(len(names)) if params is None else np.asarray(params, np.float64)
         spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))
-        return cls(spec, row_wise=row_dependence(spec, at) is None)
+        return cls(spec, row_wise=row_dependence(spec, at) is None, units=units or {})
 
     def values(self, params: ArrayLike, x: Any = None) -> Array:
         """Values of the model.
@@ -129,13 +139,15 @@ class FittedModel:
         params : array_like, shape (p,)
         x : array_like or tuple of array_like, optional
             Coordinates in the form that the model takes: an array of any shape, an array
-            (k, ...) of k coordinates, or a tuple of k arrays that broadcast together. Those of the
-            data by default.
+            (k, ...) of k coordinates, or a tuple of k arrays that broadcast together. Arrays of
+            xarray broadcast by the names of their dimensions. The coordinates of the data by
+            default.
 
         Returns
         -------
-        numpy or dask array, float64
-            Of the shape that the coordinates broadcast to; of y's shape by default.
+        numpy or dask array or xarray.DataArray, float64
+            Of the shape that the coordinates broadcast to; of y's shape by default. An array of
+            xarray, with coordinates, if the coordinates are, or y by default.
 
         Raises
         ------
@@ -144,7 +156,9 @@ class FittedModel:
         NotRowWiseError
             If the coordinates are in chunks and the model's rows depend on each other.
         """
-        return self._on_rows(x, params, None)
+        rows = self._rows(x)
+        values = self._on_rows(rows, params, None)
+        return _framed(rows.frame, values, "prediction", "prediction of")
 
     def standard_errors(self, params: ArrayLike, pcov: ArrayLike, x: Any = None) -> Array:
         """Standard errors of the model's values, ``√(j C jᵀ)`` with j the row of ``∂f/∂θ``.
@@ -159,7 +173,7 @@ class FittedModel:
 
         Returns
         -------
-        numpy or dask array, float64
+        numpy or dask array or xarray.DataArray, float64
             As :meth:`values`.
 
         Raises
@@ -167,12 +181,16 @@ class FittedModel:
         InputError, InputTypeError, NotRowWiseError
             As :meth:`values`.
         """
-        covariance = np.asarray(pcov, np.float64)
+        rows, covariance = self._rows(x), np.asarray(pcov, np.float64)
         if np.all(np.isfinite(covariance)):
-            return self._on_rows(x, params, covariance_root(covariance))
-        # Zero times the values, so that the result is lazy where the values are, plus infinity.
-        no_errors = np.zeros((len(self.spec.names), 0))
-        return self._on_rows(x, params, no_errors) + np.inf
+            errors = self._on_rows(rows, params, covariance_root(covariance))
+        else:
+            # Zero times the values, so that the result is lazy where the values are, plus infinity.
+            no_errors = np.zeros((len(self.spec.names), 0))
+            errors = self._on_rows(rows, params, no_errors) + np.inf
+        return _framed(
+            rows.frame, errors, "standard_error", "standard error of", same_quantity=False
+        )
 
     def residuals(self, params: ArrayLike) -> Array:
         """Residuals ``y - f``, in the units of y.
@@ -183,8 +201,8 @@ class FittedModel:
 
         Returns
         -------
-        numpy or dask array, float64
-            Of y's shape, and in its chunks; NaN for rows that were left out.
+        numpy or dask array or xarray.DataArray, float64
+            Of y's shape, with its labels, and in its chunks; NaN for rows that were left out.
 
         Raises
         ------
@@ -196,8 +214,10 @@ class FittedModel:
         if data.lazy:
             from nlsq_dask.engines.dask.lazy_values import residuals_of_rows  # Dask, loaded for use
 
-            return residuals_of_rows(function, data)
-        return residuals_of_block(function, data.layout.block(data.operands))
+            residuals: Array = residuals_of_rows(function, data)
+        else:
+            residuals = residuals_of_block(function, data.layout.block(data.operands))
+        return _framed(data.frame, residuals, "residuals", "residuals of", same_quantity=False)
 
     def without_derivatives(self, params: ArrayLike) -> Affected:
         """Rows with a derivative that is not finite, and whose difference is not finite either.
@@ -242,6 +262,22 @@ class FittedModel:
         """
         with self._engine(self._data("robust_pcov()")) as engine:
             return engine.ask(ScoresAt(np.asarray(params, np.float64)))
+
+    def abs_residuals(self, params: ArrayLike) -> float:
+        """Sum of absolute residuals in the units of y, in one reading of all rows.
+
+        Parameters
+        ----------
+        params : array_like, shape (p,)
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        at = np.asarray(params, np.float64)
+        with self._engine(self._data("mae")) as engine:
+            return engine.ask(SumsAt(at, np.eye(at.size))).moments.abs_residuals
 
     def binned(
         self,
@@ -329,7 +365,9 @@ class FittedModel:
     ) -> Grid:
         if x_range is None:
             x_range = self._range(
-                data.coords[0] if self.has_curve else self.values(function.params)
+                data.coords[0]
+                if self.has_curve
+                else self._on_rows(self._rows(None), function.params, None)
             )
         x_range = y_range = _widened(*x_range)
         if self.has_curve:
@@ -367,21 +405,48 @@ class FittedModel:
         at = np.asarray(params, np.float64)
         return RowFunction(self.spec, at, root, self.device, self.row_wise)
 
-    def _on_rows(self, x: Any, params: ArrayLike, root: FloatArray | None) -> Array:
+    def _rows(self, x: Any) -> Rows:
+        """The rows of some coordinates, or of the data."""
         if x is None:
-            rows = self._data("predict() without x")
-            shape = rows.y.shape
-        else:
-            rows, shape = rows_at(self.spec, as_numbers(x, self.times))
+            data = self._data("predict() without x")
+            return Rows(data, data.y.shape, data.frame)
+        dims = None if self.data is None or self.data.frame is None else self.data.frame.dims
+        rows = rows_at(self.spec, self._numbers(x), dims)
+        if rows.frame is None or self.data is None:
+            return rows
+        return replace(rows, frame=rows.frame.describing(self.data.frame))
+
+    def _numbers(self, x: Any) -> Any:
+        """Coordinates without times and units, in the units of the fit."""
+        x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
+        several = self.spec.structure == "tuple"
+        units = dict(self.units if self.data is None else self.data.units)
+        for i, axis in enumerate(self.times):
+            if axis is not None:  # numbers take the place of times, and have no unit of quantities
+                units.pop(f"x[{i}]" if several else "x", None)
+        return bare_coordinates(as_numbers(x, self.times), units, several=several)
+
+    def _on_rows(self, rows: Rows, params: ArrayLike, root: FloatArray | None) -> Array:
+        data = rows.data
         function = self._function(params, root)
-        if not rows.lazy:
-            return values_of_block(function, rows.layout.block(rows.operands)).reshape(shape)
+        if not data.lazy:
+            block = data.layout.block(data.operands)
+            return values_of_block(function, block).reshape(rows.shape)
         if not self.row_wise:
             reason = row_dependence(self.spec, function.params)
             raise _errors.not_row_wise(reason or "depends on all rows")
         from nlsq_dask.engines.dask.lazy_values import of_rows  # Dask, loaded for use
 
-        return of_rows(function, rows)
+        return of_rows(function, data)
+
+
+def _framed(
+    frame: Frame | None, values: Array, name: str, meaning: str, *, same_quantity: bool = True
+) -> Array:
+    """Values in their frame, if there is one."""
+    if frame is None:
+        return values
+    return frame.filled(values, name, meaning, same_quantity=same_quantity)
 
 
 def _block_rows(data: Observations) -> int:
@@ -391,58 +456,6 @@ def _block_rows(data: Observations) -> int:
     from nlsq_dask.engines.dask.groups import common_chunks  # Dask, loaded for use
 
     return largest_block(common_chunks(data))
-
-
-def rows_at(spec: ModelSpec, x: Any) -> tuple[Observations, tuple[int, ...]]:
-    """Coordinates in the form that a model takes, without observations.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model.
-    x : array_like or tuple of array_like
-        As in :meth:`FittedModel.values`.
-
-    Returns
-    -------
-    rows : Observations
-        Rows with y = 0 in at least one dimension. The zeros take no memory.
-    shape : tuple of int
-        Shape to which the coordinates broadcast.
-
-    Raises
-    ------
-    InputError, InputTypeError
-        If these are not the model's coordinates.
-    """
-    coords = _coordinates_of(spec, x)
-    try:
-        shape = np.broadcast_shapes(*(c.shape for c in coords))
-    except ValueError:
-        raise _errors.coordinates_do_not_broadcast([c.shape for c in coords]) from None
-    ndim = max(len(shape), 1)
-    coords = [c[(None,) * (ndim - c.ndim)] for c in coords]
-    y = np.broadcast_to(np.zeros(()), shape or (1,))
-    lazy = any(is_dask(c) for c in coords)
-    return Observations(y, tuple(coords), None, spec.structure, lazy), shape
-
-
-def _coordinates_of(spec: ModelSpec, x: Any) -> list[Array]:
-    """One array for each coordinate. Masked values in memory become NaN."""
-    if spec.structure == "tuple":
-        if not isinstance(x, tuple | list) or len(x) != spec.n_coords:
-            raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
-        return [_plain(as_array(item, f"x[{i}]")) for i, item in enumerate(x)]
-    array = _plain(as_array(x, "x"))
-    if spec.structure == "single":
-        return [array]
-    if array.ndim == 0 or array.shape[0] != spec.n_coords:
-        raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
-    return [array[i] for i in range(spec.n_coords)]
-
-
-def _plain(array: Array) -> Array:
-    return without_mask(array) if isinstance(array, np.ma.MaskedArray) else array
 
 
 def _finite_range(array: Array) -> tuple[float, float]:

@@ -12,9 +12,12 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.structure import argument_name
+from nlsq_dask.io.frame import NO_LABEL, Label
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.questions.histogram import Binned
 from nlsq_dask.results.fitted_model import SHOWN_DEVIATIONS, FittedModel
+from nlsq_dask.results.labelled import bare
 from nlsq_dask.results.record import interval_quantile
 
 if TYPE_CHECKING:
@@ -131,11 +134,7 @@ def plot_fit(
         ends = np.array(x_range)
         top.plot(ends, ends, color=VERMILLION, lw=1.5, label="observed = fitted")
     bottom.axhline(0.0, color=VERMILLION, lw=1.2, zorder=3)
-    axis = next(iter(model.times), None)
-    x_title = "x" if axis is None else f"x [{axis}]"
-    bottom.set_xlabel(x_title if model.has_curve else "fitted value")
-    bottom.set_ylabel("(y − f) / σ" if model.data.sigma is not None else "y − f")
-    top.set_ylabel("y" if model.has_curve else "observed value")
+    _set_titles(top, bottom, model.data, has_curve=model.has_curve)
     figure.align_ylabels()
     for axes in (top, bottom):
         axes.tick_params(labelsize=SMALL)
@@ -148,13 +147,24 @@ def plot_fit(
     return figure
 
 
+def _set_titles(top: Axes, bottom: Axes, data: Observations, *, has_curve: bool) -> None:
+    """Write what the axes show, with the names and units of labelled data."""
+    x = data.labels.get(argument_name(data.structure, data.names[1]), NO_LABEL)
+    y = data.labels.get("y", NO_LABEL)
+    unnamed = Label(unit=y.unit)
+    bottom.set_xlabel(x.title("x") if has_curve else unnamed.title("fitted value"))
+    # Residuals in standard deviations have no unit.
+    bottom.set_ylabel("(y − f) / σ" if data.sigma is not None else unnamed.title("y − f"))
+    top.set_ylabel(y.title("y") if has_curve else unnamed.title("observed value"))
+
+
 def _draw_points(
     top: Axes, bottom: Axes, result: Plottable, model: FittedModel, data: Observations
 ) -> tuple[float, float]:
     """Draw every row as a point; return the ends of the abscissa."""
     shape = data.y.shape
     y, *others = (np.broadcast_to(_loaded(a, model), shape) for a in data.values)
-    residuals = _loaded(model.residuals(result.popt), model)
+    residuals = _loaded(bare(model.residuals(result.popt)), model)
     counted = np.isfinite(residuals)
     y, residuals = np.asarray(y[counted], np.float64), residuals[counted]
     x = np.asarray(others[0][counted], np.float64) if model.has_curve else y - residuals

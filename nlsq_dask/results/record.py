@@ -163,6 +163,10 @@ class FitRecord:
     n_differenced: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
+    decoded: tuple[str, ...] = field(default=(), kw_only=True)
+    param_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
+    n_distinct: int = field(default=0, kw_only=True)
     times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
 
     @property
@@ -206,7 +210,7 @@ class FitRecord:
 
     @property
     def mae(self) -> float:
-        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units."""
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units; NaN if not summed."""
         return self.moments.abs_residuals / self.n_points
 
     @property

@@ -30,9 +30,10 @@ Row = tuple[str, str]
 
 def short_report(record: FitRecord) -> str:
     """A table of the estimates, and the cost of the fit."""
-    width = max(len(name) for name in record.names)
+    titles = [_title(record, name) for name in record.names]
+    width = max(map(len, titles))
     lines = [_outcome(record)]
-    for name, parameter, remark in _estimates(record):
+    for name, (_, parameter, remark) in zip(titles, _estimates(record), strict=True):
         note = f"  ({remark})" if remark else ""
         lines.append(f"  {name:<{width}} = {parameter}{note}")
     skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
@@ -72,9 +73,12 @@ def html_report(record: FitRecord) -> str:
     """A table of estimates and one of statistics, for notebooks."""
     head = ["Parameter", "Estimate", "Standard error", f"{LEVEL:.0%} interval", "Remark"]
     body = [
-        [name, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
-        for (name, p, remark), (low, high) in zip(
-            _estimates(record), record.confidence_intervals(LEVEL), strict=True
+        [title, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
+        for title, (_, p, remark), (low, high) in zip(
+            [_title(record, name) for name in record.names],
+            _estimates(record),
+            record.confidence_intervals(LEVEL),
+            strict=True,
         )
     ]
     if not any(row[-1] for row in body):
@@ -104,15 +108,22 @@ def _estimates(record: FitRecord) -> list[tuple[str, Parameter, str]]:
     ]
 
 
+def _title(record: FitRecord, name: str) -> str:
+    """Name of a parameter, with its unit if it has one."""
+    unit = record.param_units.get(name)
+    return f"{name} [{unit}]" if unit else name
+
+
 def _parameter_lines(record: FitRecord) -> list[str]:
     rows = [("", "estimate", f"{LEVEL:.0%} confidence interval", "")]
     ends = record.confidence_intervals(LEVEL)
     for (name, parameter, remark), (low, high) in zip(_estimates(record), ends, strict=True):
+        title = _title(record, name)
         if remark == "fixed":
-            rows.append((name, f"{parameter.value:.10g}", "", f"({remark})"))
+            rows.append((title, f"{parameter.value:.10g}", "", f"({remark})"))
         else:
             note = f"({remark})" if remark else ""
-            rows.append((name, str(parameter), _interval(low, high, parameter.stderr), note))
+            rows.append((title, str(parameter), _interval(low, high, parameter.stderr), note))
     return aligned(rows)
 
 
@@ -125,6 +136,7 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
         scale = "sandwich of the loss"
     return [
         ("rows", f"{record.n_points:,}{skipped}"),
+        *(("decoded", line) for line in record.decoded),
         *_time_rows(record),
         *(differenced if record.n_differenced else []),
         ("parameters", f"{record.n_free} free{fixed if record.n_free < len(record.names) else ''}"),
@@ -135,10 +147,17 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
         ("covariance", scale),
         ("R²", f"{record.r_squared:.8g}  (adjusted {record.adj_r_squared:.8g})"),
         ("RMSE", f"{record.rmse:.6g}"),
-        ("MAE", f"{record.mae:.6g}"),
+        ("MAE", _mae(record)),
         ("AIC", f"{record.aic:.8g}"),
         ("BIC", f"{record.bic:.8g}"),
     ]
+
+
+def _mae(record: FitRecord) -> str:
+    mae = record.moments.abs_residuals / record.n_points
+    return (
+        "not summed; `mae` of the result reads the data once" if math.isnan(mae) else f"{mae:.6g}"
+    )
 
 
 def _time_rows(record: FitRecord) -> list[Row]:
@@ -239,6 +258,9 @@ def _cost_rows(record: FitRecord) -> list[Row]:
     """Passes, starts, status and checkpoints of a fit."""
     counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
     rows = [("passes", f"{record.n_passes}  ({counts})")]
+    if record.n_distinct:
+        collapsed = f"{record.n_points:,} rows at {_count(record.n_distinct, 'coordinate')}"
+        rows.append(("collapsed", collapsed))
     if record.starts:
         ran, basins = sum(s.basin is not None for s in record.starts), n_basins(record.starts)
         ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
@@ -269,4 +291,4 @@ def _indented(rows: Sequence[Row]) -> list[str]:
 
 
 def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -16,13 +16,15 @@ from nlsq_dask import _errors
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Array
-from nlsq_dask.results import report, saving
+from nlsq_dask.results import dataset, report, saving
 from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.results.labelled import bare, framed_like
 from nlsq_dask.results.plot import plot_fit
 from nlsq_dask.results.profile import Profile
 from nlsq_dask.results.record import FitRecord, Parameter, interval_quantile
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 __all__ = ["FitResult", "Parameter"]
@@ -117,6 +119,15 @@ class FitResult(FitRecord):
         Lower and upper bounds of the parameters; None in results of earlier releases.
     sandwich : bool
         Whether `pcov` is the sandwich of a robust loss; see :meth:`robust_pcov`.
+    decoded : tuple of str
+        Arguments whose stored numbers became other values, each with the attributes that say so.
+    param_units : dict of str
+        Units of the parameters, by name, where `p0` had units.
+    data_units : dict of str
+        Units of "y" and of the coordinates, "x" or "x[i]", where the arrays had units.
+    n_distinct : int
+        Distinct coordinates to whose means the rows were collapsed; 0 if they were not. What is no
+        function of the means (`mae`, :meth:`robust_pcov`, histograms) reads the data once more.
     times : tuple of (TimeAxis or None)
         For each coordinate, unit and origin of the numbers that took the place of its times; None
         for a coordinate without times. As text: ``"s since 2020-01-01T00:00:00"``.
@@ -225,20 +236,31 @@ class FitResult(FitRecord):
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         return self._profiled([name], quantile, "profile()")[name]
 
+    @property
+    def mae(self) -> float:
+        """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units.
+
+        It is no function of the means of collapsed rows: it then reads the data once, and is NaN
+        without data.
+        """
+        return super().mae if self.n_distinct == 0 or self.fitted is None else self._mae_of_rows
+
     def predict(self, x: Any = None) -> Array:
         """Values of the model at the estimates.
 
         Parameters
         ----------
         x : array_like or tuple of array_like, optional
-            Coordinates in the form that the model takes, of any shape. Times are taken where the
-            fit had times. By default, the coordinates of the data.
+            Coordinates in the form that the fit took, of any shape. Arrays of xarray broadcast by
+            the names of their dimensions. Times are taken where the fit had times. By default, the
+            coordinates of the data.
 
         Returns
         -------
-        numpy or dask array, float64
+        numpy or dask array or xarray.DataArray, float64
             Values in the shape of the coordinates; by default in the shape of y. Lazy if the
-            coordinates are.
+            coordinates are. With the labels of the coordinates, or of y by default, and the
+            attributes of y, if these are arrays of xarray.
 
         Raises
         ------
@@ -253,9 +275,9 @@ class FitResult(FitRecord):
 
         Returns
         -------
-        numpy or dask array, float64
+        numpy or dask array or xarray.DataArray, float64
             Residuals in the shape and the units of y. NaN for rows that were left out. Lazy if the
-            data are.
+            data are, and with the labels of y if it is an array of xarray.
 
         Raises
         ------
@@ -281,7 +303,7 @@ class FitResult(FitRecord):
 
         Returns
         -------
-        lower, upper : numpy or dask array, float64
+        lower, upper : numpy or dask array or xarray.DataArray, float64
             As :meth:`predict`; infinite where the data do not determine the parameters.
 
         Raises
@@ -308,7 +330,7 @@ class FitResult(FitRecord):
 
         Returns
         -------
-        lower, upper : numpy or dask array, float64
+        lower, upper : numpy or dask array or xarray.DataArray, float64
             As :meth:`predict`.
 
         Raises
@@ -407,6 +429,26 @@ class FitResult(FitRecord):
         """
         return saving.to_fields(self)
 
+    def to_dataset(self) -> xr.Dataset:
+        """The estimates, their errors and covariance, statistics and provenance, for xarray.
+
+        Needs xarray. Writing to Zarr or NetCDF and reading gives an identical dataset.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``curvefit_coefficients`` (param), ``curvefit_covariance`` (cov_i, cov_j), as
+            ``xarray.DataArray.curvefit`` names them; ``standard_errors`` (param);
+            ``confidence_95`` and ``bounds`` (param, end); the statistics under their names here,
+            without a dimension. The attributes tell how the fit was run and how it ended.
+
+        Raises
+        ------
+        MissingLibraryError
+            If xarray is not installed.
+        """
+        return dataset.to_dataset(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a JSON file, without model and data.
 
@@ -458,7 +500,13 @@ class FitResult(FitRecord):
         if model is None:
             return result
         fitted = FittedModel.of_model(
-            model, result.names, result.structure, result.n_coords, result.popt, result.fixed
+            model,
+            result.names,
+            result.structure,
+            result.n_coords,
+            result.popt,
+            result.fixed,
+            result.data_units,
         )
         return replace(result, fitted=replace(fitted, times=result.times))
 
@@ -480,6 +528,10 @@ class FitResult(FitRecord):
     def _profiles(self) -> dict[tuple[str, float], Profile]:
         """Profiles computed so far, by name and by the quantile that they reach."""
         return {}
+
+    @cached_property
+    def _mae_of_rows(self) -> float:
+        return self._model("mae").abs_residuals(self.popt) / self.n_points
 
     def _profiled(
         self, names: Sequence[str], quantile: float, method: str
@@ -511,13 +563,16 @@ class FitResult(FitRecord):
         """The values of the model, less and plus a multiple of their standard errors."""
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         model = self._model(method)
-        values = model.values(self.popt, x)
-        errors = model.standard_errors(self.popt, self.pcov, x)
+        prediction = model.values(self.popt, x)
+        values, errors = bare(prediction), bare(model.standard_errors(self.popt, self.pcov, x))
         if variance:
             errors = np.sqrt(errors**2 + variance)
         # An infinite quantile times an error of zero is NaN.
         half = quantile * errors if math.isfinite(quantile) else errors + math.inf
-        return values - half, values + half
+        return (
+            framed_like(prediction, values - half, "lower", "lower end of the interval of the"),
+            framed_like(prediction, values + half, "upper", "upper end of the interval of the"),
+        )
 
 
 def _reach(entry: tuple[tuple[str, float], Profile]) -> float:

@@ -165,9 +165,10 @@ def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
         if isinstance(again, _errors.ModelError) or content(again) != seen:
             raise _errors.model_random(spec.label)
         name = _traces.keep((base.token, spec.style, spec.rows, seen), digest(seen))
-    spec = replace(
-        spec.named(digest_of(f"{base.token} {name}")), traced=f"{jax.__version__} {name}"
-    )
+    # The style is a part of the token: functions whose global is numpy or jax.numpy may have the
+    # same trace, and only the second can be called with the arrays of JAX.
+    token = digest_of(f"{base.token} {spec.style} {name}")
+    spec = replace(spec.named(token), traced=f"{jax.__version__} {name}")
     if is_new:
         _just_traced.put(spec.token, True)
     return spec

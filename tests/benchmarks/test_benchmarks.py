@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,14 @@ RUNS = [
         "broadcast", ["--rows", "1000", "--repeat", "1"], 2, ("three", "one"), id="broadcast"
     ),
     pytest.param(
+        "collapse",
+        ["--rows", "5e5", "--repeat", "1"],
+        4,
+        ("fit", "sum", "passes"),
+        id="collapse",
+        marks=slow,
+    ),
+    pytest.param(
         "memory",
         ["--rows", "2e4", "--chunk-rows", "3e3"],
         2,
@@ -125,6 +134,14 @@ RUNS = [
         ("groups", "blocks", "setup"),
         id="overhead",
         marks=(cluster, slow),
+    ),
+    pytest.param(
+        "object_store",
+        ["--rows", "5000", "--chunk-rows", "1500", "--repeat", "1"],
+        4,
+        ("disk", "obstore", "fsspec"),
+        id="object_store",
+        marks=(slow, pytest.mark.skipif(find_spec("moto") is None, reason="moto serves S3")),
     ),
     pytest.param(
         "small_chunks",

@@ -23,9 +23,11 @@ PAGES = [
     "docs/xarray.md",
     "docs/models.md",
     "docs/results.md",
+    "docs/labelled_results.md",
     "docs/comparing.md",
     "docs/choose_a_workflow.md",
     "docs/planning.md",
+    "docs/object_stores.md",
 ]
 
 

@@ -23,6 +23,7 @@ from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import read_blocks
+from nlsq_dask.engines.dask.reading import Retries
 from nlsq_dask.io.sources import observe
 from nlsq_dask.questions.scores import ScoresAt
 from tests.engines.conformance import EngineConformance
@@ -187,7 +188,12 @@ def test_a_reading_that_fails_keeps_nothing(problem, zarrs):
     y = da.from_array(zarrs[1], chunks=500).map_blocks(sometimes, dtype=float, meta=np.empty(0))
     data = observe(zarrs[0], y)
     with dask_engine(
-        data, problem.spec, stage_rows=STAGE_ROWS, cache=True, cache_bytes=ALL_BYTES
+        data,
+        problem.spec,
+        stage_rows=STAGE_ROWS,
+        cache=True,
+        cache_bytes=ALL_BYTES,
+        retries=Retries(0),
     ) as engine:
         with pytest.raises(OSError, match="connection reset"):
             engine.ask(SumsAt(problem.params, problem.basis))

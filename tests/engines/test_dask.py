@@ -12,6 +12,7 @@ from dask.callbacks import Callback
 
 from nlsq_dask import fit
 from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.dask.reading import Retries
 from nlsq_dask.engines.dask.scheduler import active_client
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
@@ -180,5 +181,6 @@ def test_an_error_upstream_reaches_the_user():
 
     y = da.from_array(np.ones(100), chunks=10).map_blocks(fail, dtype=float, meta=np.empty(0))
     problem = plain_problem(100, p=1, sigma=False)
+    engine = dask_engine(observe(problem.x, y), problem.spec, retries=Retries(0))
     with pytest.raises(OSError, match="the disk is gone"):
-        dask_engine(observe(problem.x, y), problem.spec).ask(SumsAt(problem.params, problem.basis))
+        engine.ask(SumsAt(problem.params, problem.basis))

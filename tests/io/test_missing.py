@@ -88,7 +88,7 @@ def test_without_a_wish_nothing_is_selected():
     assert [type(a) for a in data.operands] == [np.ndarray] * 3
 
 
-@pytest.mark.parametrize("mask", [np.zeros(4), [0, 1, 0, 0], "x", np.zeros(4, int), da.zeros(4)])
+@pytest.mark.parametrize("mask", [np.zeros(4), [0, 1, 0, 0], ["x"], np.zeros(4, int), da.zeros(4)])
 def test_masks_hold_truth_values(mask):
     with pytest.raises(InputTypeError, match="^mask has dtype"):
         observe(np.ones(4), np.ones(4), mask=mask)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import fit
+from nlsq_dask import fit, plan
 from nlsq_dask.kernels.sums import block_compilations
 from nlsq_dask.user_model.model import prepare_model
 from tests.support.counting_store import stored
@@ -191,3 +191,17 @@ def test_reads_on_a_cluster(tmp_path, client):
     result = fit_decay(x, da.from_zarr(y), client=client)
     assert_read(x, result.n_passes)
     assert_read(y, result.n_passes)
+
+
+def test_small_chunks_are_read_several_at_one_time(tmp_path):
+    """Each is read once a pass all the same, and the plan counts the blocks."""
+    x = stored(tmp_path / "x", X, (20,))
+    y = stored(tmp_path / "y", Y.astype("f4"), (20,))
+    result = fit_decay(x, y, sigma=0.1)
+    assert_read(x, result.n_passes)
+    assert_read(y, result.n_passes)
+    joined = plan(decay, x, y, p0=[1, 1, 0], time=False)
+    assert joined.blocks == X.size // 160
+    assert joined.bytes_per_pass == x.nbytes + y.nbytes
+    apart = plan(decay, x, da.from_array(Y, chunks=20), p0=[1, 1, 0], time=False)
+    assert apart.blocks == X.size // 20

@@ -134,6 +134,9 @@ def test_the_calls_that_are_advised_help(given, structure, trouble, tmp_path):
     rows, *chunks, begin = TROUBLES[trouble]
     x, y = (given((rows,), (c,), tmp_path) for c in chunks)
     x = structure(x)
+    if trouble == "many" and given is in_zarr:  # a fit reads small chunks several at one time
+        assert warnings_of(x, y) == ()
+        return
     (text,) = warnings_of(x, y)
     assert text.startswith(begin)
     x, y = as_advised(text, tmp_path, x, y)

@@ -47,7 +47,7 @@ def sample_of(engine: DaskEngine, data: Observations, **options: Any) -> Observa
 def finite_problem(data: Observations, client: Any = None) -> InputError | None:
     """What is wrong with the values of the data."""
     with open_engine(data, Kernels(()), client) as engine:
-        return engine.ask(BadValues(len(data.values))).error(data.names)
+        return engine.ask(BadValues(len(data.values))).error(data.names, data.marks)
 
 
 def looked_at_first(engine: Any, data: Observations, question: Any) -> Any:

@@ -15,7 +15,7 @@ from numpy.polynomial import chebyshev, polynomial
 
 from nlsq_dask import _errors
 from nlsq_dask.user_model.model import prepare_model
-from nlsq_dask.user_model.model_spec import call_model
+from nlsq_dask.user_model.model_spec import call_model, trace_model
 from tests.support.models_as_written import IN_PLACE, OPERATORS, PARAMS
 
 TABLE = np.linspace(-1.0, 3.0, 9)
@@ -473,3 +473,13 @@ def test_models_own_error_is_the_cause():
         prepare_model(model)
     assert isinstance(caught.value.__cause__, KeyError)
     assert not isinstance(caught.value, _errors.UntraceableModelError)
+
+
+def test_functions_with_the_same_trace_in_both_styles():
+    source = "lambda x, a, b: a * xp.clip(x, b, None)"
+    of_jax, of_numpy = (prepare_model(eval(source, {"xp": xp})) for xp in (jnp, np))
+
+    assert (of_jax.style, of_numpy.style) == ("jax", "numpy")
+    assert of_jax.token != of_numpy.token
+    for spec in (of_jax, of_numpy):
+        assert trace_model(spec, 11).out_avals[0].shape == (11,)

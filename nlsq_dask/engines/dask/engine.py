@@ -20,12 +20,14 @@ from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choos
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.groups import Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
+from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
+from nlsq_dask.engines.dask.signals import Show, show_nothing
 from nlsq_dask.engines.dask.task import Work, answer_of_group
 from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion
 
@@ -61,6 +63,8 @@ class Streaming:
         keeps more than 60 % of its memory limit, less the memory in use and the memory for reading.
         None is half of the memory available to this process; on a cluster, as much as each worker
         has room for.
+    retries : Retries
+        How a failed reading is tried again.
     """
 
     stream: Stream
@@ -69,11 +73,16 @@ class Streaming:
     threads: int | None = None
     cache: CacheChoice = False
     cache_bytes: int | None = None
+    retries: Retries = DEFAULT_RETRIES
 
     @property
     def read_ahead(self) -> int:
         """Number of blocks that a task reads ahead of the kernel."""
         return prefetch_depth(self.stream)
+
+    def work(self, kernels: Kernels, layout: Layout) -> Work:
+        """What all groups have in common."""
+        return Work(kernels, layout, self.stage_rows, self.read_ahead, self.retries)
 
     def keeping(self, row_values: int) -> Keeping:
         """Which groups keep their rows after the first pass.
@@ -109,6 +118,8 @@ class DaskEngine:
         By default Dask's local scheduler runs the groups, and no rows are kept.
     progress : callable, optional
         Called as ``progress(pass_number, blocks_done, blocks)``.
+    show : callable, optional
+        Called with a few words if tasks wait, as for a store that fails.
 
     Attributes
     ----------
@@ -124,28 +135,30 @@ class DaskEngine:
         kernels: Kernels,
         streaming: Streaming | None = None,
         progress: PassProgress | None = None,
+        show: Show = show_nothing,
     ) -> None:
         self.streaming = streaming or Streaming(make_stream(data))
         self.kernels = kernels
         self.n_passes = 0
         self._data = data
         self._progress = progress
+        self._show = show
         self.keeping = self.streaming.keeping(len(data.values))
-        stage_rows, read_ahead = self.streaming.stage_rows, self.streaming.read_ahead
         self._runner = runner_of(
             self.stream,
-            Work(kernels, data.layout, stage_rows, read_ahead),
+            self.streaming.work(kernels, data.layout),
             self._report,
             client=self.streaming.client,
             threads=self.streaming.threads,
             keeping=self.keeping,
+            show=show,
         )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._runner.close()
+    def __exit__(self, *error: object) -> None:
+        self._runner.close(failed=any(part is not None for part in error))
 
     @property
     def stream(self) -> Stream:
@@ -167,7 +180,7 @@ class DaskEngine:
         block_rows = largest_block(self.stream.chunks)
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
-        return DaskEngine(self._data, self.kernels, streaming, self._report_sample)
+        return DaskEngine(self._data, self.kernels, streaming, self._report_sample, self._show)
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:

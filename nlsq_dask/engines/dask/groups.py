@@ -15,7 +15,7 @@ import gc
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,6 +133,8 @@ class Stream:
         Most decoded bytes that a task holds at one time to make a block.
     shared_bytes : int
         Decoded bytes of the pieces that many tasks need. They stay in memory through the fit.
+    names : dict
+        Names of the arrays in messages, by their names in the graph.
     """
 
     groups: tuple[Group, ...]
@@ -142,6 +144,7 @@ class Stream:
     block_bytes: int
     piece_bytes: int
     shared_bytes: int
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_blocks(self) -> int:
@@ -228,6 +231,7 @@ def make_stream(
         max(sizes),
         _piece_bytes(data, max(sizes) + most_open(pieced_arrays, chunks, grouping)),
         shared_bytes(pieced_arrays, chunks, grouping.tasks),
+        _names(data, arrays),
     )
 
 
@@ -278,6 +282,12 @@ def _cut_pieces(data: Observations, chunks: Chunks) -> dict[Key, Announced]:
         if is_dask(array) and array.chunks != _own_chunks(array, chunks)
         for index, box in block_boxes(array.chunks)
     }
+
+
+def _names(data: Observations, matched: Sequence[Array]) -> dict[str, str]:
+    """Names of the arrays in messages, by their names in the graph, as passed and as rechunked."""
+    named = zip((*data.operands, *matched), data.layout.names * 2, strict=True)
+    return {array.name: name for array, name in named if is_dask(array)}
 
 
 def _match_chunks(array: Array, chunks: Chunks) -> Array:

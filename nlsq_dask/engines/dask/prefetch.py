@@ -11,13 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dask._task_spec import DataNode, GraphNode, Task
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Group, Step, Stream
+from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
 from nlsq_dask.io.lazy_arrays import zarr_inside
+from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import Block, Layout
 
 # Blocks that are read ahead from an object store. With 30 ms of latency and chunks of 8 MB, a chunk
@@ -34,20 +37,26 @@ LOCAL_STORES = ("LocalStore", "MemoryStore", "ZipStore", "GpuMemoryStore")
 LOCAL_PROTOCOLS = ("file", "local", "memory")
 
 
-def read_blocks(group: Group, external: Mapping[Key, Any], layout: Layout) -> Iterator[Block]:
+def read_blocks(
+    group: Group, external: Mapping[Key, Any], layout: Layout, reading: Reading = AT_ONCE
+) -> Iterator[Block]:
     """Make the blocks of a group one after the other, and drop what no later block needs.
 
     Raises
     ------
     InputError, InputTypeError
         If an array of a block has another shape than announced, or values that are no numbers.
+    ReadingError
+        If an array of a block cannot be read.
     """
     values = dict(external)
     for key in group.announced.keys() & values.keys():
         group.announced[key].check(values[key])
-    for step in group.steps:
+    for number, step in enumerate(group.steps):
+        reading.begin(number)
         for node, drop in step.nodes:
-            values[node.key] = node(values)
+            place = partial(_place, node, values, group, step, layout)
+            values[node.key] = reading.made(node, values, place)
             if node.key in group.announced:
                 group.announced[node.key].check(values[node.key])
             for key in drop:
@@ -60,19 +69,35 @@ def read_blocks(group: Group, external: Mapping[Key, Any], layout: Layout) -> It
             del values[key]
 
 
+def _place(
+    node: GraphNode, values: Mapping[Key, Any], group: Group, step: Step, layout: Layout
+) -> Place:
+    """What a node that fails is a part of."""
+    nodes = {n.key: n for s in group.steps for n, _ in s.nodes}
+    operands = [
+        (operand.key, layout.announced(number, step.index, step.box))
+        for number, operand in enumerate(step.operands)
+    ]
+    return place_in_group(node, values, nodes, operands, group.announced)
+
+
 def read_ahead(
-    group: Group, external: Mapping[Key, Any], layout: Layout, depth: int
+    group: Group,
+    external: Mapping[Key, Any],
+    layout: Layout,
+    depth: int,
+    reading: Reading = AT_ONCE,
 ) -> Iterator[Block]:
     """Make the blocks of a group in their order, and up to `depth` of the next blocks meanwhile.
 
     Nothing is read ahead in a group whose blocks use arrays that earlier blocks made.
     """
-    if depth < 1 or len(group.steps) < 2 or not _independent(group):
-        yield from read_blocks(group, external, layout)
+    if depth < 1 or reading.tells or len(group.steps) < 2 or not _independent(group):
+        yield from read_blocks(group, external, layout, reading)
         return
 
     def make(step: Step) -> Block:
-        return next(read_blocks(replace(group, steps=(step,)), external, layout))
+        return next(read_blocks(replace(group, steps=(step,)), external, layout, reading))
 
     coming: deque[Future[Block]] = deque()
     with ThreadPoolExecutor(depth, "nlsq-read") as pool:

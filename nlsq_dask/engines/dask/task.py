@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
@@ -19,6 +19,8 @@ from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
+from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
+from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -40,12 +42,21 @@ class Work:
         Rows of a thread's staging buffer.
     read_ahead : int
         Number of blocks that are read ahead of the kernel.
+    retries : Retries
+        How a failed reading is tried again.
+    fit : str
+        Identifier of the fit, for the signals between its tasks and the fit.
+    tells : bool
+        Whether each block is told before it is read, since workers have died with the group.
     """
 
     kernels: Kernels
     layout: Layout
     stage_rows: int = STAGE_ROWS
     read_ahead: int = 0
+    retries: Retries = DEFAULT_RETRIES
+    fit: str = ""
+    tells: bool = False
 
 
 @without_collections()
@@ -80,7 +91,8 @@ def answer_of_group(
     """
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(group.external, external, strict=True))
-    blocks = read_ahead(group, values, work.layout, work.read_ahead)
+    reading = Reading(work.retries, signals_of(work.fit), work.tells)
+    blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
     if isinstance(question, BlockQuestion):
         total = question.zero()
         for step, block in zip(group.steps, blocks, strict=True):
@@ -90,6 +102,17 @@ def answer_of_group(
     if isinstance(task_group, KeptGroup):
         return task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
     return accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
+
+
+def telling(
+    function: Callable[..., AnswerT],
+    task_group: AnyGroup,
+    external: Sequence[Any],
+    work: Work,
+    *args: Any,
+) -> AnswerT:
+    """Run a function of a group such that each block is told before it is read."""
+    return function(task_group, external, replace(work, tells=True), *args)
 
 
 def add_in_order(answers: Sequence[AnswerT]) -> AnswerT:

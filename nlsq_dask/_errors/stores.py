@@ -1,0 +1,114 @@
+"""Errors of stored arrays: their locations, groups and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nlsq_dask._errors.kinds import (
+    InputError,
+    InputTypeError,
+    MissingLibraryError,
+    join_names,
+    shown,
+)
+
+# Extra of this package for a scheme.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
+
+# Files of other formats, and what opens each.
+_OPENERS = {
+    ".nc": "xarray.open_dataset",
+    ".nc4": "xarray.open_dataset",
+    ".h5": "h5py.File",
+    ".hdf5": "h5py.File",
+    ".npy": "numpy.load(..., mmap_mode='r')",
+    ".csv": "pandas.read_csv",
+    ".parquet": "dask.dataframe.read_parquet",
+}
+
+
+def location_not_opened(name: str, url: str, cause: str) -> InputError:
+    opener = next((call for end, call in _OPENERS.items() if url.lower().endswith(end)), None)
+    why = "there is no Zarr array there" if not cause else f"it cannot be read ({cause})"
+    remedy = "check the location, and storage_options= for an object store"
+    if opener is not None:
+        why, remedy = "the file is of another format", f"open it with {opener} and pass its array"
+    return InputError(
+        f"{name} = {url!r} is taken for the location of a Zarr array, but {why}: {remedy}."
+    )
+
+
+def location_is_a_group(name: str, url: str, arrays: Sequence[str]) -> InputError:
+    example = f"{url.rstrip('/')}/{arrays[0] if arrays else 'y'}"
+    return InputError(
+        f"{name} = {url!r} is a Zarr group{_of(arrays)}, and a fit needs an array: pass its "
+        f"location, for example {example!r}."
+    )
+
+
+def location_with_query(name: str, url: str) -> InputError:
+    return InputError(
+        f"{name} = {url!r} has a query behind it, which a store does not take along to the chunks: "
+        "pass the credentials in storage_options=, for example {'sas_token': ...}."
+    )
+
+
+def location_needs_library(name: str, url: str, scheme: str, cause: object) -> MissingLibraryError:
+    extra = _EXTRAS.get(scheme)
+    package = f"nlsq_dask[{extra}]" if extra else "fsspec and its file system for this scheme"
+    return MissingLibraryError(
+        f"{name} = {url!r} needs a library that is not installed ({cause}): install {package}."
+    )
+
+
+def storage_options_unused() -> InputError:
+    return InputError(
+        "storage_options was passed, but no argument is the URL of an array: pass URLs, for "
+        "example y='s3://bucket/decay.zarr/y', or leave storage_options out."
+    )
+
+
+def storage_options_form(kind: str) -> InputTypeError:
+    return InputTypeError(
+        f"storage_options is a {kind}, and has to be a dictionary of the options of the object "
+        "store, for example {'key': ..., 'secret': ...}."
+    )
+
+
+def group_given(name: str, kind: str, arrays: Sequence[str]) -> InputTypeError:
+    opened = "group" if kind == "group" else "zarr.open_group(store, mode='r')"
+    example = arrays[0] if arrays else "y"
+    return InputTypeError(
+        f"{name} is a Zarr {kind}{_of(arrays)}, and a fit needs an array: pass the array, for "
+        f"example {opened}[{example!r}]."
+    )
+
+
+def _of(arrays: Sequence[str]) -> str:
+    return f" of the arrays {join_names(arrays)}" if arrays else ""
+
+
+def chunk_not_decoded(path: str, slices: str, cause: object) -> InputError:
+    named = f"the Zarr array {path!r}" if path else "a Zarr array"
+    return InputError(
+        f"the part [{slices}] of {named} cannot be decoded to the shape and dtype that the array "
+        f"announces ({cause}): a chunk is damaged, or was written while the fit ran. Store the "
+        "array again."
+    )
+
+
+def attribute_not_a_number(name: str, attribute: str, value: object) -> InputError:
+    return InputError(
+        f"the attribute {attribute} = {shown(value)} of {name} does not hold the numbers that the "
+        "CF conventions ask for, so that the stored numbers cannot be decoded: correct the "
+        "attribute, or pass decode=False to fit the stored numbers."
+    )
+
+
+def not_decoded(name: str, packing: str) -> InputError:
+    return InputError(
+        f"the attributes of {name} say that its numbers are packed, or mark missing values "
+        f"({packing}), and xarray has not decoded them: open the data with mask_and_scale=True, "
+        "or call xarray.decode_cf(dataset). If the numbers are the values all the same, pass "
+        "decode=False."
+    )

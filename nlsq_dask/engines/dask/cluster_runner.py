@@ -1,0 +1,237 @@
+"""Run the groups of a pass on a distributed cluster, whose workers may die.
+
+On a cluster the groups are results of tasks. If a worker dies, the scheduler makes its groups and
+sums again on another worker, and nothing is lost. A pass ends at its first group that fails. The
+cluster then forgets all tasks of the fit, as it does after success and after an interrupt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from dask.typing import Key
+
+from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
+from nlsq_dask.engines.dask.cluster_pass import ClusterPass
+from nlsq_dask.engines.dask.groups import Stream
+from nlsq_dask.engines.dask.reading import shared_nodes
+from nlsq_dask.engines.dask.signals import Ears, Show, listen
+from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
+from nlsq_dask.engines.dask.tree import BlockProgress, tree
+from nlsq_dask.engines.dask.watch import Watch
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+# Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
+FORGET_SECONDS = 0.5
+
+
+class ClusterRunner:
+    """Runs groups as tasks of a distributed cluster.
+
+    Keys carry an identifier of the fit and the number of the pass, because the scheduler does not
+    run a key again while it has its result. The first words of the keys stay the same from pass to
+    pass: the scheduler learns durations by them, and the dashboard groups tasks by them.
+
+    A group that keeps its rows is assigned to a worker. It runs elsewhere only if that worker is
+    gone.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        work: Work,
+        client: Client,
+        progress: BlockProgress,
+        keeping: Keeping | None,
+        show: Show,
+    ) -> None:
+        self._client = client
+        self._progress = progress
+        self._stream = stream
+        self._fit = uuid.uuid4().hex
+        keeping = keeping or keep_nothing(stream)
+        self._workers = keeping.workers
+        self._work: list[Future[Any]] = []
+        self._groups: list[Future[Any]] = []
+        self._external: list[list[Future[Any]]] = []
+        self._keys: set[str] = set()  # of the tasks of the fit, and of its last pass
+        self._ears = Ears(show)
+        listen(client)
+        try:
+            self._send(stream, replace(work, fit=self._ears.fit), keeping)
+        except BaseException:
+            self.close(failed=True)
+            raise
+        self._lasting = frozenset(self._keys)
+
+    def _send(self, stream: Stream, work: Work, keeping: Keeping) -> None:
+        """Send the groups, the work, and what all groups share, to the cluster."""
+        self._work = self._map("nlsq-work", unpacked, [None], [packed(work)])
+        blobs = [packed(group) for group in keeping.groups]
+        self._groups = self._map("nlsq-group", unpacked, keeping.workers, blobs)
+        keys = list(stream.shared_keys)
+        graph = shared_nodes(stream.shared, stream.names, work.retries, work.fit)
+        futures = self._client.get(graph, keys, sync=False) if keys else []
+        shared = dict(zip(keys, futures, strict=True))
+        self._external = [
+            [shared[k] if k in shared else self._existing(k) for k in group.external]
+            for group in stream.groups
+        ]
+
+    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
+        self._keys = set(self._lasting)
+        watch = Watch(self._client, self._ears)
+        submit = _Submit(self, name, function, args)
+        a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress)
+        try:
+            return a_pass.answer()
+        finally:
+            a_pass.release()
+
+    def submit_groups(
+        self, name: str, numbers: Sequence[int], function: Callable[..., Any], args: Sequence[Any]
+    ) -> list[Future[Any]]:
+        """Submit a function of some groups, by number."""
+        return self._map(
+            f"nlsq-{name}",
+            function,
+            [self._workers[i] for i in numbers],
+            [self._groups[i] for i in numbers],
+            [self._external[i] for i in numbers],
+            self._work * len(numbers),
+            *([arg] * len(numbers) for arg in args),
+            numbers=numbers,
+        )
+
+    def submit_tree(self, name: str, groups: Sequence[Future[Any]]) -> list[Future[Any]]:
+        """Submit the tree that adds the answers of all groups."""
+        parts: dict[Key, Future[Any]] = {f.key: f for f in groups}
+        nodes = []
+        for key, keys in tree(list(parts), f"nlsq-reduce-{name}-{self._fit}"):
+            node = "-".join(map(str, key))
+            self._keys.add(node)
+            added = [parts[k] for k in keys]
+            parts[key] = self._client.submit(add_in_order, added, key=node, pure=False)
+            nodes.append(parts[key])
+        return nodes
+
+    def close(self, *, failed: bool = False) -> None:
+        """Let the cluster forget the groups and their rows.
+
+        Parameters
+        ----------
+        failed : bool
+            Whether the fit failed or was interrupted. Futures may then be left that no list has,
+            as an interrupt may come at any place.
+        """
+        self._ears.close()
+        _release((*self._groups, *self._work, *chain.from_iterable(self._external)))
+        self._groups, self._external, self._work = [], [], []
+        if failed and self._client.status == "running":
+            with suppress(OSError):  # the scheduler is gone, and its tasks with it
+                self._client.sync(_forgotten, self._client, self._fit, sorted(self._keys))
+
+    def _map(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        workers: Sequence[str | None],
+        *args: Sequence[Any],
+        numbers: Sequence[int] | None = None,
+    ) -> list[Future[Any]]:
+        """Submit a task for each set of arguments, on its worker; None lets the scheduler choose.
+
+        Groups travel as bytes, and tasks unpack them. The scheduler would run the graph nodes of a
+        group that is passed as it is, and scattered data die with their worker. Dask tries no task
+        again: what a later attempt may not meet is an error of reading, and a task tries that
+        itself.
+        """
+        names = range(len(workers)) if numbers is None else numbers
+        futures: dict[int, Future[Any]] = {}
+        of_worker: dict[str | None, list[int]] = defaultdict(list)
+        for i, worker in enumerate(workers):
+            of_worker[worker].append(i)
+        for worker, chosen in of_worker.items():
+            keys = [f"{name}-{names[i]}-{self._fit}" for i in chosen]
+            self._keys.update(keys)
+            made = self._client.map(
+                function,
+                *([values[i] for i in chosen] for values in args),
+                key=keys,
+                workers=worker,
+                allow_other_workers=worker is not None,
+            )
+            futures.update(zip(chosen, made, strict=True))
+        return [futures[i] for i in range(len(workers))]
+
+    def _existing(self, key: Key) -> Future[Any]:
+        """A key that the user persisted on the cluster."""
+        from distributed import Future
+
+        future: Future[Any] = Future(key, self._client)
+        return future
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    """Sends the tasks of one pass; see :class:`~nlsq_dask.engines.dask.cluster_pass.Submit`."""
+
+    runner: ClusterRunner
+    name: str
+    function: Callable[..., Any]
+    args: Sequence[Any]
+
+    def groups(self, numbers: Sequence[int], *, tells: bool) -> list[Future[Any]]:
+        function = partial(telling, self.function) if tells else self.function
+        name = f"{self.name}-again" if tells else self.name
+        return self.runner.submit_groups(name, numbers, function, self.args)
+
+    def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
+        name = f"{self.name}-again-{attempt}" if attempt else self.name
+        return self.runner.submit_tree(name, groups)
+
+
+def _release(futures: Iterable[Future[Any]]) -> None:
+    """Let the cluster forget futures now, whatever still refers to them."""
+    for future in futures:
+        future.release()
+
+
+async def _forgotten(client: Client, fit: str, known: Sequence[Key]) -> None:
+    """Wait until the scheduler has forgotten the tasks of a fit that failed, but not for long.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    fit : str
+        Identifier of the fit, a part of the keys of its tasks.
+    known : sequence of key
+        Tasks that were released.
+    """
+    from distributed import Future
+
+    await asyncio.sleep(0)  # the loop takes the releases that are on the way
+    unlisted = [key for key in list(client.futures) if fit in str(key)]
+    left: list[Future[Any]] = [Future(key, client) for key in unlisted]
+    if left:
+        await client.cancel(left, force=True, asynchronous=True)
+        _release(left)
+    end = time.monotonic() + FORGET_SECONDS
+    scheduler: Any = client.scheduler
+    while scheduler is not None and time.monotonic() < end:
+        states = await scheduler.get_task_status(keys=[*known, *unlisted])
+        if not any(states.values()):
+            break
+        await asyncio.sleep(0.01)

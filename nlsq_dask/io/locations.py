@@ -1,0 +1,255 @@
+"""Zarr arrays by their location: a path, or the URL of an object in a store.
+
+Object stores are opened by obstore, where it is installed and knows the scheme, and otherwise by
+fsspec. Options have the names of either library; names of the credentials and of the endpoint are
+translated. A process opens a store once for each bucket and options.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from nlsq_dask import _errors
+
+# Schemes of obstore, and its class for each.
+_OBSTORE = {
+    "s3": "S3Store",
+    "s3a": "S3Store",
+    "gs": "GCSStore",
+    "gcs": "GCSStore",
+    "az": "AzureStore",
+    "abfs": "AzureStore",
+    "http": "HTTPStore",
+    "https": "HTTPStore",
+}
+
+# Argument with the name of the bucket, where it is not "bucket".
+_BUCKET = {"AzureStore": "container_name"}
+
+# Packages of fsspec's file systems.
+_FILE_SYSTEMS = {
+    "S3Store": "s3fs",
+    "GCSStore": "gcsfs",
+    "AzureStore": "adlfs",
+    "HTTPStore": "aiohttp",
+}
+
+# Names of s3fs, gcsfs and adlfs, and those of obstore for the same options.
+_NAMES = {
+    "S3Store": {
+        "key": "access_key_id",
+        "secret": "secret_access_key",
+        "token": "session_token",
+        "anon": "skip_signature",
+        "endpoint_url": "endpoint",
+        "region_name": "region",
+    },
+    "GCSStore": {"token": "service_account_path", "endpoint_url": "base_url"},
+    "AzureStore": {"sas_token": "sas_key", "anon": "skip_signature"},
+    "HTTPStore": {},
+}
+
+# Options that are no secrets. The values of all others are kept out of messages.
+_HARMLESS = {
+    *("endpoint", "endpoint_url", "base_url", "region", "region_name", "anon", "skip_signature"),
+    *("account_name", "allow_http", "use_ssl", "project", "bucket", "asynchronous"),
+}
+
+# Exceptions by which libraries say that a store does not answer or refuses, if they are imported.
+_FAILURES = (
+    ("obstore.exceptions", "BaseError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+
+# Texts shorter than this are no secrets. Hiding them would garble the message.
+SHORTEST_SECRET = 4
+
+# Stores of obstore that this process has opened: kind, root and options of each.
+_opened: deque[tuple[tuple[str, str, dict[str, Any]], Any]] = deque(maxlen=32)
+_LOCK = threading.Lock()
+
+
+def is_location(value: Any) -> bool:
+    """Whether an argument is a path or a URL."""
+    return isinstance(value, str | os.PathLike)
+
+
+def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -> Any:
+    """Open a Zarr array for reading.
+
+    Parameters
+    ----------
+    location : str or path-like
+        Path of the array, or its URL.
+    name : str
+        Name of the argument in messages.
+    options : mapping or None
+        Options of the object store.
+
+    Returns
+    -------
+    zarr.Array
+
+    Raises
+    ------
+    InputError
+        If there is no Zarr array, or the store cannot be read. The message shows no credential.
+    MissingLibraryError
+        If no library is installed that opens such a URL.
+    """
+    import zarr
+
+    url, given = os.fspath(location), dict(options or {})
+    shown = _shown(url)
+    if urlsplit(url).query:
+        raise _errors.location_with_query(name, shown)
+    found: Any = None
+    try:
+        store, path = _store_of(url, given)
+        found = zarr.open(store, path=path, mode="r")
+    except ImportError as error:
+        raise _errors.location_needs_library(name, shown, urlsplit(url).scheme, error) from error
+    except _failures() as error:
+        text = _without_secrets(str(error), url, given)
+        missing = isinstance(error, zarr.errors.NodeNotFoundError | FileNotFoundError)
+        cause = "" if missing else text.partition("\n")[0]  # obstore adds pages for its authors
+        problem = _errors.location_not_opened(name, shown, cause)
+        raise problem from (error if text == str(error) else None)
+    if not isinstance(found, zarr.Array):
+        raise _errors.location_is_a_group(name, shown, names_in(found))
+    return found
+
+
+def names_in(group: Any) -> list[str]:
+    """Names of the arrays of a Zarr group; none where the store cannot list them."""
+    try:
+        return sorted(str(name) for name in group.array_keys())
+    except _failures():
+        return []
+
+
+def _store_of(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """The store of a URL, and the path of the array in the store."""
+    from zarr.storage import FsspecStore, LocalStore
+
+    parts = urlsplit(url)
+    if len(parts.scheme) < 2:  # no scheme, or the letter of a drive
+        return LocalStore(Path(url).absolute(), read_only=True), ""
+    if parts.scheme in ("file", "local"):
+        return LocalStore(Path(unquote(parts.netloc + parts.path)), read_only=True), ""
+    kind = _OBSTORE.get(parts.scheme)
+    if kind is not None and importlib.util.find_spec("obstore") is not None:
+        root = f"{parts.scheme}://{parts.netloc}"
+        store = _object_store(kind, root, _for_obstore(kind, options, root))
+        path = unquote(parts.path) if kind == "HTTPStore" else parts.path
+        if store is not None:
+            return store, path.strip("/")
+    given = _for_fsspec(kind, options)
+    return FsspecStore.from_url(url.rstrip("/"), storage_options=given, read_only=True), ""
+
+
+def _object_store(kind: str, root: str, options: dict[str, Any]) -> Any:
+    """A store of obstore, opened once in a process for each bucket and options.
+
+    None if obstore does not know an option, and fsspec may.
+    """
+    import obstore.store
+    from zarr.storage import ObjectStore
+
+    wanted = (kind, root, options)
+    with _LOCK:
+        for key, store in _opened:
+            if key == wanted:
+                return store
+        try:
+            if kind == "HTTPStore":
+                made = obstore.store.HTTPStore.from_url(root, **options)
+            else:
+                bucket = {_BUCKET.get(kind, "bucket"): urlsplit(root).netloc}
+                made = getattr(obstore.store, kind)(**bucket, **options)
+        except obstore.exceptions.UnknownConfigurationKeyError:
+            if importlib.util.find_spec(_FILE_SYSTEMS[kind]) is None:
+                raise
+            return None
+        _opened.append((wanted, ObjectStore(made, read_only=True)))
+        return _opened[-1][1]
+
+
+def _for_obstore(kind: str, options: Mapping[str, Any], root: str = "") -> dict[str, Any]:
+    """Options with the names of obstore."""
+    made = {}
+    for name, value in _flat(options).items():
+        made[_NAMES[kind].get(name, name)] = value
+    if kind == "GCSStore" and isinstance(made.get("service_account_path"), str):
+        path = made["service_account_path"]
+        if path in ("anon", "google_default", "cloud"):  # words of gcsfs, not paths
+            del made["service_account_path"]
+            made |= {"skip_signature": True} if path == "anon" else {}
+    if str(made.get("endpoint", root)).startswith("http:"):
+        made["client_options"] = {"allow_http": True} | dict(made.get("client_options", {}))
+    return made
+
+
+def _for_fsspec(kind: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the names of fsspec's file systems."""
+    if kind is None:
+        return dict(options)
+    back = {ours: theirs for theirs, ours in _NAMES[kind].items()}
+    made = {back.get(name, name): value for name, value in options.items()}
+    made.pop("client_options", None)
+    if "region_name" in made:
+        region = {"region_name": made.pop("region_name")}
+        made["client_kwargs"] = region | dict(made.get("client_kwargs", {}))
+    return made
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, with those of s3fs for its client among the others."""
+    flat = dict(options)
+    return flat | dict(flat.pop("client_kwargs", {}))
+
+
+def _shown(url: str) -> str:
+    """A URL without the parts that may hold credentials."""
+    parts = urlsplit(url)
+    if len(parts.scheme) < 2:
+        return url
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
+def _without_secrets(text: str, url: str, options: Mapping[str, Any]) -> str:
+    """A text in which the values of options are hidden, but for harmless ones."""
+    userinfo = urlsplit(url).netloc.rpartition("@")[0]
+    for secret in {userinfo, *userinfo.split(":"), *_values(options)}:
+        if len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return text
+
+
+def _values(options: Mapping[str, Any]) -> Iterator[str]:
+    """Texts among the values of options that may be secret."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        elif name not in _HARMLESS and isinstance(value, str):
+            yield value
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Exceptions of a store that does not answer, or that refuses the request or an option."""
+    loaded = ((sys.modules.get(module), name) for module, name in _FAILURES)
+    foreign = (getattr(module, name) for module, name in loaded if module is not None)
+    return (OSError, ValueError, KeyError, TypeError, NotImplementedError, *foreign)

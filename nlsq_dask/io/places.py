@@ -1,0 +1,60 @@
+"""Where a part of an array lies: its place in messages, down to the chunks of a Zarr store."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nlsq_dask.io.chunks import Box
+
+# Most chunk keys that are looked up for a message.
+MOST_KEYS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of the data of a fit, for messages.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Names of the arrays that the part belongs to; empty for an array upstream.
+    index : tuple of int
+        Index of the block.
+    box : tuple of slice
+        Rows of the block; empty if they are not known.
+    stored : tuple of str
+        Zarr chunks that hold the part, each store with the first few of its keys.
+    """
+
+    names: tuple[str, ...]
+    index: tuple[int, ...] = ()
+    box: Box = ()
+    stored: tuple[str, ...] = ()
+
+
+def stored_chunks(array: Any, box: tuple[slice, ...] | None) -> str:
+    """The chunks (or shards) of a Zarr array that hold a part of it, by key, and its store.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    box : tuple of slice or None
+        The part; None if it is not known.
+    """
+    name = str(array.store)
+    if box is None or len(box) != array.ndim:
+        return f"array {array.path!r} of {name}" if array.path else name
+    chunks = array.shards or array.chunks
+    ranges = []
+    for part, n, chunk in zip(box, array.shape, chunks, strict=True):
+        start, stop, _ = part.indices(n)
+        ranges.append(range(start // chunk, max(math.ceil(stop / chunk), start // chunk + 1)))
+    prefix = f"{array.path}/" if array.path else ""
+    few = itertools.islice(itertools.product(*ranges), MOST_KEYS)
+    keys = [prefix + array.metadata.encode_chunk_key(index) for index in few]
+    more = math.prod(map(len, ranges)) - len(keys)
+    listed = f"{', '.join(keys)} and {more} more" if more else ", ".join(keys)
+    return f"chunk {listed} of {name}" if len(keys) == 1 else f"chunks {listed} of {name}"

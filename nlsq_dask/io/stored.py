@@ -1,0 +1,217 @@
+"""Arguments of a fit that are stored arrays: Zarr arrays, and how their numbers become values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.io.cf import Decoding, declares_packing
+from nlsq_dask.io.chunks import joined_chunks
+from nlsq_dask.io.leaf import Leaf
+from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr, is_zarr_group, is_zarr_store
+from nlsq_dask.io.locations import is_location, names_in, open_location
+from nlsq_dask.io.missing import number_in
+
+DECODE = ("cf", False)
+
+# Attribute with which xarray names the dimensions of an array in Zarr's format 2.
+DIMENSIONS_OF_XARRAY = "_ARRAY_DIMENSIONS"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredArray:
+    """A Zarr array as an argument of a fit.
+
+    Attributes
+    ----------
+    array : zarr.Array
+    decoding : Decoding or None
+        How its numbers become values; None if they are the values.
+    blocks : tuple of int or None
+        Lengths of the pieces in which it is read, of whole chunks or shards. None is one of them.
+    """
+
+    array: Any
+    decoding: Decoding | None = None
+    blocks: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def read_chunks(self) -> tuple[int, ...]:
+        """Lengths of the least part that is decoded by itself: a shard, or a chunk."""
+        return tuple(self.array.shards or self.array.chunks)
+
+    def lazy(self) -> Any:
+        """A Dask array of the values, in chunks (or shards) that one read decodes, or several.
+
+        The task that reads a chunk also decodes it.
+        """
+        import dask.array as da
+
+        leaf, chunks = Leaf(self.array), self.blocks or self.read_chunks
+        stored = da.from_array(leaf, chunks=chunks, name=leaf.name, inline_array=True)
+        if self.decoding is None:
+            return stored
+        axes, dtype = tuple(range(stored.ndim)), self.decoding.dtype
+        meta = np.empty((0,) * stored.ndim, dtype)
+        return da.blockwise(
+            self.decoding, axes, stored, axes, dtype=dtype, meta=meta, token="nlsq-decoded"
+        )
+
+
+def of_zarr(array: Any, name: str) -> StoredArray:
+    """A Zarr array whose values are those that its attributes declare."""
+    return StoredArray(array, Decoding.of(_attributes(array), array.dtype, name))
+
+
+def stored_argument(
+    value: Any, name: str, decode: Any, options: Mapping[str, Any] | None = None
+) -> Any:
+    """An argument with its stored arrays as :class:`StoredArray`; other values as they are.
+
+    Parameters
+    ----------
+    value : object
+        Argument of a fit. The items of a tuple are arguments, too.
+    name : str
+        Name of the argument in messages.
+    decode : "cf" or False
+        Whether attributes say what the numbers mean.
+    options : mapping, optional
+        Options of the object store, for a value that is a URL.
+
+    Raises
+    ------
+    InputError
+        If `decode` is another value, if the attributes hold no numbers, if xarray was told not to
+        decode, or if a location is not that of a Zarr array.
+    InputTypeError
+        If the value is a Zarr group or a store.
+    MissingLibraryError
+        If no library is installed that opens a URL.
+    """
+    if not (decode is False or (isinstance(decode, str) and decode == "cf")):
+        raise _errors.unknown_choice("decode", decode, DECODE)
+    if isinstance(value, tuple):
+        items = enumerate(value)
+        return tuple(stored_argument(item, f"{name}[{i}]", decode, options) for i, item in items)
+    if is_location(value):
+        value = open_location(value, name, options)
+    if is_zarr(value):
+        return of_zarr(value, name) if decode else StoredArray(value)
+    if decode and is_xarray(value):
+        packing = declares_packing(value.attrs, value.dtype, name)
+        if packing:
+            raise _errors.not_decoded(name, packing)
+    if is_zarr_group(value):
+        raise _errors.group_given(name, "group", names_in(value))
+    if is_zarr_store(value):
+        raise _errors.group_given(name, "store", ())
+    return value
+
+
+def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
+    """Arguments whose small chunks are read several at one time.
+
+    Chunks are joined only if all arrays of the size of `y` that have chunks are stored in the same
+    chunks. Their blocks then hold the same rows, and each chunk is read once.
+
+    Parameters
+    ----------
+    x, y, *others : object
+        As :func:`stored_argument` returns them.
+    """
+    shape = getattr(y, "shape", None)
+    if not isinstance(shape, tuple):
+        return [x, y, *others]
+    parts = (part for a in (x, y, *others) for part in (a if isinstance(a, tuple) else (a,)))
+    shapes = ((part, getattr(part, "shape", None)) for part in parts)
+    full = [part for part, own in shapes if isinstance(own, tuple) and own == shape]
+    grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
+    if len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
+        return [x, y, *others]
+    blocks = joined_chunks(shape, grids.pop())
+
+    def joined(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(joined, value))
+        is_full = isinstance(value, StoredArray) and value.shape == shape
+        return replace(value, blocks=blocks) if is_full else value
+
+    return [joined(value) for value in (x, y, *others)]
+
+
+def check_options(options: Any, arguments: Iterable[Any]) -> None:
+    """Check that options of an object store are a mapping, and that an argument needs them.
+
+    Raises
+    ------
+    InputTypeError
+        If the options are no mapping. The message does not show them.
+    InputError
+        If no argument is the URL of an array.
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise _errors.storage_options_form(type(options).__name__)
+    parts = (part for a in arguments for part in (a if isinstance(a, tuple) else (a,)))
+    if options and not any(is_location(part) and "://" in str(part) for part in parts):
+        raise _errors.storage_options_unused()
+
+
+def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:
+    """Let a decoded array make NaN of the stored number that marks missing values.
+
+    Parameters
+    ----------
+    y : object
+        As :func:`stored_argument` returns it.
+    fill_value : number or None
+        Argument of the fit, as it is stored.
+
+    Returns
+    -------
+    y : object
+    fill_value : number or None
+        NaN if `y` is decoded.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If the array cannot hold the fill value.
+    """
+    if fill_value is None or not isinstance(y, StoredArray) or y.decoding is None:
+        return y, fill_value
+    if isinstance(fill_value, float | np.floating) and np.isnan(fill_value):
+        return y, fill_value
+    number = number_in(fill_value, np.dtype(y.decoding.stored)).item()
+    decoding = y.decoding.with_missing("fill_value", number)
+    return replace(y, decoding=decoding), np.nan
+
+
+def _attributes(array: Any) -> Mapping[str, Any]:
+    """Attributes of a Zarr array, with ``_FillValue`` where xarray stored it in another place.
+
+    In Zarr's format 2, xarray stores ``_FillValue`` as the array's own fill value. In format 3 that
+    is only the value of chunks that were not written.
+    """
+    attributes: Mapping[str, Any] = array.metadata.attributes
+    own = array.fill_value
+    of_format_2 = array.metadata.zarr_format == 2 and DIMENSIONS_OF_XARRAY in attributes
+    if own is None or not of_format_2 or "_FillValue" in attributes:
+        return attributes
+    return {**attributes, "_FillValue": own}

@@ -1,0 +1,132 @@
+"""Fits of arrays in an object store, on a server on this machine."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import traceback
+from collections import Counter
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlsq_dask import InputError, curve_fit, fit, fit_models, plan
+from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.io import leaf
+
+pytest.importorskip("moto")
+pytest.importorskip("obstore")
+
+from tests.support.s3 import BUCKET, CANARY, group_on, options_of, s3_server
+
+ROWS, CHUNK = 4_000, 500
+RNG = np.random.default_rng(9)
+X = np.linspace(0, 4, ROWS)
+Y = 1.7 * np.exp(-1.3 * X) + 0.5 + RNG.normal(0, 0.05, ROWS)
+P0 = [1.0, 1.0, 0.0]
+URL = f"s3://{BUCKET}/decay.zarr"
+
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    with s3_server() as address:
+        group = group_on(address, "decay.zarr")
+        group.create_array("t", data=X, chunks=(CHUNK,))
+        packed = group.create_array("y", data=np.round(Y / 1e-4).astype("i4"), chunks=(CHUNK,))
+        packed.attrs["scale_factor"] = 1e-4
+        yield address
+
+
+@pytest.fixture
+def options(endpoint):
+    return {"storage_options": options_of(endpoint)}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return fit(decay, X, np.round(Y / 1e-4) * 1e-4, P0, ftol=1e-14, xtol=1e-14, gtol=1e-14)
+
+
+def assert_close(popt, expected):
+    assert np.abs((popt - expected.popt) / expected.perr).max() < 0.02
+
+
+def test_each_chunk_is_read_once_a_pass(options, expected, caplog):
+    with caplog.at_level(logging.INFO, "werkzeug"):
+        result = fit(decay, f"{URL}/t", f"{URL}/y", P0, cache=False, **options)
+    assert_close(result.popt, expected)
+    assert result.decoded
+    lines = (record.getMessage() for record in caplog.records if record.name == "werkzeug")
+    chunks = Counter(line.split()[-4] for line in lines if "/c/" in line)
+    assert len(chunks) == 2 * ROWS // CHUNK
+    assert set(chunks.values()) == {result.n_passes}
+
+
+def test_every_call_takes_urls(options, expected):
+    popt, _ = curve_fit(decay, f"{URL}/t", f"{URL}/y", P0, **options)
+    assert_close(popt, expected)
+    (result,) = fit_models([decay], f"{URL}/t", f"{URL}/y", [P0], **options)
+    assert_close(result.popt, expected)
+
+
+def test_fsspec_reads_the_same(options, expected, monkeypatch):
+    pytest.importorskip("s3fs")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_close(fit(decay, f"{URL}/t", f"{URL}/y", P0, **options).popt, expected)
+
+
+@pytest.mark.cluster
+def test_a_worker_opens_the_store_once_and_nothing_tells_a_credential(
+    options, expected, client, tmp_path, caplog
+):
+    texts = []
+
+    def note_keys(intermediate_result):
+        texts.extend(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+
+    before = client.run(misses)
+    with caplog.at_level(logging.DEBUG):
+        plan_of = plan(decay, f"{URL}/t", f"{URL}/y", P0, client=client, time=False, **options)
+        result = fit(
+            decay,
+            f"{URL}/t",
+            f"{URL}/y",
+            P0,
+            client=client,
+            cache=False,
+            callback=note_keys,
+            checkpoint=tmp_path / "checkpoints",
+            **options,
+        )
+    assert_close(result.popt, expected)
+    assert len(texts) > ROWS // CHUNK
+    after = client.run(misses)
+    assert {after[worker] - before[worker] for worker in after} == {1}
+
+    result.save(tmp_path / "result.json")
+    lazy = result.predict()
+    texts += [str(plan_of), repr(plan_of), str(result), repr(result), result.summary()]
+    texts += [repr(lazy), repr(lazy.dask), *map(str, lazy.dask), *map(repr, lazy.dask.values())]
+    texts += [path.read_text() for path in tmp_path.rglob("*.json")]
+    texts += [record.getMessage() for record in caplog.records if record.name != "werkzeug"]
+    texts += [str(client.get_worker_logs()), str(client.get_scheduler_logs())]
+    with pytest.raises(InputError) as caught:
+        fit(decay, f"{URL}/t", f"{URL}/missing", P0, **options)
+    texts += traceback.format_exception(caught.value)
+    with pytest.raises(InputError) as caught:
+        wrong = options["storage_options"] | {"unknown": CANARY}
+        fit(decay, f"{URL}/t", f"{URL}/y", P0, storage_options=wrong)
+    texts += traceback.format_exception(caught.value)
+    texts.append(repr(InputOptions(**options)))
+    assert not [text for text in texts if CANARY in text]
+    assert CANARY.encode() not in pickle.dumps(result)
+
+
+def misses():
+    """How many stores this process has opened."""
+    return leaf._opened_store.cache_info().misses

@@ -1,0 +1,132 @@
+"""Zarr arrays by path and URL, and the texts of what cannot be opened."""
+
+from __future__ import annotations
+
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import FsspecStore, LocalStore
+
+from nlsq_dask import InputError, InputTypeError, MissingLibraryError
+from nlsq_dask.io.cf import Decoding
+from nlsq_dask.io.locations import _for_fsspec, _for_obstore, open_location
+from nlsq_dask.io.stored import check_options, stored_argument
+
+VALUES = np.arange(20.0)
+
+
+@pytest.fixture
+def group(tmp_path):
+    group = zarr.open_group(tmp_path / "decay.zarr", mode="w")
+    for name in "ty":
+        group.create_array(name, data=VALUES, chunks=(5,))
+    group["y"].attrs["scale_factor"] = 0.5
+    return tmp_path / "decay.zarr"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [str, Path, lambda path: f"file://{path}", lambda path: f"{path}/"],
+    ids=["str", "Path", "file", "slash"],
+)
+def test_paths(group, written):
+    array = open_location(written(group / "y"), "y", None)
+    assert isinstance(array.store, LocalStore)
+    np.testing.assert_array_equal(array[:], VALUES)
+    assert array.store.read_only
+
+
+def test_an_argument_is_opened_and_decoded(group):
+    found = stored_argument((group / "t", str(group / "y")), "x", "cf")
+    assert [item.decoding for item in found] == [None, Decoding("<f8", "<f8", 0.5)]
+    assert stored_argument(group / "y", "y", False).decoding is None
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("library", ["obstore", "aiohttp"])
+def test_http(group, library, monkeypatch):
+    pytest.importorskip(library)
+    if library == "aiohttp":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (group.parent / "with space").mkdir()
+    group.rename(group.parent / "with space" / "decay.zarr")
+    handler = partial(_Quiet, directory=group.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/with%20space/decay.zarr"
+        np.testing.assert_array_equal(open_location(f"{url}/y", "y", None)[:], VALUES)
+        with pytest.raises(InputError, match="is a Zarr group|no Zarr array there"):
+            open_location(url, "y", None)
+        server.shutdown()
+
+
+def test_a_scheme_of_fsspec():
+    store = FsspecStore.from_url("memory://test-locations.zarr")
+    zarr.create_array(store, name="y", data=VALUES)
+    array = open_location("memory://test-locations.zarr/y", "y", {})
+    np.testing.assert_array_equal(array[:], VALUES)
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("{}", r"is a Zarr group of the arrays t and y.*'.*decay.zarr/t'"),
+        ("{}/z", "no Zarr array there: check the location"),
+        ("{}/y.nc", "of another format: open it with xarray.open_dataset"),
+        ("zz://bucket/y", "Protocol not known"),
+        ("https://host/y?sig=secret", r"y = 'https://host/y' has a query"),
+    ],
+)
+def test_what_cannot_be_opened(group, location, text):
+    with pytest.raises(InputError, match=text):
+        open_location(location.format(group), "y", None)
+
+
+def test_a_library_that_is_missing():
+    with pytest.raises(MissingLibraryError, match="hf://.*huggingface_hub.*install"):
+        open_location("hf://bucket/y", "y", None)
+
+
+def test_groups_and_stores_are_refused(group):
+    opened = zarr.open_group(group, mode="r")
+    with pytest.raises(InputTypeError, match=r"y is a Zarr group of the arrays t and y.*\['t'\]"):
+        stored_argument(opened, "y", "cf")
+    with pytest.raises(InputTypeError, match="sigma is a Zarr store"):
+        stored_argument(opened.store, "sigma", "cf")
+
+
+def test_options_that_nothing_needs():
+    check_options(None, ("y.zarr",))
+    check_options({"anon": True}, (("s3://bucket/t", VALUES), VALUES))
+    with pytest.raises(InputError, match="no argument is the URL"):
+        check_options({"key": "secret"}, (VALUES, "y.zarr"))
+    with pytest.raises(InputTypeError, match="storage_options is a str") as caught:
+        check_options("CANARY", ("s3://bucket/y",))
+    assert "CANARY" not in str(caught.value)
+
+
+def test_options_have_the_names_of_either_library():
+    of_s3fs = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": "http://host"}}
+    of_obstore = {"access_key_id": "k", "secret_access_key": "s", "endpoint": "http://host"}
+    plain = {"client_options": {"allow_http": True}}
+    for given in (of_s3fs, of_obstore):
+        assert _for_obstore("S3Store", given) == of_obstore | plain
+    assert _for_fsspec("S3Store", of_s3fs) == of_s3fs
+    assert _for_fsspec("S3Store", of_obstore | plain | {"region": "r"}) == {
+        "key": "k",
+        "secret": "s",
+        "endpoint_url": "http://host",
+        "client_kwargs": {"region_name": "r"},
+    }
+    assert _for_obstore("GCSStore", {"token": "anon"}) == {"skip_signature": True}
+    assert _for_obstore("GCSStore", {"token": "key.json"}) == {"service_account_path": "key.json"}
+    assert _for_obstore("AzureStore", {"sas_token": "s"}) == {"sas_key": "s"}
