@@ -120,7 +120,7 @@ def fit(
     fill_value : float, optional
         Number that marks a missing value of ``y``, as it is stored. Such rows are left out.
     decode : "cf" or False
-        "cf" (default): Zarr arrays have the values that their attributes declare by the CF
+        "cf" (default): Zarr and HDF5 arrays have the values that their attributes declare by the CF
         conventions. ``scale_factor`` and ``add_offset`` scale the stored numbers; numbers equal to
         ``_FillValue`` or ``missing_value``, or outside of ``valid_range``, become NaN. The task
         that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
