@@ -79,8 +79,8 @@ def fit(
 
     Finds the parameters that minimise ``Σ ((model(x, *params) - y) / sigma)²`` over all rows, or
     the sum of a robust loss. The default method is trust-region-reflective (Branch, Coleman & Li,
-    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array or a ``zarr.Array``, no
-    array is loaded whole: every pass streams the chunks through the workers.
+    SIAM J. Sci. Comput. 21, 1999). If any of the data is a Dask array, a ``zarr.Array`` or an array
+    in a file, no array is loaded whole: every pass streams the chunks through the workers.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def fit(
     fill_value : float, optional
         Number that marks a missing value of ``y``, as it is stored. Such rows are left out.
     decode : "cf" or False
-        "cf" (default): Zarr arrays have the values that their attributes declare by the CF
+        "cf" (default): Zarr and HDF5 arrays have the values that their attributes declare by the CF
         conventions. ``scale_factor`` and ``add_offset`` scale the stored numbers; numbers equal to
         ``_FillValue`` or ``missing_value``, or outside of ``valid_range``, become NaN. The task
         that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray

@@ -23,7 +23,7 @@ class LazyArgument:
         For xarray, the name of each dimension of the rows, or None where the argument lacks the
         dimension. For other libraries only the length of the tuple counts.
     decoding : Decoding or None
-        How the numbers of a Zarr array become values.
+        How the numbers of a Zarr or HDF5 array become values.
     """
 
     kind: Literal["dask", "zarr", "xarray", "file"]

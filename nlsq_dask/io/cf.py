@@ -181,6 +181,18 @@ class Decoding:
         return f"{np.dtype(self.stored)}, " + ", ".join(filter(None, [*texts, self.nan_text]))
 
 
+def decoded(stored: Any, decoding: Decoding | None) -> Any:
+    """A Dask array of the values of stored numbers. The task that reads a chunk also decodes it."""
+    if decoding is None:
+        return stored
+    import dask.array as da
+
+    axes, meta = tuple(range(stored.ndim)), np.empty((0,) * stored.ndim, decoding.dtype)
+    return da.blockwise(
+        decoding, axes, stored, axes, dtype=decoding.dtype, meta=meta, token="nlsq-decoded"
+    )
+
+
 def declares_packing(attributes: Mapping[str, Any], dtype: np.dtype[Any], name: str) -> str:
     """The attributes that say that numbers are stored, and not values; empty if there are none.
 

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask.io.cf import Decoding, decoded
 from nlsq_dask.io.chunks import (
     JOINED_ROWS,
     LEAST_JOINED,
@@ -44,11 +45,14 @@ class FileVariable:
     Parameters
     ----------
     variable : object
-        With ``shape``, ``dtype`` and ``name``, and ``chunks`` if it is stored in chunks.
+        With ``shape``, ``dtype``, ``name``, ``attrs`` and ``chunks``.
+    decoding : Decoding, optional
+        How its numbers become values.
     """
 
-    def __init__(self, variable: Any) -> None:
+    def __init__(self, variable: Any, decoding: Decoding | None = None) -> None:
         self._variable = variable
+        self.decoding = decoding
         self.shape: Sizes = tuple(variable.shape)
         self.ndim = len(self.shape)
         self.sample = self._no_rows()
@@ -66,12 +70,23 @@ class FileVariable:
         chunks = self._variable.chunks
         return None if chunks is None else tuple(chunks)
 
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Attributes that may say what the numbers mean."""
+        attributes: Mapping[str, Any] = self._variable.attrs
+        return attributes
+
+    def decoded_by(self, decoding: Decoding | None) -> FileVariable:
+        """The variable with another decoding."""
+        return type(self)(self._variable, decoding)
+
     def lazy(self) -> Any:
-        """A Dask array of the variable."""
+        """A Dask array of the values. The task that reads a block also decodes it."""
         import dask.array as da
 
         chunks = block_chunks(self.shape, self.stored)
-        return da.from_array(self, chunks=chunks, meta=self.sample, **_as_it_is())
+        stored = da.from_array(self, chunks=chunks, meta=self.sample, **_as_it_is())
+        return decoded(stored, self.decoding)
 
     def _no_rows(self) -> Any:
         """An empty array of the type that indexing returns."""
@@ -107,6 +122,11 @@ class NetCDFVariable(FileVariable):
         return _netcdf_again, (path, _version(path), within, decoding)
 
     @property
+    def attributes(self) -> Mapping[str, Any]:
+        """None: the library follows them, unless the user told it not to."""
+        return {}
+
+    @property
     def stored(self) -> Sizes | None:
         """Shape of the stored chunks; None if the variable is stored in one piece."""
         chunks = self._variable.chunking()
@@ -123,24 +143,13 @@ _KINDS = (
 )
 
 
-def is_file_variable(value: Any) -> bool:
-    """Whether a value is a variable of h5py, h5netcdf or netCDF4, of at least one dimension."""
-    return _kind_of(value) is not None
-
-
-def lazy_array(value: Any) -> Any | None:
-    """A Dask array of a variable of a file, in blocks of whole stored chunks.
-
-    None for a value that is no variable of h5py, h5netcdf or netCDF4.
-    """
-    kind = _kind_of(value)
-    return None if kind is None else kind(value).lazy()
-
-
-def _kind_of(value: Any) -> type[FileVariable] | None:
+def file_variable(value: Any) -> FileVariable | None:
+    """A variable of h5py, h5netcdf or netCDF4, of at least one dimension; None for other values."""
+    if isinstance(value, FileVariable):
+        return value
     for module, name, kind in _KINDS:
         if is_instance(value, module, name):
-            return kind if value.shape else None
+            return kind(value) if value.shape else None
     return None
 
 
@@ -198,10 +207,14 @@ def is_lazy_variable(variable: Any) -> bool:
     The public attributes that would tell, such as ``data``, load the numbers. Without the private
     ones every array in memory would be read in blocks, which gives the same sums.
     """
-    indexing = sys.modules.get("xarray.core.indexing")
-    kind = getattr(indexing, "ExplicitlyIndexed", ())
-    is_indexed = isinstance(getattr(variable, "_data", None), kind)
-    return bool(variable.ndim) and is_indexed and not getattr(variable, "_in_memory", False)
+    if not variable.ndim or getattr(variable, "_in_memory", False):
+        return False
+    indexing, data = sys.modules.get("xarray.core.indexing"), getattr(variable, "_data", None)
+    # Labels of an index are in memory, or computed from two ends of a range.
+    of_index = ("PandasIndexingAdapter", "CoordinateTransformIndexingAdapter")
+    if isinstance(data, tuple(getattr(indexing, name, type(None)) for name in of_index)):
+        return False
+    return isinstance(data, getattr(indexing, "ExplicitlyIndexed", ()))
 
 
 def data_of_variable(variable: Any) -> Any:
@@ -216,16 +229,15 @@ def data_of_variable(variable: Any) -> Any:
     array
         A Dask array if the numbers are not in memory; otherwise what the variable holds.
     """
+    # A copy: if anything loads its numbers, the variable of the user still has none.
+    variable = variable.copy(deep=False)
     if not is_lazy_variable(variable):
         return variable.data
     stored = _stored_chunks(variable)
     kept = [_kept_positions(variable, d) if variable.size else None for d in range(variable.ndim)]
     chunks = block_chunks(variable.shape, stored, kept)
-    # A copy: if anything loads its numbers, the variable of the user still has none.
-    lazy = variable.copy(deep=False).chunk(
-        dict(zip(variable.dims, chunks, strict=True)), from_array_kwargs=_as_it_is()
-    )
-    return lazy.data
+    by_name = dict(zip(variable.dims, chunks, strict=True))
+    return variable.chunk(by_name, from_array_kwargs=_as_it_is()).data
 
 
 def zarr_inside(value: Any) -> Any | None:

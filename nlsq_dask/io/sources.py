@@ -25,7 +25,7 @@ from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
 from nlsq_dask.io.frame import NO_LABEL, Frame, Label
 from nlsq_dask.io.labels import RowLabels, in_order_of
-from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
+from nlsq_dask.io.lazy_arrays import data_of_variable, file_variable
 from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
@@ -161,8 +161,8 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
         value = of_zarr(value, name)
     if isinstance(value, StoredArray):
         return value.lazy()
-    if (lazy := lazy_array(value)) is not None:
-        return lazy
+    if (variable := file_variable(value)) is not None:
+        return variable.lazy()
     if is_dask(value):
         if any(np.isnan(n) for n in value.shape):
             raise _errors.unknown_chunks(name)
@@ -194,8 +194,8 @@ def _lazy_arguments(
             found[name] = LazyArgument("zarr", (None,) * stored.ndim, stored.decoding)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
-        elif is_file_variable(value):
-            found[name] = LazyArgument("file", (None,) * value.ndim)
+        elif (variable := file_variable(value)) is not None:
+            found[name] = LazyArgument("file", (None,) * variable.ndim, variable.decoding)
         elif is_xarray(value) and dims is not None and set(value.dims) <= set(dims):
             aligned = tuple(d if d in value.dims else None for d in dims)
             found[name] = LazyArgument("xarray", aligned)

@@ -1,4 +1,4 @@
-"""Arguments of a fit that are stored arrays: Zarr arrays, and how their numbers become values."""
+"""Arguments of a fit that are stored arrays of Zarr or HDF5: how their numbers become values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.io.cf import Decoding, declares_packing
+from nlsq_dask.io.cf import Decoding, declares_packing, decoded
 from nlsq_dask.io.chunks import joined_chunks
+from nlsq_dask.io.lazy_arrays import FileVariable, file_variable
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr, is_zarr_group, is_zarr_store
 from nlsq_dask.io.locations import is_location, names_in, open_location
@@ -63,13 +64,11 @@ class StoredArray:
 
         leaf, chunks = Leaf(self.array), self.blocks or self.read_chunks
         stored = da.from_array(leaf, chunks=chunks, name=leaf.name, inline_array=True)
-        if self.decoding is None:
-            return stored
-        axes, dtype = tuple(range(stored.ndim)), self.decoding.dtype
-        meta = np.empty((0,) * stored.ndim, dtype)
-        return da.blockwise(
-            self.decoding, axes, stored, axes, dtype=dtype, meta=meta, token="nlsq-decoded"
-        )
+        return decoded(stored, self.decoding)
+
+    def decoded_by(self, decoding: Decoding) -> StoredArray:
+        """The array with another decoding."""
+        return replace(self, decoding=decoding)
 
 
 def of_zarr(array: Any, name: str) -> StoredArray:
@@ -80,7 +79,7 @@ def of_zarr(array: Any, name: str) -> StoredArray:
 def stored_argument(
     value: Any, name: str, decode: Any, options: Mapping[str, Any] | None = None
 ) -> Any:
-    """An argument with its stored arrays as :class:`StoredArray`; other values as they are.
+    """An argument with its stored arrays, and how they are decoded; other values as they are.
 
     Parameters
     ----------
@@ -112,6 +111,8 @@ def stored_argument(
         value = open_location(value, name, options)
     if is_zarr(value):
         return of_zarr(value, name) if decode else StoredArray(value)
+    if decode and (variable := file_variable(value)) is not None:
+        return variable.decoded_by(Decoding.of(variable.attributes, variable.dtype, name))
     if decode and is_xarray(value):
         packing = declares_packing(value.attrs, value.dtype, name)
         if packing:
@@ -194,13 +195,12 @@ def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:
     InputError, InputTypeError
         If the array cannot hold the fill value.
     """
-    if fill_value is None or not isinstance(y, StoredArray) or y.decoding is None:
+    if fill_value is None or not isinstance(y, StoredArray | FileVariable) or y.decoding is None:
         return y, fill_value
     if isinstance(fill_value, float | np.floating) and np.isnan(fill_value):
         return y, fill_value
     number = number_in(fill_value, np.dtype(y.decoding.stored)).item()
-    decoding = y.decoding.with_missing("fill_value", number)
-    return replace(y, decoding=decoding), np.nan
+    return y.decoded_by(y.decoding.with_missing("fill_value", number)), np.nan
 
 
 def _attributes(array: Any) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ def same(found, wanted):
         np.testing.assert_array_equal(got, expected)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())
 def test_the_order_of_rows_and_dimensions_does_not_matter(seed, turned, lazily):
     def other(array, k):
@@ -156,6 +156,23 @@ def test_several_series_are_paired_by_their_index():
     np.testing.assert_allclose(found, known, rtol=1e-7)
     table = pd.DataFrame(dict(enumerate(columns))).iloc[ORDER].T
     np.testing.assert_allclose(fit(plane, table, SERIES).popt, known, rtol=1e-7)
+
+
+def test_labels_of_several_levels():
+    stacked = Y.stack(both=DIMS)
+    other = SIGMA.stack(both=DIMS).isel(both=np.random.default_rng(2).permutation(N_T * N_ROW))
+    found = observe(stacked["time"], stacked, other)
+    np.testing.assert_array_equal(found.sigma, NOISE.ravel())
+    np.testing.assert_array_equal(found.coords[0], np.repeat(T, N_ROW))
+
+
+@pytest.mark.skipif(not hasattr(xr.indexes, "RangeIndex"), reason="xarray has no computed ranges")
+def test_labels_of_a_computed_range():
+    index = xr.indexes.RangeIndex.arange(0.0, 12.0, 1.0, dim="time")
+    y = xr.DataArray(NOISE, xr.Coordinates.from_xindex(index), DIMS)
+    found = observe(y["time"], y, y[::-1])
+    assert not found.lazy
+    np.testing.assert_array_equal(found.sigma, NOISE)
 
 
 def test_a_mask_of_pandas_beside_a_labelled_y():

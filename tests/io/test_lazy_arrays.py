@@ -213,6 +213,24 @@ def test_a_file_that_became_shorter_is_found(tmp_path, made):
         fit(late, T[:, None], y, p0=[1, 1], pilot=False)
 
 
+@pytest.mark.parametrize("library", [h5py, h5netcdf])
+def test_packed_hdf5_is_decoded_as_packed_zarr_is(tmp_path, library):
+    packed = np.where(T == 3, -32768, 4 * (2.0 + 0.5 * T) - 8).astype("i2")
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        y = file.create_dataset("y", data=packed)
+        y.attrs.update(scale_factor=0.25, add_offset=2.0, _FillValue=np.int16([-32768]))
+        y.make_scale("t")
+    with library.File(tmp_path / "p.h5") as file:
+        result = fit(line, T, file["y"], nan_policy="omit")
+        np.testing.assert_allclose(result.popt, [2.0, 0.5], rtol=1e-9)
+        assert result.n_skipped == 1
+        assert "scale_factor = 0.25" in result.decoded[0]
+        marked = fit(line, T, file["y"], fill_value=packed[5], nan_policy="omit")
+        assert marked.n_skipped == 2
+        raw = fit(line, T, file["y"], decode=False, fill_value=-32768)
+        np.testing.assert_allclose(raw.popt, [0.0, 2.0], atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("opened", "kind"), [(open_h5py, HDF5Variable), (open_netcdf4, NetCDFVariable)]
 )
