@@ -13,7 +13,7 @@ whole: it becomes a Dask array, in blocks of whole stored chunks.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -189,7 +189,8 @@ def _lazy_arguments(
     for name, value in named.items():
         if is_zarr(value) or isinstance(value, StoredArray):
             stored = of_zarr(value, name) if is_zarr(value) else value
-            found[name] = LazyArgument("zarr", (None,) * stored.ndim, stored.decoding)
+            kind: Literal["zarr", "file"] = "zarr" if is_zarr(stored.array) else "file"
+            found[name] = LazyArgument(kind, (None,) * stored.ndim, stored.decoding)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
         elif is_file_variable(value):

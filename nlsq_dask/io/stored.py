@@ -11,8 +11,16 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding, declares_packing
 from nlsq_dask.io.chunks import joined_chunks
+from nlsq_dask.io.lazy_arrays import is_file_variable, lazy_array
 from nlsq_dask.io.leaf import Leaf
-from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr, is_zarr_group, is_zarr_store
+from nlsq_dask.io.libraries import (
+    is_dask,
+    is_instance,
+    is_xarray,
+    is_zarr,
+    is_zarr_group,
+    is_zarr_store,
+)
 from nlsq_dask.io.locations import is_location, names_in, open_location
 from nlsq_dask.io.missing import number_in
 
@@ -24,11 +32,11 @@ DIMENSIONS_OF_XARRAY = "_ARRAY_DIMENSIONS"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredArray:
-    """A Zarr array as an argument of a fit.
+    """A stored array as an argument of a fit.
 
     Attributes
     ----------
-    array : zarr.Array
+    array : zarr.Array, h5py.Dataset or h5netcdf.Variable
     decoding : Decoding or None
         How its numbers become values; None if they are the values.
     blocks : tuple of int or None
@@ -51,7 +59,7 @@ class StoredArray:
 
     @property
     def read_chunks(self) -> tuple[int, ...]:
-        """Lengths of the least part that is decoded by itself: a shard, or a chunk."""
+        """Lengths of the least part of a Zarr array that is decoded by itself: shard or chunk."""
         return tuple(self.array.shards or self.array.chunks)
 
     def lazy(self) -> Any:
@@ -61,8 +69,11 @@ class StoredArray:
         """
         import dask.array as da
 
-        leaf, chunks = Leaf(self.array), self.blocks or self.read_chunks
-        stored = da.from_array(leaf, chunks=chunks, name=leaf.name, inline_array=True)
+        if is_zarr(self.array):
+            leaf, chunks = Leaf(self.array), self.blocks or self.read_chunks
+            stored = da.from_array(leaf, chunks=chunks, name=leaf.name, inline_array=True)
+        else:
+            stored = lazy_array(self.array)
         if self.decoding is None:
             return stored
         axes, dtype = tuple(range(stored.ndim)), self.decoding.dtype
@@ -112,14 +123,33 @@ def stored_argument(
         value = open_location(value, name, options)
     if is_zarr(value):
         return of_zarr(value, name) if decode else StoredArray(value)
-    if decode and is_xarray(value):
-        packing = declares_packing(value.attrs, value.dtype, name)
-        if packing:
-            raise _errors.not_decoded(name, packing)
+    if decode:
+        value = _decoded_elsewhere(value, name)
     if is_zarr_group(value):
         raise _errors.group_given(name, "group", names_in(value))
     if is_zarr_store(value):
         raise _errors.group_given(name, "store", ())
+    return value
+
+
+def _decoded_elsewhere(value: Any, name: str) -> Any:
+    """A value of HDF5 with its decoding; any other value, unless it should have been decoded.
+
+    xarray and netCDF4 decode by themselves, unless they are told not to. h5py never does.
+    """
+    if is_instance(value, "h5py", "Dataset") or is_instance(value, "h5netcdf", "Variable"):
+        decoding = Decoding.of(value.attrs, value.dtype, name) if value.shape else None
+        return value if decoding is None else StoredArray(value, decoding)
+    attributes: Mapping[str, Any] = {}
+    remedy = "open the data with mask_and_scale=True, or call xarray.decode_cf(dataset)"
+    if is_xarray(value) or is_instance(value, "xarray", "Variable"):
+        attributes = value.attrs
+    elif is_instance(value, "netCDF4", "Variable") and not (value.scale and value.mask):
+        attributes = {key: value.getncattr(key) for key in value.ncattrs()}
+        remedy = "call set_auto_maskandscale(True) of the variable"
+    packing = declares_packing(attributes, value.dtype, name) if attributes else ""
+    if packing:
+        raise _errors.not_decoded(name, packing, remedy)
     return value
 
 
@@ -137,15 +167,17 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
     shape = getattr(y, "shape", None)
     parts = (part for a in (x, y, *others) for part in (a if isinstance(a, tuple) else (a,)))
     full = [part for part in parts if getattr(part, "shape", None) == shape]
+    full = [a.array if isinstance(a, StoredArray) and not is_zarr(a.array) else a for a in full]
     grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
-    if shape is None or len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
+    otherwise = any(is_dask(a) or is_xarray(a) or is_file_variable(a) for a in full)
+    if shape is None or len(grids) != 1 or otherwise:
         return [x, y, *others]
     blocks = joined_chunks(shape, grids.pop())
 
     def joined(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(joined, value))
-        is_full = isinstance(value, StoredArray) and value.shape == shape
+        is_full = isinstance(value, StoredArray) and value.shape == shape  # all are of Zarr
         return replace(value, blocks=blocks) if is_full else value
 
     return [joined(value) for value in (x, y, *others)]
