@@ -411,7 +411,9 @@ class FittedModel:
             data = self._data("predict() without x")
             return Rows(data, data.y.shape, data.frame)
         units = self.units if self.data is None else self.data.units
-        x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
+        of_fit = self.data
+        given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
+        x = stored_argument(x, "x", *given)
         x = bare_coordinates(x, units, several=self.spec.structure == "tuple")
         rows = rows_at(self.spec, as_numbers(x, self.times))
         if rows.frame is None or self.data is None:
