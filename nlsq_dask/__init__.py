@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nlsq_dask._errors import (
     CheckpointWarning,
     ClusterError,
+    ClusterWarning,
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointWarning",
     "ClusterError",
+    "ClusterWarning",
     "ConvergenceError",
     "ConvergenceWarning",
     "CovarianceWarning",

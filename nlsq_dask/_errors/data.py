@@ -207,11 +207,3 @@ def covariance_not_finite(count: int) -> InputError:
         f"sigma has {count} values that are NaN or infinite (array must not contain infs or "
         "NaNs): a covariance matrix must be finite for all rows that are not left out."
     )
-
-
-def labels_differ(name: str, other: str, dim: object, example: object) -> InputError:
-    return InputError(
-        f"{name} and {other} have different labels along the dimension {dim!r} (one is "
-        f"{shown(example)}), so that their rows cannot be paired: choose the labels that both "
-        "have, xarray.align(..., join='inner')."
-    )

@@ -110,6 +110,10 @@ class CheckpointWarning(FitWarning):
     """A checkpoint could not be written or read."""
 
 
+class ClusterWarning(FitWarning):
+    """The workers of a cluster may be unable to go on."""
+
+
 class PrecisionWarning(FitWarning):
     """Values lose digits in the conversion to float64."""
 

@@ -6,7 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from nlsq_dask._errors.kinds import InputError, ReadingError, join_names, shown
+from nlsq_dask._errors.kinds import (
+    ClusterError,
+    ClusterWarning,
+    InputError,
+    ReadingError,
+    in_units,
+    join_names,
+    shown,
+)
 
 # Characters of the message of a cause that are quoted.
 MOST_QUOTED = 400
@@ -100,6 +108,84 @@ def retries_invalid(value: object) -> InputError:
     return InputError(
         f"retries = {shown(value)}: pass the number of times that a chunk is read again after an "
         "error of reading, a whole number of at least zero."
+    )
+
+
+def worker_may_pause(planned: float, limit: float, pauses_at: float, base: float) -> ClusterWarning:
+    return ClusterWarning(
+        f"a worker with {in_units(limit)} of memory may take {in_units(planned)} for this fit, of "
+        f"which {in_units(base)} are for the program itself, and Dask pauses a worker at "
+        f"{in_units(pauses_at)}: the fit hangs if all workers pause. Start workers with more "
+        "memory or fewer threads, or pass smaller chunks."
+    )
+
+
+def _paused(states: Sequence[tuple[str, float, float]], n_workers: int) -> str:
+    """Which workers are paused, and why; or that there are none."""
+    if not n_workers:
+        return "the cluster has no worker"
+    if not states:
+        return f"none of the {n_workers} workers of the cluster takes tasks"
+    few = [f"{a} has {in_units(used)} of {in_units(limit)}" for a, used, limit in states]
+    return (
+        f"{len(states)} of {n_workers} workers of the cluster are paused, since their memory is "
+        f"nearly used up ({join_names(few)})"
+    )
+
+
+_MORE_MEMORY = (
+    "Start workers with more memory or fewer threads, or pass smaller chunks, or cache=False so "
+    "that no rows are kept"
+)
+
+
+def workers_wait(
+    states: Sequence[tuple[str, float, float]], n_workers: int, wait: float | None, option: str
+) -> str:
+    remedy = "Start workers, for example with cluster.scale(2)" if not n_workers else _MORE_MEMORY
+    what = f"{_paused(states, n_workers)}, and no group of blocks was finished in a while."
+    if wait is None:
+        return f"{what} {remedy}."
+    return (
+        f"{what} {remedy}. The fit waits {wait:.0f} s for a worker (dask.config.set "
+        f"{{{option!r}: ...}}) and then ends."
+    )
+
+
+def workers_wait_shortly(n_paused: int, n_workers: int) -> str:
+    if not n_workers:
+        return "waiting for a worker"
+    return f"waiting, {n_paused} of {n_workers} workers are paused"
+
+
+def no_worker_runs(
+    states: Sequence[tuple[str, float, float]], n_workers: int, waited: float, option: str
+) -> ClusterError:
+    remedy = "Start workers, for example with cluster.scale(2)" if not n_workers else _MORE_MEMORY
+    return ClusterError(
+        f"{_paused(states, n_workers)}, and no worker has run for {waited:.0f} s. {remedy}; or "
+        f"wait longer, with dask.config.set({{{option!r}: '30 minutes'}})."
+    )
+
+
+def cluster_lost(cause: str) -> ClusterError:
+    return ClusterError(
+        f"the cluster has lost the tasks of this fit ({cause}): the scheduler has ended or was "
+        "restarted, or the client was closed or has cancelled them. Connect again; with "
+        "checkpoint=... and resume=True the fit goes on after the last pass that was finished."
+    )
+
+
+def block_kills_workers(places: Sequence[PlaceInData], deaths: int) -> ClusterError:
+    """Workers died one after the other with the same block, or with a block of the same group."""
+    what = named_block(places[0])
+    if len(places) > 1:
+        what = f"one of {len(places)} blocks, from {what}, to {named_block(places[-1])}"
+    return ClusterError(
+        f"{deaths} workers died one after the other while they had {what}: look at the logs of "
+        "the workers. Mostly their memory runs out, so that smaller chunks, fewer threads or "
+        "workers with more memory help; or a library crashes on the block, so that it must be "
+        "written again or left out with a mask."
     )
 
 

@@ -254,6 +254,9 @@ def fit(
         If the model cannot be traced, or is not row-wise although it has to be.
     ReadingError
         If data cannot be read. It is also an ``OSError``, and names the block and its store.
+    ClusterError
+        If no worker of the cluster runs for five minutes, workers die with the same block three
+        times, or the scheduler is gone.
 
     Warns
     -----
@@ -265,6 +268,8 @@ def fit(
         If ``x`` or ``y`` has integers beyond 2**53, which float64 does not represent exactly.
     LossScaleWarning
         If `f_scale` is below the noise, so that a robust loss treats most rows as outliers.
+    ClusterWarning
+        If the workers of a cluster have so little memory that Dask may pause them.
     CheckpointWarning
         If a checkpoint cannot be written, or is damaged.
 

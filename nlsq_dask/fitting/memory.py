@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from nlsq_dask import _errors
+from nlsq_dask._errors import ClusterWarning
 from nlsq_dask.core.memory_budget import GB, SAMPLE_COPIES, SOLVER_BYTES, size_sample
 from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES
 from nlsq_dask.engines.collapsed import varies_along
@@ -76,6 +78,33 @@ def base_bytes(streamed: Streamed) -> int:
 
 def streaming_bytes(job: Job, streamed: Streamed) -> int:
     """Memory of a streaming fit in this process, or in each worker, without kept rows."""
+    sample = sampled(job, streamed)
+    return (
+        reading_bytes(job, streamed)
+        + (0 if sample is None else sample_bytes(job, sample.rows))
+        + (collapse_bytes(job) if job.n_distinct else 0)
+    )
+
+
+def pausing(job: Job, streamed: Streamed) -> ClusterWarning | None:
+    """Warning of a worker that pauses, as its memory with this fit is above Dask's threshold.
+
+    Kept rows do not count: they are given what is left, up to a lower threshold.
+    """
+    from nlsq_dask.engines.dask.cluster import pause_bytes, smallest_worker  # loaded for use
+
+    worker = None if streamed.client is None else smallest_worker(streamed.client)
+    if worker is None:
+        return None
+    planned, most = reading_bytes(job, streamed), pause_bytes(worker)
+    if planned <= most:
+        return None
+    base = base_bytes(streamed)
+    return _errors.worker_may_pause(planned, worker.memory_bytes, most, base)
+
+
+def reading_bytes(job: Job, streamed: Streamed) -> int:
+    """Memory to read and sum in this process, or in each worker, with the program itself."""
     from nlsq_dask.engines.dask.pieces import largest_pieces, pieced_arrays_of  # loaded for use
     from nlsq_dask.engines.dask.prefetch import prefetch_depth
 
@@ -83,13 +112,11 @@ def streaming_bytes(job: Job, streamed: Streamed) -> int:
     # Zarr decodes whole chunks, even where Dask asks for a small part.
     piece_bytes = max(stream.piece_bytes, largest_pieces(pieced_arrays_of(job.data)))
     piece_bytes += prefetch_depth(stream) * stream.block_bytes
-    sample = sampled(job, streamed)
     return (
         base_bytes(streamed)
         + stream.shared_bytes
         + blocks.threads * (blocks.thread_bytes + CHUNKS_A_THREAD * piece_bytes)
-        + (0 if sample is None else sample_bytes(job, sample.rows))
-        + (collapse_bytes(job) + _bytes_on_the_way(job, streamed) if job.n_distinct else 0)
+        + (_bytes_on_the_way(job, streamed) if job.n_distinct else 0)
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nlsq_dask import _errors
 from nlsq_dask.engines.collapsed import CollapsedEngine
-from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import (
     InMemoryEngine,
     chunked_engine,
@@ -15,8 +15,8 @@ from nlsq_dask.engines.in_memory import (
     standard_engine,
 )
 from nlsq_dask.fitting.job import Job, logger
-from nlsq_dask.fitting.memory import streaming_of
-from nlsq_dask.fitting.strategy import Chunked, Standard, Streamed
+from nlsq_dask.fitting.memory import pausing, streaming_of
+from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -44,43 +44,31 @@ def engine_of(
         Called with a few words where a streaming fit waits, as for a store that fails.
     """
     kernels = replace(job.kernels, specs=tuple(specs)) if specs else job.kernels
+    rows = _engine_of_rows(job, kernels, progress, show)
+    return CollapsedEngine(rows, job.data, kernels) if job.n_distinct else rows
+
+
+def _engine_of_rows(
+    job: Job, kernels: Kernels, progress: PassProgress, show: Callable[[str], None] | None
+) -> InMemoryEngine | DaskEngine:
+    """Open the engine that reads all rows."""
     strategy = job.strategy
-    if job.n_distinct:
-        rows = _rows_once(job, kernels, progress, show)
-        return CollapsedEngine(rows, job.data, kernels)
+    if isinstance(strategy, Streamed):
+        from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+        from nlsq_dask.engines.dask.signals import show_nothing
+
+        if (warning := pausing(job, strategy)) is not None:
+            _errors.warn_caller(warning)
+        streaming = streaming_of(job, strategy)
+        engine = DaskEngine(job.data, kernels, streaming, progress, show or show_nothing)
+        if engine.keeping.share:
+            logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
+        return engine
+    if job.n_distinct:  # rows that are read once are not copied
+        return chunked_engine(job.data, kernels)
     if isinstance(strategy, Standard):
         return standard_engine(job.data, kernels)
-    if isinstance(strategy, Chunked):
-        blocks = strategy.blocks
-        return chunked_engine(job.data, kernels, blocks.block_rows, blocks.threads)
-    engine = _dask_engine(job, strategy, kernels, progress, show)
-    if engine.keeping.share:
-        logger.info("%.0f %% of the rows stay in memory", 100 * engine.keeping.share)
-    return engine
-
-
-def _rows_once(
-    job: Job, kernels: Kernels, progress: PassProgress, show: Callable[[str], None] | None
-) -> Engine:
-    """Open the engine of all rows for one reading: it copies no rows."""
-    strategy = job.strategy
-    if not isinstance(strategy, Streamed):
-        return chunked_engine(job.data, kernels)
-    return _dask_engine(job, strategy, kernels, progress, show)
-
-
-def _dask_engine(
-    job: Job,
-    strategy: Streamed,
-    kernels: Kernels,
-    progress: PassProgress,
-    show: Callable[[str], None] | None,
-) -> DaskEngine:
-    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
-    from nlsq_dask.engines.dask.signals import show_nothing
-
-    streaming = streaming_of(job, strategy)
-    return DaskEngine(job.data, kernels, streaming, progress, show or show_nothing)
+    return chunked_engine(job.data, kernels, strategy.blocks.block_rows, strategy.blocks.threads)
 
 
 def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:

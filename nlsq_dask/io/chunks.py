@@ -136,7 +136,9 @@ def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
     return tuple(reversed(chunks))
 
 
-def joined_chunks(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
+def joined_chunks(
+    shape: Sequence[int], chunks: Sequence[int], least_rows: int = 0
+) -> tuple[int, ...]:
     """Lengths of a block of whole neighbouring chunks.
 
     They depend on the lengths alone, so that arrays of one shape and one chunk grid stay aligned,
@@ -148,6 +150,8 @@ def joined_chunks(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...
         Shape of the array.
     chunks : sequence of int
         Lengths of a chunk, or of a shard.
+    least_rows : int
+        Rows up to which a block is joined even if the array then has fewer than LEAST_JOINED.
 
     Returns
     -------
@@ -157,7 +161,7 @@ def joined_chunks(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...
         LEAST_JOINED blocks, unless it has fewer chunks.
     """
     joined = [min(chunk, n) for chunk, n in zip(chunks, shape, strict=True)]
-    most = min(JOINED_ROWS, math.prod(shape) // LEAST_JOINED)
+    most = min(JOINED_ROWS, max(math.prod(shape) // LEAST_JOINED, least_rows))
     for d in reversed(range(len(joined))):
         while joined[d] < shape[d]:
             doubled = [*joined[:d], min(2 * joined[d], shape[d]), *joined[d + 1 :]]

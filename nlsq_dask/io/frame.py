@@ -13,8 +13,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from nlsq_dask import _errors
-
 # Attributes about the stored numbers of a file, and not about the quantity (Climate and Forecast
 # conventions 1.11, sections 2.5 and 8.1; "NUG" conventions). Other numbers are not stored so: the
 # reader of a file would take residuals outside of `valid_range` for missing.
@@ -137,7 +135,7 @@ def frame_of_all(arrays: Sequence[Any]) -> Frame:
     Parameters
     ----------
     arrays : sequence of xarray.DataArray
-        At least one array. Arrays with the same dimension have the same labels along it.
+        Arrays with the same labels along the same dimension, which may be in another order.
 
     Returns
     -------
@@ -147,12 +145,16 @@ def frame_of_all(arrays: Sequence[Any]) -> Frame:
     """
     import xarray as xr  # an optional library, which made the arrays
 
-    sizes: dict[Hashable, int] = {}
-    for array in arrays:
-        sizes |= {dim: n for dim, n in array.sizes.items() if dim not in sizes}
+    sizes = sizes_of_all(arrays)
+    # The one value along a dimension holds for all labels.
+    single = [[d for d, n in array.sizes.items() if n == 1 < sizes[d]] for array in arrays]
+    full = [
+        array.isel(dict.fromkeys(dims, 0), drop=True)
+        for array, dims in zip(arrays, single, strict=True)
+    ]
     # "override" compares no values, which might have to be read.
     merged = xr.merge(
-        [array.coords.to_dataset() for array in arrays],
+        [array.coords.to_dataset() for array in full],
         compat="override",
         join="override",
         combine_attrs="override",
@@ -160,46 +162,9 @@ def frame_of_all(arrays: Sequence[Any]) -> Frame:
     return Frame(tuple(sizes), tuple(sizes.values()), merged.coords)
 
 
-def with_labels_in_one_order(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays of xarray whose labels along a shared dimension are in the order of the first array.
-
-    Parameters
-    ----------
-    arrays : mapping of str to xarray.DataArray
-        Arrays by their names in messages.
-
-    Raises
-    ------
-    InputError
-        If two arrays do not have the same labels along a dimension, or the same length.
-    """
+def sizes_of_all(arrays: Sequence[Any]) -> dict[Hashable, int]:
+    """The largest length along each dimension of some arrays of xarray."""
     sizes: dict[Hashable, int] = {}
-    for array in arrays.values():
+    for array in arrays:
         sizes |= {dim: max(n, sizes.get(dim, 0)) for dim, n in array.sizes.items()}
-    known: dict[Hashable, tuple[str, Any]] = {}
-    ordered = {}
-    for name, given in arrays.items():
-        single = {dim: 0 for dim, n in given.sizes.items() if n == 1 < sizes[dim]}
-        array = given.isel(single, drop=True)  # its one value holds for all labels
-        turned = {}
-        for dim in array.dims:
-            if dim not in array.indexes:
-                continue
-            index = array.indexes[dim]
-            first, wanted = known.setdefault(dim, (name, index))
-            if not index.equals(wanted):
-                _check_labels(name, index, first, wanted, dim)
-                turned[dim] = wanted
-        if any(n != sizes[dim] for dim, n in array.sizes.items()):
-            raise _errors.coordinates_do_not_broadcast([a.shape for a in arrays.values()])
-        ordered[name] = array.sel(turned)
-    return ordered
-
-
-def _check_labels(name: str, index: Any, other: str, wanted: Any, dim: Hashable) -> None:
-    """Refuse an index that is no other order of another index."""
-    differing = index.symmetric_difference(wanted, sort=False)
-    repeated = index[index.duplicated()].append(wanted[wanted.duplicated()])
-    if differing.size or repeated.size:
-        example = differing[0] if differing.size else repeated[0]
-        raise _errors.labels_differ(name, other, dim, example)
+    return sizes

@@ -51,7 +51,7 @@ class Labels:
 def labels_of(value: Any) -> Labels | None:
     """Labels of an array of xarray or pandas; None if there are no names and no indexes."""
     if is_xarray(value):
-        indexes = tuple(value.indexes.get(dim) for dim in value.dims)
+        indexes = tuple(_index(value, dim) for dim in value.dims)
         if not any(index is not None for index in indexes) and _has_default_names(value.dims):
             return None
         return Labels(value.dims, indexes)
@@ -62,6 +62,15 @@ def labels_of(value: Any) -> Labels | None:
     if is_instance(value, "pandas", "DataFrame"):
         return Labels(None, (value.index, value.columns))
     return None
+
+
+def _index(array: Any, dim: Hashable) -> Any:
+    """The labels of an array of xarray along a dimension, as an index of pandas; None without."""
+    index = array.xindexes.get(dim)
+    try:
+        return None if index is None else index.to_pandas_index()
+    except TypeError:  # an index of xarray that is no list of labels
+        return None
 
 
 def _has_default_names(dims: Sequence[Hashable]) -> bool:

@@ -19,15 +19,20 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.io.chunks import Chunks, regular_chunks
-from nlsq_dask.io.libraries import is_instance
+from nlsq_dask.io.chunks import (
+    JOINED_ROWS,
+    LEAST_JOINED,
+    Chunks,
+    joined_chunks,
+    regular_chunks,
+)
+from nlsq_dask.io.libraries import is_instance, is_zarr
 
 Sizes = tuple[int, ...]
 
-# Most rows in a block of several stored chunks. Opening a block through xarray or HDF5 takes about
-# 0.3 ms, which is below 5 % of the time to read and sum so many rows. The number counts rows and
-# not bytes, so that arrays of other dtypes in the same stored chunks have the same blocks.
-JOINED_ROWS = 1 << 18
+# Rows up to which stored chunks are joined to a block, also of small arrays. A block through xarray
+# takes 4 ms beside its bytes, which is the time to read 2**20 rows; through h5py it takes 0.01 ms.
+LEAST_ROWS = 1 << 18
 
 # Files that a worker process keeps open for later blocks.
 OPEN_FILES = 32
@@ -223,6 +228,22 @@ def data_of_variable(variable: Any) -> Any:
     return lazy.data
 
 
+def zarr_inside(value: Any) -> Any | None:
+    """The Zarr array that a value of a Dask graph is, or that xarray reads there.
+
+    None for other values, and for a part or a transpose of a Zarr array: the pieces of such an
+    array are not those of the Zarr array.
+    """
+    while value is not None and not is_zarr(value):
+        key = getattr(getattr(value, "key", None), "tuple", ())
+        inner = value.get_array() if hasattr(value, "get_array") else getattr(value, "array", None)
+        for part, n in zip(key, getattr(inner, "shape", ()), strict=False):
+            if not isinstance(part, slice) or part.indices(n) != (0, n, 1):
+                return None
+        value = inner
+    return value
+
+
 def _stored_chunks(variable: Any) -> tuple[int | Sizes, ...] | None:
     """Stored chunks of a variable along its dimensions; None if they are not known.
 
@@ -293,29 +314,24 @@ def block_chunks(
     Returns
     -------
     tuple of tuple of int
-        Small chunks are joined to blocks of at most ``JOINED_ROWS`` rows, along the last dimensions
-        first, as their chunks are neighbours in storage.
+        Small chunks are joined, as :func:`~nlsq_dask.io.chunks.joined_chunks` joins them.
     """
     if stored is None:
-        return regular_chunks(shape, JOINED_ROWS)
+        most = max(math.prod(shape) // LEAST_JOINED, LEAST_ROWS)
+        return regular_chunks(shape, min(most, JOINED_ROWS))
     sizes = [max(c) if isinstance(c, tuple) else int(c) for c in stored]
-    rows = math.prod(min(size, n) for size, n in zip(sizes, shape, strict=True))
-    cuts: list[Sizes] = []
-    positions = kept if kept is not None else [None] * len(shape)
-    for n, chunk, size, at in reversed(list(zip(shape, stored, sizes, positions, strict=True))):
-        if isinstance(chunk, tuple) and sum(chunk) == n:
-            cuts.append(chunk)
-            continue
-        joined = max(min(JOINED_ROWS // max(rows, 1), -(-n // size)), 1)
-        rows *= joined
-        cuts.append(_cuts(n, size * joined, at))
-    return tuple(reversed(cuts))
+    joined = joined_chunks(shape, sizes, LEAST_ROWS)
+    known = kept if kept is not None else [None] * len(shape)
+    return tuple(
+        chunk if isinstance(chunk, tuple) and sum(chunk) == n else _cuts(n, size, positions)
+        for n, chunk, size, positions in zip(shape, stored, joined, known, strict=True)
+    )
 
 
 def _cuts(n: int, size: int, positions: Any | None) -> Sizes:
     """Lengths of blocks that end where the stored positions pass a multiple of a size."""
-    regular = tuple(min(size, n - i) for i in range(0, n, size)) or (0,)
-    if positions is None or len(positions) != n or n == 0:
+    regular = tuple(min(size, n - i) for i in range(0, n, max(size, 1))) or (0,)
+    if positions is None or len(positions) != n or size >= n:
         return regular
     at = np.asarray(positions) // size
     edges = np.flatnonzero(np.diff(at)) + 1

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
-from nlsq_dask.io.libraries import is_zarr
 
 # Stores and arrays that a process keeps open. A fit has a few of each.
 MOST_STORES = 32
@@ -160,10 +159,3 @@ def _opened_array(store: bytes, array: bytes) -> Leaf:
 @lru_cache(MOST_STORES)
 def _opened_store(store: bytes) -> Any:
     return pickle.loads(store)
-
-
-def zarr_of(value: Any) -> Any:
-    """The Zarr array that a value of a Dask graph is or holds; None for other values."""
-    if isinstance(value, Leaf):
-        return value.array
-    return value if is_zarr(value) else None

@@ -13,6 +13,8 @@ whole: it becomes a Dask array, in blocks of whole stored chunks.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +23,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
-from nlsq_dask.io.frame import Frame, Label
+from nlsq_dask.io.frame import NO_LABEL, Frame, Label
 from nlsq_dask.io.labels import RowLabels, in_order_of
 from nlsq_dask.io.lazy_arrays import data_of_variable, is_file_variable, lazy_array
 from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
@@ -112,7 +114,7 @@ def observe(
         arguments=_lazy_arguments(x, y, sigma, mask, structure),
         propagates=nan_policy is UNLOOKED,
         frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
-        labels=_labels(x, y, structure),
+        labels=_labels(x, y, structure, times),
         times=times,
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
@@ -203,11 +205,18 @@ def _lazy_arguments(
     return found
 
 
-def _labels(x: Any, y: Any, structure: Structure) -> dict[str, Label]:
+def _labels(
+    x: Any, y: Any, structure: Structure, times: Sequence[TimeAxis | None]
+) -> dict[str, Label]:
     """Names and units of y and the coordinates, by the names of the arguments."""
     named = {"y": y}
     named |= {f"x[{i}]": c for i, c in enumerate(x)} if structure == "tuple" else {"x": x}
-    return {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
+    labels = {name: Label.of(value) for name, value in named.items() if is_xarray(value)}
+    arguments = list(named)[1:] if structure == "tuple" else ["x"]
+    for name, axis in zip(arguments, times, strict=False):
+        if axis is not None:
+            labels[name] = replace(labels.get(name, NO_LABEL), unit=str(axis))
+    return labels
 
 
 def _as_mask(value: Any) -> Array:

@@ -165,12 +165,15 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
         As :func:`stored_argument` returns them.
     """
     shape = getattr(y, "shape", None)
+    if not isinstance(shape, tuple):
+        return [x, y, *others]
     parts = (part for a in (x, y, *others) for part in (a if isinstance(a, tuple) else (a,)))
-    full = [part for part in parts if getattr(part, "shape", None) == shape]
+    shapes = ((part, getattr(part, "shape", None)) for part in parts)
+    full = [part for part, own in shapes if isinstance(own, tuple) and own == shape]
     full = [a.array if isinstance(a, StoredArray) and not is_zarr(a.array) else a for a in full]
     grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
     otherwise = any(is_dask(a) or is_xarray(a) or is_file_variable(a) for a in full)
-    if shape is None or len(grids) != 1 or otherwise:
+    if len(grids) != 1 or otherwise:
         return [x, y, *others]
     blocks = joined_chunks(shape, grids.pop())
 

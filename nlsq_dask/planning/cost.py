@@ -22,6 +22,7 @@ from nlsq_dask.fitting.memory import (
     base_bytes,
     collapse_bytes,
     parallel,
+    pausing,
     sample_bytes,
     sampled,
     streaming_bytes,
@@ -141,6 +142,8 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
             pilot_bytes=read.each_time + read.once,
         )
     notes = advise(data, stream, threads, a_pass) if threads else (_errors.no_workers(),)
+    if (warning := pausing(job, streamed)) is not None:
+        notes = (*notes, str(warning))
     return replace(
         plan,
         blocks=stream.n_blocks,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,9 +17,9 @@ from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.finite import Affected
-from nlsq_dask.io.frame import Frame, frame_of_all, with_labels_in_one_order
+from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.observations import Array, Observations
-from nlsq_dask.io.sources import as_array, is_dask, is_xarray
+from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.io.stored import stored_argument
 from nlsq_dask.io.times import TimeAxis, as_numbers
@@ -33,9 +33,9 @@ from nlsq_dask.questions.row_values import (
     RowFunction,
     residuals_of_block,
     values_of_block,
-    without_mask,
 )
 from nlsq_dask.questions.scores import ScoresAt
+from nlsq_dask.results.rows import Rows, rows_at
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
@@ -410,15 +410,23 @@ class FittedModel:
         if x is None:
             data = self._data("predict() without x")
             return Rows(data, data.y.shape, data.frame)
-        units = self.units if self.data is None else self.data.units
-        of_fit = self.data
-        given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
-        x = stored_argument(x, "x", *given)
-        x = bare_coordinates(x, units, several=self.spec.structure == "tuple")
-        rows = rows_at(self.spec, as_numbers(x, self.times))
+        dims = None if self.data is None or self.data.frame is None else self.data.frame.dims
+        rows = rows_at(self.spec, self._numbers(x), dims)
         if rows.frame is None or self.data is None:
             return rows
         return replace(rows, frame=rows.frame.describing(self.data.frame))
+
+    def _numbers(self, x: Any) -> Any:
+        """Coordinates without times and units, in the units of the fit."""
+        of_fit = self.data
+        given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
+        x = stored_argument(x, "x", *given)
+        several = self.spec.structure == "tuple"
+        units = dict(self.units if self.data is None else self.data.units)
+        for i, axis in enumerate(self.times):
+            if axis is not None:  # numbers take the place of times, and have no unit of quantities
+                units.pop(f"x[{i}]" if several else "x", None)
+        return bare_coordinates(as_numbers(x, self.times), units, several=several)
 
     def _on_rows(self, rows: Rows, params: ArrayLike, root: FloatArray | None) -> Array:
         data = rows.data
@@ -432,25 +440,6 @@ class FittedModel:
         from nlsq_dask.engines.dask.lazy_values import of_rows  # Dask, loaded for use
 
         return of_rows(function, data)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows on which a model is computed.
-
-    Attributes
-    ----------
-    data : Observations
-        The rows, in at least one dimension.
-    shape : tuple of int
-        Shape of the values.
-    frame : Frame or None
-        Labels of the values.
-    """
-
-    data: Observations
-    shape: tuple[int, ...]
-    frame: Frame | None = None
 
 
 def _framed(
@@ -469,87 +458,6 @@ def _block_rows(data: Observations) -> int:
     from nlsq_dask.engines.dask.groups import common_chunks  # Dask, loaded for use
 
     return largest_block(common_chunks(data))
-
-
-def rows_at(spec: ModelSpec, x: Any) -> Rows:
-    """Coordinates in the form that a model takes, without observations.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        The model.
-    x : array_like or tuple of array_like
-        As in :meth:`FittedModel.values`.
-
-    Returns
-    -------
-    Rows
-        Rows with y = 0, in the shape to which the coordinates broadcast. The zeros take no memory.
-        Arrays of xarray broadcast by the names of their dimensions, and give the rows their labels.
-
-    Raises
-    ------
-    InputError, InputTypeError
-        If these are not the model's coordinates.
-    """
-    x, frame = _labelled(spec, x)
-    coords = _coordinates_of(spec, x, None if frame is None else frame.dims)
-    try:
-        shape = np.broadcast_shapes(*(c.shape for c in coords))
-    except ValueError:
-        raise _errors.coordinates_do_not_broadcast([c.shape for c in coords]) from None
-    ndim = max(len(shape), 1)
-    coords = [c[(None,) * (ndim - c.ndim)] for c in coords]
-    y = np.broadcast_to(np.zeros(()), shape or (1,))
-    lazy = any(is_dask(c) for c in coords)
-    # Other arrays may add dimensions to those of the labelled ones.
-    labelled = frame is not None and frame.shape == shape
-    data = Observations(y, tuple(coords), None, spec.structure, lazy)
-    return Rows(data, shape, frame if labelled else None)
-
-
-def _labelled(spec: ModelSpec, x: Any) -> tuple[Any, Frame | None]:
-    """Coordinates with their labels in one order, and the labels of their rows, if there are any.
-
-    Raises
-    ------
-    InputError
-        If coordinates have other labels along the same dimension.
-    """
-    several = spec.structure == "tuple" and isinstance(x, tuple | list)
-    named = {f"x[{i}]": item for i, item in enumerate(x)} if several else {"x": x}
-    labelled = {name: item for name, item in named.items() if is_xarray(item)}
-    if not labelled:
-        return x, None
-    if several:
-        labelled = with_labels_in_one_order(labelled)
-        return tuple((named | labelled).values()), frame_of_all(list(labelled.values()))
-    if spec.structure == "stacked" and x.ndim:  # the first dimension counts the coordinates
-        return x, frame_of_all([x.isel({x.dims[0]: 0}, drop=True)])
-    return x, frame_of_all([x])
-
-
-def _coordinates_of(
-    spec: ModelSpec, x: Any, dims: tuple[Hashable, ...] | None = None
-) -> list[Array]:
-    """One array for each coordinate. Masked values in memory become NaN.
-
-    Arrays of xarray are aligned to the dimensions of these names.
-    """
-    if spec.structure == "tuple":
-        if not isinstance(x, tuple | list) or len(x) != spec.n_coords:
-            raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
-        return [_plain(as_array(item, f"x[{i}]", dims)) for i, item in enumerate(x)]
-    array = _plain(as_array(x, "x"))
-    if spec.structure == "single":
-        return [array]
-    if array.ndim == 0 or array.shape[0] != spec.n_coords:
-        raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
-    return [array[i] for i in range(spec.n_coords)]
-
-
-def _plain(array: Array) -> Array:
-    return without_mask(array) if isinstance(array, np.ma.MaskedArray) else array
 
 
 def _finite_range(array: Array) -> tuple[float, float]:

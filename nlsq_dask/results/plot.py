@@ -134,7 +134,7 @@ def plot_fit(
         ends = np.array(x_range)
         top.plot(ends, ends, color=VERMILLION, lw=1.5, label="observed = fitted")
     bottom.axhline(0.0, color=VERMILLION, lw=1.2, zorder=3)
-    _set_titles(top, bottom, model, model.data)
+    _set_titles(top, bottom, model.data, has_curve=model.has_curve)
     figure.align_ylabels()
     for axes in (top, bottom):
         axes.tick_params(labelsize=SMALL)
@@ -147,13 +147,9 @@ def plot_fit(
     return figure
 
 
-def _set_titles(top: Axes, bottom: Axes, model: FittedModel, data: Observations) -> None:
+def _set_titles(top: Axes, bottom: Axes, data: Observations, *, has_curve: bool) -> None:
     """Write what the axes show, with the names and units of labelled data."""
-    has_curve = model.has_curve
     x = data.labels.get(argument_name(data.structure, data.names[1]), NO_LABEL)
-    time = next(iter(model.times), None)
-    if time is not None:
-        x = Label(x.name, str(time))
     y = data.labels.get("y", NO_LABEL)
     unnamed = Label(unit=y.unit)
     bottom.set_xlabel(x.title("x") if has_curve else unnamed.title("fitted value"))

@@ -65,8 +65,8 @@ KINDS = {
     ),
     "Future": (of_class("distributed.client", "Future"), "y", "dask.array.from_delayed(y"),
     "AsyncArray": (in_zarr(data=Y)._async_array, "y", "y is an AsyncArray"),
-    "Group": (a_group(), "y", "for example y['power']"),
-    "Dataset": (xr.Dataset({"power": ("t", Y)}), "y", "for example y['power']"),
+    "Group": (a_group(), "y", "for example group['power']"),
+    "Dataset": (xr.Dataset({"power": ("t", Y)}), "y", "y is a Dataset of 'power'"),
     "DataTree": (xr.DataTree(xr.Dataset({"power": ("t", Y)})), "y", "for example y['power']"),
     "sparse": (scipy.sparse.coo_array(Y), "y", "y.toarray()"),
     "cupy": (of_class("cupy", "ndarray", __array__=refusing), "y", "pass y.get()"),
@@ -87,7 +87,7 @@ KINDS = {
     "dates": (pd.DatetimeIndex(DATES), "y", "(y - y[0]) / np.timedelta64(1, 's')"),
     "fields": (np.zeros(20, [("t", "f8"), ("u", "f8")]), "y", "pass one of them, y['t']"),
     "complex sigma": (Y + 1j, "sigma", "sigma.real and sigma.imag"),
-    "mask a Dataset": (xr.Dataset({"bad": ("t", Y > 1)}), "mask", "for example mask['bad']"),
+    "mask a Dataset": (xr.Dataset({"bad": ("t", Y > 1)}), "mask", "mask is a Dataset of 'bad'"),
 }  # fmt: skip
 
 
@@ -184,7 +184,6 @@ def test_arguments_of_other_libraries_name_what_takes_their_place(function, keyw
         (dict(ydata=None), "y is None"),
         (dict(ydata=dask.delayed(np.ones)(20)), "from_delayed"),
         (dict(ydata=[*Y[:-1], object()]), "y[19] is <object object"),
-        (dict(xdata=["a"] * 20), "x has dtype <U1"),
         (dict(sigma=Y + 1j), "sigma.real"),
         (dict(sigma=np.arange(1, 21).astype("m8[s]")), "sigma has dtype timedelta64"),
         (dict(sigma={"a": 1}), "sigma is a dict"),

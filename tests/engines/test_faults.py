@@ -381,10 +381,10 @@ def test_an_interrupt_while_tasks_are_sent_leaves_nothing(client, tmp_path, monk
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    with dask_engine(Blocks(tmp_path).data, PROBLEM.spec, client=client) as engine:
-        monkeypatch.setattr(client, "submit", stop)  # of the tree, after the groups
-        with pytest.raises(KeyboardInterrupt):
-            engine.ask(QUESTION)
+    engine = dask_engine(Blocks(tmp_path).data, PROBLEM.spec, client=client)
+    monkeypatch.setattr(client, "submit", stop)  # of the tree, after the groups
+    with pytest.raises(KeyboardInterrupt), engine:
+        engine.ask(QUESTION)
     assert left_on(client) == []
     monkeypatch.setattr(client, "get", stop)  # of what all groups share
     x = da.from_array(PROBLEM.x, chunks=25)

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.storage import LocalStore
 
 from nlsq_dask import InputError, curve_fit, fit, plan
+from nlsq_dask.io import chunks as chunks_of
 from nlsq_dask.io import lazy_arrays
+from nlsq_dask.io.chunks import JOINED_ROWS
 from nlsq_dask.io.lazy_arrays import HDF5Variable, NetCDFVariable, block_chunks
 from nlsq_dask.io.sources import is_dask, observe
 from tests.support.counting_store import CountingStore
@@ -33,10 +35,16 @@ def line(x, a, b):
     return a + b * x
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(request, monkeypatch):
+    """Blocks of few stored chunks, so that small files have several."""
+    if "as_joined" not in request.fixturenames:
+        monkeypatch.setattr(lazy_arrays, "LEAST_ROWS", 1)
+
+
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of one stored chunk, so that small files have several."""
-    monkeypatch.setattr(lazy_arrays, "JOINED_ROWS", 1)
+def as_joined():
+    """Blocks as they are joined."""
 
 
 @pytest.fixture
@@ -72,9 +80,7 @@ def netcdf(tmp_path_factory):
         lambda a: a.isel(row=7),
     ],
 )
-def test_each_stored_chunk_is_decoded_once_a_pass_and_nothing_is_kept(
-    counted, small_blocks, chosen, with_dask
-):
+def test_each_stored_chunk_is_decoded_once_a_pass_and_nothing_is_kept(counted, chosen, with_dask):
     store, opened = counted
     opened = opened.chunk(opened.encoding["preferred_chunks"]) if with_dask else opened
     y = chosen(opened)
@@ -88,6 +94,15 @@ def test_each_stored_chunk_is_decoded_once_a_pass_and_nothing_is_kept(
     assert set(store.reads.values()) == {result.n_passes}
     np.testing.assert_array_equal(observe(y.time, y).y.compute(), known.values)
     assert not any(a.variable._in_memory for a in (y, opened))
+
+
+def test_a_plan_sees_the_zarr_chunks_that_xarray_reads(counted):
+    _, opened = counted
+    cut = opened.chunk({"time": 6, "row": 10})
+    (warning, *_) = plan(line, opened.time, cut, p0=[1, 1], time=False).warnings
+    assert "cut the Zarr chunks of (8, 10)" in warning
+    for whole in (opened, opened.T, opened[:, ::-1], opened[2:]):
+        assert not plan(line, whole.time, whole, p0=[1, 1], time=False).warnings
 
 
 def test_sigma_mask_and_coordinates_in_files_are_not_loaded(counted):
@@ -111,7 +126,7 @@ def open_xarray(path):
 
 
 @pytest.mark.parametrize("opened", [open_h5py, open_netcdf4, open_xarray])
-def test_variables_of_files_are_streamed(netcdf, small_blocks, opened):
+def test_variables_of_files_are_streamed(netcdf, opened):
     y = opened(netcdf)
     data = observe(T[:, None], y)
     assert is_dask(data.y)
@@ -127,7 +142,7 @@ def test_variables_of_h5netcdf_are_streamed(netcdf):
         np.testing.assert_allclose(fit(line, T[:, None], file["power"]).popt, [2.0, 0.5], rtol=1e-9)
 
 
-def test_reads_of_hdf5_are_blocks(netcdf, small_blocks, monkeypatch):
+def test_reads_of_hdf5_are_blocks(netcdf, monkeypatch):
     read = []
     whole = HDF5Variable.__getitem__
 
@@ -187,7 +202,7 @@ def zarr_that_changes(path):
 
 
 @pytest.mark.parametrize("made", [xarray_that_changed, hdf5_that_changes, zarr_that_changes])
-def test_a_file_that_became_shorter_is_found(tmp_path, small_blocks, made):
+def test_a_file_that_became_shorter_is_found(tmp_path, made):
     y, change = made(tmp_path)
 
     def late(x, a, b):  # the data are opened, and not yet read, when the model is traced
@@ -227,6 +242,7 @@ def test_a_cluster_reads_files(client, netcdf, opened):
 axes = st.tuples(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(-3, 3))
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(axes, min_size=1, max_size=3), st.integers(1, 200))
 def test_no_stored_chunk_is_in_two_blocks(spec, most):
     """Of an array that was cut out of a stored array by slices of any step."""
@@ -236,7 +252,8 @@ def test_no_stored_chunk_is_in_two_blocks(spec, most):
     ]
     shape, stored = tuple(map(len, kept)), [chunk for _, chunk, _, _ in spec]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lazy_arrays, "JOINED_ROWS", most)
+        patch.setattr(chunks_of, "JOINED_ROWS", most)
+        patch.setattr(chunks_of, "LEAST_JOINED", 1)
         chunks = block_chunks(shape, stored, kept)
     assert tuple(map(sum, chunks)) == shape
     for lengths, positions, chunk in zip(chunks, kept, stored, strict=True):
@@ -247,13 +264,12 @@ def test_no_stored_chunk_is_in_two_blocks(spec, most):
     assert np.prod([max(c) for c in chunks]) <= max(most, one_chunk)
 
 
-def test_small_chunks_are_joined_along_the_last_dimensions_first():
-    most = lazy_arrays.JOINED_ROWS
-    assert block_chunks((4, 100, 2000), (1, 10, 1000)) == ((1,) * 4, (100,), (2000,))
-    assert block_chunks((2, 1000, 2000), (1, 10, 1000)) == (
-        (1, 1),
-        (130,) * 7 + (90,),
-        (2000,),
-    )
-    assert block_chunks((most * 3,), (most * 2,)) == ((most * 2, most),)
-    assert block_chunks((3, most), None) == ((1,) * 3, (most,))
+def test_small_chunks_are_joined_along_the_last_dimensions_first(as_joined):
+    assert block_chunks((64, 1000, 800), (1, 10, 100)) == ((1,) * 64, (640, 360), (800,))
+    assert block_chunks((40, 30), (8, 10)) == ((40,), (30,))
+    assert block_chunks((3 * JOINED_ROWS,), (2 * JOINED_ROWS,)) == ((2 * JOINED_ROWS, JOINED_ROWS),)
+
+
+def test_arrays_in_one_piece_are_cut_along_the_first_dimensions(as_joined):
+    assert block_chunks((4, 1 << 17), None) == ((2, 2), (1 << 17,))
+    assert block_chunks((40, 30), None) == ((40,), (30,))

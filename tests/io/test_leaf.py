@@ -12,7 +12,8 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from nlsq_dask import InputError
 from nlsq_dask.io.announced import checked
-from nlsq_dask.io.leaf import Leaf, zarr_of
+from nlsq_dask.io.lazy_arrays import zarr_inside
+from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.sources import as_array
 
 SECRET = "CANARY-of-a-store"
@@ -97,5 +98,5 @@ def test_a_chunk_that_is_shorter_than_announced(tmp_path, compressors):
 
 def test_what_a_graph_holds():
     array = zarr.create_array(MemoryStore(), data=np.arange(5.0))
-    assert zarr_of(Leaf(array)) is zarr_of(array) is array
-    assert zarr_of(np.arange(5.0)) is None
+    assert zarr_inside(Leaf(array)) is zarr_inside(array) is array
+    assert zarr_inside(np.arange(5.0)) is None

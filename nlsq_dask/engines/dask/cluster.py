@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from dask import config
 
 from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES, WorkerMemory
 from nlsq_dask.engines.dask.cache import WorkerRoom
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # Fraction of its memory limit at which a worker spills (``distributed.worker.memory.target``). Kept
 # rows stay below: at 80 % a worker pauses, and a pass hangs once all workers pause.
 TARGET_SHARE = 0.6
+
+# The same at which it pauses (``distributed.worker.memory.pause``), by Dask's own default.
+PAUSE_SHARE = 0.8
 
 # Bytes that stay free beside the memory that a worker reports: with 128 MB of rows kept beyond the
 # target, both workers of a cluster with limits of 572 MB paused.
@@ -37,6 +41,12 @@ def smallest_worker(client: Client) -> WorkerMemory | None:
     info = _workers(client).values()
     workers = [WorkerMemory(w["memory_limit"], w["nthreads"]) for w in info]
     return min(workers, key=lambda w: w.memory_bytes / w.threads, default=None)
+
+
+def pause_bytes(worker: WorkerMemory) -> float:
+    """Memory at which Dask pauses a worker, as far as this process is configured like it."""
+    share = config.get("distributed.worker.memory.pause", PAUSE_SHARE)
+    return worker.memory_bytes * float(share) if share else float("inf")
 
 
 def worker_rooms(client: Client, read_bytes: int, n_bytes: int | None = None) -> list[WorkerRoom]:

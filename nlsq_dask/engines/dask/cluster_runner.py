@@ -13,25 +13,24 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
+from nlsq_dask.engines.dask.cluster_pass import ClusterPass
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.reading import shared_nodes
 from nlsq_dask.engines.dask.signals import Ears, Show, listen
-from nlsq_dask.engines.dask.task import Work, add_in_order, packed, unpacked
+from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
+from nlsq_dask.engines.dask.watch import Watch
 
 if TYPE_CHECKING:
     from distributed import Client, Future
-
-# Seconds between two looks at a pass whose groups all still run.
-LOOK_SECONDS = 1.0
 
 # Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
 FORGET_SECONDS = 0.5
@@ -59,9 +58,8 @@ class ClusterRunner:
     ) -> None:
         self._client = client
         self._progress = progress
-        self._n_blocks = stream.n_blocks
+        self._stream = stream
         self._fit = uuid.uuid4().hex
-        self._sizes = [len(group.steps) for group in stream.groups]
         keeping = keeping or keep_nothing(stream)
         self._workers = keeping.workers
         self._work: list[Future[Any]] = []
@@ -93,53 +91,41 @@ class ClusterRunner:
 
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
-        n_groups = len(self._groups)
         self._keys = set(self._lasting)
-        parts: dict[Key, Future[Any]] = {}
+        watch = Watch(self._client, self._ears)
+        submit = _Submit(self, name, function, args)
+        a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress)
         try:
-            futures = self._map(
-                f"nlsq-{name}",
-                function,
-                self._workers,
-                self._groups,
-                self._external,
-                self._work * n_groups,
-                *([arg] * n_groups for arg in args),
-            )
-            parts.update((f.key, f) for f in futures)
-            for key, keys in tree(list(parts), f"nlsq-reduce-{name}-{self._fit}"):
-                node = "-".join(map(str, key))
-                self._keys.add(node)
-                added = [parts[k] for k in keys]
-                parts[key] = self._client.submit(add_in_order, added, key=node, pure=False)
-            self._wait(futures)
-            return next(reversed(parts.values())).result()
+            return a_pass.answer()
         finally:
-            _release(parts.values())
+            a_pass.release()
 
-    def _wait(self, futures: Sequence[Future[Any]]) -> None:
-        """Wait until all groups of a pass have ended, and raise the error of the first that fails.
+    def submit_groups(
+        self, name: str, numbers: Sequence[int], function: Callable[..., Any], args: Sequence[Any]
+    ) -> list[Future[Any]]:
+        """Submit a function of some groups, by number."""
+        return self._map(
+            f"nlsq-{name}",
+            function,
+            [self._workers[i] for i in numbers],
+            [self._groups[i] for i in numbers],
+            [self._external[i] for i in numbers],
+            self._work * len(numbers),
+            *([arg] * len(numbers) for arg in args),
+            numbers=numbers,
+        )
 
-        The callbacks of futures, unlike ``as_completed``, let a pass look at the cluster between
-        two groups.
-        """
-        ended: SimpleQueue[Future[Any]] = SimpleQueue()
-        sizes = {f.key: size for f, size in zip(futures, self._sizes, strict=True)}
-        for future in futures:
-            future.add_done_callback(ended.put)
-        done = 0
-        for _ in futures:
-            future = self._next(ended)
-            if future.status != "finished":
-                future.result()
-            done += sizes[future.key]
-            self._progress(done, self._n_blocks)
-
-    def _next(self, ended: SimpleQueue[Future[Any]]) -> Future[Any]:
-        """The next group that ends."""
-        while True:
-            with suppress(Empty):
-                return ended.get(timeout=LOOK_SECONDS)
+    def submit_tree(self, name: str, groups: Sequence[Future[Any]]) -> list[Future[Any]]:
+        """Submit the tree that adds the answers of all groups."""
+        parts: dict[Key, Future[Any]] = {f.key: f for f in groups}
+        nodes = []
+        for key, keys in tree(list(parts), f"nlsq-reduce-{name}-{self._fit}"):
+            node = "-".join(map(str, key))
+            self._keys.add(node)
+            added = [parts[k] for k in keys]
+            parts[key] = self._client.submit(add_in_order, added, key=node, pure=False)
+            nodes.append(parts[key])
+        return nodes
 
     def close(self, *, failed: bool = False) -> None:
         """Let the cluster forget the groups and their rows.
@@ -163,6 +149,7 @@ class ClusterRunner:
         function: Callable[..., Any],
         workers: Sequence[str | None],
         *args: Sequence[Any],
+        numbers: Sequence[int] | None = None,
     ) -> list[Future[Any]]:
         """Submit a task for each set of arguments, on its worker; None lets the scheduler choose.
 
@@ -171,21 +158,22 @@ class ClusterRunner:
         again: what a later attempt may not meet is an error of reading, and a task tries that
         itself.
         """
+        names = range(len(workers)) if numbers is None else numbers
         futures: dict[int, Future[Any]] = {}
         of_worker: dict[str | None, list[int]] = defaultdict(list)
         for i, worker in enumerate(workers):
             of_worker[worker].append(i)
-        for worker, numbers in of_worker.items():
-            keys = [f"{name}-{i}-{self._fit}" for i in numbers]
+        for worker, chosen in of_worker.items():
+            keys = [f"{name}-{names[i]}-{self._fit}" for i in chosen]
             self._keys.update(keys)
             made = self._client.map(
                 function,
-                *([values[i] for i in numbers] for values in args),
+                *([values[i] for i in chosen] for values in args),
                 key=keys,
                 workers=worker,
                 allow_other_workers=worker is not None,
             )
-            futures.update(zip(numbers, made, strict=True))
+            futures.update(zip(chosen, made, strict=True))
         return [futures[i] for i in range(len(workers))]
 
     def _existing(self, key: Key) -> Future[Any]:
@@ -196,12 +184,27 @@ class ClusterRunner:
         return future
 
 
-def _release(futures: Iterable[Future[Any]]) -> None:
-    """Let the cluster forget futures now.
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    """Sends the tasks of one pass; see :class:`~nlsq_dask.engines.dask.cluster_pass.Submit`."""
 
-    The cluster would otherwise remember them as long as any object refers to them, such as the
-    traceback of a fit that failed.
-    """
+    runner: ClusterRunner
+    name: str
+    function: Callable[..., Any]
+    args: Sequence[Any]
+
+    def groups(self, numbers: Sequence[int], *, tells: bool) -> list[Future[Any]]:
+        function = partial(telling, self.function) if tells else self.function
+        name = f"{self.name}-again" if tells else self.name
+        return self.runner.submit_groups(name, numbers, function, self.args)
+
+    def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
+        name = f"{self.name}-again-{attempt}" if attempt else self.name
+        return self.runner.submit_tree(name, groups)
+
+
+def _release(futures: Iterable[Future[Any]]) -> None:
+    """Let the cluster forget futures now, whatever still refers to them."""
     for future in futures:
         future.release()
 

@@ -20,7 +20,7 @@ from dask.layers import ArraySliceDep
 from numpy.typing import NDArray
 
 from nlsq_dask.io.chunks import Chunks
-from nlsq_dask.io.leaf import zarr_of
+from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 
@@ -132,7 +132,7 @@ def zarr_arrays_in(array: Array) -> Iterator[PiecedArray]:
         for value, index in layer.indices:
             if index is not None:
                 continue
-            origin = zarr_of(_literal(value, layers))
+            origin = zarr_inside(_literal(value, layers))
             if origin is not None and tuple(map(sum, pieces[0])) == origin.shape:
                 yield PiecedArray(str(name), pieces[0], int(origin.dtype.itemsize), origin.chunks)
 

@@ -19,7 +19,7 @@ from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
-from nlsq_dask.io.leaf import zarr_of
+from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import Block, Layout
 
@@ -52,8 +52,8 @@ def read_blocks(
     values = dict(external)
     for key in group.announced.keys() & values.keys():
         group.announced[key].check(values[key])
-    for step in group.steps:
-        reading.signals.check()
+    for number, step in enumerate(group.steps):
+        reading.begin(number)
         for node, drop in step.nodes:
             place = partial(_place, node, values, group, step, layout)
             values[node.key] = reading.made(node, values, place)
@@ -92,7 +92,7 @@ def read_ahead(
 
     Nothing is read ahead in a group whose blocks use arrays that earlier blocks made.
     """
-    if depth < 1 or len(group.steps) < 2 or not _independent(group):
+    if depth < 1 or reading.tells or len(group.steps) < 2 or not _independent(group):
         yield from read_blocks(group, external, layout, reading)
         return
 
@@ -138,7 +138,7 @@ def _independent(group: Group) -> bool:
 def _zarr_arrays(values: Iterable[Any]) -> Iterator[Any]:
     """Zarr arrays in graph nodes, their arguments, and containers of either."""
     for value in values:
-        if (array := zarr_of(value)) is not None:
+        if (array := zarr_inside(value)) is not None:
             yield array
         elif isinstance(value, DataNode):
             yield from _zarr_arrays([value.value])

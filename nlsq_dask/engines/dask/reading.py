@@ -22,7 +22,7 @@ from dask.typing import Key
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.signals import NOBODY, Signals, signals_of
 from nlsq_dask.io.announced import Announced
-from nlsq_dask.io.leaf import zarr_of
+from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place, stored_chunks
 
 # Times that a failed reading is tried again.
@@ -94,10 +94,19 @@ class Reading:
     retries : Retries
     signals : Signals
         Of the task.
+    tells : bool
+        Whether the task tells each block that it begins.
     """
 
     retries: Retries
     signals: Signals
+    tells: bool = False
+
+    def begin(self, block: int) -> None:
+        """Begin a block of the group, by its number; raise if nobody waits for the task."""
+        self.signals.check()
+        if self.tells:
+            self.signals.begin(block)
 
     def made(self, node: GraphNode, values: Mapping[Key, Any], place: Callable[[], Place]) -> Any:
         """Compute a node of the graph, which may read.
@@ -322,7 +331,7 @@ def _zarr_reads(
     for value, after in zip(found, [*found[1:], None], strict=False):
         known = values.get(value.key) if isinstance(value, TaskRef) else value
         known = known.value if isinstance(known, DataNode) else known
-        if (array := zarr_of(known)) is not None:
+        if (array := zarr_inside(known)) is not None:
             yield array, _box(after)
         elif isinstance(known, Task):
             yield from _zarr_reads([*known.args, *known.kwargs.values()], values)

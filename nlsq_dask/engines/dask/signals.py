@@ -53,6 +53,10 @@ class Signals(Protocol):
         """Send a sentence for the log, and a few words for the progress line."""
         ...
 
+    def begin(self, block: int) -> None:
+        """Tell that a block of the group begins, before anything of it can kill the worker."""
+        ...
+
 
 class Ears:
     """What a fit hears of its tasks, and whether it still waits for them.
@@ -96,6 +100,9 @@ class Ears:
             logger.warning(text)
         self._show(short)
 
+    def begin(self, block: int) -> None:
+        """Tell nobody: this process dies with the task; see :class:`Signals`."""
+
 
 _open: dict[str, Ears] = {}  # of the fits that run in this process
 
@@ -112,7 +119,7 @@ def _hear(event: tuple[float, Any]) -> None:
     """Pass a worker's note to its fit, if the fit is not over."""
     _, note = event
     ears = _open.get(note["fit"])
-    if ears is not None:
+    if ears is not None and "text" in note:
         ears.tell(note["text"], note["short"])
 
 
@@ -124,6 +131,9 @@ class _Nobody:
 
     def tell(self, text: str, short: str) -> None:  # noqa: ARG002 (of the protocol)
         logger.warning(text)
+
+    def begin(self, block: int) -> None:
+        pass
 
 
 NOBODY = _Nobody()
@@ -154,6 +164,13 @@ class _OfWorker:
 
     def tell(self, text: str, short: str) -> None:
         self._worker.log_event(TOPIC, {"fit": self._fit, "text": text, "short": short})
+
+    def begin(self, block: int) -> None:
+        from distributed.utils import sync
+
+        # The scheduler's answer is awaited: the worker may die at any moment after this.
+        note = {"fit": self._fit, "task": str(self._key), "block": block}
+        sync(self._worker.loop, self._worker.scheduler.log_event, topic=TOPIC, msg=note)
 
 
 def signals_of(fit: str) -> Signals:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
@@ -46,6 +46,8 @@ class Work:
         How a failed reading is tried again.
     fit : str
         Identifier of the fit, for the signals between its tasks and the fit.
+    tells : bool
+        Whether each block is told before it is read, since workers have died with the group.
     """
 
     kernels: Kernels
@@ -54,6 +56,7 @@ class Work:
     read_ahead: int = 0
     retries: Retries = DEFAULT_RETRIES
     fit: str = ""
+    tells: bool = False
 
 
 @without_collections()
@@ -88,7 +91,7 @@ def answer_of_group(
     """
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(group.external, external, strict=True))
-    reading = Reading(work.retries, signals_of(work.fit))
+    reading = Reading(work.retries, signals_of(work.fit), work.tells)
     blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
     if isinstance(question, BlockQuestion):
         total = question.zero()
@@ -99,6 +102,17 @@ def answer_of_group(
     if isinstance(task_group, KeptGroup):
         return task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
     return accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
+
+
+def telling(
+    function: Callable[..., AnswerT],
+    task_group: AnyGroup,
+    external: Sequence[Any],
+    work: Work,
+    *args: Any,
+) -> AnswerT:
+    """Run a function of a group such that each block is told before it is read."""
+    return function(task_group, external, replace(work, tells=True), *args)
 
 
 def add_in_order(answers: Sequence[AnswerT]) -> AnswerT:

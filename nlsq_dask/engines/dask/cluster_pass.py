@@ -1,0 +1,158 @@
+"""The tasks of one pass on a cluster: wait for them, and find a block that kills workers.
+
+The scheduler sends a task whose worker died to another worker. After two deaths with the same
+group, the group is run again such that each of its blocks is told before it is read. If it ends,
+its answer has the same bits. If its worker dies, the block told last is named, and the fit ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dask.typing import Key
+
+from nlsq_dask import _errors
+from nlsq_dask.engines.dask.groups import Group
+from nlsq_dask.engines.dask.tree import BlockProgress
+from nlsq_dask.engines.dask.watch import GUILTY, LOOK_SECONDS, SUSPICIOUS, Watch
+from nlsq_dask.io.places import Place
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+# Number of the task that has the answer of the pass, among the numbers of groups.
+ANSWER = -1
+
+
+class Submit(Protocol):
+    """Sends the tasks of a pass to the cluster."""
+
+    def groups(self, numbers: Sequence[int], *, tells: bool) -> list[Future[Any]]:
+        """Tasks of some groups, by number; `tells` if they tell each block."""
+        ...
+
+    def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
+        """Tasks that add the answers of all groups; the last has the answer of the pass."""
+        ...
+
+
+class ClusterPass:
+    """One pass over all groups.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    submit : Submit
+    watch : Watch
+    progress : callable
+        Called as ``progress(blocks_done, blocks)``.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], submit: Submit, watch: Watch, progress: BlockProgress
+    ) -> None:
+        self._groups = groups
+        self._submit = submit
+        self._watch = watch
+        self._progress = progress
+        self._blocks = sum(len(group.steps) for group in groups)
+        self._done = 0
+        self._asked: list[Future[Any]] = []  # by number of the group
+        self._nodes: list[Future[Any]] = []
+        self._replaced: list[Future[Any]] = []
+        self._telling: set[Key] = set()
+        self._waiting: dict[Key, int] = {}
+        self._ended: SimpleQueue[Future[Any]] = SimpleQueue()
+
+    def answer(self) -> Any:
+        """The answer of all groups.
+
+        Raises
+        ------
+        ClusterError
+            If no worker runs for long, a block kills its workers, or the scheduler is gone.
+        Exception
+            The error of the first group that fails.
+        """
+        self._asked = self._submit.groups(range(len(self._groups)), tells=False)
+        self._nodes = self._submit.tree(self._asked, 0)
+        self._wait_for(enumerate(self._asked))
+        self._wait_for([(ANSWER, self._nodes[-1])])
+        while self._waiting:
+            with suppress(Empty):
+                self._take(self._ended.get(timeout=LOOK_SECONDS))
+            if self._watch.due:
+                self._look()
+        return self._nodes[-1].result()
+
+    def release(self) -> None:
+        """Let the cluster forget all tasks of the pass.
+
+        The cluster would otherwise remember them as long as any object refers to them, such as the
+        traceback of a fit that failed.
+        """
+        for future in (*self._asked, *self._nodes, *self._replaced):
+            future.release()
+
+    def _wait_for(self, futures: Iterable[tuple[int, Future[Any]]]) -> None:
+        """Take note of futures as they end.
+
+        Callbacks, unlike ``as_completed``, let a pass look at the workers between two groups.
+        """
+        for number, future in futures:
+            self._waiting[future.key] = number
+            future.add_done_callback(self._ended.put)
+
+    def _take(self, future: Future[Any]) -> None:
+        """Take note of a task that has ended; raise its error."""
+        number = self._waiting.pop(future.key, None)
+        if number is None:  # it was replaced
+            return
+        if future.status == "error":
+            error = future.exception()
+            if type(error).__name__ == "KilledWorker":
+                deaths = getattr(error, "allowed_failures", GUILTY - 1) + 1
+                raise self._guilty(number, deaths, None) from None
+            future.result()
+        if future.status != "finished":
+            raise _errors.cluster_lost(f"task {future.status}") from None
+        self._watch.group_ended()
+        if number != ANSWER:
+            self._done += len(self._groups[number].steps)
+            self._progress(self._done, self._blocks)
+
+    def _look(self) -> None:
+        """Look at the workers, and at the groups with which some have died."""
+        deaths = self._watch.look()
+        for key, number in list(self._waiting.items()):
+            if number == ANSWER or not deaths[str(key)]:
+                continue
+            if key in self._telling:
+                raise self._guilty(number, GUILTY, self._watch.last_begun(str(key)))
+            if deaths[str(key)] >= SUSPICIOUS:
+                self._run_again(number)
+
+    def _run_again(self, number: int) -> None:
+        """Replace the task of a group by one that tells its blocks, and the tree with it."""
+        old = self._asked[number]
+        replaced = [old, *self._nodes]
+        for future in replaced:
+            self._waiting.pop(future.key, None)
+            future.release()
+        self._replaced += replaced
+        (new,) = self._submit.groups([number], tells=True)
+        self._asked[number] = new
+        self._telling.add(new.key)
+        self._nodes = self._submit.tree(self._asked, len(self._telling))
+        self._wait_for([(number, new), (ANSWER, self._nodes[-1])])
+
+    def _guilty(self, number: int, deaths: int, block: int | None) -> _errors.ClusterError:
+        """The error of a group that kills workers, by the number of the block if it is known."""
+        steps = self._groups[number].steps if number != ANSWER else ()
+        if block is not None:
+            steps = steps[block : block + 1]
+        places = [Place(("y",), step.index, step.box) for step in steps]
+        return _errors.block_kills_workers(places or [Place(())], deaths)
