@@ -418,7 +418,9 @@ class FittedModel:
 
     def _numbers(self, x: Any) -> Any:
         """Coordinates without times and units, in the units of the fit."""
-        x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
+        of_fit = self.data
+        given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
+        x = stored_argument(x, "x", *given)
         several = self.spec.structure == "tuple"
         units = dict(self.units if self.data is None else self.data.units)
         for i, axis in enumerate(self.times):
