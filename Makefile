@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Test files share two processes, or up to four where there are more cores; clusters stay in one.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
-.PHONY: help demo check test mutations lint format docs bench clean
+.PHONY: help demo check test test-thorough mutations lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      fit 24 million rows from a Zarr store on a local cluster and plot the fit"
 	@echo "make check     run the tests that are quick: none that is slow or starts worker processes"
 	@echo "make test      run the test suite"
+	@echo "make test-thorough   run the cases that make test leaves out"
 	@echo "make mutations break the package on purpose, and see that the suite notices"
 	@echo "make lint      check style, types and the layers of the package"
 	@echo "make format    rewrite the code in the project's style"
@@ -27,10 +28,13 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 check: $(VENV)/.test
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster and not thorough"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not thorough"
+
+test-thorough: $(VENV)/.test
+	$(BIN)/python -m pytest $(PARALLEL) -m thorough
 
 mutations: $(VENV)/.test
 	$(BIN)/python -m tests.mutations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,14 +67,25 @@ def empty_if_large(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the mark
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected, and pytest-xdist reads its mark
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist what runs in one process: a file, and all that share the cluster."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+    """Mark the cases that only a thorough run has, and tell pytest-xdist what runs in one process.
+
+    Of a test with the mark ``every(n)``, all cases but each n-th are thorough. A file runs in one
+    process, and so do all tests that share the cluster.
+    """
+    cases: Counter[str] = Counter()
     for item in items:
-        together = "cluster" if item.get_closest_marker("cluster") else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(together))
+        every = item.get_closest_marker("every")
+        if every is not None:
+            test = item.nodeid.split("[")[0]
+            if cases[test] % every.args[0]:
+                item.add_marker(pytest.mark.thorough)
+            cases[test] += 1
+        if config.pluginmanager.hasplugin("xdist"):
+            together = item.get_closest_marker("cluster")
+            name = "cluster" if together else item.nodeid.split("::")[0]
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = "nlsq_dask"
 COPIED = (PACKAGE, "tests", "benchmarks", "docs", "examples", "pyproject.toml", "README.md")
-QUICK = "not slow and not cluster"
+QUICK = "not slow and not cluster and not thorough"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - |$)", re.MULTILINE)
 
 

@@ -136,8 +136,8 @@ def plot_needs_matplotlib() -> MissingLibraryError:
 
 def dataset_needs_xarray() -> MissingLibraryError:
     return MissingLibraryError(
-        "to_dataset() returns an xarray.Dataset, and xarray is not installed: pip install xarray. "
-        "to_dict() and save() need no other library."
+        "to_dataset() returns an xarray.Dataset, and xarray is not installed: pip install "
+        "nlsq_dask[xarray]. to_dict() and save() need no other library."
     )
 
 

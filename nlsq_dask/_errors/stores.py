@@ -105,10 +105,9 @@ def attribute_not_a_number(name: str, attribute: str, value: object) -> InputErr
     )
 
 
-def not_decoded(name: str, packing: str) -> InputError:
+def not_decoded(name: str, packing: str, remedy: str) -> InputError:
     return InputError(
         f"the attributes of {name} say that its numbers are packed, or mark missing values "
-        f"({packing}), and xarray has not decoded them: open the data with mask_and_scale=True, "
-        "or call xarray.decode_cf(dataset). If the numbers are the values all the same, pass "
-        "decode=False."
+        f"({packing}), but they are not decoded: {remedy}. If the numbers are the values all the "
+        "same, pass decode=False."
     )

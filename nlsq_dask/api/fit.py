@@ -169,7 +169,7 @@ def fit(
         Distance from the optimum, in standard errors, that is negligible. The other tolerances end
         a fit only within this distance. "auto" (default) is 0.01, and a streaming fit then ends
         within this distance without a pass to confirm the optimum. With a number, a fit in memory
-        does so, too. None is 0.1.
+        does so, too. A fit of collapsed rows counts as a fit in memory. None is 0.1.
     max_nfev : int, optional
         Most evaluations of the model; by default 100 p.
     strategy : {"auto", "standard", "chunked", "streaming"}
@@ -198,7 +198,7 @@ def fit(
         passes over all rows are left. The answer is a minimum of all rows either way; if there are
         several minima, the pilot may lead to another minimum than p0. If all rows contradict the
         answer of the sample, the fit starts at p0. By default there is a pilot from 100,000
-        streamed rows, or from 500,000 rows in memory.
+        streamed rows, or from 500,000 rows in memory. Collapsed rows need none.
     cache : {"auto", True, False}
         Whether streamed rows are kept in memory after the first pass, as float64, so that later
         passes do not read them. True keeps as many rows as the memory budget has room for, on each

@@ -22,7 +22,7 @@ from nlsq_dask.io.locations import is_location
 from nlsq_dask.io.missing import UNLOOKED, Unlooked
 from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
 from nlsq_dask.io.times import holds_times
-from nlsq_dask.io.units import numbers_of, sigma_in_unit_of
+from nlsq_dask.io.units import numbers_of, refuse_lists_of_quantities, sigma_in_unit_of
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 
@@ -141,6 +141,8 @@ def scipy_call(
     start: FloatArray,
 ) -> ScipyCall:
     """Decide in which form the data and the model are passed to ``fit``."""
+    for name, value in (("y", y), ("x", x), ("sigma", sigma)):
+        refuse_lists_of_quantities(value, name)
     sigma, y = sigma_in_unit_of(y, sigma), numbers_of(y)
     x = tuple(map(numbers_of, x)) if isinstance(x, tuple) else numbers_of(x)
     if (

@@ -95,7 +95,10 @@ def parameter_count(p0: Any) -> int | None:
     if isinstance(p0, list | tuple):
         for i, value in enumerate(p0):
             _check_single(value, f"p0[{i}]")
-    entries = np.asarray(p0, dtype=object)
+    try:
+        entries = np.asarray(p0, dtype=object)
+    except (TypeError, ValueError) as error:  # items that NumPy takes for arrays
+        raise _errors.p0_not_numbers(p0) from error
     if entries.ndim > 1:
         raise _errors.p0_shape(entries.shape)
     if entries.ndim == 0 and not isinstance(p0, SupportsFloat):
@@ -108,10 +111,11 @@ def by_name(p0: Any) -> Any:
 
     A ``pandas.Series`` has labels: if these are texts, they are the names of the parameters.
     """
-    labels = list(getattr(p0, "index", ())) if hasattr(p0, "to_dict") else []
-    if labels and all(isinstance(label, str) for label in labels):
-        return p0.to_dict()
-    return p0
+    kind = type(p0)  # objects of Dask have any attribute
+    if not (hasattr(kind, "to_dict") and hasattr(kind, "index")) or p0.ndim != 1:
+        return p0
+    labels = list(p0.index)
+    return p0.to_dict() if all(isinstance(label, str) for label in labels) else p0
 
 
 def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatArray) -> FloatArray:
@@ -298,8 +302,8 @@ def _as_floats(value: Any, missing: float) -> FloatArray | None:
 
 def _check_single(value: Any, where: str) -> None:
     """Refuse an array where one number is expected."""
-    shape = tuple(getattr(value, "shape", ()))
-    if shape and math.prod(shape) != 1:
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and math.prod(shape) != 1:
         raise _errors.p0_shape(shape, where)
 
 

@@ -142,7 +142,8 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
         time_unit=inputs.time_unit,
     )
     labels = {**data.labels, **bare.labels}
-    return Source(replace(data, decode=inputs.decode, labels=labels), correlated)
+    data = replace(data, decode=inputs.decode, storage_options=options, labels=labels)
+    return Source(data, correlated)
 
 
 def prepare_on(

@@ -54,6 +54,8 @@ class LazyArgument:
         call = f"{lazy}.rechunk({self._by_position(chunks)}).to_zarr('{store}')"
         if self.decoding is None:
             return call
+        if self.kind == "file":
+            return f"{call}, then copy the attributes of {name}"
         return f"{call}, then zarr.open_array('{store}').attrs.update({name}.attrs)"
 
     def _by_name(self, chunks: Sizes) -> dict[Hashable, int]:

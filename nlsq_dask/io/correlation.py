@@ -10,6 +10,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.labels import in_order_of
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.io.refusals import to_numpy
 from nlsq_dask.io.sources import as_array, is_dask, is_zarr
 from nlsq_dask.io.stored import StoredArray
 
@@ -37,7 +38,7 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
     InputError
         If the matrix has another shape, or if the matrix or `y` is lazy.
     """
-    if sigma is None or np.ndim(sigma) != 2 or np.ndim(y) > 1:
+    if sigma is None or _ndim(sigma, "sigma") != 2 or _ndim(y, "y") > 1:
         return sigma, None
     n_rows = int(np.prod(np.shape(y)))
     if np.shape(sigma) != (n_rows, n_rows):
@@ -45,6 +46,12 @@ def split_sigma(sigma: Any, y: Any) -> tuple[Any, Any]:
     if any(is_dask(a) or is_zarr(a) or isinstance(a, StoredArray) for a in (sigma, y)):
         raise _errors.covariance_in_parts()
     return None, in_order_of(y, sigma, "sigma")
+
+
+def _ndim(value: Any, name: str) -> int:
+    """Number of dimensions of an array, or of a list that may be ragged."""
+    ndim = getattr(value, "ndim", None)
+    return ndim if isinstance(ndim, int) else to_numpy(value, name).ndim
 
 
 def factor_covariance(covariance: Any, data: Observations) -> FloatArray:

@@ -101,7 +101,10 @@ def number_in(value: Any, dtype: np.dtype[Any]) -> Any:
     """
     if value is None:
         return None
-    number = np.asarray(value)
+    try:
+        number = np.asarray(value)
+    except (TypeError, ValueError) as error:  # ragged lists, and objects of other libraries
+        raise _errors.fill_value_not_a_number(value) from error
     held: Any
     if number.ndim or number.dtype.kind not in "fiub":
         raise _errors.fill_value_not_a_number(value)

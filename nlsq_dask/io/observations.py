@@ -53,6 +53,8 @@ class Observations:
         Whether NaN that no rule leaves out is passed to the model.
     decode : "cf" or False
         Whether Zarr arrays have the values that their attributes declare.
+    storage_options : mapping or None
+        Options of the object store of arrays that are passed as URLs.
     frame : Frame or None
         Dimensions, coordinates and attributes of ``y``, if ``y`` is an array of xarray.
     labels : mapping of str to Label
@@ -71,6 +73,7 @@ class Observations:
     arguments: Mapping[str, LazyArgument] = field(default_factory=dict)
     propagates: bool = False
     decode: Literal["cf", False] = "cf"
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
     frame: Frame | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
     times: tuple[TimeAxis | None, ...] = ()

@@ -39,7 +39,7 @@ def to_numpy(value: Any, name: str) -> NDArray[Any]:
     """
     if hasattr(value, "unmasked") and hasattr(value, "mask"):  # Masked of astropy
         return np.ma.MaskedArray(np.asarray(value.unmasked), np.asarray(value.mask))
-    if hasattr(value, "magnitude"):  # pint: a mask, or the data of an array of xarray
+    if hasattr(type(value), "magnitude"):  # pint: a mask, or the data of an array of xarray
         raise _errors.unit_not_expected(name)
     try:
         array = np.asanyarray(value)

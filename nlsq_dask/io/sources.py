@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -191,7 +191,8 @@ def _lazy_arguments(
     for name, value in named.items():
         if is_zarr(value) or isinstance(value, StoredArray):
             stored = of_zarr(value, name) if is_zarr(value) else value
-            found[name] = LazyArgument("zarr", (None,) * stored.ndim, stored.decoding)
+            kind: Literal["zarr", "file"] = "zarr" if is_zarr(stored.array) else "file"
+            found[name] = LazyArgument(kind, (None,) * stored.ndim, stored.decoding)
         elif is_dask(value):
             found[name] = LazyArgument("dask", (None,) * value.ndim)
         elif (variable := file_variable(value)) is not None:

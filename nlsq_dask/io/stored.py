@@ -13,7 +13,14 @@ from nlsq_dask.io.cf import Decoding, declares_packing, decoded
 from nlsq_dask.io.chunks import joined_chunks
 from nlsq_dask.io.lazy_arrays import FileVariable, file_variable
 from nlsq_dask.io.leaf import Leaf
-from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr, is_zarr_group, is_zarr_store
+from nlsq_dask.io.libraries import (
+    is_dask,
+    is_instance,
+    is_xarray,
+    is_zarr,
+    is_zarr_group,
+    is_zarr_store,
+)
 from nlsq_dask.io.locations import is_location, names_in, open_location
 from nlsq_dask.io.missing import number_in
 
@@ -25,11 +32,11 @@ DIMENSIONS_OF_XARRAY = "_ARRAY_DIMENSIONS"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredArray:
-    """A Zarr array as an argument of a fit.
+    """A stored array as an argument of a fit.
 
     Attributes
     ----------
-    array : zarr.Array
+    array : zarr.Array, h5py.Dataset or h5netcdf.Variable
     decoding : Decoding or None
         How its numbers become values; None if they are the values.
     blocks : tuple of int or None
@@ -52,7 +59,7 @@ class StoredArray:
 
     @property
     def read_chunks(self) -> tuple[int, ...]:
-        """Lengths of the least part that is decoded by itself: a shard, or a chunk."""
+        """Lengths of the least part of a Zarr array that is decoded by itself: shard or chunk."""
         return tuple(self.array.shards or self.array.chunks)
 
     def lazy(self) -> Any:
@@ -111,17 +118,34 @@ def stored_argument(
         value = open_location(value, name, options)
     if is_zarr(value):
         return of_zarr(value, name) if decode else StoredArray(value)
-    if decode and (variable := file_variable(value)) is not None:
-        return variable.decoded_by(Decoding.of(variable.attributes, variable.dtype, name))
-    if decode and is_xarray(value):
-        packing = declares_packing(value.attrs, value.dtype, name)
-        if packing:
-            raise _errors.not_decoded(name, packing)
+    if decode:
+        value = _decoded_elsewhere(value, name)
     if is_zarr_group(value):
         raise _errors.group_given(name, "group", names_in(value))
     if is_zarr_store(value):
         raise _errors.group_given(name, "store", ())
     return value
+
+
+def _decoded_elsewhere(value: Any, name: str) -> Any:
+    """A value of HDF5 with its decoding; any other value, unless it should have been decoded.
+
+    xarray and netCDF4 decode by themselves, unless they are told not to. h5py never does.
+    """
+    attributes: Mapping[str, Any] = {}
+    remedy = "open the data with mask_and_scale=True, or call xarray.decode_cf(dataset)"
+    if is_xarray(value) or is_instance(value, "xarray", "Variable"):
+        attributes = value.attrs
+    elif is_instance(value, "netCDF4", "Variable") and not (value.scale and value.mask):
+        attributes = {key: value.getncattr(key) for key in value.ncattrs()}
+        remedy = "call set_auto_maskandscale(True) of the variable"
+    packing = declares_packing(attributes, value.dtype, name) if attributes else ""
+    if packing:
+        raise _errors.not_decoded(name, packing, remedy)
+    variable = file_variable(value)
+    if variable is None:
+        return value
+    return variable.decoded_by(Decoding.of(variable.attributes, variable.dtype, name))
 
 
 def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
@@ -142,14 +166,15 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
     shapes = ((part, getattr(part, "shape", None)) for part in parts)
     full = [part for part, own in shapes if isinstance(own, tuple) and own == shape]
     grids = {part.read_chunks for part in full if isinstance(part, StoredArray)}
-    if len(grids) != 1 or any(is_dask(part) or is_xarray(part) for part in full):
+    otherwise = any(is_dask(a) or is_xarray(a) or file_variable(a) is not None for a in full)
+    if len(grids) != 1 or otherwise:
         return [x, y, *others]
     blocks = joined_chunks(shape, grids.pop())
 
     def joined(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(joined, value))
-        is_full = isinstance(value, StoredArray) and value.shape == shape
+        is_full = isinstance(value, StoredArray) and value.shape == shape  # all are of Zarr
         return replace(value, blocks=blocks) if is_full else value
 
     return [joined(value) for value in (x, y, *others)]

@@ -273,8 +273,7 @@ def _in_unit(durations: NDArray[Any], unit: str) -> FloatArray:
         numbers = numbers * (size // UNITS[unit])
     else:
         numbers = numbers / (UNITS[unit] / size)
-    numbers[np.isnat(durations)] = np.nan
-    return numbers
+    return np.where(np.isnat(durations), np.nan, numbers)
 
 
 def _missing(times: NDArray[Any]) -> NDArray[np.bool_]:
@@ -282,8 +281,11 @@ def _missing(times: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _is_missing(time: Any) -> bool:
-    """Whether an object is None, NaN or NaT, which differs from itself."""
-    return time is None or bool(time != time)
+    """Whether an object is None, NaN or NaT, which differs from itself, or NA of pandas."""
+    try:
+        return time is None or bool(time != time)
+    except (TypeError, ValueError):  # NA of pandas is neither equal nor unequal, as are arrays
+        return True
 
 
 def _short(date: np.datetime64) -> str:

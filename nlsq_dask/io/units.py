@@ -53,7 +53,7 @@ def numbers_of(value: Any) -> Any:
     """The numbers of a quantity; other values as they are."""
     if not is_quantity(value):
         return value
-    return value.magnitude if hasattr(value, "magnitude") else getattr(value, "value", value)
+    return value.magnitude if hasattr(type(value), "magnitude") else getattr(value, "value", value)
 
 
 def bare_data(x: Any, y: Any, sigma: Any) -> BareData:
@@ -70,10 +70,10 @@ def bare_data(x: Any, y: Any, sigma: Any) -> BareData:
     """
     several = isinstance(x, tuple) and not all(np.isscalar(item) for item in x)
     coords = {f"x[{i}]": item for i, item in enumerate(x)} if several else {"x": x}
-    named = {"y": y, "sigma": sigma} | coords
+    named = {"y": y} | coords | ({} if sigma is None else {"sigma": sigma})
     for name, value in named.items():
-        if value is not None:
-            _check(value, name)
+        checked_kind(value, name)
+        refuse_lists_of_quantities(value, name)
     labels = {
         name: Label(unit=str(_unit_of(value)))
         for name, value in named.items()
@@ -193,18 +193,24 @@ def bare_coordinates(x: Any, units: Mapping[str, str], *, several: bool) -> Any:
     return _coordinate_in(x, units.get("x", ""), "x")
 
 
-def _check(value: Any, name: str) -> None:
-    """Refuse what is no array, and lists of quantities."""
-    checked_kind(value, name)
-    if isinstance(value, list | tuple) and len(value) and is_quantity(value[0]):
+def refuse_lists_of_quantities(value: Any, name: str) -> None:
+    """Refuse a list in which each number has a unit of its own.
+
+    Raises
+    ------
+    InputTypeError
+        If the first item of a list is a quantity.
+    """
+    if isinstance(value, list) and len(value) and is_quantity(value[0]):
         raise _errors.list_of_quantities(name)
 
 
 def _unit_of(value: Any) -> Any:
     """The unit of a quantity, as its library has it; None for other values."""
-    if not callable(getattr(value, "to", None)):
+    kind = type(value)  # some objects have any attribute: Delayed of Dask, arrays of xarray
+    if not callable(getattr(kind, "to", None)):
         return None
-    return value.units if hasattr(value, "magnitude") else getattr(value, "unit", None)
+    return value.units if hasattr(kind, "magnitude") else getattr(value, "unit", None)
 
 
 def _text(value: Any) -> str:

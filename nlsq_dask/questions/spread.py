@@ -29,7 +29,7 @@ TILE_ROWS = 1 << 16
 ONES = np.ones(DOT_ROWS)
 
 # A rough mean, from which distances are measured, is that of one row in so many.
-ROUGH_PART = 16
+ROUGH_PART = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ def spread_of_all(y: NDArray[Any], shape: Shape) -> Spread:
     shape : tuple of int
         Shape of the means: 1 along the dimensions that are averaged over.
     """
+    if y.shape == shape:  # one row at each coordinate
+        return Spread(np.ones(shape), np.array(y, np.float64), np.zeros(shape))
     axes = _averaged(y.shape, shape)
     rough = _rough_mean(y, axes)
     first, second = np.zeros(shape), np.zeros(shape)
@@ -253,8 +255,6 @@ def _averaged(full: Shape, shape: Shape) -> tuple[int, ...]:
 
 def _rough_mean(y: NDArray[Any], axes: tuple[int, ...]) -> FloatArray:
     """Mean of a part of the rows at each coordinate, with the dimensions of y."""
-    if not axes:
-        return np.asarray(y, np.float64).copy()
     longest = max(axes, key=lambda axis: y.shape[axis])
     part = [slice(None)] * y.ndim
     part[longest] = slice(0, -(-y.shape[longest] // ROUGH_PART))

@@ -18,6 +18,7 @@ from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.frame import Frame
+from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
@@ -417,8 +418,16 @@ class FittedModel:
         return replace(rows, frame=rows.frame.describing(self.data.frame))
 
     def _numbers(self, x: Any) -> Any:
-        """Coordinates without times and units, in the units of the fit."""
-        x = stored_argument(x, "x", "cf" if self.data is None else self.data.decode)
+        """Coordinates without names, times and units, in the units of the fit."""
+        of_fit = self.data
+        frame = None if of_fit is None else of_fit.frame
+        names = x if isinstance(x, tuple) else (x,)
+        if frame is not None and any(isinstance(name, str) for name in names):
+            # Only names and labels of y are asked for. The zero takes no memory.
+            y = frame.filled(np.broadcast_to(0.0, frame.shape), "y", "zeros for")
+            x = named_arguments(x, y, None, None, None)[0]
+        given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
+        x = stored_argument(x, "x", *given)
         several = self.spec.structure == "tuple"
         units = dict(self.units if self.data is None else self.data.units)
         for i, axis in enumerate(self.times):

@@ -252,8 +252,8 @@ class FitResult(FitRecord):
         ----------
         x : array_like or tuple of array_like, optional
             Coordinates in the form that the fit took, of any shape. Arrays of xarray broadcast by
-            the names of their dimensions. Times are taken where the fit had times. By default, the
-            coordinates of the data.
+            the names of their dimensions. Times are taken where the fit had times, and names of
+            coordinates of y. By default, the coordinates of the data.
 
         Returns
         -------

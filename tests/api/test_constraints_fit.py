@@ -224,6 +224,7 @@ def test_constraints_go_with_workflows_of_streams(workflow, tmp_path, monkeypatc
     assert result.params["w1"].value == result.params["w2"].value
 
 
+@pytest.mark.slow
 def test_a_loss_and_constraints():
     problem = PROBLEMS["a ratio and a fixed distance"]
     robust = fit_pair(problem, loss="soft_l1", f_scale=0.8)
@@ -233,6 +234,7 @@ def test_a_loss_and_constraints():
     np.testing.assert_array_equal(fixed, np.diag(pcov) == 0.0)
 
 
+@pytest.mark.slow
 def test_a_covariance_matrix_and_constraints():
     correlated = np.diag(SIGMA**2) + 1e-3 * np.exp(-np.abs(X[:, None] - X))
     problem = PROBLEMS["two equal"]
@@ -284,6 +286,7 @@ def plane(x, a, b, c, d):
     return a * x[0] + b * x[1] + c * x[2] + d * x[3]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1), q=st.integers(1, 4), offset=st.booleans())
 def test_linear_models_are_those_of_the_composed_matrix(seed, q, offset):

@@ -136,6 +136,7 @@ def streamed(case):
     return lazy(case.x), lazy(case.y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("how", ["in memory", "streamed"])
 def test_scipys_optimum_is_reached(case, how):
@@ -160,6 +161,7 @@ def test_a_model_in_numpy(name):
     np.testing.assert_array_less(error, 0.01 * result.perr)
 
 
+@pytest.mark.slow
 def test_the_same_bits_with_any_number_of_threads_and_with_kept_rows():
     model = STRETCHED.of(jnp)
     x, y = np.tile(STRETCHED.x, 20), np.tile(STRETCHED.y, 20)
@@ -191,6 +193,7 @@ def test_rows_that_are_left_out_are_not_counted(how):
     assert "derivatives" not in result.summary()
 
 
+@pytest.mark.slow
 def test_fixed_and_tied_parameters_and_a_robust_loss():
     def two(t, a1, a2, tau, b):
         return (a1 + a2) * jnp.exp(-((t / tau) ** b))
@@ -220,6 +223,7 @@ def test_a_start_on_a_bound_at_which_the_model_ends():
     np.testing.assert_array_less(np.abs(result.popt - case.optimum().x), 0.01 * result.perr)
 
 
+@pytest.mark.slow
 def test_correlated_observations():
     x, y = STRETCHED.x[:60], STRETCHED.y[:60]
     covariance = 1e-4 * 0.5 ** np.abs(np.subtract.outer(np.arange(60.0), np.arange(60.0)))
@@ -237,6 +241,7 @@ def test_correlated_observations():
     np.testing.assert_array_less(np.abs(result.popt - expected.x), 0.01 * result.perr)
 
 
+@pytest.mark.slow
 def test_bands_and_the_robust_covariance_are_finite():
     with pytest.warns(DerivativeWarning):
         result = fit(STRETCHED.of(jnp), STRETCHED.x, STRETCHED.y, p0=STRETCHED.p0)
@@ -311,6 +316,7 @@ def island(t, a, b):
     return a * t + jnp.where(jnp.abs(t - X[123]) < 1e-9, jnp.sqrt(-((b - 1.0) ** 2)), b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("x", "place"),
     [

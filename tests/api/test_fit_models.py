@@ -131,6 +131,7 @@ def test_the_bits_of_separate_fits_on_a_cluster(client):
     assert_those_of_separate_fits(comparison, MODELS, x, y, STARTS, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilot", [False, True])
 def test_the_data_are_read_as_often_as_by_the_longest_fit(tmp_path, pilot):
     x, y = (
@@ -153,6 +154,7 @@ def test_the_data_are_read_as_often_as_by_the_longest_fit(tmp_path, pilot):
         assert_same_result(result, comparison[name])
 
 
+@pytest.mark.slow
 def test_a_model_whose_rows_depend_on_each_other_is_fitted_beside_others():
     x, y = data(3000)
     models, starts = [decay, relative, line], [[1, 1], None, None]
@@ -305,6 +307,7 @@ def test_models_of_one_name_are_told_apart_by_their_positions():
     assert fit_models(models, x, y).names == ("lambda [0]", "line", "lambda [2]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute", [False, True])
 def test_the_criteria_of_nested_polynomials_are_those_of_the_textbook(absolute):
     rng = np.random.default_rng(8)

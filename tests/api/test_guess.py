@@ -190,6 +190,7 @@ def test_a_model_of_the_library_needs_no_start():
     np.testing.assert_allclose(result.popt, TRUTH, rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "chunk"), [(1000, 137), (60_000, 1000), (1_600_000, 100_000)])
 def test_a_guess_sees_all_of_few_streamed_rows(rows, chunk):
     """Of sorted rows in few blocks, a quarter of them shows neither peak."""
@@ -202,6 +203,7 @@ def test_a_guess_sees_all_of_few_streamed_rows(rows, chunk):
     np.testing.assert_array_less(abs(streamed.popt - in_memory.popt), 0.01 * in_memory.perr)
 
 
+@pytest.mark.slow
 def test_a_guess_from_all_rows_is_a_pass(tmp_path):
     """And the plan says so: readings are what a fit costs."""
     n_rows, chunk = 30_000, 1000

@@ -58,6 +58,7 @@ def test_a_fit_in_memory_loads_no_dask():
     assert not {"dask", "distributed", "zarr", "scipy"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_importing_changes_no_setting():
     run_python(
         "import logging, os, threading, warnings\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import types
+import warnings
+from contextlib import suppress
 
 import dask
 import dask.array as da
@@ -16,7 +18,7 @@ import scipy.sparse
 import xarray as xr
 import zarr
 
-from nlsq_dask import InputError, InputTypeError, curve_fit, fit, fit_models, plan
+from nlsq_dask import FitError, InputError, InputTypeError, curve_fit, fit, fit_models, plan
 from nlsq_dask.io.sources import observe
 
 X = np.linspace(0, 4, 20)
@@ -97,6 +99,33 @@ def test_each_kind_of_value_is_refused_with_its_remedy(name):
     with pytest.raises(InputTypeError) as caught:
         fit(decay, **{"x": X, "y": Y, argument: value})
     assert message in str(caught.value)
+
+
+PLACES = {
+    "x": lambda value: fit(decay, value, Y),
+    "a coordinate": lambda value: fit(decay, (X, value), Y),
+    "sigma": lambda value: fit(decay, X, Y, sigma=value),
+    "mask": lambda value: fit(decay, X, Y, mask=value),
+    "fill_value": lambda value: fit(decay, X, Y, fill_value=value),
+    "p0": lambda value: fit(decay, X, Y, value),
+    "one of p0": lambda value: fit(decay, X, Y, [value, 1, 1]),
+    "p0 by name": lambda value: fit(decay, X, Y, {"a": value, "b": 1, "c": 1}),
+    "bounds": lambda value: fit(decay, X, Y, bounds=(value, 9)),
+    "bounds by name": lambda value: fit(decay, X, Y, bounds={"a": (value, 9)}),
+    "fixed": lambda value: fit(decay, X, Y, fixed={"a": value}),
+    "ydata": lambda value: curve_fit(decay, X, value),
+    "sigma of curve_fit": lambda value: curve_fit(decay, X, Y, sigma=value),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_kind_of_value_ends_in_an_error_of_another_library(place):
+    """Some kinds are taken in some places: None as the default, dates as coordinates."""
+    ragged = {"ragged": ([[1, 2], [3]],), "ragged twice": ([[[1], [2, 3]], [[1], [2]]],)}
+    for value, *_ in (KINDS | ragged).values():
+        with suppress(FitError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            PLACES[place](value)
 
 
 SHAPES = {

@@ -179,6 +179,7 @@ def test_a_distance_knows_where_the_loss_is_concave(loss, noise, pilot):
     assert result.n_passes <= (10 if pilot else 16)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("loss", DEEP)
 @pytest.mark.parametrize("bounded", [False, True])
@@ -202,6 +203,7 @@ def test_the_true_distance_in_a_concave_loss(loss, bounded):
         assert near.distance_to_optimum_sigma == pytest.approx(distance, rel=0.05)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -222,6 +224,7 @@ def test_covariance_is_scipy_s(loss, sigma, bounds, absolute_sigma):
                                atol=1e-6 if bounds == "free" else 1e-5)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_covariance_of_constrained_fits_is_scipy_s():
     """As that of a model of the free parameters."""
     options = dict(loss="soft_l1", f_scale=0.15, method="trf")
@@ -259,6 +262,8 @@ def dense_sandwich(loss, popt, sigma, columns=None):
     return bread @ ((jac.T * (first * r) ** 2) @ jac) @ bread * Y.size / (Y.size - free)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("loss", DERIVATIVES)
@@ -277,6 +282,7 @@ def test_covariance_is_the_sandwich(loss, sigma, strategy):
     np.testing.assert_array_equal(known.pcov, result.pcov)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_sandwich_of_constrained_fits(tied):
     constraint = dict(ties={"c": {"a": 0.2}}) if tied else dict(fixed={"b": 1.3})
@@ -297,6 +303,7 @@ def test_a_search_that_ends_unexpectedly_reads_once_more():
     np.testing.assert_allclose(result.pcov, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_loss_below_the_noise():
     """Noise of 0.1, a ninth of the rows outliers: half of the rows lie within 0.078."""
     for f_scale in (0.1, 0.2, 0.3, 10.0):
@@ -312,6 +319,7 @@ def test_the_scale_of_a_loss_below_the_noise():
     assert few.moments.n_small < 0.5 * few.n_points
 
 
+@pytest.mark.every(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_intervals_of_robust_fits_cover(loss):
@@ -348,6 +356,8 @@ def test_methods_agree(loss, method):
     np.testing.assert_array_equal(result.active_mask, reference.active_mask)
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "linear"])
 def test_a_scale_beyond_all_residuals_is_least_squares(loss):
     result = fit_with(loss, sigma=SIGMA, f_scale=1e6)
@@ -357,6 +367,8 @@ def test_a_scale_beyond_all_residuals_is_least_squares(loss):
     assert result.cost == pytest.approx(linear.cost, rel=1e-6)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_units_of_y_do_not_matter(loss):
     milli = fit(decay, X, 1000 * Y, [2000, 1, 650], loss=loss, f_scale=300, **TIGHT)
@@ -367,6 +379,7 @@ def test_units_of_y_do_not_matter(loss):
     assert milli.cost == pytest.approx(1e6 * unit.cost)
 
 
+@pytest.mark.slow
 def test_least_squares_in_one_s_own_words():
     own = fit_with("linear", loss=lambda z: [z, z**0, 0 * z])
     linear = fit_with("linear")
@@ -400,6 +413,7 @@ def test_rows_left_out_have_no_loss():
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
 def test_starts_are_compared_by_the_loss(strategy):
     options = dict(sigma=SIGMA, n_starts=6, bounds=([0, 0, -1], [9, 9, 1]))

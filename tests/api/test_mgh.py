@@ -37,6 +37,8 @@ def ended(name, factor, method):
         return fit(problem.model, problem.x, problem.y, problem.start(factor), method=method)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["trf", "lm"])
 @pytest.mark.parametrize(("name", "factor"), HARD)
 def test_scipy_finds_nothing_lower_from_a_success(name, factor, method):

@@ -50,6 +50,7 @@ def by_scipy(model, x, y, p0):
     return called(model, x, *found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", IN_PLACE[::4], ids=lambda model: model.__name__)
 def test_model_that_changes_arrays_in_place(model):
     y = called(model, X, *PARAMS) + NOISE
@@ -100,6 +101,7 @@ HIDDEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", HIDDEN, ids=lambda model: model.__name__)
 def test_model_that_is_read_otherwise_is_called_as_it_is_or_refused(model):
     y = called(model, X, *PARAMS) + NOISE
@@ -118,6 +120,7 @@ def test_refusal_where_rows_are_streamed_or_read_together():
         fit_models({"one": model, "other": lambda x, a, b, c: a + b * x}, X, y.compute(), p0=None)
 
 
+@pytest.mark.slow
 def test_rounding_is_no_difference():
     """Values that follow from the last digit of their arguments, and single precision."""
     models = {
@@ -133,6 +136,7 @@ def test_rounding_is_no_difference():
         block_kernel(spec)(np.array(PARAMS), np.eye(3), rows)
 
 
+@pytest.mark.slow
 def test_jacobian_that_is_read_otherwise():
     def model(x, a, b):
         return a * np.exp(-b * x)
@@ -306,6 +310,7 @@ def in_another_process(path, spec, environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_worker_with_another_state_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("NLSQ_TEST_K", "3")
 
@@ -460,6 +465,7 @@ def traced_rows(monkeypatch):
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", LOOPS, ids=lambda model: model.__name__)
 def test_loop_over_rows_is_called_as_it_is(model, traced_rows):
     x = X[::3]
@@ -472,6 +478,7 @@ def test_loop_over_rows_is_called_as_it_is(model, traced_rows):
     assert max(traced_rows) <= 1031
 
 
+@pytest.mark.slow
 def test_result_of_a_model_that_loops_over_rows():
     y = called(list_of_rows, X, 2.0, 0.7) + NOISE
     result, line = fit(list_of_rows, X, y), fit(lambda x, a, b: a * x + b, X, y)
@@ -480,6 +487,7 @@ def test_result_of_a_model_that_loops_over_rows():
     np.testing.assert_allclose(result.residuals(), line.residuals(), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_loop_over_rows_is_not_called_beyond_bounds():
     def model(x, a, b):  # raises a little below b = 1, where a central difference would ask
         return np.array([a * v + math.sqrt(b - 1.0 + 1e-9) for v in x])
@@ -489,6 +497,7 @@ def test_loop_over_rows_is_not_called_beyond_bounds():
     np.testing.assert_allclose(result.popt, [X @ (y - 1e-9**0.5) / (X @ X), 1.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_loop_over_rows_of_a_model_of_one_number_of_rows():
     weights = np.linspace(1.0, 2.0, 300)
 
@@ -507,6 +516,7 @@ def test_loop_over_rows_of_chunks_is_refused():
             fit(list_of_rows, **how)
 
 
+@pytest.mark.slow
 def test_examination_makes_up_no_more_rows_than_buffers_hold(traced_rows):
     def model(x, a, b):
         return a * x + b * (np.eye(len(x)) @ x)
@@ -546,6 +556,7 @@ def lagged(x, a, b):
 ALONG_AN_AXIS = [convolved, cumulated, detrended, differences, spectrum, lagged]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ALONG_AN_AXIS, ids=lambda model: model.__name__)
 def test_model_along_an_axis_of_data_with_several(model):
     x = np.broadcast_to(X, (5, X.size))

@@ -51,6 +51,8 @@ def test_certified_digits(name, start):
     assert_certified(PROBLEMS[name], result)
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "standard"])
 @pytest.mark.parametrize(("name", "start"), HARD_CASES)
 def test_certified_digits_out_of_small_blocks(name, start, strategy, monkeypatch):
@@ -70,6 +72,7 @@ def replicated(tmp_path_factory):
     return {name: write_replicated(PROBLEMS[name], REPLICATED, folder / name) for name, _ in HARD}
 
 
+@pytest.mark.every(5)
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize(("name", "start"), HARD_CASES)

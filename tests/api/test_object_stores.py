@@ -109,7 +109,9 @@ def test_a_worker_opens_the_store_once_and_nothing_tells_a_credential(
     assert {after[worker] - before[worker] for worker in after} == {1}
 
     result.save(tmp_path / "result.json")
-    lazy = result.predict()
+    lazy = result.predict(f"{URL}/t")
+    np.testing.assert_allclose(lazy.compute(scheduler="sync"), result.predict(X), rtol=1e-12)
+    texts += [repr(result.fitted), repr(vars(result))]
     texts += [str(plan_of), repr(plan_of), str(result), repr(result), result.summary()]
     texts += [repr(lazy), repr(lazy.dask), *map(str, lazy.dask), *map(repr, lazy.dask.values())]
     texts += [path.read_text() for path in tmp_path.rglob("*.json")]

@@ -35,6 +35,7 @@ def outcome(case):
         return result, away, task.natural.scipy_gets_there(case.method)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_a_success_is_at_the_optimum_whatever_the_units(case):
     result, away, _ = outcome(case)

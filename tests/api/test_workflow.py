@@ -400,6 +400,7 @@ def test_samples_take_no_more_than_their_room(threshold, features):
 # One answer
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -187,6 +187,8 @@ RUNS = [
 ]
 
 
+@pytest.mark.every(6)
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "lines", "figures"), RUNS)
 def test_runs_and_reports(name, options, lines, figures, tmp_path, capsys):
     path = tmp_path / "figures.json"
@@ -210,6 +212,7 @@ def test_nist_table_judges_by_the_worst_strategy():
     assert nist_table.verdict({"scipy": bad, "streaming": bad})["met"] not in ("yes", "NO")
 
 
+@pytest.mark.thorough
 @slow
 def test_nlsq_is_run_in_its_own_environment(tmp_path, monkeypatch):
     # In its place a package of the same name and interface, which fits by SciPy.

@@ -80,6 +80,7 @@ def solve(problem: RandomProblem) -> tuple[Solution, DenseEngine]:
     return minimized(engine, problem.p0, problem.lower, problem.upper, SolverOptions()), engine
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -115,6 +116,7 @@ def test_a_path_as_short_as_that_of_scipy():
     assert np.mean(np.abs(np.subtract(ours, theirs)) > 2) <= 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [-12, 9])
 def test_the_path_knows_no_units(power: int):
     """With the units of y, of the parameters and of their bounds all else is a power of two."""

@@ -47,6 +47,7 @@ class EngineConformance:
         """An engine of NumPy data, laid out in chunks that follow from a number."""
         raise NotImplementedError
 
+    @pytest.mark.slow
     @given(data=st.data(), layout=seeds)
     def test_sums_equal_dense_numpy(self, data, layout):
         self.check_sums(data.draw(self.problems), layout)
@@ -57,6 +58,7 @@ class EngineConformance:
 
         exact_sums(problem).assert_equal(sums, problem.y.size)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("columns", [1, 2, 5])
     def test_a_basis_of_any_width(self, columns):
         problem = plain_problem(p=3)
@@ -69,6 +71,7 @@ class EngineConformance:
         np.testing.assert_allclose(sums.gradient, basis.T @ plain.gradient, rtol=1e-10)
         assert sums.chi2 == pytest.approx(plain.chi2, rel=1e-14)
 
+    @pytest.mark.slow
     def test_same_parameters_give_the_same_bits(self):
         problem = plain_problem(self.many_rows)
         elsewhere = with_params(problem, problem.params * 1.3)
@@ -85,6 +88,7 @@ class EngineConformance:
             assert sums.gradient.tobytes() == first.gradient.tobytes()
             assert sums.chi2 == first.chi2
 
+    @pytest.mark.slow
     def test_many_rows_in_any_chunks(self):
         problem = plain_problem(self.many_rows, p=2)
         exact = exact_sums(problem)
@@ -93,6 +97,7 @@ class EngineConformance:
                 sums = engine.ask(SumsAt(problem.params, problem.basis))
             exact.assert_equal(sums, problem.y.size, rtol=1e-13)
 
+    @pytest.mark.slow
     def test_passes_are_counted(self):
         problem = plain_problem()
         with self.engine(problem.spec, problem.x, problem.y) as engine:
@@ -127,6 +132,7 @@ class EngineConformance:
         assert sums.n_points == problem.y.size
         assert fine_again.cost == fine.cost
 
+    @pytest.mark.slow
     def test_costs_of_several_candidates_in_one_pass(self):
         problem = plain_problem(90_000)
         candidates = problem.params * np.linspace(0.5, 2, 7)[:, None]
@@ -139,6 +145,7 @@ class EngineConformance:
         np.testing.assert_allclose(costs, expected, rtol=1e-12)
         assert again.tobytes() == costs.tobytes()
 
+    @pytest.mark.slow
     def test_a_candidate_without_a_finite_cost_harms_no_other(self):
         problem = plain_problem()
         spec = prepare_model(power_law, 2, "single", 1)
@@ -177,6 +184,7 @@ class EngineConformance:
 class CostlyEngineConformance(EngineConformance):
     """The same for engines that start processes: ten random problems."""
 
+    @pytest.mark.slow
     @settings(max_examples=10)
     @given(data=st.data(), layout=seeds)
     def test_sums_equal_dense_numpy(self, data, layout):

@@ -86,6 +86,7 @@ def read_by_each_pass(engine, problem, zarrs, n_passes=3):
     return reads, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 @pytest.mark.parametrize(
     ("choice", "n_bytes", "share"),
@@ -114,6 +115,7 @@ def test_what_is_kept_is_read_once(problem, zarrs, scheduler, choice, n_bytes, s
     assert found == [expected] * 3
 
 
+@pytest.mark.slow
 def test_passes_of_all_kinds_use_the_same_rows(problem, zarrs):
     candidates = problem.params * np.linspace(0.5, 2, 3)[:, None]
 
@@ -151,6 +153,7 @@ def test_rows_that_are_left_out_stay_so(problem, zarrs):
     assert len(set(found)) == 1
 
 
+@pytest.mark.slow
 def test_the_budget_is_that_of_the_process(problem, zarrs):
     """Two engines at a time do not keep twice as much; one after the other does."""
     with kept_engine(problem, zarrs) as first:
@@ -168,6 +171,7 @@ def read_by_each_pass_again(engine, problem, zarrs):
     return chunk_reads(*zarrs) - before
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_is_forgotten_gives_its_room_back(problem, zarrs):
     engine = kept_engine(problem, zarrs)
     engine.ask(SumsAt(problem.params, problem.basis))
@@ -300,6 +304,7 @@ def kept_bytes():
     return sum(cache._kept_bytes.values()) - sum(n for _, n in cache._returned)
 
 
+@pytest.mark.every(2)
 @pytest.mark.cluster
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_workers_read_once_and_forget_in_the_end(quiet_cluster, problem, zarrs, share):

@@ -86,6 +86,7 @@ def test_progress_counts_every_block_of_a_pass_once():
     assert {total for *_, total in calls} == {60}
 
 
+@pytest.mark.slow
 def test_fits_in_several_threads_do_not_mix():
     """Neither their sums nor their progress; and nothing is left in Dask's list of callbacks."""
     finished = {}
@@ -121,6 +122,7 @@ def test_callbacks_of_the_user_still_run():
     assert all(str(key[0]).startswith("nlsq-") for key in keys)
 
 
+@pytest.mark.slow
 def test_a_block_that_is_itself_the_result_of_a_fit():
     """The fit upstream runs in the middle of staging, in the same thread."""
     slopes = np.arange(1.0, 41.0)  # in groups of more than one block

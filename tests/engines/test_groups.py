@@ -42,6 +42,7 @@ def all_rows(plan, layout):
     return [np.concatenate(parts) for parts in zip(*columns, strict=True)]
 
 
+@pytest.mark.slow
 @given(problem=problems(sizes=(1,)), layout=st.integers(0, 2**32 - 1))
 def test_a_plan_makes_every_row_once(problem, layout):
     data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)
@@ -138,6 +139,8 @@ def pieces_made(plan, array):
     return Counter(itertools.chain.from_iterable(made))
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("most_blocks", [None, 40])
 @pytest.mark.parametrize("coarse", [20_000_000, 5_000_000, 3_200_000])
 def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_blocks):
@@ -154,6 +157,7 @@ def test_a_chunk_that_lies_across_many_blocks_is_made_in_one_group(coarse, most_
     assert 8 * (coarse + 200_000) <= plan.piece_bytes <= 8 * (coarse + 400_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", [(500, 500), (700, 900)])
 def test_a_value_for_each_pixel_is_read_by_each_task_of_many_images(cuts):
     y = da.zeros((400, 4000, 4000), chunks=(100, 500, 500), dtype="f4")
@@ -175,6 +179,7 @@ def test_chunks_that_are_few_are_kept():
     assert plan.shared_bytes == x.nbytes == 8 * 5_000_000 * len(plan.shared_keys)
 
 
+@pytest.mark.slow
 @given(
     x=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     y=st.lists(st.integers(1, 40), min_size=1, max_size=12),
@@ -267,6 +272,7 @@ PLAN_PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_plan_does_not_depend_on_the_hash_seed():
     program = PLAN_PROGRAM.format(path=sys.path)

@@ -76,6 +76,8 @@ def check_sums(make: Any, case: Gappy, layout: int) -> None:
     np.testing.assert_allclose(costs, [expected.chi2 / 2, other.chi2 / 2], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @engines
 @settings(max_examples=60)
 @given(case=gappy_problems(), layout=seeds)
@@ -105,6 +107,7 @@ def many_rows(share: float = 0.3, n_rows: int = 700_001) -> Gappy:
     return Gappy(replace(problem, y=y), {"nan_policy": "omit"}, ~left_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1e-4, 0.3, 0.999])
 def test_many_rows_in_any_chunks(share):
     case = many_rows(share)
@@ -136,6 +139,7 @@ def test_the_same_bits_on_every_scheduler(client):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
 @engines
 def test_a_selection_that_leaves_nothing_out_changes_no_bit(make):
     problem = plain_problem(90_000, p=2)
@@ -147,6 +151,7 @@ def test_a_selection_that_leaves_nothing_out_changes_no_bit(make):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @engines
 def test_a_coordinate_that_is_nan_takes_its_plane_along(make):
     shape = (30, 20, 10)

@@ -133,6 +133,7 @@ def test_large_blocks_are_not_read_ahead_in_number():
     assert prefetch_depth(plan) == 1
 
 
+@pytest.mark.slow
 def test_sums_have_the_same_bits():
     problem = plain_problem(1600, p=2, sigma=False)
     sums = []

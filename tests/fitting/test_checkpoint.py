@@ -317,6 +317,7 @@ RESUMED = {
 MORE_PASSES = {"standard": 0, "several basins, streaming": 0, "a last look": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.CovarianceWarning")
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_fit_resumed_after_any_pass_has_the_same_bits(name, tmp_path, all_kept):
@@ -493,6 +494,7 @@ assert_same_result(result, expected)
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_warning(tmp_path):
     program = FULL_DISK.format(path=sys.path, directory=str(tmp_path))
     done = subprocess.run(

@@ -78,6 +78,7 @@ def test_a_finished_fit_that_is_a_success_today_ends_after_one_pass(tmp_path):
     assert result.moments.variance == fresh.moments.variance == fits_of_0_1.X.size
 
 
+@pytest.mark.slow
 def test_an_unfinished_robust_fit_of_streamed_rows_goes_on(tmp_path):
     directory = copy_of("unfinished", tmp_path)
     (path,) = directory.iterdir()

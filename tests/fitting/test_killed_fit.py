@@ -89,6 +89,7 @@ CASES = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize(("n_starts", "on_cluster", "seed"), CASES)

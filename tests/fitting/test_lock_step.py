@@ -38,6 +38,7 @@ def engines(data, lazy):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["standard", "chunked", "streaming", "kept rows"])
 def test_answers_to_many_have_the_bits_of_answers_to_one(engine):
     rng = np.random.default_rng(5)
@@ -140,6 +141,7 @@ def test_a_failed_reading_ends_all_fits(error):
         answered_together([search(3), search(1)], read)
 
 
+@pytest.mark.slow
 def test_several_engines_answer_one_reading():
     problem = plain_problem(2000, p=2, sigma=False)
     data = observe(problem.x, problem.y)

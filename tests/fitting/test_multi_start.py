@@ -134,6 +134,8 @@ PEAKS = noisy(
 SEEDS = range(8)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "least"),
     [
@@ -154,6 +156,7 @@ def test_twenty_starts_find_the_global_minimum_where_one_does_not(problem, least
     assert sum(problem.found(result) for result in results) >= least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "least"),
     [pytest.param(WAVES, 3, id="two waves"), pytest.param(PEAKS, 5, id="two peaks")],
@@ -222,6 +225,7 @@ def test_the_widest_bounds_do_not_overflow():
     assert np.isfinite(points).all()
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_fit_and_another_one_other_starts():
     first, again, other = (PEAKS.fit(6, seed=seed) for seed in (3, 3, 4))
     assert_same_result(first, again)
@@ -237,6 +241,7 @@ def test_a_seed_is_a_whole_number(seed):
         BOXBOD.fit(3, seed=seed)
 
 
+@pytest.mark.slow
 def test_a_seed_may_be_numpy_s(tmp_path):
     result = BOXBOD.fit(3, seed=np.int64(3), checkpoint=tmp_path, max_nfev=np.int64(80))
     assert_same_result(result, BOXBOD.fit(3, seed=3, max_nfev=80))
@@ -255,6 +260,7 @@ def test_one_start_is_an_ordinary_fit():
 # What is reported of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [None, 50], ids=["in memory", "streaming"])
 @pytest.mark.parametrize("n_starts", [2, 5, 20])
 def test_every_start_is_listed_with_its_end_cost_and_basin(n_starts, chunks):
@@ -284,6 +290,7 @@ def test_every_start_is_listed_with_its_end_cost_and_basin(n_starts, chunks):
     assert f"{n_starts}, {len(ran)} run to the end, in {len(basins)} basin" in str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [None, 40], ids=["in memory", "streaming"])
 def test_ends_in_one_basin_share_a_number(chunks):
     x = np.linspace(0, 4, 800)
@@ -361,6 +368,7 @@ def test_all_starts_are_screened_in_one_pass(monkeypatch):
     assert result.n_passes <= 1 + 20 * FIRST_EVALUATIONS + 6 * 40
 
 
+@pytest.mark.slow
 def test_starts_never_multiply_passes(monkeypatch):
     compared = []
     ask = DaskEngine.ask
@@ -407,6 +415,7 @@ def root(x, a, b):
 X = np.linspace(1, 5, 60)
 
 
+@pytest.mark.slow
 def test_a_start_without_a_finite_value_is_passed_over():
     result = fit(root, X, 2 * np.sqrt(X + 3), p0=[1, -2.0], n_starts=12)
     assert result.starts[0].start_cost == math.inf
@@ -414,6 +423,7 @@ def test_a_start_without_a_finite_value_is_passed_over():
     np.testing.assert_allclose(result.popt, [2, 3], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_start_with_an_infinite_derivative_is_run():
     y = 2 * np.sqrt(X + 3)
     result = fit(root, X, y, p0=[1, -1.0], bounds=([0, -np.inf], np.inf), n_starts=12)

@@ -45,6 +45,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["sorted", "reversed", "random"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_two_or_three_passes_are_left(name, order):
@@ -70,6 +71,7 @@ def test_a_start_at_the_optimum_costs_one_pass_more_at_most():
     assert_same_answer(result, there)
 
 
+@pytest.mark.slow
 def test_it_reads_whole_chunks_and_few(tmp_path):
     case = peak_case(200)
     x, y = (stored(tmp_path / n, a, (CHUNK,)) for n, a in (("x", case.x), ("y", case.y)))
@@ -86,6 +88,7 @@ def test_it_reads_whole_chunks_and_few(tmp_path):
     assert set(y.store.reads.values()) == {result.n_passes}
 
 
+@pytest.mark.slow
 def test_two_per_cent_of_many_chunks(tmp_path):
     y = stored(tmp_path / "y", np.zeros(2000) + rng().normal(size=2000), (1,))
     x = da.linspace(0, 1, 2000, chunks=1)
@@ -95,6 +98,7 @@ def test_two_per_cent_of_many_chunks(tmp_path):
     assert reads[result.n_passes] == (1 - SAMPLE_FRACTION) * 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(6, 6, 6), (1, 20, 12), (2, 3, 50)])
 def test_chunks_of_every_dimension_are_sampled(grid, tmp_path):
     values = rng().normal(size=tuple(2 * n for n in grid))
@@ -133,6 +137,8 @@ OPTIONS = {
 }
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_with_options(name):
     case = peak_case(**OPTIONS[name])
@@ -153,6 +159,7 @@ def test_with_options(name):
     np.testing.assert_allclose(result.cost, converged.cost, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_several_starts_are_tried_on_the_sample():
     x = np.linspace(0, 20, 50_000)
     y = computed(wave, x, 1.5, 2.0, 0.3) + 0.2 * rng().normal(size=x.size)
@@ -189,6 +196,7 @@ def apart_of(params, reference):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [True, False])
 def test_fixed_parameters_are_in_the_record(lazy):
     case = peak_case(fixed={"c": 0.5})
@@ -220,6 +228,7 @@ def test_where_it_pays(rows, lazy, pilots):
     np.testing.assert_allclose(result.popt, [2.5, 1.3, 0.5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_depend_on_each_other_are_not_sampled():
     x = np.linspace(0, 4, 1000)
     y = np.cumsum(np.exp(-1.3 * x))
@@ -239,6 +248,7 @@ def test_few_rows(rows):
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "chunked"])
 def test_in_memory(strategy):
     x = np.linspace(0, 10, 1_000_000)
@@ -257,6 +267,7 @@ def test_in_memory(strategy):
 # The same bits, however it is run
 
 
+@pytest.mark.slow
 def test_any_scheduler(client):
     case = peak_case()
     x, y, _ = case.chunked()
@@ -308,6 +319,7 @@ def killed_and_resumed(case, passes, folder, monkeypatch):
     return result, saved[-1].n_passes, set(y.store.reads.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_starts", [1, 5])
 @pytest.mark.parametrize("passes", [1, 2])
 def test_it_is_resumed(passes, n_starts, tmp_path, monkeypatch):
@@ -318,6 +330,7 @@ def test_it_is_resumed(passes, n_starts, tmp_path, monkeypatch):
     assert reads == {expected.n_passes - done}  # no sample is read again
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_knows_its_pilot(tmp_path, monkeypatch):
     case = peak_case(stat_tol=1e-6, ftol=1e-13)
     result, _, _ = killed_and_resumed(case, 1, tmp_path, monkeypatch)
@@ -347,6 +360,7 @@ def cases(draw):
     return Case(model, x, y, start, options, chunk=draw(st.integers(10, rows)))
 
 
+@pytest.mark.slow
 @given(case=cases())
 def test_the_answer_does_not_depend_on_it(case):
     result, converged = case.fit(), case.fit(pilot=False, **CONVERGED)

@@ -30,6 +30,7 @@ from tests.fitting.pilot_cases import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_starts", [1, 5])
 def test_a_peak_in_one_chunk_that_was_not_sampled(n_starts, caplog):
     n = 200
@@ -49,6 +50,7 @@ def test_a_peak_in_one_chunk_that_was_not_sampled(n_starts, caplog):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 def test_several_starts_find_what_the_sample_shows_elsewhere(caplog):
     n = 200
     hidden = next(c for c in range(90, n) if not {c - 1, c, c + 1} & set(sampled(n)))
@@ -74,6 +76,7 @@ def test_several_starts_find_what_the_sample_shows_elsewhere(caplog):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 def test_a_peak_of_which_the_sample_sees_the_edge():
     n = 200
     edge = sampled(n)[7]  # the first chunk that is not sampled lies behind it
@@ -91,6 +94,8 @@ def spot(x, a, b, h, r, c, w):
     return a + b * t + h * jnp.exp(-(((row - r) / w) ** 2) - ((col - c) / w) ** 2)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(4, 8, 8), (4, 4, 4), (2, 16, 16), (20, 8, 8)])
 @pytest.mark.parametrize("centre", [(10.0, 10.0), (37.0, 22.0), (30.0, 61.0)])
 def test_parameters_that_few_chunks_of_a_cube_show(centre, chunks):
@@ -108,6 +113,7 @@ def test_parameters_that_few_chunks_of_a_cube_show(centre, chunks):
     assert_same_answer(result, fit(spot, x, lazy, p0, pilot=False, **CONVERGED))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @given(
     height=st.floats(0.3, 3),
@@ -133,6 +139,7 @@ def test_a_spot_is_never_lost(height, width, centre, off, seed):
     assert apart(result, cold) < 2 * CURVATURE * STAT_TOL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["mask", "nan", "fill"])
 def test_all_sampled_rows_are_left_out(how):
     case = peak_case(200)
@@ -147,12 +154,14 @@ def test_all_sampled_rows_are_left_out(how):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 def test_all_rows_are_left_out():
     case = peak_case(20, mask=np.ones(20 * CHUNK, bool))
     with pytest.raises(InputError, match="left out"):
         case.fit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["sampled", "not sampled"])
 def test_weights_in_one_chunk(where):
     n = 100
@@ -165,6 +174,7 @@ def test_weights_in_one_chunk(where):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["linear", "cauchy"])
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_chunks_of_outliers(loss, share):
@@ -175,6 +185,7 @@ def test_chunks_of_outliers(loss, share):
     assert_same_answer(case.fit(), case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 def test_a_sample_of_another_curve_is_not_followed(caplog):
     # Chunks that are sampled show a wave of another frequency, far from that of all others.
     case = peak_case()
@@ -211,6 +222,7 @@ def logarithm(x, a, b):
     return jnp.log(x - a) * b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lowest", "start", "fails"),
     [

@@ -86,6 +86,8 @@ def stopped_early(name, x, y, passes, **options):
 # What it is
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_formula_anywhere(name, strategy):
@@ -98,6 +100,7 @@ def test_the_formula_anywhere(name, strategy):
         assert result.history[-1].distance == result.distance_to_optimum_sigma
 
 
+@pytest.mark.slow
 @given(rows=st.integers(4, 300), seed=st.integers(0, 1000), noise=st.floats(1e-3, 1e3))
 def test_a_linear_problem_is_as_far_as_it_says(rows, seed, noise):
     # max_nfev=1 leaves p0, from which the optimum is as far as the linear solution.
@@ -111,6 +114,7 @@ def test_a_linear_problem_is_as_far_as_it_says(rows, seed, noise):
     np.testing.assert_allclose(result.distance_to_optimum_sigma, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_true_distance_near_the_optimum(name):
     x, y = data(name, 5000)
@@ -123,6 +127,7 @@ def test_the_true_distance_near_the_optimum(name):
         np.testing.assert_allclose(result.distance_to_optimum_sigma, distance, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_it_is_in_units_of_sigma_where_these_are_absolute():
     x, y = data("gauss", 2000, noise=0.2)
     for absolute, variance in ((True, 1.0), (False, None)):
@@ -132,6 +137,7 @@ def test_it_is_in_units_of_sigma_where_these_are_absolute():
         np.testing.assert_allclose(result.distance_to_optimum_sigma, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_bound_holds_is_no_distance():
     x, y = data("gauss", 2000)
     bounds = ([0, 0, 0, 0], [2.5, 10, 10, 10])
@@ -144,6 +150,7 @@ def test_what_a_bound_holds_is_no_distance():
         assert dense_distance(gauss, x, y, result.popt) > 10
 
 
+@pytest.mark.slow
 def test_fixed_parameters_have_no_distance():
     x, y = data("gauss", 2000)
     result = fit(gauss, x, y, P0["gauss"], fixed={"a": 2.0}, **CONVERGED)
@@ -162,6 +169,8 @@ def test_an_exact_fit_ends(name):
     np.testing.assert_allclose(result.popt, TRUTH[name], rtol=1e-9)
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "loss"),
     [
@@ -181,6 +190,7 @@ def test_every_fit_has_one(method, loss):
         assert all(record.distance >= 0 for record in result.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
 def test_the_distance_is_that_along_what_the_data_determine(strategy):
     x, y = data("decay", 2000)
@@ -191,6 +201,7 @@ def test_the_distance_is_that_along_what_the_data_determine(strategy):
     assert result.distance_to_optimum_sigma < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
 def test_without_standard_errors_there_is_no_distance_in_them(strategy, tmp_path):
     x, y = data("decay", 2000)
@@ -210,6 +221,7 @@ def test_without_standard_errors_there_is_no_distance_in_them(strategy, tmp_path
 # Stopping by it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gauss", "decay"])
 def test_it_saves_passes_and_no_more_than_it_may(name):
     x, y = data(name, 50_000)
@@ -237,6 +249,8 @@ def test_in_memory_it_is_scipy_that_decides():
     assert early.nfev < pure.nfev
 
 
+@pytest.mark.every(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tolerance", "pilot", "absolute"),
     [(1e-5, False, False), (1e-5, True, True), (1e-3, False, True), (1e-3, True, False)],
@@ -256,6 +270,7 @@ def test_a_loose_ftol_never_stops_standard_errors_short(tolerance, pilot, absolu
     assert result.distance_to_optimum_sigma < STAT_TOL
 
 
+@pytest.mark.slow
 def test_that_ftol_alone_would():
     # What the test above guards against is there.
     x, y = data("decay", 4_000_000, noise=0.5)

@@ -131,6 +131,7 @@ def test_the_cost_of_a_bad_start_does_not_end_the_fit():
     assert_at(fit(decay, X, 1e9 + Y, p0=[1, 1, 0]), np.add(popt, [0, 0, 1e9]), perr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_one_large_parameter_does_not_hide_the_others(method):
     t = (FAR + X) - FAR  # as rounded
@@ -169,6 +170,7 @@ def test_a_narrow_box_is_searched():
     assert np.abs(result.active_mask).tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [step, rounded, hidden])
 def test_a_parameter_without_a_slope_is_undetermined(model):
     y = model(X, 2.0, 3.0) + NOISE
@@ -190,6 +192,7 @@ def opposite(t, a, tau, b):
     return -jnp.stack([falls, a * t / tau**2 * falls, jnp.ones_like(t)], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives_that_are_not_those_of_the_values_are_named(method):
     with pytest.warns(ConvergenceWarning, match="check `jac`"):
@@ -210,6 +213,7 @@ def test_a_peak_that_starts_far_from_its_data_is_no_success():
     assert not result.success
 
 
+@pytest.mark.slow
 def test_curve_fit_returns_as_scipy_does_where_a_parameter_is_undetermined():
     with pytest.warns(CovarianceWarning):
         popt, pcov, _, _, ier = curve_fit(step, X, Y, p0=[1, 5.0], full_output=True)
@@ -227,6 +231,7 @@ def test_curve_fit_warns_where_scipy_would_have_returned_too_early():
     assert ier in (1, 2, 3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["trf", "dogbox"])
 def test_a_maximum_is_no_minimum(method):
     """Between two clusters that pull alike the gradient vanishes."""
@@ -236,6 +241,7 @@ def test_a_maximum_is_no_minimum(method):
     assert abs(result.popt[0]) == pytest.approx(np.sqrt(8), rel=1e-6)  # where 2a² = 2 · 9 - 2
 
 
+@pytest.mark.slow
 def test_the_best_of_piecewise_lines_is_a_success():
     y = np.asarray(tent(X, 2.0, 4.5)) + NOISE
     result = fit(tent, X, y, p0=[1.0, 4.0])
@@ -244,6 +250,7 @@ def test_the_best_of_piecewise_lines_is_a_success():
     assert 2 * result.cost <= min(costs) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_model_in_float32_ends_at_its_rounding():
     result = fit(single, X, Y, p0=[1, 1, 0])
     popt, perr = in_natural_units(decay, X, Y, [1, 1, 0])
@@ -266,6 +273,7 @@ def test_a_start_at_the_optimum_takes_one_evaluation(method):
     assert result.nfev == result.n_passes == 1
 
 
+@pytest.mark.slow
 def test_guesses_in_other_units_lead_to_the_optimum():
     shape = Gaussian()
     y = np.asarray(peak(X, 3.0, 5.0, 0.8)) + NOISE

@@ -75,6 +75,7 @@ def test_the_threads_of_dask_s_local_schedulers():
             assert fit_decay(memory_limit_gb=1e-5).strategy == "streaming"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_chunk_for_every_thread_has_to_fit(threads):
     chunks = Chunks(10**7, 10**7)

@@ -84,6 +84,7 @@ def says(raised, name):
     assert "compute_chunk_sizes()" in text
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     name=st.sampled_from(NAMES),
@@ -101,6 +102,7 @@ def test_every_array_is_compared_whatever_the_chunks(name, lie, number, chunks, 
     says(raised, name)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     name=st.sampled_from(("x[0]", "x[1]", "sigma", "mask")),

@@ -28,6 +28,7 @@ chunk_grids = st.lists(
 ).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(shape=shapes, data=st.data())
 def test_row_boxes_cover_a_range_once_and_in_order(shape, data):
@@ -48,6 +49,7 @@ def test_row_boxes_cover_a_range_once_and_in_order(shape, data):
     assert covered == list(range(start, stop))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(chunks=chunk_grids)
 def test_block_boxes_cover_the_array_once_in_grid_order(chunks):
@@ -71,6 +73,7 @@ def test_broadcast_box_keeps_the_only_index_of_a_dimension_of_one():
     assert broadcast_box(box, (9, 1, 1)) == (slice(2, 5), slice(0, 1), slice(0, 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(shape=shapes, max_rows=st.integers(1, 200))
 def test_regular_chunks_are_ranges_of_rows_of_bounded_size(shape, max_rows):
@@ -96,6 +99,7 @@ def _products(shape):
     return {math.prod(shape[d:]) for d in range(len(shape))}
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(sizes=st.lists(st.integers(1, 4 * GROUP_BYTES), min_size=1, max_size=300))
 def test_groups_cover_all_blocks_in_order_within_limits(sizes):
@@ -132,6 +136,7 @@ def test_no_blocks_no_groups():
     assert cut_groups([]) == []
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(grid=st.lists(st.integers(1, 30), min_size=1, max_size=4), count=st.integers(1, 60))
 def test_spread_blocks_are_blocks_of_the_grid_without_repetition(grid, count):

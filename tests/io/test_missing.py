@@ -193,6 +193,7 @@ def staged_rows(data, capacity):
     return np.concatenate(parts, axis=1), n_left_out
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(case=gappy_problems(), capacity=st.integers(1, 300), scan=st.sampled_from([1, 7, 4096]))
 def test_stages_hold_the_rows_that_count_once_and_in_order(case, capacity, scan):
@@ -246,6 +247,7 @@ def expected_findings(arrays, options):
     return None
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(case=spoiled(), lazily=st.booleans())
 def test_what_is_wrong_is_named_counted_and_located(case, lazily):

@@ -49,6 +49,7 @@ def blocks(draw: st.DrawFn, n_coords: int, weighted: bool) -> Block:
     return Block(values(rng, shape, draw(dtypes)), coords, sigma)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     data=st.data(),

@@ -118,6 +118,8 @@ def assert_sums(sums, jacobian, residuals, rtol=1e-9):
     np.testing.assert_allclose(sums.chi2, residuals @ residuals, rtol=max(rtol, 1e-12))
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @TABLE
 @pytest.mark.parametrize("filler", [0.0, np.nan])
 def test_sums_are_those_of_the_true_derivatives(case, filler):
@@ -132,6 +134,7 @@ def test_sums_are_those_of_the_true_derivatives(case, filler):
     assert sums.n_differenced == np.count_nonzero(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stretched", "clipped"])
 def test_bands_and_scores_take_the_same_differences(name):
     model, slopes, params, _ = MODELS[name]
@@ -151,6 +154,7 @@ def test_bands_and_scores_take_the_same_differences(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["huber", "cauchy"])
 def test_with_a_robust_loss(loss):
     y = np.random.default_rng(3).normal(size=ROWS.size)
@@ -167,6 +171,7 @@ def test_with_a_robust_loss(loss):
     assert sums.concave is None or np.isfinite(sums.concave).all()
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_user_that_are_not_finite():
     def slopes(t, a, tau, b):
         u = (t / tau) ** b
@@ -182,6 +187,7 @@ def test_derivatives_of_the_user_that_are_not_finite():
     assert sums.n_differenced == 1
 
 
+@pytest.mark.slow
 def test_a_model_in_float32_takes_longer_steps():
     spec, params = prepare_model(stretched_in_float32), np.array([2.0, 40.0, 0.6])
     assert coarsest_epsilon(trace_model(spec, 8)) == float(np.finfo(np.float32).eps)
@@ -196,6 +202,7 @@ def between(x, a, x0, x1):
     return a * jnp.sqrt((x - x0) ** 2 + jnp.abs(1.0 - x1)) + jnp.sqrt(1.0 - x1)
 
 
+@pytest.mark.slow
 def test_a_fixed_parameter_is_not_moved():
     # Beyond x1 = 1 there is no value, and before it another one.
     spec = replace(prepare_model(between), constant=(2,))
@@ -214,6 +221,7 @@ def ends_at_one(x, b):
     return jnp.arcsin(b * x / ROWS[-1])
 
 
+@pytest.mark.slow
 def test_an_infinite_slope_becomes_a_large_finite_number_on_the_side_where_the_model_is():
     kernel = block_kernel(prepare_model(ends_at_zero), "cpu")
     sums = kernel(np.array([0.0, 1.0]), np.eye(2), staged(ROWS, 0 * ROWS))
@@ -233,6 +241,7 @@ def island(x, a, b):
     return a * x + jnp.where(x == 7.0, jnp.sqrt(-((b - 1.0) ** 2)), b)
 
 
+@pytest.mark.slow
 def test_where_no_difference_can_be_taken_the_sums_are_not_finite():
     kernel = block_kernel(prepare_model(island), "cpu")
     sums = kernel(np.array([1.0, 1.0]), np.eye(2), staged(ROWS, 0 * ROWS))
@@ -249,6 +258,7 @@ def shifted_spot(x, a, x0, w):
     return a * jnp.exp(-jnp.sqrt((x - x0) ** 2) / w) + 0.25 * a
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     unit=st.integers(-18, 18),
@@ -272,6 +282,7 @@ def own_stretched(t, a, tau, b):  # that no other test compiles
     return a * jnp.exp(-((t / tau) ** b)) + 0.0
 
 
+@pytest.mark.slow
 def test_rows_without_such_a_derivative_compile_nothing_more_and_keep_their_bits():
     spec, params = prepare_model(own_stretched), np.array([2.0, 40.0, 0.6])
     kernel, y = block_kernel(spec, "cpu"), np.ones(ROWS.size - 1)
@@ -299,6 +310,7 @@ def test_a_value_that_is_not_finite_compiles_nothing_more():
     assert block_compilations(spec) == 1
 
 
+@pytest.mark.slow
 def test_a_coordinate_that_is_infinite_is_not_hidden():
     x = np.append(ROWS, np.inf)
     sums = block_kernel(prepare_model(spot), "cpu")(
@@ -320,6 +332,7 @@ def test_a_band_where_a_coordinate_is_missing_compiles_nothing_more():
     assert row_compilations(spec) == 1
 
 
+@pytest.mark.slow
 def test_all_rows_at_once():
     spec, params = prepare_model(stretched), np.array([2.0, 40.0, 0.6])
     y = np.random.default_rng(1).normal(size=ROWS.size)

@@ -23,6 +23,8 @@ from tests.kernels.test_sums import buffers, dense_rows, rho
 from tests.support.problems import plain_problem
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "f_scale"), [("soft_l1", 0.3), ("huber", 1.0), ("cauchy", 0.7), ("arctan", 2.0)]
 )

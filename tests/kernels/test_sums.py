@@ -46,6 +46,7 @@ def buffers(problem, capacity, filler=np.nan):
     return Rows((x,), y, weights, problem.y.size)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(n_rows=st.integers(1, 4096), p=st.integers(1, 12), filler=st.sampled_from([np.nan, np.inf]))
 def test_rows_behind_the_last_never_count(n_rows, p, filler):
@@ -101,6 +102,7 @@ def test_rows_that_were_put_on_the_device():
     exact_sums(problem).assert_equal(kernel(problem.params, problem.basis, rows), 1024)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_each_shape_of_buffer():
     scale = 0.123  # a closure that no other test has
 
@@ -118,6 +120,7 @@ def test_one_compilation_for_each_shape_of_buffer():
         assert block_compilations(spec) == expected
 
 
+@pytest.mark.slow
 def test_equal_closures_share_a_kernel_and_others_do_not():
     def make(scale):
         return prepare_model(lambda x, a: a * scale * x, 1, "single", 1)
@@ -167,6 +170,7 @@ def test_tiles_are_the_largest_power_of_two_that_fits(p, size):
     assert 2 * rows * 8 * (p + 1) > size
 
 
+@pytest.mark.slow
 def test_a_tile_does_not_change_more_than_the_rounding():
     problem = plain_problem(4096)
     device = find_device("cpu")
@@ -201,6 +205,7 @@ def test_unknown_devices():
             find_device("gpu")
 
 
+@pytest.mark.slow
 def test_the_model_of_this_file_has_the_derivatives_of_jax():
     """Ties the oracle of the suite, derived by hand, to JAX's derivatives."""
     problem = plain_problem(50)
@@ -257,6 +262,7 @@ def assert_sums(sums, residuals, jacobian, cost, chi2):
     assert sums.chi2 == pytest.approx(chi2, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "f_scale"), [("soft_l1", 0.3), ("huber", 1.0), ("cauchy", 0.7), ("arctan", 20.0)]
 )
@@ -312,6 +318,7 @@ def singular_at_zero(z):
     return jnp.stack([2 * jnp.sqrt(z) + 7, z**-0.5, -0.5 * z**-1.5])
 
 
+@pytest.mark.slow
 def test_rows_behind_the_last_never_count_in_a_loss():
     """Their residual of 0 is no value that the user's function must be fit for."""
     problem = plain_problem(700)
@@ -325,6 +332,7 @@ def test_rows_behind_the_last_never_count_in_a_loss():
         assert np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_linear_in_one_s_own_words():
     problem = plain_problem(3000)
     rows = buffers(problem, 4096)
@@ -342,6 +350,8 @@ def decays_jacobian(x, *theta):
     return jnp.stack([-x * k / 12 * jnp.exp(-t * x * k / 12) for k, t in enumerate(theta, 1)], 1)
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [LINEAR, Loss("cauchy", 0.5)], ids=["linear", "cauchy"])
 @pytest.mark.parametrize("columns", [1, 2, 3])
 def test_derivatives_of_one_s_own_give_the_same_sums(loss, columns):
@@ -362,6 +372,7 @@ def test_derivatives_of_one_s_own_give_the_same_sums(loss, columns):
     )
 
 
+@pytest.mark.slow
 def test_derivatives_of_one_s_own_are_the_ones_used():
     problem = plain_problem(50)
     spec = problem.spec
@@ -380,6 +391,7 @@ def covariance_of(n_rows, seed=0):
     return root @ root.T / n_rows + np.eye(n_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "huber"])
 def test_correlated_rows_are_whitened(name):
     problem = plain_problem(80, sigma=False)
@@ -419,6 +431,7 @@ def moments_of(y, weights=None, factor=None):
     return kernel(np.zeros(1), np.eye(1), rows, True).moments
 
 
+@pytest.mark.slow
 @given(
     n_rows=st.integers(1, 2048),
     offset=st.sampled_from([0.0, 1.0, -1e9, 1e9]),
@@ -461,6 +474,7 @@ def test_moments_of_many_rows_take_pieces_of_them(weighted):
     assert peak < 1.2 * 8 * PIECE_ROWS
 
 
+@pytest.mark.slow
 def test_moments_of_correlated_rows_are_those_of_generalised_least_squares():
     """The mean is the constant that fits best, and the scatter its chi2 (Aitken 1936)."""
     y = 1e6 + np.random.default_rng(3).normal(size=40)

@@ -26,6 +26,7 @@ def covariance(rng, p, fixed=0):
     return factor @ factor.T
 
 
+@pytest.mark.slow
 @given(n=st.integers(1, 20_000), p=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
 def test_values_and_errors_equal_dense_ones(n, p, seed):
     rng = np.random.default_rng(seed)
@@ -48,6 +49,7 @@ def test_values_and_errors_equal_dense_ones(n, p, seed):
     assert np.all(np.abs(errors**2 - variances) <= 1e-12 * sizes)
 
 
+@pytest.mark.slow
 def test_errors_equal_those_of_the_whole_jacobian():
     def model(x, a, b, c, d):
         u, v = x

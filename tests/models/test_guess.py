@@ -26,6 +26,7 @@ def cost_from(model, x, y, start):
         return least_squares(residuals, list(start), x_scale="jac", max_nfev=300).cost
 
 
+@pytest.mark.every(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_fits_from_the_guess_explain_the_data_as_the_truth_does(model):
@@ -37,6 +38,8 @@ def test_fits_from_the_guess_explain_the_data_as_the_truth_does(model):
     assert reached >= 0.95 * N_DRAWS
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_a_few_fits_even_in_strong_noise(model):
     reached = 0
@@ -94,6 +97,7 @@ def test_guess_carries_the_units(unit_x, unit_y):
         assert value / unit == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_grids_images_and_broken_rows_are_taken():
     x = np.linspace(0, 10, 60)[:, None]
     y = np.linspace(-5, 5, 50)[None, :]
@@ -120,6 +124,7 @@ def test_a_small_spot_in_a_large_image_is_found():
     np.testing.assert_allclose([guess["sigma_x"], guess["sigma_y"]], true[3:5], rtol=0.4)
 
 
+@pytest.mark.slow
 def test_a_line_narrower_than_a_bin_and_a_fast_oscillation_are_found_in_many_rows():
     rng = np.random.default_rng(0)
     x = rng.uniform(-50, 50, 100_000)

@@ -106,6 +106,7 @@ def test_copies_through_pickle_are_the_same_model(model):
         assert identify(copied).digest == identify(model).digest is not None
 
 
+@pytest.mark.slow
 def test_different_models_have_different_tokens_and_equal_ones_the_same():
     tokens = [prepare_model(model, **structure_of(model)).token for model in DIFFERENT]
     assert len(set(tokens)) == len(tokens)
@@ -115,6 +116,7 @@ def test_different_models_have_different_tokens_and_equal_ones_the_same():
     )
 
 
+@pytest.mark.slow
 def test_tokens_are_the_same_in_another_process():
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
@@ -210,6 +212,8 @@ def test_guess_says_what_is_wrong_with_data():
 # Fits -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_fit_from_the_guess_is_scipys(model):
     x, y, _ = draw_problem(model, seed=4, noise=0.02)
@@ -230,6 +234,7 @@ def test_fit_from_the_guess_is_scipys(model):
     np.testing.assert_allclose(ours.perr, errors, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_streamed_sum_of_models_is_the_fit_in_memory():
     model = models.Voigt() + models.Gaussian() + models.Linear()
     rng = np.random.default_rng(2)

@@ -86,6 +86,7 @@ def test_value_is_the_reference(cls):
     np.testing.assert_allclose(cls()(x, *params), reference(x, *params), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_numpy_gives_float64_numpy_and_jax_gives_the_same_in_jax(model):
     params = params_of(model)
@@ -101,6 +102,8 @@ def test_numpy_gives_float64_numpy_and_jax_gives_the_same_in_jax(model):
     np.testing.assert_allclose(by_float32, by_numpy, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.every(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_forward_derivatives_are_those_of_finite_differences(model):
     params = np.array(params_of(model))
@@ -164,6 +167,7 @@ def test_faddeeva_function_goes_on_below_the_real_axis():
     assert np.max(error / (1 + 2 * np.exp(y**2 - x**2))) < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [(1.0, 0.0), (0.0, 1.0)])
 def test_faddeeva_derivative_is_its_differential_equation(direction):
     x, y = plane()
@@ -187,6 +191,7 @@ def test_voigt_line_for_any_ratio_of_widths(ratio):
     np.testing.assert_allclose(line, reference, rtol=1e-10, atol=5e-15)
 
 
+@pytest.mark.slow
 def test_voigt_line_without_one_part_is_the_other():
     line = models.Voigt()
     gaussian = models.Gaussian()(X, 2.0, 3.0, 0.7)

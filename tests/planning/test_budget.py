@@ -19,6 +19,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("limit", [0.05, 0.065, 0.08])
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_fit_stays_below_its_threshold(kind, limit):

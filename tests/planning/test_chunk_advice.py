@@ -125,6 +125,7 @@ GIVEN = [(given, single) for given in IN_MEMORY + STORED]
 GIVEN += [(in_dask, in_a_tuple), (in_zarr, in_a_tuple)]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "trouble",
     [pytest.param(t, marks=[pytest.mark.slow] if t == "many" else []) for t in TROUBLES],
@@ -170,6 +171,7 @@ def test_dimensions_in_another_order_are_cut_by_name(tmp_path):
     assert warnings_of(*as_advised(text, tmp_path, x, y)) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "chunk"), [(2_000_000, 140), (2_000_100, 150), (1_999_999, 140)])
 def test_joined_chunks_are_about_equal(rows, chunk, tmp_path):
     x, y = da.zeros(rows, chunks=chunk), da.zeros(rows, chunks=chunk)
@@ -225,6 +227,7 @@ def test_dask_chunks_that_cut_zarr_chunks(tmp_path):
     assert warnings_of(x, again) == warnings_of(x, y) == ()
 
 
+@pytest.mark.slow
 def test_very_many_very_small_chunks():
     x, y = da.zeros(N, chunks=10), da.zeros(N, chunks=10)
     (text,) = warnings_of(x, y)
@@ -240,6 +243,7 @@ def test_fewer_tasks_than_threads():
         assert warnings_of(x, y) == ()
 
 
+@pytest.mark.slow
 def test_chunks_that_lie_across_many_tasks(tmp_path):
     """As slices of an image in time and its columns do; and where there is no memory for them."""
     shape = (32, 1024, 512)

@@ -119,6 +119,7 @@ def bytes_of(planned, n_passes):
     return replace(planned, passes=(n_passes, n_passes)).total_bytes[0]
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("cache", ["auto", False])
 @pytest.mark.parametrize("pilot", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -136,6 +137,7 @@ def test_the_bytes_of_a_fit_are_those_that_were_planned(layout, pilot, cache, di
     assert (planned.rows, planned.params) == (N, 3)
 
 
+@pytest.mark.slow
 def test_broadcast_coordinates_of_a_cube_are_counted_as_they_are_read(disk):
     u, v = np.linspace(0, 4, 300), np.linspace(0, 1, 500)
     y = 2 * np.exp(-u[:, None]) + 0.5 * v + 0.01 * RNG.standard_normal((300, 500))
@@ -150,6 +152,7 @@ def test_broadcast_coordinates_of_a_cube_are_counted_as_they_are_read(disk):
         assert disk.bytes_read - before == pytest.approx(read, rel=0.03)
 
 
+@pytest.mark.slow
 def test_rows_are_kept_as_far_as_the_memory_budget_goes(disk):
     x, y = alike(disk)
     least = plan(decay, x, y, p0=START, cache=False, memory_limit_gb=0.15, time=False).memory_bytes
@@ -230,6 +233,8 @@ def test_a_model_that_needs_all_rows_is_planned_and_timed():
     assert planned.timed_rows == 500
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [None, 5000])
 @pytest.mark.parametrize("pilot", [True, False])
 @pytest.mark.parametrize(
@@ -287,6 +292,7 @@ with dask.config.set(num_workers=2):
 """
 
 
+@pytest.mark.every(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "chunked", "streaming"])
 def test_a_fit_takes_no_more_memory_than_planned(strategy):
@@ -346,6 +352,7 @@ def test_what_is_wrong_is_refused_as_by_the_fit():
         plan(decay, huge, huge, p0=P0, memory_limit_gb=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "chunk"), [(40_000, 1000), (1_600_000, 100_000)])
 def test_few_rows_that_a_model_guesses_from_are_read_whole(rows, chunk, disk):
     def guessing(x, a, b, c):

@@ -67,5 +67,5 @@ def test_names_are_those_of_curvefit_and_numbers_those_of_the_result():
 
 def test_without_xarray_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
-    with pytest.raises(MissingLibraryError, match="pip install xarray"):
+    with pytest.raises(MissingLibraryError, match=r"pip install nlsq_dask\[xarray\]"):
         RESULT.to_dataset()

@@ -66,6 +66,7 @@ def as_float(x):
     return tuple(as_float(c) for c in x) if isinstance(x, tuple) else np.asarray(x, np.float64)
 
 
+@pytest.mark.slow
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_rows_of_any_shape_equal_dense_numpy(data, seed):
     problem = data.draw(problems())
@@ -101,6 +102,7 @@ def test_rows_of_any_shape_equal_dense_numpy(data, seed):
             assert np.all(np.abs(computed - expected) <= 1e-11 * scale)
 
 
+@pytest.mark.slow
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_new_coordinates_broadcast_among_themselves(data, seed):
     rng = np.random.default_rng(seed)
@@ -187,6 +189,7 @@ def test_coordinates_of_another_form(structure, x, message):
         model.values([1.0, 1.0], x)
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_before_it_is_asked_for(tmp_path):
     rng = np.random.default_rng(3)
     x = stored(tmp_path / "x", rng.uniform(0, 4, 1000), (130,))
@@ -338,6 +341,8 @@ def dense_jacobian(spec, x, params):
         return np.asarray(jax.jacfwd(lambda p: call_model(spec, (x,), p))(params))
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["linear", "soft_l1", "cauchy"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_score_products_are_those_of_dense_scores(loss, weighted):
@@ -374,6 +379,7 @@ def test_score_products_are_those_of_dense_scores(loss, weighted):
     np.testing.assert_allclose(whole, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", ["score_products", "binned"])
 def test_one_reading_of_the_data(ask, tmp_path):
     rng = np.random.default_rng(8)
@@ -395,6 +401,7 @@ def test_one_reading_of_the_data(ask, tmp_path):
         assert set(y.store.reads.values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_bins_equal_those_of_numpy(weighted):
     rng = np.random.default_rng(9)

@@ -130,6 +130,25 @@ def test_coordinates_are_paired_by_their_labels():
     np.testing.assert_allclose(turned.predict(x), expected, rtol=1e-9)
 
 
+def test_names_and_dates_are_coordinates_of_a_prediction_as_of_a_fit():
+    dates = pd.date_range("2026-01-01", periods=12, freq="s", name="time")
+    y = cube({"time": 5}).assign_coords(time=dates)
+    result = fit(surface, ("time", "lat", "lon"), y, p0=[1, 1, 0])
+    named = result.predict(("time", "lat", "lon"))
+    xr.testing.assert_allclose(named, result.predict())
+    few = y.isel(time=slice(2, 4), lat=1, lon=2, drop=True).time
+    at = result.predict((few, 1.2, 0.5))
+    assert at.indexes["time"].equals(dates[2:4])
+    a, b, c = result.popt
+    seconds = np.array([2.0, 3.0])
+    np.testing.assert_allclose(at, a * np.exp(-b * seconds) + c * 1.2 * 0.5, rtol=1e-12)
+    with pytest.raises(InputError, match="'height'"):
+        result.predict(("time", "lat", "height"))
+    line = y.isel(lat=0, lon=0)
+    axes = fit(decay, "time", line, p0=[1, 1, 1]).plot().axes
+    assert axes[1].get_xlabel() == "time [s since 2026-01-01T00:00:00]"
+
+
 def test_labels_of_several_levels_and_of_times():
     index = pd.MultiIndex.from_product([["u", "v"], range(6)], names=["run", "point"])
     y = xr.DataArray(2 * T + 1, xr.Coordinates.from_pandas_multiindex(index, "row"), dims="row")

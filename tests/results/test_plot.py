@@ -86,6 +86,7 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("sigma", [False, True])
 def test_few_rows_are_points(sigma, lazy):
@@ -125,6 +126,8 @@ def test_a_band_that_cannot_be_seen_is_not_in_the_legend(spread):
     assert labels(plot_fit(result).axes[0]) == ["data", "fit"]
 
 
+@pytest.mark.every(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("sigma", [False, True])
 def test_many_rows_are_counts_and_never_points(sigma, lazy):
@@ -147,6 +150,7 @@ def test_many_rows_are_counts_and_never_points(sigma, lazy):
     assert png(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_picture_of_more_rows_is_no_larger():
     sizes = [len(png(plot_fit(decay_result(n)))) for n in (MANY, 30 * MANY)]
     assert sizes[1] < 2 * sizes[0]
@@ -168,6 +172,7 @@ def test_mean_residuals_of_intervals():
     np.testing.assert_allclose(spreads, rms, rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(10, 12), (110, 120)])
 def test_several_coordinates_are_drawn_by_the_fitted_value(shape):
     figure = plot_fit(plane_result(shape))
@@ -208,6 +213,7 @@ def test_data_are_read_once_for_a_picture(monkeypatch):
     assert len(calls) == 7  # one a block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_very_few_rows(n):
     result = decay_result(n)
@@ -217,6 +223,7 @@ def test_very_few_rows(n):
     png(plot_fit(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rmse", [0.0, 1e-300])
 def test_a_perfect_fit(rmse):
     x = np.linspace(0, 4, MANY)

@@ -94,6 +94,7 @@ def by_definition(model, x, y, result, level):
     return ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "x", "y", "p0"),
     [(decay, X, Y, [1, 1, 0]), (growth, DAYS, DEMAND, [20, 0.5])],
@@ -109,6 +110,7 @@ def test_the_intervals_are_those_of_the_definition(model, x, y, p0):
     assert np.max(np.abs(ends - symmetric) / result.perr[:, None]) > 0.5
 
 
+@pytest.mark.slow
 def test_a_known_sigma_takes_the_normal_quantile():
     result = fit(growth, DAYS, DEMAND / 2.0, [10, 0.5], sigma=1.0, absolute_sigma=True)
     ends = result.confidence_intervals(0.9, method="profile")
@@ -116,6 +118,7 @@ def test_a_known_sigma_takes_the_normal_quantile():
     np.testing.assert_array_less(np.abs(ends - expected) / result.perr[:, None], 3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [line, slope])
 def test_a_linear_model_has_symmetric_intervals_and_a_straight_profile(model):
     result = fit(model, X, Y)
@@ -135,6 +138,7 @@ def test_a_linear_model_has_symmetric_intervals_and_a_straight_profile(model):
         np.testing.assert_allclose(means, Y.mean(), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_intervals_do_not_depend_on_the_parameters_chosen():
     rate = fit(growth, DAYS, DEMAND, [20, 0.5]).confidence_intervals(0.9, method="profile")
     time = fit(growth_by_time, DAYS, DEMAND, [20, 2.0]).confidence_intervals(0.9, "profile")
@@ -142,6 +146,7 @@ def test_the_intervals_do_not_depend_on_the_parameters_chosen():
     np.testing.assert_allclose(1.0 / time[1, ::-1], rate[1], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_all_points_of_streamed_data_share_a_few_readings(tmp_path):
     rng = np.random.default_rng(2)
     x = rng.uniform(0.0, 2.0, 4000)
@@ -161,6 +166,7 @@ def test_all_points_of_streamed_data_share_a_few_readings(tmp_path):
     np.testing.assert_allclose(ends, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interval_ends_at_a_bound_that_the_profile_meets():
     free = fit(growth, DAYS, DEMAND, [20, 0.5])
     low, high = free.confidence_intervals(method="profile")[1]
@@ -174,6 +180,7 @@ def test_an_interval_ends_at_a_bound_that_the_profile_meets():
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_profile_of_a_parameter_at_its_bound_has_one_side():
     result = fit(line, X, Y, bounds={"b": (-0.5, np.inf)})
     assert result.active_mask.tolist() == [0, -1]
@@ -200,6 +207,7 @@ def test_an_interval_is_infinite_where_the_sum_of_squares_does_not_rise():
     assert profile.tau[-1] < stats.t.ppf(0.975, result.dof)
 
 
+@pytest.mark.slow
 def test_values_end_where_the_model_is_no_longer_finite():
     x = np.linspace(0.0, 1.0, 8)
     y = np.log(0.1 + x) + np.array([0.4, -0.5, 0.3, -0.2, 0.5, -0.4, 0.3, -0.4])
@@ -210,6 +218,7 @@ def test_values_end_where_the_model_is_no_longer_finite():
     assert low < result.popt[0] - 0.5 * result.perr[0]
 
 
+@pytest.mark.slow
 def test_fixed_and_tied_parameters():
     result = fit(decay, X, Y, [1, 1, 0.5], fixed={"c": 0.5}, ties={"a": {"b": -2.0}})
     ends = result.confidence_intervals(method="profile")
@@ -234,6 +243,7 @@ def test_a_matrix_of_ties_is_profiled_by_its_parameters():
     np.testing.assert_allclose(by_matrix, by_name.confidence_intervals(method="profile"), rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_intervals_of_a_strongly_curved_model_cover_as_often_as_they_say():
     rng = np.random.default_rng(5)
@@ -286,6 +296,7 @@ def test_what_the_fit_warned_of_is_not_said_again():
     np.testing.assert_allclose(ends, result.confidence_intervals(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_has_no_profile_says_why():
     result = fit(line, X, Y)
     with pytest.raises(InputError, match="method = 'exact' is unknown: choose one of"):
@@ -310,6 +321,7 @@ def test_what_has_no_profile_says_why():
         exact.profile("a")
 
 
+@pytest.mark.slow
 def test_a_profile_that_finds_a_lower_minimum_says_where():
     x, y = np.array([0.0, 1.0]), np.zeros(2)
     narrow, wide = (

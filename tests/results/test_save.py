@@ -116,6 +116,7 @@ def exact(value):
     return type(value), value
 
 
+@pytest.mark.slow
 @given(results())
 def test_every_field_comes_back_to_the_same_bits(tmp_path_factory, result):
     path = tmp_path_factory.mktemp("results") / "result.json"

@@ -117,6 +117,7 @@ def test_intervals_end_at_active_bounds(side):
     assert ends[1, end] == ABSOLUTE.popt[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_bounds_of_a_fit_are_those_of_all_parameters(lazy):
     x, y = (da.from_array(v, chunks=11) if lazy else v for v in (X, -1.0 - X))
@@ -268,6 +269,7 @@ def simulate(x, scatter, seed, **known):
         yield fit(decay, x, y, p0=TRUTH, **known), again
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "known"),
@@ -291,6 +293,7 @@ def test_intervals_cover_as_often_as_they_say(rows, known):
     np.testing.assert_allclose(hits, REPLICATES * level, atol=3 * deviation)
 
 
+@pytest.mark.slow
 def test_the_sandwich_is_the_scatter_of_estimates_from_rows_of_unequal_variance():
     x = np.linspace(0.0, 3.0, 200)
     estimates, robust, plain = [], [], []
@@ -305,6 +308,7 @@ def test_the_sandwich_is_the_scatter_of_estimates_from_rows_of_unequal_variance(
     assert (np.abs(np.mean(plain, axis=0) / scatter - 1) > 2 * allowed).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_fit_has_the_statistics_of_all_its_rows(absolute_sigma, lazy):

@@ -289,6 +289,7 @@ def test_module_data_that_a_worker_does_not_have_is_refused(user_module, tmp_pat
     assert in_another_process(tmp_path, prepare_model(lambda x, a: a * x + SCALE)) == "value 6.0"
 
 
+@pytest.mark.slow
 def test_closure_sees_its_values_in_another_process(tmp_path):
     namespace = {"jnp": jnp, "offset": 3.0}
     exec("def model(x, a): return a * x + jnp.float64(offset)", namespace)
@@ -304,6 +305,7 @@ print(prepare_model(make(2.0)).token)
 """
 
 
+@pytest.mark.slow
 def test_token_is_the_same_in_every_process():
     tokens = {
         subprocess.run(

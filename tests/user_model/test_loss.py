@@ -62,6 +62,7 @@ def test_the_losses_are_scipy_s():
     assert set(LOSSES) == set(DOCUMENTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTED)
 @given(z=st.lists(ordinary, min_size=8, max_size=8), f_scale=st.floats(0.01, 100))
 def test_terms_are_the_documented_loss_and_its_derivatives(name, z, f_scale):
@@ -73,6 +74,7 @@ def test_terms_are_the_documented_loss_and_its_derivatives(name, z, f_scale):
     np.testing.assert_allclose(second, z * expected[2], rtol=1e-11, atol=1e-300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTED)
 @given(residual=st.floats(1e-150, 1e-5))
 def test_small_residuals_count_as_in_least_squares(name, residual):
@@ -105,6 +107,7 @@ def test_curvature_is_rho_prime_and_twice_z_rho_second_and_never_negative(first,
     assert found == pytest.approx(max(first + 2 * second, LEAST_SQUARED_SCALE), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_a_loss_is_known_to_be_concave_where_it_is(name):
     """The second derivative by r of ρ(r²), halved, is ρ' + 2 z ρ''."""
@@ -128,6 +131,7 @@ def own_cauchy_as_a_list(z):
     return [np.log1p(z), 1 / (1 + z), -1 / (1 + z) ** 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [own_cauchy, own_cauchy_in_numpy, own_cauchy_as_a_list])
 def test_a_function_of_one_s_own(function):
     loss = prepare_loss(function, 0.7)

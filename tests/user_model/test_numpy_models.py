@@ -160,6 +160,7 @@ def jacobian(spec, coords, params):
         )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_traced_model_computes_what_numpy_computes(name):
     model = MODELS[name]
@@ -173,6 +174,7 @@ def test_traced_model_computes_what_numpy_computes(name):
     np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["exp", "piecewise", "polyval of a list", "interp of lists", "assignment", "dot", "fill"],
@@ -233,6 +235,7 @@ def test_jax_functions_take_numpy_style_arrays():
     np.testing.assert_allclose(got, np.where(x > 0, 3.0, 0.0) + np.exp(x) + 2 * np.sin(x))
 
 
+@pytest.mark.slow
 def test_coordinates_keep_their_values_between_calls():
     def model(x, a):
         x -= 1.0
@@ -412,6 +415,7 @@ def test_untraceable_model_names_the_call_and_its_twin(name):
     assert "nlsq_dask.curve_fit, which calls the model as it is" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_change_of_a_view_of_stacked_coordinates():
     coords = np.random.default_rng(2).normal(size=(2, 25))
     spec = prepare_model(view_changed, structure="stacked", n_coords=2)

@@ -282,12 +282,14 @@ def test_structure_proves_a_model_row_wise(name):
     assert dependence(PROVEN[name]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
 def test_numbers_show_a_model_row_wise(name):
     assert min(kinds(TRIED[name])) == Kind.UNSURE
     assert dependence(TRIED[name]) is None
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", NOT_ROW_WISE)
 def test_dependence_on_other_rows_is_named(name):
     model, text = NOT_ROW_WISE[name]
@@ -296,6 +298,8 @@ def test_dependence_on_other_rows_is_named(name):
     assert text in seen
 
 
+@pytest.mark.every(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROVEN | TRIED)
 def test_row_wise_models_of_the_table_are_row_wise(name):
     """The table itself, held against plain evaluations of parts."""
@@ -340,6 +344,7 @@ def test_model_without_a_finite_value_is_not_called_row_wise():
     assert "no finite value" in seen
 
 
+@pytest.mark.slow
 def test_endless_iteration_ends():
     def model(x, a):
         return lax.while_loop(lambda s: jnp.any(s != x), lambda s: s + 1.0, a + 0.0 * x)
@@ -357,6 +362,7 @@ def test_finding_is_kept(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_content_leaves_the_number_of_rows_open():
     def of(model, n):
         return content(trace_model(prepare_model(model), n), n)
@@ -411,12 +417,14 @@ def value(tree, x, params):
 LEAVES = st.sampled_from(["x", 0, 1, 0.5])
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(tree=trees(LEAVES))
 def test_expressions_of_a_row_are_row_wise(tree):
     assert dependence(lambda x, a, b: value(tree, x, (a, b)), (0.7, 0.3)) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(tree=trees(LEAVES), mixing=st.sampled_from(sorted(MIXING)), outer=st.sampled_from(TWO[:2]))
 def test_an_expression_with_a_mixed_term_is_not(tree, mixing, outer):

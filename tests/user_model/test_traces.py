@@ -35,6 +35,7 @@ def test_the_coarsest_type_of_constants_and_results_counts(name):
     assert coarsest_epsilon(traced) == float(np.finfo(coarsest).eps)
 
 
+@pytest.mark.slow
 def test_operations_of_inner_traces_are_listed():
     with jax.enable_x64(True):
         names = [eqn.primitive.name for eqn in operations(jax.make_jaxpr(looped)(np.ones(4)))]
