@@ -7,6 +7,7 @@ Nothing is read for that, and the object of the user stays as it is: not loaded,
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import threading
@@ -345,9 +346,23 @@ def _cuts(n: int, size: int, positions: Any | None) -> Sizes:
     regular = tuple(min(size, n - i) for i in range(0, n, max(size, 1))) or (0,)
     if positions is None or len(positions) != n or size >= n:
         return regular
-    at = np.asarray(positions) // size
-    edges = np.flatnonzero(np.diff(at)) + 1
-    # Positions in no order would make very many short blocks.
-    if len(edges) > abs(int(at[-1]) - int(at[0])):
-        return regular
-    return tuple(np.diff([0, *edges.tolist(), n]).tolist())
+    edges = _edges_in_range(positions, size) if isinstance(positions, range) else None
+    if edges is None:
+        at = np.asarray(positions) // size
+        edges = (np.flatnonzero(np.diff(at)) + 1).tolist()
+        # Positions in no order would make very many short blocks.
+        if len(edges) > abs(int(at[-1]) - int(at[0])):
+            return regular
+    return tuple(b - a for a, b in itertools.pairwise([0, *edges, n]))
+
+
+def _edges_in_range(positions: range, size: int) -> list[int]:
+    """Where the positions of a slice pass a multiple of a size."""
+    first, last, step = positions[0], positions[-1], positions.step
+    if step > 0:
+        passed = range((first // size + 1) * size, last + 1, size)
+        edges = (-(-(multiple - first) // step) for multiple in passed)
+    else:
+        passed = range(first // size * size, last, -size)
+        edges = ((first - multiple) // -step + 1 for multiple in passed)
+    return sorted(set(edges))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import h5netcdf
 import h5py
@@ -186,6 +187,21 @@ def xarray_that_changed(_):
     )
     short.encoding["preferred_chunks"] = dict(zip(POWER.dims, CHUNKS, strict=True))
     return short, lambda: None
+
+
+def test_an_array_larger_than_any_memory_is_planned():
+    class Huge(Short):
+        shape = (10**12,)
+
+    variable = xr.Variable("row", indexing.LazilyIndexedArray(Huge()))
+    y = xr.DataArray(variable)[7:]
+    y.encoding["preferred_chunks"] = {"row": 10**10}
+    tracemalloc.start()
+    chunks = observe(y.copy(deep=False), y).y.chunks
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert chunks == ((10**10 - 7, *[10**10] * 99),)
+    assert peak < 10_000_000
 
 
 def hdf5_that_changes(path):
