@@ -54,6 +54,10 @@ class StartSlopeError(StartNotFiniteError):
     """The derivatives are not finite at the starting point, `params`."""
 
 
+class DataChangedError(InputError):
+    """The data are not those of an earlier pass, or of the run that left a checkpoint."""
+
+
 class ModelError(FitError, ValueError):
     """The model cannot be used as written."""
 

@@ -9,6 +9,7 @@ from nlsq_dask._errors.kinds import (
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
+    DataChangedError,
     DerivativeWarning,
     InputError,
     InputTypeError,
@@ -134,6 +135,54 @@ def checkpoint_of_another_fit(
         f"checkpoint {path} is of another fit: {join_names(differing)} differ ({differing[0]} was "
         f"{saved!r} and is {now!r} now). Resume with the same problem, or pass another checkpoint "
         "directory."
+    )
+
+
+_SAME_DATA = (
+    "A fit needs the same data in every pass: wait until they are written, pass a copy, give "
+    "random numbers upstream a seed for each block"
+)
+
+
+def _earlier(resumed: bool) -> str:
+    return "the run that left the checkpoint" if resumed else "an earlier pass"
+
+
+def data_changed_rows(
+    first: tuple[int, int], now: tuple[int, int], *, resumed: bool
+) -> DataChangedError:
+    remedy = "; or begin anew, with another checkpoint directory" if resumed else ""
+    return DataChangedError(
+        f"the data have changed: {_earlier(resumed)} had {first[0]:,} rows and left out "
+        f"{first[1]:,}, and this pass had {now[0]:,} and left out {now[1]:,}. {_SAME_DATA}{remedy}."
+    )
+
+
+def data_changed_values(name: str, first: float, now: float, *, resumed: bool) -> DataChangedError:
+    what = {
+        "weight": "the sum of the weights 1 / sigma²",
+        "mean": "the mean of y",
+        "sample": "the sum of every 64th value of y",
+        "scatter": "the scatter of y, Σ (y - mean)² / sigma²,",
+    }[name]
+    remedy = "; or begin anew, with another checkpoint directory" if resumed else ""
+    return DataChangedError(
+        f"the data have changed: {what} was {first!r} in {_earlier(resumed)} and is {now!r} in "
+        f"this pass. {_SAME_DATA}{remedy}."
+    )
+
+
+def data_changed_to(found: InputError) -> DataChangedError:
+    return DataChangedError(
+        f"the data have changed: {found} They were finite in an earlier pass. {_SAME_DATA}."
+    )
+
+
+def checkpoint_of_other_data(path: object, rows: Sequence[str], n: int) -> DataChangedError:
+    return DataChangedError(
+        f"checkpoint {path} is of a fit that ended on other data: the rows y{rows[0]} differ "
+        f"({len(rows)} of {n} blocks that were compared). Pass resume=False or another checkpoint "
+        "directory to fit these data."
     )
 
 

@@ -226,7 +226,7 @@ def _distance(sigma: float) -> str:
 def _cost_rows(record: FitRecord) -> list[Row]:
     """Passes, starts, status and checkpoints of a fit."""
     counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
-    rows = [("passes", f"{record.n_passes}  ({counts})")]
+    rows = [("passes", f"{record.n_passes}  ({counts}){_resumed(record)}")]
     if record.starts:
         ran, basins = sum(s.basin is not None for s in record.starts), n_basins(record.starts)
         ends = f"{ran} run to the end, in {basins} {'basin' if basins == 1 else 'basins'}"
@@ -235,6 +235,16 @@ def _cost_rows(record: FitRecord) -> list[Row]:
     if record.checkpoint is not None:
         rows.append(("checkpoints", record.checkpoint))
     return rows
+
+
+def _resumed(record: FitRecord) -> str:
+    """Which passes were made before the fit was resumed."""
+    before, passes = record.n_passes_before, record.n_passes
+    if not before:
+        return ""
+    if before == passes:
+        return "; resumed from a finished checkpoint, in this run none"
+    return f"; resumed from a checkpoint, {passes - before} of them in this run"
 
 
 def _interval(low: float, high: float, error: float) -> str:
