@@ -25,6 +25,7 @@ PAGES = [
     "docs/comparing.md",
     "docs/choose_a_workflow.md",
     "docs/planning.md",
+    "docs/what_happens_when.md",
 ]
 
 
