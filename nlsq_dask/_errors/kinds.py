@@ -78,6 +78,10 @@ class ConvergenceError(FitError, RuntimeError):
     """No optimum was found, and the caller asked for an exception in that case."""
 
 
+class ForkError(FitError, RuntimeError):
+    """The process was forked from one that had fitted before, and a fit would hang."""
+
+
 class MissingLibraryError(FitError, ImportError):
     """An optional library is not installed; the message says how to install it."""
 

@@ -11,6 +11,7 @@ from nlsq_dask._errors.kinds import (
     CovarianceWarning,
     DataChangedError,
     DerivativeWarning,
+    ForkError,
     InputError,
     InputTypeError,
     LossScaleWarning,
@@ -310,7 +311,43 @@ def checkpoint_not_a_path(value: object) -> InputTypeError:
 
 def not_a_client(value: object) -> InputTypeError:
     return InputTypeError(
-        f"client = {value!r} is no distributed.Client: pass one, or None for the active one."
+        f"client = {shown(value)} is no distributed.Client: pass one, or None for the active one."
+    )
+
+
+def cluster_as_client(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"client = {shown(value)} is a cluster: pass a client of it, client=cluster.get_client()."
+    )
+
+
+def client_not_running(status: object) -> InputError:
+    return InputError(
+        f"the client is {status}: pass a client that is connected, distributed.Client(address)."
+    )
+
+
+def client_asynchronous() -> InputError:
+    return InputError(
+        "the client is asynchronous, or fit was called in the thread of its event loop, which a "
+        "fit would block: pass distributed.Client(..., asynchronous=False), and call fit in "
+        "another thread, as with asyncio.to_thread(fit, ...)."
+    )
+
+
+def workers_differ(name: str, here: object, there: Mapping[str, object]) -> InputError:
+    few = [f"{address} has {version or 'none'}" for address, version in there.items()]
+    return InputError(
+        f"this process has {name} {here}, and the workers have others ({join_names(few)}), so that "
+        "they cannot run this fit, or with other bits: install the same versions everywhere."
+    )
+
+
+def forked_after_fit() -> ForkError:
+    return ForkError(
+        "this process was forked from one that had fitted before, and JAX, Dask and Zarr hang in "
+        "such a process, as their threads are not forked: start processes by "
+        "multiprocessing.get_context('spawn') or 'forkserver', or fork before the first fit."
     )
 
 

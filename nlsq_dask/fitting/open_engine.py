@@ -48,9 +48,12 @@ def engine_of(
     if isinstance(strategy, Chunked):
         blocks = strategy.blocks
         return chunked_engine(job.data, kernels, blocks.block_rows, blocks.threads)
-    from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
+    from nlsq_dask.engines.dask.cluster import check_versions  # an engine, loaded for use
+    from nlsq_dask.engines.dask.engine import DaskEngine
     from nlsq_dask.engines.dask.signals import show_nothing
 
+    if strategy.client is not None:
+        check_versions(strategy.client)
     if (warning := pausing(job, strategy)) is not None:
         _errors.warn_caller(warning)
     engine = DaskEngine(
