@@ -85,6 +85,9 @@ class FitResult(FitRecord):
         Steps accepted.
     n_passes : int
         Readings of all rows.
+    n_passes_before : int
+        Those of earlier runs, from whose checkpoint the fit was resumed. If these are all passes,
+        the checkpoint was of a finished fit: this run only compared a few blocks with it.
     status : Status
         Why the fit ended, numbered as in ``scipy.optimize.least_squares`` from -2 to 4.
     scipy_status : Status or None
