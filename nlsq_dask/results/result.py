@@ -443,7 +443,8 @@ class FitResult(FitRecord):
             ``curvefit_coefficients`` (param), ``curvefit_covariance`` (cov_i, cov_j), as
             ``xarray.DataArray.curvefit`` names them; ``standard_errors`` (param);
             ``confidence_95`` and ``bounds`` (param, end); the statistics under their names here,
-            without a dimension. The attributes tell how the fit was run and how it ended.
+            without a dimension; ``mae`` is NaN where it would take a reading of the data. The
+            attributes tell how the fit was run and how it ended.
 
         Raises
         ------
