@@ -54,6 +54,10 @@ class StartSlopeError(StartNotFiniteError):
     """The derivatives are not finite at the starting point, `params`."""
 
 
+class DataChangedError(InputError):
+    """The data are not those of an earlier pass, or of the run that left a checkpoint."""
+
+
 class ModelError(FitError, ValueError):
     """The model cannot be used as written."""
 
@@ -72,6 +76,10 @@ class RowLoopError(UntraceableModelError):
 
 class ConvergenceError(FitError, RuntimeError):
     """No optimum was found, and the caller asked for an exception in that case."""
+
+
+class ForkError(FitError, RuntimeError):
+    """The process was forked from one that had fitted before, and a fit would hang."""
 
 
 class MissingLibraryError(FitError, ImportError):

@@ -9,7 +9,9 @@ from nlsq_dask._errors.kinds import (
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
+    DataChangedError,
     DerivativeWarning,
+    ForkError,
     InputError,
     InputTypeError,
     LossScaleWarning,
@@ -137,6 +139,54 @@ def checkpoint_of_another_fit(
     )
 
 
+_SAME_DATA = (
+    "A fit needs the same data in every pass: wait until they are written, pass a copy, give "
+    "random numbers upstream a seed for each block"
+)
+
+
+def _earlier(resumed: bool) -> str:
+    return "the run that left the checkpoint" if resumed else "an earlier pass"
+
+
+def data_changed_rows(
+    first: tuple[int, int], now: tuple[int, int], *, resumed: bool
+) -> DataChangedError:
+    remedy = "; or begin anew, with another checkpoint directory" if resumed else ""
+    return DataChangedError(
+        f"the data have changed: {_earlier(resumed)} had {first[0]:,} rows and left out "
+        f"{first[1]:,}, and this pass had {now[0]:,} and left out {now[1]:,}. {_SAME_DATA}{remedy}."
+    )
+
+
+def data_changed_values(name: str, first: float, now: float, *, resumed: bool) -> DataChangedError:
+    what = {
+        "weight": "the sum of the weights 1 / sigma²",
+        "mean": "the mean of y",
+        "sample": "the sum of every 64th value of y",
+        "scatter": "the scatter of y, Σ (y - mean)² / sigma²,",
+    }[name]
+    remedy = "; or begin anew, with another checkpoint directory" if resumed else ""
+    return DataChangedError(
+        f"the data have changed: {what} was {first!r} in {_earlier(resumed)} and is {now!r} in "
+        f"this pass. {_SAME_DATA}{remedy}."
+    )
+
+
+def data_changed_to(found: InputError) -> DataChangedError:
+    return DataChangedError(
+        f"the data have changed: {found} They were finite in an earlier pass. {_SAME_DATA}."
+    )
+
+
+def checkpoint_of_other_data(path: object, rows: Sequence[str], n: int) -> DataChangedError:
+    return DataChangedError(
+        f"checkpoint {path} is of a fit that ended on other data: the rows y{rows[0]} differ "
+        f"({len(rows)} of {n} blocks that were compared). Pass resume=False or another checkpoint "
+        "directory to fit these data."
+    )
+
+
 def count_invalid(name: str, value: object) -> InputError:
     return InputError(f"{name} = {value!r}: pass a positive whole number.")
 
@@ -261,7 +311,43 @@ def checkpoint_not_a_path(value: object) -> InputTypeError:
 
 def not_a_client(value: object) -> InputTypeError:
     return InputTypeError(
-        f"client = {value!r} is no distributed.Client: pass one, or None for the active one."
+        f"client = {shown(value)} is no distributed.Client: pass one, or None for the active one."
+    )
+
+
+def cluster_as_client(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"client = {shown(value)} is a cluster: pass a client of it, client=cluster.get_client()."
+    )
+
+
+def client_not_running(status: object) -> InputError:
+    return InputError(
+        f"the client is {status}: pass a client that is connected, distributed.Client(address)."
+    )
+
+
+def client_asynchronous() -> InputError:
+    return InputError(
+        "the client is asynchronous, or fit was called in the thread of its event loop, which a "
+        "fit would block: pass distributed.Client(..., asynchronous=False), and call fit in "
+        "another thread, as with asyncio.to_thread(fit, ...)."
+    )
+
+
+def workers_differ(name: str, here: object, there: Mapping[str, object]) -> InputError:
+    few = [f"{address} has {version or 'none'}" for address, version in there.items()]
+    return InputError(
+        f"this process has {name} {here}, and the workers have others ({join_names(few)}), so that "
+        "they cannot run this fit, or with other bits: install the same versions everywhere."
+    )
+
+
+def forked_after_fit() -> ForkError:
+    return ForkError(
+        "this process was forked from one that had fitted before, and JAX, Dask and Zarr hang in "
+        "such a process, as their threads are not forked: start processes by "
+        "multiprocessing.get_context('spawn') or 'forkserver', or fork before the first fit."
     )
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,8 @@ from nlsq_dask.fitting.progress import ProgressLine
 from nlsq_dask.fitting.run import (
     Outcome,
     Preparation,
+    bad_values,
+    check_resumed,
     naming_rows,
     open_checkpoints,
     result_of,
@@ -35,6 +38,7 @@ from nlsq_dask.fitting.run import (
     solve,
     start_problem,
 )
+from nlsq_dask.fitting.same_data import Look, digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.results.comparison import ModelComparison
@@ -338,12 +342,22 @@ def _run(
         directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
+        for store, old, job, engine in zip(stores, saved, jobs.values(), engines, strict=True):
+            if old is not None:
+                check_resumed(store, old, job, engine)
         is_collapsed = [bool(job.n_distinct) for job in jobs.values()]
         counts = list(map(PassCount, samples, saved, is_collapsed))
         searches = [
-            _search(name, job, sample, old, _saving(store, count))
-            for name, job, sample, store, old, count in zip(
-                jobs, jobs.values(), samples, stores, saved, counts, strict=True
+            _search(
+                name,
+                job,
+                sample,
+                old,
+                _saving(store, count, partial(digests, job, engine)),
+                partial(bad_values, engine, job.data),
+            )
+            for name, job, sample, store, old, count, engine in zip(
+                jobs, jobs.values(), samples, stores, saved, counts, engines, strict=True
             )
         ]
         ask = _counting(together(engines, range(len(jobs))), counts)
@@ -351,7 +365,10 @@ def _run(
             ends = answered_together(searches, ask)
         except _errors.StartNotFiniteError as error:
             raise _error_at_start(jobs, error) from None
-    found = [Outcome(*end, count.n_passes) for end, count in zip(ends, counts, strict=True)]
+    found = [
+        Outcome(*end, count.n_passes, 0 if count.saved is None else count.saved.n_passes)
+        for end, count in zip(ends, counts, strict=True)
+    ]
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
     fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
     # If samples need all blocks, the blocks are read once for all models.
@@ -370,12 +387,12 @@ def _counting(ask: AskAll, counts: Sequence[PassCount]) -> AskAll:
 
 
 def _saving(
-    store: CheckpointStore | None, count: PassCount
+    store: CheckpointStore | None, count: PassCount, of_data: Callable[[], dict[str, str]]
 ) -> Callable[[SolverState, Preparation], None]:
     """Observer that writes the checkpoints of one fit, if there is a store."""
 
     def observe(state: SolverState, preparation: Preparation) -> None:
-        save_state(store, state, preparation, count.n_passes)
+        save_state(store, state, preparation, count.n_passes, of_data)
 
     return observe
 
@@ -439,7 +456,8 @@ def _search(
     sample: LazySample,
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
+    look: Look,
 ) -> Search[tuple[Solution, Preparation]]:
     """The search of one model; errors have the model's name."""
     with _naming(name), naming_rows(job):
-        return (yield from solve(job, sample, saved, observer))
+        return (yield from solve(job, sample, saved, observer, look))

@@ -120,6 +120,8 @@ class NormalEquations:
         for a NaN among the values; upper bounds between 2**-53 and 2**53. Only from the first pass.
     n_differenced : int
         Rows with a difference of values in place of a derivative that is not finite.
+    sample_of_y : float
+        Sum of a few values of y: the same in every pass, if the data are.
     scores : ndarray, shape (q, q), float64, or None
         Score products ``Σ ψ_i² (J S)_iᵀ (J S)_i`` with the derivative ``ψ_i`` of a robust loss by
         the residual; None if not asked for.
@@ -136,6 +138,7 @@ class NormalEquations:
     concave: FloatArray | None = None
     largest: FloatArray | None = None
     n_differenced: int = 0
+    sample_of_y: float = 0.0
     scores: FloatArray | None = None
 
     @classmethod
@@ -157,6 +160,7 @@ class NormalEquations:
                 concave=_of_known(np.add, self.concave, other.concave),
                 largest=_of_known(np.maximum, self.largest, other.largest),
                 n_differenced=self.n_differenced + other.n_differenced,
+                sample_of_y=self.sample_of_y + other.sample_of_y,
                 scores=_of_known(np.add, self.scores, other.scores),
             )
 

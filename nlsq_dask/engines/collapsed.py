@@ -11,14 +11,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import Answers, AnswerT, CostsAt, Several, SumsAt
-from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine, standard_engine
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.derivatives import replaced_rows
@@ -26,6 +25,9 @@ from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.collapse import Means, MeansOf
 from nlsq_dask.questions.question import AnyQuestion
 from nlsq_dask.questions.spread import Spread
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.engine import DaskEngine
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,22 @@ class CollapsedEngine:
 
     Attributes
     ----------
+    rows : InMemoryEngine or DaskEngine
+        Engine of all rows.
     n_passes : int
         Readings of all rows so far.
     """
 
-    def __init__(self, rows: Engine, data: Observations, kernels: Kernels) -> None:
-        self._rows = rows
+    def __init__(
+        self, rows: InMemoryEngine | DaskEngine, data: Observations, kernels: Kernels
+    ) -> None:
+        self.rows = rows
         self._data = data
         self._kernels = kernels
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        self._opened.enter_context(self._rows)
+        self._opened.enter_context(self.rows)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,11 +100,11 @@ class CollapsedEngine:
     @property
     def n_passes(self) -> int:
         """Readings of all rows so far."""
-        return self._rows.n_passes
+        return self.rows.n_passes
 
     @n_passes.setter
     def n_passes(self, number: int) -> None:
-        self._rows.n_passes = number
+        self.rows.n_passes = number
 
     @property
     def means(self) -> Observations:
@@ -126,13 +132,13 @@ class CollapsedEngine:
             return self._sums(question)
         if isinstance(question, CostsAt):
             return self._collapsed.engine.ask(question) + 0.5 * self._collapsed.scatter
-        return self._rows.ask(question)
+        return self.rows.ask(question)
 
     @cached_property
     def _collapsed(self) -> _Collapsed:
         """Read the rows, and open the engines of the means."""
         data = self._data
-        found = self._rows.ask(MeansOf(varies_along(data)))
+        found = self.rows.ask(MeansOf(varies_along(data)))
         shape = collapsed_shape(data)
         cell = found.whole(shape, [c.shape for c in data.coords], data.sigma is not None)
         n_points = int(cell.rows.weight.sum())

@@ -50,6 +50,8 @@ class Checkpoint:
         What multi-start found, as JSON values; empty without it.
     pilot : dict or None
         Outcome of the pilot fit, as JSON values.
+    digests : dict or None
+        Of a finished fit: checksums of a few blocks of the data, by their rows.
     of_0_1 : bool
         Whether version 0.1 wrote the checkpoint, so that the state must be judged again.
     """
@@ -58,6 +60,7 @@ class Checkpoint:
     n_passes: int
     starts: list[dict[str, Any]]
     pilot: dict[str, Any] | None
+    digests: dict[str, str] | None = None
     of_0_1: bool = False
 
 
@@ -148,6 +151,7 @@ class CheckpointStore:
                 content["n_passes"],
                 content["starts"],
                 content["pilot"],
+                content.get("digests"),
                 of_0_1,
             )
         return None
@@ -167,6 +171,7 @@ class CheckpointStore:
                 "n_passes": checkpoint.n_passes,
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
+                "digests": checkpoint.digests,
                 "state": to_json(checkpoint.state),
             }
         )

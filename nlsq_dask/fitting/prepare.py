@@ -17,6 +17,7 @@ from nlsq_dask.core.constraints import (
     reduce_start,
 )
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
@@ -123,6 +124,7 @@ def prepare(
 
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
+    check_not_forked()
     x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
     named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
     options = inputs.storage_options
@@ -150,8 +152,8 @@ def prepare_on(
     source: Source, model: Callable[..., Any], p0: Any, inputs: InputOptions, options: RunOptions
 ) -> Job:
     """Decide how a model is fitted to data that are checked already."""
-    if options.client is not None and not hasattr(options.client, "scheduler"):
-        raise _errors.not_a_client(options.client)
+    if options.client is not None:
+        _check_client(options.client)
     data = source.data
     p0, inputs, units = _without_units(model, p0, inputs)
     free = _free_parameters(model, p0, inputs, options.method)
@@ -364,10 +366,26 @@ def _solver_options(
     )
 
 
+def _check_client(client: Any) -> None:
+    """Refuse what is no client, and clients with which a fit would hang."""
+    if not hasattr(client, "scheduler"):
+        raise _errors.not_a_client(client)
+    if not hasattr(client, "submit"):
+        raise _errors.cluster_as_client(client)
+    # An asynchronous client that was not awaited is not connected, either.
+    if client.asynchronous:
+        raise _errors.client_asynchronous()
+    if client.status != "running":
+        raise _errors.client_not_running(client.status)
+
+
 def _active_client(wanted: Client | None) -> Client | None:
     from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
 
-    return active_client(wanted)
+    client = active_client(wanted)
+    if client is not None:
+        _check_client(client)
+    return client
 
 
 def _plan(

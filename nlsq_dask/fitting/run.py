@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from nlsq_dask.core.questions import Search, answered
 from nlsq_dask.core.reopen import reopened
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
+from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.engine import Engine
+from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
@@ -32,6 +35,7 @@ from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.pilot import first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import ProgressLine
+from nlsq_dask.fitting.same_data import Look, check_digests, digests, same_in_all_passes
 from nlsq_dask.fitting.sample import LazySample, guessed_start
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
@@ -41,6 +45,9 @@ from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.record import PilotRecord, Start
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.loss import HALF_OF_ROWS, Loss
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.engine import DaskEngine
 
 # A fit warns where the standard deviation of the residuals exceeds this many f_scale. The estimate
 # of the standard deviation is rough for few rows, and a tenth of outliers raises the estimate by an
@@ -80,16 +87,19 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             records = new_records.of(state)
             for record in records:
                 table.row(record)
-            save_state(store, state, preparation, engine.n_passes)
+            save_state(store, state, preparation, engine.n_passes, partial(digests, job, engine))
             callback(state, records)
 
         if saved is not None:
             # A guess from means has read the rows once more.
             engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
+            check_resumed(store, saved, job, engine)
         try:
             with naming_rows(job):
-                search = solve(job, sample, saved, observe_state)
-                outcome = Outcome(*answered(search, engine.ask), engine.n_passes)
+                look = partial(bad_values, engine, job.data)
+                search = solve(job, sample, saved, observe_state, look)
+                before = 0 if saved is None else saved.n_passes
+                outcome = Outcome(*answered(search, engine.ask), engine.n_passes, before)
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
     result = result_of(job, outcome, store)
@@ -116,8 +126,7 @@ def fitted_model(job: Job) -> FittedModel:
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """The error of a start that is not finite: it names bad data, or the row of a bad value."""
     with open_engine(job.data, Kernels(()), job.client) as engine:
-        findings = engine.ask(BadValues(len(job.data.values)))
-    found = findings.error(job.data.names, job.data.marks)
+        found = bad_values(engine, job.data)
     if found is not None or error.params is None:
         return found or error
     rows = fitted_model(job).bad_rows(job.reduction.expand(np.array(error.params)))
@@ -172,13 +181,45 @@ class Preparation:
 
 
 def save_state(
-    store: CheckpointStore | None, state: SolverState, preparation: Preparation, n_passes: int
+    store: CheckpointStore | None,
+    state: SolverState,
+    preparation: Preparation,
+    n_passes: int,
+    digests: Callable[[], dict[str, str]],
 ) -> None:
-    """Write a checkpoint, if there is a store."""
+    """Write a checkpoint, if there is a store; of a finished search with checksums of its data."""
     if store is None:
         return
     starts, pilot = to_json(preparation.starts), to_json(preparation.pilot)
-    store.save(Checkpoint(state, n_passes, starts, pilot))
+    of_data = None if state.status is None else digests()
+    store.save(Checkpoint(state, n_passes, starts, pilot, of_data))
+
+
+def check_resumed(
+    store: CheckpointStore | None,
+    saved: Checkpoint,
+    job: Job,
+    engine: InMemoryEngine | DaskEngine | CollapsedEngine,
+) -> None:
+    """Compare a few blocks with those of a finished checkpoint, whose search makes no pass.
+
+    Raises
+    ------
+    DataChangedError
+        If they differ.
+    """
+    if store is None or saved.state.status is None or saved.of_0_1:
+        return
+    if saved.digests is None:  # of an earlier release
+        logger.warning("checkpoint %s is of a finished fit: no data are read", store.directory)
+        return
+    check_digests(store.directory, saved.digests, job, engine)
+    logger.info("going on from a finished checkpoint: only a few blocks were read, and compared")
+
+
+def bad_values(engine: Engine, data: Observations) -> _errors.InputError | None:
+    """Look for values that are not finite, in a pass."""
+    return engine.ask(BadValues(len(data.values))).error(data.names, data.marks)
 
 
 @dataclass(frozen=True)
@@ -188,6 +229,7 @@ class Outcome:
     solution: Solution
     preparation: Preparation
     n_passes: int
+    n_passes_before: int = 0
 
 
 def solve(
@@ -195,10 +237,13 @@ def solve(
     sample: Callable[[], Observations],
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
+    look: Look,
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
     search = in_free(_solve(job, sample, saved, observer), job.reduction)
-    return looked_at(search, job.data)
+    before = None if saved is None or saved.of_0_1 else saved.state
+    changing = job.data.lazy and not job.data.propagates
+    return same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
 
 
 def _solve(
@@ -331,6 +376,7 @@ def result_of(
         njev=solution.njev,
         nit=solution.nit,
         n_passes=outcome.n_passes,
+        n_passes_before=outcome.n_passes_before,
         status=solution.status,
         scipy_status=solution.met,
         undetermined=undetermined,

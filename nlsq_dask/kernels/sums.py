@@ -38,7 +38,7 @@ from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
-from nlsq_dask.kernels.moments import largest_of, moments_of_y, solved
+from nlsq_dask.kernels.moments import largest_of, moments_of_y, sample_of_y, solved
 from nlsq_dask.kernels.products import (
     computed_once,
     no_products,
@@ -141,6 +141,7 @@ class BlockKernel(CompiledKernel):
             concave=concave,
             largest=largest,
             n_differenced=n_differenced,
+            sample_of_y=sample_of_y(rows),
             scores=score_products if scores else None,
         )
 

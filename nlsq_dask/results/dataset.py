@@ -29,18 +29,23 @@ STATISTICS = (
     "chi2_p_value",
     "r_squared",
     "adj_r_squared",
-    "rmse",
-    "mae",
     "aic",
     "bic",
     "optimality",
     "distance_to_optimum_sigma",
 )
-COUNTS = ("n_points", "n_skipped", "n_free", "dof", "nfev", "njev", "nit", "n_passes")
+COUNTS = (
+    "n_points",
+    "n_skipped",
+    "n_distinct",
+    "n_free",
+    "dof",
+    "nfev",
+    "njev",
+    "nit",
+    "n_passes",
+)
 FLAGS = ("success", "absolute_sigma")
-
-# Statistics in the units of y.
-IN_UNITS_OF_Y = ("rmse", "mae")
 
 
 def to_dataset(record: FitRecord) -> xr.Dataset:
@@ -68,9 +73,10 @@ def to_dataset(record: FitRecord) -> xr.Dataset:
     if record.bounds is not None:
         variables["bounds"] = ((PARAM, "end"), record.bounds)
     of_y = {"units": record.data_units["y"]} if "y" in record.data_units else {}
-    for name in STATISTICS:
-        attrs = of_y if name in IN_UNITS_OF_Y else {}
-        variables[name] = ((), float(getattr(record, name)), attrs)
+    variables |= {name: ((), float(getattr(record, name))) for name in STATISTICS}
+    variables["rmse"] = ((), record.rmse, of_y)
+    # Where it was not summed, the result's own `mae` would read the data.
+    variables["mae"] = ((), record.moments.abs_residuals / record.n_points, of_y)
     variables |= {name: ((), np.int64(getattr(record, name))) for name in COUNTS}
     variables |= {name: ((), np.bool_(getattr(record, name))) for name in FLAGS}
     return xr.Dataset(variables, coords, _provenance(record))

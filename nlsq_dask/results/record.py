@@ -161,6 +161,7 @@ class FitRecord:
     scipy_status: Status | None = field(default=None, kw_only=True)
     undetermined: tuple[str, ...] = field(default=(), kw_only=True)
     n_differenced: int = field(default=0, kw_only=True)
+    n_passes_before: int = field(default=0, kw_only=True)
     bounds: FloatArray | None = field(default=None, repr=False, kw_only=True)
     sandwich: bool = field(default=False, kw_only=True)
     decoded: tuple[str, ...] = field(default=(), kw_only=True)

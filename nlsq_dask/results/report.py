@@ -257,7 +257,7 @@ def _distance(sigma: float) -> str:
 def _cost_rows(record: FitRecord) -> list[Row]:
     """Passes, starts, status and checkpoints of a fit."""
     counts = f"{_count(record.nfev, 'evaluation')}, {_count(record.nit, 'step')}"
-    rows = [("passes", f"{record.n_passes}  ({counts})")]
+    rows = [("passes", f"{record.n_passes}  ({counts}){_resumed(record)}")]
     if record.n_distinct:
         collapsed = f"{record.n_points:,} rows at {_count(record.n_distinct, 'coordinate')}"
         rows.append(("collapsed", collapsed))
@@ -269,6 +269,16 @@ def _cost_rows(record: FitRecord) -> list[Row]:
     if record.checkpoint is not None:
         rows.append(("checkpoints", record.checkpoint))
     return rows
+
+
+def _resumed(record: FitRecord) -> str:
+    """Which passes were made before the fit was resumed."""
+    before, passes = record.n_passes_before, record.n_passes
+    if not before:
+        return ""
+    if before == passes:
+        return "; resumed from a finished checkpoint, in this run none"
+    return f"; resumed from a checkpoint, {passes - before} of them in this run"
 
 
 def _interval(low: float, high: float, error: float) -> str:

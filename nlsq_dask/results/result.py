@@ -85,6 +85,9 @@ class FitResult(FitRecord):
         Steps accepted.
     n_passes : int
         Readings of all rows.
+    n_passes_before : int
+        Those of earlier runs, from whose checkpoint the fit was resumed. If these are all passes,
+        the checkpoint was of a finished fit: this run only compared a few blocks with it.
     status : Status
         Why the fit ended, numbered as in ``scipy.optimize.least_squares`` from -2 to 4.
     scipy_status : Status or None
@@ -440,7 +443,8 @@ class FitResult(FitRecord):
             ``curvefit_coefficients`` (param), ``curvefit_covariance`` (cov_i, cov_j), as
             ``xarray.DataArray.curvefit`` names them; ``standard_errors`` (param);
             ``confidence_95`` and ``bounds`` (param, end); the statistics under their names here,
-            without a dimension. The attributes tell how the fit was run and how it ended.
+            without a dimension; ``mae`` is NaN where it would take a reading of the data. The
+            attributes tell how the fit was run and how it ended.
 
         Raises
         ------

@@ -70,6 +70,7 @@ KINDS = {
     "Group": (a_group(), "y", "for example group['power']"),
     "Dataset": (xr.Dataset({"power": ("t", Y)}), "y", "y is a Dataset of 'power'"),
     "DataTree": (xr.DataTree(xr.Dataset({"power": ("t", Y)})), "y", "for example y['power']"),
+    "astropy time": (of_class("astropy.time.core", "Time"), "x", "pass x.datetime64"),
     "sparse": (scipy.sparse.coo_array(Y), "y", "y.toarray()"),
     "cupy": (of_class("cupy", "ndarray", __array__=refusing), "y", "pass y.get()"),
     "tensor": (of_class("torch", "Tensor", __array__=refusing), "y", "y.detach().cpu().numpy()"),

@@ -28,6 +28,7 @@ PAGES = [
     "docs/choose_a_workflow.md",
     "docs/planning.md",
     "docs/object_stores.md",
+    "docs/what_happens_when.md",
 ]
 
 

@@ -10,8 +10,9 @@ import dask.array as da
 import pytest
 from distributed import Client, LocalCluster
 
-from nlsq_dask import ClusterError, ClusterWarning, fit, plan
+from nlsq_dask import ClusterError, ClusterWarning, InputError, InputTypeError, fit, plan
 from nlsq_dask.engines.dask import watch
+from nlsq_dask.engines.dask.cluster import check_versions
 from nlsq_dask.io.sources import observe
 from tests.engines.test_faults import PROBLEM, QUESTION, Blocks, left_on, shown_engine
 from tests.support.engines import dask_engine
@@ -135,6 +136,67 @@ def test_a_worker_that_goes_for_good(tmp_path):
     for each in sums:
         assert each.n_points == 1000
         assert each.gram.tobytes() == sums[0].gram.tobytes()
+
+
+def test_a_fit_whose_client_is_closed_says_so(tmp_path):
+    with workers_here(1) as client:
+        data = Blocks(tmp_path).data
+        with (
+            pytest.raises(ClusterError, match="the cluster has lost the tasks of this fit"),
+            dask_engine(
+                data, PROBLEM.spec, client=client, progress=lambda *_: client.close()
+            ) as engine,
+        ):
+            engine.ask(QUESTION)
+
+
+def fit_with(client):
+    return fit(decays, da.ones(100, chunks=10), da.ones(100, chunks=10), p0=[1], client=client)
+
+
+def test_clients_that_cannot_run_a_fit():
+    with workers_here(1) as client:
+        with pytest.raises(InputTypeError, match="is a cluster: pass a client of it"):
+            fit_with(client.cluster)
+
+        def in_the_loop():
+            with pytest.raises(InputError, match="asynchronous"):
+                fit_with(client)
+            return True
+
+        async def run():
+            return in_the_loop()
+
+        assert client.sync(run)
+        with client.as_current():
+            client.close()
+            with pytest.raises(InputError, match="the client is closed"):
+                fit_with(client)
+
+
+@pytest.mark.parametrize(
+    ("package", "there", "told"),
+    [
+        ("nlsq_dask:__version__", ModuleNotFoundError("nlsq_dask"), "nlsq_dask .* has none"),
+        ("nlsq_dask:__version__", "0.0.1", "nlsq_dask .* has 0.0.1"),
+        ("jax", "0.0.1", "jax .* has 0.0.1"),
+        ("jax", OSError("the worker has left"), None),
+    ],
+)
+def test_workers_with_other_versions(package, there, told, monkeypatch):
+    with workers_here(1) as client:
+        run = client.run
+
+        def answered(function, *args, **options):
+            found = run(function, *args, **options)
+            return dict.fromkeys(found, there) if args == (package,) else found
+
+        monkeypatch.setattr(client, "run", answered)
+        if told is None:
+            assert check_versions(client) is None
+            return
+        with pytest.raises(InputError, match=told):
+            fit_with(client)
 
 
 @contextmanager

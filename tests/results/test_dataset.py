@@ -65,6 +65,18 @@ def test_names_are_those_of_curvefit_and_numbers_those_of_the_result():
     assert (ours.attrs["y_units"], ours.attrs["x_units"], ours.rmse.units) == ("K", "s", "K")
 
 
+def test_nothing_is_read_for_a_dataset():
+    class Data:
+        def abs_residuals(self, params):
+            raise AssertionError("the data are read")
+
+    moments = replace(RESULT.moments, abs_residuals=np.nan)
+    collapsed = replace(RESULT, moments=moments, n_distinct=7, fitted=Data())
+    dataset = collapsed.to_dataset()
+    assert np.isnan(dataset.mae)
+    assert dataset.n_distinct == 7
+
+
 def test_without_xarray_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(MissingLibraryError, match=r"pip install nlsq_dask\[xarray\]"):

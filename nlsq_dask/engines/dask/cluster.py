@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import metadata
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import psutil
 from dask import config
 
+from nlsq_dask import _errors
 from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES, WorkerMemory
 from nlsq_dask.engines.dask.cache import WorkerRoom
 
@@ -19,6 +24,12 @@ TARGET_SHARE = 0.6
 
 # The same at which it pauses (``distributed.worker.memory.pause``), by Dask's own default.
 PAUSE_SHARE = 0.8
+
+# Errors of a worker that lacks a package; and how errors of workers come back: as values.
+MISSING = (ImportError, AttributeError)
+_QUIET: dict[str, Any] = {"on_error": "return"}
+
+_looked_at: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()  # workers of each client
 
 # Bytes that stay free beside the memory that a worker reports: with 128 MB of rows kept beyond the
 # target, both workers of a cluster with limits of 572 MB paused.
@@ -83,6 +94,36 @@ def _workers(client: Client) -> dict[str, Any]:
     workers: dict[str, Any] = identity["workers"]
     share = psutil.virtual_memory().total // max(len(workers), 1)
     return {a: {**w, "memory_limit": w["memory_limit"] or share} for a, w in workers.items()}
+
+
+def check_versions(client: Client) -> None:
+    """Refuse workers without this package, or with other versions of it or of JAX.
+
+    Workers that were looked at before are not asked again.
+
+    Raises
+    ------
+    InputError
+        Naming the versions, and workers.
+    """
+    known = _looked_at.setdefault(client, set())
+    new = [address for address in client.nthreads() if address not in known]
+    if not new:
+        return
+    here = {"nlsq_dask": sys.modules["nlsq_dask"].__version__, "jax": metadata.version("jax")}
+    # Functions of the standard library, which every worker can unpickle. JAX is not imported.
+    there = {
+        "nlsq_dask": client.run(resolve_name, "nlsq_dask:__version__", workers=new, **_QUIET),
+        "jax": client.run(metadata.version, "jax", workers=new, **_QUIET),
+    }
+    for name, versions in there.items():
+        found = {a: None if isinstance(v, MISSING) else v for a, v in versions.items()}
+        # A worker that has just left has another kind of error, and nothing to run.
+        wrong = {a: v for a, v in found.items() if v is None or isinstance(v, str)}
+        wrong = {a: v for a, v in wrong.items() if v != here[name]}
+        if wrong:
+            raise _errors.workers_differ(name, here[name], wrong)
+    known.update(new)
 
 
 def worker_threads(client: Client) -> tuple[int, ...]:

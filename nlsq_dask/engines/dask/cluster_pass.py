@@ -117,8 +117,10 @@ class ClusterPass:
                 deaths = getattr(error, "allowed_failures", GUILTY - 1) + 1
                 raise self._guilty(number, deaths, None) from None
             future.result()
-        if future.status != "finished":
-            raise _errors.cluster_lost(f"task {future.status}") from None
+        if future.status == "cancelled":
+            raise _errors.cluster_lost("its tasks were cancelled") from None
+        # Another status than "finished": its worker has died since, and the task runs again. The
+        # tree waits for it.
         self._watch.group_ended()
         if number != ANSWER:
             self._done += len(self._groups[number].steps)

@@ -24,12 +24,12 @@ from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
-from nlsq_dask.engines.dask.task import Work, answer_of_group
-from nlsq_dask.io.chunks import largest_block
+from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
+from nlsq_dask.io.chunks import largest_block, spread_blocks
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.question import AnyQuestion
+from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -170,6 +170,18 @@ class DaskEngine:
         self.n_passes += 1
         name = f"{question.task_name}-pass-{self.n_passes}"
         answer: AnswerT = self._runner.run(name, answer_of_group, question)
+        return answer
+
+    def ask_few(self, question: BlockQuestion[AnswerT], count: int) -> AnswerT:
+        """Answer a question for only so many blocks, spread over the groups; this is no pass.
+
+        The blocks are read, also where their rows are kept.
+        """
+        groups = self.stream.groups
+        chosen = [groups[i] for i in spread_blocks([len(groups)], count)]
+        indices = frozenset(group.steps[0].index for group in chosen)
+        name = f"{question.task_name}-after-{self.n_passes}"
+        answer: AnswerT = self._runner.run(name, answer_of_first, question, indices)
         return answer
 
     def of_blocks(self, n_blocks: int) -> DaskEngine:

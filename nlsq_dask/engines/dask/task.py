@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,21 @@ def answer_of_group(
     if isinstance(task_group, KeptGroup):
         return task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
     return accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
+
+
+def answer_of_first(
+    task_group: AnyGroup,
+    external: Sequence[Any],
+    work: Work,
+    question: BlockQuestion[AnswerT],
+    chosen: Container[tuple[int, ...]],
+) -> AnswerT:
+    """Answer a question for the first block of a group, if it is one of those that are chosen."""
+    group = task_group.group if isinstance(task_group, KeptGroup) else task_group
+    if group.steps[0].index not in chosen:
+        return question.zero()
+    first = replace(group, steps=group.steps[:1])
+    return answer_of_group(first, external, work, question)
 
 
 def telling(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from dask import config
@@ -77,12 +78,13 @@ class Watch:
         self._looked = time.monotonic()
         if self._client.status in ("closing", "closed"):
             raise _errors.cluster_lost("the client is closed")
-        workers = set(self._client.nthreads())
-        if self._workers is None or not self._workers <= workers:
-            self._deaths = self._count_deaths()
-        self._workers = workers
-        if self._looked - self._ended >= QUIET_SECONDS:
-            self._look_at_states()
+        with suppress(OSError):  # no answer: the client connects again, or closes itself
+            workers = set(self._client.nthreads())
+            if self._workers is None or not self._workers <= workers:
+                self._deaths = self._count_deaths()
+            self._workers = workers
+            if self._looked - self._ended >= QUIET_SECONDS:
+                self._look_at_states()
         return self._deaths
 
     def last_begun(self, task: str) -> int | None:
