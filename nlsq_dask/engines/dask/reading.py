@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from dask._task_spec import DataNode, Dict, GraphNode, Task, TaskRef
 from dask.typing import Key
@@ -24,6 +25,8 @@ from nlsq_dask.engines.dask.signals import NOBODY, Signals, signals_of
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.places import Place, stored_chunks
 from nlsq_dask.io.sources import is_zarr
+
+T = TypeVar("T")
 
 # Times that a failed reading is tried again.
 RETRIES = 3
@@ -108,26 +111,25 @@ class Reading:
         if self.tells:
             self.signals.begin(block)
 
-    def made(self, node: GraphNode, values: Mapping[Key, Any], place: Callable[[], Place]) -> Any:
-        """Compute a node of the graph, which may read.
+    def run(self, read: Callable[[], T], place: Callable[[], Place]) -> T:
+        """Call a function that reads, again if an error may pass.
 
         Parameters
         ----------
-        node : GraphNode
-        values : mapping
-            Values of the keys that it depends on.
+        read : callable
+            Goes on where it was if it is called again.
         place : callable
-            What the node is a part of; called if the node fails.
+            What is read; called if that fails.
 
         Raises
         ------
         ReadingError
-            If the node cannot be read.
+            If it cannot be read.
         """
         for number in range(self.retries.count + 1):
             attempt = _Attempt(place, self.retries.count - number, number)
             with attempt:
-                return node(values)
+                return read()
             self._wait(attempt, number)
         raise AssertionError("the last attempt returns or raises")
 
@@ -239,7 +241,7 @@ class SharedNode:
                 return Place((), (), (), stored_in(self.node, values))
             return Place((self.name,), index, (), stored_in(self.node, values))
 
-        return Reading(self.retries, signals_of(self.fit)).made(self.node, values, place)
+        return Reading(self.retries, signals_of(self.fit)).run(partial(self.node, values), place)
 
 
 def shared_nodes(
