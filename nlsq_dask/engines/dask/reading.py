@@ -181,7 +181,9 @@ class _Attempt:
         self.cause = _errors.cause_of(error)
         if passing and self._left:
             return True
-        raise _errors.reading_failed(self.place(), self.cause, self._number + 1) from error
+        failed = _errors.reading_failed(self.place(), self.cause, self._number + 1)
+        # A traceback would show the cause, and its own causes, with their secrets.
+        raise failed from (None if _has_secret(error) else error)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -206,6 +208,17 @@ def _is_of_reader(error: BaseException, traceback: TracebackType | None) -> bool
         if _package(traceback.tb_frame.f_globals.get("__name__", "")) in READERS:
             return True
         traceback = traceback.tb_next
+    return False
+
+
+def _has_secret(error: BaseException) -> bool:
+    """Whether the message of an error, or of an error that led to it, has a secret."""
+    chain: BaseException | None = error
+    while chain is not None:
+        text = str(chain)
+        if _errors.without_secrets(text) != text:
+            return True
+        chain = chain.__cause__ or chain.__context__
     return False
 
 
