@@ -163,7 +163,7 @@ def data_changed_values(name: str, first: float, now: float, *, resumed: bool) -
     what = {
         "weight": "the sum of the weights 1 / sigma²",
         "mean": "the mean of y",
-        "sample": "the sum of every 64th value of y",
+        "sample": "the sum of every 512th value of y",
         "scatter": "the scatter of y, Σ (y - mean)² / sigma²,",
     }[name]
     remedy = "; or begin anew, with another checkpoint directory" if resumed else ""

@@ -220,7 +220,9 @@ def fit(
         Directory to which the solver's state is written after every pass.
     resume : bool
         Whether to go on from the newest checkpoint in that directory, if there is a checkpoint. The
-        result has the same bits as that of an uninterrupted fit. False by default.
+        result has the same bits as that of an uninterrupted fit. Data that differ from those of the
+        checkpoint are an error, as far as the first pass, or of a finished fit a few blocks, show
+        it. False by default.
     client : distributed.Client, optional
         Cluster for streaming. The default is the active client, or Dask's local scheduler.
     device : {"cpu", "gpu"}, optional
@@ -252,6 +254,8 @@ def fit(
         SciPy raises.
     ModelError
         If the model cannot be traced, or is not row-wise although it has to be.
+    DataChangedError
+        If a pass sees other data than an earlier one, or than the run that left the checkpoint.
     ReadingError
         If data cannot be read. It is also an ``OSError``, and names the block and its store.
     ClusterError

@@ -191,7 +191,12 @@ def save_state(
     if store is None:
         return
     starts, pilot = to_json(preparation.starts), to_json(preparation.pilot)
-    of_data = None if state.status is None else digests()
+    of_data = None
+    if state.status is not None:
+        try:
+            of_data = digests()
+        except (_errors.ReadingError, _errors.ClusterError) as error:  # the fit itself is done
+            logger.warning("no checksums of the data for the last checkpoint: %s", error)
     store.save(Checkpoint(state, n_passes, starts, pilot, of_data))
 
 

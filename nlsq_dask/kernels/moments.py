@@ -22,7 +22,7 @@ DOT_ROWS = 1 << 13
 
 # One value of y in so many is summed in every pass, to notice data that change. The sum takes less
 # than 1 % of the time of the kernel.
-SAMPLED = 64
+SAMPLED = 512
 
 # Values between 1/ORDINARY and ORDINARY neither overflow nor lose integers: from 2**53 on float64
 # does not hold every integer.

@@ -75,8 +75,8 @@ def engines(monkeypatch):
     made = []
     original = run.engine_of
 
-    def engine_of(job, progress):
-        made.append((job.plan, original(job, progress)))
+    def engine_of(job, progress, **options):
+        made.append((job.plan, original(job, progress, **options)))
         return made[-1][1]
 
     monkeypatch.setattr(run, "engine_of", engine_of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -283,13 +284,16 @@ def test_what_is_no_secret_is_told(text):
 
 def test_no_secret_is_in_a_message_of_a_fit(tmp_path, caplog):
     cause = OSError(f"GET https://u:{CANARY}@host/c/0?X-Amz-Signature={CANARY} failed")
+    cause.__cause__ = ValueError(f"token={CANARY}")
     blocks = Blocks(tmp_path, [7], 99, cause)
     with (
         pytest.raises(ReadingError) as caught,
         dask_engine(blocks.data, PROBLEM.spec, retries=QUICK) as engine,
     ):
         engine.ask(QUESTION)
-    assert CANARY not in str(caught.value) + caplog.text
+    told = "".join(traceback.format_exception(caught.value))
+    assert CANARY not in told + caplog.text
+    assert "https://***@host" in told
 
 
 # Passes that fail and are interrupted

@@ -81,7 +81,7 @@ def test_nan_that_appear_are_named_after_a_few_passes():
 @pytest.mark.parametrize("from_pass", [2, 3])
 def test_values_that_change_are_noticed_in_the_pass_that_reads_them(from_pass):
     changing = Changing(shifted, from_pass)
-    with pytest.raises(DataChangedError, match=r"64th value of y was .* in an earlier pass"):
+    with pytest.raises(DataChangedError, match=r"512th value of y was .* in an earlier pass"):
         fit(decay, X, changing.y, **OPTIONS)
     assert changing.reads == 10 * from_pass
 
@@ -135,6 +135,18 @@ def test_a_finished_checkpoint_costs_a_block(tmp_path):
     before = reads.reads
     fit(decay, X, reads.y, **options, resume=True)
     assert reads.reads == before + 1
+
+
+def test_a_store_that_fails_after_the_last_pass_does_not_fail_the_fit(tmp_path):
+    n_passes = fit(decay, X, Changing(shifted, 10**9).y, **OPTIONS).n_passes
+
+    def gone(_):
+        raise OSError("away")
+
+    changing = Changing(gone, n_passes + 1)
+    result = fit(decay, X, changing.y, **OPTIONS, checkpoint=tmp_path, retries=0)
+    assert result.success
+    assert changing.reads == 10 * n_passes + 1
 
 
 class Stop(Exception):

@@ -143,6 +143,7 @@ class DaskEngine:
         self._data = data
         self._progress = progress
         self._show = show
+        self._is_pass = True
         self.keeping = self.streaming.keeping(len(data.values))
         self._runner = runner_of(
             self.stream,
@@ -181,7 +182,11 @@ class DaskEngine:
         chosen = [groups[i] for i in spread_blocks([len(groups)], count)]
         indices = frozenset(group.steps[0].index for group in chosen)
         name = f"{question.task_name}-after-{self.n_passes}"
-        answer: AnswerT = self._runner.run(name, answer_of_first, question, indices)
+        self._is_pass = False  # of which progress is shown
+        try:
+            answer: AnswerT = self._runner.run(name, answer_of_first, question, indices)
+        finally:
+            self._is_pass = True
         return answer
 
     def of_blocks(self, n_blocks: int) -> DaskEngine:
@@ -199,5 +204,5 @@ class DaskEngine:
             self._progress(0, done, total)
 
     def _report(self, done: int, total: int) -> None:
-        if self._progress is not None:
+        if self._progress is not None and self._is_pass:
             self._progress(self.n_passes, done, total)

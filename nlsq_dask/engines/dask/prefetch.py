@@ -12,13 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from dask._task_spec import DataNode, GraphNode, Task
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
+from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import Block, Layout
@@ -54,13 +55,9 @@ def read_blocks(
         group.announced[key].check(values[key])
     for number, step in enumerate(group.steps):
         reading.begin(number)
-        for node, drop in step.nodes:
-            place = partial(_place, node, values, group, step, layout)
-            values[node.key] = reading.made(node, values, place)
-            if node.key in group.announced:
-                group.announced[node.key].check(values[node.key])
-            for key in drop:
-                del values[key]
+        left = deque(step.nodes)
+        place = partial(_place, left, values, group, step, layout)
+        reading.run(partial(_run_nodes, left, values, group.announced), place)
         arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
         layout.check(arrays, step.shapes, step.index, step.box)
         yield layout.block(arrays)
@@ -69,10 +66,27 @@ def read_blocks(
             del values[key]
 
 
+# Nodes of a block that have not run, each with the keys to drop after it.
+_Left: TypeAlias = deque[tuple[GraphNode, tuple[Key, ...]]]
+
+
+def _run_nodes(left: _Left, values: dict[Key, Any], announced: Mapping[Key, Announced]) -> None:
+    """Run the nodes that are left, and drop what no later node needs."""
+    while left:
+        node, drop = left[0]
+        values[node.key] = node(values)
+        if node.key in announced:
+            announced[node.key].check(values[node.key])
+        for key in drop:
+            del values[key]
+        left.popleft()
+
+
 def _place(
-    node: GraphNode, values: Mapping[Key, Any], group: Group, step: Step, layout: Layout
+    left: _Left, values: Mapping[Key, Any], group: Group, step: Step, layout: Layout
 ) -> Place:
-    """What a node that fails is a part of."""
+    """What the first node that is left, which failed, is a part of."""
+    node, _ = left[0]
     nodes = {n.key: n for s in group.steps for n, _ in s.nodes}
     operands = [
         (operand.key, layout.announced(number, step.index, step.box))

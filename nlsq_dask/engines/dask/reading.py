@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from dask._task_spec import DataNode, Dict, GraphNode, Task, TaskRef
 from dask.typing import Key
@@ -24,6 +25,8 @@ from nlsq_dask.engines.dask.signals import NOBODY, Signals, signals_of
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place, stored_chunks
+
+T = TypeVar("T")
 
 # Times that a failed reading is tried again.
 RETRIES = 3
@@ -108,26 +111,25 @@ class Reading:
         if self.tells:
             self.signals.begin(block)
 
-    def made(self, node: GraphNode, values: Mapping[Key, Any], place: Callable[[], Place]) -> Any:
-        """Compute a node of the graph, which may read.
+    def run(self, read: Callable[[], T], place: Callable[[], Place]) -> T:
+        """Call a function that reads, again if an error may pass.
 
         Parameters
         ----------
-        node : GraphNode
-        values : mapping
-            Values of the keys that it depends on.
+        read : callable
+            Goes on where it was if it is called again.
         place : callable
-            What the node is a part of; called if the node fails.
+            What is read; called if that fails.
 
         Raises
         ------
         ReadingError
-            If the node cannot be read.
+            If it cannot be read.
         """
         for number in range(self.retries.count + 1):
             attempt = _Attempt(place, self.retries.count - number, number)
             with attempt:
-                return node(values)
+                return read()
             self._wait(attempt, number)
         raise AssertionError("the last attempt returns or raises")
 
@@ -179,7 +181,9 @@ class _Attempt:
         self.cause = _errors.cause_of(error)
         if passing and self._left:
             return True
-        raise _errors.reading_failed(self.place(), self.cause, self._number + 1) from error
+        failed = _errors.reading_failed(self.place(), self.cause, self._number + 1)
+        # A traceback would show the cause, and its own causes, with their secrets.
+        raise failed from (None if _has_secret(error) else error)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -204,6 +208,17 @@ def _is_of_reader(error: BaseException, traceback: TracebackType | None) -> bool
         if _package(traceback.tb_frame.f_globals.get("__name__", "")) in READERS:
             return True
         traceback = traceback.tb_next
+    return False
+
+
+def _has_secret(error: BaseException) -> bool:
+    """Whether the message of an error, or of an error that led to it, has a secret."""
+    chain: BaseException | None = error
+    while chain is not None:
+        text = str(chain)
+        if _errors.without_secrets(text) != text:
+            return True
+        chain = chain.__cause__ or chain.__context__
     return False
 
 
@@ -239,7 +254,7 @@ class SharedNode:
                 return Place((), (), (), stored_in(self.node, values))
             return Place((self.name,), index, (), stored_in(self.node, values))
 
-        return Reading(self.retries, signals_of(self.fit)).made(self.node, values, place)
+        return Reading(self.retries, signals_of(self.fit)).run(partial(self.node, values), place)
 
 
 def shared_nodes(
