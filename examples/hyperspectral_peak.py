@@ -6,7 +6,7 @@ each value: 1 for the bad pixels of the camera, 2 for values that a cosmic ray h
 The sum of two models of the package, a Voigt peak and a line as background, is fitted to all pixels
 together. Flagged values are masked. The start is the models' own guess.
 
-The picture shows the film at the peak with its flagged values, and the mean spectrum with the
+The picture shows the film at the peak with its flagged pixels, and the mean spectrum with the
 fitted curve. The dashed line is the mean of all values, flagged ones included: the mask matters.
 
 Run with ``python examples/hyperspectral_peak.py``.
@@ -31,7 +31,7 @@ TRUTH = {
     "intercept": -150.0,
 }
 WAVELENGTHS = np.linspace(600.0, 720.0, 160)
-PIXELS = 64
+PIXELS = 48
 BAD_PIXEL, COSMIC_RAY = 1, 2
 
 
@@ -70,7 +70,7 @@ def draw(data: xr.Dataset, result: FitResult) -> Figure:
     image = axes["image"].imshow(at_peak, cmap=COLOR_MAP, vmin=240, vmax=400, origin="lower")
     axes["image"].set_facecolor(VERMILION)
     axes["image"].set(xlabel="x (pixels)", ylabel="y (pixels)")
-    axes["image"].set_title(f"{float(at_peak.wavelength):.0f} nm; flagged values in red")
+    axes["image"].set_title(f"{float(at_peak.wavelength):.0f} nm; flagged pixels in red")
     figure.colorbar(image, ax=axes["image"], label="counts", shrink=0.85)
 
     mean, naive = valid.mean(("y", "x")), data["counts"].mean(("y", "x"))
@@ -79,14 +79,14 @@ def draw(data: xr.Dataset, result: FitResult) -> Figure:
     axes["spectrum"].plot(WAVELENGTHS, naive, "--", lw=1, color=BLACK, label="mean of all values")
     axes["spectrum"].plot(WAVELENGTHS, mean, "o", ms=3, color=BLUE, label="mean without flagged")
     axes["spectrum"].plot(WAVELENGTHS, curve, color=VERMILION, label="fit")
-    axes["spectrum"].set_title(f"center {result.params['center']} nm")
-    axes["spectrum"].set_ylabel("counts")
+    axes["spectrum"].set_title(f"center: {result.params['center']} nm")
+    axes["spectrum"].set(ylabel="counts", ylim=(0, 520))
     axes["spectrum"].legend(frameon=False, fontsize=9)
     axes["spectrum"].sharex(axes["residuals"])
     axes["spectrum"].tick_params(labelbottom=False)
     axes["residuals"].errorbar(WAVELENGTHS, mean - curve, error, fmt="o", ms=2, lw=0.7, color=BLUE)
     axes["residuals"].axhline(0, color=VERMILION)
-    axes["residuals"].set(xlabel="wavelength (nm)", ylabel="residual")
+    axes["residuals"].set(xlabel="wavelength (nm)", ylabel="residual\n(counts)")
     figure.align_ylabels([axes["spectrum"], axes["residuals"]])
     return figure
 

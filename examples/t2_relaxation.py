@@ -91,7 +91,7 @@ def draw(group: zarr.Group, result: FitResult) -> Figure:
     error = result.rmse / np.sqrt(pixels)
     axes["residuals"].errorbar(ECHO_TIMES, residuals, error, fmt="o", ms=4, lw=1, color=BLUE)
     axes["residuals"].axhline(0, color=VERMILION)
-    axes["residuals"].set(xlabel="echo time (ms)", ylabel="residual", xlim=(0, None))
+    axes["residuals"].set(xlabel="echo time (ms)", ylabel="residual\n(a.u.)", xlim=(0, None))
     figure.align_ylabels([axes["decay"], axes["residuals"]])
     return figure
 
