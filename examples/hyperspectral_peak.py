@@ -68,9 +68,9 @@ def draw(data: xr.Dataset, result: FitResult) -> Figure:
     valid = data["counts"].where(data["flag"] == 0)
     at_peak = valid.sel(wavelength=TRUTH["center"], method="nearest")
     image = axes["image"].imshow(at_peak, cmap=COLOR_MAP, vmin=240, vmax=400, origin="lower")
-    axes["image"].set_facecolor(VERMILION)
+    axes["image"].set_facecolor("white")
     axes["image"].set(xlabel="x (pixels)", ylabel="y (pixels)")
-    axes["image"].set_title(f"{float(at_peak.wavelength):.0f} nm; flagged pixels in red")
+    axes["image"].set_title(f"{float(at_peak.wavelength):.0f} nm; flagged pixels in white")
     figure.colorbar(image, ax=axes["image"], label="counts", shrink=0.85)
 
     mean, naive = valid.mean(("y", "x")), data["counts"].mean(("y", "x"))
