@@ -25,7 +25,7 @@ plt.rcParams.update({"axes.titlesize": 10, "axes.titlelocation": "left"})
 
 # Colours from Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLUE, VERMILION = "#0072B2", "#D55E00"
 
 # A correct fit passes this limit in one of 1.7 million cases, if its noise is normal.
 MOST_ERRORS = 5.0

@@ -22,7 +22,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import zarr
-from common import BLUE, COLOR_MAP, VERMILION, check, picture_path, plt, save
+from common import BLUE, COLOR_MAP, VERMILION, check, picture_path, save
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from common import BLACK, BLUE, COLOR_MAP, VERMILION, check, picture_path, plt, save
+from common import BLACK, BLUE, COLOR_MAP, VERMILION, check, picture_path, save
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nlsq_dask import FitResult, fit, models

@@ -19,7 +19,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import BLACK, SKY, VERMILION, check, picture_path, plt, save
+from common import BLACK, SKY, VERMILION, check, picture_path, save
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from common import BLUE, COLOR_MAP, ORANGE, VERMILION, check, picture_path, plt, save
+from common import BLUE, COLOR_MAP, ORANGE, VERMILION, check, picture_path, save
+from matplotlib import pyplot as plt
 from matplotlib.dates import MonthLocator
 from matplotlib.figure import Figure
 

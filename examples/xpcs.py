@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from common import BLUE, COLOR_MAP, GREEN, ORANGE, VERMILION, check, picture_path, plt, save
+from common import BLUE, COLOR_MAP, GREEN, ORANGE, VERMILION, check, picture_path, save
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nlsq_dask import FitResult, fit
