@@ -9,11 +9,14 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Test files share two processes, or up to four where there are more cores; clusters stay in one.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
-.PHONY: help demo check test test-thorough mutations lint format docs bench clean
+GALLERY := gaussian_beam hyperspectral_peak light_curve object_store packed_netcdf t2_relaxation xpcs
+
+.PHONY: help demo gallery check test test-thorough mutations lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      fit 24 million rows from a Zarr store on a local cluster and plot the fit"
+	@echo "make gallery   run the scripts of the gallery and draw the pictures of the documentation"
 	@echo "make check     run the tests that are quick: none that is slow or starts worker processes"
 	@echo "make test      run the test suite"
 	@echo "make test-thorough   run the cases that make test leaves out"
@@ -26,6 +29,11 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
+
+gallery: $(VENV)/.test
+	for name in $(GALLERY); do \
+		$(BIN)/python examples/$$name.py --out docs/images/$$name.png || exit 1; \
+	done
 
 check: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster and not thorough"

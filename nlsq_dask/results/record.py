@@ -367,9 +367,10 @@ def format_uncertain(value: float, error: float) -> str:
         return f"{value:.10g} ± 0"
     exponent = math.floor(math.log10(error))
     decimals = 1 - exponent
-    if exponent >= -4 and decimals >= 0 and abs(value) < 1e7:
-        return f"{value:z.{decimals}f} ± {error:.{decimals}f}"
     power = math.floor(math.log10(max(abs(value), error)))
+    # The larger number decides: a value of common size stays readable with a tiny error.
+    if power >= -4 and decimals >= 0 and abs(value) < 1e7:
+        return f"{value:z.{decimals}f} ± {error:.{decimals}f}"
     digits = max(power - exponent + 1, 1)
     scale = 10.0**power
     return f"({value / scale:z.{digits}f} ± {error / scale:.{digits}f})e{power:+03d}"
