@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nlsq_dask import _errors
-from nlsq_dask.io.codec import checksum, dumps, fields_from_json, fields_to_json
-from nlsq_dask.io.files import write_atomically
+from nlsq_dask.io.codec import check_shape, checksum, dumps, fields_from_json, fields_to_json, loads
+from nlsq_dask.io.files import opened, read_rest, write_atomically
 from nlsq_dask.results.earlier import judged_today
 from nlsq_dask.results.record import FitRecord
 
@@ -66,26 +66,53 @@ def read(path: Path) -> dict[str, Any]:
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        if FORMAT.encode() not in head:
-            raise _errors.not_a_result_file(path)
-        raw = head + file.read()
     try:
-        envelope = json.loads(raw)
-        version = int(envelope["version"])
-        saved = envelope["result"]
-        intact = envelope["sha256"] == checksum(dumps(saved))
-        values = _values(saved) if intact and version <= VERSION else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        with opened(path) as file:
+            head = file.read(HEAD_BYTES)
+            if FORMAT.encode() not in head:
+                raise _errors.not_a_result_file(path)
+            raw = head + read_rest(file)
+        values = _decode(path, raw)
+    except _errors.InputError:  # a ValueError, too
+        raise
+    except (ValueError, KeyError, ArithmeticError) as error:
         raise _errors.result_file_damaged(path, error) from error
-    if version > VERSION:
-        raise _errors.result_file_newer(path, version, VERSION)
-    if values is None:
-        raise _errors.result_file_damaged(path, _errors.CHECKSUM_MISMATCH)
     return values
 
 
-def _values(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _decode(path: Path, raw: bytes) -> dict[str, Any]:
+    """Read the fields of a result; KeyError, ValueError or ArithmeticError if it is damaged."""
+    envelope = loads(raw)
+    match envelope:
+        case {"format": "nlsq_dask result", "version": int(version)} if version > VERSION:
+            raise _errors.result_file_newer(path, version, VERSION)
+        case {"format": "nlsq_dask result", "version": int(), "sha256": digest, "result": saved}:
+            if digest != checksum(dumps(saved)):
+                raise ValueError(_errors.CHECKSUM_MISMATCH)
+        case _:
+            raise _errors.value_of_another_kind(envelope, "a format, a checksum and a result")
     values = fields_from_json(FitRecord, saved)
+    _check_shapes(values)
     return values if "scipy_status" in saved else judged_today(values)
+
+
+def _check_shapes(values: Mapping[str, Any]) -> None:
+    """Refuse arrays that do not fit the number of parameters."""
+    size = len(values["names"])
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("popt", "grad", "active_mask"), (size,)),
+        "pcov": (size, size),
+        "bounds": (size, 2),
+    }
+    for name, expected in shapes.items():
+        array = values.get(name)
+        if array is not None:
+            check_shape(name, array, expected)
+    factor = values["r_factor"]  # of the free parameters
+    check_shape("r_factor", factor, (min(len(factor), size),) * 2)
+    for start in values["starts"]:
+        check_shape("p0", start.p0, (size,))
+        if start.params is not None:
+            check_shape("params", start.params, (size,))
+    if values["pilot"] is not None:
+        check_shape("params", values["pilot"].params, (min(values["pilot"].params.size, size),))

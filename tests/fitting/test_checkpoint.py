@@ -27,6 +27,7 @@ from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.fitting import checkpoint as checkpoint_module
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.checkpoint_content import decode
 from tests.support.same_result import assert_same_result
 
 X = np.linspace(0, 4, 400)
@@ -65,10 +66,17 @@ floats = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)
 counts = st.integers(0, 10**15)
 
 
-def arrays(*shape):
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def arrays(*shape, elements=floats):
     size = int(np.prod(shape))
-    values = st.lists(floats, min_size=size, max_size=size)
+    values = st.lists(elements, min_size=size, max_size=size)
     return values.map(lambda v: np.array(v, np.float64).reshape(shape))
+
+
+def finite_arrays(*shape):
+    return arrays(*shape, elements=finite)
 
 
 records = st.builds(
@@ -77,7 +85,7 @@ records = st.builds(
 statuses = st.sampled_from([None, *Status])
 
 
-_FLOATS = ("cost", "chi2", "radius", "alpha", "optimality")
+_FLOATS = ("chi2", "radius", "alpha", "optimality")
 _COUNTS = ("n_points", "n_skipped", "nfev", "njev", "n_refined", "n_differenced")
 _COUNTS = (*_COUNTS, "n_rejected", "n_contradicted", "n_probed")
 
@@ -96,10 +104,11 @@ def states(draw):
         downhill=draw(st.none() | arrays(p)),
     )
     return SolverState(
-        params=draw(arrays(p)),
+        params=draw(finite_arrays(p)),
         linearization=linearization,
         left=Remainder(draw(floats), draw(floats)),
-        scale_inv=draw(arrays(p)),
+        scale_inv=draw(finite_arrays(p)),
+        cost=draw(finite),
         moments=Moments(*(draw(floats) for _ in fields(Moments))),
         status=draw(statuses),
         met=draw(statuses),
@@ -192,7 +201,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path, monkeypatch):
     sync = os.fsync
 
     def look(descriptor):
-        seen.append([checkpoint_module._decode(p.read_bytes()) for p in checkpoints_in(tmp_path)])
+        seen.append([decode(p.read_bytes()) for p in checkpoints_in(tmp_path)])
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", look)
