@@ -1,11 +1,18 @@
-"""What is wrong with a file of this package: texts of causes, which other messages quote."""
+"""Errors of files and of their places; causes of damage, which other messages quote."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
 
-from nlsq_dask._errors.kinds import in_units, shortened, shown
+from nlsq_dask._errors.kinds import (
+    InputError,
+    InputTypeError,
+    in_units,
+    join_names,
+    shortened,
+    shown,
+)
 
 CHECKSUM_MISMATCH = "its checksum does not match"
 
@@ -60,3 +67,44 @@ def content_too_large(n_bytes: int, most: int) -> OSError:
 
 def numbers_used_up(name: str) -> OSError:
     return OSError(errno.EEXIST, f"{name} has the last number, so that no file can come after it")
+
+
+def path_unusable(argument: str, text: str) -> InputError:
+    return InputError(
+        f"{argument} = {shown(text)} cannot be the name of a file or directory: pass a name "
+        "without null characters, whose letters the file system can write."
+    )
+
+
+def result_not_a_path(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"path = {shown(value)} is no path: pass the name of the file as a text or a pathlib.Path, "
+        "or its URL as a text."
+    )
+
+
+def url_as_path(argument: str, text: str) -> InputError:
+    return InputError(
+        f"{argument} = {shown(text)} is a URL that has lost a slash, as in a pathlib.Path: pass "
+        "the URL as a text, with '://'."
+    )
+
+
+def place_not_atomic(argument: str, url: str, schemes: Sequence[str]) -> InputError:
+    return InputError(
+        f"{argument} = {shown(url)} is in a store that may show a file before it is complete, or "
+        "cannot be written, or is given with a query: pass the path of a directory, or a URL that "
+        f"begins with {join_names([f'{scheme}://' for scheme in schemes])} and has its credentials "
+        "in the configuration of fsspec."
+    )
+
+
+def place_not_opened(argument: str, url: str, cause: str) -> InputError:
+    return InputError(
+        f"{argument} = {shown(url)} cannot be opened by fsspec ({shortened(cause)}): check the "
+        "URL, and the credentials in the configuration of fsspec."
+    )
+
+
+def store_refused(url: str, kind: str, cause: str) -> OSError:
+    return OSError(f"the store of {url} refuses ({kind}: {shortened(cause)})")

@@ -14,14 +14,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nlsq_dask import _errors
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.fitting.checkpoint_content import FORMAT, FORMAT_0_1, Content, decode, read_content
 from nlsq_dask.io.codec import checksum, dumps, to_json
-from nlsq_dask.io.files import Folder, LocalFolder
+from nlsq_dask.io.folders import open_folder
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
@@ -65,7 +64,7 @@ class CheckpointStore:
     Parameters
     ----------
     directory : path-like
-        Made if it does not exist.
+        Made if it does not exist; or the URL of a place in an object store.
     problem : mapping
         Description of the fit in JSON values; a checkpoint of another one is refused.
     versions : mapping
@@ -81,7 +80,7 @@ class CheckpointStore:
         versions: Mapping[str, str],
         problem_0_1: Mapping[str, Any] | None = None,
     ) -> None:
-        self.directory: Folder = LocalFolder(Path(directory))
+        self.directory = open_folder(directory, "checkpoint", _errors.checkpoint_not_a_path)
         self._problem = json.loads(dumps(problem))
         self._problem_0_1 = json.loads(dumps(problem_0_1 or problem))
         self._versions = dict(versions)

@@ -99,7 +99,7 @@ def read_content(values: Mapping[str, Any], *, of_0_1: bool) -> Content:
 
 
 def _check_state(state: SolverState, size: int) -> None:
-    """Refuse a state of another number of parameters, or at a point that is not finite."""
+    """Refuse a state of another number of parameters, or with numbers that no search has."""
     check_shape("params", state.params, (size,))
     check_shape("scale_inv", state.scale_inv, (size,))
     if state.sizes.shape != ():
@@ -113,10 +113,17 @@ def _check_state(state: SolverState, size: int) -> None:
             check_shape("downhill", at.downhill, (size,))
         if at.sandwich is not None:
             check_shape("sandwich", at.sandwich, (size, size))
+        with np.errstate(all="ignore"):  # the factor in the scaled variables, which is decomposed
+            _check_finite("r_factor", at.r_factor / state.scale_inv)
+        _check_finite("qtr", at.qtr)
         at = at.curved
     for name in ("params", "cost", "scale_inv"):
-        if not np.isfinite(getattr(state, name)).all():
-            raise _errors.value_not_finite(name)
+        _check_finite(name, getattr(state, name))
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if not np.isfinite(value).all():
+        raise _errors.value_not_finite(name)
 
 
 def _judged(state: SolverState, start: FloatArray) -> SolverState:
