@@ -6,6 +6,7 @@ It imports nothing of the other layers, so that every layer may use it.
 """
 
 from nlsq_dask._errors.data import *
+from nlsq_dask._errors.files import *
 from nlsq_dask._errors.input_types import *
 from nlsq_dask._errors.kinds import *
 from nlsq_dask._errors.labelled import *

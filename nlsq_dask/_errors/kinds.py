@@ -229,7 +229,11 @@ def listed(params: Iterable[float]) -> str:
 
 def shown(value: object) -> str:
     """Write a user's value as ``repr`` does; of a long text the beginning and the end."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Write a text; of a long text the beginning and the end."""
     if len(text) <= MOST_CHARACTERS:
         return text
     return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 8 :]}"

@@ -14,6 +14,7 @@ from nlsq_dask._errors.kinds import (
     InputTypeError,
     MissingLibraryError,
     join_names,
+    shortened,
     shown,
 )
 
@@ -116,14 +117,14 @@ def not_a_result_file(path: object) -> InputError:
 
 def result_file_damaged(path: object, cause: object) -> InputError:
     return InputError(
-        f"the result in {path} is damaged ({cause!r}): restore the file, or "
-        "repeat the fit and save it again."
+        f"the result in {path} is damaged ({shortened(str(cause))}): restore the file, or repeat "
+        "the fit and save it again."
     )
 
 
 def result_file_newer(path: object, version: object, known: int) -> InputError:
     return InputError(
-        f"the result in {path} is in version {version!r} of the format, but this release of "
+        f"the result in {path} is in version {shown(version)} of the format, but this release of "
         f"nlsq_dask reads version {known}: upgrade nlsq_dask."
     )
 

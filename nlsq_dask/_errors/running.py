@@ -19,10 +19,9 @@ from nlsq_dask._errors.kinds import (
     Status,
     in_units,
     join_names,
+    shortened,
     shown,
 )
-
-CHECKSUM_MISMATCH = "its checksum does not match"
 
 
 def no_such_device(platform: str, available: str) -> InputError:
@@ -114,17 +113,25 @@ def checkpoint_not_written(directory: object, cause: OSError) -> CheckpointWarni
     )
 
 
+def checkpoints_not_read(directory: object, cause: OSError) -> CheckpointWarning:
+    return CheckpointWarning(
+        f"the checkpoints in {directory} cannot be read ({cause}): the fit starts anew. Give "
+        "permission to read the directory, or pass the right one."
+    )
+
+
 def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
     return CheckpointWarning(
-        f"checkpoint {path} is damaged ({cause}): going back to the one before it, or to the start."
+        f"checkpoint {path} is damaged ({shortened(str(cause))}): going back to the one "
+        "before it, or to the start."
     )
 
 
 def checkpoint_of_another_release(path: object, form: object) -> CheckpointWarning:
     """A checkpoint is in a format that is not known."""
     return CheckpointWarning(
-        f"checkpoint {path} is in the format {form!r}, which this release of nlsq_dask does not "
-        "read: going back to the one before it, or to the start. Resume with the release that "
+        f"checkpoint {path} is in the format {shown(form)}, which this release of nlsq_dask does "
+        "not read: going back to the one before it, or to the start. Resume with the release that "
         "wrote it."
     )
 
@@ -133,9 +140,9 @@ def checkpoint_of_another_fit(
     path: object, differing: Sequence[str], saved: object, now: object
 ) -> InputError:
     return InputError(
-        f"checkpoint {path} is of another fit: {join_names(differing)} differ ({differing[0]} was "
-        f"{saved!r} and is {now!r} now). Resume with the same problem, or pass another checkpoint "
-        "directory."
+        f"checkpoint {path} is of another fit: {shortened(join_names(differing))} differ "
+        f"({shortened(differing[0])} was {shown(saved)} and is {shown(now)} now). "
+        "Resume with the same problem, or pass another checkpoint directory."
     )
 
 

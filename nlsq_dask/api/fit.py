@@ -217,7 +217,9 @@ def fit(
         that a store that is away for a minute costs a minute. The answer has the same bits. The
         default is 3; 0 ends the fit at the first error.
     checkpoint : path-like, optional
-        Directory to which the solver's state is written after every pass.
+        Directory to which the solver's state is written after every pass. A text such as
+        "s3://bucket/run_17" is a place in an object store, which fsspec opens with the credentials
+        of its own configuration: "s3://", "gs://", "az://", "abfs://" or "memory://".
     resume : bool
         Whether to go on from the newest checkpoint in that directory, if there is a checkpoint. The
         result has the same bits as that of an uninterrupted fit. Data that differ from those of the

@@ -41,6 +41,7 @@ from nlsq_dask.fitting.run import (
 from nlsq_dask.fitting.same_data import Look, digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.strategy import Standard, Streamed
+from nlsq_dask.io.folders import below, checked_place
 from nlsq_dask.results.comparison import ModelComparison
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.signature import model_label
@@ -407,14 +408,12 @@ def _error_at_start(
     return _errors.of_model(name, explained) if is_new else explained
 
 
-def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> Path | None:
+def _directory(checkpoint: str | os.PathLike[str] | None, number: int) -> str | Path | None:
     """Directory of the checkpoints of one model."""
     if checkpoint is None:
         return None
-    try:
-        return Path(checkpoint) / f"model-{number}"
-    except TypeError:
-        raise _errors.checkpoint_not_a_path(checkpoint) from None
+    place = checked_place(checkpoint, "checkpoint", _errors.checkpoint_not_a_path)
+    return below(place, f"model-{number}")
 
 
 def _results(fits: Mapping[str, Fitted]) -> dict[str, FitResult]:

@@ -13,27 +13,21 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import takewhile
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.solver_state import SolverState
-from nlsq_dask.io.codec import checksum, dumps, from_json, to_json
-from nlsq_dask.io.files import write_atomically
-from nlsq_dask.results.earlier import CRITERIA
-
-FORMAT = "nlsq_dask checkpoint 5"
-# The format of version 0.1, whose searches ended by another rule.
-FORMAT_0_1 = "nlsq_dask checkpoint 4"
+from nlsq_dask.fitting.checkpoint_content import FORMAT, FORMAT_0_1, Content, decode, read_content
+from nlsq_dask.io.codec import checksum, dumps, to_json
+from nlsq_dask.io.folders import open_folder
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
 KEPT = 3
 
-_NAME = re.compile(r"checkpoint-(\d{8})\.json")
+# A fit numbers its files from 1, or after the last number that is there. Whatever 8-digit number a
+# file has, files that come after it have names too.
+_NAME = re.compile(r"checkpoint-([0-9]{8,18})\.json")
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class CheckpointStore:
     Parameters
     ----------
     directory : path-like
-        Made if it does not exist.
+        Made if it does not exist; or the URL of a place in an object store.
     problem : mapping
         Description of the fit in JSON values; a checkpoint of another one is refused.
     versions : mapping
@@ -86,11 +80,11 @@ class CheckpointStore:
         versions: Mapping[str, str],
         problem_0_1: Mapping[str, Any] | None = None,
     ) -> None:
-        self.directory = Path(directory).absolute()
+        self.directory = open_folder(directory, "checkpoint", _errors.checkpoint_not_a_path)
         self._problem = json.loads(dumps(problem))
         self._problem_0_1 = json.loads(dumps(problem_0_1 or problem))
         self._versions = dict(versions)
-        self._written: list[Path] = []
+        self._written: list[str] = []
         self._failed = False
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -102,13 +96,11 @@ class CheckpointStore:
             If the file cannot be written.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            numbers = [number for number, _ in self._files()]
-            path = self.directory / f"checkpoint-{max(numbers, default=0) + 1:08d}.json"
-            write_atomically(path, self._encode(checkpoint))
-            self._written.append(path)
+            name = self._next_name()
+            self.directory.write(name, self._encode(checkpoint))
+            self._written.append(name)
             while len(self._written) > KEPT:
-                self._written.pop(0).unlink(missing_ok=True)
+                self.directory.remove(self._written.pop(0))
         except OSError as error:
             if not self._failed:
                 self._failed = True
@@ -130,37 +122,44 @@ class CheckpointStore:
         Warns
         -----
         CheckpointWarning
-            For every newer file that is damaged, or in a format that is not known.
+            For every newer file that is damaged, or in a format that is not known; and if the
+            directory cannot be read.
         """
-        for _, path in reversed(self._files()):
+        try:
+            files = self._files()
+        except OSError as error:
+            warnings.warn(_errors.checkpoints_not_read(self.directory, error), stacklevel=2)
+            return None
+        for _, name in reversed(files):
+            path = self.directory.shown(name)
             try:
-                content = _decode(path.read_bytes())
-                form = content["format"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                form, values = decode(self.directory.read(name))
+                known = form in (FORMAT, FORMAT_0_1)
+                content = read_content(values, of_0_1=form == FORMAT_0_1) if known else None
+            except (OSError, ValueError, KeyError) as error:
                 warnings.warn(_errors.checkpoint_damaged(path, error), stacklevel=2)
                 continue
-            if form not in (FORMAT, FORMAT_0_1):
+            if content is None:
                 warning = _errors.checkpoint_of_another_release(path, form)
                 warnings.warn(warning, stacklevel=2)
                 continue
             of_0_1 = form == FORMAT_0_1
-            problem = self._problem_0_1 if of_0_1 else self._problem
-            _check_problem(path, content["problem"], problem)
-            return Checkpoint(
-                _state_of_0_1(content) if of_0_1 else from_json(SolverState, content["state"]),
-                content["n_passes"],
-                content["starts"],
-                content["pilot"],
-                content.get("digests"),
-                of_0_1,
-            )
+            _check_problem(path, content.problem, self._problem_0_1 if of_0_1 else self._problem)
+            return _checkpoint(content, values, of_0_1)
         return None
 
-    def _files(self) -> list[tuple[int, Path]]:
-        if not self.directory.is_dir():
-            return []
-        found = ((_NAME.fullmatch(path.name), path) for path in self.directory.iterdir())
-        return sorted((int(match[1]), path) for match, path in found if match)
+    def _files(self) -> list[tuple[int, str]]:
+        """Numbers and names of the checkpoints, by number."""
+        found = ((_NAME.fullmatch(name), name) for name in self.directory.names())
+        return sorted((int(match[1]), name) for match, name in found if match)
+
+    def _next_name(self) -> str:
+        files = self._files()
+        number, last = files[-1] if files else (0, "")
+        name = f"checkpoint-{number + 1:08d}.json"
+        if _NAME.fullmatch(name) is None:
+            raise _errors.numbers_used_up(last)
+        return name
 
     def _encode(self, checkpoint: Checkpoint) -> bytes:
         content = dumps(
@@ -178,26 +177,20 @@ class CheckpointStore:
         return dumps({"sha256": checksum(content), "content": content}).encode()
 
 
-def _check_problem(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Checkpoint:
+    return Checkpoint(
+        content.state,
+        content.n_passes,
+        values["starts"],
+        values["pilot"],
+        content.digests,
+        of_0_1,
+    )
+
+
+def _check_problem(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another fit."""
     differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
     if differing:
         first = differing[0]
         raise _errors.checkpoint_of_another_fit(path, differing, saved.get(first), now.get(first))
-
-
-def _state_of_0_1(content: Mapping[str, Any]) -> SolverState:
-    """The state of a search of version 0.1, with what follows from its history and its problem."""
-    state = from_json(SolverState, content["state"])
-    refused = list(takewhile(lambda record: not record.accepted, reversed(state.history)))
-    sizes = np.abs(np.array(content["problem"]["p0"], np.float64))
-    met = state.status if state.status in CRITERIA else None
-    return replace(state, sizes=sizes, n_rejected=len(refused), met=met)
-
-
-def _decode(raw: bytes) -> dict[str, Any]:
-    envelope = json.loads(raw)
-    if envelope["sha256"] != checksum(str(envelope["content"])):
-        raise ValueError(_errors.CHECKSUM_MISMATCH)
-    content: dict[str, Any] = json.loads(envelope["content"])
-    return content

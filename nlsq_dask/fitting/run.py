@@ -157,10 +157,6 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
             _errors.warn_caller(warning)
             return None
-    try:
-        os.fspath(directory)
-    except TypeError:
-        raise _errors.checkpoint_not_a_path(directory) from None
     store = CheckpointStore(directory, job.description(), versions(), job.description(of_0_1=True))
     logger.info("checkpoints in %s", store.directory)
     return store

@@ -112,7 +112,7 @@ def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -
     import zarr
 
     url, given = os.fspath(location), dict(options or {})
-    shown = _shown(url)
+    shown = shown_url(url)
     if urlsplit(url).query:
         raise _errors.location_with_query(name, shown)
     found: Any = None
@@ -121,8 +121,8 @@ def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -
         found = zarr.open(store, path=path, mode="r")
     except ImportError as error:
         raise _errors.location_needs_library(name, shown, urlsplit(url).scheme, error) from error
-    except _failures() as error:
-        text = _without_secrets(str(error), url, given)
+    except failures() as error:
+        text = without_secrets(str(error), url, given)
         missing = isinstance(error, zarr.errors.NodeNotFoundError | FileNotFoundError)
         cause = "" if missing else text.partition("\n")[0]  # obstore adds pages for its authors
         problem = _errors.location_not_opened(name, shown, cause)
@@ -136,7 +136,7 @@ def names_in(group: Any) -> list[str]:
     """Names of the arrays of a Zarr group; none where the store cannot list them."""
     try:
         return sorted(str(name) for name in group.array_keys())
-    except _failures():
+    except failures():
         return []
 
 
@@ -221,7 +221,7 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     return flat | dict(flat.pop("client_kwargs", {}))
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """A URL without the parts that may hold credentials."""
     parts = urlsplit(url)
     if len(parts.scheme) < 2:
@@ -230,7 +230,7 @@ def _shown(url: str) -> str:
     return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
 
 
-def _without_secrets(text: str, url: str, options: Mapping[str, Any]) -> str:
+def without_secrets(text: str, url: str, options: Mapping[str, Any]) -> str:
     """A text in which the values of options are hidden, but for harmless ones."""
     userinfo = urlsplit(url).netloc.rpartition("@")[0]
     for secret in {userinfo, *userinfo.split(":"), *_values(options)}:
@@ -248,7 +248,7 @@ def _values(options: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
     """Exceptions of a store that does not answer, or that refuses the request or an option."""
     loaded = ((sys.modules.get(module), name) for module, name in _FAILURES)
     foreign = (getattr(module, name) for module, name in loaded if module is not None)

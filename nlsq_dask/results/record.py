@@ -361,7 +361,7 @@ def format_uncertain(value: float, error: float) -> str:
 
     The convention of the Particle Data Group's Review (section "Rounding"), with two digits always.
     """
-    if not math.isfinite(error):
+    if not (math.isfinite(error) and math.isfinite(value)):
         return f"{value:.8g} ± {error}"
     if error == 0.0:
         return f"{value:.10g} ± 0"

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -463,13 +462,17 @@ class FitResult(FitRecord):
         Parameters
         ----------
         path : path-like
+            The file; or, as a text, the URL of an object in a store, as for the checkpoints of
+            :func:`nlsq_dask.fit`.
 
         Raises
         ------
+        InputError
+            If no file can have the name, or the store is of another kind.
         OSError
             If the file cannot be written.
         """
-        saving.write(self, Path(path))
+        saving.write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: Callable[..., Any] | None = None) -> Self:
@@ -478,6 +481,7 @@ class FitResult(FitRecord):
         Parameters
         ----------
         path : path-like
+            The file, or the URL of an object.
         model : callable, optional
             The model of the fit, ``model(x, *params)``, for :meth:`predict` and the intervals at
             given x. Methods that need the data work only with the result that the fit returned.
@@ -500,7 +504,7 @@ class FitResult(FitRecord):
         >>> result = FitResult.load("decay.json", model=decay)  # doctest: +SKIP
         >>> lower, upper = result.confidence_band(x)  # doctest: +SKIP
         """
-        result = cls(**saving.read(Path(path)))
+        result = cls(**saving.read(path))
         if model is None:
             return result
         fitted = FittedModel.of_model(

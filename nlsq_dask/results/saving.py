@@ -8,13 +8,16 @@ evaluations and starts; the number of rows does not matter.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nlsq_dask import _errors
-from nlsq_dask.io.codec import checksum, dumps, fields_from_json, fields_to_json
-from nlsq_dask.io.files import write_atomically
+from nlsq_dask.io.codec import check_shape, checksum, dumps, fields_from_json, fields_to_json, loads
+from nlsq_dask.io.files import opened, read_rest, write_atomically
+from nlsq_dask.io.folders import checked_place, folder_and_name
+from nlsq_dask.io.locations import shown_url
 from nlsq_dask.results.earlier import judged_today
 from nlsq_dask.results.record import FitRecord
 
@@ -38,11 +41,13 @@ def to_fields(record: FitRecord) -> dict[str, Any]:
     return fields_to_json(record, FitRecord)
 
 
-def write(record: FitRecord, path: Path) -> None:
+def write(record: FitRecord, place: str | os.PathLike[str]) -> None:
     """Write a result to a file, which is replaced if there is one.
 
     Raises
     ------
+    InputError, InputTypeError
+        If the place is unusable.
     OSError
         If the file cannot be written; one that was there is as it was.
     """
@@ -53,39 +58,82 @@ def write(record: FitRecord, path: Path) -> None:
         "sha256": checksum(dumps(plain)),
         "result": plain,
     }
-    write_atomically(path, json.dumps(envelope, allow_nan=False).encode())
+    raw = json.dumps(envelope, allow_nan=False).encode()
+    path = checked_place(place, "path", _errors.result_not_a_path)
+    if isinstance(path, Path):
+        write_atomically(path, raw)
+    else:
+        folder, name = folder_and_name(path, "path", _errors.result_not_a_path)
+        folder.write(name, raw)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(place: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the fields of a result from a file.
 
     Raises
     ------
     InputError
-        If the file is of something else, damaged, or in a later version of the format.
+        If the file is of something else, damaged, or in a later version of the format; or if the
+        place is unusable.
     OSError
         If it cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        if FORMAT.encode() not in head:
-            raise _errors.not_a_result_file(path)
-        raw = head + file.read()
+    path = checked_place(place, "path", _errors.result_not_a_path)
+    shown = str(path) if isinstance(path, Path) else shown_url(path)
     try:
-        envelope = json.loads(raw)
-        version = int(envelope["version"])
-        saved = envelope["result"]
-        intact = envelope["sha256"] == checksum(dumps(saved))
-        values = _values(saved) if intact and version <= VERSION else None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _errors.result_file_damaged(path, error) from error
-    if version > VERSION:
-        raise _errors.result_file_newer(path, version, VERSION)
-    if values is None:
-        raise _errors.result_file_damaged(path, _errors.CHECKSUM_MISMATCH)
-    return values
+        raw = _raw(path)
+        if FORMAT.encode() not in raw[:HEAD_BYTES]:
+            raise _errors.not_a_result_file(shown)
+        return _decode(shown, raw)
+    except _errors.InputError:  # a ValueError, too
+        raise
+    except (ValueError, KeyError, ArithmeticError) as error:
+        raise _errors.result_file_damaged(shown, error) from error
 
 
-def _values(saved: Mapping[str, Any]) -> dict[str, Any]:
+def _raw(path: str | Path) -> bytes:
+    """The bytes of a file; of a file of something else only the first."""
+    if not isinstance(path, Path):
+        folder, name = folder_and_name(path, "path", _errors.result_not_a_path)
+        return folder.read(name)
+    with opened(path) as file:
+        head = file.read(HEAD_BYTES)
+        return head + read_rest(file) if FORMAT.encode() in head else head
+
+
+def _decode(path: str, raw: bytes) -> dict[str, Any]:
+    """Read the fields of a result; KeyError, ValueError or ArithmeticError if it is damaged."""
+    envelope = loads(raw)
+    match envelope:
+        case {"format": "nlsq_dask result", "version": int(version)} if version > VERSION:
+            raise _errors.result_file_newer(path, version, VERSION)
+        case {"format": "nlsq_dask result", "version": int(), "sha256": digest, "result": saved}:
+            if digest != checksum(dumps(saved)):
+                raise ValueError(_errors.CHECKSUM_MISMATCH)
+        case _:
+            raise _errors.value_of_another_kind(envelope, "a format, a checksum and a result")
     values = fields_from_json(FitRecord, saved)
+    _check_shapes(values)
     return values if "scipy_status" in saved else judged_today(values)
+
+
+def _check_shapes(values: Mapping[str, Any]) -> None:
+    """Refuse arrays that do not fit the number of parameters."""
+    size = len(values["names"])
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("popt", "grad", "active_mask"), (size,)),
+        "pcov": (size, size),
+        "bounds": (size, 2),
+    }
+    for name, expected in shapes.items():
+        array = values.get(name)
+        if array is not None:
+            check_shape(name, array, expected)
+    n_free = min(values["n_free"], size)
+    check_shape("r_factor", values["r_factor"], (n_free, n_free))
+    for start in values["starts"]:
+        check_shape("p0", start.p0, (size,))
+        if start.params is not None:
+            check_shape("params", start.params, (size,))
+    if values["pilot"] is not None:
+        check_shape("params", values["pilot"].params, (n_free,))

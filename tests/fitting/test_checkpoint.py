@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import dask.array as da
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,12 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import CheckpointWarning, InputError, Status, fit
+from nlsq_dask._errors import InputTypeError
 from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.fitting import checkpoint as checkpoint_module
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.checkpoint_content import decode
+from tests.support.mutated_files import content_of_checkpoint, seal_checkpoint
 from tests.support.same_result import assert_same_result
 
 X = np.linspace(0, 4, 400)
@@ -65,10 +69,17 @@ floats = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)
 counts = st.integers(0, 10**15)
 
 
-def arrays(*shape):
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def arrays(*shape, elements=floats):
     size = int(np.prod(shape))
-    values = st.lists(floats, min_size=size, max_size=size)
+    values = st.lists(elements, min_size=size, max_size=size)
     return values.map(lambda v: np.array(v, np.float64).reshape(shape))
+
+
+def finite_arrays(*shape):
+    return arrays(*shape, elements=finite)
 
 
 records = st.builds(
@@ -77,7 +88,7 @@ records = st.builds(
 statuses = st.sampled_from([None, *Status])
 
 
-_FLOATS = ("cost", "chi2", "radius", "alpha", "optimality")
+_FLOATS = ("chi2", "radius", "alpha", "optimality")
 _COUNTS = ("n_points", "n_skipped", "nfev", "njev", "n_refined", "n_differenced")
 _COUNTS = (*_COUNTS, "n_rejected", "n_contradicted", "n_probed")
 
@@ -86,7 +97,9 @@ _COUNTS = (*_COUNTS, "n_rejected", "n_contradicted", "n_probed")
 def states(draw):
     p = draw(st.integers(1, 4))
     linearization, curved = (
-        Linearization(*(draw(arrays(*s)) for s in ((p, p), (p,), (p,))), draw(floats))
+        Linearization(
+            draw(finite_arrays(p, p)), draw(finite_arrays(p)), draw(arrays(p)), draw(floats)
+        )
         for _ in range(2)
     )
     linearization = replace(
@@ -96,10 +109,11 @@ def states(draw):
         downhill=draw(st.none() | arrays(p)),
     )
     return SolverState(
-        params=draw(arrays(p)),
+        params=draw(finite_arrays(p)),
         linearization=linearization,
         left=Remainder(draw(floats), draw(floats)),
-        scale_inv=draw(arrays(p)),
+        scale_inv=draw(arrays(p, elements=st.floats(1.0, 1e300))),
+        cost=draw(finite),
         moments=Moments(*(draw(floats) for _ in fields(Moments))),
         status=draw(statuses),
         met=draw(statuses),
@@ -192,7 +206,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path, monkeypatch):
     sync = os.fsync
 
     def look(descriptor):
-        seen.append([checkpoint_module._decode(p.read_bytes()) for p in checkpoints_in(tmp_path)])
+        seen.append([decode(p.read_bytes()) for p in checkpoints_in(tmp_path)])
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", look)
@@ -242,9 +256,21 @@ def flip_a_digit(raw):
 
 
 def of_another_format(raw):
-    content = json.loads(json.loads(raw)["content"]) | {"format": "nlsq_dask checkpoint 999"}
-    text = json.dumps(content)
-    return json.dumps({"sha256": checkpoint_module.checksum(text), "content": text}).encode()
+    return sealed(raw, format="nlsq_dask checkpoint 999")
+
+
+def sealed(raw, state=None, **changes):
+    """A file with other content, under the right checksum."""
+    content = content_of_checkpoint(raw)
+    changed = content | {"state": content["state"] | (state or {})} | changes
+    return seal_checkpoint(changed)
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 DAMAGE = {
@@ -258,16 +284,131 @@ DAMAGE = {
     "a number for content": lambda raw: b'{"sha256": "0", "content": 5}',
     "no checksum": lambda raw: b"{}",
     "another format": of_another_format,
+    "no UTF-8": lambda raw: b"\xff" + raw,
+    "a long checksum": lambda raw: b'{"sha256": "x", "sha256": "y", "content": "{}"}',
+}
+
+# Under the right checksum.
+HOSTILE = {
+    "deep": lambda raw: sealed(raw, problem=deep(500)),
+    "deep text": lambda raw: b"[" * 10**5,
+    "a list for the state": lambda raw: seal_checkpoint(content_of_checkpoint(raw) | {"state": []}),
+    "a list for the content": lambda raw: seal_checkpoint([1]),
+    "a huge number": lambda raw: sealed(raw, {"cost": 10**400}),
+    "an infinite number": lambda raw: sealed(raw, {"cost": float("inf")}),
+    "a number as text": lambda raw: sealed(raw, {"cost": "1e3"}),
+    "a nonfinite point": lambda raw: sealed(raw, {"params": ["nan", 1.0]}),
+    "a negative counter": lambda raw: sealed(raw, {"nfev": -3}),
+    "a float counter": lambda raw: sealed(raw, n_passes=1.5),
+    "a counter beyond 64 bits": lambda raw: sealed(raw, n_passes=2**64),
+    "a truth value": lambda raw: sealed(raw, {"refined": 1}),
+    "a longer point": lambda raw: sealed(raw, {"params": [1.0, 2.0, 3.0]}),
+    "a ragged matrix": lambda raw: sealed(raw, {"scale_inv": [[1.0], [1.0, 2.0]]}),
+    "no scale": lambda raw: sealed(raw, {"scale_inv": [0.0, 1.0]}),
+    "an unknown status": lambda raw: sealed(raw, {"status": 99}),
+    "an unknown field": lambda raw: sealed(raw, {"__class__": "object"}),
+    "a list for the format": lambda raw: sealed(raw, format=[1]),
+    "a number for the problem": lambda raw: sealed(raw, problem=7),
+    "starts of another kind": lambda raw: sealed(raw, starts=[3]),
+    "a pilot of another kind": lambda raw: sealed(raw, pilot={"n_rows": "x"}),
+    "digests of another kind": lambda raw: sealed(raw, digests={"0": 1}),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", [*DAMAGE, *HOSTILE])
 def test_a_damaged_file_is_named_and_the_one_before_is_used(damage, tmp_path):
     store = store_with(tmp_path, [3.0, 2.0])
     newest = checkpoints_in(tmp_path)[-1]
-    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    newest.write_bytes((DAMAGE | HOSTILE)[damage](newest.read_bytes()))
+    with pytest.warns(CheckpointWarning, match=newest.name) as caught:
+        assert store.load().state.cost == 3.0
+    assert len(str(caught[0].message)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link"])
+def test_something_else_in_place_of_a_file_is_passed_over(kind, tmp_path):
+    directory, outside = tmp_path / "run", tmp_path / "outside"
+    store = store_with(directory, [3.0])
+    newest = directory / "checkpoint-00000002.json"
+    outside.write_bytes(checkpoints_in(directory)[0].read_bytes())
+    make = {"directory": newest.mkdir, "pipe": lambda: os.mkfifo(newest)}
+    make.get(kind, lambda: newest.symlink_to(outside))()
     with pytest.warns(CheckpointWarning, match=newest.name):
         assert store.load().state.cost == 3.0
+    store.save(Checkpoint(replace(a_state(), cost=1.5), 2, [], None))
+    assert store.load().state.cost == 1.5
+
+
+@pytest.mark.parametrize("content", [b"{", None], ids=["damaged", "of an earlier fit"])
+def test_no_number_of_a_file_hides_the_files_after_it(content, tmp_path):
+    store = store_with(tmp_path, [3.0])
+    (first,) = checkpoints_in(tmp_path)
+    (tmp_path / "checkpoint-99999999.json").write_bytes(content or first.read_bytes())
+    for cost in (2.0, 1.0):
+        store.save(Checkpoint(replace(a_state(), cost=cost), 2, [], None))
+    assert store.load().state.cost == 1.0
+    (tmp_path / f"checkpoint-{'9' * 18}.json").write_bytes(b"{")
+    with pytest.warns(CheckpointWarning, match="has the last number"):
+        store.save(Checkpoint(a_state(), 3, [], None))
+
+
+def test_a_directory_that_cannot_be_read_is_a_warning(tmp_path, monkeypatch):
+    store = store_with(tmp_path, [3.0])
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.warns(CheckpointWarning, match="Permission denied.*starts anew"):
+        assert store.load() is None
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("directory", [b"x", "a\0b", 5, "http://host/run"])
+def test_what_is_no_directory_is_refused(directory, resume):
+    with pytest.raises((InputError, InputTypeError), match="checkpoint = .*: pass"):
+        fit_decay(directory, resume=resume)
+
+
+def test_a_name_that_is_too_long_is_a_warning(tmp_path):
+    with pytest.warns(CheckpointWarning, match="too long"):
+        result = fit_decay(tmp_path / ("x" * 300), resume=True)
+    assert result.success
+
+
+# In object stores
+
+
+def test_checkpoints_in_a_store_keep_the_bits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    url = "memory://test-checkpoint/run"
+    whole = fit_decay(url)
+    assert whole.checkpoint == url
+    assert_same_result(whole, fit_decay())
+    system = fsspec.filesystem("memory")
+    *_, newest = sorted(system.ls("/test-checkpoint/run", detail=False))
+    system.pipe_file(newest, system.cat_file(newest)[:99])
+    with pytest.warns(CheckpointWarning, match=f"{url}/checkpoint-.* is damaged"):
+        assert_same_result(fit_decay(url, resume=True), whole)
+    assert_same_result(fit_decay(url, resume=True), whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_checkpoints_on_s3(monkeypatch):
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    from tests.support.s3 import BUCKET, options_of, s3_server
+
+    with s3_server() as endpoint:
+        monkeypatch.setitem(fsspec.config.conf, "s3", options_of(endpoint))
+        whole = fit_decay(f"s3://{BUCKET}/run")
+        assert_same_result(fit_decay(f"s3://{BUCKET}/run", resume=True), whole)
+        system = fsspec.filesystem("s3")
+        system.invalidate_cache()
+        assert len(system.ls(f"{BUCKET}/run")) == 3
+        with pytest.warns(CheckpointWarning, match="the store of s3://none/run refuses|none"):
+            fit_decay("s3://none/run")
 
 
 def test_where_all_are_damaged_there_is_none(tmp_path):

@@ -9,6 +9,7 @@ import os
 import pickle
 from dataclasses import fields, replace
 
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from nlsq_dask import FitResult, InputError, ModelError, Start, Status, fit
+from nlsq_dask._errors import InputTypeError
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord
@@ -25,6 +27,7 @@ from nlsq_dask.io.times import TimeAxis
 from nlsq_dask.results.record import FitRecord, PilotRecord
 from nlsq_dask.results.saving import FORMAT, HEAD_BYTES
 from tests.results.linear_result import linear_result
+from tests.support.mutated_files import content_of_result, seal_result
 
 X = np.linspace(0.0, 3.0, 40)
 RESULT = linear_result(np.column_stack([np.ones_like(X), X]), np.sin(X))
@@ -165,6 +168,58 @@ def test_files_of_something_else(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         FitResult.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cost": 10**400},
+        {"cost": float("nan")},
+        {"cost": "1e3"},
+        {"n_points": -1},
+        {"n_points": True},
+        {"names": ["a", "b", "c"]},
+        {"names": "ab"},
+        {"popt": [[1.0, 2.0]]},
+        {"pcov": [[1.0], [1.0, 2.0]]},
+        {"r_factor": 1.0},
+        {"status": 99},
+        {"structure": "pickle"},
+        {"history": [[[[[]]]]]},
+        {"__class__": "object"},
+    ],
+    ids=str,
+)
+def test_odd_content_under_a_right_checksum_is_damage(tmp_path, change):
+    path = tmp_path / "result.json"
+    RESULT.save(path)
+    path.write_bytes(seal_result(content_of_result(path.read_bytes()) | change))
+    with pytest.raises(InputError, match="is damaged") as caught:
+        FitResult.load(path)
+    assert str(path) in str(caught.value)
+    assert "checksum" not in str(caught.value)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(InputError, match="no regular file"):
+            FitResult.load(path)
+    for place in (b"x", "a\0b", "http://host/result.json", "s3://"):
+        for call in (RESULT.save, FitResult.load):
+            with pytest.raises((InputError, InputTypeError), match="path = .*: pass"):
+                call(place)
+
+
+def test_a_result_in_a_store():
+    url = "memory://test-save/result.json"
+    RESULT.save(url)
+    assert exact(FitResult.load(url)) == exact(replace(RESULT, fitted=None))
+    with pytest.raises(FileNotFoundError):
+        FitResult.load("memory://test-save/none.json")
+    fsspec.filesystem("memory").pipe_file("/test-save/result.json", b"text")
+    with pytest.raises(InputError, match=f"{url} holds no result"):
+        FitResult.load(url)
 
 
 def test_fields_of_another_release(tmp_path):
