@@ -175,7 +175,7 @@ def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) 
     if added > 0 and got == expected[: len(got)]:
         return InputError(
             f"{begin}dimensions are matched from the last to the first: pass "
-            f"{name}.reshape({(*got, *(1,) * added)}), which broadcasts to y's shape."
+            f"np.reshape({name}, {(*got, *(1,) * added)}), which broadcasts to y's shape."
         )
     if math.prod(expected) == math.prod(got) and math.prod(got) == max(got, default=0):
         return InputError(

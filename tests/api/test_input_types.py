@@ -134,8 +134,8 @@ SHAPES = {
     "ragged x": ([X, X[:2]], Y, "that are 20 and 2 long", "are a tuple of arrays"),
     "columns": (np.ones((20, 2)), Y, "x has shape (20, 2) but y has shape (20,)", "pass x.T"),
     "last": (np.ones((4, 5, 2)), np.ones((4, 5)), "(4, 5, 2)", "pass np.moveaxis(x, -1, 0)"),
-    "y a column": (X, Y[:, None], "y has shape (20, 1)", "pass x.reshape((20, 1))"),
-    "first dimension": (X, np.ones((20, 5)), "y has shape (20, 5)", "pass x.reshape((20, 1))"),
+    "y a column": (X, Y[:, None], "y has shape (20, 1)", "pass np.reshape(x, (20, 1))"),
+    "first dimension": (X, np.ones((20, 5)), "y has shape (20, 5)", "pass np.reshape(x, (20, 1))"),
     "other order": (X[None, None], Y, "(1, 1, 20)", "np.ravel"),
 }
 
@@ -151,7 +151,7 @@ def test_wrong_shapes_are_refused_with_the_remedy(name):
 def test_the_remedies_of_shapes_are_accepted():
     assert observe(np.ones((20, 2)).T, Y).structure == "stacked"
     assert observe(np.moveaxis(np.ones((4, 5, 2)), -1, 0), np.ones((4, 5))).structure == "stacked"
-    assert observe(X.reshape((20, 1)), np.ones((20, 5))).coords[0].shape == (20, 1)
+    assert observe(np.reshape(X, (20, 1)), np.ones((20, 5))).coords[0].shape == (20, 1)
 
 
 P0 = {
