@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks import fuzz
 
 
+@pytest.mark.slow
 def test_mutated_files_end_as_documented(capsys):
     checkpoints, results = fuzz.main(["files", "--count", "300", "--seed", "1"])
     assert capsys.readouterr().err == ""
