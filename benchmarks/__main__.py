@@ -35,6 +35,7 @@ RUNS: dict[str, list[str]] = {
     "mgh": [],
     "units": [],
     "evaluations": [],
+    "fuzz": ["files"],
 }
 
 

@@ -186,8 +186,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a fit goes on from the oldest checkpoint",
-        "for _, path in reversed(self._files()):",
-        "for _, path in self._files():",
+        "for _, name in reversed(files):",
+        "for _, name in files:",
         ("test_checkpoint.py",),
     ),
     Mutation(

@@ -46,6 +46,10 @@ def value_not_finite(name: str) -> ValueError:
     return ValueError(f"{name} is not finite")
 
 
+def value_out_of_range(name: str) -> ValueError:
+    return ValueError(f"{name} has a value that no fit gives it")
+
+
 def not_a_regular_file() -> ValueError:
     return ValueError("it is no regular file, but a directory, a pipe or a device")
 

@@ -7,7 +7,7 @@ is read by its type, and arrays by the number of parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -119,6 +119,10 @@ def _check_state(state: SolverState, size: int) -> None:
         at = at.curved
     for name in ("params", "cost", "scale_inv"):
         _check_finite(name, getattr(state, name))
+    if state.status is None and not state.radius > 0.0:
+        raise _errors.value_out_of_range("radius")
+    if any(value < 0.0 for name, value in asdict(state.moments).items() if name != "mean"):
+        raise _errors.value_out_of_range("moments")
 
 
 def _check_finite(name: str, value: Any) -> None:

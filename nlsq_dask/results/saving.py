@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nlsq_dask import _errors
 from nlsq_dask.io.codec import check_shape, checksum, dumps, fields_from_json, fields_to_json, loads
 from nlsq_dask.io.files import opened, read_rest, write_atomically
@@ -129,11 +131,14 @@ def _check_shapes(values: Mapping[str, Any]) -> None:
         array = values.get(name)
         if array is not None:
             check_shape(name, array, expected)
-    n_free = min(values["n_free"], size)
-    check_shape("r_factor", values["r_factor"], (n_free, n_free))
+    factor = values["r_factor"]  # of the free parameters
+    check_shape("r_factor", factor, (min(factor.shape[0] if factor.ndim else 1, size),) * 2)
+    if (np.abs(values["active_mask"]) > 1).any():
+        raise _errors.value_out_of_range("active_mask")
     for start in values["starts"]:
         check_shape("p0", start.p0, (size,))
         if start.params is not None:
             check_shape("params", start.params, (size,))
     if values["pilot"] is not None:
-        check_shape("params", values["pilot"].params, (n_free,))
+        params = values["pilot"].params
+        check_shape("params", params, (min(params.size, size),))

@@ -177,6 +177,14 @@ RUNS = [
         marks=slow,
     ),
     pytest.param(
+        "fuzz",
+        ["files", "--count", "60"],
+        2,
+        ("files", "loaded", "refused"),
+        id="fuzz-files",
+        marks=slow,
+    ),
+    pytest.param(
         "nist_table",
         ["--problems", "Rat42", "--replicate", "20"],
         2,

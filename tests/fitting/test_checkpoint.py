@@ -72,6 +72,9 @@ counts = st.integers(0, 10**15)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
+sums = st.floats(0.0) | st.just(np.nan)
+
+
 def arrays(*shape, elements=floats):
     size = int(np.prod(shape))
     values = st.lists(elements, min_size=size, max_size=size)
@@ -88,7 +91,7 @@ records = st.builds(
 statuses = st.sampled_from([None, *Status])
 
 
-_FLOATS = ("chi2", "radius", "alpha", "optimality")
+_FLOATS = ("chi2", "alpha", "optimality")
 _COUNTS = ("n_points", "n_skipped", "nfev", "njev", "n_refined", "n_differenced")
 _COUNTS = (*_COUNTS, "n_rejected", "n_contradicted", "n_probed")
 
@@ -114,7 +117,8 @@ def states(draw):
         left=Remainder(draw(floats), draw(floats)),
         scale_inv=draw(arrays(p, elements=st.floats(1.0, 1e300))),
         cost=draw(finite),
-        moments=Moments(*(draw(floats) for _ in fields(Moments))),
+        moments=Moments(*(draw(sums) for _ in fields(Moments))),
+        radius=draw(st.floats(1e-300)),
         status=draw(statuses),
         met=draw(statuses),
         sizes=draw(arrays(p)),
@@ -304,6 +308,8 @@ HOSTILE = {
     "a truth value": lambda raw: sealed(raw, {"refined": 1}),
     "a longer point": lambda raw: sealed(raw, {"params": [1.0, 2.0, 3.0]}),
     "a ragged matrix": lambda raw: sealed(raw, {"scale_inv": [[1.0], [1.0, 2.0]]}),
+    "no radius": lambda raw: sealed(raw, {"radius": 0.0}),
+    "a negative scatter": lambda raw: sealed(raw, {"moments": {"scatter": -1.0}}),
     "no scale": lambda raw: sealed(raw, {"scale_inv": [0.0, 1.0]}),
     "an unknown status": lambda raw: sealed(raw, {"status": 99}),
     "an unknown field": lambda raw: sealed(raw, {"__class__": "object"}),

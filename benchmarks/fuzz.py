@@ -1,0 +1,143 @@
+"""Damaged and hostile files: does each end as documented?
+
+``files``: checkpoints and results with flipped bytes, cut off, with noise between, and with odd
+values under the right checksum. A fit goes on from a directory of a mutated checkpoint and a whole
+one before it; a result is loaded and printed.
+
+- files: mutated files of the kind;
+- loaded: those that were taken as they are. Under a right checksum, another number is no damage;
+- passed over: checkpoints that gave a warning which names the file, and the one before was taken;
+- refused: those that an InputError named;
+- undocumented: those with another end. Each is listed on standard error.
+
+Bar: none undocumented. The figures follow from ``--seed``.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.common import Row, arguments, judge, report
+from nlsq_dask import CheckpointWarning, FitResult, InputError, fit
+from nlsq_dask._errors import DataChangedError, FitWarning
+from tests.support.mutated_files import (
+    content_of_checkpoint,
+    content_of_result,
+    mutated,
+    seal_checkpoint,
+    seal_result,
+)
+
+KINDS = ("files",)
+
+X = np.linspace(0, 4, 200)
+Y = 2.5 * np.exp(-1.3 * X) + 0.5 + 0.05 * np.sin(31 * X)
+
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+
+def fitted(directory: Path, *, resume: bool = False) -> FitResult:
+    """The fit whose files are mutated."""
+    return fit(decay, X, Y, p0=[1, 1, 0], checkpoint=directory, resume=resume)
+
+
+def resumed(directory: Path, name: str) -> str:
+    """How a fit goes on from a directory with the mutated file `name`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fitted(directory, resume=True)
+        except DataChangedError:
+            return "refused"
+        except InputError as error:
+            return "refused" if name in str(error) else f"undocumented: {error}"
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is counted
+            return f"undocumented: {error!r}"
+    other = [w.message for w in caught if not isinstance(w.message, FitWarning)]
+    if other:
+        return f"undocumented: {other[0]!r}"
+    about = [w.message for w in caught if w.category is CheckpointWarning]
+    if any(name not in str(message) for message in about):
+        return f"undocumented: {about[0]}"
+    return "passed over" if about else "loaded"
+
+
+def loaded(path: Path) -> str:
+    """How a mutated result is loaded."""
+    try:
+        FitResult.load(path)
+    except InputError as error:
+        return "refused" if str(path) in str(error) else f"undocumented: {error}"
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is counted
+        return f"undocumented: {error!r}"
+    return "loaded"
+
+
+def checkpoints(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str, str]]:
+    """Kinds of damage and ends of `count` mutated checkpoints."""
+    fitted(folder / "whole")
+    first, *others = sorted((folder / "whole").iterdir())
+    for _ in range(count):
+        directory = folder / "mutated"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        shutil.copy(first, directory)
+        source = rng.choice(others)
+        raw = source.read_bytes()
+        kind, changed = mutated(raw, content_of_checkpoint(raw), seal_checkpoint, rng)
+        (directory / source.name).write_bytes(changed)
+        yield kind, resumed(directory, source.name)
+
+
+def results(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str, str]]:
+    """Kinds of damage and ends of `count` mutated results."""
+    path = folder / "result.json"
+    fitted(folder / "whole").save(path)
+    raw = path.read_bytes()
+    content = content_of_result(raw)
+    for _ in range(count):
+        kind, changed = mutated(raw, content, seal_result, rng)
+        path.write_bytes(changed)
+        yield kind, loaded(path)
+
+
+def figures(name: str, ends: Iterable[tuple[str, str]]) -> Row:
+    """One line, of one kind of file."""
+    counts: Counter[str] = Counter()
+    for kind, end in ends:
+        outcome = end.partition(":")[0]
+        counts[outcome] += 1
+        if outcome == "undocumented":
+            print(f"{name}, {kind}: {end}", file=sys.stderr)
+    ways = ("loaded", "passed over", "refused", "undocumented")
+    row: Row = {"what": name, "files": counts.total()} | {way: counts[way] for way in ways}
+    return row | judge(counts["undocumented"], at_most=0)
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    parser = arguments(__doc__, count=10_000, seed=0)
+    parser.add_argument("kind", choices=KINDS, help="what is mutated")
+    options = parser.parse_args(argv)
+    rng, each = random.Random(options.seed), options.count // 2
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            figures("checkpoints", checkpoints(each, rng, Path(folder) / "checkpoints")),
+            figures("results", results(options.count - each, rng, Path(folder))),
+        ]
+    return report("fuzz files", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

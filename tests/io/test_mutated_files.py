@@ -1,0 +1,19 @@
+"""A few hundred damaged and hostile files: each ends as documented."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import fuzz
+
+
+@pytest.mark.slow
+def test_mutated_files_end_as_documented(capsys):
+    checkpoints, results = fuzz.main(["files", "--count", "300", "--seed", "1"])
+    assert capsys.readouterr().err == ""
+    for row in (checkpoints, results):
+        assert row["files"] == 150
+        assert row["undocumented"] == 0
+        assert row["loaded"] > 0
+        assert row["refused"] > 0
+    assert checkpoints["passed over"] > 0
