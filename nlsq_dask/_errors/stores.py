@@ -88,15 +88,6 @@ def _of(arrays: Sequence[str]) -> str:
     return f" of the arrays {join_names(arrays)}" if arrays else ""
 
 
-def chunk_not_decoded(path: str, slices: str, cause: object) -> InputError:
-    named = f"the Zarr array {path!r}" if path else "a Zarr array"
-    return InputError(
-        f"the part [{slices}] of {named} cannot be decoded to the shape and dtype that the array "
-        f"announces ({cause}): a chunk is damaged, or was written while the fit ran. Store the "
-        "array again."
-    )
-
-
 def attribute_not_a_number(name: str, attribute: str, value: object) -> InputError:
     return InputError(
         f"the attribute {attribute} = {shown(value)} of {name} does not hold the numbers that the "

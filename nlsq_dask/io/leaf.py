@@ -24,8 +24,6 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask import _errors
-
 # Stores and arrays that a process keeps open. A fit has a few of each.
 MOST_STORES = 32
 MOST_ARRAYS = 256
@@ -92,12 +90,7 @@ class Leaf:
         return _pickled_store(array.store), buffer.getvalue()
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        try:
-            values: NDArray[Any] = self.array[index]
-        except (ValueError, RuntimeError) as error:  # RuntimeError comes from Zstandard and Blosc
-            parts = index if isinstance(index, tuple) else (index,)
-            spans = (f"{p.start}:{p.stop}" if isinstance(p, slice) else "..." for p in parts)
-            raise _errors.chunk_not_decoded(self.array.path, ", ".join(spans), error) from error
+        values: NDArray[Any] = self.array[index]
         return values
 
     def __reduce__(self) -> tuple[Any, ...]:

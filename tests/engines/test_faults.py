@@ -300,10 +300,17 @@ def test_no_secret_is_in_a_message_of_a_fit(tmp_path, caplog):
 
 
 def left_on(client):
-    """Tasks of fits that the scheduler has."""
-    return client.run_on_scheduler(
-        lambda dask_scheduler: [k for k in map(str, dask_scheduler.tasks) if k.startswith("nlsq-")]
-    )
+    """Tasks of fits that the scheduler has, once it has taken the messages that are on the way."""
+
+    def tasks_of_fits(dask_scheduler):
+        return [key for key in map(str, dask_scheduler.tasks) if key.startswith("nlsq-")]
+
+    for _ in range(50):
+        left = client.run_on_scheduler(tasks_of_fits)
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def free_again(client):

@@ -75,7 +75,8 @@ def test_a_start_at_the_optimum_costs_one_pass_more_at_most():
 def test_it_reads_whole_chunks_and_few(tmp_path):
     case = peak_case(200)
     x, y = (stored(tmp_path / n, a, (CHUNK,)) for n, a in (("x", case.x), ("y", case.y)))
-    result = fit(gauss, x, y, case.p0, pilot=True, cache=False)
+    in_chunks = [da.from_array(array, array.chunks) for array in (x, y)]  # which are not joined
+    result = fit(gauss, *in_chunks, case.p0, pilot=True, cache=False)
     for array in (x, y):
         reads = array.store.reads
         assert set(reads.values()) <= {result.n_passes, result.n_passes + 1}
@@ -83,7 +84,7 @@ def test_it_reads_whole_chunks_and_few(tmp_path):
         assert len(extra) <= max(SAMPLE_FRACTION * 200, SAMPLE_BLOCKS)
         assert sorted(extra) == sampled(200)
         array.store.clear_counts()
-    result = fit(gauss, x, y, case.p0, pilot=False, cache=False)
+    result = fit(gauss, *in_chunks, case.p0, pilot=False, cache=False)
     assert result.pilot is None
     assert set(y.store.reads.values()) == {result.n_passes}
 
@@ -107,7 +108,8 @@ def test_chunks_of_every_dimension_are_sampled(grid, tmp_path):
         np.arange(float(n)).reshape([-1 if i == d else 1 for i in range(3)])
         for d, n in enumerate(values.shape)
     )
-    result = fit(lambda x, a, b: a + b * x[0], x, y, [1, 1], pilot=True, cache=False)
+    in_chunks = da.from_array(y, y.chunks)  # which are not joined
+    result = fit(lambda x, a, b: a + b * x[0], x, in_chunks, [1, 1], pilot=True, cache=False)
     extra = [k for k, n in y.store.reads.items() if n > result.n_passes]
     places = np.array([[int(i) for i in key.split("c/")[1].split("/")] for key in extra])
     assert len(places) <= max(SAMPLE_FRACTION * np.prod(grid), SAMPLE_BLOCKS)

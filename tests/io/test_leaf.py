@@ -10,13 +10,17 @@ import pytest
 import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from nlsq_dask import InputError
+from nlsq_dask import InputError, ReadingError, fit
 from nlsq_dask.io.announced import checked
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.sources import as_array
 
 SECRET = "CANARY-of-a-store"
+
+
+def mean(x, a):
+    return a + 0.0 * x
 
 
 class SecretStore(WrapperStore[LocalStore]):
@@ -89,8 +93,8 @@ def test_a_chunk_that_is_shorter_than_announced(tmp_path, compressors):
     chunk = tmp_path / "c" / "3"
     chunk.write_bytes(chunk.read_bytes()[:40])
     lazy = as_array(array, "y")
-    with pytest.raises(InputError, match=r"part \[30:40\] of a Zarr array cannot be decoded"):
-        lazy.compute(scheduler="sync")
+    with pytest.raises(ReadingError, match=r"block \(3,\) of y, which is y\[30:40\].*c/3"):
+        fit(mean, np.arange(100.0), array, p0=[1.0], pilot=False)
     array.resize((25,))
     with pytest.raises(InputError, match=r"block \(2,\) of y.*shape \(5,\), but y announces"):
         checked(lazy, "y")[20:30].compute(scheduler="sync")
