@@ -145,6 +145,7 @@ def assert_near(popt, expected, perr, part=1e-5):
     np.testing.assert_array_equal(np.abs(popt - expected) <= part * perr, True)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -60,6 +60,7 @@ FORMS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["lm", "trf"])
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_of_x(name, method):
@@ -149,6 +150,7 @@ MODELS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)
 def test_forms_of_the_model(name, method):

@@ -54,6 +54,7 @@ def as_user_data(problem, strategy):
     return x, y, sigma
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_parameters_and_covariance_of_scipy(name, strategy):

@@ -78,6 +78,7 @@ def assert_those_of_separate_fits(comparison, models, x, y, starts, **options):
 
 
 # The residuals of a model that misses the data are no noise, but a fit alone cannot know.
+@pytest.mark.every(3)
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize(
     "options",
@@ -188,6 +189,7 @@ def test_models_guess_from_one_sample(form):
     assert_those_of_separate_fits(comparison, models, x, y, [None, None])
 
 
+@pytest.mark.every(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("pilot", [None, True, False])

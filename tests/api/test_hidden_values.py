@@ -77,6 +77,7 @@ def with_value(array, value, index=BAD):
     return changed
 
 
+@pytest.mark.every(3)
 @wraps
 @pytest.mark.parametrize("model", HIDING)
 @pytest.mark.parametrize("options", [{}, {"pilot": True}, {"n_starts": 3}], ids=str)

@@ -99,6 +99,7 @@ def assert_near(popt, expected, perr, part=1e-5):
     np.testing.assert_array_less(np.abs(popt - expected), part * perr)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_optimum_is_scipy_s(loss, strategy):
@@ -157,6 +158,7 @@ def optimum_by_newton(loss, x, y, params):
     return params
 
 
+@pytest.mark.every(4)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("pilot", [True, False])

@@ -258,6 +258,7 @@ def state(tmp_path, monkeypatch):
     HIDING.k = 0.0
 
 
+@pytest.mark.every(3)
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("case", STATE)
 def test_state_that_changed_between_two_fits(case):
@@ -465,6 +466,7 @@ def traced_rows(monkeypatch):
     return numbers
 
 
+@pytest.mark.every(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", LOOPS, ids=lambda model: model.__name__)
 def test_loop_over_rows_is_called_as_it_is(model, traced_rows):

@@ -195,7 +195,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.every(6)
+@pytest.mark.every(12)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "lines", "figures"), RUNS)
 def test_runs_and_reports(name, options, lines, figures, tmp_path, capsys):

@@ -236,7 +236,8 @@ def test_a_block_that_kills_its_workers(tmp_path):
         with dask_engine(twice.data, PROBLEM.spec, client=client) as engine:
             sums = engine.ask(QUESTION)
     assert "block (7,) of y, which is y[175:200]" in str(caught.value)
-    assert len(always.tries(7)) == 3
+    # Dask gives a group up at the fourth death, where all come within a second.
+    assert len(always.tries(7)) in (3, 4)
     assert len(twice.tries(7)) == 3
     with dask_engine(observe(PROBLEM.x, da.from_array(PROBLEM.y, 25)), PROBLEM.spec) as engine:
         assert sums.gram.tobytes() == engine.ask(QUESTION).gram.tobytes()

@@ -465,6 +465,7 @@ RESUMED = {
 MORE_PASSES = {"standard": 0, "several basins, streaming": 0, "a last look": 1}
 
 
+@pytest.mark.every(3)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.CovarianceWarning")
 @pytest.mark.parametrize("name", RESUMED)

@@ -79,6 +79,7 @@ def results(draw):
         "sandwich": draw(st.booleans()),
         "param_units": draw(st.dictionaries(NAMES, st.text(max_size=4), max_size=2)),
         "data_units": draw(st.dictionaries(NAMES, st.text(max_size=4), max_size=2)),
+        "n_free": size,
         "r_factor": draw(matrix),
         "status": draw(st.sampled_from(Status)),
         "scipy_status": draw(st.none() | st.sampled_from(Status)),

@@ -282,6 +282,7 @@ def test_structure_proves_a_model_row_wise(name):
     assert dependence(PROVEN[name]) is None
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
 def test_numbers_show_a_model_row_wise(name):
