@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
@@ -39,10 +40,10 @@ _ELEMENTWISE = frozenset([
     "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
     "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "le", "le_to", "lgamma", "log",
     "log1p", "logistic", "lt", "lt_to", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or",
-    "polygamma", "population_count", "pow", "random_gamma_grad", "real", "reduce_precision",
-    "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n", "shift_left",
-    "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
-    "stop_gradient", "sub", "tan", "tanh", "xor", "zeta",
+    "polygamma", "polynomial", "population_count", "pow", "random_gamma_grad", "real",
+    "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt",
+    "square", "stop_gradient", "sub", "tan", "tanh", "xor", "zeta",
 ])
 _REDUCTIONS = frozenset([
     "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
@@ -190,7 +191,10 @@ def _apply(n: int, eqn: JaxprEqn, states: list[State]) -> list[State]:
     """States of the outputs of one operation."""
     name = eqn.primitive.name
     if name in _CONTROL:
-        return _CONTROL[name](n, eqn, states)
+        try:
+            return _CONTROL[name](n, eqn, states)
+        except (AttributeError, KeyError):  # a version of JAX that describes it in another way
+            return [_unsure(f"uses {name}")] * len(eqn.outvars)
     inner = _called_jaxpr(eqn)
     if inner is not None:
         return _run(n, inner, states)
@@ -243,7 +247,7 @@ def _shape(atom: Any) -> tuple[int, ...]:
 
 
 def _scan(n: int, eqn: JaxprEqn, states: list[State]) -> list[State]:
-    n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    n_consts, n_carry = _scan_counts(eqn)
     over_rows = eqn.params["length"] == n
     consts, carry = states[:n_consts], states[n_consts : n_consts + n_carry]
     items = [_scanned(state) for state in states[n_consts + n_carry :]]
@@ -256,6 +260,14 @@ def _scan(n: int, eqn: JaxprEqn, states: list[State]) -> list[State]:
             break
         carry = new
     return carry + [_stacked(state, over_rows) for state in outputs[n_carry:]]
+
+
+def _scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """Numbers of constants and of carried values. JAX 0.12 has trees in place of numbers."""
+    if "ft_in" in eqn.params:
+        consts, carry, _ = (len(list(tree)) for tree in eqn.params["ft_in"].unpack())
+        return consts, carry
+    return eqn.params["num_consts"], eqn.params["num_carry"]
 
 
 def _scanned(state: State) -> State:
@@ -312,7 +324,20 @@ def _linear_solve(n: int, eqn: JaxprEqn, states: list[State]) -> list[State]:
     return _run(n, eqn.params["jaxprs"].solve, [*consts, *sides])
 
 
-_CONTROL = {"cond": _cond, "custom_linear_solve": _linear_solve, "scan": _scan, "while": _while}
+def _expanded(n: int, eqn: JaxprEqn, states: list[State]) -> list[State]:
+    """States of the outputs of an operation that JAX 0.12 traces as other operations."""
+    with jax.enable_x64(True):
+        inner = jax.make_jaxpr(eqn.params["_prim"].expand)(*(atom.aval for atom in eqn.invars))
+    return _run(n, inner, states)
+
+
+_CONTROL = {
+    "call_hi_primitive": _expanded,
+    "cond": _cond,
+    "custom_linear_solve": _linear_solve,
+    "scan": _scan,
+    "while": _while,
+}
 
 # Rules of single operations. No input is UNSURE, COUPLED or ELEMENT. An operation that keeps the
 # axis of the rows keeps the state. An operation that moves or picks rows gives UNSURE.

@@ -96,7 +96,7 @@ def test_the_origin_is_the_date_of_the_first_row_of_y():
 
 def test_a_missing_time_is_a_missing_value():
     for missing in (DATES.copy(), np.array([*CALENDAR], object), da.from_array(DATES, chunks=5)):
-        missing[[0, 7]] = None if missing.dtype == object else np.datetime64("NaT")
+        missing[[0, 7]] = None if missing.dtype == object else np.datetime64("NaT", "s")
         with pytest.raises(InputError, match="x has 2 values that are NaN"):
             fit(line, missing, Y)
         result = fit(line, missing, Y, nan_policy="omit")
