@@ -299,18 +299,40 @@ def test_no_secret_is_in_a_message_of_a_fit(tmp_path, caplog):
 # Passes that fail and are interrupted
 
 
-def left_on(client):
-    """Tasks of fits that the scheduler has, once it has taken the messages that are on the way."""
+# Tasks and futures of the shared cluster before a test, which other tests keep.
+KEPT_BY_OTHERS: set[str] = set()
 
-    def tasks_of_fits(dask_scheduler):
+
+def tasks_on(client):
+    """Tasks of fits that the scheduler has."""
+
+    def of_fits(dask_scheduler):
         return [key for key in map(str, dask_scheduler.tasks) if key.startswith("nlsq-")]
 
+    return client.run_on_scheduler(of_fits)
+
+
+@pytest.fixture(autouse=True)
+def _kept_by_others(request):
+    KEPT_BY_OTHERS.clear()
+    if request.node.get_closest_marker("cluster") is not None:
+        client = request.getfixturevalue("client")
+        KEPT_BY_OTHERS.update(tasks_on(client), map(str, client.futures))
+
+
+def left_on(client):
+    """Tasks of a fit that the scheduler has, once it has taken the messages on the way."""
     for _ in range(50):
-        left = client.run_on_scheduler(tasks_of_fits)
+        left = sorted(set(tasks_on(client)) - KEPT_BY_OTHERS)
         if not left:
             break
         time.sleep(0.1)
     return left
+
+
+def futures_left(client):
+    """Futures of a fit that the client has."""
+    return set(map(str, client.futures)) - KEPT_BY_OTHERS
 
 
 def free_again(client):
@@ -347,7 +369,7 @@ def test_the_first_group_that_fails_ends_the_pass(client, tmp_path):
     ):
         engine.ask(QUESTION)
     assert left_on(client) == []
-    assert not client.futures
+    assert not futures_left(client)
     told.touch()
     assert held.tb is not None
     assert free_again(client)
@@ -375,7 +397,7 @@ def test_an_interrupt_ends_the_pass_and_leaves_nothing(place, tmp_path):
         engine.ask(QUESTION)
     if place is not None:
         assert left_on(place) == []
-        assert not place.futures
+        assert not futures_left(place)
         assert free_again(place)
     assert set(signals._open) == open_before
     before = len(blocks.tries())

@@ -221,6 +221,7 @@ def killing(folder, times):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_block_that_kills_its_workers(tmp_path):
     """After three deaths the fit ends and names it; after two it may yet be read, told or not."""
     (tmp_path / "twice").mkdir()
