@@ -20,10 +20,10 @@ def checked_count(name: str, value: Any) -> int:
     InputError
         Naming the argument and the value.
     """
-    number = _as_number(value)
-    if number is None or not 1 <= number < MAX_COUNT or number != int(number):
+    number = _whole_number(value, 1)
+    if number is None:
         raise _errors.count_invalid(name, value)
-    return int(number)
+    return number
 
 
 def checked_seed(value: Any) -> int:
@@ -34,10 +34,10 @@ def checked_seed(value: Any) -> int:
     InputError
         Naming the value.
     """
-    number = _as_number(value)
-    if number is None or not 0 <= number < MAX_COUNT or number != int(number):
+    number = _whole_number(value, 0)
+    if number is None:
         raise _errors.seed_invalid(value)
-    return int(number)
+    return number
 
 
 def checked_retries(value: Any) -> int:
@@ -48,10 +48,10 @@ def checked_retries(value: Any) -> int:
     InputError
         Naming the value.
     """
-    number = _as_number(value)
-    if number is None or not 0 <= number < MAX_COUNT or number != int(number):
+    number = _whole_number(value, 0)
+    if number is None:
         raise _errors.retries_invalid(value)
-    return int(number)
+    return number
 
 
 def checked_safety_factor(value: Any) -> float:
@@ -96,6 +96,14 @@ def checked_tolerance(name: str, value: Any) -> float | None:
     if number is None or not number >= 0:
         raise _errors.tolerance_invalid(name, value)
     return float(number)
+
+
+def _whole_number(value: Any, least: int) -> int | None:
+    """The value as a whole number of at least so much; None for anything else."""
+    number = _as_number(value)
+    if number is None or not least <= number < MAX_COUNT or number != int(number):
+        return None
+    return int(number)
 
 
 def _as_number(value: Any) -> Any:
