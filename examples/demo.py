@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -122,6 +123,14 @@ def summarise(client: Client, path: Path, rows: int, params: Mapping[str, float]
     return sum(chunks[1:], start=chunks[0])
 
 
+def quiet_heartbeats() -> None:
+    """Keep a heartbeat that the end of its worker interrupts out of the terminal.
+
+    Dask logs the interrupted heartbeat as an error, with a traceback.
+    """
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+
+
 async def close_workers(cluster: LocalCluster) -> None:
     """Close all workers, and wait until their processes have ended."""
     await asyncio.gather(*(w.close(timeout=EXIT_TIMEOUT) for w in cluster.workers.values()))
@@ -211,6 +220,7 @@ def main() -> None:
             print(f"\nfitted in {time.perf_counter() - start:.1f} s\n\n{result}\n")
             values = {name: parameter.value for name, parameter in result.params.items()}
             summary = summarise(client, path, arguments.rows, values)
+            client.run(quiet_heartbeats)
             cluster.sync(close_workers, cluster)
     draw(result, summary, arguments.output)
     print(f"picture: {arguments.output}")
