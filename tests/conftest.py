@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,17 @@ COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 #: Bytes of compiled kernels from which the folder is emptied. A run of the suite writes a fifth.
 MOST_COMPILED = 300e6
 
+#: Options of the compiler with which a kernel compiles in a third of the time, and runs slower: most
+#: tests compile for longer than they compute. From 0.11.1 on, jaxlib has no second option, and ends
+#: a process that names the option.
+QUICK_COMPILER = "--xla_backend_optimization_level=0"
+if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
+    QUICK_COMPILER += " --xla_cpu_use_fusion_emitters=false"
+
 # Set before JAX is imported, and in the environment, so that the processes of clusters and of the
 # tests that start an interpreter share the folder. An entry is found by its program, after tracing:
 # tests that count compilations count traces, and their counts stay.
+os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
