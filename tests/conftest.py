@@ -22,9 +22,9 @@ COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 #: Bytes of compiled kernels from which the folder is emptied. A run of the suite writes a fifth.
 MOST_COMPILED = 300e6
 
-#: Options of the compiler with which a kernel compiles in a third of the time, and runs slower: most
-#: tests compile for longer than they compute. From 0.11.1 on, jaxlib has no second option, and ends
-#: a process that names the option.
+#: Options of the compiler with which a kernel compiles in a third of the time, and runs slower.
+#: Most tests compile for longer than they compute. From 0.11.1 on, jaxlib has no second option, and
+#: ends a process that names the option.
 QUICK_COMPILER = "--xla_backend_optimization_level=0"
 if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 1):
     QUICK_COMPILER += " --xla_cpu_use_fusion_emitters=false"

@@ -24,6 +24,8 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask.io.direct import DirectReader, direct_reader
+
 # Stores and arrays that a process keeps open. A fit has a few of each.
 MOST_STORES = 32
 MOST_ARRAYS = 256
@@ -89,8 +91,14 @@ class Leaf:
         _WithoutStore(buffer, array.store).dump(array)
         return _pickled_store(array.store), buffer.getvalue()
 
+    @cached_property
+    def _direct(self) -> DirectReader | None:
+        return direct_reader(self.array)
+
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        values: NDArray[Any] = self.array[index]
+        values = None if self._direct is None else self._direct.read(index)
+        if values is None:
+            values = self.array[index]
         return values
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.grouping import group_blocks, group_sample, most_open
+from nlsq_dask.engines.dask.leaves import with_leaves
 from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
     pieced_arrays_of,
@@ -312,7 +313,7 @@ def _optimized_graph(arrays: list[da.Array], unfused: list[Key]) -> dict[Key, Gr
         return {}
     keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
     graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
-    return dict(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=unfused))))
+    return with_leaves(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=unfused))))
 
 
 def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from nlsq_dask.engines.dask.signals import NOBODY, Signals, signals_of
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place, stored_chunks
+from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 
 T = TypeVar("T")
 
@@ -99,11 +100,14 @@ class Reading:
         Of the task.
     tells : bool
         Whether the task tells each block that it begins.
+    memory : ReusedMemory
+        Memory that chunks are read into.
     """
 
     retries: Retries
     signals: Signals
     tells: bool = False
+    memory: ReusedMemory = field(default_factory=ReusedMemory)
 
     def begin(self, block: int) -> None:
         """Begin a block of the group, by its number; raise if nobody waits for the task."""
@@ -128,7 +132,7 @@ class Reading:
         """
         for number in range(self.retries.count + 1):
             attempt = _Attempt(place, self.retries.count - number, number)
-            with attempt:
+            with attempt, reusing(self.memory):
                 return read()
             self._wait(attempt, number)
         raise AssertionError("the last attempt returns or raises")

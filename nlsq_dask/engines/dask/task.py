@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import zlib
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
@@ -21,6 +21,7 @@ from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.io.reused_memory import ReusedMemory
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -48,6 +49,8 @@ class Work:
         Identifier of the fit, for the signals between its tasks and the fit.
     tells : bool
         Whether each block is told before it is read, since workers have died with the group.
+    memory : ReusedMemory
+        Memory of this process that blocks are read into.
     """
 
     kernels: Kernels
@@ -57,6 +60,7 @@ class Work:
     retries: Retries = DEFAULT_RETRIES
     fit: str = ""
     tells: bool = False
+    memory: ReusedMemory = field(default_factory=ReusedMemory)
 
 
 @without_collections()
@@ -91,7 +95,7 @@ def answer_of_group(
     """
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(group.external, external, strict=True))
-    reading = Reading(work.retries, signals_of(work.fit), work.tells)
+    reading = Reading(work.retries, signals_of(work.fit), work.tells, work.memory)
     blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
     if isinstance(question, BlockQuestion):
         total = question.zero()

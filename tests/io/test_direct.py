@@ -1,0 +1,219 @@
+"""Chunk files read into reused memory hold the values that Zarr reads, or are left to Zarr."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+
+import jax.numpy as jnp
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
+
+from nlsq_dask import fit
+from nlsq_dask.engines.dask.leaves import with_leaves
+from nlsq_dask.io import direct
+from nlsq_dask.io.leaf import Leaf
+from nlsq_dask.io.reused_memory import MOST_IDLE, ReusedMemory, reusing
+
+#: Arguments of `zarr.create_array`, and whether its chunks are read from their files.
+PLAIN = {
+    "default": {},
+    "not compressed": {"compressors": None},
+    "blosc": {"compressors": BloscCodec(shuffle="bitshuffle")},
+    "zstd with a checksum": {"compressors": ZstdCodec(level=3, checksum=True)},
+    "format 2": {"zarr_format": 2},
+    "format 2, not compressed": {"zarr_format": 2, "compressors": None},
+    "format 2, blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc("lz4")},
+    "format 2, lz4": {"zarr_format": 2, "compressors": numcodecs.LZ4()},
+}
+LEFT_TO_ZARR = {
+    "gzip": {"compressors": GzipCodec()},
+    "crc32c": {"compressors": [ZstdCodec(), Crc32cCodec()]},
+    "big endian": {"serializer": BytesCodec(endian="big")},
+    "shards": {"shards": "all"},
+    "format 2, filter": {"zarr_format": 2, "filters": [numcodecs.Delta("i4")], "dtype": "i4"},
+    "format 2, column by column": {"zarr_format": 2, "order": "F"},
+    "dates": {"dtype": "M8[s]"},
+}
+
+
+def decay(x, a, b, c):
+    return a * jnp.exp(-b * x) + c
+
+
+DTYPES = ["f8", "f4", "i2", "u1", "i8", "?"]
+
+
+def stored(folder, shape, chunks, dtype="f8", **options):
+    """An array of numbers in a Zarr store."""
+    if options.get("shards") == "all":
+        options["shards"] = tuple(2 * n for n in chunks)
+    array = zarr.create_array(folder, shape=shape, chunks=chunks, dtype=dtype, **options)
+    array[...] = (np.arange(np.prod(shape)) * 7 % 251).reshape(shape).astype(dtype)
+    return zarr.open_array(folder, mode="r")
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_the_values_are_those_of_zarr(tmp_path_factory, data):
+    draw = data.draw
+    kind = draw(st.sampled_from(sorted(PLAIN)))
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    chunks = tuple(draw(st.integers(1, n)) for n in shape)
+    dtype = draw(st.sampled_from(DTYPES))
+    folder = tmp_path_factory.mktemp("zarr")
+    array = stored(folder, shape, chunks, dtype, **PLAIN[kind])
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and "zarr" not in p.name)
+    if draw(st.booleans(), "a chunk that is not written"):
+        draw(st.sampled_from(files)).unlink()
+    starts = [draw(st.integers(0, n - 1)) for n in shape]
+    index = tuple(slice(a, draw(st.integers(a + 1, n))) for a, n in zip(starts, shape, strict=True))
+    assert direct.why_not_direct(array) == ""
+    with reusing(ReusedMemory()):
+        values = Leaf(array)[index]
+    assert values.dtype == array.dtype
+    np.testing.assert_array_equal(values, array[index])
+
+
+@pytest.mark.parametrize("kind", LEFT_TO_ZARR)
+def test_other_chunks_are_left_to_zarr(tmp_path, kind):
+    array = stored(tmp_path, (6, 8), (3, 2), **LEFT_TO_ZARR[kind])
+    assert direct.why_not_direct(array)
+    np.testing.assert_array_equal(Leaf(array)[1:5, 3:8], array[1:5, 3:8])
+
+
+def test_other_indices_are_left_to_zarr(tmp_path):
+    array = stored(tmp_path, (6, 8), (3, 2))
+    for index in (..., slice(None), (slice(None, None, 2), slice(None)), (1, slice(None))):
+        np.testing.assert_array_equal(Leaf(array)[index], array[index])
+
+
+@pytest.mark.parametrize("kind", sorted(PLAIN))
+@pytest.mark.parametrize("damage", ["shorter", "longer", "flipped"])
+def test_damage_is_what_zarr_says(tmp_path, kind, damage):
+    array = stored(tmp_path, (600,), (300,), **PLAIN[kind])
+    file = next(p for p in sorted(tmp_path.rglob("*")) if p.name == "1" and p.is_file())
+    raw = file.read_bytes()
+    changed = {
+        "shorter": raw[:-3],
+        "longer": raw + bytes(8),
+        "flipped": bytes([raw[0] ^ 255]) + raw[1:],
+    }
+    file.write_bytes(changed[damage])
+    outcomes = []
+    for read in (lambda: array[:], lambda: Leaf(array)[(slice(0, 600),)]):
+        try:
+            outcomes.append(read().tolist())
+        except Exception as error:  # noqa: BLE001  # of any library
+            outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_memory_is_used_again_when_nothing_refers_to_it():
+    memory = ReusedMemory()
+    f8 = np.dtype("f8")
+    kept = memory.empty((1000,), f8)
+    kept[:] = 1.0
+    address = memory.empty((1000,), f8).ctypes.data
+    again = memory.empty((10, 100), f8)
+    assert again.ctypes.data == address
+    again[...] = 2.0
+    part = kept[::2]
+    del kept
+    memory.empty((1000,), f8)[:] = 3.0
+    assert (part == 1.0).all()
+    assert (again == 2.0).all()
+    assert again.ctypes.data % 64 == 0
+
+
+def test_few_pieces_of_memory_are_kept():
+    memory = ReusedMemory()
+    for k in range(1, 40):
+        memory.empty((k << 13,), np.dtype("f8"))
+    assert len(memory._pieces) <= MOST_IDLE
+    assert pickle.loads(pickle.dumps(memory))._pieces == []
+
+
+def test_threads_never_share_a_piece():
+    memory = ReusedMemory()
+    wrong = []
+
+    def work(number):
+        for _ in range(300):
+            values = memory.empty((500,), np.dtype("f8"))
+            values[:] = number
+            wrong.extend(values[values != number])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.fixture
+def decays(tmp_path):
+    """Coordinates and observations in Zarr arrays of 12 chunks."""
+    x = np.linspace(0.0, 5.0, 6000)
+    y = np.asarray(decay(x, 2.0, 0.7, 0.4)) + 0.01 * np.cos(37 * x)
+    made = []
+    for name, values in (("x", x), ("y", y)):
+        array = zarr.create_array(tmp_path / name, shape=x.shape, chunks=(500,), dtype="f8")
+        array[:] = values
+        made.append(zarr.open_array(tmp_path / name, mode="r"))
+    return made
+
+
+def counted(monkeypatch):
+    """Numbers of the chunks that are read from their files."""
+    read, decode = [], direct.DirectReader._decode
+
+    def counting(self, coords, *rest):
+        done = decode(self, coords, *rest)
+        read.extend([coords] * done)
+        return done
+
+    monkeypatch.setattr(direct.DirectReader, "_decode", counting)
+    return read
+
+
+@pytest.mark.parametrize("passed", ["Zarr", "Dask", "Dask, shifted"])
+def test_a_fit_reads_files_and_has_the_bits_of_zarr_s_way(decays, passed, monkeypatch):
+    import dask.array as da
+
+    if passed == "Zarr":
+        x, y = decays
+    else:
+        x, y = map(da.from_zarr, decays)
+    if passed == "Dask, shifted":
+        y = y + 0.0 * x
+    options = {"p0": [1.0, 1.0, 0.0], "strategy": "streaming", "pilot": False, "cache": False}
+    read = counted(monkeypatch)
+    found = fit(decay, x, y, **options)
+    assert len(read) % 24 == 0
+    assert len(read) >= 24 * found.n_passes
+    monkeypatch.setattr("nlsq_dask.io.leaf.direct_reader", lambda _: None)
+    other = fit(decay, x, y, **options)
+    assert np.array_equal(found.popt, other.popt)
+    assert np.array_equal(found.pcov, other.pcov)
+
+
+def test_a_zarr_array_that_is_an_argument_of_a_function_stays(decays):
+    import dask.array as da
+
+    x, _ = decays
+    lazy = da.map_blocks(lambda block, array: block * array[0], da.ones(6), array=x, dtype=float)
+    graph = dict(lazy.__dask_graph__())
+    from dask._task_spec import convert_legacy_graph
+
+    graph = convert_legacy_graph(graph)
+    assert not any(isinstance(getattr(n, "value", None), Leaf) for n in with_leaves(graph).values())
+    sliced = convert_legacy_graph(dict(da.from_zarr(x).__dask_graph__()))
+    leaves = [n for n in with_leaves(sliced).values() if isinstance(getattr(n, "value", 0), Leaf)]
+    assert len(leaves) == 1
