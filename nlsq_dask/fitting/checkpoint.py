@@ -48,6 +48,8 @@ class Checkpoint:
         Of a finished fit: checksums of a few blocks of the data, by their rows.
     of_0_1 : bool
         Whether version 0.1 wrote the checkpoint, so that the state must be judged again.
+    omitted : frozenset of tuple of int
+        Blocks that the fit has left out, by their index in the chunk grid.
     """
 
     state: SolverState
@@ -56,6 +58,7 @@ class Checkpoint:
     pilot: dict[str, Any] | None
     digests: dict[str, str] | None = None
     of_0_1: bool = False
+    omitted: frozenset[tuple[int, ...]] = frozenset()
 
 
 class CheckpointStore:
@@ -171,6 +174,7 @@ class CheckpointStore:
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
                 "digests": checkpoint.digests,
+                **({"omitted": sorted(checkpoint.omitted)} if checkpoint.omitted else {}),
                 "state": to_json(checkpoint.state),
             }
         )
@@ -185,6 +189,7 @@ def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Ch
         values["pilot"],
         content.digests,
         of_0_1,
+        frozenset(content.omitted),
     )
 
 

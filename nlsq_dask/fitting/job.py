@@ -85,6 +85,10 @@ class Job:
         Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
     retries : int
         Times that a failed reading of streamed data is tried again.
+    on_error : {"raise", "omit"}
+        Whether a block that cannot be read ends the fit, or is left out.
+    missing_chunks : {"warn", "raise", "omit", "fill"}
+        What happens to chunks of Zarr arrays that are not in the store.
     param_units : mapping of str to str
         Units of the parameters that have one, by name.
     """
@@ -107,6 +111,8 @@ class Job:
     cache: CacheChoice
     retries: int
     n_distinct: int = 0
+    on_error: str = "raise"
+    missing_chunks: str = "warn"
     param_units: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -158,7 +164,9 @@ class Job:
             "pilot": self.pilot,
             # None as in files that were written before rows could be collapsed.
             "collapse": self.n_distinct or None,
-        } | ({"times": list(map(str, data.times))} if any(data.times) else {})
+            **({"times": list(map(str, data.times))} if any(data.times) else {}),
+            **({"missing_chunks": "omit"} if self.missing_chunks == "omit" else {}),
+        }
 
 
 def versions() -> dict[str, str]:

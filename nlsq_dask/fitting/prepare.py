@@ -22,6 +22,7 @@ from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
+from nlsq_dask.fitting.missing_chunks import MISSING_CHUNKS
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
@@ -64,6 +65,9 @@ STAT_TOL = 0.01
 # The same for callers who ask for SciPy's criteria alone.
 LOOSE_STAT_TOL = 0.1
 
+# What happens to a block that cannot be read.
+ON_ERROR = ("raise", "omit")
+
 # Rows with which a row-wise model is traced to find its float types.
 PRECISION_ROWS = 4
 
@@ -92,6 +96,7 @@ class RunOptions:
     cache: CacheChoice = "auto"
     collapse: CollapseChoice = "auto"
     retries: int = 3
+    on_error: str = "raise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,7 @@ class InputOptions:
     storage_options: Any = field(default=None, repr=False)  # credentials
     data: Any = None
     time_unit: str = "s"
+    missing_chunks: str = "warn"
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
@@ -130,7 +136,8 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     options = inputs.storage_options
     check_options(options, named.values())
     x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
-    x, y, sigma, mask = in_blocks(x, y, sigma, mask)
+    if inputs.missing_chunks != "omit":  # a missing chunk of a block would cost all its chunks
+        x, y, sigma, mask = in_blocks(x, y, sigma, mask)
     y, fill_value = with_fill_value(y, inputs.fill_value)
     bare = bare_data(x, y, sigma)
     sigma, correlated = split_sigma(bare.sigma, bare.y)
@@ -192,6 +199,8 @@ def prepare_on(
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
         retries=options.retries,
+        on_error=checked_choice("on_error", options.on_error, ON_ERROR),
+        missing_chunks=checked_choice("missing_chunks", inputs.missing_chunks, MISSING_CHUNKS),
         param_units=units,
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
@@ -329,6 +338,13 @@ def _has_pilot(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: b
     if wanted is None:
         return data.n_rows >= (PILOT_ROWS_STREAMED if streaming else PILOT_ROWS_IN_MEMORY)
     return wanted
+
+
+def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """The value, if it is one of the choices."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise _errors.unknown_choice(argument, value, choices)
 
 
 def _checked_pilot(pilot: Any) -> bool | None:

@@ -105,12 +105,15 @@ class Group:
         Rows of its blocks.
     announced : dict
         Shape and kind to expect of each chunk that blocks are cut from, by key.
+    n_left_out : int
+        Rows of blocks that were taken out of the group.
     """
 
     steps: tuple[Step, ...]
     external: tuple[Key, ...]
     n_rows: int
     announced: Mapping[Key, Announced] = field(default_factory=dict)
+    n_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,7 @@ def make_stream(
     own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
     made = tuple(
-        _make_group(
+        make_group(
             graph,
             [(*blocks[i], shapes[i], operands[i]) for i in group],
             shared_keys,
@@ -451,7 +454,7 @@ def _compared(
     return compared
 
 
-def _make_group(
+def make_group(
     graph: Mapping[Key, GraphNode],
     blocks: list[tuple[tuple[int, ...], Box, tuple[Shape, ...], tuple[Operand, ...]]],
     shared: Mapping[Key, None],
