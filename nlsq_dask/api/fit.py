@@ -128,9 +128,9 @@ def fit(
         that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
         was told not to decode them. False fits the numbers as they are stored.
     storage_options : dict, optional
-        Options of the object store of arrays that are passed as URLs, such as its endpoint and
-        credentials, with the names of obstore or of fsspec's file system. By default the store
-        finds its credentials in the environment of each worker.
+        Options of the object store of arrays that are passed as URLs, and of a `checkpoint` in such
+        a store, such as its endpoint and credentials, with the names of obstore or of fsspec's file
+        system. By default the store finds its credentials in the environment of each worker.
     data : mapping, optional
         Data set whose variables ``x``, ``y``, `sigma` and `mask` may name: an ``xarray.Dataset``, a
         ``pandas.DataFrame``, a dictionary, or a group of a Zarr, HDF5 or netCDF file.
@@ -235,8 +235,9 @@ def fit(
         arrays whose fill value is NaN or means NaN by their attributes or `fill_value`.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass. A text such as
-        "s3://bucket/run_17" is a place in an object store, which fsspec opens with the credentials
-        of its own configuration: "s3://", "gs://", "az://", "abfs://" or "memory://".
+        "s3://bucket/run_17" is a place in an object store: "s3://", "gs://", "az://", "abfs://" or
+        "memory://". fsspec opens the place with `storage_options`, unless these are for arrays in
+        another kind of store, and with the credentials of its own configuration.
     resume : bool
         Whether to go on from the newest checkpoint in that directory, if there is a checkpoint. The
         result has the same bits as that of an uninterrupted fit. Data that differ from those of the
@@ -340,6 +341,7 @@ def fit(
         data=data,
         time_unit=time_unit,
         missing_chunks=missing_chunks,
+        checkpoint=checkpoint,
         bounds=bounds,
         fixed=fixed,
         ties=ties,

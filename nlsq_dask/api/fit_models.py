@@ -199,6 +199,7 @@ def fit_models(
         data=data,
         time_unit=time_unit,
         missing_chunks=missing_chunks,
+        checkpoint=checkpoint,
         loss=loss,
         f_scale=f_scale,
     )

@@ -40,10 +40,13 @@ class Source:
     data : Observations
     correlated : array_like of shape (n, n) or None
         Covariance matrix of the rows.
+    checkpoint_options : mapping or None
+        Options of the object store of the checkpoints.
     """
 
     data: Observations
     correlated: Any = None
+    checkpoint_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
 
     @cached_property
     def stream(self) -> Stream:
@@ -91,6 +94,8 @@ class Job:
         What happens to chunks of Zarr arrays that are not in the store.
     param_units : mapping of str to str
         Units of the parameters that have one, by name.
+    checkpoint_options : mapping or None
+        Options of the object store of the checkpoints.
     """
 
     data: Observations
@@ -114,6 +119,7 @@ class Job:
     on_error: str = "raise"
     missing_chunks: str = "warn"
     param_units: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
 
     @property
     def client(self) -> Client | None:

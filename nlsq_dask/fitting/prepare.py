@@ -27,7 +27,13 @@ from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
-from nlsq_dask.io.stored import check_options, in_blocks, stored_argument, with_fill_value
+from nlsq_dask.io.stored import (
+    check_options,
+    in_blocks,
+    options_of_checkpoint,
+    stored_argument,
+    with_fill_value,
+)
 from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
@@ -113,6 +119,7 @@ class InputOptions:
     data: Any = None
     time_unit: str = "s"
     missing_chunks: str = "warn"
+    checkpoint: Any = None
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
@@ -134,9 +141,10 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
     named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
     options = inputs.storage_options
-    check_options(options, named.values())
+    check_options(options, named.values(), inputs.checkpoint)
+    of_checkpoint = options_of_checkpoint(options, named.values(), inputs.checkpoint)
     x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
-    if inputs.missing_chunks != "omit":  # a missing chunk of a block would cost all its chunks
+    if inputs.missing_chunks != "omit":  # where a missing chunk costs the rows of its block
         x, y, sigma, mask = in_blocks(x, y, sigma, mask)
     y, fill_value = with_fill_value(y, inputs.fill_value)
     bare = bare_data(x, y, sigma)
@@ -152,7 +160,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     )
     labels = {**data.labels, **bare.labels}
     data = replace(data, decode=inputs.decode, storage_options=options, labels=labels)
-    return Source(data, correlated)
+    return Source(data, correlated, of_checkpoint)
 
 
 def prepare_on(
@@ -202,6 +210,7 @@ def prepare_on(
         on_error=checked_choice("on_error", options.on_error, ON_ERROR),
         missing_chunks=checked_choice("missing_chunks", inputs.missing_chunks, MISSING_CHUNKS),
         param_units=units,
+        checkpoint_options=source.checkpoint_options,
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)

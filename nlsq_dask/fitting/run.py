@@ -169,7 +169,13 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
             _errors.warn_caller(warning)
             return None
-    store = CheckpointStore(directory, job.description(), versions(), job.description(of_0_1=True))
+    store = CheckpointStore(
+        directory,
+        job.description(),
+        versions(),
+        job.description(of_0_1=True),
+        job.checkpoint_options,
+    )
     logger.info("checkpoints in %s", store.directory)
     return store
 

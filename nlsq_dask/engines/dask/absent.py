@@ -17,7 +17,7 @@ from dask._task_spec import Alias, DataNode, GraphNode
 from dask.highlevelgraph import MaterializedLayer
 from dask.typing import Key
 
-from nlsq_dask.engines.dask.groups import Group, Stream
+from nlsq_dask.engines.dask.groups import Group, Stream, without_collections
 from nlsq_dask.engines.dask.reading import zarr_reads
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.libraries import is_dask
@@ -97,6 +97,7 @@ class Reads:
     chunks: dict[ArrayId, set[ChunkIndex]] = field(default_factory=lambda: defaultdict(set))
 
 
+@without_collections()
 def reads_of(stream: Stream, absent: Mapping[ArrayId, frozenset[ChunkIndex]]) -> Reads:
     """Find the blocks that read absent chunks.
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
-from nlsq_dask.engines.dask.groups import Group, Step, Stream, make_group
+from nlsq_dask.engines.dask.groups import (
+    Group,
+    Step,
+    Stream,
+    make_group,
+    without_collections,
+)
 
 
 def group_without(group: Group, omitted: Container[tuple[int, ...]]) -> Group:
@@ -23,6 +29,7 @@ def first_of(group: Group, chosen: Container[tuple[int, ...]]) -> Group:
     return _group_of(group, steps[:1])
 
 
+@without_collections()
 def stream_without(stream: Stream, omitted: frozenset[tuple[int, ...]]) -> Stream:
     """The stream without some of its blocks; the cuts between groups stay where they are."""
     if not omitted:
