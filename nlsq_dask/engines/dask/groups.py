@@ -345,22 +345,29 @@ def _shared_keys(
     Once the mean is shared, few groups need that chunk at all. The search is repeated until it
     finds no more keys.
     """
+
+    def is_own(key: Key) -> bool:
+        return isinstance(key, tuple) and key[0] in own_names
+
     shared: dict[Key, None] = {}
     order = _reverse_topological(graph)
     while True:
         users = _users(graph, order, groups, shared)
         direct = _operand_users(groups)
         for key in order:
-            if key not in shared and 0 < len(users[key]) <= MAX_TASKS_TO_REPEAT:
+            of = users[key] if len(users[key]) <= MAX_TASKS_TO_REPEAT else None
+            if of is None and isinstance(graph[key], Alias) and not is_own(key):
+                of = direct[key]  # who needs a name needs what it stands for
+            if key not in shared and of:
                 for needed in graph[key].dependencies:
-                    direct[needed] |= users[key]
+                    direct[needed] |= of
         new = [
             key
             for key in order
             if key not in shared
             and len(direct[key]) > MAX_TASKS_TO_REPEAT
             and not _is_light(graph[key])
-            and not (isinstance(key, tuple) and key[0] in own_names)
+            and not is_own(key)
         ]
         if not new:
             return dict.fromkeys(sorted(shared, key=str))
