@@ -153,6 +153,15 @@ def test_errors_of_the_user_s_own_code_are_not_left_out(tmp_path):
         engine.ask(QUESTION)
 
 
+def test_no_secret_is_told_of_a_block_that_is_left_out(tmp_path, caplog):
+    cause = OSError("GET https://u:CANARY@host/c/0?X-Amz-Signature=CANARY failed")
+    blocks = Blocks(tmp_path, (3,), 99, cause)
+    with dask_engine(blocks.data, PROBLEM.spec, retries=Retries(1, 0.001), omits=True) as engine:
+        with pytest.warns(LOST, match=r"https://\*\*\*@host") as told:
+            engine.ask(QUESTION)
+        assert "CANARY" not in str(told[0].message) + caplog.text + repr(vars(engine.omissions))
+
+
 @pytest.mark.parametrize("value", ["skip", None, 1])
 def test_another_choice_is_refused(value):
     with pytest.raises(InputError, match="on_error"):
