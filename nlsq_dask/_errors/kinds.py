@@ -87,7 +87,14 @@ class MissingLibraryError(FitError, ImportError):
 
 
 class ReadingError(FitError, OSError):
-    """Data could not be read; the message names the block, its rows, the store and the cause."""
+    """Data could not be read; the message names the block, its rows, the store and the cause.
+
+    ``block`` is the index of the block in the chunk grid; None for data that no single block has.
+    ``what`` names the block and the cause, in short.
+    """
+
+    block: tuple[int, ...] | None = None
+    what: str = ""
 
 
 class ClusterError(FitError, RuntimeError):
@@ -120,6 +127,10 @@ class CheckpointWarning(FitWarning):
 
 class ClusterWarning(FitWarning):
     """The workers of a cluster may be unable to go on."""
+
+
+class MissingDataWarning(FitWarning):
+    """Chunks are not in the store, or blocks that could not be read were left out."""
 
 
 class PrecisionWarning(FitWarning):

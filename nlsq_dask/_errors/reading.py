@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nlsq_dask._errors.kinds import (
+    FEW_LISTED,
     ClusterError,
     ClusterWarning,
     InputError,
+    MissingDataWarning,
     ReadingError,
     in_units,
     join_names,
@@ -79,11 +81,37 @@ def slices_of(box: Sequence[slice]) -> str:
 
 def reading_failed(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
     times = "once" if attempts == 1 else f"{attempts} times"
-    return ReadingError(
+    error = ReadingError(
         f"{named_block(place)}, could not be read ({cause}), tried {times}: check that the store "
-        "can be reached and the chunk is whole, write a damaged chunk again or leave out its rows, "
-        "or pass retries=... for a store that is away for longer."
+        "can be reached and the chunk is whole, write a damaged chunk again or leave out its rows "
+        "(on_error='omit'), or pass retries=... for a store that is away for longer."
     )
+    error.what = f"{named_block(place)} ({cause})"
+    return error
+
+
+def no_block_read(what: str, n_blocks: int) -> ReadingError:
+    """All blocks were lost."""
+    return ReadingError(
+        f"none of the {n_blocks} blocks could be read, the first is {what}: check that the store "
+        "can be reached with these credentials. on_error='omit' leaves out single blocks."
+    )
+
+
+def blocks_omitted(whats: Sequence[str], n_blocks: int) -> MissingDataWarning:
+    """Blocks were left out."""
+    few = "; ".join(whats[:FEW_LISTED])
+    more = f"; and {len(whats) - FEW_LISTED} more" if len(whats) > FEW_LISTED else ""
+    return MissingDataWarning(
+        f"{len(whats)} of {n_blocks} blocks could not be read and are left out of the fit: "
+        f"{few}{more}. result.blocks_omitted lists all blocks that are left out. Write them again, "
+        "or pass on_error='raise' to end the fit at the first of them."
+    )
+
+
+def killed_workers(place: PlaceInData, deaths: int) -> str:
+    """What a block did that is left out."""
+    return f"{named_block(place)} ({deaths} workers died one after the other)"
 
 
 def while_reading(place: PlaceInData) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nlsq_dask._errors.kinds import (
+    FEW_LISTED,
     InputError,
     InputTypeError,
+    MissingDataWarning,
     MissingLibraryError,
+    ReadingError,
     join_names,
     shown,
 )
+from nlsq_dask._errors.reading import without_secrets
 
 # Extra of this package for a scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"}
@@ -63,8 +68,8 @@ def location_needs_library(name: str, url: str, scheme: str, cause: object) -> M
 
 def storage_options_unused() -> InputError:
     return InputError(
-        "storage_options was passed, but no argument is the URL of an array: pass URLs, for "
-        "example y='s3://bucket/decay.zarr/y', or leave storage_options out."
+        "storage_options was passed, but no argument is the URL of an array or of checkpoints: "
+        "pass URLs, for example y='s3://bucket/decay.zarr/y', or leave storage_options out."
     )
 
 
@@ -101,4 +106,85 @@ def not_decoded(name: str, packing: str, remedy: str) -> InputError:
         f"the attributes of {name} say that its numbers are packed, or mark missing values "
         f"({packing}), but they are not decoded: {remedy}. If the numbers are the values all the "
         "same, pass decode=False."
+    )
+
+
+@dataclass(frozen=True)
+class AbsentChunks:
+    """Chunks of a Zarr array that are not in its store.
+
+    Attributes
+    ----------
+    names : sequence of str
+        Names of the arrays that are read from it.
+    keys : sequence of str
+        The first of the keys that are not there.
+    n_absent, n_all : int
+        Chunks that are not there, and all chunks.
+    store : str
+    fill_value : object
+    """
+
+    names: Sequence[str]
+    keys: Sequence[str]
+    n_absent: int
+    n_all: int
+    store: str
+    fill_value: object
+
+    def __str__(self) -> str:
+        listed = ", ".join(self.keys[:FEW_LISTED])
+        more = f" and {self.n_absent - FEW_LISTED} more" if self.n_absent > FEW_LISTED else ""
+        return (
+            f"{join_names(self.names)} lacks {self.n_absent:,} of {self.n_all:,} chunks in the "
+            f"store ({listed}{more} of {without_secrets(self.store)}), which Zarr reads as its "
+            f"fill value {self.fill_value}"
+        )
+
+
+_LOST_OR_EMPTY = (
+    "They were lost or never written; or they hold that value alone, since Zarr does not store "
+    "such chunks unless config={'write_empty_chunks': True} was passed when they were written"
+)
+
+
+def chunks_absent(found: Sequence[AbsentChunks]) -> MissingDataWarning:
+    """Chunks are not in the store, and count as data."""
+    return MissingDataWarning(
+        f"{'; '.join(map(str, found))}. {_LOST_OR_EMPTY}. If they were lost, pass "
+        "missing_chunks='omit' to leave their rows out, or write them again; if they are data, "
+        "pass missing_chunks='fill'."
+    )
+
+
+def chunks_absent_refused(found: Sequence[AbsentChunks]) -> ReadingError:
+    """Chunks are not in the store, and the caller asked for an error."""
+    return ReadingError(
+        f"{'; '.join(map(str, found))}. {_LOST_OR_EMPTY}. Write them again, or pass "
+        "missing_chunks='omit' to leave their rows out, or 'fill' to take them for data."
+    )
+
+
+def no_block_without_absent(found: Sequence[AbsentChunks]) -> ReadingError:
+    """Each block needs a chunk that is not in the store."""
+    return ReadingError(
+        f"{'; '.join(map(str, found))}, and each block needs one of them, so that "
+        "missing_chunks='omit' would leave out all rows: write them again, or pass 'fill' to take "
+        "them for data."
+    )
+
+
+def store_not_listed(names: Sequence[str], store: str, choice: str) -> InputError:
+    return InputError(
+        f"missing_chunks = {choice!r} needs the list of the chunks of {join_names(names)}, but "
+        f"{without_secrets(store)} cannot list its keys: pass 'warn' or 'fill', or open the data "
+        "from a store that can."
+    )
+
+
+def chunks_not_listed(names: Sequence[str], cause: str) -> str:
+    """A note: nobody knows whether chunks are missing."""
+    return (
+        f"the chunks of {join_names(names)} could not be listed ({cause}): it is not known whether "
+        "some are missing in the store"
     )

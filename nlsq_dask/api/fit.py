@@ -66,6 +66,8 @@ def fit(
     cache: bool | Literal["auto"] = "auto",
     collapse: bool | Literal["auto"] = "auto",
     retries: int = 3,
+    on_error: Literal["raise", "omit"] = "raise",
+    missing_chunks: Literal["warn", "raise", "omit", "fill"] = "warn",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -126,9 +128,9 @@ def fit(
         that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
         was told not to decode them. False fits the numbers as they are stored.
     storage_options : dict, optional
-        Options of the object store of arrays that are passed as URLs, such as its endpoint and
-        credentials, with the names of obstore or of fsspec's file system. By default the store
-        finds its credentials in the environment of each worker.
+        Options of the object store of arrays that are passed as URLs, and of a `checkpoint` in such
+        a store, such as its endpoint and credentials, with the names of obstore or of fsspec's file
+        system. By default the store finds its credentials in the environment of each worker.
     data : mapping, optional
         Data set whose variables ``x``, ``y``, `sigma` and `mask` may name: an ``xarray.Dataset``, a
         ``pandas.DataFrame``, a dictionary, or a group of a Zarr, HDF5 or netCDF file.
@@ -216,10 +218,26 @@ def fit(
         operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
         that a store that is away for a minute costs a minute. The answer has the same bits. The
         default is 3; 0 ends the fit at the first error.
+    on_error : {"raise", "omit"}
+        What happens to a block of streamed data that cannot be read after all `retries`, is
+        corrupt, or kills each worker that reads it. "raise" (default) ends the fit with an error
+        that names the block. "omit" leaves the block out of this and all later passes, and warns;
+        ``result.blocks_omitted`` lists such blocks. A block that is lost after the first pass costs
+        one pass more, which evaluates the present point again without the block. Errors of the
+        model and of your own code always end the fit.
+    missing_chunks : {"warn", "raise", "omit", "fill"}
+        What happens to chunks (or shards) of Zarr arrays that are not in the store, which Zarr
+        reads as the fill value. They were lost or never written; or they hold the fill value alone,
+        as Zarr does not store such chunks unless it is told to. "warn" (default) takes them for
+        data, and gives their number. "raise" is an error before the first pass. "omit" leaves their
+        rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks. "fill" takes
+        them for data without a word. Masks are never checked. Unless rows are left out, neither are
+        arrays whose fill value is NaN or means NaN by their attributes or `fill_value`.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass. A text such as
-        "s3://bucket/run_17" is a place in an object store, which fsspec opens with the credentials
-        of its own configuration: "s3://", "gs://", "az://", "abfs://" or "memory://".
+        "s3://bucket/run_17" is a place in an object store: "s3://", "gs://", "az://", "abfs://" or
+        "memory://". fsspec opens the place with `storage_options`, unless these are for arrays in
+        another kind of store, and with the credentials of its own configuration.
     resume : bool
         Whether to go on from the newest checkpoint in that directory, if there is a checkpoint. The
         result has the same bits as that of an uninterrupted fit. Data that differ from those of the
@@ -274,6 +292,8 @@ def fit(
         If ``x`` or ``y`` has integers beyond 2**53, which float64 does not represent exactly.
     LossScaleWarning
         If `f_scale` is below the noise, so that a robust loss treats most rows as outliers.
+    MissingDataWarning
+        If blocks were left out by `on_error`, or chunks are missing in a store.
     ClusterWarning
         If the workers of a cluster have so little memory that Dask may pause them.
     CheckpointWarning
@@ -308,6 +328,7 @@ def fit(
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),
+        on_error=on_error,
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -319,6 +340,8 @@ def fit(
         storage_options=storage_options,
         data=data,
         time_unit=time_unit,
+        missing_chunks=missing_chunks,
+        checkpoint=checkpoint,
         bounds=bounds,
         fixed=fixed,
         ties=ties,

@@ -23,6 +23,8 @@ from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.lock_step import AskAll, answered_together, together
+from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
+from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same_rows
 from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, open_source, prepare_on
 from nlsq_dask.fitting.progress import ProgressLine
@@ -38,7 +40,7 @@ from nlsq_dask.fitting.run import (
     solve,
     start_problem,
 )
-from nlsq_dask.fitting.same_data import Look, digests
+from nlsq_dask.fitting.same_data import digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.folders import below, checked_place
@@ -93,6 +95,8 @@ def fit_models(
     cache: bool | Literal["auto"] = "auto",
     collapse: bool | Literal["auto"] = "auto",
     retries: int = 3,
+    on_error: Literal["raise", "omit"] = "raise",
+    missing_chunks: Literal["warn", "raise", "omit", "fill"] = "warn",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -123,7 +127,7 @@ def fit_models(
         How each model is fitted, as for :func:`fit`.
     strategy, workflow, goal, memory_limit_gb, n_starts, seed, pilot : optional
         How the fits are run, as for :func:`fit`.
-    cache, collapse, retries : optional
+    cache, collapse, retries, on_error, missing_chunks : optional
         How the data are read, as for :func:`fit`. A sample is read once for all models. Models that
         guess their start share another reading, if :func:`fit` would show them all blocks.
     checkpoint : path-like, optional
@@ -182,6 +186,7 @@ def fit_models(
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),
+        on_error=on_error,
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -193,6 +198,8 @@ def fit_models(
         storage_options=storage_options,
         data=data,
         time_unit=time_unit,
+        missing_chunks=missing_chunks,
+        checkpoint=checkpoint,
         loss=loss,
         f_scale=f_scale,
     )
@@ -331,10 +338,12 @@ def _run(
     progress: bool | None,
 ) -> tuple[dict[str, Fitted], int]:
     """Run all fits in lock-step; returns the fits and the number of readings."""
+    jobs = _with_chunks_checked(jobs)
     first = next(iter(jobs.values()))
     streaming = first.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
+        watch = stack.enter_context(ChunkWatch(first))
         engines = _engines(list(jobs.values()), stack, line)
         taken: Taken = {}
         pairs = zip(jobs.values(), engines, strict=True)
@@ -345,35 +354,112 @@ def _run(
         saved = [store.load() if store is not None and resume else None for store in stores]
         for store, old, job, engine in zip(stores, saved, jobs.values(), engines, strict=True):
             if old is not None:
+                leave_out(engine, old.omitted)
                 check_resumed(store, old, job, engine)
         is_collapsed = [bool(job.n_distinct) for job in jobs.values()]
         counts = list(map(PassCount, samples, saved, is_collapsed))
-        searches = [
-            _search(
-                name,
-                job,
-                sample,
-                old,
-                _saving(store, count, partial(digests, job, engine)),
-                partial(bad_values, engine, job.data),
-            )
-            for name, job, sample, store, old, count, engine in zip(
-                jobs, jobs.values(), samples, stores, saved, counts, engines, strict=True
-            )
-        ]
-        ask = _counting(together(engines, range(len(jobs))), counts)
+        columns = (jobs, jobs.values(), samples, stores, counts, engines, [watch] * len(jobs))
+        running = list(map(_Running, *columns))
         try:
-            ends = answered_together(searches, ask)
+            ends = _run_to_their_ends(running)
         except _errors.StartNotFiniteError as error:
-            raise _error_at_start(jobs, error) from None
+            known = {r.name: of_same_rows(r.job, r.omitted) for r in running}
+            raise _error_at_start(known, error) from None
+        used = [of_same_rows(r.job, r.omitted) for r in running]
     found = [
         Outcome(*end, count.n_passes, 0 if count.saved is None else count.saved.n_passes)
         for end, count in zip(ends, counts, strict=True)
     ]
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
-    fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
+    fits = dict(zip(jobs, map(Fitted, used, stores, found), strict=True))
     # If samples need all blocks, the blocks are read once for all models.
     return fits, max(sample.n_passes for sample in samples) + after
+
+
+def _with_chunks_checked(jobs: Mapping[str, Job]) -> Mapping[str, Job]:
+    """The fits without rows of chunks that are not in the store, if they leave these out."""
+    data = with_chunks_checked(next(iter(jobs.values()))).data
+    return {name: replace(job, data=data) for name, job in jobs.items()}
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A fit that runs in lock-step with others."""
+
+    name: str
+    job: Job
+    sample: LazySample
+    store: CheckpointStore | None
+    count: PassCount
+    engine: InMemoryEngine | DaskEngine | CollapsedEngine
+    watch: ChunkWatch
+
+    @property
+    def omitted(self) -> Blocks:
+        """The blocks that answers leave out now."""
+        return blocks_omitted(self.engine)
+
+    def search(self) -> Search[_End]:
+        """The search of its model."""
+        return self._search(self.job, self.count.saved, self._save)
+
+    def search_again(self, end: _End) -> Search[_End]:
+        """The search from its end, as rows were lost since."""
+        plan = replace(self.job.plan, n_starts=1)
+        job = replace(self.job, start=end.solution.params, pilot=False, plan=plan)
+
+        def save(state: SolverState, _: Preparation) -> None:
+            self._save(state, end.preparation)
+
+        found = yield from self._search(job, None, save)
+        return replace(found, preparation=end.preparation)
+
+    def _search(
+        self,
+        job: Job,
+        saved: Checkpoint | None,
+        save: Callable[[SolverState, Preparation], None],
+    ) -> Search[_End]:
+        """A search; errors have the model's name."""
+        look = partial(bad_values, self.engine, job.data)
+        omitted = partial(blocks_omitted, self.engine)
+        with _naming(self.name), naming_rows(job, omitted):
+            end = yield from solve(job, self.sample, saved, save, look, omitted)
+        return _End(*end, self.omitted)
+
+    def _save(self, state: SolverState, preparation: Preparation) -> None:
+        """Write a checkpoint, if there is a store."""
+        self.watch.tell()
+        of_data = partial(digests, self.job, self.engine)
+        n_passes = self.count.n_passes
+        save_state(self.store, state, preparation, n_passes, of_data, self.omitted)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a search ended, and the blocks that its last answers left out."""
+
+    solution: Solution
+    preparation: Preparation
+    omitted: Blocks
+
+
+def _run_to_their_ends(running: Sequence[_Running]) -> list[tuple[Solution, Preparation]]:
+    """Run all searches in lock-step.
+
+    Searches that ended before a block was lost go on from their ends: models are compared on the
+    same rows.
+    """
+    searches = {i: fit.search() for i, fit in enumerate(running)}
+    ends: dict[int, _End] = {}
+    while searches:
+        ask = together([running[i].engine for i in searches], list(searches))
+        counted = _counting(ask, [running[i].count for i in searches])
+        found = answered_together(list(searches.values()), counted)
+        ends |= dict(zip(searches, found, strict=True))
+        stale = [i for i, end in ends.items() if end.omitted != running[i].omitted]
+        searches = {i: running[i].search_again(ends[i]) for i in stale}
+    return [(ends[i].solution, ends[i].preparation) for i in range(len(running))]
 
 
 def _counting(ask: AskAll, counts: Sequence[PassCount]) -> AskAll:
@@ -385,17 +471,6 @@ def _counting(ask: AskAll, counts: Sequence[PassCount]) -> AskAll:
         return ask(questions)
 
     return counted
-
-
-def _saving(
-    store: CheckpointStore | None, count: PassCount, of_data: Callable[[], dict[str, str]]
-) -> Callable[[SolverState, Preparation], None]:
-    """Observer that writes the checkpoints of one fit, if there is a store."""
-
-    def observe(state: SolverState, preparation: Preparation) -> None:
-        save_state(store, state, preparation, count.n_passes, of_data)
-
-    return observe
 
 
 def _error_at_start(
@@ -447,16 +522,3 @@ def _engines(
             engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs, line.note)
             stack.enter_context(engines[pieces[i]])
     return [engines[key] for key in pieces]
-
-
-def _search(
-    name: str,
-    job: Job,
-    sample: LazySample,
-    saved: Checkpoint | None,
-    observer: Callable[[SolverState, Preparation], None],
-    look: Look,
-) -> Search[tuple[Solution, Preparation]]:
-    """The search of one model; errors have the model's name."""
-    with _naming(name), naming_rows(job):
-        return (yield from solve(job, sample, saved, observer, look))

@@ -133,6 +133,13 @@ def refined(
     return moved_to(again, state.params, sums, basis, box, options)
 
 
+def restated(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
+    """Evaluate the best point again, without rows that were lost."""
+    again = replace(state, nfev=state.nfev + 1, status=None)
+    again = yield from refined(again, box, options, observe=True)
+    return rescaled(again, box, options)
+
+
 def record(
     state: SolverState,
     options: SolverOptions,

@@ -21,10 +21,18 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import active_bounds, off_bounds, stopped_at_bounds
 from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undetermined
 from nlsq_dask.core.distance import Remainder
-from nlsq_dask.core.ending import METHODS, confirmed, record, refined, rescaled, restarted
+from nlsq_dask.core.ending import (
+    METHODS,
+    confirmed,
+    record,
+    refined,
+    rescaled,
+    restarted,
+    restated,
+)
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
-from nlsq_dask.core.questions import Search, SumsAt
+from nlsq_dask.core.questions import RowsLostError, Search, SumsAt
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Trial,
@@ -126,13 +134,24 @@ def minimize(
     InputTypeError
         If there are fewer rows than parameters.
     """
-    if state is None:
-        state = yield from start(p0, box, options, known)
-        state = _observed(state, observer)
-    while state.status is None:
-        state = yield from advance(state, box, options)
-        state = _observed(state, observer)
-    return (yield from finish(state, box, options))
+    lost = False
+    while True:
+        try:
+            if state is None:
+                state = yield from start(p0, box, options, known)
+                state = _observed(state, observer)
+            elif lost:
+                state = yield from restated(state, box, options)
+                state = yield from confirmed(judged(state, box, options), box, options)
+                state = _observed(state, observer)
+            lost = False
+            while state.status is None:
+                state = yield from advance(state, box, options)
+                state = _observed(state, observer)
+            return (yield from finish(state, box, options))
+        except RowsLostError:
+            # What is known of the start has the lost rows, too.
+            lost, known = True, replace(known, sums=None, moments=None)
 
 
 def first_point(p0: FloatArray, box: Box, options: SolverOptions) -> FloatArray:
@@ -208,7 +227,12 @@ def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[Solv
         return (yield from confirmed(judged(state, box, options, outcome), box, options))
     basis = state.linearization.whitening
     scores = options.scores and may_be_last(state, trial, options)
-    sums = yield SumsAt(trial.params, basis.forward, scores=scores)
+    try:
+        sums = yield SumsAt(trial.params, basis.forward, scores=scores)
+    except RowsLostError as error:
+        # The cost at the trial is comparable with that of the same rows at the present point.
+        sums = error.answer
+        state = yield from restated(state, box, options)
     tried = replace(state, nfev=state.nfev + 1, alpha=trial.alpha)
     respond = _accept_displacement if displacement else _accept_or_reject
     after = respond(tried, trial, sums, basis, box, options)

@@ -160,12 +160,59 @@ class Several:
         return Answers(tuple(question.of_rows(rows, kernels) for question in self.questions))
 
 
+class RowsLostError(Exception):
+    """Rows of earlier answers are left out of an answer, and of all answers to come.
+
+    A search gets this in place of the answer. It never leaves the search.
+
+    Attributes
+    ----------
+    answer : object
+        The answer, of the rows that are left.
+    """
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+def without_lost_rows(
+    search: Search[FoundT],
+    omitted: Callable[[], frozenset[Any]],
+    known: frozenset[Any] | None = None,
+) -> Search[FoundT]:
+    """Tell a search where rows are lost that its earlier answers hold.
+
+    Parameters
+    ----------
+    search : Search
+    omitted : callable
+        What is left out of answers now.
+    known : frozenset, optional
+        What is left out of the answers that the search goes on from; None where it begins.
+    """
+    try:
+        question = next(search)
+        while True:
+            answer = yield question
+            now = omitted()
+            lost = known is not None and now != known
+            known = now
+            question = search.throw(RowsLostError(answer)) if lost else search.send(answer)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
 def _unchanged(question: RowQuestion[Any]) -> RowQuestion[Any]:
     return question
 
 
 def _unseen(answer: Any) -> None:
     del answer
+
+
+def _nothing() -> None:
+    pass
 
 
 def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQuestion[Any]:
@@ -180,6 +227,7 @@ def relayed(
     *,
     change: Callable[[Any], RowQuestion[Any]] = _unchanged,
     see: Callable[[Any], None] = _unseen,
+    lose: Callable[[], None] = _nothing,
 ) -> Search[FoundT]:
     """Pass the questions of a search on, and their answers back.
 
@@ -190,14 +238,21 @@ def relayed(
         Maps a question that is not :class:`Several` to the question that is passed on.
     see : callable
         Called with every answer before the search gets it.
+    lose : callable
+        Called before `see` where rows of earlier answers are lost.
     """
-    answer = None
+    answer, lost = None, None
     while True:
         try:
-            question = search.send(answer)
+            question = search.send(answer) if lost is None else search.throw(lost)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        answer = yield changed(question, change)
+        lost = None
+        try:
+            answer = yield changed(question, change)
+        except RowsLostError as error:
+            answer, lost = error.answer, error
+            lose()
         see(answer)
 
 

@@ -48,6 +48,8 @@ class Checkpoint:
         Of a finished fit: checksums of a few blocks of the data, by their rows.
     of_0_1 : bool
         Whether version 0.1 wrote the checkpoint, so that the state must be judged again.
+    omitted : frozenset of tuple of int
+        Blocks that the fit has left out, by their index in the chunk grid.
     """
 
     state: SolverState
@@ -56,6 +58,7 @@ class Checkpoint:
     pilot: dict[str, Any] | None
     digests: dict[str, str] | None = None
     of_0_1: bool = False
+    omitted: frozenset[tuple[int, ...]] = frozenset()
 
 
 class CheckpointStore:
@@ -71,6 +74,8 @@ class CheckpointStore:
         Versions of the libraries, recorded with each checkpoint.
     problem_0_1 : mapping, optional
         Description of the fit as version 0.1 writes it.
+    options : mapping, optional
+        Options of the object store.
     """
 
     def __init__(
@@ -79,8 +84,10 @@ class CheckpointStore:
         problem: Mapping[str, Any],
         versions: Mapping[str, str],
         problem_0_1: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.directory = open_folder(directory, "checkpoint", _errors.checkpoint_not_a_path)
+        not_a_path = _errors.checkpoint_not_a_path
+        self.directory = open_folder(directory, "checkpoint", not_a_path, options)
         self._problem = json.loads(dumps(problem))
         self._problem_0_1 = json.loads(dumps(problem_0_1 or problem))
         self._versions = dict(versions)
@@ -96,9 +103,7 @@ class CheckpointStore:
             If the file cannot be written.
         """
         try:
-            name = self._next_name()
-            self.directory.write(name, self._encode(checkpoint))
-            self._written.append(name)
+            self._written.append(self._write_new(self._encode(checkpoint)))
             while len(self._written) > KEPT:
                 self.directory.remove(self._written.pop(0))
         except OSError as error:
@@ -161,6 +166,12 @@ class CheckpointStore:
             raise _errors.numbers_used_up(last)
         return name
 
+    def _write_new(self, raw: bytes) -> str:
+        """Write a file under the next number, which another fit may take at the same moment."""
+        while not self.directory.write_new(name := self._next_name(), raw):
+            pass
+        return name
+
     def _encode(self, checkpoint: Checkpoint) -> bytes:
         content = dumps(
             {
@@ -171,6 +182,7 @@ class CheckpointStore:
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
                 "digests": checkpoint.digests,
+                **({"omitted": sorted(checkpoint.omitted)} if checkpoint.omitted else {}),
                 "state": to_json(checkpoint.state),
             }
         )
@@ -185,6 +197,7 @@ def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Ch
         values["pilot"],
         content.digests,
         of_0_1,
+        frozenset(content.omitted),
     )
 
 

@@ -39,6 +39,8 @@ class Content:
     starts : tuple of Start
     pilot : PilotRecord or None
     digests : dict or None
+    omitted : tuple of tuple of int
+        Blocks that the fit has left out.
     versions : dict
         Versions of the libraries that wrote the file.
     """
@@ -49,6 +51,7 @@ class Content:
     starts: tuple[Start, ...]
     pilot: PilotRecord | None
     digests: dict[str, str] | None = None
+    omitted: tuple[tuple[int, ...], ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -40,10 +40,13 @@ class Source:
     data : Observations
     correlated : array_like of shape (n, n) or None
         Covariance matrix of the rows.
+    checkpoint_options : mapping or None
+        Options of the object store of the checkpoints.
     """
 
     data: Observations
     correlated: Any = None
+    checkpoint_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
 
     @cached_property
     def stream(self) -> Stream:
@@ -85,8 +88,14 @@ class Job:
         Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
     retries : int
         Times that a failed reading of streamed data is tried again.
+    on_error : {"raise", "omit"}
+        Whether a block that cannot be read ends the fit, or is left out.
+    missing_chunks : {"warn", "raise", "omit", "fill"}
+        What happens to chunks of Zarr arrays that are not in the store.
     param_units : mapping of str to str
         Units of the parameters that have one, by name.
+    checkpoint_options : mapping or None
+        Options of the object store of the checkpoints.
     """
 
     data: Observations
@@ -107,7 +116,10 @@ class Job:
     cache: CacheChoice
     retries: int
     n_distinct: int = 0
+    on_error: str = "raise"
+    missing_chunks: str = "warn"
     param_units: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
 
     @property
     def client(self) -> Client | None:
@@ -158,7 +170,9 @@ class Job:
             "pilot": self.pilot,
             # None as in files that were written before rows could be collapsed.
             "collapse": self.n_distinct or None,
-        } | ({"times": list(map(str, data.times))} if any(data.times) else {})
+            **({"times": list(map(str, data.times))} if any(data.times) else {}),
+            **({"missing_chunks": "omit"} if self.missing_chunks == "omit" else {}),
+        }
 
 
 def versions() -> dict[str, str]:

@@ -57,6 +57,7 @@ def streaming_of(job: Job, streamed: Streamed) -> Streaming:
         cache=_cache_choice(job),
         cache_bytes=_cache_bytes(job, streamed),
         retries=reading.Retries(job.retries, reading.FIRST_WAIT),
+        omits=job.on_error == "omit",
     )
 
 

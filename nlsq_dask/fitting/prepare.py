@@ -22,11 +22,18 @@ from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
+from nlsq_dask.fitting.missing_chunks import MISSING_CHUNKS
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.sources import Observations, is_dask, observe
-from nlsq_dask.io.stored import check_options, in_blocks, stored_argument, with_fill_value
+from nlsq_dask.io.stored import (
+    check_options,
+    in_blocks,
+    options_of_checkpoint,
+    stored_argument,
+    with_fill_value,
+)
 from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.derivatives import model_eps
@@ -64,6 +71,9 @@ STAT_TOL = 0.01
 # The same for callers who ask for SciPy's criteria alone.
 LOOSE_STAT_TOL = 0.1
 
+# What happens to a block that cannot be read.
+ON_ERROR = ("raise", "omit")
+
 # Rows with which a row-wise model is traced to find its float types.
 PRECISION_ROWS = 4
 
@@ -92,6 +102,7 @@ class RunOptions:
     cache: CacheChoice = "auto"
     collapse: CollapseChoice = "auto"
     retries: int = 3
+    on_error: str = "raise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +118,8 @@ class InputOptions:
     storage_options: Any = field(default=None, repr=False)  # credentials
     data: Any = None
     time_unit: str = "s"
+    missing_chunks: str = "warn"
+    checkpoint: Any = None
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
@@ -128,9 +141,11 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
     named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
     options = inputs.storage_options
-    check_options(options, named.values())
+    check_options(options, named.values(), inputs.checkpoint)
+    of_checkpoint = options_of_checkpoint(options, named.values(), inputs.checkpoint)
     x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
-    x, y, sigma, mask = in_blocks(x, y, sigma, mask)
+    if inputs.missing_chunks != "omit":  # where a missing chunk costs the rows of its block
+        x, y, sigma, mask = in_blocks(x, y, sigma, mask)
     y, fill_value = with_fill_value(y, inputs.fill_value)
     bare = bare_data(x, y, sigma)
     sigma, correlated = split_sigma(bare.sigma, bare.y)
@@ -145,7 +160,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     )
     labels = {**data.labels, **bare.labels}
     data = replace(data, decode=inputs.decode, storage_options=options, labels=labels)
-    return Source(data, correlated)
+    return Source(data, correlated, of_checkpoint)
 
 
 def prepare_on(
@@ -192,7 +207,10 @@ def prepare_on(
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
         retries=options.retries,
+        on_error=checked_choice("on_error", options.on_error, ON_ERROR),
+        missing_chunks=checked_choice("missing_chunks", inputs.missing_chunks, MISSING_CHUNKS),
         param_units=units,
+        checkpoint_options=source.checkpoint_options,
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
@@ -329,6 +347,13 @@ def _has_pilot(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: b
     if wanted is None:
         return data.n_rows >= (PILOT_ROWS_STREAMED if streaming else PILOT_ROWS_IN_MEMORY)
     return wanted
+
+
+def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """The value, if it is one of the choices."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise _errors.unknown_choice(argument, value, choices)
 
 
 def _checked_pilot(pilot: Any) -> bool | None:

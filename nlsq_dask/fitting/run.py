@@ -18,7 +18,7 @@ from nlsq_dask.core.constraints import in_free
 from nlsq_dask.core.covariance import covariance, robust_covariance
 from nlsq_dask.core.minimize import PriorKnowledge, minimize
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.questions import Search, answered
+from nlsq_dask.core.questions import Search, answered, without_lost_rows
 from nlsq_dask.core.reopen import reopened
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import create_checkpoint_directory
@@ -30,7 +30,9 @@ from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
+from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
+from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same_rows
 from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.pilot import first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
@@ -68,11 +70,13 @@ class ReportOptions:
 
 def run(job: Job, reports: ReportOptions) -> FitResult:
     """Run a fit; see :func:`nlsq_dask.fit`."""
+    job = with_chunks_checked(job)
     table = IterationTable(reports.verbose)
     callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
     streaming = job.plan.strategy == "streaming"
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
+        watch = stack.enter_context(ChunkWatch(job))
         engine = engine_of(job, line.blocks, show=line.note)
         stack.enter_context(engine)
         sample = LazySample(job, engine)
@@ -84,25 +88,30 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
 
         def observe_state(state: SolverState, preparation: Preparation) -> None:
             line.cost(state.cost)
+            watch.tell()
             records = new_records.of(state)
             for record in records:
                 table.row(record)
-            save_state(store, state, preparation, engine.n_passes, partial(digests, job, engine))
+            of_data = partial(digests, job, engine)
+            omitted = blocks_omitted(engine)
+            save_state(store, state, preparation, engine.n_passes, of_data, omitted)
             callback(state, records)
 
         if saved is not None:
             # A guess from means has read the rows once more.
             engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
+            leave_out(engine, saved.omitted)
             check_resumed(store, saved, job, engine)
         try:
-            with naming_rows(job):
+            omitted = partial(blocks_omitted, engine)
+            with naming_rows(job, omitted):
                 look = partial(bad_values, engine, job.data)
-                search = solve(job, sample, saved, observe_state, look)
+                search = solve(job, sample, saved, observe_state, look, omitted)
                 before = 0 if saved is None else saved.n_passes
                 outcome = Outcome(*answered(search, engine.ask), engine.n_passes, before)
         except _errors.StartNotFiniteError as error:
-            raise start_problem(job, error) from None
-    result = result_of(job, outcome, store)
+            raise start_problem(of_same_rows(job, omitted()), error) from None
+    result = result_of(of_same_rows(job, omitted()), outcome, store)
     solution = outcome.solution
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
@@ -134,13 +143,16 @@ def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.Input
 
 
 @contextmanager
-def naming_rows(job: Job) -> Iterator[None]:
-    """Name the rows in which the derivatives at the start are not finite."""
+def naming_rows(job: Job, omitted: Callable[[], Blocks]) -> Iterator[None]:
+    """Name the rows in which the derivatives at the start are not finite.
+
+    `omitted` tells the blocks that the fit leaves out.
+    """
     try:
         yield
     except _errors.StartSlopeError as error:
         params = job.reduction.expand(np.array(error.params, np.float64))
-        found = fitted_model(job).without_derivatives(params)
+        found = fitted_model(of_same_rows(job, omitted())).without_derivatives(params)
         if not found.count:  # they are finite one by one, but their products are not
             raise
         raise _errors.no_difference(params, found.count, found.first) from None
@@ -157,7 +169,13 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
             _errors.warn_caller(warning)
             return None
-    store = CheckpointStore(directory, job.description(), versions(), job.description(of_0_1=True))
+    store = CheckpointStore(
+        directory,
+        job.description(),
+        versions(),
+        job.description(of_0_1=True),
+        job.checkpoint_options,
+    )
     logger.info("checkpoints in %s", store.directory)
     return store
 
@@ -182,6 +200,7 @@ def save_state(
     preparation: Preparation,
     n_passes: int,
     digests: Callable[[], dict[str, str]],
+    omitted: Blocks,
 ) -> None:
     """Write a checkpoint, if there is a store; of a finished search with checksums of its data."""
     if store is None:
@@ -193,7 +212,7 @@ def save_state(
             of_data = digests()
         except (_errors.ReadingError, _errors.ClusterError) as error:  # the fit itself is done
             logger.warning("no checksums of the data for the last checkpoint: %s", error)
-    store.save(Checkpoint(state, n_passes, starts, pilot, of_data))
+    store.save(Checkpoint(state, n_passes, starts, pilot, of_data, omitted=omitted))
 
 
 def check_resumed(
@@ -239,12 +258,14 @@ def solve(
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
     look: Look,
+    omitted: Callable[[], Blocks],
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
     search = in_free(_solve(job, sample, saved, observer), job.reduction)
     before = None if saved is None or saved.of_0_1 else saved.state
     changing = job.data.lazy and not job.data.propagates
-    return same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
+    search = same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
+    return without_lost_rows(search, omitted, None if saved is None else saved.omitted)
 
 
 def _solve(
@@ -406,5 +427,6 @@ def result_of(
         data_units=job.data.units,
         n_distinct=job.n_distinct,
         times=job.data.times,
+        blocks_omitted=tuple(sorted(job.data.omitted)),
         fitted=fitted_model(job),
     )

@@ -63,7 +63,7 @@ def same_in_all_passes(
         If a pass sees other data than another.
     """
     passes = _Passes(look, before)
-    return relayed(search, change=passes.change, see=passes.see)
+    return relayed(search, change=passes.change, see=passes.see, lose=passes.forget)
 
 
 class _Passes:
@@ -84,6 +84,11 @@ class _Passes:
             self._ask_moments = False
             return replace(question, observe=True)
         return question
+
+    def forget(self) -> None:
+        """Compare from now on with what is told of the rows that are left."""
+        self._counts, self._moments, self._sample = None, None, None
+        self._resumed = self._ask_moments = False
 
     def see(self, answer: Any) -> None:
         """Compare an answer with the answers before."""

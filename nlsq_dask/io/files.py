@@ -36,6 +36,9 @@ class Folder(Protocol):
     def write(self, name: str, raw: bytes) -> None:
         """Write a file completely or not at all."""
 
+    def write_new(self, name: str, raw: bytes) -> bool:
+        """Write a file completely or not at all; False if another has the name already."""
+
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
 
@@ -74,6 +77,11 @@ class LocalFolder:
         """Write a file completely or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / name, raw)
+
+    def write_new(self, name: str, raw: bytes) -> bool:
+        """Write a file completely or not at all; False if another has the name already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return write_atomically(self.path / name, raw, replace=False)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
@@ -130,12 +138,24 @@ def check_size(raw: bytes) -> None:
         raise _errors.content_too_large(len(raw), MOST_BYTES)
 
 
-def write_atomically(path: Path, raw: bytes) -> None:
+def write_atomically(path: Path, raw: bytes, *, replace: bool = True) -> bool:
     """Write a file so that it appears under its name only when it is complete.
 
     The content is written to a temporary file in the same directory, flushed to the disk, and
     renamed. The rename replaces an existing file at once. The temporary file has a name of its own
     and is new, so that neither a link nor another thread is in the way.
+
+    Parameters
+    ----------
+    path : Path
+    raw : bytes
+    replace : bool
+        Whether an existing file is replaced.
+
+    Returns
+    -------
+    bool
+        False if there is an existing file, which was to stay.
 
     Raises
     ------
@@ -150,7 +170,10 @@ def write_atomically(path: Path, raw: bytes) -> None:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        elif not _linked(temporary, path):
+            return False
     finally:
         temporary.unlink(missing_ok=True)  # after the rename there is none
     directory = os.open(path.parent, os.O_RDONLY)
@@ -158,3 +181,17 @@ def write_atomically(path: Path, raw: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+    return True
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file a second name, unless another file has the name."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            return False
+        temporary.replace(path)
+    return True

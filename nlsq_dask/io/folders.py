@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,20 @@ class ObjectFolder:
         For messages, without credentials.
     secret : str
         The URL as the user wrote it.
+    options : mapping, optional
+        Options of the store, whose values are kept out of messages.
     """
 
-    def __init__(self, system: Any, root: str, url: str, secret: str) -> None:
+    def __init__(
+        self,
+        system: Any,
+        root: str,
+        url: str,
+        secret: str,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._system, self._root, self._url, self._secret = system, root.rstrip("/"), url, secret
+        self._options = options or {}
 
     def __str__(self) -> str:
         return self._url
@@ -82,6 +92,29 @@ class ObjectFolder:
         with self._refused():
             self._system.pipe_file(f"{self._root}/{name}", raw)
 
+    def write_new(self, name: str, raw: bytes) -> bool:
+        """Write a file by one put; False if another has the name already.
+
+        Not all stores take a put on the condition that there is no such object. In those that do
+        not, two writers at the same moment may choose the same name.
+        """
+        check_size(raw)
+        path = f"{self._root}/{name}"
+        with self._refused():
+            self._system.invalidate_cache()
+            if self._system.exists(path):
+                return False
+            try:
+                self._system.pipe_file(path, raw, mode="create")
+            except FileExistsError:
+                return False
+            except locations.failures():
+                self._system.invalidate_cache()
+                if self._system.exists(path):
+                    return False
+                self._system.pipe_file(path, raw)
+        return True
+
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
         with self._refused():
@@ -98,7 +131,7 @@ class ObjectFolder:
         except FileNotFoundError:
             raise
         except locations.failures() as error:
-            text = locations.without_secrets(str(error), self._secret, {})
+            text = locations.without_secrets(str(error), self._secret, self._options)
             problem = _errors.store_refused(self._url, type(error).__name__, text)
             raise problem from (error if text == str(error) else None)
 
@@ -151,8 +184,20 @@ def checked_place(
     return text
 
 
-def open_folder(place: Any, argument: str, not_a_path: Callable[[object], Exception]) -> Folder:
-    """Open a directory, or a prefix of an object store; parameters as for `checked_place`.
+def open_folder(
+    place: Any,
+    argument: str,
+    not_a_path: Callable[[object], Exception],
+    options: Mapping[str, Any] | None = None,
+) -> Folder:
+    """Open a directory, or a prefix of an object store.
+
+    Parameters
+    ----------
+    place, argument, not_a_path
+        As for :func:`checked_place`.
+    options : mapping, optional
+        Options of the object store. By default they are those of fsspec's configuration.
 
     Raises
     ------
@@ -166,16 +211,16 @@ def open_folder(place: Any, argument: str, not_a_path: Callable[[object], Except
         return LocalFolder(checked)
     from fsspec.core import url_to_fs
 
-    shown = locations.shown_url(checked)
+    shown, given = locations.shown_url(checked), dict(options or {})
     try:
-        system, root = url_to_fs(checked)
+        system, root = url_to_fs(checked, **locations.fsspec_options(checked, given))
     except ImportError as error:
         scheme = urlsplit(checked).scheme
         raise _errors.location_needs_library(argument, shown, scheme, error) from error
     except locations.failures() as error:
-        text = locations.without_secrets(str(error), checked, {})
+        text = locations.without_secrets(str(error), checked, given)
         raise _errors.place_not_opened(argument, shown, text) from None
-    return ObjectFolder(system, root, shown, checked)
+    return ObjectFolder(system, root, shown, checked, given)
 
 
 def below(place: str | Path, name: str) -> str | Path:

@@ -202,6 +202,18 @@ def _for_obstore(kind: str, options: Mapping[str, Any], root: str = "") -> dict[
     return made
 
 
+def fsspec_options(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the store of a URL with the names of fsspec's file systems."""
+    return _for_fsspec(_OBSTORE.get(urlsplit(url).scheme), options)
+
+
+def same_store(url: str, other: str) -> bool:
+    """Whether two URLs are of stores of one kind, which take the same options."""
+    schemes = [urlsplit(each).scheme for each in (url, other)]
+    kinds = {_OBSTORE.get(scheme, scheme) for scheme in schemes}
+    return len(kinds) == 1
+
+
 def _for_fsspec(kind: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with the names of fsspec's file systems."""
     if kind is None:

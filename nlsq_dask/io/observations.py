@@ -61,6 +61,8 @@ class Observations:
         Names and units of the arguments that have them, by "y", "x" or "x[i]".
     times : tuple of (TimeAxis or None)
         For each coordinate how its times became numbers, if it had times.
+    omitted : frozenset of tuple of int
+        Blocks of Dask arrays that are left out, by their index in the chunk grid.
     """
 
     y: Array
@@ -77,6 +79,7 @@ class Observations:
     frame: Frame | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
     times: tuple[TimeAxis | None, ...] = ()
+    omitted: frozenset[tuple[int, ...]] = frozenset()
 
     @property
     def n_rows(self) -> int:

@@ -21,7 +21,7 @@ from nlsq_dask.io.libraries import (
     is_zarr_group,
     is_zarr_store,
 )
-from nlsq_dask.io.locations import is_location, names_in, open_location
+from nlsq_dask.io.locations import is_location, names_in, open_location, same_store
 from nlsq_dask.io.missing import number_in
 
 DECODE = ("cf", False)
@@ -180,8 +180,16 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
     return [joined(value) for value in (x, y, *others)]
 
 
-def check_options(options: Any, arguments: Iterable[Any]) -> None:
+def check_options(options: Any, arguments: Iterable[Any], checkpoint: Any = None) -> None:
     """Check that options of an object store are a mapping, and that an argument needs them.
+
+    Parameters
+    ----------
+    options : mapping or None
+    arguments : iterable
+        Arrays of a fit.
+    checkpoint : path-like, optional
+        Where checkpoints are written.
 
     Raises
     ------
@@ -194,9 +202,27 @@ def check_options(options: Any, arguments: Iterable[Any]) -> None:
         return
     if not isinstance(options, Mapping):
         raise _errors.storage_options_form(type(options).__name__)
-    parts = (part for a in arguments for part in (a if isinstance(a, tuple) else (a,)))
-    if options and not any(is_location(part) and "://" in str(part) for part in parts):
+    if options and not _urls_in((*arguments, checkpoint)):
         raise _errors.storage_options_unused()
+
+
+def options_of_checkpoint(
+    options: Mapping[str, Any] | None, arguments: Iterable[Any], checkpoint: Any
+) -> Mapping[str, Any] | None:
+    """Options of the store of checkpoints; None if they are for arrays in another kind of store.
+
+    Parameters are as for :func:`check_options`.
+    """
+    place, arrays = _urls_in([checkpoint]), _urls_in(arguments)
+    if not place or (arrays and not any(same_store(url, place[0]) for url in arrays)):
+        return None
+    return options
+
+
+def _urls_in(arguments: Iterable[Any]) -> list[str]:
+    """The URLs among some arguments, and the items of tuples."""
+    parts = (part for a in arguments for part in (a if isinstance(a, tuple) else (a,)))
+    return [str(part) for part in parts if is_location(part) and "://" in str(part)]
 
 
 def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:

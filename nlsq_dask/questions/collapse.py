@@ -134,6 +134,10 @@ class MeansOf(BlockQuestion[Means]):
         """Answer for no rows."""
         return Means()
 
+    def left_out(self, n_rows: int) -> Means:
+        """Answer for rows of blocks that are left out as a whole."""
+        return Means(n_left_out=n_rows)
+
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Means:  # noqa: ARG002
         """Answer for the rows of a block."""
         _, box, block = placed

@@ -28,6 +28,10 @@ class BlockQuestion(ABC, Generic[AnswerT_co]):
     def zero(self) -> AnswerT_co:
         """Answer for no rows."""
 
+    def left_out(self, n_rows: int) -> AnswerT_co:  # noqa: ARG002 (counted by some questions)
+        """Answer for rows of blocks that are left out as a whole."""
+        return self.zero()
+
     @abstractmethod
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> AnswerT_co:
         """Answer the question for the rows of a block."""

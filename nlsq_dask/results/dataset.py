@@ -37,6 +37,7 @@ STATISTICS = (
 COUNTS = (
     "n_points",
     "n_skipped",
+    "n_blocks_omitted",
     "n_distinct",
     "n_free",
     "dof",

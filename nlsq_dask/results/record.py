@@ -169,6 +169,12 @@ class FitRecord:
     data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
     n_distinct: int = field(default=0, kw_only=True)
     times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
+    blocks_omitted: tuple[tuple[int, ...], ...] = field(default=(), kw_only=True)
+
+    @property
+    def n_blocks_omitted(self) -> int:
+        """Number of blocks that were left out, since they could not be read."""
+        return len(self.blocks_omitted)
 
     @property
     def perr(self) -> FloatArray:

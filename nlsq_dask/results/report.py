@@ -23,6 +23,9 @@ NOTABLE_DIFFERENCE = 0.1
 
 LEVEL = 0.95
 
+# Omitted blocks that a report lists.
+FEW_BLOCKS = 6
+
 _BOUNDS = {-1: "at its lower bound", 0: "", 1: "at its upper bound"}
 
 Row = tuple[str, str]
@@ -136,6 +139,7 @@ def _statistics_rows(record: FitRecord) -> list[Row]:
         scale = "sandwich of the loss"
     return [
         ("rows", f"{record.n_points:,}{skipped}"),
+        *_omitted_rows(record),
         *(("decoded", line) for line in record.decoded),
         *_time_rows(record),
         *(differenced if record.n_differenced else []),
@@ -231,6 +235,15 @@ def _correlations(record: FitRecord) -> list[tuple[str, str, float]]:
         (names[i], names[j], float(matrix[i, j])) for i, j in pairs if not np.isnan(matrix[i, j])
     ]
     return sorted(known, key=lambda pair: -abs(pair[2]))
+
+
+def _omitted_rows(record: FitRecord) -> list[Row]:
+    """Blocks that were left out."""
+    few = ", ".join(map(str, record.blocks_omitted[:FEW_BLOCKS]))
+    more = record.n_blocks_omitted - FEW_BLOCKS
+    listed = f"{few} and {more:,} more" if more > 0 else few
+    count = _count(record.n_blocks_omitted, "block")
+    return [("omitted", f"{count}: {listed}")] if record.blocks_omitted else []
 
 
 def _solver_rows(record: FitRecord) -> list[Row]:

@@ -52,7 +52,7 @@ class FitResult(FitRecord):
     n_points : int
         Rows that entered the fit.
     n_skipped : int
-        Rows left out: masked or missing.
+        Rows left out: masked, missing, or in blocks that were left out.
     n_free : int
         Free parameters: p less the parameters that are fixed or tied to others.
     fixed : tuple of str
@@ -133,6 +133,9 @@ class FitResult(FitRecord):
     times : tuple of (TimeAxis or None)
         For each coordinate, unit and origin of the numbers that took the place of its times; None
         for a coordinate without times. As text: ``"s since 2020-01-01T00:00:00"``.
+    blocks_omitted : tuple of tuple of int
+        Blocks that were left out by ``on_error="omit"`` or ``missing_chunks="omit"``, by their
+        index in the chunk grid of the rows. Their number is ``n_blocks_omitted``.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.

@@ -61,8 +61,13 @@ def as_dask(array):
 def as_zarr(array):
     import zarr
 
-    kept = zarr.create_array(zarr.storage.MemoryStore(), shape=array.shape, chunks=90,
-                             dtype=array.dtype)  # fmt: skip
+    kept = zarr.create_array(
+        zarr.storage.MemoryStore(),
+        shape=array.shape,
+        chunks=90,
+        dtype=array.dtype,
+        config={"write_empty_chunks": True},
+    )
     kept[:] = array
     return kept
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import pickle
 import traceback
+import warnings
 from collections import Counter
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zarr
+from zarr.core.buffer import cpu
+from zarr.core.sync import sync
 
-from nlsq_dask import InputError, curve_fit, fit, fit_models, plan
+from nlsq_dask import InputError, ReadingError, curve_fit, fit, fit_models, plan
 from nlsq_dask.fitting.prepare import InputOptions
 from nlsq_dask.io import leaf
 
@@ -127,6 +131,53 @@ def test_a_worker_opens_the_store_once_and_nothing_tells_a_credential(
     texts.append(repr(InputOptions(**options)))
     assert not [text for text in texts if CANARY in text]
     assert CANARY.encode() not in pickle.dumps(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["obstore", "fsspec"])
+def test_missing_and_damaged_chunks_in_a_bucket(library, endpoint, options, monkeypatch, caplog):
+    """They are found by listing, and no text has a credential."""
+    group = group_on(endpoint, "lossy.zarr")
+    y = group.create_array("y", data=Y, chunks=(CHUNK,), compressors=zarr.codecs.ZstdCodec())
+    url = f"s3://{BUCKET}/lossy.zarr/y"
+    sync(y.store.delete("lossy.zarr/y/c/3"))
+    if library == "fsspec":
+        pytest.importorskip("s3fs")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    place = f"s3://{BUCKET}/run-{library}"
+    with caplog.at_level(logging.DEBUG, "nlsq_dask"), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit(decay, X, url, P0, checkpoint=place, **options)
+        sync(y.store.set("lossy.zarr/y/c/5", cpu.Buffer.from_bytes(b"no zstd")))
+        result = fit(decay, X, url, P0, missing_chunks="omit", on_error="omit", **options)
+    assert result.blocks_omitted == ((3,), (5,))
+    texts = [str(warning.message) for warning in told]
+    assert [text for text in texts if "y lacks 1 of 8 chunks in the store (" in text]
+    assert [text for text in texts if "block (5,) of y" in text]
+    with pytest.raises(ReadingError, match="y lacks 1 of 8 chunks") as caught:
+        fit(decay, X, url, P0, missing_chunks="raise", **options)
+    texts += traceback.format_exception(caught.value)
+    with pytest.raises(ReadingError, match=r"block \(5,\) of y") as caught:
+        fit(decay, X, url, P0, missing_chunks="fill", **options)
+    texts += traceback.format_exception(caught.value)
+    texts += [str(result), repr(result), result.summary(), repr(vars(result))]
+    texts += [record.getMessage() for record in caplog.records if record.name != "werkzeug"]
+    files = list_of(endpoint, f"run-{library}")
+    assert len(files) >= 2
+    texts += [file.decode() for file in files]
+    assert not [text for text in texts if CANARY in text]
+
+
+def list_of(endpoint, prefix):
+    """The contents of the objects below a prefix."""
+    store = group_on(endpoint, "nothing").store
+
+    async def read():
+        prototype = zarr.core.buffer.default_buffer_prototype()
+        keys = [key async for key in store.list_prefix(prefix)]
+        return [(await store.get(key, prototype)).to_bytes() for key in keys]
+
+    return sync(read())
 
 
 def misses():

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import dask
 import dask.array as da
 import pytest
 from distributed import Client, LocalCluster
 
-from nlsq_dask import ClusterError, ClusterWarning, InputError, InputTypeError, fit, plan
+from nlsq_dask import (
+    ClusterError,
+    ClusterWarning,
+    InputError,
+    InputTypeError,
+    MissingDataWarning,
+    fit,
+    plan,
+)
 from nlsq_dask.engines.dask import watch
 from nlsq_dask.engines.dask.cluster import check_versions
 from nlsq_dask.io.sources import observe
@@ -242,3 +251,22 @@ def test_a_block_that_kills_its_workers(tmp_path):
     assert len(twice.tries(7)) == 3
     with dask_engine(observe(PROBLEM.x, da.from_array(PROBLEM.y, 25)), PROBLEM.spec) as engine:
         assert sums.gram.tobytes() == engine.ask(QUESTION).gram.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_a_block_that_kills_its_workers_is_left_out(tmp_path):
+    with worker_processes() as client:
+        always = killing(tmp_path, 99)
+        with dask_engine(always.data, PROBLEM.spec, client=client, omits=True) as engine:
+            with pytest.warns(MissingDataWarning, match=r"block \(7,\) .* workers died"):
+                sums = engine.ask(QUESTION)
+            again = engine.ask(QUESTION)
+            assert engine.omissions.all == {(7,)}
+    assert (sums.n_points, sums.n_skipped) == (975, 25)
+    deaths = len(always.tries(7))
+    assert deaths in (3, 4, 5)
+    data = observe(PROBLEM.x, da.from_array(PROBLEM.y, 25))
+    with dask_engine(replace(data, omitted=frozenset({(7,)})), PROBLEM.spec) as engine:
+        expected = engine.ask(QUESTION).gram.tobytes()
+    assert sums.gram.tobytes() == again.gram.tobytes() == expected

@@ -407,7 +407,11 @@ def test_checkpoints_on_s3(monkeypatch):
     from tests.support.s3 import BUCKET, options_of, s3_server
 
     with s3_server() as endpoint:
-        monkeypatch.setitem(fsspec.config.conf, "s3", options_of(endpoint))
+        options = options_of(endpoint)
+        passed = fit_decay(f"s3://{BUCKET}/passed", storage_options=options)
+        again = fit_decay(f"s3://{BUCKET}/passed", resume=True, storage_options=options)
+        assert_same_result(again, passed)
+        monkeypatch.setitem(fsspec.config.conf, "s3", options)
         whole = fit_decay(f"s3://{BUCKET}/run")
         assert_same_result(fit_decay(f"s3://{BUCKET}/run", resume=True), whole)
         system = fsspec.filesystem("s3")
@@ -415,6 +419,24 @@ def test_checkpoints_on_s3(monkeypatch):
         assert len(system.ls(f"{BUCKET}/run")) == 3
         with pytest.warns(CheckpointWarning, match="the store of s3://none/run refuses|none"):
             fit_decay("s3://none/run")
+
+
+@pytest.mark.parametrize("place", ["disk", "disk without links", "memory"])
+def test_two_fits_never_take_one_name(place, tmp_path, monkeypatch):
+    """Each has listed the directory before the other writes."""
+    directory = "memory://test-two-fits/run" if place == "memory" else tmp_path / "run"
+    if place == "disk without links":
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: Path("/no such file").stat())
+    first, second = (CheckpointStore(directory, {"p": 1}, VERSIONS) for _ in range(2))
+    state = a_state()
+    names = second.directory.names
+    stale = iter([names()])
+    monkeypatch.setattr(second.directory, "names", lambda: next(stale, None) or names())
+    first.save(Checkpoint(state, 1, [], None))
+    second.save(Checkpoint(state, 2, [], None))
+    assert sorted(names()) == ["checkpoint-00000001.json", "checkpoint-00000002.json"]
+    read = [decode(first.directory.read(name))[1]["n_passes"] for name in sorted(names())]
+    assert read == [1, 2]
 
 
 def test_where_all_are_damaged_there_is_none(tmp_path):

@@ -15,7 +15,7 @@ from zarr.storage import FsspecStore, LocalStore
 from nlsq_dask import InputError, InputTypeError, MissingLibraryError
 from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.locations import _for_fsspec, _for_obstore, open_location
-from nlsq_dask.io.stored import check_options, stored_argument
+from nlsq_dask.io.stored import check_options, options_of_checkpoint, stored_argument
 
 VALUES = np.arange(20.0)
 
@@ -112,6 +112,23 @@ def test_options_that_nothing_needs():
     with pytest.raises(InputTypeError, match="storage_options is a str") as caught:
         check_options("CANARY", ("s3://bucket/y",))
     assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "checkpoint", "reach"),
+    [
+        ((VALUES,), "s3://bucket/run", True),
+        (("s3://bucket/y",), "s3a://other/run", True),
+        (("s3://bucket/y",), "gs://bucket/run", False),
+        ((VALUES,), "run", False),
+        ((VALUES,), None, False),
+    ],
+)
+def test_options_reach_checkpoints_in_the_same_kind_of_store(arrays, checkpoint, reach):
+    options = {"key": "secret"}
+    if reach:
+        check_options(options, arrays, checkpoint)
+    assert options_of_checkpoint(options, arrays, checkpoint) == (options if reach else None)
 
 
 def test_options_have_the_names_of_either_library():

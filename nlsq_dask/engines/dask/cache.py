@@ -60,13 +60,14 @@ class KeptGroup:
         Most bytes of the kept rows of all groups on one worker, or in this process.
     """
 
-    __slots__ = ("__weakref__", "_release", "_rows", "group", "limit", "n_bytes")
+    __slots__ = ("__weakref__", "_blocks", "_release", "_rows", "group", "limit", "n_bytes")
 
     def __init__(self, group: Group, n_bytes: int, limit: int) -> None:
         self.group = group
         self.n_bytes = n_bytes
         self.limit = limit
         self._rows: list[tuple[Rows, int]] | None = None
+        self._blocks: frozenset[tuple[int, ...]] | None = None
         self._release: weakref.finalize[..., KeptGroup] | None = None
 
     def __reduce__(self) -> tuple[type[KeptGroup], tuple[Group, int, int]]:
@@ -84,6 +85,7 @@ class KeptGroup:
         blocks: Iterable[Block],
         weighted: bool,
         stage_rows: int,
+        indices: frozenset[tuple[int, ...]] | None = None,
     ) -> AnswerT:
         """Answer a question for the kept rows; the first call reads and keeps them.
 
@@ -91,11 +93,17 @@ class KeptGroup:
         ----------
         blocks : iterable of Block
             The blocks of the group; not iterated if rows are kept.
+        indices : frozenset of tuple of int, optional
+            Which blocks these are; None for all of the group. Kept rows of other blocks are
+            dropped.
         question, kernels, weighted, stage_rows
             As for :func:`~nlsq_dask.engines.accumulate.accumulate`.
         """
-        if self._rows is not None:
-            return add_rows(question, kernels, self._rows)
+        if self._rows is not None and self._blocks != indices:
+            self.forget()
+        rows = self._rows
+        if rows is not None:
+            return add_rows(question, kernels, rows)
         if not self._claim(kernels.device):
             return accumulate(question, kernels, blocks, weighted, stage_rows)
         kept: list[tuple[Rows, int]] = []
@@ -110,7 +118,7 @@ class KeptGroup:
         except BaseException:
             self.forget()
             raise
-        self._rows = kept
+        self._rows, self._blocks = kept, indices
         return total
 
     def forget(self) -> None:

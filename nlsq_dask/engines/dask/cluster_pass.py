@@ -2,11 +2,13 @@
 
 The scheduler sends a task whose worker died to another worker. After two deaths with the same
 group, the group is run again such that each of its blocks is told before it is read. If it ends,
-its answer has the same bits. If its worker dies, the block told last is named, and the fit ends.
+its answer has the same bits. If its worker dies, the block told last is named, and the fit ends; or
+the group is run once more without that block.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -16,6 +18,7 @@ from dask.typing import Key
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.groups import Group
+from nlsq_dask.engines.dask.omitted import LostBlock
 from nlsq_dask.engines.dask.tree import BlockProgress
 from nlsq_dask.engines.dask.watch import GUILTY, LOOK_SECONDS, SUSPICIOUS, Watch
 from nlsq_dask.io.places import Place
@@ -30,8 +33,17 @@ ANSWER = -1
 class Submit(Protocol):
     """Sends the tasks of a pass to the cluster."""
 
-    def groups(self, numbers: Sequence[int], *, tells: bool) -> list[Future[Any]]:
-        """Tasks of some groups, by number; `tells` if they tell each block."""
+    @property
+    def omits(self) -> bool:
+        """Whether a group may be run without the blocks that kill its workers."""
+        ...
+
+    def groups(self, numbers: Sequence[int]) -> list[Future[Any]]:
+        """Tasks of some groups, by number."""
+        ...
+
+    def again(self, number: int, killers: Sequence[LostBlock]) -> Future[Any]:
+        """A task of a group that tells each block, without the blocks that killed workers."""
         ...
 
     def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
@@ -64,6 +76,7 @@ class ClusterPass:
         self._nodes: list[Future[Any]] = []
         self._replaced: list[Future[Any]] = []
         self._telling: set[Key] = set()
+        self._killers: dict[int, list[LostBlock]] = defaultdict(list)
         self._waiting: dict[Key, int] = {}
         self._ended: SimpleQueue[Future[Any]] = SimpleQueue()
 
@@ -77,7 +90,7 @@ class ClusterPass:
         Exception
             The error of the first group that fails.
         """
-        self._asked = self._submit.groups(range(len(self._groups)), tells=False)
+        self._asked = self._submit.groups(range(len(self._groups)))
         self._nodes = self._submit.tree(self._asked, 0)
         self._wait_for(enumerate(self._asked))
         self._wait_for([(ANSWER, self._nodes[-1])])
@@ -115,7 +128,8 @@ class ClusterPass:
             error = future.exception()
             if type(error).__name__ == "KilledWorker":
                 deaths = getattr(error, "allowed_failures", GUILTY - 1) + 1
-                raise self._guilty(number, deaths, None) from None
+                self._killed(number, deaths, future.key)
+                return
             future.result()
         if future.status == "cancelled":
             raise _errors.cluster_lost("its tasks were cancelled") from None
@@ -133,9 +147,29 @@ class ClusterPass:
             if number == ANSWER or not deaths[str(key)]:
                 continue
             if key in self._telling:
-                raise self._guilty(number, GUILTY, self._watch.last_begun(str(key)))
-            if deaths[str(key)] >= SUSPICIOUS:
+                self._leave_out(number, GUILTY, self._watch.last_begun(str(key)))
+            elif deaths[str(key)] >= SUSPICIOUS:
                 self._run_again(number)
+
+    def _killed(self, number: int, deaths: int, key: Key) -> None:
+        """Deal with a task that Dask runs no more, as its workers have died too often."""
+        if not self._submit.omits:
+            raise self._guilty(number, deaths, None) from None
+        if number == ANSWER:  # the group that it waits for has the same error
+            return
+        if key in self._telling:
+            self._leave_out(number, deaths, self._watch.last_begun(str(key)))
+        else:
+            self._run_again(number)
+
+    def _leave_out(self, number: int, deaths: int, block: tuple[int, ...] | None) -> None:
+        """Run a group without the block that killed its workers; or end the fit."""
+        if not self._submit.omits or block is None:
+            raise self._guilty(number, deaths, block) from None
+        (place,) = self._places(number, block)
+        killer = LostBlock(place.index, _errors.killed_workers(place, deaths))
+        self._killers[number].append(killer)
+        self._run_again(number)
 
     def _run_again(self, number: int) -> None:
         """Replace the task of a group by one that tells its blocks, and the tree with it."""
@@ -145,16 +179,21 @@ class ClusterPass:
             self._waiting.pop(future.key, None)
             future.release()
         self._replaced += replaced
-        (new,) = self._submit.groups([number], tells=True)
+        new = self._submit.again(number, self._killers[number])
         self._asked[number] = new
         self._telling.add(new.key)
         self._nodes = self._submit.tree(self._asked, len(self._telling))
         self._wait_for([(number, new), (ANSWER, self._nodes[-1])])
 
-    def _guilty(self, number: int, deaths: int, block: int | None) -> _errors.ClusterError:
-        """The error of a group that kills workers, by the number of the block if it is known."""
-        steps = self._groups[number].steps if number != ANSWER else ()
-        if block is not None:
-            steps = steps[block : block + 1]
-        places = [Place(("y",), step.index, step.box) for step in steps]
+    def _guilty(
+        self, number: int, deaths: int, block: tuple[int, ...] | None
+    ) -> _errors.ClusterError:
+        """The error of a group that kills workers, with the block if it is known."""
+        places = self._places(number, block) if number != ANSWER else []
         return _errors.block_kills_workers(places or [Place(())], deaths)
+
+    def _places(self, number: int, block: tuple[int, ...] | None) -> list[Place]:
+        """A block of a group, or all blocks where the block is not known."""
+        steps = self._groups[number].steps
+        chosen = [step for step in steps if block is None or step.index == block]
+        return [Place(("y",), step.index, step.box) for step in chosen]

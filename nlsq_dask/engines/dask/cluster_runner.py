@@ -23,6 +23,7 @@ from dask.typing import Key
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
 from nlsq_dask.engines.dask.cluster_pass import ClusterPass
 from nlsq_dask.engines.dask.groups import Stream
+from nlsq_dask.engines.dask.omitted import LostBlock, answer_of_readable, without_killers
 from nlsq_dask.engines.dask.reading import shared_nodes
 from nlsq_dask.engines.dask.signals import Ears, Show, listen
 from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
@@ -193,10 +194,20 @@ class _Submit:
     function: Callable[..., Any]
     args: Sequence[Any]
 
-    def groups(self, numbers: Sequence[int], *, tells: bool) -> list[Future[Any]]:
-        function = partial(telling, self.function) if tells else self.function
-        name = f"{self.name}-again" if tells else self.name
-        return self.runner.submit_groups(name, numbers, function, self.args)
+    @property
+    def omits(self) -> bool:
+        return self.function is answer_of_readable
+
+    def groups(self, numbers: Sequence[int]) -> list[Future[Any]]:
+        return self.runner.submit_groups(self.name, numbers, self.function, self.args)
+
+    def again(self, number: int, killers: Sequence[LostBlock]) -> Future[Any]:
+        function, name = self.function, f"{self.name}-again"
+        if killers:
+            function, name = partial(without_killers, tuple(killers)), f"{name}-{len(killers)}"
+        told = partial(telling, function)
+        (future,) = self.runner.submit_groups(name, [number], told, self.args)
+        return future
 
     def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
         name = f"{self.name}-again-{attempt}" if attempt else self.name

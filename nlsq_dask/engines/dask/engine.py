@@ -18,7 +18,9 @@ from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
+from nlsq_dask.engines.dask.group_parts import stream_without
 from nlsq_dask.engines.dask.groups import Stream, make_stream
+from nlsq_dask.engines.dask.omitted import Omissions, Partial, answer_of_readable
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
@@ -65,6 +67,8 @@ class Streaming:
         has room for.
     retries : Retries
         How a failed reading is tried again.
+    omits : bool
+        Whether blocks that cannot be read are left out.
     """
 
     stream: Stream
@@ -74,6 +78,7 @@ class Streaming:
     cache: CacheChoice = False
     cache_bytes: int | None = None
     retries: Retries = DEFAULT_RETRIES
+    omits: bool = False
 
     @property
     def read_ahead(self) -> int:
@@ -120,11 +125,15 @@ class DaskEngine:
         Called as ``progress(pass_number, blocks_done, blocks)``.
     show : callable, optional
         Called with a few words if tasks wait, as for a store that fails.
+    omissions : Omissions, optional
+        Blocks that are left out, shared with other engines of the same data.
 
     Attributes
     ----------
     n_passes : int
         Passes over all rows so far, kept or read.
+    omissions : Omissions
+        Blocks that are left out.
     keeping : Keeping
         Which groups keep their rows. Kept rows are read once, and again only if a worker is lost.
     """
@@ -136,8 +145,11 @@ class DaskEngine:
         streaming: Streaming | None = None,
         progress: PassProgress | None = None,
         show: Show = show_nothing,
+        omissions: Omissions | None = None,
     ) -> None:
-        self.streaming = streaming or Streaming(make_stream(data))
+        streaming = streaming or Streaming(make_stream(data))
+        self.streaming = replace(streaming, stream=stream_without(streaming.stream, data.omitted))
+        self.omissions = omissions or Omissions(data.omitted, streaming.stream.n_blocks)
         self.kernels = kernels
         self.n_passes = 0
         self._data = data
@@ -169,24 +181,39 @@ class DaskEngine:
     def ask(self, question: AnyQuestion[AnswerT]) -> AnswerT:
         """Answer a question for all rows; see :class:`~nlsq_dask.engines.engine.Engine`."""
         self.n_passes += 1
-        name = f"{question.task_name}-pass-{self.n_passes}"
-        answer: AnswerT = self._runner.run(name, answer_of_group, question)
-        return answer
+        return self._run(f"{question.task_name}-pass-{self.n_passes}", question)
 
     def ask_few(self, question: BlockQuestion[AnswerT], count: int) -> AnswerT:
         """Answer a question for only so many blocks, spread over the groups; this is no pass.
 
         The blocks are read, also where their rows are kept.
         """
-        groups = self.stream.groups
+        rest = stream_without(self.stream, self.omissions.lost)
+        groups = [group for group in rest.groups if group.steps]
         chosen = [groups[i] for i in spread_blocks([len(groups)], count)]
         indices = frozenset(group.steps[0].index for group in chosen)
-        name = f"{question.task_name}-after-{self.n_passes}"
         self._is_pass = False  # of which progress is shown
         try:
-            answer: AnswerT = self._runner.run(name, answer_of_first, question, indices)
+            return self._run(f"{question.task_name}-after-{self.n_passes}", question, indices)
         finally:
             self._is_pass = True
+
+    def _run(
+        self,
+        name: str,
+        question: AnyQuestion[AnswerT],
+        chosen: frozenset[tuple[int, ...]] | None = None,
+    ) -> AnswerT:
+        """Answer a question for all blocks, or for the first chosen block of each group."""
+        lost = self.omissions.lost
+        if self.streaming.omits:
+            args = (question, lost) if chosen is None else (question, lost, chosen)
+            found: Partial[AnswerT] = self._runner.run(name, answer_of_readable, *args)
+            self.omissions.add(found.lost)
+            return found.answer
+        ask: Callable[..., AnswerT] = answer_of_group if chosen is None else answer_of_first
+        given = [chosen] if chosen is not None else []
+        answer: AnswerT = self._runner.run(name, ask, question, *given, *([lost] if lost else []))
         return answer
 
     def of_blocks(self, n_blocks: int) -> DaskEngine:
@@ -197,7 +224,8 @@ class DaskEngine:
         block_rows = largest_block(self.stream.chunks)
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
-        return DaskEngine(self._data, self.kernels, streaming, self._report_sample, self._show)
+        report, show = self._report_sample, self._show
+        return DaskEngine(self._data, self.kernels, streaming, report, show, self.omissions)
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:

@@ -106,12 +106,15 @@ class Group:
         Rows of its blocks.
     announced : dict
         Shape and kind to expect of each chunk that blocks are cut from, by key.
+    n_left_out : int
+        Rows of blocks that were taken out of the group.
     """
 
     steps: tuple[Step, ...]
     external: tuple[Key, ...]
     n_rows: int
     announced: Mapping[Key, Announced] = field(default_factory=dict)
+    n_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ def make_stream(
     own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
     shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
     made = tuple(
-        _make_group(
+        make_group(
             graph,
             [(*blocks[i], shapes[i], operands[i]) for i in group],
             shared_keys,
@@ -343,22 +346,29 @@ def _shared_keys(
     Once the mean is shared, few groups need that chunk at all. The search is repeated until it
     finds no more keys.
     """
+
+    def is_own(key: Key) -> bool:
+        return isinstance(key, tuple) and key[0] in own_names
+
     shared: dict[Key, None] = {}
     order = _reverse_topological(graph)
     while True:
         users = _users(graph, order, groups, shared)
         direct = _operand_users(groups)
         for key in order:
-            if key not in shared and 0 < len(users[key]) <= MAX_TASKS_TO_REPEAT:
+            of = users[key] if len(users[key]) <= MAX_TASKS_TO_REPEAT else None
+            if of is None and isinstance(graph[key], Alias) and not is_own(key):
+                of = direct[key]  # who needs a name needs what it stands for
+            if key not in shared and of:
                 for needed in graph[key].dependencies:
-                    direct[needed] |= users[key]
+                    direct[needed] |= of
         new = [
             key
             for key in order
             if key not in shared
             and len(direct[key]) > MAX_TASKS_TO_REPEAT
             and not _is_light(graph[key])
-            and not (isinstance(key, tuple) and key[0] in own_names)
+            and not is_own(key)
         ]
         if not new:
             return dict.fromkeys(sorted(shared, key=str))
@@ -452,7 +462,7 @@ def _compared(
     return compared
 
 
-def _make_group(
+def make_group(
     graph: Mapping[Key, GraphNode],
     blocks: list[tuple[tuple[int, ...], Box, tuple[Shape, ...], tuple[Operand, ...]]],
     shared: Mapping[Key, None],

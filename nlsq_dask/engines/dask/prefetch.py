@@ -12,11 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 from dask._task_spec import DataNode, GraphNode, Task
 from dask.typing import Key
 
+from nlsq_dask import _errors
 from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
 from nlsq_dask.io.announced import Announced
@@ -53,11 +55,15 @@ def read_blocks(
     values = dict(external)
     for key in group.announced.keys() & values.keys():
         group.announced[key].check(values[key])
-    for number, step in enumerate(group.steps):
-        reading.begin(number)
+    for step in group.steps:
+        reading.begin(step.index)
         left = deque(step.nodes)
         place = partial(_place, left, values, group, step, layout)
-        reading.run(partial(_run_nodes, left, values, group.announced), place)
+        try:
+            reading.run(partial(_run_nodes, left, values, group.announced), place)
+        except _errors.ReadingError as error:
+            error.block = step.index
+            raise
         arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
         layout.check(arrays, step.shapes, step.index, step.box)
         yield layout.block(arrays)
@@ -129,7 +135,7 @@ def read_ahead(
 
 def prefetch_depth(stream: Stream) -> int:
     """Number of blocks to read ahead; 0 unless a Zarr array lies in a store that is not local."""
-    steps = (step for group in stream.groups[:1] for step in group.steps[:1])
+    steps = islice((step for group in stream.groups for step in group.steps), 1)
     nodes = (node for step in steps for node, _ in step.nodes)
     if not any(_is_remote(array.store) for array in _zarr_arrays(nodes)):
         return 0

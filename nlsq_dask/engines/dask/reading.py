@@ -61,6 +61,9 @@ FINAL_WORDS = (
 )  # fmt: skip
 PASSING_STATUS = (408, 425, 429)
 
+# Name of Dask's function that runs several nodes that were fused to one.
+FUSED = "_execute_subgraph"
+
 # The waits must not take numbers from the generator of the user's own program.
 _random = random.Random()  # no secret
 
@@ -109,8 +112,8 @@ class Reading:
     tells: bool = False
     memory: ReusedMemory = field(default_factory=ReusedMemory)
 
-    def begin(self, block: int) -> None:
-        """Begin a block of the group, by its number; raise if nobody waits for the task."""
+    def begin(self, block: tuple[int, ...]) -> None:
+        """Begin a block, by its index; raise if nobody waits for the task."""
         self.signals.check()
         if self.tells:
             self.signals.begin(block)
@@ -339,30 +342,46 @@ def _needs(nodes: Mapping[Key, GraphNode], key: Key, needed: Key) -> bool:
 def stored_in(node: GraphNode, values: Mapping[Key, Any]) -> tuple[str, ...]:
     """The Zarr chunks that a node of a graph reads."""
     with suppress(AttributeError, TypeError, ValueError):  # a message is no place for an error
-        return tuple(stored_chunks(array, box) for array, box in _zarr_reads([node], values))
+        return tuple(stored_chunks(array, box) for array, box in zarr_reads([node], values))
     return ()
 
 
-def _zarr_reads(
+def zarr_reads(
     found: Sequence[Any], values: Mapping[Key, Any]
 ) -> Iterator[tuple[Any, tuple[slice, ...] | None]]:
-    """Zarr arrays among the arguments of nodes, each with the part of it that is read."""
+    """Zarr arrays among the arguments of nodes, each with the part of it that is read.
+
+    Parameters
+    ----------
+    found : sequence
+        Nodes, and arguments of nodes.
+    values : mapping
+        Values that nodes refer to, by key.
+    """
     for value, after in zip(found, [*found[1:], None], strict=False):
-        known = values.get(value.key) if isinstance(value, TaskRef) else value
-        known = known.value if isinstance(known, DataNode) else known
+        known = _resolved(value, values)
         if (array := zarr_inside(known)) is not None:
-            yield array, _box(after)
+            yield array, _box(_resolved(after, values))
+        elif isinstance(known, Task) and getattr(known.func, "__name__", "") == FUSED:
+            inner, _, names, *given = (_resolved(argument, values) for argument in known.args)
+            own = dict(zip(names, given, strict=False))
+            yield from zarr_reads(list(inner.values()), {**values, **own})
         elif isinstance(known, Task):
-            yield from _zarr_reads([*known.args, *known.kwargs.values()], values)
+            yield from zarr_reads([*known.args, *known.kwargs.values()], values)
         elif isinstance(known, dict):
-            yield from _zarr_reads(list(known.values()), values)
+            yield from zarr_reads(list(known.values()), values)
         elif isinstance(known, list | tuple):
-            yield from _zarr_reads(list(known), values)
+            yield from zarr_reads(list(known), values)
+
+
+def _resolved(value: Any, values: Mapping[Key, Any]) -> Any:
+    """The value that an argument of a node stands for, if it is known."""
+    value = values.get(value.key) if isinstance(value, TaskRef) else value
+    return value.value if isinstance(value, DataNode) else value
 
 
 def _box(value: Any) -> tuple[slice, ...] | None:
     """The slices that select a part of an array; None for anything else."""
-    value = value.value if isinstance(value, DataNode) else value
     if isinstance(value, Task):  # a tuple in a graph
         value = tuple(value.args)
     if isinstance(value, tuple) and value and all(isinstance(s, slice) for s in value):

@@ -53,8 +53,8 @@ class Signals(Protocol):
         """Send a sentence for the log, and a few words for the progress line."""
         ...
 
-    def begin(self, block: int) -> None:
-        """Tell that a block of the group begins, before anything of it can kill the worker."""
+    def begin(self, block: tuple[int, ...]) -> None:
+        """Tell that a block begins, by its index, before anything of it can kill the worker."""
         ...
 
 
@@ -100,7 +100,7 @@ class Ears:
             logger.warning(text)
         self._show(short)
 
-    def begin(self, block: int) -> None:
+    def begin(self, block: tuple[int, ...]) -> None:
         """Tell nobody: this process dies with the task; see :class:`Signals`."""
 
 
@@ -132,7 +132,7 @@ class _Nobody:
     def tell(self, text: str, short: str) -> None:  # noqa: ARG002 (of the protocol)
         logger.warning(text)
 
-    def begin(self, block: int) -> None:
+    def begin(self, block: tuple[int, ...]) -> None:
         pass
 
 
@@ -165,7 +165,7 @@ class _OfWorker:
     def tell(self, text: str, short: str) -> None:
         self._worker.log_event(TOPIC, {"fit": self._fit, "text": text, "short": short})
 
-    def begin(self, block: int) -> None:
+    def begin(self, block: tuple[int, ...]) -> None:
         from distributed.utils import sync
 
         # The scheduler's answer is awaited: the worker may die at any moment after this.

@@ -17,6 +17,7 @@ import cloudpickle
 from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
+from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
@@ -81,7 +82,11 @@ def unpacked(blob: bytes) -> Any:
 
 
 def answer_of_group(
-    task_group: AnyGroup, external: Sequence[Any], work: Work, question: AnyQuestion[AnswerT]
+    task_group: AnyGroup,
+    external: Sequence[Any],
+    work: Work,
+    question: AnyQuestion[AnswerT],
+    omitted: frozenset[tuple[int, ...]] = frozenset(),
 ) -> AnswerT:
     """Answer a question for the blocks of a group, or for its kept rows.
 
@@ -92,35 +97,44 @@ def answer_of_group(
         Values of the group's external keys, in their order.
     work : Work
     question : RowQuestion or BlockQuestion
+    omitted : frozenset of tuple of int
+        Blocks that are left out, by index.
     """
-    group = task_group.group if isinstance(task_group, KeptGroup) else task_group
-    values = dict(zip(group.external, external, strict=True))
+    whole = task_group.group if isinstance(task_group, KeptGroup) else task_group
+    values = dict(zip(whole.external, external, strict=True))
+    group = group_without(whole, omitted) if omitted else whole
     reading = Reading(work.retries, signals_of(work.fit), work.tells, work.memory)
     blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
     if isinstance(question, BlockQuestion):
-        total = question.zero()
+        total = question.left_out(group.n_left_out)
         for step, block in zip(group.steps, blocks, strict=True):
             total = total + question.of_block((step.index, step.box, block), work.kernels)
         return total
     weighted = work.layout.weighted
     if isinstance(task_group, KeptGroup):
-        return task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows)
-    return accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
+        which = None if group is whole else frozenset(step.index for step in group.steps)
+        total = task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows, which)
+    else:
+        total = accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
+    return total + question.zero(group.n_left_out) if group.n_left_out else total
 
 
 def answer_of_first(
     task_group: AnyGroup,
     external: Sequence[Any],
     work: Work,
-    question: BlockQuestion[AnswerT],
+    question: AnyQuestion[AnswerT],
     chosen: Container[tuple[int, ...]],
+    omitted: Container[tuple[int, ...]] = (),
 ) -> AnswerT:
-    """Answer a question for the first block of a group, if it is one of those that are chosen."""
+    """Answer a question for the first block of a group that is one of those that are chosen."""
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
-    if group.steps[0].index not in chosen:
+    first = first_of(group_without(group, omitted), chosen)
+    if not first.steps:
         return question.zero()
-    first = replace(group, steps=group.steps[:1])
-    return answer_of_group(first, external, work, question)
+    values = dict(zip(group.external, external, strict=True))
+    own = [values[key] for key in first.external]
+    return answer_of_group(first, own, work, question)
 
 
 def telling(

@@ -87,11 +87,11 @@ class Watch:
                 self._look_at_states()
         return self._deaths
 
-    def last_begun(self, task: str) -> int | None:
-        """The block that a task of the fit began last, by its number in the group, if it told."""
+    def last_begun(self, task: str) -> tuple[int, ...] | None:
+        """The block that a task of the fit began last, by its index, if it told."""
         notes = (note for _, note in self._client.get_events(TOPIC))
         begun = [n["block"] for n in notes if n["fit"] == self._ears.fit and n.get("task") == task]
-        return begun[-1] if begun else None
+        return tuple(begun[-1]) if begun else None
 
     def _count_deaths(self) -> Counter[str]:
         """Tasks that workers had when they died, since the pass began."""

@@ -1,0 +1,162 @@
+"""Chunks of Zarr arrays that are not in their stores, and the blocks of a fit that read them. Pure.
+
+The nodes of the stream tell which chunks a block reads, whatever lies between the store and the
+rows: slices, transposes, functions. A block that needs a value made from an absent chunk, directly
+or not, reads the chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from dask._task_spec import Alias, DataNode, GraphNode
+from dask.highlevelgraph import MaterializedLayer
+from dask.typing import Key
+
+from nlsq_dask.engines.dask.groups import Group, Stream, without_collections
+from nlsq_dask.engines.dask.reading import zarr_reads
+from nlsq_dask.io.lazy_arrays import zarr_inside
+from nlsq_dask.io.libraries import is_dask
+from nlsq_dask.io.missing_chunks import ChunkIndex, stored_lengths
+from nlsq_dask.io.observations import Array, Observations
+
+#: A Zarr array in this process, by its store and its path.
+ArrayId: TypeAlias = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOperand:
+    """A Zarr array that operands of a fit are read from.
+
+    Attributes
+    ----------
+    array : zarr.Array
+    names : tuple of str
+        Names of the operands in messages.
+    plain : bool
+        Whether the graph has the Zarr array itself, which nobody decodes.
+    """
+
+    array: Any
+    names: tuple[str, ...]
+    plain: bool
+
+
+def id_of(array: Any) -> ArrayId:
+    """What two handles of one Zarr array have in common."""
+    return id(array.store), array.path
+
+
+def stored_operands(data: Observations) -> dict[ArrayId, StoredOperand]:
+    """The Zarr arrays that the operands of a fit are read from."""
+    found: dict[ArrayId, StoredOperand] = {}
+    for operand, name in zip(data.operands, data.layout.names, strict=True):
+        for value in _literals(operand) if is_dask(operand) else ():
+            array = zarr_inside(value)
+            if array is None:
+                continue
+            known = found.get(id_of(array))
+            names = (*(known.names if known else ()), name)
+            plain = value is array and (known is None or known.plain)
+            found[id_of(array)] = StoredOperand(array, tuple(dict.fromkeys(names)), plain)
+    return found
+
+
+def _literals(operand: Array) -> Iterator[Any]:
+    """Values in the graph of a Dask array that are no results of tasks."""
+    for layer in operand.__dask_graph__().layers.values():
+        if isinstance(layer, MaterializedLayer):
+            for node in layer.values():
+                if not isinstance(node, GraphNode):  # as Dask writes an array that is passed
+                    yield node
+                elif isinstance(node, DataNode):
+                    yield node.value
+                elif not isinstance(node, Alias):
+                    yield from getattr(node, "args", ())
+        else:
+            yield from (value for value, index in getattr(layer, "indices", ()) if index is None)
+
+
+@dataclass
+class Reads:
+    """Which blocks read absent chunks, and which chunks these are.
+
+    Attributes
+    ----------
+    blocks : set of tuple of int
+        Blocks by their index in the chunk grid.
+    chunks : dict of set of tuple of int
+        Chunks that some block reads, by array.
+    """
+
+    blocks: set[tuple[int, ...]] = field(default_factory=set)
+    chunks: dict[ArrayId, set[ChunkIndex]] = field(default_factory=lambda: defaultdict(set))
+
+
+@without_collections()
+def reads_of(stream: Stream, absent: Mapping[ArrayId, frozenset[ChunkIndex]]) -> Reads:
+    """Find the blocks that read absent chunks.
+
+    Parameters
+    ----------
+    stream : Stream
+    absent : mapping
+        Absent chunks of each array that counts.
+    """
+    reads = Reads()
+    shared = list(stream.shared.values())
+    affected = _affected(shared, absent, reads, set())
+    for group in stream.groups:
+        _add_group(group, absent, reads, affected)
+    return reads
+
+
+def _add_group(
+    group: Group,
+    absent: Mapping[ArrayId, frozenset[ChunkIndex]],
+    reads: Reads,
+    shared: set[Key],
+) -> None:
+    nodes = [node for step in group.steps for node, _ in step.nodes]
+    affected = _affected(nodes, absent, reads, shared)
+    for step in group.steps:
+        if any(operand.key in affected for operand in step.operands if operand.key is not None):
+            reads.blocks.add(step.index)
+
+
+def _affected(
+    nodes: Sequence[GraphNode],
+    absent: Mapping[ArrayId, frozenset[ChunkIndex]],
+    reads: Reads,
+    before: set[Key],
+) -> set[Key]:
+    """Keys whose values are made from absent chunks; nodes come after those that they need."""
+    affected = set(before)
+    values = {node.key: node.value for node in nodes if isinstance(node, DataNode)}
+    for node in nodes:
+        found = False
+        for array, box in zarr_reads([node], values):
+            own = absent.get(id_of(array))
+            if own is not None and box is not None and len(box) == array.ndim:
+                chunks = own & set(_chunks_in(array, box)) if own else set()
+                reads.chunks[id_of(array)] |= chunks
+                found |= bool(chunks)
+        if found or not affected.isdisjoint(node.dependencies):
+            affected.add(node.key)
+    return affected
+
+
+def _chunks_in(array: Any, box: tuple[slice, ...]) -> Iterator[ChunkIndex]:
+    """The stored chunks that hold a part of an array."""
+    ranges = []
+    for part, n, chunk in zip(box, array.shape, stored_lengths(array), strict=True):
+        positions = range(*part.indices(n))
+        if not positions:
+            return
+        first, last = sorted((positions[0], positions[-1]))
+        ranges.append(range(first // chunk, last // chunk + 1))
+    yield from itertools.product(*ranges)

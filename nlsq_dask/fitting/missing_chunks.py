@@ -1,0 +1,184 @@
+"""What a fit does about chunks that are not in their Zarr stores.
+
+A chunk that Zarr has not stored reads as the fill value. By default a fit lists the chunks beside
+its first pass, and warns: they may be lost, or they may be data, since Zarr stores no chunk of fill
+values alone. Masks are left alone, as most chunks of most masks are of that kind. So are arrays
+whose fill value means "missing", whose rows are left out or refused anyway.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from nlsq_dask import _errors
+from nlsq_dask.core.structure import argument_name
+from nlsq_dask.fitting.job import Job, logger
+from nlsq_dask.fitting.strategy import Streamed
+from nlsq_dask.io.locations import failures
+from nlsq_dask.io.missing_chunks import (
+    ChunkIndex,
+    absent_chunks,
+    chunk_key,
+    declared_decoding,
+    fill_means_missing,
+    n_stored,
+)
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.absent import ArrayId, StoredOperand
+
+MISSING_CHUNKS = ("warn", "raise", "omit", "fill")
+
+# Most keys of a message.
+FEW_KEYS = 6
+
+# Most seconds that a fit which has ended waits for the list of its chunks.
+WAIT_SECONDS = 60.0
+
+
+def with_chunks_checked(job: Job) -> Job:
+    """The job without the rows of chunks that are not in the store, where it leaves these out.
+
+    Raises
+    ------
+    ReadingError
+        If there are such chunks, and the job refuses them or needs one for each block.
+    InputError
+        If a store cannot list its keys.
+    """
+    if job.missing_chunks not in ("raise", "omit") or not isinstance(job.strategy, Streamed):
+        return job
+    absent = {}
+    checked = _checked_arrays(job)
+    for key, stored in checked.items():
+        found = _without_failure(stored)
+        if found is None:
+            text = str(stored.array.store)
+            raise _errors.store_not_listed(stored.names, text, job.missing_chunks)
+        absent[key] = found
+    blocks, told = _used(job.strategy, checked, absent)
+    if not told:
+        return job
+    if job.missing_chunks == "raise":
+        raise _errors.chunks_absent_refused(told)
+    if len(blocks) == job.strategy.stream.n_blocks:
+        raise _errors.no_block_without_absent(told)
+    for each in told:
+        logger.warning("%s: their rows are left out", each)
+    return replace(job, data=replace(job.data, omitted=job.data.omitted | blocks))
+
+
+class ChunkWatch:
+    """Lists the chunks of a fit beside its first pass, and warns of those that are missing.
+
+    Parameters
+    ----------
+    job : Job
+        Nothing is listed unless it warns of missing chunks.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._warning: _errors.MissingDataWarning | None = None
+        self._thread: threading.Thread | None = None
+        if job.missing_chunks == "warn" and isinstance(job.strategy, Streamed):
+            self._thread = threading.Thread(target=self._look, name="nlsq-chunks", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._thread is not None and error is None:
+            self._thread.join(WAIT_SECONDS)
+            if self._thread.is_alive():
+                logger.warning(_errors.chunks_not_listed(["the data"], "the store is slow"))
+        self.tell()
+
+    def tell(self) -> None:
+        """Warn of missing chunks, once, if the list is complete."""
+        if self._thread is None or self._thread.is_alive():
+            return
+        self._thread = None
+        if self._warning is not None:
+            _errors.warn_caller(self._warning)
+
+    def _look(self) -> None:
+        """List the chunks of all arrays."""
+        strategy = self._job.strategy
+        assert isinstance(strategy, Streamed)
+        checked = _checked_arrays(self._job)
+        found = {key: _without_failure(stored) for key, stored in checked.items()}
+        absent = {key: chunks for key, chunks in found.items() if chunks}
+        _, told = _used(strategy, checked, absent)
+        if told:
+            self._warning = _errors.chunks_absent(told)
+
+
+def _checked_arrays(job: Job) -> dict[ArrayId, StoredOperand]:
+    """The Zarr arrays of which missing chunks would be taken for data, or for the fit's rows."""
+    from nlsq_dask.engines.dask.absent import stored_operands  # an engine, loaded for use
+
+    found = stored_operands(job.data)
+    return {key: s for key, s in found.items() if not _is_harmless(job, s)}
+
+
+def _is_harmless(job: Job, stored: StoredOperand) -> bool:
+    """Whether missing chunks of an array are as good as stored ones."""
+    if set(stored.names) == {"mask"}:
+        return True
+    if job.missing_chunks == "omit":
+        return False
+    data = job.data
+    arguments = [argument_name(data.structure, name) for name in stored.names]
+    decodings = [data.decodings[name] for name in arguments if name in data.decodings]
+    decoding = decodings[0] if decodings else None
+    if decoding is None and not stored.plain and data.decode:  # xarray decodes
+        decoding = declared_decoding(stored.array)
+    marked = data.rule.fill_value if set(stored.names) == {"y"} else None
+    return fill_means_missing(stored.array, decoding, marked)
+
+
+def _without_failure(stored: StoredOperand) -> frozenset[ChunkIndex] | None:
+    """Absent chunks of an array; None, and a note in the log, where the store does not tell."""
+    cause = "its store does not list keys"
+    try:
+        found = absent_chunks(stored.array)
+    except failures() as error:
+        found, cause = None, _errors.cause_of(error)
+    if found is None:
+        logger.info(_errors.chunks_not_listed(stored.names, cause))
+    return found
+
+
+def _used(
+    strategy: Streamed,
+    checked: Mapping[ArrayId, StoredOperand],
+    absent: Mapping[ArrayId, frozenset[ChunkIndex]],
+) -> tuple[frozenset[tuple[int, ...]], list[Any]]:
+    """Blocks that read absent chunks, and what to tell of these chunks."""
+    if not any(absent.values()):
+        return frozenset(), []
+    from nlsq_dask.engines.dask.absent import reads_of  # an engine, loaded for use
+
+    reads = reads_of(strategy.stream, absent)
+    told = []
+    for key, chunks in reads.chunks.items():
+        if not chunks:
+            continue
+        array = checked[key].array
+        first = [chunk_key(array, index) for index in sorted(chunks)[:FEW_KEYS]]
+        text, fill = str(array.store), array.fill_value
+        told.append(
+            _errors.AbsentChunks(
+                checked[key].names, first, len(chunks), n_stored(array), text, fill
+            )
+        )
+    return frozenset(reads.blocks), told

@@ -1,0 +1,132 @@
+"""Chunks of a Zarr array that are not in its store.
+
+Zarr reads such a chunk as the array's fill value, mostly 0. It may have been lost, or never been
+written; or it holds fill values alone, and Zarr has not stored it for that reason. Zarr cannot tell
+one from the other, and neither can anybody who reads. Where the fill value means "missing" (it is
+NaN, or the attributes say so), a chunk of it leaves rows out or is refused, and is never taken for
+data.
+
+The keys of a store are listed, a thousand at a time in an object store. Of an array in shards the
+keys are those of the shards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.io.cf import Decoding
+from nlsq_dask.io.stored import of_zarr
+
+#: Index of a stored chunk or shard.
+ChunkIndex: TypeAlias = tuple[int, ...]
+
+
+def stored_lengths(array: Any) -> tuple[int, ...]:
+    """Lengths of the parts of a Zarr array that have keys of their own: shards, or else chunks."""
+    return tuple(array.shards or array.chunks)
+
+
+def n_stored(array: Any) -> int:
+    """Number of chunks, or shards, that an array has if all are in the store."""
+    return math.prod(map(len, _ranges(array)))
+
+
+def chunk_key(array: Any, index: ChunkIndex) -> str:
+    """Key of a chunk, or shard, in the store."""
+    prefix = f"{array.path}/" if array.path else ""
+    key: str = array.metadata.encode_chunk_key(index)
+    return prefix + key
+
+
+def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
+    """Chunks, or shards, of a Zarr array that are not in its store.
+
+    Parameters
+    ----------
+    array : zarr.Array
+
+    Returns
+    -------
+    frozenset of tuple of int, or None
+        None if the store cannot list its keys.
+    """
+    keys = _listed(array.store, array.path)
+    if keys is None:
+        return None
+    indices = itertools.product(*_ranges(array))
+    return frozenset(index for index in indices if chunk_key(array, index) not in keys)
+
+
+def fill_means_missing(array: Any, decoding: Decoding | None, fill_value: Any = None) -> bool:
+    """Whether the array's fill value is no data: NaN, or what attributes or an argument say.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    decoding : Decoding or None
+        How stored numbers become values.
+    fill_value : number, optional
+        Number that marks missing values.
+    """
+    fill = np.asarray(array.fill_value)
+    if fill.dtype.kind in "mM":
+        return bool(np.isnat(fill))
+    if fill.dtype.kind not in "fiu":
+        return False
+    value = fill if decoding is None else decoding(fill.astype(array.dtype)[None])[0]
+    return bool(np.isnan(value)) or (fill_value is not None and bool(fill == fill_value))
+
+
+def declared_decoding(array: Any) -> Decoding | None:
+    """The decoding that the attributes of a Zarr array declare; None if they hold no numbers."""
+    try:
+        decoding: Decoding | None = of_zarr(array, array.path).decoding
+    except _errors.InputError:
+        return None
+    return decoding
+
+
+def _ranges(array: Any) -> list[range]:
+    lengths = zip(array.shape, stored_lengths(array), strict=True)
+    return [range(-(-n // chunk)) for n, chunk in lengths]
+
+
+def _listed(store: Any, path: str) -> frozenset[str] | None:
+    """Keys of a store below a path."""
+    if not store.supports_listing:
+        return None
+    inner = store
+    while hasattr(inner, "_store"):  # wrappers that log or cache
+        inner = inner._store  # noqa: SLF001  # there is no public name
+    if type(inner).__name__ == "LocalStore":
+        return frozenset(_files_below(Path(inner.root), path))
+    from zarr.core.sync import sync  # runs on the loop of Zarr, to which stores are tied
+
+    if hasattr(inner, "fs"):  # of fsspec, which may remember what it listed before
+        inner.fs.invalidate_cache()
+    try:
+        return frozenset(sync(_collected(store.list_prefix(f"{path}/" if path else ""))))
+    except NotImplementedError:
+        return None
+
+
+async def _collected(keys: AsyncIterator[str]) -> list[str]:
+    return [key async for key in keys]
+
+
+def _files_below(root: Path, path: str) -> list[str]:
+    """Keys of a local store. Zarr's own listing would hold up the loop that reads chunks."""
+    found = []
+    for folder, _, names in os.walk(root / path):
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + name for name in names]
+    return found

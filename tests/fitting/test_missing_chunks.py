@@ -1,0 +1,277 @@
+"""Chunks that are not in their Zarr store: told, refused, left out, or taken for data."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
+
+from nlsq_dask import InputError, MissingDataWarning, ReadingError, curve_fit, fit, fit_models, plan
+from nlsq_dask.engines.dask.absent import reads_of, stored_operands
+from nlsq_dask.engines.dask.groups import make_stream
+from nlsq_dask.io.missing_chunks import absent_chunks
+from nlsq_dask.io.sources import observe
+from tests.fitting.test_same_data import OPTIONS, X, Y, decay
+
+N, ROWS = 10, Y.size // 10
+TOLD = MissingDataWarning
+
+LAYOUTS = {
+    "v3": {"chunks": (ROWS,)},
+    "v2": {"chunks": (ROWS,), "zarr_format": 2},
+    "shards": {"chunks": (ROWS // 4,), "shards": (ROWS,)},
+}
+KEYS = {"v3": "c/{}", "v2": "{}", "shards": "c/{}"}
+
+
+def stored(folder, values=Y, layout="v3", store=None, **options):
+    options = LAYOUTS[layout] | options
+    array = zarr.create_array(
+        store or LocalStore(folder), shape=values.shape, dtype=values.dtype, **options
+    )
+    array[...] = values
+    return array
+
+
+@pytest.fixture
+def lossy(tmp_path, request):
+    """An array in a layout, of which chunks 3 and 7 were deleted."""
+    layout = getattr(request, "param", "v3")
+    array = stored(tmp_path / "y.zarr", layout=layout)
+    for i in (3, 7):
+        (tmp_path / "y.zarr" / KEYS[layout].format(i)).unlink()
+    return array
+
+
+every_layout = pytest.mark.parametrize("lossy", list(LAYOUTS), indirect=True)
+
+
+def rows_of(*chunks):
+    mask = np.zeros(Y.size, bool)
+    for chunk in chunks:
+        mask[chunk * ROWS : (chunk + 1) * ROWS] = True
+    return mask
+
+
+def fitted(y, x=X, **options):
+    return fit(decay, x, y, **(OPTIONS | options))
+
+
+def with_zeros():
+    return np.where(rows_of(3, 7), 0.0, Y)
+
+
+@every_layout
+def test_missing_chunks_are_told_and_read_as_before(lossy):
+    with pytest.warns(TOLD, match=r"y lacks 2 of 10 chunks in the store \(.*3, .*7 of ") as told:
+        result = fitted(lossy)
+    assert len(told) == 1
+    text = str(told[0].message)
+    assert "fill value 0.0" in text
+    assert "write_empty_chunks" in text
+    assert told[0].filename == __file__
+    filled = fitted(lossy, missing_chunks="fill")
+    assert result.popt.tobytes() == filled.popt.tobytes()
+    expected = fitted(with_zeros(), strategy="chunked")
+    np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-5)
+    assert result.blocks_omitted == ()
+
+
+@every_layout
+def test_missing_chunks_are_refused_before_the_first_pass(lossy, monkeypatch):
+    passes = []
+    with pytest.raises(ReadingError, match=r"y lacks 2 of 10 chunks in the store \(.*3, .*7 of "):
+        fitted(lossy, missing_chunks="raise", callback=passes.append)
+    assert not passes
+
+
+@every_layout
+def test_rows_of_missing_chunks_are_left_out(lossy):
+    result = fitted(lossy, missing_chunks="omit")
+    expected = fitted(da.from_array(Y, chunks=ROWS), mask=rows_of(3, 7))
+    np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-9)
+    assert (result.n_points, result.n_skipped) == (8 * ROWS, 2 * ROWS)
+    assert result.blocks_omitted == ((3,), (7,))
+
+
+def test_small_chunks_are_not_joined_to_be_left_out(tmp_path):
+    """A missing chunk costs its own rows, and not those of its neighbours."""
+    y = stored(tmp_path / "y.zarr", np.arange(1.0, 20_001.0), chunks=(100,))
+    (tmp_path / "y.zarr" / "c" / "5").unlink()
+    x = np.arange(20_000.0)
+    result = fit(line, x, y, p0=[1, 1], missing_chunks="omit", pilot=False)
+    assert result.n_skipped == 100
+    np.testing.assert_allclose(result.popt, [1.0, 1.0], rtol=1e-9)
+
+
+def line(x, a, b):
+    return a + b * x
+
+
+@pytest.mark.parametrize("which", ["y", "x", "dask", "slice", "xarray"])
+def test_whole_data_are_told_of_nothing(which, tmp_path):
+    y = stored(tmp_path / "y.zarr")
+    x = X
+    if which == "x":  # the first chunk is of zeros alone, and stored on request
+        x = np.maximum(X, X[ROWS]) - X[ROWS]
+        x = stored(tmp_path / "x.zarr", x, config={"write_empty_chunks": True})
+    elif which == "dask":
+        y = da.from_zarr(y) * 1.0
+    elif which == "slice":  # of a chunk that nobody reads
+        (tmp_path / "y.zarr" / "c" / "9").unlink()
+        y, x = da.from_zarr(y)[: 9 * ROWS], X[: 9 * ROWS]
+    elif which == "xarray":
+        xr = pytest.importorskip("xarray")
+        xr.Dataset({"y": ("t", Y)}).chunk(t=ROWS).to_zarr(tmp_path / "ds.zarr", consolidated=False)
+        y = xr.open_zarr(tmp_path / "ds.zarr", consolidated=False).y
+    fitted(y, x)
+
+
+def test_chunks_of_fill_values_alone_look_the_same(tmp_path):
+    """The warning says so, and how to end it."""
+    x = stored(tmp_path / "x.zarr", np.maximum(X, X[ROWS]) - X[ROWS])
+    with pytest.warns(TOLD, match=r"x lacks 1 of 10 .* hold that value alone.*'fill'"):
+        result = fitted(Y, x)
+    assert result.success
+    fitted(Y, x, missing_chunks="fill")
+
+
+@pytest.mark.parametrize("choice", ["warn", "raise", "omit"])
+def test_masks_are_left_alone(choice, tmp_path):
+    mask = stored(tmp_path / "mask.zarr", rows_of(4), fill_value=False)
+    assert len(absent_chunks(mask)) == 9
+    result = fitted(da.from_array(Y, chunks=ROWS), mask=mask, missing_chunks=choice)
+    assert result.n_skipped == ROWS
+    assert result.blocks_omitted == ()
+
+
+@pytest.mark.parametrize("kind", ["nan", "_FillValue", "fill_value", "xarray"])
+def test_a_fill_value_that_means_missing(kind, tmp_path):
+    """Its rows leave the fit as missing rows anyway."""
+    options, values = {"nan_policy": "omit"}, np.where(rows_of(3), np.nan, Y)
+    if kind == "xarray":  # whose _FillValue is the fill value of the store in format 2
+        xr = pytest.importorskip("xarray")
+        encoding = {"y": {"_FillValue": -9999.0, "dtype": "f8"}}
+        ds = xr.Dataset({"y": ("t", values)}).chunk(t=ROWS)
+        ds.to_zarr(tmp_path / "ds.zarr", encoding=encoding, zarr_format=2)
+        (tmp_path / "ds.zarr" / "y" / "3").unlink(missing_ok=True)
+        y = xr.open_zarr(tmp_path / "ds.zarr").y
+    elif kind == "nan":
+        y = stored(tmp_path / "y.zarr", values, fill_value=np.nan)
+    else:
+        numbers = np.where(rows_of(3), -999, np.round(1e4 * Y)).astype("i4")
+        y = stored(tmp_path / "y.zarr", numbers, fill_value=-999)
+        if kind == "_FillValue":
+            y.attrs["_FillValue"] = -999
+        else:
+            options = {"fill_value": -999}
+    for choice in ("warn", "raise"):
+        result = fitted(y, missing_chunks=choice, **options)
+        assert (result.n_skipped, result.blocks_omitted) == (ROWS, ())
+    omitted = fitted(y, missing_chunks="omit", **options)
+    assert (omitted.n_skipped, omitted.blocks_omitted) == (ROWS, ((3,),))
+
+
+def test_blocks_that_read_a_missing_chunk_through_other_operations(lossy, tmp_path):
+    """Slices, functions, and chunks that differ from those of x."""
+    y = da.from_zarr(lossy)[100:1900] * 2.0
+    x = da.from_array(X[100:1900], chunks=300)
+    data = observe(x, y)
+    ((key, array),) = stored_operands(data).items()
+    assert array.names == ("y",)
+    stream = make_stream(data)
+    reads = reads_of(stream, {key: absent_chunks(array.array)})
+    assert reads.chunks[key] == {(3,), (7,)}
+    touched = {
+        step.index
+        for group in stream.groups
+        for step in group.steps
+        if any(
+            step.box[0].start + 100 < 200 * (c + 1) and step.box[0].stop + 100 > 200 * c
+            for c in (3, 7)
+        )
+    }
+    assert reads.blocks == touched
+
+
+def test_a_chunk_that_all_blocks_need(tmp_path):
+    """A coordinate that broadcasts, and a mean."""
+    t = stored(tmp_path / "t.zarr", np.linspace(0, 1, 20), chunks=(10,))
+    (tmp_path / "t.zarr" / "c" / "1").unlink()
+    y = da.ones((40, 20), chunks=(1, 20))
+    with pytest.raises(ReadingError, match=r"each block needs one of them"):
+        fit(line, t, y, p0=[1, 1], missing_chunks="omit", collapse=False)
+
+
+class Listing(WrapperStore):
+    """Counts what is asked of a store; may be unable to list."""
+
+    lists = True
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.asked = []
+
+    @property
+    def supports_listing(self):
+        return self.lists
+
+    def list_prefix(self, prefix):
+        self.asked.append("list")
+        return self._store.list_prefix(prefix)
+
+    async def exists(self, key):
+        self.asked.append("exists")
+        return await self._store.exists(key)
+
+
+@pytest.fixture
+def listing():
+    return Listing(MemoryStore())
+
+
+def test_a_store_is_listed_once_and_not_asked_for_each_chunk(listing):
+    y = stored(None, store=listing, name="y")
+    x = stored(None, X + 1.0, store=listing, name="x")
+    listing.asked.clear()
+    plan(decay, x, y, p0=[1, 1, 1], time=False)
+    assert listing.asked == []
+    fitted(y, x)
+    assert listing.asked == ["list", "list"]
+    listing.asked.clear()
+    fitted(y, x, missing_chunks="fill")
+    assert listing.asked == []
+
+
+def test_a_store_that_cannot_list(listing, caplog):
+    y = stored(None, store=listing)
+    listing.lists = False
+    with caplog.at_level("INFO"):
+        fitted(y)
+    assert "the chunks of y could not be listed" in caplog.text
+    for choice in ("raise", "omit"):
+        with pytest.raises(InputError, match="cannot list its keys"):
+            fitted(y, missing_chunks=choice)
+
+
+def test_a_fit_that_is_stopped_has_told_of_missing_chunks(lossy):
+    def stopped(_):
+        raise RuntimeError("stopped")
+
+    with pytest.warns(TOLD), pytest.raises(RuntimeError, match="stopped"):
+        fitted(lossy, callback=stopped)
+
+
+def test_the_other_calls_take_the_choice(lossy):
+    result, _ = curve_fit(decay, X, lossy, [1, 1, 0], missing_chunks="omit", pilot=False)
+    expected = fitted(lossy, missing_chunks="omit")
+    np.testing.assert_allclose(result, expected.popt, rtol=1e-4)
+    both = fit_models([line, decay], X, lossy, [[1, 1], [1, 1, 0]], missing_chunks="omit")
+    assert {r.blocks_omitted for r in (both[0], both[1])} == {((3,), (7,))}
+    with pytest.warns(TOLD) as told:
+        fit_models([line], X, lossy, [[1, 1]])
+    assert len(told) == 1
+    with pytest.raises(InputError, match="missing_chunks"):
+        fitted(lossy, missing_chunks="skip")
