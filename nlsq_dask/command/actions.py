@@ -69,8 +69,9 @@ def plan_fit(arguments: argparse.Namespace) -> Exit:
 
 
 def run_fit(arguments: argparse.Namespace) -> Exit:
-    """Fit, write the result, and print its report."""
+    """Fit, write the result, print its report, and write the report with pictures."""
     check_output("--out", arguments.out)
+    check_output("--report", arguments.report)
     with _options(arguments) as (given, options):
         result = fit(
             *given,
@@ -80,14 +81,15 @@ def run_fit(arguments: argparse.Namespace) -> Exit:
             progress=arguments.progress,
             verbose=2 if arguments.verbose else 0,
         )
-    if arguments.out is not None:
-        result.save(arguments.out)
-    return _reported(result)
+        if arguments.out is not None:  # first: pictures read the data, which may fail
+            result.save(arguments.out)
+        return _reported(result, arguments.report)
 
 
 def show(arguments: argparse.Namespace) -> Exit:
     """Print the report of a saved result."""
-    return _reported(FitResult.load(arguments.result))
+    check_output("--report", arguments.report)
+    return _reported(FitResult.load(arguments.result), arguments.report)
 
 
 def check_output(option: str, place: str | None) -> None:
@@ -115,9 +117,12 @@ def print_out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _reported(result: FitResult) -> Exit:
-    """Print the report of a result."""
+def _reported(result: FitResult, report: str | None) -> Exit:
+    """Print the report of a result, and write the report with pictures if one is asked for."""
     print_out(result.summary())
+    if report is not None:
+        sys.stdout.flush()
+        result.to_html(report)
     return Exit.CONVERGED if result.success else Exit.NOT_CONVERGED
 
 

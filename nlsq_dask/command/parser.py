@@ -26,7 +26,7 @@ _EXAMPLES = """\
 examples:
   nlsq-dask info
   nlsq-dask plan decay.py:decay --x run.zarr/t --y run.zarr/y --p0 a=1,b=2
-  nlsq-dask fit Gaussian+Linear --x wave.npy --y power.npy --out line.json
+  nlsq-dask fit Gaussian+Linear --x wave.npy --y power.npy --out line.json --report line.html
   nlsq-dask show line.json
 """
 
@@ -36,7 +36,7 @@ examples:
   nlsq-dask fit models.peaks:line --x table.csv::energy --y table.csv::rate --sigma 0.5 --p0 1,2,3
   nlsq-dask fit decay.py:decay --x s3://bucket/run.zarr/t --y s3://bucket/run.zarr/y \\
       --p0 a=1,b=2 --bounds a=0:,b=0:10 --workflow hpc_distributed --scheduler scheduler.json \\
-      --checkpoint run17 --resume --out run17.json
+      --checkpoint run17 --resume --out run17.json --report run17.html
 """
 
 
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     fit.set_defaults(action=actions.run_fit)
     show = _added(commands, "show", "the report of a saved result")
     show.add_argument("result", help="file that --out or result.save() wrote")
+    show.add_argument("--report", metavar="HTML", help="write the report as one file of HTML, too")
     show.set_defaults(action=actions.show)
     return top
 
@@ -142,6 +143,7 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", metavar="DIR", help="write the state after every pass")
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     group.add_argument("--out", metavar="JSON", help="write the result")
+    group.add_argument("--report", metavar="HTML", help="write a report with pictures")
     group.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,

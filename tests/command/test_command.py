@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import cloudpickle
 import dask
 import h5py
 import numpy as np
@@ -130,7 +131,8 @@ def test_a_fit_that_does_not_converge_has_a_status_of_its_own(folder, capsys):
     assert said.out.startswith("Fit DID NOT converge")
     assert said.err.startswith("nlsq-dask: warning: The maximum number")
     assert ".py" not in said.err  # no line of code
-    assert run("show", "short.json") == 1
+    assert run("show", "short.json", "--report", "short.html") == 1
+    assert "DID NOT converge" in Path("short.html").read_text(encoding="utf-8")
 
 
 DATA = ("--x", "x.npy", "--y", "y.npy")
@@ -152,7 +154,7 @@ DATA = ("--x", "x.npy", "--y", "y.npy")
         (("fit", "Linear", *DATA, "--loss", "l1"), "loss = 'l1' is unknown"),
         (("fit", "Linear", *DATA, "--resume"), "resume"),
         (("fit", "Linear", *DATA, "--out", "no/where.json"), "no directory no"),
-        (("fit", "Linear", *DATA, "--out", "."), "it is a directory"),
+        (("fit", "Linear", *DATA, "--report", "."), "it is a directory"),
         (("show", "x.npy"), "no result of a fit"),
     ],
 )
@@ -267,8 +269,15 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
                 pass
 
 
+def test_a_model_of_this_directory_is_sent_with_its_code(folder, monkeypatch):
+    sent = cloudpickle.dumps(named_models.named_model("own.py:line"))
+    monkeypatch.delitem(sys.modules, "nlsq_dask_model_own")
+    Path("own.py").unlink()
+    assert cloudpickle.loads(sent)(2.0, 3.0, 1.0) == 7.0
+
+
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_fit_on_a_cluster_with_a_model_that_only_this_directory_has(folder, client, capsys):
     words = ("--x", "x.npy", "--y", "y.zarr", "--p0", "a=1,b=0", "--out", "far.json")
     address = client.scheduler.address
