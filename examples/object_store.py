@@ -84,7 +84,7 @@ def main() -> None:
         check(result, TRUTH)
         figure = result.plot()
     figure.axes[0].set_ylabel("intensity (thousand counts)")
-    figure.axes[1].set_xlabel("time (ns)")
+    figure.axes[2].set_xlabel("time (ns)")
     save(figure, output)
 
 

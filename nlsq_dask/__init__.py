@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nlsq_dask.api.fit import fit
     from nlsq_dask.api.fit_models import fit_models
     from nlsq_dask.api.plan import plan
+    from nlsq_dask.api.show_versions import show_versions
     from nlsq_dask.results.comparison import ModelComparison
     from nlsq_dask.results.fit_plan import FitPlan
     from nlsq_dask.results.profile import Profile
@@ -76,6 +77,7 @@ __all__ = [
     "fit",
     "fit_models",
     "plan",
+    "show_versions",
 ]
 
 # Loaded when first used: JAX takes a second to import, and a script may only want the errors.
@@ -85,6 +87,7 @@ _LAZY = {
     "curve_fit": "nlsq_dask.api.curve_fit",
     "ModelComparison": "nlsq_dask.results.comparison",
     "plan": "nlsq_dask.api.plan",
+    "show_versions": "nlsq_dask.api.show_versions",
     "FitPlan": "nlsq_dask.results.fit_plan",
     "FitResult": "nlsq_dask.results.result",
     "Parameter": "nlsq_dask.results.result",

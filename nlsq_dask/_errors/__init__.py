@@ -5,6 +5,7 @@ functions of this package, so that all wording lives in one place and no layer i
 It imports nothing of the other layers, so that every layer may use it.
 """
 
+from nlsq_dask._errors.command import *
 from nlsq_dask._errors.data import *
 from nlsq_dask._errors.files import *
 from nlsq_dask._errors.input_types import *

@@ -129,10 +129,76 @@ def result_file_newer(path: object, version: object, known: int) -> InputError:
     )
 
 
-def plot_needs_matplotlib() -> MissingLibraryError:
+def plot_needs_matplotlib(method: str) -> MissingLibraryError:
     return MissingLibraryError(
-        "plot() draws with matplotlib, which is not installed: pip install nlsq_dask[plot]."
+        f"{method} draws with matplotlib, which is not installed: pip install nlsq_dask[plot]."
     )
+
+
+def axes_form(method: str, ax: object) -> InputTypeError:
+    return InputTypeError(
+        f"ax = {shown(ax)} of {method} has to be matplotlib axes, or a sequence of axes, as "
+        "plt.subplots() returns them."
+    )
+
+
+def axes_count(method: str, count: int, most: int) -> InputError:
+    return InputError(f"ax of {method} has {count} axes: pass 1 to {most}.")
+
+
+def rows_have_no_dims() -> InputError:
+    return InputError(
+        'dims and at are for images, and this picture is by rows: pass kind="images", or leave '
+        "dims and at out."
+    )
+
+
+def images_need_dimensions(ndim: int) -> InputError:
+    return InputError(
+        f"images need data of two or more dimensions, and y has {ndim}: pass y in the shape of the "
+        'image to fit(), or draw rows, kind="rows".'
+    )
+
+
+def image_dims_form(dims: Sequence[object], names: Sequence[object]) -> InputError:
+    return InputError(
+        f"dims = {shown(dims)} are no two dimensions: pass two of {_listed(names)}, that of the "
+        "ordinate first."
+    )
+
+
+def no_such_dimension(dim: object, names: Sequence[object]) -> InputError:
+    return InputError(f"the data have no dimension {shown(dim)}: they have {_listed(names)}.")
+
+
+def no_such_index(dim: object, index: object, length: int, *, drawn: bool = False) -> InputError:
+    if drawn:
+        return InputError(
+            f"at has the dimension {shown(dim)}, which is an axis of the images: choose other axes "
+            "with dims, or cut another dimension."
+        )
+    return InputError(
+        f"at = {{{shown(dim)}: {shown(index)}}} is no index of a dimension of length {length}: "
+        f"pass a whole number from 0 to {length - 1}."
+    )
+
+
+def slice_not_row_wise() -> InputError:
+    return InputError(
+        "at cuts the data, and the value of this model at one row depends on other rows: leave at "
+        "out, so that the images are means over all rows."
+    )
+
+
+#: What the numbers of a fit without success mean.
+NO_OPTIMUM = (
+    "The numbers are those of the best point so far, which is no optimum: its standard errors and "
+    "intervals say nothing about the parameters."
+)
+
+
+def _listed(names: Sequence[object]) -> str:
+    return join_names([repr(name) for name in names])
 
 
 def dataset_needs_xarray() -> MissingLibraryError:

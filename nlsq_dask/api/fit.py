@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,10 +17,12 @@ from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.core.checks import checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
+from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.run import ReportOptions, run
 from nlsq_dask.planning.cost import DryRun, plan_of, with_dry_run
 from nlsq_dask.results.fit_plan import FitPlan
+from nlsq_dask.results.provenance import Provenance, written_arguments
 from nlsq_dask.results.result import FitResult
 
 if TYPE_CHECKING:
@@ -310,6 +316,7 @@ def fit(
     >>> result.popt.round(6)
     array([2.5, 1.3])
     """
+    given = locals()  # the arguments, before any other name
     options = RunOptions(
         workflow=workflow,
         goal=goal,
@@ -361,7 +368,26 @@ def fit(
     job = prepare(model, x, y, p0, inputs, options)
     if dry_run:
         return plan_of(job, dry_run)
-    return run(job, reports)
+    start = time.perf_counter()
+    result = run(job, reports)
+    return _with_provenance(result, job, given, time.perf_counter() - start)
+
+
+def _with_provenance(
+    result: FitResult, job: Job, given: Mapping[str, Any], seconds: float
+) -> FitResult:
+    """The result of a fit, with how it was made."""
+    assert result.fitted is not None, "a fit has its model"
+    arguments = written_arguments(given, _defaults())
+    plan = partial(plan_of, job, "untimed")
+    made = Provenance(given["model"], arguments, seconds, plan)
+    return replace(result, fitted=replace(result.fitted, provenance=made))
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Defaults of the arguments of :func:`fit`, by name."""
+    return {name: p.default for name, p in inspect.signature(fit).parameters.items()}
 
 
 def given_tolerances(**tolerances: Tolerance) -> dict[str, Any]:

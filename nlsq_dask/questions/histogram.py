@@ -38,6 +38,10 @@ class Grid:
         Divisor of the residuals if there is no sigma, in the units of y.
     fitted : bool
         True if the abscissa is the fitted value; False if it is the first coordinate.
+    log_x, log_y : bool
+        Whether the bins have equal lengths on a logarithmic axis. Both ends are then positive.
+    clip_z : bool
+        Whether residuals beyond the ends count in the first and the last bin.
     """
 
     x: tuple[float, float]
@@ -48,6 +52,24 @@ class Grid:
     n_z: int
     scale: float
     fitted: bool
+    log_x: bool = False
+    log_y: bool = False
+    clip_z: bool = False
+
+    @property
+    def x_edges(self) -> FloatArray:
+        """Edges of the bins of the abscissa, shape (n_x + 1,)."""
+        return _edges(self.x, self.n_x, log=self.log_x)
+
+    @property
+    def y_edges(self) -> FloatArray:
+        """Edges of the bins of the observations, shape (n_y + 1,)."""
+        return _edges(self.y, self.n_y, log=self.log_y)
+
+    @property
+    def z_edges(self) -> FloatArray:
+        """Edges of the bins of the standardised residuals, shape (n_z + 1,)."""
+        return _edges(self.z, self.n_z, log=False)
 
 
 @dataclass(frozen=True)
@@ -110,17 +132,17 @@ class Binned:
     @property
     def x_edges(self) -> FloatArray:
         """Edges of the bins of the abscissa, shape (n_x + 1,)."""
-        return np.linspace(*self.grid.x, self.grid.n_x + 1)
+        return self.grid.x_edges
 
     @property
     def y_edges(self) -> FloatArray:
         """Edges of the bins of the observations, shape (n_y + 1,)."""
-        return np.linspace(*self.grid.y, self.grid.n_y + 1)
+        return self.grid.y_edges
 
     @property
     def z_edges(self) -> FloatArray:
         """Edges of the bins of the standardised residuals, shape (n_z + 1,)."""
-        return np.linspace(*self.grid.z, self.grid.n_z + 1)
+        return self.grid.z_edges
 
     @property
     def mean(self) -> FloatArray:
@@ -173,7 +195,7 @@ class Histogram(BlockQuestion[BinSums]):
         most = STAGE_ROWS if function.row_wise else block.y.size
         total = self.zero()
         for _, box in block_boxes(regular_chunks(block.y.shape, most)):
-            total = total + _bin_rows(function, self.grid, _cut(block, box))
+            total = total + _bin_rows(function, self.grid, cut(block, box))
         return total
 
 
@@ -189,11 +211,11 @@ def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:
     with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are outside
         z = (y - fitted) / (grid.scale if block.sigma is None else rows(block.sigma))
     bin_x, bin_y, bin_z = (
-        _bins(values, ends, n)
-        for values, ends, n in (
-            (x, grid.x, grid.n_x),
-            (y, grid.y, grid.n_y),
-            (z, grid.z, grid.n_z),
+        _bins(values, ends, n, log=log)
+        for values, ends, n, log in (
+            (x, grid.x, grid.n_x, grid.log_x),
+            (y, grid.y, grid.n_y, grid.log_y),
+            (np.clip(z, *grid.z) if grid.clip_z else z, grid.z, grid.n_z, False),
         )
     )
     along = (bin_x >= 0) & np.isfinite(z)
@@ -219,21 +241,30 @@ def _bin_rows(function: RowFunction, grid: Grid, block: Block) -> BinSums:
     )
 
 
-def _bins(values: FloatArray, ends: tuple[float, float], n: int) -> NDArray[np.intp]:
+def _edges(ends: tuple[float, float], n: int, *, log: bool) -> FloatArray:
+    """Edges of n bins, of equal lengths on a straight or a logarithmic axis."""
+    return np.geomspace(*ends, n + 1) if log else np.linspace(*ends, n + 1)
+
+
+def _bins(values: FloatArray, ends: tuple[float, float], n: int, *, log: bool) -> NDArray[np.intp]:
     """Bin of each value, -1 outside the grid; the last bin includes its upper end."""
     low, high = ends
+    if log:
+        low, high = np.log(low), np.log(high)
+        with np.errstate(invalid="ignore", divide="ignore"):  # no bin for what is not positive
+            values = np.log(values)
     inside = (values >= low) & (values <= high)  # False for NaN
     position = np.full(values.shape, -1, np.intp)
     position[inside] = np.minimum((values[inside] - low) * (n / (high - low)), n - 1)
     return position
 
 
-def _cut(block: Block, box: Box) -> Block:
+def cut(block: Block, box: Box) -> Block:
     """The rows of a box, as views."""
 
-    def cut(array: NDArray[Any]) -> NDArray[Any]:
+    def rows(array: NDArray[Any]) -> NDArray[Any]:
         return array[broadcast_box(box, array.shape)]
 
-    sigma = None if block.sigma is None else cut(block.sigma)
-    masks = tuple(cut(m) for m in block.masks)
-    return Block(cut(block.y), tuple(cut(c) for c in block.coords), sigma, masks, block.rule)
+    sigma = None if block.sigma is None else rows(block.sigma)
+    masks = tuple(rows(m) for m in block.masks)
+    return Block(rows(block.y), tuple(rows(c) for c in block.coords), sigma, masks, block.rule)

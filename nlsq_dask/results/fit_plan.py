@@ -211,12 +211,12 @@ def _memory_text(plan: FitPlan) -> str:
 def _time_text(plan: FitPlan) -> str:
     if plan.total_seconds is None or plan.pass_seconds is None or plan.compile_seconds is None:
         return "not measured; plan(..., time=True) reads a little and measures"
-    total = _span(*map(_in_time, plan.total_seconds))
-    each = _in_time(plan.pass_seconds)
+    total = _span(*map(in_time, plan.total_seconds))
+    each = in_time(plan.pass_seconds)
     if plan.kept and plan.later_pass_seconds is not None:
-        each = f"{each} for the first and {_in_time(plan.later_pass_seconds)}"
+        each = f"{each} for the first and {in_time(plan.later_pass_seconds)}"
     sample = " and the fit of the sample" if plan.pilot else ""
-    compiling = _in_time(plan.compile_seconds)
+    compiling = in_time(plan.compile_seconds)
     return (
         f"about {total} for all passes, {each} each (measured on "
         f"{plan.timed_rows:,} rows); besides {compiling} of compilation{sample}"
@@ -231,7 +231,7 @@ def _s(count: int) -> str:
     return "" if count == 1 else "s"
 
 
-def _in_time(seconds: float) -> str:
+def in_time(seconds: float) -> str:
     """Write a duration with two digits."""
     if seconds < 0.0995:
         return f"{max(seconds * 1e3, 0.1):.2g} ms"

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.core.questions import AnswerT, SumsAt
 from nlsq_dask.core.structure import Structure, model_input
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
@@ -20,8 +20,6 @@ from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.observations import Array, Observations
-from nlsq_dask.io.sources import is_dask
-from nlsq_dask.io.stage import STAGE_ROWS
 from nlsq_dask.io.stored import stored_argument
 from nlsq_dask.io.times import TimeAxis, as_numbers
 from nlsq_dask.io.units import bare_coordinates
@@ -29,13 +27,14 @@ from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
 from nlsq_dask.questions.derivatives import LostDerivativesAt
-from nlsq_dask.questions.histogram import Binned, Grid, Histogram
+from nlsq_dask.questions.question import AnyQuestion
 from nlsq_dask.questions.row_values import (
     RowFunction,
     residuals_of_block,
     values_of_block,
 )
 from nlsq_dask.questions.scores import ScoresAt
+from nlsq_dask.results.provenance import Provenance
 from nlsq_dask.results.rows import Rows, rows_at
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -47,10 +46,6 @@ if TYPE_CHECKING:
 
 # Values of x at which a curve is computed to find its range.
 CURVE_POINTS = 512
-
-# Standard deviations around the model that histograms show. Of normal rows, one in 1.7 million lies
-# outside of five.
-SHOWN_DEVIATIONS = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,8 @@ class FittedModel:
         Whether the model may be evaluated block by block.
     profiles : callable, optional
         ``profiles(record, names, quantile)`` computes profiles of the named parameters.
+    provenance : Provenance or None
+        How the result was made.
     times : tuple of (TimeAxis or None)
         For each coordinate, how times become numbers.
     units : mapping of str to str
@@ -86,6 +83,7 @@ class FittedModel:
     client: Client | None = None
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
+    provenance: Provenance | None = None
     times: tuple[TimeAxis | None, ...] = ()
     units: Mapping[str, str] = field(default_factory=dict)
 
@@ -237,10 +235,8 @@ class FittedModel:
         InputError
             If there are no data.
         """
-        data = self._data("without_derivatives()")
         at = np.asarray(params, np.float64)
-        with self._engine(data) as engine:
-            return engine.ask(LostDerivativesAt(at))
+        return self.ask(LostDerivativesAt(at), "without_derivatives()")
 
     def score_products(self, params: ArrayLike) -> FloatArray:
         """Sum of outer products of the rows' scores, for a robust covariance.
@@ -261,8 +257,7 @@ class FittedModel:
         InputError
             If there are no data.
         """
-        with self._engine(self._data("robust_pcov()")) as engine:
-            return engine.ask(ScoresAt(np.asarray(params, np.float64)))
+        return self.ask(ScoresAt(np.asarray(params, np.float64)), "robust_pcov()")
 
     def abs_residuals(self, params: ArrayLike) -> float:
         """Sum of absolute residuals in the units of y, in one reading of all rows.
@@ -277,47 +272,7 @@ class FittedModel:
             If there are no data.
         """
         at = np.asarray(params, np.float64)
-        with self._engine(self._data("mae")) as engine:
-            return engine.ask(SumsAt(at, np.eye(at.size))).moments.abs_residuals
-
-    def binned(
-        self,
-        params: ArrayLike,
-        scale: float,
-        *,
-        bins: tuple[int, int, int] = (200, 120, 60),
-        deviations: float = SHOWN_DEVIATIONS,
-        x_range: tuple[float, float] | None = None,
-    ) -> Binned:
-        """Histograms of observations and residuals, in one reading of all rows.
-
-        The abscissa is the coordinate of a model with one coordinate, and otherwise the fitted
-        value. One more reading of the coordinates finds its ends.
-
-        Parameters
-        ----------
-        params : array_like, shape (p,)
-        scale : float
-            Typical size of a residual in the units of y, such as the root mean square. The
-            histogram of observations extends beyond the model by ``deviations`` times this size.
-            Without sigma, residuals are divided by it.
-        bins : triple of int
-            Bins of the abscissa, of the observations, and of the residuals.
-        deviations : float
-            Largest standardised residual that the histogram shows, on either side of zero.
-        x_range : pair of float, optional
-            Ends of the abscissa.
-
-        Raises
-        ------
-        InputError
-            If there are no data.
-        """
-        data = self._data("plot()")
-        function = self._function(params, None)
-        grid = self._grid(data, function, scale, bins, deviations, x_range)
-        with self._engine(data) as engine:
-            return Binned(grid, engine.ask(Histogram(function.params, grid, _block_rows(data))))
+        return self.ask(SumsAt(at, np.eye(at.size)), "mae").moments.abs_residuals
 
     def bad_rows(self, params: ArrayLike) -> BadRows:
         """Rows without a finite squared residual, found in one reading of all rows.
@@ -326,9 +281,35 @@ class FittedModel:
         ----------
         params : array_like, shape (p,)
         """
+        at = np.asarray(params, np.float64)
+        return self.ask(BadRowsAt(at, self.block_rows), "a fit")
+
+    def ask(self, question: AnyQuestion[AnswerT], what: str) -> AnswerT:
+        """Answer a question in one reading of the data.
+
+        Parameters
+        ----------
+        question : AnyQuestion
+        what : str
+            What is computed, in the words of messages.
+
+        Raises
+        ------
+        InputError
+            If there are no data.
+        """
+        with self._engine(self._data(what)) as engine:
+            return engine.ask(question)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of the largest block, or of all data in memory."""
         data = self._data("a fit")
-        with self._engine(data) as engine:
-            return engine.ask(BadRowsAt(np.asarray(params, np.float64), _block_rows(data)))
+        if not data.lazy:
+            return data.n_rows
+        from nlsq_dask.engines.dask.groups import common_chunks  # Dask, loaded for use
+
+        return largest_block(common_chunks(data))
 
     @property
     def has_curve(self) -> bool:
@@ -336,7 +317,12 @@ class FittedModel:
         return self.spec.n_coords == 1 and self.row_wise
 
     def curve(
-        self, params: ArrayLike, pcov: ArrayLike, x_range: tuple[float, float]
+        self,
+        params: ArrayLike,
+        pcov: ArrayLike,
+        x_range: tuple[float, float],
+        *,
+        log: bool = False,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """A model of one coordinate along a range.
 
@@ -345,53 +331,17 @@ class FittedModel:
         params : array_like, shape (p,)
         pcov : array_like, shape (p, p)
         x_range : pair of float
+        log : bool
+            Whether the coordinate has equal steps on a logarithmic axis.
 
         Returns
         -------
         x, values, errors : ndarray, shape (512,), float64
             The coordinate, the model's values, and their standard errors.
         """
-        line = np.linspace(*x_range, CURVE_POINTS)
+        line: FloatArray = (np.geomspace if log else np.linspace)(*x_range, CURVE_POINTS)
         x = model_input(self.spec.structure, [line], np.stack)
         return line, self.values(params, x), self.standard_errors(params, pcov, x)
-
-    def _grid(
-        self,
-        data: Observations,
-        function: RowFunction,
-        scale: float,
-        bins: tuple[int, int, int],
-        deviations: float,
-        x_range: tuple[float, float] | None,
-    ) -> Grid:
-        if x_range is None:
-            x_range = self._range(
-                data.coords[0]
-                if self.has_curve
-                else self._on_rows(self._rows(None), function.params, None)
-            )
-        x_range = y_range = _widened(*x_range)
-        if self.has_curve:
-            no_errors = np.zeros((function.params.size,) * 2)
-            y_range = _finite_range(self.curve(function.params, no_errors, x_range)[1])
-        margin = deviations * scale
-        return Grid(
-            x=x_range,
-            y=_widened(y_range[0] - margin, y_range[1] + margin),
-            z=(-deviations, deviations),
-            n_x=bins[0],
-            n_y=bins[1],
-            n_z=bins[2],
-            scale=scale if scale > 0 else 1.0,
-            fitted=not self.has_curve,
-        )
-
-    def _range(self, array: Array) -> tuple[float, float]:
-        if is_dask(array):
-            from nlsq_dask.engines.dask.lazy_values import finite_range  # Dask, loaded for use
-
-            return finite_range(array, self.client)
-        return _finite_range(array)
 
     def _data(self, what: str) -> Observations:
         if self.data is None:
@@ -456,32 +406,3 @@ def _framed(
     if frame is None:
         return values
     return frame.filled(values, name, meaning, same_quantity=same_quantity)
-
-
-def _block_rows(data: Observations) -> int:
-    """Rows of the largest block, or of all data in memory."""
-    if not data.lazy:
-        return data.n_rows
-    from nlsq_dask.engines.dask.groups import common_chunks  # Dask, loaded for use
-
-    return largest_block(common_chunks(data))
-
-
-def _finite_range(array: Array) -> tuple[float, float]:
-    """Smallest and largest finite value of an array in memory; infinite if there is none."""
-    low, high = np.inf, -np.inf
-    for piece in np.array_split(array.reshape(-1), max(array.size // STAGE_ROWS, 1)):
-        finite = np.isfinite(piece)
-        low = np.min(piece, where=finite, initial=low)
-        high = np.max(piece, where=finite, initial=high)
-    return float(low), float(high)
-
-
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range of positive length: an infinite or empty range gets a length of 1 or more."""
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return -0.5, 0.5
-    if high > low:
-        return low, high
-    half = 0.5 * max(abs(low), 1.0)
-    return low - half, high + half

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nlsq_dask import _errors
+from nlsq_dask._errors import NO_OPTIMUM
 from nlsq_dask.core.structure import argument_name, coordinate_names
 from nlsq_dask.results.record import FitRecord, Parameter, n_basins
 from nlsq_dask.results.tables import aligned, html_table
@@ -61,20 +64,42 @@ def full_report(
     sections = [
         _outcome(record),
         _section("Parameters", _parameter_lines(record)),
-        _section("Statistics", _indented(_statistics_rows(record))),
+        _section("Statistics", _indented(statistics_rows(record))),
         _section(
             f"Correlations above {NOTABLE_CORRELATION:g} in absolute value",
             _correlation_lines(record),
         ),
         _section("Remarks", [*_remark_lines(record), *_profile_lines(record, profiled or {})]),
-        _section("Solver", _indented(_solver_rows(record))),
+        _section("Solver", _indented(solver_rows(record))),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
 def html_report(record: FitRecord) -> str:
     """A table of estimates and one of statistics, for notebooks."""
-    head = ["Parameter", "Estimate", "Standard error", f"{LEVEL:.0%} interval", "Remark"]
+    summary: list[Row] = [
+        ("rows", f"{record.n_points:,}"),
+        *_time_rows(record),
+        ("reduced chi2", f"{record.reduced_chi2:.6g}"),
+        ("R²", f"{record.r_squared:.6g}"),
+        ("RMSE", f"{record.rmse:.6g}"),
+        *_cost_rows(record),
+    ]
+    statistics = html_table(summary, caption="Statistics")
+    if record.success:
+        return f"<div>{estimates_table(record, _outcome(record))}{statistics}</div>"
+    # The border and the weight of the text show on light and dark pages.
+    verdict = f"<strong>{html.escape(_outcome(record))}</strong><br>{html.escape(NO_OPTIMUM)}"
+    return (
+        f'<div style="border-left:0.4em solid #D55E00;padding-left:0.8em">'
+        f'<p role="status">{verdict}</p>{estimates_table(record)}{statistics}</div>'
+    )
+
+
+def estimates_table(record: FitRecord, caption: str = "") -> str:
+    """The estimates with errors, intervals and remarks, as a table of HTML."""
+    value = "Estimate" if record.success else "Last value, no optimum"
+    head = ["Parameter", value, "Standard error", f"{LEVEL:.0%} interval", "Remark"]
     body = [
         [title, f"{p.value:.8g}", f"{p.stderr:.3g}", _interval(low, high, p.stderr), remark]
         for title, (_, p, remark), (low, high) in zip(
@@ -86,16 +111,17 @@ def html_report(record: FitRecord) -> str:
     ]
     if not any(row[-1] for row in body):
         head, body = head[:-1], [row[:-1] for row in body]
-    summary: list[Row] = [
-        ("rows", f"{record.n_points:,}"),
-        *_time_rows(record),
-        ("reduced chi2", f"{record.reduced_chi2:.6g}"),
-        ("R²", f"{record.r_squared:.6g}"),
-        ("RMSE", f"{record.rmse:.6g}"),
-        *_cost_rows(record),
-    ]
-    estimates = html_table(body, head, caption=_outcome(record))
-    return f"<div>{estimates}{html_table(summary, caption='Statistics')}</div>"
+    return html_table(body, head, caption=caption)
+
+
+def remarks(record: FitRecord) -> list[str]:
+    """What a reader of the estimates should know: bounds, correlations, differenced rows."""
+    lines = _remark_lines(record)
+    if record.undetermined:
+        lines.append(str(_errors.covariance_undetermined(record.undetermined)))
+    if record.n_differenced:
+        lines.append(str(_errors.derivatives_differenced(record.n_differenced, record.n_points)))
+    return lines
 
 
 def _outcome(record: FitRecord) -> str:
@@ -130,7 +156,8 @@ def _parameter_lines(record: FitRecord) -> list[str]:
     return aligned(rows)
 
 
-def _statistics_rows(record: FitRecord) -> list[Row]:
+def statistics_rows(record: FitRecord) -> list[Row]:
+    """Statistics of a fit, by name."""
     skipped = f"  ({record.n_skipped:,} left out)" if record.n_skipped else ""
     fixed = f", {len(record.names) - record.n_free} fixed or tied"
     scale = "sigma are absolute" if record.absolute_sigma else "scaled by the reduced chi2"
@@ -246,7 +273,8 @@ def _omitted_rows(record: FitRecord) -> list[Row]:
     return [("omitted", f"{count}: {listed}")] if record.blocks_omitted else []
 
 
-def _solver_rows(record: FitRecord) -> list[Row]:
+def solver_rows(record: FitRecord) -> list[Row]:
+    """Method, tolerances and cost of the search, by name."""
     preset = "" if record.workflow is None else f"  (workflow {record.workflow!r})"
     tolerances = (f"{name} {value}" for name, value in record.tolerances.items())
     return [

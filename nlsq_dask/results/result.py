@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,23 +13,20 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.io.observations import Array
-from nlsq_dask.results import dataset, report, saving
+from nlsq_dask.results import dataset, page, report, saving
 from nlsq_dask.results.fitted_model import FittedModel
-from nlsq_dask.results.labelled import bare, framed_like
-from nlsq_dask.results.plot import plot_fit
+from nlsq_dask.results.pictures import Pictures
 from nlsq_dask.results.profile import Profile
-from nlsq_dask.results.record import FitRecord, Parameter, interval_quantile
+from nlsq_dask.results.record import Parameter, interval_quantile
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 __all__ = ["FitResult", "Parameter"]
 
 
 @dataclass(frozen=True, eq=False)
-class FitResult(FitRecord):
+class FitResult(Pictures):
     """The result of :func:`nlsq_dask.fit`.
 
     Unpacks like the result of ``scipy.optimize.curve_fit``: ``popt, pcov = result``. Prints as a
@@ -250,101 +246,6 @@ class FitResult(FitRecord):
         """
         return super().mae if self.n_distinct == 0 or self.fitted is None else self._mae_of_rows
 
-    def predict(self, x: Any = None) -> Array:
-        """Values of the model at the estimates.
-
-        Parameters
-        ----------
-        x : array_like or tuple of array_like, optional
-            Coordinates in the form that the fit took, of any shape. Arrays of xarray broadcast by
-            the names of their dimensions. Times are taken where the fit had times, and names of
-            coordinates of y. By default, the coordinates of the data.
-
-        Returns
-        -------
-        numpy or dask array or xarray.DataArray, float64
-            Values in the shape of the coordinates; by default in the shape of y. Lazy if the
-            coordinates are. With the labels of the coordinates, or of y by default, and the
-            attributes of y, if these are arrays of xarray.
-
-        Raises
-        ------
-        InputError, InputTypeError
-            If the result has no model, no data to predict by default, or `x` are not the model's
-            coordinates.
-        """
-        return self._model("predict()").values(self.popt, x)
-
-    def residuals(self) -> Array:
-        """Residuals ``y - f``, unweighted.
-
-        Returns
-        -------
-        numpy or dask array or xarray.DataArray, float64
-            Residuals in the shape and the units of y. NaN for rows that were left out. Lazy if the
-            data are, and with the labels of y if it is an array of xarray.
-
-        Raises
-        ------
-        InputError
-            If the result has no model or no data.
-        """
-        return self._model("residuals()").residuals(self.popt)
-
-    def confidence_band(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
-        """Interval for the model's value at each x, ``f ± t √(j C jᵀ)``.
-
-        j is the row of derivatives by the parameters and C is `pcov`. t is the quantile of
-        Student's distribution with `dof` degrees of freedom, or of the normal distribution if
-        `absolute_sigma` (the delta method: Seber & Wild, "Nonlinear Regression", 1989, section
-        5.1). The probability holds at each x, and not for the whole curve at once.
-
-        Parameters
-        ----------
-        x : array_like or tuple of array_like, optional
-            As in :meth:`predict`.
-        level : float
-            Probability with which an interval covers the true value, in (0, 1).
-
-        Returns
-        -------
-        lower, upper : numpy or dask array or xarray.DataArray, float64
-            As :meth:`predict`; infinite where the data do not determine the parameters.
-
-        Raises
-        ------
-        InputError, InputTypeError
-            As :meth:`predict`, or if `level` is no probability in (0, 1).
-        """
-        return self._around("confidence_band()", x, level, 0.0)
-
-    def prediction_interval(self, x: Any = None, level: float = 0.95) -> tuple[Array, Array]:
-        """Interval for a new observation at each x, ``f ± t √(j C jᵀ + s²)``.
-
-        As :meth:`confidence_band`, with the variance s² of a new observation in y's units:
-        ``Σ (y - f)² / dof`` of the residuals, or ``Σ sigma² / n`` if `absolute_sigma`. The
-        interval assumes that the new observation has the mean variance of the fitted ones, also if
-        their sigma differ.
-
-        Parameters
-        ----------
-        x : array_like or tuple of array_like, optional
-            As in :meth:`predict`.
-        level : float
-            Probability with which an interval covers the new observation, in (0, 1).
-
-        Returns
-        -------
-        lower, upper : numpy or dask array or xarray.DataArray, float64
-            As :meth:`predict`.
-
-        Raises
-        ------
-        InputError, InputTypeError
-            As :meth:`confidence_band`.
-        """
-        return self._around("prediction_interval()", x, level, self._variance_of_a_row())
-
     def robust_pcov(self) -> FloatArray:
         """Covariance of the estimates without the assumption of equal or known variances.
 
@@ -379,34 +280,6 @@ class FitResult(FitRecord):
         # A perfect fit has no residuals, and its pcov is zero already.
         bread = self.pcov if scale == 0.0 else self.pcov / scale
         return statistics.sandwich(bread, model.score_products(self.popt), self.n_points, self.dof)
-
-    def plot(self, *, bins: tuple[int, int] = (200, 120), level: float = 0.95) -> Figure:
-        """Draw the data with the fit, and the residuals below.
-
-        Up to some thousands of rows are drawn as points. More rows are counted in cells, in two
-        readings of the data, so that the size of the picture stays the same. Needs matplotlib:
-        ``pip install "nlsq_dask[plot]"``.
-
-        Parameters
-        ----------
-        bins : pair of int
-            Number of cells along the abscissa and the ordinate, for counted rows.
-        level : float
-            Probability of the confidence band, in (0, 1).
-
-        Returns
-        -------
-        matplotlib.figure.Figure
-            A notebook shows the figure; ``savefig`` writes it to a file.
-
-        Raises
-        ------
-        MissingLibraryError
-            If matplotlib is not installed.
-        InputError
-            If the result has no model or no data.
-        """
-        return plot_fit(self, bins, level)
 
     def summary(self) -> str:
         """The full report: estimates with intervals, statistics, correlations, cost of the fit.
@@ -476,6 +349,28 @@ class FitResult(FitRecord):
             If the file cannot be written.
         """
         saving.write(self, path)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a report of the fit: one file of HTML, readable without a network.
+
+        It says first whether the fit converged, why it ended and what to do. Then come the
+        parameters, statistics, pictures (with matplotlib), the plan beside what happened, the data,
+        the search, the call of the fit with the source of the model, and versions. The pictures of
+        the data read the data a few times. A result from a file has a report without these. The
+        file replaces an existing file.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        InputError
+            If no file can have the name.
+        OSError
+            If the file cannot be written.
+        """
+        page.write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: Callable[..., Any] | None = None) -> Self:
@@ -558,32 +453,6 @@ class FitResult(FitRecord):
             self._profiles.update({(name, quantile): made[name] for name in missing})
             known |= made
         return known
-
-    def _model(self, method: str) -> FittedModel:
-        if self.fitted is None:
-            raise _errors.result_without_model(method)
-        return self.fitted
-
-    def _variance_of_a_row(self) -> float:
-        """Mean variance of the rows, in the units of y squared."""
-        if self.absolute_sigma and self.moments.variance > 0.0:
-            return self.moments.variance / self.n_points
-        return self.moments.sq_residuals / self.dof if self.dof > 0 else math.inf
-
-    def _around(self, method: str, x: Any, level: float, variance: float) -> tuple[Array, Array]:
-        """The values of the model, less and plus a multiple of their standard errors."""
-        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
-        model = self._model(method)
-        prediction = model.values(self.popt, x)
-        values, errors = bare(prediction), bare(model.standard_errors(self.popt, self.pcov, x))
-        if variance:
-            errors = np.sqrt(errors**2 + variance)
-        # An infinite quantile times an error of zero is NaN.
-        half = quantile * errors if math.isfinite(quantile) else errors + math.inf
-        return (
-            framed_like(prediction, values - half, "lower", "lower end of the interval of the"),
-            framed_like(prediction, values + half, "upper", "upper end of the interval of the"),
-        )
 
 
 def _reach(entry: tuple[tuple[str, float], Profile]) -> float:

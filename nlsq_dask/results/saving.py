@@ -60,7 +60,19 @@ def write(record: FitRecord, place: str | os.PathLike[str]) -> None:
         "sha256": checksum(dumps(plain)),
         "result": plain,
     }
-    raw = json.dumps(envelope, allow_nan=False).encode()
+    put(place, json.dumps(envelope, allow_nan=False).encode())
+
+
+def put(place: str | os.PathLike[str], raw: bytes) -> None:
+    """Write a file here or in a store, which is replaced if there is one.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If the place is unusable.
+    OSError
+        If the file cannot be written; one that was there is as it was.
+    """
     path = checked_place(place, "path", _errors.result_not_a_path)
     if isinstance(path, Path):
         write_atomically(path, raw)

@@ -28,12 +28,13 @@ def html_table(
     head : sequence of str
         Titles of the columns; none for a table without a head.
     caption : str
+        None is written for an empty text.
     titled : bool
         Whether the first cell of a row is its title.
     """
     titles = "".join(_cell("th", title, ' scope="col"', CELL) for title in head)
     above = f"<thead><tr>{titles}</tr></thead>" if head else ""
-    captioned = f'<caption style="{LEFT}">{html.escape(caption)}</caption>'
+    captioned = f'<caption style="{LEFT}">{html.escape(caption)}</caption>' if caption else ""
     return f"<table>{captioned}{above}<tbody>{html_rows(rows, titled=titled)}</tbody></table>"
 
 

@@ -23,6 +23,7 @@ PAGES = [
     "docs/xarray.md",
     "docs/models.md",
     "docs/results.md",
+    "docs/pictures.md",
     "docs/labelled_results.md",
     "docs/comparing.md",
     "docs/choose_a_workflow.md",

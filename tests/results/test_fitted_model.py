@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nlsq_dask import InputError, NotRowWiseError
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.values import row_compilations
+from nlsq_dask.results import binning
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.user_model.model import prepare_loss, prepare_model
 from nlsq_dask.user_model.model_spec import call_model
@@ -325,7 +326,7 @@ def test_rows_that_were_left_out_have_no_residual(how, lazy):
     expected = np.where(out, np.nan, plain - decay_numpy(x))
     np.testing.assert_allclose(residuals, expected, atol=1e-13)
 
-    binned = model.binned(PARAMS, 5.0)
+    binned = binning.binned(model, PARAMS, 5.0)
     assert binned.sums.n.sum() == np.count_nonzero(~out)
     counted = ~out
     errors = (plain - decay_numpy(x))[counted] / sigma[counted]
@@ -389,14 +390,14 @@ def test_one_reading_of_the_data(ask, tmp_path):
     if ask == "score_products":
         model.score_products(PARAMS)
     else:
-        model.binned(PARAMS, 1.0, x_range=(0.0, 4.0))
+        binning.binned(model, PARAMS, 1.0, x_range=(0.0, 4.0))
     assert set(x.store.reads.values()) == {1}
     assert set(y.store.reads.values()) == {1}
     assert len(y.store.reads) == 18
     if ask == "binned":  # without a range, x alone is read once more
         x.store.clear_counts()
         y.store.clear_counts()
-        model.binned(PARAMS, 1.0)
+        binning.binned(model, PARAMS, 1.0)
         assert set(x.store.reads.values()) == {2}
         assert set(y.store.reads.values()) == {1}
 
@@ -411,8 +412,10 @@ def test_bins_equal_those_of_numpy(weighted):
     sigma = rng.uniform(0.2, 0.4, 2000) if weighted else None
     spec = prepare_model(decay)
     lazily = tuple(da.from_array(a, chunks=(70, 900)) for a in (x, y))
-    binned = FittedModel(spec, observe(x, y, sigma)).binned(PARAMS, 0.3, bins=(40, 30, 20))
-    chunked = FittedModel(spec, observe(*lazily, sigma)).binned(PARAMS, 0.3, bins=(40, 30, 20))
+    binned = binning.binned(FittedModel(spec, observe(x, y, sigma)), PARAMS, 0.3, bins=(40, 30, 20))
+    chunked = binning.binned(
+        FittedModel(spec, observe(*lazily, sigma)), PARAMS, 0.3, bins=(40, 30, 20)
+    )
 
     z = ((y - decay_numpy(x)) / (0.3 if sigma is None else sigma)).ravel()
     u, v = x.ravel(), y.ravel()
@@ -448,7 +451,8 @@ def test_bins_and_scores_on_a_cluster(client):
         spec, observe(*(da.from_array(a, chunks=600) for a in (x, y))), client=client
     )
     np.testing.assert_array_equal(
-        there.binned(PARAMS, 1.0).sums.observed, here.binned(PARAMS, 1.0).sums.observed
+        binning.binned(there, PARAMS, 1.0).sums.observed,
+        binning.binned(here, PARAMS, 1.0).sums.observed,
     )
     expected = here.score_products(PARAMS)
     np.testing.assert_allclose(there.score_products(PARAMS), expected, rtol=1e-12)
@@ -460,7 +464,7 @@ def test_several_coordinates_are_binned_by_the_fitted_value():
     y = 2 * u - 3 * v + rng.normal(size=(200, 300))
     spec = prepare_model(plane, None, "tuple", 2)
     params = np.array([2.0, -3.0])
-    binned = FittedModel(spec, observe((u, v), y)).binned(params, 1.0)
+    binned = binning.binned(FittedModel(spec, observe((u, v), y)), params, 1.0)
     fitted = 2 * u - 3 * v
     assert binned.grid.fitted
     assert binned.grid.x == pytest.approx((fitted.min(), fitted.max()), rel=1e-14)
@@ -471,7 +475,7 @@ def test_several_coordinates_are_binned_by_the_fitted_value():
 @pytest.mark.parametrize("x", [np.full(50, 2.0), np.zeros(50), np.full(50, 1e-300)])
 def test_a_coordinate_without_extent(x):
     y = np.linspace(-1, 1, 50)
-    binned = FittedModel(prepare_model(decay), observe(x, y)).binned(PARAMS, 1.0)
+    binned = binning.binned(FittedModel(prepare_model(decay), observe(x, y)), PARAMS, 1.0)
     assert binned.sums.n.sum() == 50
     assert np.all(np.diff(binned.x_edges) > 0)
 
@@ -483,7 +487,7 @@ def test_a_coordinate_without_extent(x):
         pytest.param(lambda m: m.standard_errors(PARAMS, PCOV), id="errors"),
         pytest.param(lambda m: m.residuals(PARAMS), id="residuals"),
         pytest.param(lambda m: m.score_products(PARAMS), id="score_products"),
-        pytest.param(lambda m: m.binned(PARAMS, 1.0), id="binned"),
+        pytest.param(lambda m: binning.binned(m, PARAMS, 1.0), id="binned"),
     ],
 )
 def test_a_loaded_result_has_no_data(ask):

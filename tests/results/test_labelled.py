@@ -211,6 +211,6 @@ def test_plots_name_quantities_and_units():
     top, bottom = fit(decay, y.time, y, p0=[1, 1, 1], sigma=0.01).plot().axes
     assert bottom.get_ylabel() == "(y − f) / σ"
     y = cube()
-    top, bottom = fit(surface, (y.time, y.lat, y.lon), y, p0=[1, 1, 0]).plot().axes
+    top, bottom = fit(surface, (y.time, y.lat, y.lon), y, p0=[1, 1, 0]).plot("rows").axes
     assert bottom.get_xlabel() == "fitted value [mW]"
     assert top.get_ylabel() == "observed value [mW]"

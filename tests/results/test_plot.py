@@ -16,8 +16,9 @@ from nlsq_dask import InputError
 from nlsq_dask._errors import MissingLibraryError
 from nlsq_dask.io.sources import observe
 from nlsq_dask.questions.histogram import Histogram
+from nlsq_dask.results import binning
+from nlsq_dask.results.drawing.rows import MAX_POINTS, RowOptions, plot_rows
 from nlsq_dask.results.fitted_model import FittedModel
-from nlsq_dask.results.plot import MAX_POINTS, plot_fit
 from nlsq_dask.user_model.model import prepare_model
 
 PARAMS = np.array([2.0, 1.3, 0.5])
@@ -91,7 +92,7 @@ def png(figure: Any) -> bytes:
 @pytest.mark.parametrize("sigma", [False, True])
 def test_few_rows_are_points(sigma, lazy):
     result = decay_result(200, sigma=sigma, lazy=lazy)
-    figure = plot_fit(result)
+    figure = plot_rows(result)
     top, bottom = figure.axes
     x, y = (np.asarray(a) for a in (result.fitted.data.coords[0], result.fitted.data.y))
     residuals = y - np.asarray(result.fitted.values(PARAMS))
@@ -108,7 +109,7 @@ def test_few_rows_are_points(sigma, lazy):
 
 def test_the_band_covers_what_the_errors_say():
     result = decay_result(50)
-    figure = plot_fit(result, level=0.6827)
+    figure = plot_rows(result, RowOptions(level=0.6827))
     (band,) = figure.axes[0].collections
     (curve,) = (line for line in figure.axes[0].lines if line.get_label() == "fit")
     x, values = curve.get_xydata().T
@@ -123,7 +124,7 @@ def test_the_band_covers_what_the_errors_say():
 def test_a_band_that_cannot_be_seen_is_not_in_the_legend(spread):
     result = decay_result(50)
     result.pcov = np.full((3, 3), np.inf) if spread == np.inf else spread * np.eye(3)
-    assert labels(plot_fit(result).axes[0]) == ["data", "fit"]
+    assert labels(plot_rows(result).axes[0]) == ["data", "fit"]
 
 
 @pytest.mark.every(2)
@@ -132,11 +133,11 @@ def test_a_band_that_cannot_be_seen_is_not_in_the_legend(spread):
 @pytest.mark.parametrize("sigma", [False, True])
 def test_many_rows_are_counts_and_never_points(sigma, lazy):
     result = decay_result(MANY, sigma=sigma, lazy=lazy)
-    figure = plot_fit(result, bins=(50, 40))
-    top, bottom, bar = figure.axes
+    figure = plot_rows(result, RowOptions(bins=(50, 40)))
+    top, bottom, means, bar = figure.axes
     counts = top.collections[0].get_array()
     assert counts.shape == (40, 50)
-    binned = result.fitted.binned(PARAMS, 0.1, bins=(50, 40, 20))
+    binned = binning.binned(result.fitted, PARAMS, 0.1, bins=(50, 40, 20))
     np.testing.assert_array_equal(counts.filled(0), binned.sums.observed.T)
     np.testing.assert_array_equal(
         bottom.collections[0].get_array().filled(0), binned.sums.residuals.T
@@ -144,7 +145,7 @@ def test_many_rows_are_counts_and_never_points(sigma, lazy):
     assert n_drawn(figure) < 2000
     assert bar.get_ylabel() == "rows per cell"
     assert labels(top) == ["fit", "95 % confidence"]
-    assert labels(bottom) == ["mean ± rms"]
+    assert means.get_title(loc="right") == "mean ± standard error"
     low, high = bottom.get_ylim()
     assert (low, high) == pytest.approx((-5, 5) if sigma else (-0.5, 0.5))
     assert png(figure).startswith(b"\x89PNG")
@@ -152,14 +153,14 @@ def test_many_rows_are_counts_and_never_points(sigma, lazy):
 
 @pytest.mark.slow
 def test_a_picture_of_more_rows_is_no_larger():
-    sizes = [len(png(plot_fit(decay_result(n)))) for n in (MANY, 30 * MANY)]
+    sizes = [len(png(plot_rows(decay_result(n)))) for n in (MANY, 30 * MANY)]
     assert sizes[1] < 2 * sizes[0]
 
 
 def test_mean_residuals_of_intervals():
     result = decay_result(MANY)
-    _, bottom, _ = plot_fit(result).axes
-    container = bottom.containers[0]
+    _, _, axes, _ = plot_rows(result).axes
+    container = axes.containers[0]
     centres, means = container.lines[0].get_xydata().T
     x, residuals = result.fitted.data.coords[0], result.fitted.residuals(PARAMS)
     edges = np.linspace(x.min(), x.max(), 26)
@@ -167,17 +168,18 @@ def test_mean_residuals_of_intervals():
     np.testing.assert_allclose(centres, 0.5 * (edges[1:] + edges[:-1]), rtol=1e-12)
     expected = np.histogram(x, edges, weights=residuals)[0] / n
     np.testing.assert_allclose(means, expected, atol=1e-3)
-    spreads = [np.ptp(segment[:, 1]) / 2 for segment in container.lines[2][0].get_segments()]
+    errors = [np.ptp(segment[:, 1]) / 2 for segment in container.lines[2][0].get_segments()]
     rms = np.sqrt(np.histogram(x, edges, weights=residuals**2)[0] / n)
-    np.testing.assert_allclose(spreads, rms, rtol=1e-2)
+    np.testing.assert_allclose(errors, rms / np.sqrt(n), rtol=1e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(10, 12), (110, 120)])
 def test_several_coordinates_are_drawn_by_the_fitted_value(shape):
-    figure = plot_fit(plane_result(shape))
-    top, bottom = figure.axes[:2]
-    assert (bottom.get_xlabel(), top.get_ylabel()) == ("fitted value", "observed value")
+    figure = plot_rows(plane_result(shape))
+    top = figure.axes[0]
+    lowest = next(axes for axes in reversed(figure.axes) if axes.get_xlabel())
+    assert (lowest.get_xlabel(), top.get_ylabel()) == ("fitted value", "observed value")
     assert "observed = fitted" in labels(top)
     png(figure)
 
@@ -185,7 +187,7 @@ def test_several_coordinates_are_drawn_by_the_fitted_value(shape):
 def test_rows_beyond_the_axes_are_counted():
     result = decay_result(MANY)
     result.fitted.data.y[:3] = 1e9
-    figure = plot_fit(result)
+    figure = plot_rows(result)
     assert figure.axes[0].get_title(loc="left") == "3 rows beyond the axes"
     assert figure.axes[1].get_ylim() == pytest.approx((-0.5, 0.5))
 
@@ -193,7 +195,7 @@ def test_rows_beyond_the_axes_are_counted():
 @pytest.mark.parametrize("n", [300, MANY])
 def test_rows_that_were_left_out_are_not_drawn(n):
     mask = np.arange(n) % 3 == 0
-    figure = plot_fit(decay_result(n, mask=mask))
+    figure = plot_rows(decay_result(n, mask=mask))
     top = figure.axes[0]
     drawn = len(points(top)) if n == 300 else top.collections[0].get_array().sum()
     assert drawn == pytest.approx(np.count_nonzero(~mask), abs=5)
@@ -209,7 +211,7 @@ def test_data_are_read_once_for_a_picture(monkeypatch):
         return of_block(self, placed, kernels)
 
     monkeypatch.setattr(Histogram, "of_block", counted)
-    plot_fit(result)
+    plot_rows(result)
     assert len(calls) == 7  # one a block
 
 
@@ -220,7 +222,7 @@ def test_very_few_rows(n):
     result.dof = 0
     result.pcov = np.full((3, 3), np.inf)
     result.reduced_chi2 = np.nan
-    png(plot_fit(result))
+    png(plot_rows(result))
 
 
 @pytest.mark.slow
@@ -229,26 +231,26 @@ def test_a_perfect_fit(rmse):
     x = np.linspace(0, 4, MANY)
     y = np.zeros(MANY)
     model = FittedModel(prepare_model(decay), observe(x, y))
-    png(plot_fit(Result(model, np.zeros(3), np.zeros((3, 3)), rmse, 0.0)))
+    png(plot_rows(Result(model, np.zeros(3), np.zeros((3, 3)), rmse, 0.0)))
 
 
 def test_a_loaded_result_cannot_be_drawn():
     loaded = FittedModel.of_model(decay, ("a", "b", "c"), "single", 1)
     with pytest.raises(InputError, match=r"plot\(\).*data"):
-        plot_fit(Result(loaded, PARAMS, np.eye(3), 0.1))
+        plot_rows(Result(loaded, PARAMS, np.eye(3), 0.1))
     with pytest.raises(InputError, match=r"plot\(\).*model"):
-        plot_fit(Result(None, PARAMS, np.eye(3), 0.1))
+        plot_rows(Result(None, PARAMS, np.eye(3), 0.1))
 
 
 def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingLibraryError, match=r"pip install nlsq_dask\[plot\]") as caught:
-        plot_fit(decay_result(20))
+        plot_rows(decay_result(20))
     assert isinstance(caught.value, ImportError)
 
 
 def test_nothing_is_left_in_pyplot():
     plt = pytest.importorskip("matplotlib.pyplot")
     before = plt.get_fignums()
-    plot_fit(decay_result(20))
+    plot_rows(decay_result(20))
     assert plt.get_fignums() == before

@@ -1,0 +1,119 @@
+"""Question: residuals by their size, by the abscissa and by block, in one reading of the data.
+
+The histogram of all rows has narrow bins. Its cumulated counts give the quantiles of the residuals
+without sorting any rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.chunks import block_boxes, regular_chunks
+from nlsq_dask.kernels.table import Kernels
+from nlsq_dask.questions.histogram import BinSums, Grid, Histogram, cut
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
+
+
+@dataclass(frozen=True)
+class ResidualSums:
+    """Answer: sums over rows.
+
+    Attributes
+    ----------
+    bins : BinSums
+        By abscissa and by standardised residual.
+    n : ndarray, shape (k,), int64
+        Number of rows by position.
+    total, squares : ndarray, shape (k,), float64
+        Sums of standardised residuals, and of their squares, by position.
+    """
+
+    bins: BinSums
+    n: NDArray[np.int64]
+    total: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def zero(cls, grid: Grid, positions: int) -> Self:
+        """Sums over no rows."""
+        n = np.zeros(positions, np.int64)
+        return cls(BinSums.zero(grid), n, np.zeros(positions), np.zeros(positions))
+
+    def __add__(self, other: ResidualSums) -> ResidualSums:
+        return ResidualSums(
+            self.bins + other.bins,
+            self.n + other.n,
+            self.total + other.total,
+            self.squares + other.squares,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals(BlockQuestion[ResidualSums]):
+    """Question: standardised residuals in bins of their size, of the abscissa and of blocks.
+
+    A position is a block, or some neighbouring blocks. Data in memory have no blocks: there a
+    position is a range of rows.
+
+    Attributes
+    ----------
+    params : ndarray, shape (p,), float64
+        Parameters of the model.
+    grid : Grid
+        Bins of the abscissa and of the residuals.
+    block_rows : int
+        Rows of the largest block; for data in memory, rows that are looked at together.
+    shape : tuple of int
+        Number of blocks along each dimension; for data in memory, the shape of ``y``.
+    positions : int
+        Number of positions.
+    model : int
+        Number of the model.
+    """
+
+    params: FloatArray
+    grid: Grid
+    block_rows: int
+    shape: tuple[int, ...]
+    positions: int
+    model: int = 0
+    task_name: ClassVar[str] = "residuals"
+
+    def zero(self) -> ResidualSums:
+        """Sums over no rows."""
+        return ResidualSums.zero(self.grid, self.positions)
+
+    def of_block(self, placed: PlacedBlock, kernels: Kernels) -> ResidualSums:
+        """Sums over the rows of a block."""
+        histogram = Histogram(self.params, self.grid, self.block_rows, self.model)
+        total = self.zero()
+        for at, part in self._parts(placed, whole=kernels.whole):
+            sums = self.zero()
+            bins = histogram.of_block(part, kernels)
+            sums.n[at], sums.total[at] = bins.n.sum(), bins.total.sum()
+            sums.squares[at] = bins.squares.sum()
+            total = total + ResidualSums(bins, sums.n, sums.total, sums.squares)
+        return total
+
+    def _parts(self, placed: PlacedBlock, *, whole: bool) -> Iterator[tuple[int, PlacedBlock]]:
+        """Parts of a block, each with its position."""
+        index, box, block = placed
+        if index is not None:
+            yield self._position(index), placed
+            return
+        # A model that is not row-wise needs all rows at once.
+        most = block.y.size if whole else self.block_rows
+        for _, inner in block_boxes(regular_chunks(block.y.shape, most)):
+            first = [part.start + own.start for part, own in zip(box, inner, strict=True)]
+            yield self._position(first), (None, inner, cut(block, inner))
+
+    def _position(self, index: Sequence[int]) -> int:
+        number = int(np.ravel_multi_index(tuple(index), self.shape))
+        return number * self.positions // math.prod(self.shape)

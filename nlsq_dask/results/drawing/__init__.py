@@ -1,0 +1,1 @@
+"""Pictures of a fit, with matplotlib, which is loaded when the first picture is drawn."""
