@@ -31,10 +31,12 @@ from nlsq_dask._errors import (
 if TYPE_CHECKING:
     from nlsq_dask.api.curve_fit import curve_fit
     from nlsq_dask.api.fit import fit
+    from nlsq_dask.api.fit_each import fit_each
     from nlsq_dask.api.fit_models import fit_models
     from nlsq_dask.api.plan import plan
     from nlsq_dask.results.comparison import ModelComparison
     from nlsq_dask.results.fit_plan import FitPlan
+    from nlsq_dask.results.maps import FitMaps
     from nlsq_dask.results.profile import Profile
     from nlsq_dask.results.record import PilotRecord, Start
     from nlsq_dask.results.result import FitResult, Parameter
@@ -51,6 +53,7 @@ __all__ = [
     "DataChangedError",
     "DerivativeWarning",
     "FitError",
+    "FitMaps",
     "FitPlan",
     "FitResult",
     "FitWarning",
@@ -72,6 +75,7 @@ __all__ = [
     "UntraceableModelError",
     "curve_fit",
     "fit",
+    "fit_each",
     "fit_models",
     "plan",
 ]
@@ -79,10 +83,12 @@ __all__ = [
 # Loaded when first used: JAX takes a second to import, and a script may only want the errors.
 _LAZY = {
     "fit": "nlsq_dask.api.fit",
+    "fit_each": "nlsq_dask.api.fit_each",
     "fit_models": "nlsq_dask.api.fit_models",
     "curve_fit": "nlsq_dask.api.curve_fit",
     "ModelComparison": "nlsq_dask.results.comparison",
     "plan": "nlsq_dask.api.plan",
+    "FitMaps": "nlsq_dask.results.maps",
     "FitPlan": "nlsq_dask.results.fit_plan",
     "FitResult": "nlsq_dask.results.result",
     "Parameter": "nlsq_dask.results.result",
