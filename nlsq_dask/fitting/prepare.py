@@ -194,7 +194,7 @@ def prepare_on(
         cache=_checked_cache(options.cache),
         retries=options.retries,
         param_units=units,
-        vector_bits=_vector_bits(strategy, options.device),
+        vector_bits=_bits_for(strategy, options.device),
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
@@ -390,13 +390,19 @@ def _active_client(wanted: Client | None) -> Client | None:
     return client
 
 
-def _vector_bits(strategy: Strategy, device: str | None) -> int:
-    """Bits of the vectors that this process and all workers can compile kernels for."""
+def bits_of_process(device: str | None) -> int:
+    """Bits of the vectors that this process can compile kernels for."""
     here = vector_bits()
     if here == XLA_VECTOR_BITS or find_device(device).platform != "cpu":
         return XLA_VECTOR_BITS
-    if not compiles_for_wide_vectors():
-        return XLA_VECTOR_BITS
+    return here if compiles_for_wide_vectors() else XLA_VECTOR_BITS
+
+
+def _bits_for(strategy: Strategy, device: str | None) -> int:
+    """Bits of the vectors that this process and all workers can compile kernels for."""
+    here = bits_of_process(device)
+    if here == XLA_VECTOR_BITS:
+        return here
     if isinstance(strategy, Streamed) and strategy.client is not None:
         from nlsq_dask.engines.dask.vectors import narrowest_vectors  # an engine, loaded for use
 

@@ -29,7 +29,7 @@ class LaneValues(CompiledKernel):
         super().__init__(spec, None, device, not row_wise)
         p = len(spec.names)
         self._model = LaneModel(spec, np.eye(p), row_wise)
-        self._values = jax.jit(self._of_lanes)
+        self._values = self._jitted(self._of_lanes)
 
     def __call__(self, coords: Sequence[FloatArray], params: FloatArray) -> FloatArray:
         """Values (m, L) at coordinates (m,) or (m, L) and parameters (p, L)."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import ClusterError, fit
+from nlsq_dask import ClusterError, fit, fit_each
 from nlsq_dask.core import resources
 from nlsq_dask.core.resources import VECTOR_OPTION, WIDE_VECTOR_BITS, XLA_VECTOR_BITS, vector_bits
 from nlsq_dask.engines.dask import vectors, watch
@@ -88,6 +88,20 @@ def test_a_result_says_the_width(monkeypatch):
     narrow = fit_decay()
     assert (wide.vector_bits, narrow.vector_bits) == (WIDE_VECTOR_BITS, XLA_VECTOR_BITS)
     np.testing.assert_allclose(wide.popt, narrow.popt, rtol=1e-7)
+
+
+@wide_only
+def test_series_have_the_same_bits_with_vectors_of_any_width(monkeypatch):
+    """So a worker of any processor may fit any block."""
+    rng = np.random.default_rng(0)
+    x = np.linspace(0, 4, 40)[:, None]
+    y = 2.5 * np.exp(-rng.uniform(0.5, 2, 300) * x) + 0.5 + rng.normal(0, 0.1, (40, 300))
+    y[rng.random(y.shape) < 0.1] = np.nan
+    wide = fit_each(decay, x[:, 0], y, p0=[1, 1, 0])
+    monkeypatch.setenv("XLA_FLAGS", NARROW)
+    narrow = fit_each(decay, x[:, 0], y, p0=[1, 1, 0])
+    for name, values in wide.fields.items():
+        np.testing.assert_array_equal(narrow.fields[name], values)
 
 
 @wide_only
