@@ -103,14 +103,14 @@ class SeriesBlock:
             for role, array in zip(problem.roles, arrays, strict=True)
         }
         n_rows, n_series = math.prod(fit_shape), math.prod(map_shape)
-        shape = TileShape.of(problem.model, n_rows)
+        shape = TileShape.of(problem.model(n_rows))
         return cls(problem, tables, n_rows, n_series, map_shape, shape)
 
     def fitted(self) -> FloatArray:
         """The packed answer (k, n)."""
         problem = self.problem
         size = len(problem.reduction.names)
-        kernel = lane_kernel(problem.model, problem.device, problem.eps)
+        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps)
         finals = np.zeros((n_state_rows(size), self.n_series))
         constants = np.zeros((self.where.height, self.n_series))
         starts = np.zeros((size, self.n_series))

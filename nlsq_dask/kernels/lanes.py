@@ -29,13 +29,13 @@ from nlsq_dask.core.lane_step import (
 )
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, compilations, find_device
-from nlsq_dask.kernels.lane_sums import LaneModel, LaneRows
+from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_spec import ModelSpec
 
 # Lanes of a tile. With 256 lanes the values and derivatives of some sixty rows fit a second-level
 # cache; with 128 or 512 a fit takes some ten per cent longer.
-LANES = 256
+LANES = 512
 
 # Tiles of one call of the program: a call takes some 0.1 ms, as long as a fifth of a tile.
 TILES = 8
@@ -66,15 +66,15 @@ class TileShape:
     tiles: int
 
     @classmethod
-    def of(cls, model: LaneModel, rows: int) -> TileShape:
-        """Sizes for series of so many rows."""
-        size = model.matrix.shape[1]
-        if model.row_wise:
-            return cls(model.padded_rows(rows, size, LANES), LANES, TILES)
+    def of(cls, model: LaneModel) -> TileShape:
+        """Sizes of the tiles of a model."""
+        size, rows = model.matrix.shape[1], model.n_rows
+        padded = -(-rows // UNROLLED) * UNROLLED
         lanes = LANES
-        while lanes > LEAST_LANES and 8 * lanes * rows * (size + 1) > WHOLE_BYTES:
-            lanes //= 2
-        return cls(rows, lanes, TILES)
+        if not model.row_wise:
+            while lanes > LEAST_LANES and 8 * lanes * rows * (size + 1) > WHOLE_BYTES:
+                lanes //= 2
+        return cls(padded, lanes, TILES)
 
 
 class LaneData(NamedTuple):
@@ -277,7 +277,9 @@ def lane_kernel(model: LaneModel, device: str | None, eps: float) -> LaneKernel:
     """
     target = find_device(device)
     matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
-    identity = (model.spec.row_key, matrix, model.matrix.shape, model.row_wise, target, eps)
+    n_rows = None if model.row_wise else model.n_rows
+    offsets = model.has_offset
+    identity = (model.spec.row_key, matrix, model.matrix.shape, offsets, n_rows, target, eps)
     kept = _kernels.get(identity)
     return kept if kept is not None else _kernels.keep(identity, LaneKernel(model, target, eps))
 
