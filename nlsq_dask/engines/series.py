@@ -9,6 +9,7 @@ import numpy as np
 
 from nlsq_dask.core.constraints import Reduction
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.io.missing import MissingRule
 from nlsq_dask.kernels.lane_sums import LaneModel
 from nlsq_dask.models.base import Model
@@ -104,6 +105,9 @@ class SeriesProblem:
     covariance : bool
         Whether the answer contains covariances.
     device : {"cpu", "gpu"} or None
+    vector_bits : int
+        Bits of the vectors of a CPU for which the fits are compiled. A process with narrower
+        vectors takes its own: the answers have the same bits.
     """
 
     spec: ModelSpec
@@ -123,6 +127,7 @@ class SeriesProblem:
     eps: float
     covariance: bool
     device: str | None = None
+    vector_bits: int = XLA_VECTOR_BITS
 
     def model(self, n_rows: int) -> LaneModel:
         """The model of the free parameters, for series of so many rows."""

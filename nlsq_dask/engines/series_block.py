@@ -30,6 +30,7 @@ from nlsq_dask.core.lane_parameters import (
 )
 from nlsq_dask.core.lane_step import Lanes
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import vector_bits
 from nlsq_dask.engines.lane_search import LaneSearch, to_tiles
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.kernels.lanes import (
@@ -110,7 +111,8 @@ class SeriesBlock:
         """The packed answer (k, n)."""
         problem = self.problem
         size = len(problem.reduction.names)
-        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps)
+        width = min(problem.vector_bits, vector_bits())
+        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps, width)
         finals = np.zeros((n_state_rows(size), self.n_series))
         constants = np.zeros((self.where.height, self.n_series))
         starts = np.zeros((size, self.n_series))

@@ -17,7 +17,7 @@ from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
 from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.engines.series_block import fit_block
-from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
 from nlsq_dask.io.finite import is_deviation
 from nlsq_dask.io.frame import Frame
@@ -309,4 +309,5 @@ def _problem(
         eps=model_eps(spec, axes.n_rows),
         covariance=bool(options.covariance),
         device=options.device,
+        vector_bits=bits_of_process(options.device),
     )

@@ -27,7 +27,7 @@ from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
-from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore, recorded_vector_bits
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
@@ -71,6 +71,8 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
     table = IterationTable(reports.verbose)
     callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
     streaming = job.plan.strategy == "streaming"
+    if reports.resume and reports.checkpoint is not None:
+        job = with_vectors_of(job, reports.checkpoint)
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
         engine = engine_of(job, line.blocks, show=line.note)
@@ -146,6 +148,15 @@ def naming_rows(job: Job) -> Iterator[None]:
         raise _errors.no_difference(params, found.count, found.first) from None
 
 
+def with_vectors_of(job: Job, *directories: str | os.PathLike[str]) -> Job:
+    """The fit with vectors of the width of its checkpoints, so that it goes on to the same bits."""
+    found = [recorded_vector_bits(directory) for directory in directories]
+    wanted = max((bits for bits in found if bits is not None), default=job.vector_bits)
+    if wanted > job.vector_bits:
+        logger.warning(_errors.vectors_narrower_than_before(job.vector_bits, wanted))
+    return replace(job, vector_bits=min(wanted, job.vector_bits))
+
+
 def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> CheckpointStore | None:
     """Open the directory of checkpoints; a new directory where the workflow wants one."""
     if directory is None:
@@ -157,7 +168,8 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
             warning = _errors.checkpoint_not_written("nlsq_checkpoints", error)
             _errors.warn_caller(warning)
             return None
-    store = CheckpointStore(directory, job.description(), versions(), job.description(of_0_1=True))
+    problem, problem_0_1 = job.description(), job.description(of_0_1=True)
+    store = CheckpointStore(directory, problem, versions(job), problem_0_1)
     logger.info("checkpoints in %s", store.directory)
     return store
 
@@ -403,6 +415,7 @@ def result_of(
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         param_units=dict(job.param_units),
+        vector_bits=job.vector_bits,
         data_units=job.data.units,
         n_distinct=job.n_distinct,
         times=job.data.times,

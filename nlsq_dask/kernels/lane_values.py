@@ -27,7 +27,7 @@ class LaneValues(CompiledKernel):
 
     def __init__(self, spec: ModelSpec, row_wise: bool, device: jax.Device) -> None:
         super().__init__(spec, None, device, not row_wise)
-        self._values = jax.jit(self._of_lanes)
+        self._values = self._jitted(self._of_lanes)
 
     def __call__(self, coords: Sequence[FloatArray], params: FloatArray) -> FloatArray:
         """Values (m, L) at coordinates (m,) or (m, L) and parameters (p, L)."""

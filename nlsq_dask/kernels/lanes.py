@@ -28,6 +28,7 @@ from nlsq_dask.core.lane_step import (
     next_state,
 )
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, compilations, find_device
 from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
 from nlsq_dask.user_model.lru import LruTable
@@ -169,13 +170,17 @@ class LaneKernel(CompiledKernel):
     device : jax.Device
     eps : float
         Precision of the model's values.
+    vector_bits : int
+        Bits of the vectors of a CPU that the code prefers. A lane has the same bits for any width.
     """
 
-    def __init__(self, model: LaneModel, device: jax.Device, eps: float) -> None:
-        super().__init__(model.spec, None, device, not model.row_wise)
+    def __init__(
+        self, model: LaneModel, device: jax.Device, eps: float, vector_bits: int = XLA_VECTOR_BITS
+    ) -> None:
+        super().__init__(model.spec, None, device, not model.row_wise, vector_bits)
         self._model = model
         self._eps = eps
-        self._search = jax.jit(self._searched)
+        self._search = self._jitted(self._searched)
 
     def __call__(
         self, states: FloatArray, data: LaneData, stat_tol: float, max_nfev: int, least: int
@@ -266,7 +271,9 @@ class LaneKernel(CompiledKernel):
 _kernels: LruTable[tuple[object, ...], LaneKernel] = LruTable(MAX_KERNELS)
 
 
-def lane_kernel(model: LaneModel, device: str | None, eps: float) -> LaneKernel:
+def lane_kernel(
+    model: LaneModel, device: str | None, eps: float, vector_bits: int = XLA_VECTOR_BITS
+) -> LaneKernel:
     """The program of a model in this process, made at the first call.
 
     Parameters
@@ -274,14 +281,17 @@ def lane_kernel(model: LaneModel, device: str | None, eps: float) -> LaneKernel:
     model : LaneModel
     device : {"cpu", "gpu"} or None
     eps : float
+    vector_bits : int
     """
     target = find_device(device)
     matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
     n_rows = None if model.row_wise else model.n_rows
-    offsets = model.has_offset
-    identity = (model.spec.row_key, matrix, model.matrix.shape, offsets, n_rows, target, eps)
+    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
+    identity = (*key, n_rows, target, eps, vector_bits)
     kept = _kernels.get(identity)
-    return kept if kept is not None else _kernels.keep(identity, LaneKernel(model, target, eps))
+    if kept is None:
+        kept = _kernels.keep(identity, LaneKernel(model, target, eps, vector_bits))
+    return kept
 
 
 def lane_compilations(spec: ModelSpec) -> int:

@@ -198,7 +198,7 @@ def geometric(low: float, high: float, factor: float) -> FloatArray:
 def coarse_places(x: FloatArray, margin: float = 0.0) -> FloatArray:  # (g, 2)
     """Few places and widths of features, of which one leads a fit to any feature in x.
 
-    Neighbouring widths differ by a factor of 2, and neighbouring places by a width: a fit of a
+    Neighbouring widths differ by a factor of 1.7, and neighbouring places by a width: a fit of a
     peak goes the right way from a place on its flank.
 
     Parameters
@@ -210,8 +210,10 @@ def coarse_places(x: FloatArray, margin: float = 0.0) -> FloatArray:  # (g, 2)
     """
     span = span_of(x)
     grids = []
-    for width in geometric(0.7 * min(spacing_of(x), span), 0.5 * span, 2.0):
-        n_steps = min(int(np.ceil((1 + 2 * margin) * span / width)), _MAX_PLACES)
+    for width in geometric(0.7 * min(spacing_of(x), span), 0.5 * span, 1.7):
+        # A wide peak beside a constant looks like a wide dip elsewhere, unless it is met closely.
+        step = width if width < span / 8 else width / 2
+        n_steps = min(int(np.ceil((1 + 2 * margin) * span / step)), x.size, _MAX_PLACES)
         centers = np.linspace(x[0] - margin * span, x[-1] + margin * span, n_steps + 1)
         grids.append(np.stack([centers, np.full_like(centers, width)], axis=1))
     return np.concatenate(grids)

@@ -15,6 +15,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import IterationRecord
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.codec import from_json
@@ -169,6 +170,7 @@ class FitRecord:
     data_units: dict[str, str] = field(default_factory=dict, kw_only=True)
     n_distinct: int = field(default=0, kw_only=True)
     times: tuple[TimeAxis | None, ...] = field(default=(), kw_only=True)
+    vector_bits: int = field(default=XLA_VECTOR_BITS, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

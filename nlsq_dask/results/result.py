@@ -133,6 +133,9 @@ class FitResult(FitRecord):
     times : tuple of (TimeAxis or None)
         For each coordinate, unit and origin of the numbers that took the place of its times; None
         for a coordinate without times. As text: ``"s since 2020-01-01T00:00:00"``.
+    vector_bits : int
+        Bits of the vectors of a CPU for which the kernels were compiled: 512 if this process and
+        all workers had AVX-512 when the fit began, else 256. The last bits depend on it.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.

@@ -21,6 +21,7 @@ from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.engines.dask.vectors import check_vectors
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -88,7 +89,13 @@ def answer_of_group(
         Values of the group's external keys, in their order.
     work : Work
     question : RowQuestion or BlockQuestion
+
+    Raises
+    ------
+    NarrowVectorsError
+        If the fit's kernels are compiled for wider vectors than this process has.
     """
+    check_vectors(work.kernels)
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(group.external, external, strict=True))
     reading = Reading(work.retries, signals_of(work.fit), work.tells)
