@@ -129,10 +129,9 @@ class SeriesProblem:
     device: str | None = None
     vector_bits: int = XLA_VECTOR_BITS
 
-    @property
-    def model(self) -> LaneModel:
-        """The model of the free parameters."""
-        return LaneModel(self.spec, self.reduction.matrix, self.row_wise)
+    def model(self, n_rows: int) -> LaneModel:
+        """The model of the free parameters, for series of so many rows."""
+        return LaneModel.of(self.spec, self.reduction, self.row_wise, n_rows)
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -104,7 +104,7 @@ class SeriesBlock:
             for role, array in zip(problem.roles, arrays, strict=True)
         }
         n_rows, n_series = math.prod(fit_shape), math.prod(map_shape)
-        shape = TileShape.of(problem.model, n_rows)
+        shape = TileShape.of(problem.model(n_rows))
         return cls(problem, tables, n_rows, n_series, map_shape, shape)
 
     def fitted(self) -> FloatArray:
@@ -112,7 +112,7 @@ class SeriesBlock:
         problem = self.problem
         size = len(problem.reduction.names)
         width = min(problem.vector_bits, vector_bits())
-        kernel = lane_kernel(problem.model, problem.device, problem.eps, width)
+        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps, width)
         finals = np.zeros((n_state_rows(size), self.n_series))
         constants = np.zeros((self.where.height, self.n_series))
         starts = np.zeros((size, self.n_series))

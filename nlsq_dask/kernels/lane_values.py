@@ -27,8 +27,6 @@ class LaneValues(CompiledKernel):
 
     def __init__(self, spec: ModelSpec, row_wise: bool, device: jax.Device) -> None:
         super().__init__(spec, None, device, not row_wise)
-        p = len(spec.names)
-        self._model = LaneModel(spec, np.eye(p), row_wise)
         self._values = self._jitted(self._of_lanes)
 
     def __call__(self, coords: Sequence[FloatArray], params: FloatArray) -> FloatArray:
@@ -38,10 +36,12 @@ class LaneValues(CompiledKernel):
 
     def _of_lanes(self, params: jax.Array, coords: tuple[jax.Array, ...]) -> jax.Array:
         self._count_compilation()
+        p, n_rows = params.shape[0], coords[0].shape[0]
+        model = LaneModel(self._spec, np.eye(p), (False,) * p, not self._is_whole, n_rows)
         zero = jnp.zeros(params.shape[1])
-        y = jnp.zeros((coords[0].shape[0], params.shape[1]))
-        rows = LaneRows(y, coords, None, zero, (zero,) * params.shape[0])
-        return self._model.values(rows, tuple(params))
+        y = jnp.zeros((n_rows, params.shape[1]))
+        rows = LaneRows(y, coords, None, zero, (zero,) * p)
+        return model.values(rows, tuple(params))
 
 
 _kernels: LruTable[tuple[object, ...], LaneValues] = LruTable(MAX_KERNELS)

@@ -30,13 +30,13 @@ from nlsq_dask.core.lane_step import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, compilations, find_device
-from nlsq_dask.kernels.lane_sums import LaneModel, LaneRows
+from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_spec import ModelSpec
 
 # Lanes of a tile. With 256 lanes the values and derivatives of some sixty rows fit a second-level
 # cache; with 128 or 512 a fit takes some ten per cent longer.
-LANES = 256
+LANES = 512
 
 # Tiles of one call of the program: a call takes some 0.1 ms, as long as a fifth of a tile.
 TILES = 8
@@ -67,15 +67,15 @@ class TileShape:
     tiles: int
 
     @classmethod
-    def of(cls, model: LaneModel, rows: int) -> TileShape:
-        """Sizes for series of so many rows."""
-        size = model.matrix.shape[1]
-        if model.row_wise:
-            return cls(model.padded_rows(rows, size, LANES), LANES, TILES)
+    def of(cls, model: LaneModel) -> TileShape:
+        """Sizes of the tiles of a model."""
+        size, rows = model.matrix.shape[1], model.n_rows
+        padded = -(-rows // UNROLLED) * UNROLLED
         lanes = LANES
-        while lanes > LEAST_LANES and 8 * lanes * rows * (size + 1) > WHOLE_BYTES:
-            lanes //= 2
-        return cls(rows, lanes, TILES)
+        if not model.row_wise:
+            while lanes > LEAST_LANES and 8 * lanes * rows * (size + 1) > WHOLE_BYTES:
+                lanes //= 2
+        return cls(padded, lanes, TILES)
 
 
 class LaneData(NamedTuple):
@@ -285,8 +285,9 @@ def lane_kernel(
     """
     target = find_device(device)
     matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
-    shape = model.matrix.shape
-    identity = (model.spec.row_key, matrix, shape, model.row_wise, target, eps, vector_bits)
+    n_rows = None if model.row_wise else model.n_rows
+    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
+    identity = (*key, n_rows, target, eps, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:
         kept = _kernels.keep(identity, LaneKernel(model, target, eps, vector_bits))
