@@ -2,13 +2,18 @@
 
 Measured, in ns of processor time a row, on a staged buffer of 2**18 rows, one thread, float64:
 
-- kernel: residuals, Jacobian, JᵀJ, Jᵀr and the cost, by the package's own kernel;
-- cost: the sum of squared residuals in a loop over the same tiles, jitted: the least that any
-  evaluation of the model costs;
+- kernel: residuals, Jacobian, JᵀJ, Jᵀr and the cost, by the package's own kernel, compiled for the
+  widest vectors of the processor, as in a fit;
+- narrow: the same, compiled for vectors of 256 bits;
+- cost: the sum of squared residuals in a loop over the same tiles, jitted without options: the
+  least that any evaluation of the model costs;
+- C: the same sums as the kernel's by a loop in C that is written for the model by hand
+  (``kernel.c``), the limit; only where a C compiler is found;
 - jacfwd: ``jax.jacfwd``, then ``J.T @ J`` and ``J.T @ r``, on the whole buffer at once (timed
   after the other two, as its large arrays would drive theirs out of the caches).
 
-Bar: kernel/cost at most 2.6 for a exp(-b x) + c (p=3), 5.5 for three Gaussians + c (p=10).
+kernel/C is the distance to the limit. Bar: kernel/cost at most 2.6 for a exp(-b x) + c (p=3), 5.5
+for three Gaussians + c (p=10).
 """
 
 from __future__ import annotations
@@ -21,8 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.by_hand import loop_by_hand
 from benchmarks.common import Row, arguments, in_fresh_process, interleave, judge, ratio, report
 from benchmarks.problems import EXPONENTIAL, GAUSSIANS, FloatArray, Model, Problem
+from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.sums import block_kernel
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows, tile_rows
@@ -63,7 +70,10 @@ def measure(problem: Problem, bar: float, n: int, repeat: int) -> Row:
     stage = Stage(1, weighted=False, capacity=n)
     x, y = problem.data(n)
     stage.fill(Block(y, (x,)), 0)
-    kernel = block_kernel(prepare_model(model, names), "cpu")
+    spec = prepare_model(model, names)
+    kernel = block_kernel(spec, "cpu", vector_bits=vector_bits())
+    narrow = block_kernel(spec, "cpu", vector_bits=XLA_VECTOR_BITS)
+    by_hand = loop_by_hand(problem)
     staged = Rows(stage.coords, stage.y, None, n)
     tile = min(n, tile_rows(CPU_TILE_BYTES, len(names) + 1))
     cost, normal = cost_alone(model, tile), whole_jacobian(model)
@@ -72,19 +82,24 @@ def measure(problem: Problem, bar: float, n: int, repeat: int) -> Row:
     expected = np.column_stack([sums.gram, sums.gradient])
     np.testing.assert_allclose(normal(params, x, y), expected, rtol=1e-6)
     np.testing.assert_allclose(cost(params, x, y), sums.chi2, rtol=1e-9)
-    seconds = interleave(
-        {
-            "kernel": lambda: kernel(params, basis, staged),
-            "cost": lambda: cost(params, x, y),
-        },
-        repeat,
-        time.process_time,
-    )
+    contestants: dict[str, Callable[[], object]] = {
+        "kernel": lambda: kernel(params, basis, staged),
+        "narrow": lambda: narrow(params, basis, staged),
+        "cost": lambda: cost(params, x, y),
+    }
+    if by_hand is not None:
+        found_by_hand = by_hand(params, x, y)
+        np.testing.assert_allclose(found_by_hand[:-1], expected, rtol=1e-6)
+        np.testing.assert_allclose(found_by_hand[-1, -1], sums.chi2, rtol=1e-9)
+        contestants["C"] = lambda: by_hand(params, x, y)
+    seconds = interleave(contestants, repeat, time.process_time)
     whole = {"jacfwd": lambda: normal(params, x, y)}
     seconds |= interleave(whole, max(repeat // 10, 1), time.process_time)
     found = ratio(seconds["kernel"], seconds["cost"])
     times = {name: float(np.median(values)) / n * 1e9 for name, values in seconds.items()}
-    return {"model": problem.label, **times, "kernel/cost": found} | judge(found, at_most=bar)
+    limit = {"kernel/C": ratio(seconds["kernel"], seconds["C"])} if by_hand is not None else {}
+    row = {"model": problem.label, **times, **limit, "kernel/cost": found}
+    return row | judge(found, at_most=bar)
 
 
 def cost_alone(model: Model, tile: int) -> Callable[..., float]:

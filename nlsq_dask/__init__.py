@@ -32,11 +32,13 @@ from nlsq_dask._errors import (
 if TYPE_CHECKING:
     from nlsq_dask.api.curve_fit import curve_fit
     from nlsq_dask.api.fit import fit
+    from nlsq_dask.api.fit_each import fit_each
     from nlsq_dask.api.fit_models import fit_models
     from nlsq_dask.api.plan import plan
     from nlsq_dask.api.show_versions import show_versions
     from nlsq_dask.results.comparison import ModelComparison
     from nlsq_dask.results.fit_plan import FitPlan
+    from nlsq_dask.results.maps import FitMaps
     from nlsq_dask.results.profile import Profile
     from nlsq_dask.results.record import PilotRecord, Start
     from nlsq_dask.results.result import FitResult, Parameter
@@ -53,6 +55,7 @@ __all__ = [
     "DataChangedError",
     "DerivativeWarning",
     "FitError",
+    "FitMaps",
     "FitPlan",
     "FitResult",
     "FitWarning",
@@ -75,6 +78,7 @@ __all__ = [
     "UntraceableModelError",
     "curve_fit",
     "fit",
+    "fit_each",
     "fit_models",
     "plan",
     "show_versions",
@@ -83,11 +87,13 @@ __all__ = [
 # Loaded when first used: JAX takes a second to import, and a script may only want the errors.
 _LAZY = {
     "fit": "nlsq_dask.api.fit",
+    "fit_each": "nlsq_dask.api.fit_each",
     "fit_models": "nlsq_dask.api.fit_models",
     "curve_fit": "nlsq_dask.api.curve_fit",
     "ModelComparison": "nlsq_dask.results.comparison",
     "plan": "nlsq_dask.api.plan",
     "show_versions": "nlsq_dask.api.show_versions",
+    "FitMaps": "nlsq_dask.results.maps",
     "FitPlan": "nlsq_dask.results.fit_plan",
     "FitResult": "nlsq_dask.results.result",
     "Parameter": "nlsq_dask.results.result",

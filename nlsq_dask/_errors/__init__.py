@@ -15,6 +15,7 @@ from nlsq_dask._errors.models import *
 from nlsq_dask._errors.reading import *
 from nlsq_dask._errors.results import *
 from nlsq_dask._errors.running import *
+from nlsq_dask._errors.series import *
 from nlsq_dask._errors.solver import *
 from nlsq_dask._errors.stores import *
 from nlsq_dask._errors.units import *

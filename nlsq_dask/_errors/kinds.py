@@ -138,8 +138,15 @@ class PrecisionWarning(FitWarning):
 
 
 class Status(IntEnum):
-    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares`` from -2 to 4."""
+    """Why a fit ended, with the numbers of ``scipy.optimize.least_squares`` from -2 to 4.
 
+    The numbers below -5 occur in maps of fits alone.
+    """
+
+    NOT_FITTED = -128
+    BAD_INPUT = -8
+    START_NOT_FINITE = -7
+    TOO_FEW_ROWS = -6
     INCONSISTENT = -5
     UNDETERMINED = -4
     STALLED = -3
@@ -166,6 +173,20 @@ class Status(IntEnum):
 
 
 _STATUS_MESSAGES = {
+    Status.NOT_FITTED: "The series is not fitted yet: resume the fit that writes the store.",
+    Status.BAD_INPUT: (
+        "The series has infinite values, a sigma that is not positive and finite, or starting "
+        "values and bounds that exclude each other: mask these rows, or correct the maps of p0, "
+        "bounds, fixed or sigma."
+    ),
+    Status.START_NOT_FINITE: (
+        "The model or its derivatives are not finite at the starting values: start elsewhere, or "
+        "bound the parameters."
+    ),
+    Status.TOO_FEW_ROWS: (
+        "The series has fewer rows that count than free parameters: fix parameters, or leave out "
+        "fewer rows."
+    ),
     Status.INCONSISTENT: (
         "The fit stalled where the derivatives of the model promise a lower sum of squares and its "
         "values do not keep the promise: check `jac`, and look for steps, rounding or random "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from nlsq_dask._errors.kinds import (
     CheckpointWarning,
+    ClusterError,
     ConvergenceError,
     ConvergenceWarning,
     CovarianceWarning,
@@ -347,6 +348,32 @@ def workers_differ(name: str, here: object, there: Mapping[str, object]) -> Inpu
     return InputError(
         f"this process has {name} {here}, and the workers have others ({join_names(few)}), so that "
         "they cannot run this fit, or with other bits: install the same versions everywhere."
+    )
+
+
+def vectors_narrow(workers: Sequence[str], bits: int) -> tuple[str, str]:
+    """The note for the log, and a short one for the line of progress."""
+    text = (
+        f"workers get no groups of this fit, since their vectors are narrower than its {bits} bits "
+        f"and round otherwise: {join_names(workers)}. Start workers on processors with AVX-512, or "
+        "begin the fit anew, for the width that all workers have."
+    )
+    return text, f"workers with narrow vectors, not used: {len(workers)}"
+
+
+def no_wide_worker(workers: Sequence[str], bits: int, option: str) -> ClusterError:
+    return ClusterError(
+        f"the fit began with vectors of {bits} bits (AVX-512), and no worker that is left has them "
+        f"({join_names(workers)}): start a worker that has them, give it longer by the option "
+        f"{option} of Dask's configuration, or begin the fit anew."
+    )
+
+
+def vectors_narrower_than_before(bits: int, before: int) -> str:
+    return (
+        f"the checkpoint was computed with vectors of {before} bits (AVX-512), which not all "
+        f"processors of this fit have. The fit goes on with {bits} bits, and its answer may differ "
+        "in the last digits: resume where all processors have AVX-512 for the same digits."
     )
 
 

@@ -39,6 +39,7 @@ from nlsq_dask.fitting.run import (
     save_state,
     solve,
     start_problem,
+    with_vectors_of,
 )
 from nlsq_dask.fitting.same_data import digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
@@ -341,6 +342,10 @@ def _run(
     jobs = _with_chunks_checked(jobs)
     first = next(iter(jobs.values()))
     streaming = first.plan.strategy == "streaming"
+    directories = [_directory(checkpoint, i) for i in range(len(jobs))]
+    if resume:
+        given = [directory for directory in directories if directory is not None]
+        jobs = {name: with_vectors_of(job, *given) for name, job in jobs.items()}
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(progress if streaming else False))
         watch = stack.enter_context(ChunkWatch(first))
@@ -349,7 +354,6 @@ def _run(
         pairs = zip(jobs.values(), engines, strict=True)
         samples = [LazySample(job, engine, taken) for job, engine in pairs]
         jobs = dict(zip(jobs, map(_with_guess, jobs, jobs.values(), samples), strict=True))
-        directories = [_directory(checkpoint, i) for i in range(len(jobs))]
         stores = list(map(open_checkpoints, jobs.values(), directories))
         saved = [store.load() if store is not None and resume else None for store in stores]
         for store, old, job, engine in zip(stores, saved, jobs.values(), engines, strict=True):

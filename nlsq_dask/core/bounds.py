@@ -141,7 +141,7 @@ def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatA
         If the length, a name or a value does not fit, or a value lies outside of its bounds.
     """
     if p0 is None:
-        return _default_start(lower, upper)
+        return default_start(lower, upper)
     if isinstance(p0, Mapping):
         _refuse_unknown(p0, "p0", names)
         missing = [name for name in names if name not in p0]
@@ -251,7 +251,8 @@ def _finite_abs(bound: FloatArray) -> FloatArray:
     return np.where(np.isfinite(bound), np.abs(bound), 0.0)
 
 
-def _default_start(lower: FloatArray, upper: FloatArray) -> FloatArray:
+def default_start(lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Ones, moved inside the bounds, in the shape of the bounds."""
     has_lower, has_upper = np.isfinite(lower), np.isfinite(upper)
     start = np.ones_like(lower)
     start[has_lower] = lower[has_lower] + 1.0

@@ -1,4 +1,4 @@
-"""Memory and processor cores that this process may use.
+"""Memory, processor cores and vector units that this process may use.
 
 The free memory of a process is the smallest of the machine's available memory and of the room under
 the limit of each control group (cgroup) around the process. Containers, batch systems and
@@ -23,6 +23,13 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 PROC = Path("/proc/self")
+CPU_INFO = Path("/proc/cpuinfo")
+
+# Bits of the vectors that XLA compiles for by itself, and of the widest vectors of any CPU that it
+# compiles for (AVX-512). XLA's option: ``xla_cpu_prefer_vector_width``, 256 by default (xla.proto).
+XLA_VECTOR_BITS = 256
+WIDE_VECTOR_BITS = 512
+VECTOR_OPTION = "xla_cpu_prefer_vector_width"
 
 # Version 1 writes "no limit" as the last page below 2**63 bytes.
 NO_LIMIT = 1 << 62
@@ -75,6 +82,22 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def vector_bits() -> int:
+    """Bits of the vectors for which kernels may be compiled in this process.
+
+    512 on a CPU with AVX-512. 256 otherwise, and where ``XLA_FLAGS`` says a width.
+    """
+    chosen = VECTOR_OPTION in os.environ.get("XLA_FLAGS", "")
+    return WIDE_VECTOR_BITS if _has_wide_vectors() and not chosen else XLA_VECTOR_BITS
+
+
+@cache
+def _has_wide_vectors() -> bool:
+    """Whether the CPU has AVX-512; False on other systems than Linux."""
+    flags = (line for line in _lines(CPU_INFO) if line.startswith("flags"))
+    return "avx512f" in next(flags, "").split()
 
 
 def gpu_memory() -> int | None:

@@ -13,13 +13,17 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from nlsq_dask import _errors
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.fitting.checkpoint_content import FORMAT, FORMAT_0_1, Content, decode, read_content
+from nlsq_dask.fitting.job import VECTOR_BITS
 from nlsq_dask.io.codec import checksum, dumps, to_json
+from nlsq_dask.io.files import Folder
 from nlsq_dask.io.folders import open_folder
 
 # Checkpoints kept of a fit: the newest, and two before it in case the disk spoils it.
@@ -155,8 +159,7 @@ class CheckpointStore:
 
     def _files(self) -> list[tuple[int, str]]:
         """Numbers and names of the checkpoints, by number."""
-        found = ((_NAME.fullmatch(name), name) for name in self.directory.names())
-        return sorted((int(match[1]), name) for match, name in found if match)
+        return _numbered(self.directory)
 
     def _next_name(self) -> str:
         files = self._files()
@@ -187,6 +190,28 @@ class CheckpointStore:
             }
         )
         return dumps({"sha256": checksum(content), "content": content}).encode()
+
+
+def recorded_vector_bits(directory: str | os.PathLike[str]) -> int | None:
+    """Bits of the vectors with which the newest whole checkpoint was computed.
+
+    None if there is no whole checkpoint. That a file is damaged is said when the checkpoint is
+    loaded.
+    """
+    folder = open_folder(directory, "checkpoint", _errors.checkpoint_not_a_path)
+    with suppress(OSError):
+        for _, name in reversed(_numbered(folder)):
+            with suppress(OSError, ValueError, KeyError):
+                form, values = decode(folder.read(name))
+                content = read_content(values, of_0_1=form == FORMAT_0_1)
+                return int(content.versions.get(VECTOR_BITS, XLA_VECTOR_BITS))
+    return None
+
+
+def _numbered(folder: Folder) -> list[tuple[int, str]]:
+    """Numbers and names of the checkpoints in a folder, by number."""
+    found = ((_NAME.fullmatch(name), name) for name in folder.names())
+    return sorted((int(match[1]), name) for match, name in found if match)
 
 
 def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Checkpoint:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nlsq_dask.core.constraints import Reduction
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
 from nlsq_dask.fitting.strategy import Standard, Strategy, Streamed
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from nlsq_dask.engines.dask.groups import Stream
 
 logger = logging.getLogger("nlsq_dask")
+
+# Name of the width of the vectors among the versions in a checkpoint.
+VECTOR_BITS = "vector_bits"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Job:
         Units of the parameters that have one, by name.
     checkpoint_options : mapping or None
         Options of the object store of the checkpoints.
+    vector_bits : int
+        Bits of the vectors of a CPU for which the kernels are compiled, wherever the fit runs.
     """
 
     data: Observations
@@ -120,6 +126,7 @@ class Job:
     missing_chunks: str = "warn"
     param_units: Mapping[str, str] = field(default_factory=dict)
     checkpoint_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
+    vector_bits: int = XLA_VECTOR_BITS
 
     @property
     def client(self) -> Client | None:
@@ -134,7 +141,7 @@ class Job:
     @property
     def kernels(self) -> Kernels:
         """The compiled kernel of the model."""
-        return Kernels((self.spec,), self.device, whole=not self.row_wise)
+        return Kernels((self.spec,), self.device, not self.row_wise, self.vector_bits)
 
     def description(self, *, of_0_1: bool = False) -> dict[str, Any]:
         """What makes this fit another one, as JSON values: for checkpoints.
@@ -175,10 +182,11 @@ class Job:
         }
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries on which a fit's bits depend."""
+def versions(job: Job) -> dict[str, str]:
+    """Versions of the libraries, and the width of the vectors, on which a fit's bits depend."""
     own: str = sys.modules["nlsq_dask"].__version__
-    return {"nlsq_dask": own} | {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
+    libraries = {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
+    return {"nlsq_dask": own} | libraries | {VECTOR_BITS: str(job.vector_bits)}
 
 
 def stream_of(data: Observations, config: BlockConfig | None = None) -> Stream:

@@ -18,6 +18,7 @@ from nlsq_dask.core.constraints import (
 )
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
+from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
@@ -35,7 +36,7 @@ from nlsq_dask.io.stored import (
     with_fill_value,
 )
 from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
-from nlsq_dask.kernels.compiled import find_device
+from nlsq_dask.kernels.compiled import compiles_for_wide_vectors, find_device
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.user_model.called_back import RowsModel
 from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
@@ -211,6 +212,7 @@ def prepare_on(
         missing_chunks=checked_choice("missing_chunks", inputs.missing_chunks, MISSING_CHUNKS),
         param_units=units,
         checkpoint_options=source.checkpoint_options,
+        vector_bits=_bits_for(strategy, options.device),
     )
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
@@ -411,6 +413,26 @@ def _active_client(wanted: Client | None) -> Client | None:
     if client is not None:
         _check_client(client)
     return client
+
+
+def bits_of_process(device: str | None) -> int:
+    """Bits of the vectors that this process can compile kernels for."""
+    here = vector_bits()
+    if here == XLA_VECTOR_BITS or find_device(device).platform != "cpu":
+        return XLA_VECTOR_BITS
+    return here if compiles_for_wide_vectors() else XLA_VECTOR_BITS
+
+
+def _bits_for(strategy: Strategy, device: str | None) -> int:
+    """Bits of the vectors that this process and all workers can compile kernels for."""
+    here = bits_of_process(device)
+    if here == XLA_VECTOR_BITS:
+        return here
+    if isinstance(strategy, Streamed) and strategy.client is not None:
+        from nlsq_dask.engines.dask.vectors import narrowest_vectors  # an engine, loaded for use
+
+        return min(here, narrowest_vectors(strategy.client))
+    return here
 
 
 def _plan(

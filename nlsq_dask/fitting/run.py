@@ -27,7 +27,7 @@ from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
-from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore, recorded_vector_bits
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
 from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
@@ -74,6 +74,8 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
     table = IterationTable(reports.verbose)
     callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
     streaming = job.plan.strategy == "streaming"
+    if reports.resume and reports.checkpoint is not None:
+        job = with_vectors_of(job, reports.checkpoint)
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
         watch = stack.enter_context(ChunkWatch(job))
@@ -158,6 +160,15 @@ def naming_rows(job: Job, omitted: Callable[[], Blocks]) -> Iterator[None]:
         raise _errors.no_difference(params, found.count, found.first) from None
 
 
+def with_vectors_of(job: Job, *directories: str | os.PathLike[str]) -> Job:
+    """The fit with vectors of the width of its checkpoints, so that it goes on to the same bits."""
+    found = [recorded_vector_bits(directory) for directory in directories]
+    wanted = max((bits for bits in found if bits is not None), default=job.vector_bits)
+    if wanted > job.vector_bits:
+        logger.warning(_errors.vectors_narrower_than_before(job.vector_bits, wanted))
+    return replace(job, vector_bits=min(wanted, job.vector_bits))
+
+
 def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> CheckpointStore | None:
     """Open the directory of checkpoints; a new directory where the workflow wants one."""
     if directory is None:
@@ -172,7 +183,7 @@ def open_checkpoints(job: Job, directory: str | os.PathLike[str] | None) -> Chec
     store = CheckpointStore(
         directory,
         job.description(),
-        versions(),
+        versions(job),
         job.description(of_0_1=True),
         job.checkpoint_options,
     )
@@ -424,6 +435,7 @@ def result_of(
         sandwich=not spec.loss.is_linear,
         bounds=reduction.expand_bounds(job.lower, job.upper),
         param_units=dict(job.param_units),
+        vector_bits=job.vector_bits,
         data_units=job.data.units,
         n_distinct=job.n_distinct,
         times=job.data.times,

@@ -53,6 +53,7 @@ def observe(
     nan_policy: NanPolicy | Unlooked | None = "raise",
     fill_value: Any = None,
     time_unit: str = "s",
+    deviations: bool = True,
 ) -> Observations:
     """Check the data of a fit and convert them to one representation.
 
@@ -77,6 +78,8 @@ def observe(
         Value of ``y`` that marks a missing row.
     time_unit : str
         Unit of the numbers that take the place of times.
+    deviations : bool
+        Whether to refuse standard deviations that are not positive and finite.
 
     Raises
     ------
@@ -119,7 +122,8 @@ def observe(
     )
     if any(m.all() for m in data.masks if not is_dask(m)):
         raise _errors.all_left_out(data.n_rows, data.causes)
-    _check_sigma(data)
+    if deviations:
+        _check_sigma(data)
     return data
 
 
@@ -236,7 +240,7 @@ def _coordinates(
         pairs = [_numbers(item, label, rows, time_unit) for item, label in named]
         arrays, axes = zip(*pairs, strict=True)
         fitting = zip(arrays, named, strict=True)
-        coords = tuple(_broadcastable(a, rows.shape, label) for a, (_, label) in fitting)
+        coords = tuple(broadcastable(a, rows.shape, label) for a, (_, label) in fitting)
         return coords, "tuple", axes
     array, axis = _numbers(x, "x", rows, time_unit, stacks=True)
     if array.ndim == len(rows.shape) + 1:
@@ -244,7 +248,7 @@ def _coordinates(
             raise _errors.unequal_lengths("x", array.shape, rows.shape)
         n = array.shape[0]
         return tuple(array[i] for i in range(n)), "stacked", (axis,) * n
-    return (_broadcastable(array, rows.shape, "x"),), "single", (axis,)
+    return (broadcastable(array, rows.shape, "x"),), "single", (axis,)
 
 
 def _numbers(
@@ -258,10 +262,10 @@ def _numbers(
 
 def _placed(array: Array, value: Any, name: str, rows: RowLabels) -> Array:
     """An array in the order of y's rows, with as many dimensions."""
-    return _broadcastable(rows.placed(array, value, name), rows.shape, name)
+    return broadcastable(rows.placed(array, value, name), rows.shape, name)
 
 
-def _broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
+def broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
     """The array with leading dimensions of length 1, as NumPy's broadcasting adds them."""
     missing = len(shape) - array.ndim
     padded = (1,) * missing + tuple(array.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import VECTOR_OPTION, WIDE_VECTOR_BITS, XLA_VECTOR_BITS
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import check_trace
@@ -41,17 +43,31 @@ class CompiledKernel:
         Where the kernel runs.
     whole : bool
         Whether a buffer holds all rows, for a model that needs all rows at once.
+    vector_bits : int
+        Bits of the vectors of a CPU that the code prefers. Another width may round otherwise.
     """
 
     def __init__(
-        self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device, whole: bool
+        self,
+        spec: ModelSpec,
+        tile_bytes: int | None,
+        device: jax.Device,
+        whole: bool,
+        vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
         self._spec = spec
         self._tile_bytes = tile_bytes
         self._device = device
         self._is_whole = whole
+        self._options: dict[str, bool | str] | None = None
+        if device.platform == "cpu" and vector_bits != XLA_VECTOR_BITS:
+            self._options = {VECTOR_OPTION: str(vector_bits)}
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
+
+    def _jitted(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """A function of ``(*at, rows)`` that JAX compiles with the options of the kernel."""
+        return jax.jit(function, compiler_options=self._options)
 
     def _run(
         self,
@@ -101,7 +117,12 @@ _kernels: LruTable[tuple[object, ...], CompiledKernel] = LruTable(MAX_KERNELS)
 
 
 def kept_kernel(
-    kind: type[KernelT], key: str, spec: ModelSpec, device: str | None, whole: bool
+    kind: type[KernelT],
+    key: str,
+    spec: ModelSpec,
+    device: str | None,
+    whole: bool,
+    vector_bits: int = XLA_VECTOR_BITS,
 ) -> KernelT:
     """Kernel of a model in this process, made at the first call.
 
@@ -117,6 +138,8 @@ def kept_kernel(
         Platform; None takes JAX's default.
     whole : bool
         Evaluate each buffer in one call of the model, without tiles.
+    vector_bits : int
+        Bits of the vectors of a CPU that the code prefers.
 
     Raises
     ------
@@ -125,10 +148,10 @@ def kept_kernel(
     """
     target = find_device(device)
     tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
-    identity = (kind, key, tile_bytes, target, whole)
+    identity = (kind, key, tile_bytes, target, whole, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:
-        kept = _kernels.keep(identity, kind(spec, tile_bytes, target, whole))
+        kept = _kernels.keep(identity, kind(spec, tile_bytes, target, whole, vector_bits))
     return cast("KernelT", kept)
 
 
@@ -148,6 +171,18 @@ def find_device(platform: str | None) -> jax.Device:
         return jax.local_devices(backend=platform)[0]
     except RuntimeError as error:
         raise no_such_device(platform, jax.default_backend()) from error
+
+
+@cache
+def compiles_for_wide_vectors() -> bool:
+    """Whether this release of JAX knows the option of the width of vectors."""
+    options: dict[str, bool | str] = {VECTOR_OPTION: str(WIDE_VECTOR_BITS)}
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def compilations(kind: type[CompiledKernel], spec: ModelSpec) -> int:

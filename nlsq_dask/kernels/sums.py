@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
@@ -57,14 +58,19 @@ class BlockKernel(CompiledKernel):
     """
 
     def __init__(
-        self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device, whole: bool
+        self,
+        spec: ModelSpec,
+        tile_bytes: int | None,
+        device: jax.Device,
+        whole: bool,
+        vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
-        super().__init__(spec, tile_bytes, device, whole)
-        self._sums = jax.jit(self._sums_of_tiles)
-        self._costs = jax.jit(self._costs_of_tiles)
-        self._score_products = jax.jit(self._score_products_of_tiles)
-        self._differenced_sums = jax.jit(partial(self._sums_of_tiles, differenced=True))
-        self._differenced_score_products = jax.jit(
+        super().__init__(spec, tile_bytes, device, whole, vector_bits)
+        self._sums = self._jitted(self._sums_of_tiles)
+        self._costs = self._jitted(self._costs_of_tiles)
+        self._score_products = self._jitted(self._score_products_of_tiles)
+        self._differenced_sums = self._jitted(partial(self._sums_of_tiles, differenced=True))
+        self._differenced_score_products = self._jitted(
             partial(self._score_products_of_tiles, differenced=True)
         )
         self._is_compared = False
@@ -369,9 +375,14 @@ def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:
     return call_model(function, (z,), jnp.zeros(0))
 
 
-def block_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False) -> BlockKernel:
+def block_kernel(
+    spec: ModelSpec,
+    device: str | None = None,
+    whole: bool = False,
+    vector_bits: int = XLA_VECTOR_BITS,
+) -> BlockKernel:
     """Kernel of a model; parameters and errors as for :func:`kept_kernel`."""
-    return kept_kernel(BlockKernel, spec.key, spec, device, whole)
+    return kept_kernel(BlockKernel, spec.key, spec, device, whole, vector_bits)
 
 
 def block_compilations(spec: ModelSpec) -> int:

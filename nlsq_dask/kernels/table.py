@@ -7,6 +7,7 @@ from typing import Self
 
 import jax
 
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.sums import BlockKernel, block_kernel
 from nlsq_dask.kernels.tiles import Rows
@@ -25,14 +26,18 @@ class Kernels:
         Where the kernels run; None takes JAX's default.
     whole : bool
         Whether a model needs all rows in one call.
+    vector_bits : int
+        Bits of the vectors of a CPU for which the kernels are compiled: the same wherever a fit
+        runs, for the same bits of its sums.
     """
 
     specs: tuple[ModelSpec, ...]
     device: str | None = None
     whole: bool = False
+    vector_bits: int = XLA_VECTOR_BITS
 
     def __getitem__(self, model: int) -> BlockKernel:
-        return block_kernel(self.specs[model], self.device, self.whole)
+        return block_kernel(self.specs[model], self.device, self.whole, self.vector_bits)
 
     def compare_anew(self) -> Self:
         """Compare each model with its kernel at the next rows, as every fit in memory does."""

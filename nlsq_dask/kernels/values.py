@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.tiles import tile_rows
@@ -34,12 +35,17 @@ class RowKernel(CompiledKernel):
     """
 
     def __init__(
-        self, spec: ModelSpec, tile_bytes: int | None, device: jax.Device, whole: bool
+        self,
+        spec: ModelSpec,
+        tile_bytes: int | None,
+        device: jax.Device,
+        whole: bool,
+        vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
-        super().__init__(spec, tile_bytes, device, whole)
-        self._values = jax.jit(self._values_of_tiles)
-        self._errors = jax.jit(self._errors_of_tiles)
-        self._differenced_errors = jax.jit(partial(self._errors_of_tiles, differenced=True))
+        super().__init__(spec, tile_bytes, device, whole, vector_bits)
+        self._values = self._jitted(self._values_of_tiles)
+        self._errors = self._jitted(self._errors_of_tiles)
+        self._differenced_errors = self._jitted(partial(self._errors_of_tiles, differenced=True))
 
     def values(self, params: FloatArray, coords: tuple[FloatArray, ...]) -> FloatArray:
         """Values of the model.

@@ -20,11 +20,11 @@ from nlsq_dask import _errors
 from nlsq_dask.models.search import FloatArray, Samples, linear_fit
 
 # Times that each term of a sum is searched again, next to all other terms.
-_N_SWEEPS = 2
+N_SWEEPS = 2
 
 # In the first sweep, a wide peak that covers two peaks may explain most. A narrower peak that
 # explains two thirds as much is preferred: it is one of the two.
-_SLACK = 1 / 3
+SLACK = 1 / 3
 
 
 class Model:
@@ -207,6 +207,16 @@ class Term(Model):
         """Shape that explains the samples best."""
         raise NotImplementedError
 
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, s)
+        """Shapes one of which is near enough to the best for a fit to start from.
+
+        Parameters
+        ----------
+        coords : tuple of ndarray, each of shape (n,)
+            Finite coordinates; a single one in ascending order.
+        """
+        raise NotImplementedError
+
     def __repr__(self) -> str:
         prefix = f"prefix={self._prefix!r}" if self._prefix else ""
         return f"{type(self).__name__}({prefix})"
@@ -329,9 +339,9 @@ def _search_shapes(
         for term in terms
     ]
     searched = [i for i, term in enumerate(terms) if not term.is_linear]
-    n_sweeps = _N_SWEEPS if len(searched) > 1 else 1
+    n_sweeps = N_SWEEPS if len(searched) > 1 else 1
     for sweep in range(n_sweeps):
-        slack = 0.0 if sweep == n_sweeps - 1 else _SLACK
+        slack = 0.0 if sweep == n_sweeps - 1 else SLACK
         for i in searched:
             others = np.concatenate([*blocks[:i], *blocks[i + 1 :], np.empty((y.size, 0))], axis=1)
             shapes[i] = terms[i].search(Samples(coords, y, others, np.ones_like(y), slack))

@@ -14,6 +14,7 @@ from nlsq_dask.models.search import (
     Samples,
     best_shape,
     centers_and_widths,
+    coarse_places,
     geometric,
     spacing_of,
     span_of,
@@ -136,6 +137,10 @@ class ExponentialDecay(Term):
         bins = samples.binned()
         return best_shape(bins, _lifetimes(bins.coords[0])[:, None], self.columns)[0]
 
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 1)
+        """Lifetimes."""
+        return _lifetimes(coords[0], 2.0)[:, None]
+
 
 class BiexponentialDecay(Term):
     """Two exponential decays, with a fast and a slow lifetime.
@@ -186,10 +191,11 @@ class BiexponentialDecay(Term):
     def search(self, samples: Samples) -> FloatArray:
         """Pair of lifetimes, on a grid."""
         bins = samples.binned()
-        lifetimes = _lifetimes(bins.coords[0])
-        fast, slow = np.triu_indices(lifetimes.size, k=1)
-        candidates = np.column_stack([lifetimes[fast], lifetimes[slow]])
-        return best_shape(bins, candidates, self.columns)[0]
+        return best_shape(bins, _pairs(_lifetimes(bins.coords[0])), self.columns)[0]
+
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 2)
+        """Pairs of lifetimes."""
+        return _pairs(_lifetimes(coords[0], 2.0))
 
 
 class PowerLaw(Term):
@@ -235,6 +241,10 @@ class PowerLaw(Term):
         ratios = bins.coords[0] / np.exp(np.mean(np.log(bins.coords[0])))
         candidates = np.arange(-100, 101)[:, None] / 10
         return best_shape(bins, candidates, lambda _, exponent: [ratios**exponent])[0]
+
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # noqa: ARG002
+        """Exponents between -10 and 10, (g, 1)."""
+        return np.arange(-20, 21)[:, None] / 2
 
 
 class Sinusoid(Term):
@@ -296,6 +306,13 @@ class Sinusoid(Term):
         around: FloatArray = np.arange(-4, 5)[:, None] * step + coarse
         return best_shape(samples, around[around[:, 0] >= slow[0, 0]], self.columns)[0]
 
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 1)
+        """Frequencies up to half a cycle per sample: four for each further cycle in the range."""
+        x = coords[0]
+        highest = 0.5 * (np.unique(x).size - 1)
+        cycles = np.arange(0.25, max(highest, 0.25) + 0.125, 0.25, dtype=np.float64)
+        return cycles[:, None] / span_of(x)
+
 
 class Logistic(Term):
     """Logistic step, ``amplitude / (1 + exp(-rate (x - center)))``.
@@ -341,11 +358,23 @@ class Logistic(Term):
         candidates = np.column_stack([np.tile(centers, 2), np.concatenate([rates, -rates])])
         return best_shape(bins, candidates, self.columns)[0]
 
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 2)
+        """Centers and rates of either sign."""
+        centers, widths = coarse_places(coords[0], margin=0.5).T
+        rates = 2 / widths
+        return np.column_stack([np.tile(centers, 2), np.concatenate([rates, -rates])])
 
-def _lifetimes(x: FloatArray) -> FloatArray:
+
+def _pairs(lifetimes: FloatArray) -> FloatArray:  # (g, 2)
+    """Pairs of a shorter and a longer lifetime."""
+    fast, slow = np.triu_indices(lifetimes.size, k=1)
+    return np.column_stack([lifetimes[fast], lifetimes[slow]])
+
+
+def _lifetimes(x: FloatArray, factor: float = 1.25) -> FloatArray:
     """Lifetimes visible in sorted x, for which the decay is finite at x = 0."""
     least = max(0.5 * spacing_of(x), np.abs(x).max() / _LARGEST_EXPONENT)
-    return geometric(min(least, span_of(x)), 30 * span_of(x), 1.25)
+    return geometric(min(least, span_of(x)), 30 * span_of(x), factor)
 
 
 def _spectral_peaks(samples: Samples) -> FloatArray:

@@ -19,6 +19,7 @@ from nlsq_dask.models.search import (
     Samples,
     best_shape,
     centers_and_widths,
+    coarse_places,
     geometric,
     span_of,
 )
@@ -80,6 +81,10 @@ class Gaussian(Term):
         """Center and width, on a grid."""
         return _search_peak(self, samples)
 
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 2)
+        """Centers and widths."""
+        return coarse_places(coords[0])
+
 
 class Lorentzian(Term):
     """Lorentzian peak, ``amplitude * gamma² / ((x - center)² + gamma²)``.
@@ -118,6 +123,10 @@ class Lorentzian(Term):
     def search(self, samples: Samples) -> FloatArray:
         """Center and width, on a grid."""
         return _search_peak(self, samples)
+
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 2)
+        """Centers and widths."""
+        return coarse_places(coords[0])
 
 
 class Voigt(Term):
@@ -177,6 +186,12 @@ class Voigt(Term):
         pairs = (widths[:, None, None] * _VOIGT_PARTS).reshape(-1, 2)
         candidates = np.column_stack([np.full(len(pairs), center), pairs])
         return best_shape(bins, candidates, self.columns)[0]
+
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 3)
+        """Centers, and widths in equal parts."""
+        centers, widths = coarse_places(coords[0]).T
+        parts = _FWHM_OF_SIGMA * widths[:, None] * _VOIGT_PARTS[1]
+        return np.column_stack([centers, parts])
 
 
 class Gaussian2D(Term):
@@ -241,6 +256,18 @@ class Gaussian2D(Term):
             samples = samples.rows(inside)
             shape = self._search_range(samples)
         return shape
+
+    def coarse_shapes(self, coords: tuple[FloatArray, ...]) -> FloatArray:  # (g, 5)
+        """Centers and widths of round peaks, in units of the ranges of the coordinates."""
+        low = np.array([coord.min() for coord in coords])
+        span = np.array([span_of(coord) for coord in coords])
+        grids = []
+        for width in geometric(max(1 / _CELLS, coords[0].size ** -0.5), 0.5, 2.0):
+            steps = np.linspace(0, 1, int(np.ceil(1 / width)) + 1)
+            places = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+            widths = np.broadcast_to(width * span, places.shape)
+            grids.append(np.column_stack([low + places * span, widths, np.zeros(len(places))]))
+        return np.concatenate(grids)
 
     def _search_range(self, samples: Samples) -> FloatArray:
         """Shape found on the whole range of the samples."""

@@ -15,6 +15,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core import statistics
 from nlsq_dask.core.memory_budget import MemoryBudget
 from nlsq_dask.core.normal_equations import FloatArray, Moments
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import IterationRecord
 from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.codec import from_json
@@ -175,6 +176,8 @@ class FitRecord:
     def n_blocks_omitted(self) -> int:
         """Number of blocks that were left out, since they could not be read."""
         return len(self.blocks_omitted)
+
+    vector_bits: int = field(default=XLA_VECTOR_BITS, kw_only=True)
 
     @property
     def perr(self) -> FloatArray:

@@ -132,6 +132,9 @@ class FitResult(Pictures):
     blocks_omitted : tuple of tuple of int
         Blocks that were left out by ``on_error="omit"`` or ``missing_chunks="omit"``, by their
         index in the chunk grid of the rows. Their number is ``n_blocks_omitted``.
+    vector_bits : int
+        Bits of the vectors of a CPU for which the kernels were compiled: 512 if this process and
+        all workers had AVX-512 when the fit began, else 256. The last bits depend on it.
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.

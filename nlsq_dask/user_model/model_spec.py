@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -253,12 +253,20 @@ def call_model(
     UntraceableModelError
         If the model does something that JAX cannot trace.
     """
-    x = model_input(spec.structure, coords, jnp.stack)
     # The same as params[i], without the cost of JAX's general indexing.
     scalars = [lax.squeeze(lax.slice(params, (i,), (i + 1,)), (0,)) for i in range(len(spec.names))]
+    return call_with_scalars(spec, coords, scalars)
+
+
+def call_with_scalars(
+    spec: ModelSpec, coords: tuple[jax.Array, ...], scalars: Sequence[jax.Array]
+) -> jax.Array:  # (n,)
+    """Value of a model at p separate scalars; otherwise as :func:`call_model`."""
+    x = model_input(spec.structure, coords, jnp.stack)
+    values = list(scalars)
     for i in spec.constant:
-        scalars[i] = lax.stop_gradient(scalars[i])
-    return _value(spec, x, scalars, coords[0].shape[0])
+        values[i] = lax.stop_gradient(values[i])
+    return _value(spec, x, values, coords[0].shape[0])
 
 
 def _value(spec: ModelSpec, x: Any, scalars: list[jax.Array], n: int) -> jax.Array:

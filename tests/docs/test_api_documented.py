@@ -28,7 +28,7 @@ def test_exported_name_has_a_docstring_of_its_own(name):
     assert text.strip()
 
 
-@pytest.mark.parametrize("name", ["fit", "fit_models", "curve_fit"])
+@pytest.mark.parametrize("name", ["fit", "fit_each", "fit_models", "curve_fit"])
 def test_function_documents_arguments_result_errors_and_an_example(name):
     text = getattr(nlsq_dask, name).__doc__
     missing = [

@@ -197,7 +197,8 @@ def test_the_format_is_open(tmp_path):
         "digests",
         "state",
     }
-    assert set(content["versions"]) == {"nlsq_dask", "dask", "jax", "numpy"}
+    libraries = {"nlsq_dask", "dask", "jax", "numpy"}
+    assert set(content["versions"]) == libraries | {"vector_bits"}
     assert content["state"]["params"] == result.popt.tolist()
     assert set(content["state"]) == {f.name for f in fields(SolverState)}
 

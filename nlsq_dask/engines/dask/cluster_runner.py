@@ -15,20 +15,23 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from dask.typing import Key
 
+from nlsq_dask import _errors
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
 from nlsq_dask.engines.dask.cluster_pass import ClusterPass
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.omitted import LostBlock, answer_of_readable, without_killers
 from nlsq_dask.engines.dask.reading import shared_nodes
-from nlsq_dask.engines.dask.signals import Ears, Show, listen
+from nlsq_dask.engines.dask.signals import Ears, Show, listen, logger
 from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
-from nlsq_dask.engines.dask.watch import Watch
+from nlsq_dask.engines.dask.vectors import NarrowVectorsError, wide_workers
+from nlsq_dask.engines.dask.watch import LOOK_SECONDS, WAIT_OPTION, Watch, longest_wait
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -61,6 +64,8 @@ class ClusterRunner:
         self._progress = progress
         self._stream = stream
         self._fit = uuid.uuid4().hex
+        self._vector_bits = work.kernels.vector_bits
+        self._told_of_narrow = False
         keeping = keeping or keep_nothing(stream)
         self._workers = keeping.workers
         self._work: list[Future[Any]] = []
@@ -93,27 +98,67 @@ class ClusterRunner:
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
         self._keys = set(self._lasting)
-        watch = Watch(self._client, self._ears)
-        submit = _Submit(self, name, function, args)
+        only, named = self._wide_workers(anew=False), name
+        for attempt in count(1):
+            with suppress(NarrowVectorsError):
+                return self._run_on(only, named, function, args)
+            logger.info("pass %s begins again, on other workers", name)
+            only, named = self._wide_workers(anew=True), f"{name}-elsewhere-{attempt}"
+        raise AssertionError("count() never ends")
+
+    def _run_on(
+        self, only: Sequence[str], name: str, function: Callable[..., Any], args: Sequence[Any]
+    ) -> Any:
+        """Sum over all groups, on some workers only; on any if there are none in the list."""
+        watch = Watch(self._client, self._ears, only)
+        submit = _Submit(self, only, name, function, args)
         a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress)
         try:
             return a_pass.answer()
         finally:
             a_pass.release()
 
+    def _wide_workers(self, *, anew: bool) -> list[str]:
+        """The workers whose vectors are as wide as the fit's; empty if all workers' are.
+
+        Waits as long for such a worker as a fit waits for any worker.
+        """
+        if self._vector_bits <= XLA_VECTOR_BITS:
+            return []
+        began = time.monotonic()
+        while True:
+            wide, narrow = wide_workers(self._client, self._vector_bits, anew=anew)
+            if narrow and not self._told_of_narrow:
+                self._told_of_narrow = True
+                self._ears.tell(*_errors.vectors_narrow(narrow, self._vector_bits))
+            if wide or not narrow:
+                return wide if narrow else []
+            if time.monotonic() - began >= longest_wait():
+                raise _errors.no_wide_worker(narrow, self._vector_bits, WAIT_OPTION)
+            time.sleep(LOOK_SECONDS)
+
     def submit_groups(
-        self, name: str, numbers: Sequence[int], function: Callable[..., Any], args: Sequence[Any]
+        self,
+        name: str,
+        numbers: Sequence[int],
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        only: Sequence[str],
     ) -> list[Future[Any]]:
-        """Submit a function of some groups, by number."""
+        """Submit a function of some groups, by number, to some workers only if any are named."""
+        wanted = [self._workers[i] for i in numbers]
+        if only:
+            wanted = [worker if worker in only else None for worker in wanted]
         return self._map(
             f"nlsq-{name}",
             function,
-            [self._workers[i] for i in numbers],
+            wanted,
             [self._groups[i] for i in numbers],
             [self._external[i] for i in numbers],
             self._work * len(numbers),
             *([arg] * len(numbers) for arg in args),
             numbers=numbers,
+            only=only,
         )
 
     def submit_tree(self, name: str, groups: Sequence[Future[Any]]) -> list[Future[Any]]:
@@ -151,8 +196,11 @@ class ClusterRunner:
         workers: Sequence[str | None],
         *args: Sequence[Any],
         numbers: Sequence[int] | None = None,
+        only: Sequence[str] = (),
     ) -> list[Future[Any]]:
         """Submit a task for each set of arguments, on its worker; None lets the scheduler choose.
+
+        If `only` names workers, the scheduler chooses among them.
 
         Groups travel as bytes, and tasks unpack them. The scheduler would run the graph nodes of a
         group that is passed as it is, and scattered data die with their worker. Dask tries no task
@@ -171,7 +219,7 @@ class ClusterRunner:
                 function,
                 *([values[i] for i in chosen] for values in args),
                 key=keys,
-                workers=worker,
+                workers=list(only) or None if worker is None else worker,
                 allow_other_workers=worker is not None,
             )
             futures.update(zip(chosen, made, strict=True))
@@ -190,6 +238,7 @@ class _Submit:
     """Sends the tasks of one pass; see :class:`~nlsq_dask.engines.dask.cluster_pass.Submit`."""
 
     runner: ClusterRunner
+    only: Sequence[str]
     name: str
     function: Callable[..., Any]
     args: Sequence[Any]
@@ -199,15 +248,19 @@ class _Submit:
         return self.function is answer_of_readable
 
     def groups(self, numbers: Sequence[int]) -> list[Future[Any]]:
-        return self.runner.submit_groups(self.name, numbers, self.function, self.args)
+        return self._submitted(self.name, numbers, self.function)
 
     def again(self, number: int, killers: Sequence[LostBlock]) -> Future[Any]:
         function, name = self.function, f"{self.name}-again"
         if killers:
             function, name = partial(without_killers, tuple(killers)), f"{name}-{len(killers)}"
-        told = partial(telling, function)
-        (future,) = self.runner.submit_groups(name, [number], told, self.args)
+        (future,) = self._submitted(name, [number], partial(telling, function))
         return future
+
+    def _submitted(
+        self, name: str, numbers: Sequence[int], function: Callable[..., Any]
+    ) -> list[Future[Any]]:
+        return self.runner.submit_groups(name, numbers, function, self.args, self.only)
 
     def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
         name = f"{self.name}-again-{attempt}" if attempt else self.name

@@ -22,6 +22,7 @@ from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.engines.dask.vectors import check_vectors
 from nlsq_dask.io.reused_memory import ReusedMemory
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
@@ -99,7 +100,13 @@ def answer_of_group(
     question : RowQuestion or BlockQuestion
     omitted : frozenset of tuple of int
         Blocks that are left out, by index.
+
+    Raises
+    ------
+    NarrowVectorsError
+        If the fit's kernels are compiled for wider vectors than this process has.
     """
+    check_vectors(work.kernels)
     whole = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(whole.external, external, strict=True))
     group = group_without(whole, omitted) if omitted else whole

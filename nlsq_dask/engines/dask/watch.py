@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from dask.utils import parse_timedelta
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.signals import TOPIC, Ears
+from nlsq_dask.engines.dask.vectors import NarrowVectorsError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,11 +44,14 @@ class Watch:
     client : distributed.Client
     ears : Ears
         Of the fit, which is told what it waits for.
+    only : sequence of str
+        The workers that may run groups; empty if all may.
     """
 
-    def __init__(self, client: Client, ears: Ears) -> None:
+    def __init__(self, client: Client, ears: Ears, only: Sequence[str] = ()) -> None:
         self._client = client
         self._ears = ears
+        self._only = frozenset(only)
         self._began = time.time()
         self._ended = self._looked = self._ran = time.monotonic()
         self._told: set[str] = set()
@@ -74,6 +79,8 @@ class Watch:
         ------
         ClusterError
             If the client is closed, or no worker runs for too long.
+        NarrowVectorsError
+            If all workers that may run groups are gone.
         """
         self._looked = time.monotonic()
         if self._client.status in ("closing", "closed"):
@@ -83,6 +90,8 @@ class Watch:
             if self._workers is None or not self._workers <= workers:
                 self._deaths = self._count_deaths()
             self._workers = workers
+            if self._only and self._only.isdisjoint(workers):
+                raise NarrowVectorsError
             if self._looked - self._ended >= QUIET_SECONDS:
                 self._look_at_states()
         return self._deaths

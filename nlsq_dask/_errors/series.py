@@ -1,0 +1,175 @@
+"""Errors and warnings of maps of fits, one fit for each series."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+from nlsq_dask._errors.kinds import (
+    ConvergenceError,
+    ConvergenceWarning,
+    InputError,
+    InputTypeError,
+    MissingLibraryError,
+    Status,
+    join_names,
+    shortened,
+    shown,
+)
+
+# What a count of series says of each status without success.
+_COUNTED = {
+    Status.NOT_FITTED: "are not fitted yet",
+    Status.BAD_INPUT: "have infinite values or unusable p0, bounds or sigma",
+    Status.START_NOT_FINITE: "start where the model is not finite",
+    Status.TOO_FEW_ROWS: "have fewer rows than free parameters",
+    Status.UNDETERMINED: "do not determine all parameters",
+    Status.STALLED: "stalled before the optimum",
+    Status.MAX_EVALUATIONS: "are out of evaluations",
+}
+
+
+def series_without_axes() -> InputError:
+    return InputError(
+        "y is a single number: pass an array with one axis to fit along, or more, and call fit() "
+        "for a single series."
+    )
+
+
+def no_such_axis(item: object, dims: Sequence[Hashable] | None, ndim: int) -> InputError:
+    known = f"y has {ndim} axes, 0 to {ndim - 1}" if dims is None else f"y has {tuple(dims)}"
+    return InputError(f"dim={shown(item)} is no dimension of y: {known}.")
+
+
+def fitted_axes_repeated(dim: object) -> InputError:
+    return InputError(f"dim={shown(dim)}: name each dimension to fit along once.")
+
+
+def axes_ambiguous(
+    name: str, shape: tuple[int, ...], full: tuple[int, ...], fit: Sequence[int]
+) -> InputError:
+    axes = tuple(n if d in fit else 1 for d, n in enumerate(full))
+    other = tuple(1 if d in fit else n for d, n in enumerate(full))
+    return InputError(
+        f"{name} has shape {shape}, which is both that of a series and that of the map of y "
+        f"{full}: pass shape {axes} for a number in each row, or {other} for a number in each "
+        "series."
+    )
+
+
+def series_parameters(argument: str, value: object, size: int) -> InputError:
+    return InputError(
+        f"{argument} = {shown(value)}: pass a number or a map for each of the {size} parameters, "
+        "in order or by name."
+    )
+
+
+def stat_tol_needed(value: object) -> InputError:
+    return InputError(
+        f"stat_tol={shown(value)}: pass a positive number of standard errors, by which a series "
+        "may end from its optimum."
+    )
+
+
+def series_text(counts: Mapping[Status, int]) -> str:
+    """How many series ended with which status, as in "12 converged, 3 stalled"."""
+    good = sum(n for status, n in counts.items() if status.success)
+    parts = [f"{good:,} converged"]
+    for status, text in _COUNTED.items():
+        if counts.get(status):
+            parts.append(f"{counts[status]:,} {text}")
+    return ", ".join(parts)
+
+
+def series_not_converged(counts: Mapping[Status, int]) -> ConvergenceWarning:
+    return ConvergenceWarning(_not_converged(counts))
+
+
+def series_error(counts: Mapping[Status, int]) -> ConvergenceError:
+    return ConvergenceError(_not_converged(counts))
+
+
+def _not_converged(counts: Mapping[Status, int]) -> str:
+    total = sum(counts.values())
+    failed = sum(n for status, n in counts.items() if not status.success)
+    return (
+        f"{failed:,} of {total:,} series have no answer: {series_text(counts)}. `status` says "
+        "which; a failed series has NaN for its errors. Look at some of them with at(...), improve "
+        "p0, or bound the parameters."
+    )
+
+
+def maps_need_xarray() -> MissingLibraryError:
+    return MissingLibraryError(
+        "to_dataset() and to_curvefit() need xarray: install it with "
+        "pip install 'nlsq_dask[xarray]'."
+    )
+
+
+def unknown_map(name: object, names: Sequence[str]) -> InputError:
+    return InputError(f"there is no map {shown(name)}: the parameters are {', '.join(names)}.")
+
+
+def series_index(index: object, shape: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"at{index!r} is no series of the map of shape {shape}: pass an index for each axis."
+    )
+
+
+def covariance_not_kept() -> InputError:
+    return InputError("the maps hold no covariances: call fit_each(..., covariance=True).")
+
+
+def map_store_not_a_place(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"store={shown(value)} is no place for maps: pass a path, the URL of an object store, or a "
+        "zarr.Group."
+    )
+
+
+def map_store_not_opened(place: str, cause: str) -> InputError:
+    return InputError(
+        f"store={place!r} cannot be opened for writing ({shortened(cause)}): check the place, its "
+        "permissions, and storage_options= for an object store."
+    )
+
+
+def map_store_not_empty(place: str) -> InputError:
+    return InputError(
+        f"the store {place} holds other arrays, which maps are not mixed with: pass a new place, "
+        "or a group of its own."
+    )
+
+
+def map_store_in_use(place: str) -> InputError:
+    return InputError(
+        f"the store {place} holds maps already: pass resume=True to go on with them, or a new "
+        "place."
+    )
+
+
+def map_store_of_another_release(place: str) -> InputError:
+    return InputError(
+        f"the store {place} was written by another release of nlsq_dask: go on with that release, "
+        "or pass a new place."
+    )
+
+
+def map_store_of_another_problem(
+    place: str, differing: Sequence[str], saved: object, now: object
+) -> InputError:
+    return InputError(
+        f"the store {place} holds maps of another problem: {shortened(join_names(differing))} "
+        f"differ ({shortened(differing[0])} was {shown(saved)} and is {shown(now)} now). Resume "
+        "with the same problem, or pass a new place."
+    )
+
+
+def map_store_in_memory() -> InputError:
+    return InputError(
+        "store= is a group in the memory of this process, which the workers of a cluster cannot "
+        "write to: pass a path or a URL that all of them reach."
+    )
+
+
+def resume_without_store() -> InputError:
+    return InputError("resume=True without a store: pass store=, the place of the earlier run.")

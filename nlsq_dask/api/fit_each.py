@@ -1,0 +1,257 @@
+"""``fit_each``: one fit for each series of an array of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.api.fit import fit
+from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.fitting.each import (
+    STAT_TOL,
+    EachJob,
+    EachOptions,
+    packed_answer,
+    prepare_each,
+    run_each,
+)
+from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.series_values import map_values
+from nlsq_dask.results.maps import FitMaps
+from nlsq_dask.results.result import FitResult
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@naming_unknown_keywords
+def fit_each(
+    model: Callable[..., Any],
+    x: Any,
+    y: Any,
+    p0: Any = None,
+    *,
+    dim: Any = None,
+    sigma: Any = None,
+    absolute_sigma: bool = False,
+    mask: Any = None,
+    nan_policy: Literal["raise", "omit"] | None = "omit",
+    fill_value: float | None = None,
+    decode: Literal["cf", False] = "cf",
+    storage_options: Mapping[str, Any] | None = None,
+    data: Any = None,
+    time_unit: str = "s",
+    bounds: Any = (-np.inf, np.inf),
+    fixed: Mapping[str, Any] | None = None,
+    ties: Any = None,
+    stat_tol: float = STAT_TOL,
+    max_nfev: int | None = None,
+    covariance: bool = False,
+    store: Any = None,
+    resume: bool = False,
+    client: Client | None = None,
+    progress: bool | None = None,
+    device: Literal["cpu", "gpu"] | None = None,
+) -> FitMaps:
+    """Fit a model to each series of an array by itself: one fit a pixel, spectrum or light curve.
+
+    Each series is fitted by nonlinear least squares as by :func:`fit`, with projected
+    Levenberg-Marquardt steps for many series at once (Kanzow, Yamashita & Fukushima, J. Comput.
+    Appl. Math. 172, 2004). The answer of a series depends on its own rows alone: it has the same
+    bits in any order and in any chunks. A series that cannot be fitted gets a status, not an error.
+
+    Parameters
+    ----------
+    model : callable
+        ``model(x, a, b, ...)``, as for :func:`fit`. A model may mix the rows of a series, as a
+        convolution does: it is then called with whole series.
+    x : array_like or tuple of array_like
+        Coordinates of the rows: the shape of the fitted axes for all series, or the shape of ``y``
+        for each series. Several coordinates are a tuple.
+    y : array_like, shape (...)
+        Observations, as for :func:`fit`, in memory or lazy.
+    p0 : sequence or dict, optional
+        Starting values, in order or by name: numbers, or maps with a number for each series. The
+        default is a guess for each series for the models of :mod:`nlsq_dask.models`, and 1 for each
+        parameter of another model, moved inside the bounds. A series with NaN in a map gets the
+        default.
+    dim : name, int, or sequence of these, optional
+        Dimensions of ``y`` that are fitted along: names for an array of xarray, else axes. The
+        default is the dimension of a labelled 1-D ``x``, or else the first axis.
+    sigma : float or array_like, optional
+        Standard deviations of ``y``: a number, a number for each row, for each series, or for each
+        element of ``y``.
+    absolute_sigma : bool
+        As for :func:`fit`.
+    mask : array_like of bool, optional
+        True leaves a row out; shaped as `sigma`.
+    nan_policy : {"omit", "raise"}
+        "omit" (default): rows with NaN in ``y``, ``x`` or ``sigma`` are left out. "raise": such
+        series get the status ``BAD_INPUT``.
+    fill_value, decode, storage_options, data, time_unit
+        As for :func:`fit`.
+    bounds : pair, dict or scipy.optimize.Bounds
+        As for :func:`fit`, with numbers or maps.
+    fixed : dict, optional
+        Values of parameters that are not fitted: numbers or maps.
+    ties : dict or array_like of shape (p, q), optional
+        As for :func:`fit`.
+    stat_tol : float
+        Distance from the optimum, in standard errors, at which a series has converged.
+    max_nfev : int, optional
+        Most evaluations of a series; by default 100 for each free parameter.
+    covariance : bool
+        Whether to keep the covariance of the parameters of each series. False by default.
+    store : path-like, str or zarr.Group, optional
+        Where the maps are written, region by region as they come: a directory, the URL of a place
+        in an object store, or a group. Then all fits run now, and the maps of the result are lazy
+        arrays of what is stored. The names are those of ``to_dataset()``, so that
+        ``xarray.open_zarr(store, consolidated=False)`` opens the store.
+    resume : bool
+        Go on with the maps that an earlier run left in the store: with those of its regions that
+        it did not finish. The maps have the same bits. A store of another problem is refused.
+    client : distributed.Client, optional
+        Cluster that the fits run on, where there is a store; by default the active one.
+    progress : bool, optional
+        Whether to show a line of progress, where there is a store; by default on a terminal.
+    device : {"cpu", "gpu"}, optional
+        Where the fits run. The default is a GPU if JAX has a GPU.
+
+    Returns
+    -------
+    FitMaps
+        Arrays for arrays in memory, lazy arrays for Dask and Zarr arrays, and arrays of xarray for
+        arrays of xarray.
+
+    Raises
+    ------
+    InputError, InputTypeError, ModelError
+        As :func:`fit`, and if a map does not fit to ``y``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If series have no answer: once, with the number of each status. For lazy data when the maps
+        are computed by :meth:`FitMaps.compute`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nlsq_dask import fit_each, models
+    >>> x = np.linspace(0, 4, 40)
+    >>> lifetime = np.array([[0.5, 1.0], [1.5, 2.0]])
+    >>> y = 3 * np.exp(-x[:, None, None] / lifetime)
+    >>> maps = fit_each(models.ExponentialDecay(), x, y)
+    >>> maps["lifetime"].round(6)
+    array([[0.5, 1. ],
+           [1.5, 2. ]])
+    """
+    inputs = InputOptions(
+        sigma=sigma,
+        absolute_sigma=absolute_sigma,
+        mask=mask,
+        nan_policy=nan_policy,
+        fill_value=fill_value,
+        decode=decode,
+        storage_options=storage_options,
+        data=data,
+        time_unit=time_unit,
+        bounds=bounds,
+        fixed=fixed,
+        ties=ties,
+    )
+    options = EachOptions(
+        stat_tol=stat_tol, max_nfev=max_nfev, covariance=covariance, device=device
+    )
+    job = prepare_each(model, x, y, p0, dim, inputs, options)
+    if store is not None:
+        return _stored_maps(job, store, resume, storage_options, client, progress)
+    if resume:
+        raise _errors.resume_without_store()
+    maps = maps_of(job, run_each(job))
+    if not maps.lazy:
+        maps.warn()
+    return maps
+
+
+def _stored_maps(
+    job: EachJob,
+    store: Any,
+    resume: bool,
+    storage_options: Mapping[str, Any] | None,
+    client: Client | None,
+    progress: bool | None,
+) -> FitMaps:
+    """The maps of a job, written to a store."""
+    from nlsq_dask.fitting.each_store import (  # with Zarr, loaded for use
+        StoreOptions,
+        in_regions,
+        run_to_store,
+    )
+
+    job = in_regions(job)
+    packed = packed_answer(job)
+    lazy = maps_of(job, job.problem.unpacked(packed))
+    options = StoreOptions(
+        store=store,
+        resume=resume,
+        storage_options=storage_options,
+        client=client,
+        progress=progress,
+    )
+    fields, counts = run_to_store(job, lazy, packed, options)
+    if any(not status.success for status in counts):
+        _errors.warn_caller(_errors.series_not_converged(counts))
+    return maps_of(job, fields)
+
+
+def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
+    """The result of a job, from the fields of its answer."""
+    popt = fields["popt"]
+
+    def refit(index: tuple[int, ...]) -> FitResult:
+        return _fit_of_series(job, popt, index)
+
+    return FitMaps(
+        job.parameters.names,
+        fields,
+        job.axes,
+        job.problem,
+        frame=job.frame,
+        units=job.parameters.units,
+        values=lambda maps, x, residuals=False: map_values(job, maps.fields, x, residuals),
+        refit=refit,
+    )
+
+
+def _fit_of_series(job: EachJob, popt: Any, index: tuple[int, ...]) -> FitResult:
+    """The fit of one series, from its answer, or else from its start."""
+    series = job.series(index)
+    found = np.asarray(popt[(slice(None), *index)])
+    is_known = np.isfinite(found).all()
+    names = job.parameters.names
+    start = found if is_known else series.start
+    problem = job.problem
+    options: dict[str, Any] = {
+        "sigma": series.sigma,
+        "absolute_sigma": problem.absolute_sigma,
+        "mask": series.mask,
+        "nan_policy": "omit",
+        "fill_value": problem.rule.fill_value,
+        "bounds": series.bounds,
+        "fixed": series.fixed or None,
+        "ties": job.ties,
+        "stat_tol": problem.stat_tol,
+        "max_nfev": problem.max_nfev,
+        "strategy": "standard",
+        "pilot": False,
+        "collapse": False,
+        "device": problem.device,
+    }
+    p0 = None if np.isnan(start).any() else dict(zip(names, start.tolist(), strict=True))
+    result = fit(job.model, series.x, series.y, p0, **options)
+    assert isinstance(result, FitResult)
+    return result

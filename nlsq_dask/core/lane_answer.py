@@ -1,0 +1,115 @@
+"""The answer for each series: estimates, errors and status, from the sums where its search ended.
+
+The covariance is ``s² (JᵀJ)⁻¹``, of all free parameters, as in :func:`nlsq_dask.fit`. A series
+whose data do not determine all parameters has the status UNDETERMINED and no error bars. Two signs
+show this, whatever the residuals are:
+
+- a pivot of the equilibrated JᵀJ that is lost in rounding;
+- for residuals that are themselves rounding, an error by rounding alone that is larger than the
+  parameter. A constant series fits a decay of amplitude 1e-17 exactly, with any lifetime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask._errors import Status
+from nlsq_dask.core.lane_algebra import inverse_columns, lane_factor, triangle
+from nlsq_dask.core.lane_step import FLOOR, Lanes, LaneState, least_pivot, variance_of_rows
+from nlsq_dask.core.normal_equations import FloatArray
+
+#: Residuals count as rounding up to this multiple of the rounding of the observations.
+NEAR_FLOOR = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesAnswers:
+    """Answers for n series.
+
+    Attributes
+    ----------
+    params : ndarray, shape (q, n), float64
+        Free parameters; NaN where there is no answer.
+    covariance : ndarray, shape (q (q + 1) / 2, n), float64
+        Lower triangle, row after row; NaN without success.
+    chi2 : ndarray, shape (n,), float64
+        In the units of the lanes.
+    distance : ndarray, shape (n,), float64
+    nfev, status : ndarray, shape (n,), int64
+    at_bound : ndarray, shape (q, n), bool
+        Free parameters that lie on a bound.
+    """
+
+    params: FloatArray
+    covariance: FloatArray
+    chi2: FloatArray
+    distance: FloatArray
+    nfev: NDArray[np.int64]
+    status: NDArray[np.int64]
+    at_bound: NDArray[np.bool_]
+
+
+def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswers:
+    """Answers of searches that are over.
+
+    Parameters
+    ----------
+    state : LaneState
+        Of NumPy arrays (n,).
+    lanes : Lanes
+    start : ndarray, shape (q, n), float64
+        Starting values: the sizes of parameters that are zero.
+    """
+    params = np.asarray(state.params)
+    status = np.asarray(state.status).astype(np.int64)
+    with np.errstate(all="ignore"):
+        inverse, is_singular = _inverse(state)
+        lost = is_singular | _lost_in_rounding(state, lanes, inverse, start)
+        status[(status > 0) & lost] = Status.UNDETERMINED
+        variance = variance_of_rows(np, state.chi2, lanes, len(params))
+        exact = np.isnan(lanes.variance) & (lanes.n_points <= len(params))
+        covariance = inverse * np.where(exact, np.inf, variance)
+    success = status > 0
+    evaluated = np.isfinite(state.chi2)
+    kept = success | (status == Status.MAX_EVALUATIONS) & evaluated
+    on = (params <= np.asarray(lanes.lower)) | (params >= np.asarray(lanes.upper))
+    return SeriesAnswers(
+        params=np.where(kept, params, np.nan),
+        covariance=np.where(success, covariance, np.nan),
+        chi2=np.where(evaluated, state.chi2, np.nan),
+        distance=np.where(evaluated, state.distance, np.nan),
+        nfev=np.asarray(state.nfev).astype(np.int64),
+        status=status,
+        at_bound=on & kept,
+    )
+
+
+def _inverse(state: LaneState) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Inverse of JᵀJ, lower triangle row after row, and which series have a singular one."""
+    size = len(state.params)
+    gram = triangle(state.gram, size)
+    norms = [np.sqrt(gram[i][i]) for i in range(size)]
+    scaled = [[gram[i][j] / norms[i] / norms[j] for j in range(i + 1)] for i in range(size)]
+    factor = lane_factor(np, scaled, least_pivot(size))
+    rows = inverse_columns(factor, norms[0])
+    inverse = [rows[i][j] / norms[i] / norms[j] for i in range(size) for j in range(i + 1)]
+    singular = np.any([~(pivot > least_pivot(size)) for pivot in factor.pivots], axis=0)
+    return np.stack(inverse), singular
+
+
+def _lost_in_rounding(
+    state: LaneState, lanes: Lanes, inverse: FloatArray, start: FloatArray
+) -> NDArray[np.bool_]:
+    """Series whose residuals are rounding, with a parameter that rounding moves by its size."""
+    params = np.asarray(state.params)
+    n_points = np.maximum(lanes.n_points, 1.0)
+    rounding = FLOOR**2 * lanes.square / n_points
+    exact = state.chi2 <= NEAR_FLOOR**2 * rounding * n_points
+    # A parameter that starts at zero is often one in the unit of the observations.
+    sizes = np.where(start == 0.0, np.maximum(1.0, np.sqrt(lanes.square)), np.abs(start))
+    sizes = np.maximum(sizes, np.abs(params))
+    diagonal = inverse[[i * (i + 3) // 2 for i in range(len(params))]]
+    return np.asarray(exact & np.any(rounding * diagonal > sizes**2, axis=0))

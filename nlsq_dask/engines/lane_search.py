@@ -1,0 +1,156 @@
+"""The searches of many series, tile by tile.
+
+Series are put into tiles of one shape, in the order in which they come. A tile is left when few of
+its lanes still run; these lanes go to a pool, with their rows and the state of their searches, and
+the pool is fitted tile by tile in the same way. Without the pool, each tile would take as many
+evaluations as its slowest series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.lane_step import RUNNING
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.kernels.lanes import LaneData, LaneKernel, TileShape
+
+# A tile is left when less than this part of its lanes run. A part of 0.1 to 0.2 is equally fast.
+LEFT = 0.15
+
+
+class Columns(NamedTuple):
+    """Series with the states of their searches; n series, one a row of each table.
+
+    Attributes
+    ----------
+    number : ndarray, shape (n,)
+        Which series of the block each one is.
+    tables : tuple of ndarray, each (n, ...)
+        States, observations and constants; then the coordinates and the weights that vary from
+        series to series.
+    """
+
+    number: NDArray[np.int64]
+    tables: tuple[FloatArray, ...]
+
+    def part(self, chosen: slice) -> Columns:
+        """Some of the series."""
+        return Columns(self.number[chosen], tuple(t[chosen] for t in self.tables))
+
+    @classmethod
+    def joined(cls, parts: list[Columns]) -> Columns:
+        """The series of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+        tables = zip(*(part.tables for part in parts), strict=True)
+        number = np.concatenate([part.number for part in parts])
+        return cls(number, tuple(np.concatenate(own) for own in tables))
+
+
+@dataclass
+class LaneSearch:
+    """Fits batches of tiles with one compiled program.
+
+    Parameters
+    ----------
+    kernel : LaneKernel
+    shape : TileShape
+    stat_tol : float
+    max_nfev : int
+    finals : ndarray, shape (s, n), float64
+        Packed states of the series where their searches ended, to be filled.
+    """
+
+    kernel: LaneKernel
+    shape: TileShape
+    stat_tol: float
+    max_nfev: int
+    finals: FloatArray
+    _pool: list[Columns] = field(default_factory=list)
+    _shared: LaneData | None = None
+
+    @property
+    def batch(self) -> int:
+        """Series of one call."""
+        return self.shape.tiles * self.shape.lanes
+
+    def run(self, batches: Iterator[tuple[NDArray[np.int64], FloatArray, LaneData]]) -> None:
+        """Fit all batches: the numbers (n,) of the series, states and data of tiles."""
+        for number, states, data in batches:
+            self._advance(number, states, data, int(LEFT * self.shape.lanes))
+            while self._pooled() >= self.batch:
+                self._advance_pool(int(LEFT * self.shape.lanes))
+        while self._pooled():
+            self._advance_pool(0)
+
+    def _pooled(self) -> int:
+        return sum(len(part.number) for part in self._pool)
+
+    def _advance(
+        self, number: NDArray[np.int64], states: FloatArray, data: LaneData, least: int
+    ) -> None:
+        """Run tiles until few lanes run. Lanes that are done are final, the others go to the pool.
+
+        `number` (B L,) is -1 for lanes without a series.
+        """
+        found = self.kernel(states, data, self.stat_tol, self.max_nfev, least)
+        flat = np.moveaxis(found, 1, 0).reshape(found.shape[1], -1)
+        status = flat[-1]  # the last field of a state
+        done = (number >= 0) & (status != RUNNING)
+        self.finals[:, number[done]] = flat[:, done]
+        rest = np.flatnonzero((number >= 0) & ~done)
+        if rest.size:
+            self._pool.append(self._columns(number, flat, data, rest))
+        self._shared = data
+
+    def _columns(
+        self, number: NDArray[np.int64], flat: FloatArray, data: LaneData, rest: NDArray[np.int64]
+    ) -> Columns:
+        tile, lane = np.divmod(rest, self.shape.lanes)
+
+        def taken(array: FloatArray) -> FloatArray:
+            return np.asarray(array[tile, :, lane])  # (n, rows)
+
+        own = [c for c in data.coords if c.ndim == 3]
+        if data.weights is not None and data.weights.ndim == 3:
+            own.append(data.weights)
+        tables = (taken(data.y), taken(data.constants), *map(taken, own))
+        return Columns(number[rest], (np.ascontiguousarray(flat[:, rest].T), *tables))
+
+    def _advance_pool(self, least: int) -> None:
+        """Run one batch of the pool."""
+        columns = Columns.joined(self._pool)
+        n = min(len(columns.number), self.batch)
+        self._pool = [columns.part(slice(n, None))] if n < len(columns.number) else []
+        first = columns.part(slice(0, n))
+        number = np.full(self.batch, -1, np.int64)
+        number[:n] = first.number
+        assert self._shared is not None
+        states, y, constants, *rest = first.tables
+        own = map(self._tiles, rest)
+        coords = tuple(next(own) if c.ndim == 3 else c for c in self._shared.coords)
+        weights = next(own, self._shared.weights)
+        data = LaneData(self._tiles(y), coords, weights, self._tiles(constants))
+        self._advance(number, self._tiles(states, 0.0), data, least)
+
+    def _tiles(self, columns: FloatArray, fill: float | None = None) -> FloatArray:
+        """Tiles (B, rows, L) of series (n, rows); empty lanes repeat the last series.
+
+        Coordinates of an empty lane are then as those of other lanes: a model may loop until it
+        converges.
+        """
+        full = np.empty((self.batch, columns.shape[1]))
+        full[: len(columns)] = columns
+        full[len(columns) :] = columns[-1] if fill is None else fill
+        return to_tiles(full.T, self.shape)
+
+
+def to_tiles(rows: FloatArray, shape: TileShape) -> FloatArray:
+    """Tiles (B, rows, L) of rows (rows, B L)."""
+    cut = rows.reshape(len(rows), shape.tiles, shape.lanes)
+    return np.ascontiguousarray(cut.transpose(1, 0, 2))

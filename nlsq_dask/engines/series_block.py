@@ -1,0 +1,423 @@
+"""One fit for each series of a block: arrays of a block in, a packed answer out.
+
+Observations of a block have axes along which the model is fitted, and axes of the map, along which
+each element is a series of its own. The other arrays of a block have the same axes, of length 1
+where they do not vary. A block is turned into tiles of series, whose rows are float64 with NaN
+where a row is left out. Each series gets its start and its bounds, and the searches run
+(:mod:`nlsq_dask.engines.lane_search`). The answer is one array (k, ...) of float64 with the axes of
+the map; :class:`~nlsq_dask.engines.series.Field` says which of its planes is what.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask._errors import Status
+from nlsq_dask.core.bounds import default_start
+from nlsq_dask.core.lane_answer import SeriesAnswers, answers_of
+from nlsq_dask.core.lane_parameters import (
+    along,
+    bits_of,
+    expanded_covariance,
+    free_bounds,
+    free_part,
+)
+from nlsq_dask.core.lane_step import Lanes
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import vector_bits
+from nlsq_dask.engines.lane_search import LaneSearch, to_tiles
+from nlsq_dask.engines.series import SeriesProblem
+from nlsq_dask.kernels.lanes import (
+    ConstantRows,
+    LaneData,
+    TileShape,
+    constant_rows,
+    fresh_states,
+    lane_kernel,
+    n_state_rows,
+    unpacked_state,
+)
+from nlsq_dask.models.lane_guess import lane_guess
+
+# Largest power of two by which observations are scaled.
+MOST_POWER = 1000
+
+
+def fit_block(problem: SeriesProblem, arrays: Sequence[NDArray[Any]]) -> FloatArray:
+    """Fit all series of a block.
+
+    Parameters
+    ----------
+    problem : SeriesProblem
+    arrays : sequence of ndarray
+        As ``problem.roles`` says, each with as many axes as y.
+
+    Returns
+    -------
+    ndarray, shape (k, ...), float64
+        The packed answer, with the axes of the map.
+    """
+    block = SeriesBlock.of(problem, arrays)
+    return block.fitted().reshape(problem.n_planes, *block.map_shape)
+
+
+@dataclass
+class SeriesBlock:
+    """The series of one block, with the rows first: each table is (m, n), or has 1 for m or n.
+
+    Attributes
+    ----------
+    problem : SeriesProblem
+    tables : dict of (str, int) to ndarray
+        Arrays of the block by kind and index.
+    n_rows, n_series : int
+    map_shape : tuple of int
+    shape : TileShape
+    """
+
+    problem: SeriesProblem
+    tables: Mapping[tuple[str, int], NDArray[Any]]
+    n_rows: int
+    n_series: int
+    map_shape: tuple[int, ...]
+    shape: TileShape
+    where: ConstantRows = field(init=False)
+
+    def __post_init__(self) -> None:
+        n_params, size = self.problem.reduction.matrix.shape
+        self.where = constant_rows(n_params, size)
+
+    @classmethod
+    def of(cls, problem: SeriesProblem, arrays: Sequence[NDArray[Any]]) -> SeriesBlock:
+        """The tables of a block."""
+        full = np.shape(arrays[0])
+        fit_shape = tuple(full[d] for d in problem.fit_axes)
+        map_shape = tuple(full[d] for d in problem.map_axes)
+        tables = {
+            (role.kind, role.index): as_table(array, problem, fit_shape, map_shape)
+            for role, array in zip(problem.roles, arrays, strict=True)
+        }
+        n_rows, n_series = math.prod(fit_shape), math.prod(map_shape)
+        shape = TileShape.of(problem.model(n_rows))
+        return cls(problem, tables, n_rows, n_series, map_shape, shape)
+
+    def fitted(self) -> FloatArray:
+        """The packed answer (k, n)."""
+        problem = self.problem
+        size = len(problem.reduction.names)
+        width = min(problem.vector_bits, vector_bits())
+        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps, width)
+        finals = np.zeros((n_state_rows(size), self.n_series))
+        constants = np.zeros((self.where.height, self.n_series))
+        starts = np.zeros((size, self.n_series))
+        search = LaneSearch(kernel, self.shape, problem.stat_tol, problem.max_nfev, finals)
+        search.run(self._batches(constants, starts))
+        lanes = Lanes(
+            constants[self.where.lower],  # type: ignore[arg-type]
+            constants[self.where.upper],  # type: ignore[arg-type]
+            constants[self.where.n_points],
+            constants[self.where.variance],
+            constants[self.where.square],
+        )
+        answers = answers_of(unpacked_state(finals, size), lanes, starts)
+        return self._packed(answers, constants)
+
+    def _batches(
+        self, constants: FloatArray, starts: FloatArray
+    ) -> Iterator[tuple[NDArray[np.int64], FloatArray, LaneData]]:
+        """States and data of batches of tiles; fills `constants` (c, n) and `starts` (q, n)."""
+        width = self.shape.tiles * self.shape.lanes
+        for first in range(0, self.n_series, width):
+            part = slice(first, min(first + width, self.n_series))
+            n = part.stop - part.start
+            batch = self._batch(part)
+            constants[:, part] = batch.constants[:, :n]
+            starts[:, part] = batch.start[:, :n]
+            number = np.full(width, -1, np.int64)
+            number[:n] = np.arange(part.start, part.stop)
+            yield number, to_tiles(batch.states, self.shape), self._tiles(batch)
+
+    def _tiles(self, batch: _Batch) -> LaneData:
+        def placed(values: FloatArray) -> FloatArray:
+            return values if values.ndim == 1 else to_tiles(values, self.shape)
+
+        return LaneData(
+            to_tiles(batch.y, self.shape),
+            tuple(map(placed, batch.coords)),
+            None if batch.weights is None else placed(batch.weights),
+            to_tiles(batch.constants, self.shape),
+        )
+
+    def _batch(self, part: slice) -> _Batch:
+        """The rows and the constants of some series, of the width of a batch."""
+        y = self._cut(("y", 0), part, np.float64, np.nan)
+        coords = self._coords(part)
+        sigma = self._sigma(part)
+        bad = self._mark_missing(part, y, coords, sigma)
+        constants = np.zeros((self.where.height, y.shape[1]))
+        weights = None
+        variance = np.full(y.shape[1], 1.0 if self.problem.absolute_sigma else np.nan)
+        if sigma is not None and sigma.shape[0] == 1:  # one number for a series: a factor of χ²
+            variance *= np.broadcast_to(sigma[0], variance.shape) ** 2
+        elif sigma is not None:
+            with np.errstate(all="ignore"):
+                weights = np.where(np.isfinite(sigma) & (sigma > 0), 1.0 / sigma, 0.0)
+        n_points, square, scale = _sizes(y, weights)
+        constants[self.where.n_points] = n_points
+        constants[self.where.square] = square
+        constants[self.where.scale] = scale
+        constants[self.where.variance] = variance * scale**2
+        start, refused = self._parameters(part, y, coords, constants)
+        bad |= refused
+        status = np.where(n_points < len(start), float(Status.TOO_FEW_ROWS), 0.0)
+        status = np.where(bad, float(Status.BAD_INPUT), status)
+        states = fresh_states(start, status == 0.0, status)
+        if weights is not None and weights.shape[1] == 1:
+            weights = weights[:, 0]
+        flat = tuple(c[:, 0] if c.shape[1] == 1 else c for c in coords)
+        return _Batch(y, flat, weights, constants, start, states)
+
+    def _cut(self, key: tuple[str, int], part: slice, dtype: Any, fill: float) -> NDArray[Any]:
+        """Rows of a table for a batch of tiles; a table with one column as it is."""
+        table = self.tables[key]
+        rows = 1 if table.shape[0] == 1 and key[0] != "y" else self.shape.rows
+        if table.shape[1] == 1 and self.n_series > 1:
+            columns, width = table, 1
+        else:
+            columns, width = table[:, part], self.shape.tiles * self.shape.lanes
+        found = np.full((rows, width), fill, dtype)
+        found[: len(columns), : columns.shape[1]] = np.ma.getdata(columns)
+        return found
+
+    def _coords(self, part: slice) -> list[FloatArray]:
+        """Coordinates (m, 1) or (m, B L); the padding repeats the last row and the last series."""
+        found = []
+        for index in range(self.problem.spec.n_coords):
+            table = self.tables["x", index]
+            columns = table if table.shape[1] == 1 else table[:, part]
+            full = np.broadcast_to(np.asarray(columns, np.float64), (self.n_rows, columns.shape[1]))
+            width = 1 if table.shape[1] == 1 else self.shape.tiles * self.shape.lanes
+            more = ((0, self.shape.rows - self.n_rows), (0, width - full.shape[1]))
+            found.append(np.pad(full, more, mode="edge"))
+        return found
+
+    def _sigma(self, part: slice) -> FloatArray | None:
+        """Standard deviations (m or 1, B L or 1)."""
+        if ("sigma", 0) not in self.tables:
+            return None
+        return self._cut(("sigma", 0), part, np.float64, 1.0)
+
+    def _mark_missing(
+        self,
+        part: slice,
+        y: FloatArray,
+        coords: Sequence[FloatArray],
+        sigma: FloatArray | None,
+    ) -> NDArray[np.bool_]:
+        """Set y to NaN in rows that are left out; flags (B L,) of series that cannot be fitted."""
+        values = [y, *coords, *([] if sigma is None else [sigma])]
+        left = self._left_out(part, y)
+        bad = np.zeros(y.shape[1], np.bool_)
+        for array in values[1:] if self.problem.rule.omit_nan else values:
+            missing = np.isnan(array[: self.n_rows])
+            if not missing.any():
+                continue
+            if self.problem.rule.omit_nan:
+                y[: self.n_rows][np.broadcast_to(missing, left.shape)] = np.nan
+            else:
+                bad |= (missing & ~left).any(axis=0)
+        y[: self.n_rows][left] = np.nan
+        bad |= np.isinf(y).any(axis=0)
+        counted = ~np.isnan(y)
+        for array in coords:
+            infinite = np.isinf(array)
+            if infinite.any():
+                bad |= (infinite & counted).any(axis=0)
+        if sigma is not None:
+            usable = (sigma > 0.0) & (sigma < np.inf)
+            if not usable.all():
+                bad |= (~usable & counted).any(axis=0)
+        return bad
+
+    def _left_out(self, part: slice, y: FloatArray) -> NDArray[np.bool_]:
+        """Flags (m, B L) of rows that a mask or the fill value leaves out."""
+        fill = self.problem.rule.fill_value
+        left = np.zeros((self.n_rows, y.shape[1]), np.bool_)
+        if fill is not None:
+            rows = y[: self.n_rows]
+            left |= np.isnan(rows) if np.isnan(fill) else rows == np.float64(fill)
+        for (kind, _), table in self.tables.items():
+            if kind == "mask":
+                flags = np.asarray(table)
+            elif kind in ("y", "x", "sigma") and isinstance(table, np.ma.MaskedArray):
+                flags = np.ma.getmaskarray(table)
+            else:
+                continue
+            flags = flags if flags.shape[1] == 1 else flags[:, part]
+            left[:, : part.stop - part.start] |= flags
+        return left
+
+    def _parameters(
+        self,
+        part: slice,
+        y: FloatArray,
+        coords: Sequence[FloatArray],
+        constants: FloatArray,
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Starts (q, B L) of the free parameters, and flags of series with unusable numbers.
+
+        Fills bounds and fixed values into `constants`.
+        """
+        reduction, width = self.problem.reduction, y.shape[1]
+        lower = self._by_parameter("lower", self.problem.lower, part, width)
+        upper = self._by_parameter("upper", self.problem.upper, part, width)
+        offset = self._by_parameter("fixed", reduction.offset, part, width)
+        low, high, bad = free_bounds(reduction, offset, lower, upper)
+        start = self._by_parameter("p0", self.problem.start, part, width)
+        given = free_part(reduction, start, offset)
+        with np.errstate(invalid="ignore"):
+            bad |= ((given < low) | (given > high)).any(axis=0)
+        if np.isnan(given).any():
+            given = self._guessed(given, y, coords, offset, low, high)
+        constants[self.where.lower] = low
+        constants[self.where.upper] = high
+        constants[self.where.offset] = offset
+        return given, bad
+
+    def _guessed(
+        self,
+        given: FloatArray,
+        y: FloatArray,
+        coords: Sequence[FloatArray],
+        offset: FloatArray,
+        low: FloatArray,
+        high: FloatArray,
+    ) -> FloatArray:
+        """Starts with guesses in place of NaN, or else with ones or numbers inside the bounds."""
+        if self.problem.guess is not None:
+            guesses = np.clip(
+                free_part(self.problem.reduction, self._guesses(y, coords), offset), low, high
+            )
+            given = np.where(np.isnan(given), guesses, given)
+        otherwise = default_start(low, high)
+        found: FloatArray = np.where(np.isnan(given), otherwise, given)
+        return found
+
+    def _guesses(self, y: FloatArray, coords: Sequence[FloatArray]) -> FloatArray:
+        """Guesses (p, B L) of the model for each series, tile by tile."""
+        assert self.problem.guess is not None
+        lanes = self.shape.lanes
+        found = []
+        for first in range(0, y.shape[1], lanes):
+            part = slice(first, first + lanes)
+            if np.isnan(y[:, part]).all():
+                found.append(np.full((len(self.problem.start), lanes), np.nan))
+                continue
+            own = tuple(c if c.shape[1] == 1 else c[:, part] for c in coords)
+            found.append(lane_guess(self.problem.guess, own, y[:, part]))
+        return np.concatenate(found, axis=1)
+
+    def _by_parameter(self, kind: str, numbers: FloatArray, part: slice, width: int) -> FloatArray:
+        """Values (p, B L) of the parameters: numbers, or maps."""
+        found = np.repeat(numbers[:, None], width, axis=1)
+        for (name, index), table in self.tables.items():
+            if name == kind:
+                columns = table[0] if table.shape[1] == 1 else table[0, part]
+                found[index, : part.stop - part.start] = np.ma.filled(
+                    np.ma.asarray(columns, np.float64), np.nan
+                )
+        return found
+
+    def _packed(self, answers: SeriesAnswers, constants: FloatArray) -> FloatArray:
+        """The packed answer (k, n) of the block."""
+        problem, reduction = self.problem, self.problem.reduction
+        scale = constants[self.where.scale]
+        params = constants[self.where.offset] + along(reduction.matrix, answers.params)
+        params = np.where(np.isnan(answers.params).any(axis=0), np.nan, params)
+        products = expanded_covariance(reduction.matrix, answers.covariance)
+        p = len(params)
+        variances = products[[i * (i + 3) // 2 for i in range(p)]]
+        n_points = constants[self.where.n_points]
+        with np.errstate(all="ignore"):
+            chi2 = answers.chi2 / scale**2
+            if not np.isnan(answers.chi2).all():
+                chi2 = chi2 / self._variance_of_series()
+            dof = n_points - len(answers.params)
+            reduced = np.where(dof > 0, chi2 / dof, np.nan)
+            errors = np.sqrt(variances)
+        planes: dict[str, Any] = {
+            "popt": params,
+            "perr": errors,
+            "chi2": chi2,
+            "reduced_chi2": reduced,
+            "n_points": n_points,
+            "nfev": answers.nfev,
+            "status": answers.status,
+            "distance_to_optimum_sigma": answers.distance,
+            "at_bound": bits_of(reduction, answers.at_bound),
+            "pcov": products,
+        }
+        packed = np.empty((problem.n_planes, self.n_series))
+        for f in problem.fields:
+            packed[f.planes] = planes[f.name]
+        return packed
+
+    def _variance_of_series(self) -> FloatArray | float:
+        """Squares of the standard deviations that are one number a series."""
+        table = self.tables.get(("sigma", 0))
+        if table is None or table.shape[0] > 1:
+            return 1.0
+        sigma: FloatArray = np.ma.filled(np.ma.asarray(table[0], np.float64), np.nan)
+        return sigma**2
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Series for one call: rows (m, B L), constants (c, B L), starts and packed states."""
+
+    y: FloatArray
+    coords: tuple[FloatArray, ...]
+    weights: FloatArray | None
+    constants: FloatArray
+    start: FloatArray
+    states: FloatArray
+
+
+def as_table(
+    array: NDArray[Any],
+    problem: SeriesProblem,
+    fit_shape: tuple[int, ...],
+    map_shape: tuple[int, ...],
+) -> NDArray[Any]:
+    """An array of a block as a table (m, n), with 1 for m or n along which it does not vary."""
+    turned = array.transpose(problem.fit_axes + problem.map_axes)
+    n = len(problem.fit_axes)
+    own_fit, own_map = turned.shape[:n], turned.shape[n:]
+    full_fit = fit_shape if math.prod(own_fit) > 1 else own_fit
+    full_map = map_shape if math.prod(own_map) > 1 else own_map
+    if turned.shape != full_fit + full_map:
+        mask = np.ma.getmask(turned)
+        turned = np.broadcast_to(turned, full_fit + full_map)
+        if mask is not np.ma.nomask:
+            turned = np.ma.masked_array(turned, np.broadcast_to(mask, turned.shape))
+    return turned.reshape(math.prod(full_fit), math.prod(full_map))
+
+
+def _sizes(y: FloatArray, weights: FloatArray | None) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Rows that count, sum of squared weighted observations in the lanes' units, and scale."""
+    values = np.abs(y if weights is None else y * weights)
+    counted = ~np.isnan(values)
+    values[~counted] = 0.0
+    largest = values.max(axis=0)
+    exponent = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1]
+    scale = np.ldexp(1.0, -np.clip(exponent, -MOST_POWER, MOST_POWER))
+    with np.errstate(all="ignore"):
+        values *= scale
+        values *= values
+    return counted.sum(axis=0).astype(np.float64), values.sum(axis=0), scale

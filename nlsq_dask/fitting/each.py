@@ -1,0 +1,316 @@
+"""Fits of many series: check the arguments, and run all fits or make them lazy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.core.checks import checked_count, checked_tolerance
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.process import check_not_forked
+from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
+from nlsq_dask.core.structure import model_input
+from nlsq_dask.engines.series import Role, SeriesProblem
+from nlsq_dask.engines.series_block import fit_block
+from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
+from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
+from nlsq_dask.io.finite import is_deviation
+from nlsq_dask.io.frame import Frame
+from nlsq_dask.io.named import named_arguments
+from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.series import SeriesAxes
+from nlsq_dask.io.sources import is_dask, observe
+from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
+from nlsq_dask.io.units import bare_data
+from nlsq_dask.kernels.derivatives import model_eps
+from nlsq_dask.models.base import Model
+from nlsq_dask.user_model.model import prepare_model
+from nlsq_dask.user_model.row_wise import row_dependence
+
+logger = logging.getLogger("nlsq_dask")
+
+# A series has arrived at this distance from its optimum, in standard errors. The last step then
+# leaves less than 1e-3 of a standard error, and costs half an evaluation more than 1e-3 would.
+STAT_TOL = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachOptions:
+    """What the caller of ``fit_each`` says about how the fits are run; see there."""
+
+    stat_tol: Any = STAT_TOL
+    max_nfev: int | None = None
+    covariance: bool = False
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSeries:
+    """One series as arguments of :func:`nlsq_dask.fit`.
+
+    Attributes
+    ----------
+    x, y, sigma, mask : object
+    start : ndarray, shape (p,), float64
+        NaN where there is no start.
+    bounds : dict
+    fixed : dict
+    """
+
+    x: Any
+    y: Any
+    sigma: Any
+    mask: Any
+    start: FloatArray
+    bounds: Mapping[str, tuple[float, float]]
+    fixed: Mapping[str, float]
+
+    @classmethod
+    def of(cls, found: Mapping[tuple[str, int], Any], job: EachJob) -> OneSeries:
+        """The arguments, from the arrays and numbers of a series by kind and index."""
+        problem, names = job.problem, job.parameters.names
+
+        def numbers(kind: str, values: FloatArray) -> FloatArray:
+            own = np.array(values)
+            for (name, index), value in found.items():
+                if name == kind:
+                    own[index] = value
+            return own
+
+        coords = tuple(found["x", i] for i in range(problem.spec.n_coords))
+        masks = [value for (name, _), value in found.items() if name == "mask"]
+        lower, upper = numbers("lower", problem.lower), numbers("upper", problem.upper)
+        offset = numbers("fixed", problem.reduction.offset)
+        held = problem.reduction.is_fixed
+        return cls(
+            x=model_input(problem.spec.structure, coords, np.stack),
+            y=found["y", 0],
+            sigma=found.get(("sigma", 0)),
+            mask=np.any(masks, axis=0) if masks else None,
+            start=numbers("p0", problem.start),
+            bounds={
+                name: (float(low), float(high))
+                for name, low, high in zip(names, lower, upper, strict=True)
+                if np.isfinite([low, high]).any()
+            },
+            fixed={name: float(offset[i]) for i, name in enumerate(names) if held[i]},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachJob:
+    """Fits of many series whose arguments are checked.
+
+    Attributes
+    ----------
+    problem : SeriesProblem
+    arrays : tuple of array
+        Arrays of NumPy or Dask, as ``problem.roles`` says, each with the axes of y.
+    data : Observations
+    axes : SeriesAxes
+    frame : Frame or None
+        Labels of the map.
+    parameters : SeriesParameters
+    model : callable
+        As the caller passed it.
+    ties : object
+        As the caller passed them.
+    """
+
+    problem: SeriesProblem
+    arrays: tuple[Array, ...]
+    data: Observations
+    axes: SeriesAxes
+    frame: Frame | None
+    parameters: SeriesParameters
+    model: Callable[..., Any]
+    ties: Any
+
+    @property
+    def lazy(self) -> bool:
+        """Whether any array is a Dask array."""
+        return any(map(is_dask, self.arrays))
+
+    def series(self, index: tuple[int, ...]) -> OneSeries:
+        """The arguments of one series, read into memory.
+
+        Parameters
+        ----------
+        index : tuple of int
+            An index for each axis of the map.
+        """
+        axes, problem = self.axes, self.problem
+        found: dict[tuple[str, int], Any] = {}
+        for role, array in zip(problem.roles, self.arrays, strict=True):
+            at = dict(zip(axes.map, index, strict=True))
+            own = tuple(
+                slice(None) if d in axes.fit else min(at[d], array.shape[d] - 1)
+                for d in range(array.ndim)
+            )
+            cut = array[own]
+            values = cut.compute() if is_dask(cut) else cut
+            order = np.argsort(np.argsort(axes.fit))
+            turned = np.ma.asanyarray(values).transpose(np.argsort(order))
+            if role.kind in ("y", "x", "sigma", "mask"):
+                found[role.kind, role.index] = np.broadcast_to(
+                    turned, axes.fit_shape, subok=True
+                ).ravel()
+            else:
+                found[role.kind, role.index] = float(turned.ravel()[0])
+        return OneSeries.of(found, self)
+
+
+def prepare_each(
+    model: Callable[..., Any],
+    x: Any,
+    y: Any,
+    p0: Any,
+    dim: Any,
+    inputs: InputOptions,
+    options: EachOptions,
+) -> EachJob:
+    """Check the arguments of the fits of many series; see :func:`nlsq_dask.fit_each`."""
+    check_not_forked()
+    data, axes, y = _observed(x, y, dim, inputs)
+    parameters = series_parameters(model, p0, inputs.bounds, inputs.fixed, inputs.ties, axes, y)
+    roles, arrays = _operands(data, parameters)
+    problem = _problem(model, data, axes, parameters, roles, inputs, options)
+    job = EachJob(
+        problem=problem,
+        arrays=arrays,
+        data=data,
+        axes=axes,
+        frame=axes.map_frame(y),
+        parameters=parameters,
+        model=model,
+        ties=inputs.ties,
+    )
+    logger.info(
+        "%d series of %d rows, %d parameters",
+        int(np.prod(axes.map_shape)),
+        axes.n_rows,
+        len(parameters.names),
+    )
+    return job
+
+
+def run_each(job: EachJob) -> Mapping[str, Array]:
+    """The fields of the answer by name: arrays of NumPy, or of Dask for lazy data."""
+    return job.problem.unpacked(packed_answer(job))
+
+
+def packed_answer(job: EachJob) -> Any:
+    """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
+    if job.lazy:
+        from nlsq_dask.engines.dask.series import lazy_answer  # an engine, loaded for use
+
+        return lazy_answer(job.problem, job.arrays)
+    return fit_block(job.problem, job.arrays)
+
+
+def _observed(
+    x: Any, y: Any, dim: Any, inputs: InputOptions
+) -> tuple[Observations, SeriesAxes, Any]:
+    """The data, their axes, and y as an array that may have labels."""
+    x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
+    named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
+    check_options(inputs.storage_options, named.values())
+    x, y, sigma, mask = (
+        stored_argument(a, n, inputs.decode, inputs.storage_options) for n, a in named.items()
+    )
+    y, fill_value = with_fill_value(y, inputs.fill_value)
+    bare = bare_data(x, y, sigma)
+    y = bare.y if hasattr(bare.y, "shape") else np.asarray(bare.y)
+    axes = SeriesAxes.of(y, bare.x, dim)
+    coords, stacked = axes.coordinates(bare.x)
+    data = observe(
+        coords,
+        y,
+        axes.rows(bare.sigma, "sigma"),
+        mask=axes.rows(mask, "mask"),
+        nan_policy=inputs.nan_policy,
+        fill_value=fill_value,
+        time_unit=inputs.time_unit,
+        deviations=False,
+    )
+    _check_common_sigma(data, axes)
+    labels = {**data.labels, **bare.labels}
+    structure = "stacked" if stacked else data.structure
+    data = replace(
+        data,
+        decode=inputs.decode,
+        storage_options=inputs.storage_options,
+        labels=labels,
+        structure=structure,
+    )
+    return data, axes, y
+
+
+def _check_common_sigma(data: Observations, axes: SeriesAxes) -> None:
+    """Refuse standard deviations that no series can use."""
+    sigma = data.sigma
+    if sigma is None or is_dask(sigma) or any(sigma.shape[d] > 1 for d in axes.map):
+        return
+    bad = ~is_deviation(sigma) & ~np.isnan(sigma)
+    if bad.any():
+        raise _errors.sigma_no_deviation(int(bad.sum()), float(sigma[bad][0]))
+
+
+def _operands(
+    data: Observations, parameters: SeriesParameters
+) -> tuple[tuple[Role, ...], tuple[Array, ...]]:
+    """The arrays of all blocks, and what they are."""
+    pairs: list[tuple[Role, Array]] = [(Role("y"), data.y)]
+    pairs += [(Role("x", i), c) for i, c in enumerate(data.coords)]
+    if data.sigma is not None:
+        pairs.append((Role("sigma"), data.sigma))
+    pairs += [(Role("mask", i), m) for i, m in enumerate(data.masks)]
+    pairs += [(Role(kind, i), array) for (kind, i), array in parameters.maps.items()]
+    roles, arrays = zip(*pairs, strict=True)
+    return tuple(roles), tuple(arrays)
+
+
+def _problem(
+    model: Callable[..., Any],
+    data: Observations,
+    axes: SeriesAxes,
+    parameters: SeriesParameters,
+    roles: tuple[Role, ...],
+    inputs: InputOptions,
+    options: EachOptions,
+) -> SeriesProblem:
+    names, reduction = parameters.names, parameters.reduction
+    spec = prepare_model(model, names, data.structure, len(data.coords), axes.n_rows)
+    at = np.where(np.isnan(parameters.start), 1.0, parameters.start)
+    row_wise = row_dependence(spec, at, None, axes.n_rows) is None
+    size = len(reduction.names)
+    tolerance = checked_tolerance("stat_tol", options.stat_tol)
+    if not tolerance:
+        raise _errors.stat_tol_needed(options.stat_tol)
+    given = options.max_nfev
+    most = EVALUATIONS_PER_PARAMETER * size if given is None else checked_count("max_nfev", given)
+    return SeriesProblem(
+        spec=spec,
+        reduction=reduction,
+        row_wise=row_wise,
+        roles=roles,
+        fit_axes=axes.fit,
+        map_axes=axes.map,
+        start=parameters.start,
+        lower=parameters.lower,
+        upper=parameters.upper,
+        guess=model if isinstance(model, Model) else None,
+        rule=data.rule,
+        absolute_sigma=bool(inputs.absolute_sigma),
+        stat_tol=tolerance,
+        max_nfev=most,
+        eps=model_eps(spec, axes.n_rows),
+        covariance=bool(options.covariance),
+        device=options.device,
+        vector_bits=bits_of_process(options.device),
+    )

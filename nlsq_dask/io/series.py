@@ -1,0 +1,194 @@
+"""Arguments of fits of many series: which axes are fitted along, and where each array belongs.
+
+Some axes of y are fitted along; the others are the axes of the map, and each element of the map is
+a series of its own. Arrays without labels are placed by their shape: that of the fitted axes, that
+of the map, or that of y. Arrays of xarray are placed by the names of their dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask.io.frame import Frame
+from nlsq_dask.io.labels import RowLabels, labels_of
+from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr
+from nlsq_dask.io.observations import Array
+from nlsq_dask.io.sources import as_array, broadcastable
+from nlsq_dask.io.stored import StoredArray
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesAxes:
+    """The axes of y.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of y.
+    fit : tuple of int
+        Axes that are fitted along, in the order in which the rows of a series run.
+    dims : tuple of hashable or None
+        Names of all axes.
+    """
+
+    shape: Shape
+    fit: tuple[int, ...]
+    dims: tuple[Hashable, ...] | None = None
+
+    @classmethod
+    def of(cls, y: Any, x: Any, dim: Any) -> SeriesAxes:
+        """The axes of y.
+
+        Parameters
+        ----------
+        y, x : object
+            Arguments of the fit.
+        dim : None, hashable, int, or sequence of these
+            Names or numbers of the axes to fit along. None is the dimension of a labelled `x`, or
+            else the first axis.
+
+        Raises
+        ------
+        InputError
+            If there is no such axis, an axis is named twice, or y has no axes.
+        """
+        shape = tuple(np.shape(y))
+        if not shape:
+            raise _errors.series_without_axes()
+        dims = tuple(y.dims) if is_xarray(y) else None
+        if dim is None:
+            named = dims is not None and is_xarray(x) and x.ndim == 1 and x.dims[0] in dims
+            dim = x.dims[0] if named else (0 if dims is None else dims[0])
+        wanted = list(dim) if isinstance(dim, list | tuple) else [dim]
+        axes = tuple(_axis(item, dims, len(shape)) for item in wanted)
+        if not axes or len(set(axes)) < len(axes):
+            raise _errors.fitted_axes_repeated(dim)
+        return cls(shape, axes, dims)
+
+    @property
+    def map(self) -> tuple[int, ...]:
+        """Axes of the map."""
+        return tuple(d for d in range(len(self.shape)) if d not in self.fit)
+
+    @property
+    def fit_shape(self) -> Shape:
+        """Lengths of the fitted axes."""
+        return tuple(self.shape[d] for d in self.fit)
+
+    @property
+    def map_shape(self) -> Shape:
+        """Lengths of the map's axes."""
+        return tuple(self.shape[d] for d in self.map)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of a series, including rows that are left out."""
+        return math.prod(self.fit_shape)
+
+    def coordinates(self, x: Any) -> tuple[Any, bool]:
+        """Coordinates with as many axes as y, and whether they were stacked in one array.
+
+        Arrays with labels stay as they are.
+        """
+        if isinstance(x, tuple) and not all(np.isscalar(item) for item in x):
+            return tuple(
+                self._placed(item, f"x[{i}]", maps=False) for i, item in enumerate(x)
+            ), False
+        if labels_of(x) is not None:
+            return x, False
+        array = _array(x, "x")
+        n = len(self.fit)
+        is_stacked = array.ndim == n + 1 and array.shape[1:] == self.fit_shape
+        if is_stacked and array.shape != self.shape:
+            parts = (array[i] for i in range(array.shape[0]))
+            return tuple(self._placed(part, "x", maps=False) for part in parts), True
+        return self._placed(array, "x", maps=False), False
+
+    def rows(self, value: Any, name: str) -> Any:
+        """Standard deviations or a mask with as many axes as y; arrays with labels as they are."""
+        return value if value is None else self._placed(value, name, maps=True)
+
+    def _placed(self, value: Any, name: str, *, maps: bool) -> Any:
+        if labels_of(value) is not None:
+            return value
+        array = _array(value, name)
+        if array.ndim == 0 or array.shape == self.shape:
+            return array
+        along = array.shape == self.fit_shape
+        if maps and self.map and array.shape == self.map_shape:
+            if along:
+                raise _errors.axes_ambiguous(name, array.shape, self.shape, self.fit)
+            return array[self._expanding(self.map)]
+        if not along:
+            return array
+        order = np.argsort(np.argsort(self.fit))
+        if list(order) != sorted(order):
+            array = array.transpose(np.argsort(self.fit))
+        return array[self._expanding(self.fit)]
+
+    def _expanding(self, axes: Sequence[int]) -> tuple[Any, ...]:
+        """An index that gives an array of some axes the axes of y."""
+        return tuple(slice(None) if d in axes else None for d in range(len(self.shape)))
+
+    def map_of(self, value: Any, name: str, y: Any) -> Array | float:
+        """A number for each series, or one number for all.
+
+        Parameters
+        ----------
+        value : object
+            A number, or an array that broadcasts to the map.
+        name : str
+            Name of the argument in messages.
+        y : object
+            Observations, whose labels the map's are compared with.
+
+        Returns
+        -------
+        float or array
+            The array has the axes of y.
+        """
+        array = as_array(value, name)
+        if array.ndim == 0 and not is_dask(array):
+            return float(array)
+        rows = RowLabels.of(y, self.shape)
+        own = dict(enumerate(self.map))
+        dims = None if rows.dims is None else tuple(rows.dims[d] for d in self.map)
+        known = {i: rows.indexes[d] for i, d in own.items() if d in rows.indexes}
+        of_map = RowLabels(self.map_shape, dims, known)
+        placed = broadcastable(of_map.placed(array, value, name), self.map_shape, name)
+        return placed[self._expanding(self.map)]
+
+    def map_frame(self, y: Any) -> Frame | None:
+        """Dimensions and coordinates of the map, if y is an array of xarray."""
+        if self.dims is None:
+            return None
+        fitted = [self.dims[d] for d in self.fit]
+        along = [name for name, c in y.coords.items() if set(c.dims) & set(fitted)]
+        return Frame.of(y.drop_vars(along).isel(dict.fromkeys(fitted, 0), drop=True))
+
+
+def _axis(item: Any, dims: tuple[Hashable, ...] | None, ndim: int) -> int:
+    """Number of an axis that has a name or a number."""
+    if dims is not None and item in dims:
+        return dims.index(item)
+    is_number = isinstance(item, int | np.integer) and not isinstance(item, bool)
+    if not is_number or not -ndim <= item < ndim:
+        raise _errors.no_such_axis(item, dims, ndim)
+    return int(item) % ndim
+
+
+def _array(value: Any, name: str) -> Any:
+    """An array that can be indexed; its dtype is not looked at."""
+    if is_zarr(value) or isinstance(value, StoredArray):
+        return as_array(value, name)
+    if hasattr(value, "shape") and hasattr(value, "ndim") and hasattr(value, "__getitem__"):
+        return value if value.ndim or is_dask(value) else np.asarray(value)
+    return np.asarray(value)

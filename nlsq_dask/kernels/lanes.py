@@ -1,0 +1,299 @@
+"""The compiled program that fits tiles of series.
+
+A tile holds L series of m rows, one series a lane. The program of a tile is a loop whose body
+evaluates the sums at the trial of each lane (:mod:`nlsq_dask.kernels.lane_sums`) and takes one
+step (:mod:`nlsq_dask.core.lane_step`). The loop leaves a tile where few of its lanes still run: the
+caller gathers these from many tiles (:mod:`nlsq_dask.engines.lane_search`). What a lane computes
+does not depend on its neighbours: all tiles of a fit have one shape, and each step comes from the
+same code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.lane_step import (
+    FIRST_DAMPING,
+    RUNNING,
+    LaneOptions,
+    Lanes,
+    LaneState,
+    next_state,
+)
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import XLA_VECTOR_BITS
+from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, compilations, find_device
+from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
+from nlsq_dask.user_model.lru import LruTable
+from nlsq_dask.user_model.model_spec import ModelSpec
+
+# Lanes of a tile. With 256 lanes the values and derivatives of some sixty rows fit a second-level
+# cache; with 128 or 512 a fit takes some ten per cent longer.
+LANES = 512
+
+# Tiles of one call of the program: a call takes some 0.1 ms, as long as a fifth of a tile.
+TILES = 8
+
+# Bytes of the values and derivatives of a tile, for models that take whole series: they cannot be
+# computed in slices of rows.
+WHOLE_BYTES = 1 << 25
+
+# Least lanes of a tile.
+LEAST_LANES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """Sizes of a tile; a function of the series' length and of the model alone.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of a series, with padding.
+    lanes : int
+    tiles : int
+        Tiles of one call.
+    """
+
+    rows: int
+    lanes: int
+    tiles: int
+
+    @classmethod
+    def of(cls, model: LaneModel) -> TileShape:
+        """Sizes of the tiles of a model."""
+        size, rows = model.matrix.shape[1], model.n_rows
+        padded = -(-rows // UNROLLED) * UNROLLED
+        lanes = LANES
+        if not model.row_wise:
+            while lanes > LEAST_LANES and 8 * lanes * rows * (size + 1) > WHOLE_BYTES:
+                lanes //= 2
+        return cls(padded, lanes, TILES)
+
+
+class LaneData(NamedTuple):
+    """Tiles of series as NumPy arrays; B tiles of m rows and L lanes.
+
+    Attributes
+    ----------
+    y : ndarray, shape (B, m, L)
+        NaN where a row is left out.
+    coords : tuple of ndarray, each (m,) or (B, m, L)
+    weights : ndarray, shape (m,) or (B, m, L), or None
+    constants : ndarray, shape (B, c, L)
+        Rows in the order of :func:`constant_rows`.
+    """
+
+    y: FloatArray
+    coords: tuple[FloatArray, ...]
+    weights: FloatArray | None
+    constants: FloatArray
+
+
+class ConstantRows(NamedTuple):
+    """Rows of ``LaneData.constants``, which hold the numbers of a lane."""
+
+    lower: slice
+    upper: slice
+    offset: slice
+    n_points: int
+    variance: int
+    square: int
+    scale: int
+    height: int
+
+
+def constant_rows(n_params: int, size: int) -> ConstantRows:
+    """Rows for a model with p parameters, of which q are free."""
+    last = 2 * size + n_params
+    return ConstantRows(
+        slice(0, size),
+        slice(size, 2 * size),
+        slice(2 * size, last),
+        last,
+        last + 1,
+        last + 2,
+        last + 3,
+        last + 4,
+    )
+
+
+def state_rows(size: int) -> tuple[slice | int, ...]:
+    """Rows of a packed state (s, L), in the order of the fields of LaneState."""
+    lengths = [size, size, size * (size + 1) // 2, size]
+    rows: list[slice | int] = []
+    at = 0
+    for n in lengths:
+        rows.append(slice(at, at + n))
+        at += n
+    rows.extend(range(at, at + len(LaneState._fields) - len(lengths)))
+    return tuple(rows)
+
+
+def n_state_rows(size: int) -> int:
+    """Number of rows of a packed state."""
+    return 3 * size + size * (size + 1) // 2 + len(LaneState._fields) - 4
+
+
+def unpacked_state(packed: FloatArray, size: int) -> LaneState:
+    """Views of the rows of packed states (s, ...); vectors are arrays (q, ...)."""
+    fields: list[Any] = [packed[rows] for rows in state_rows(size)]
+    return LaneState(*fields)
+
+
+def fresh_states(start: FloatArray, running: NDArray[np.bool_], status: FloatArray) -> FloatArray:
+    """Packed states (s, L) of lanes at their starts (q, L); lanes that do not run have a status."""
+    size, lanes = start.shape
+    packed = np.zeros((n_state_rows(size), lanes))
+    state = unpacked_state(packed, size)
+    rows = state_rows(size)
+    packed[rows[0]] = packed[rows[1]] = start
+    state.chi2[...] = state.distance[...] = state.length[...] = np.inf
+    state.damping[...], state.growth[...] = FIRST_DAMPING, 2.0
+    state.status[...] = np.where(running, float(RUNNING), status)
+    return packed
+
+
+class LaneKernel(CompiledKernel):
+    """The program that fits tiles of series of one model.
+
+    Parameters
+    ----------
+    model : LaneModel
+    device : jax.Device
+    eps : float
+        Precision of the model's values.
+    vector_bits : int
+        Bits of the vectors of a CPU that the code prefers. A lane has the same bits for any width.
+    """
+
+    def __init__(
+        self, model: LaneModel, device: jax.Device, eps: float, vector_bits: int = XLA_VECTOR_BITS
+    ) -> None:
+        super().__init__(model.spec, None, device, not model.row_wise, vector_bits)
+        self._model = model
+        self._eps = eps
+        self._search = self._jitted(self._searched)
+
+    def __call__(
+        self, states: FloatArray, data: LaneData, stat_tol: float, max_nfev: int, least: int
+    ) -> FloatArray:
+        """Go on with the searches of tiles.
+
+        Parameters
+        ----------
+        states : ndarray, shape (B, s, L)
+            Packed states.
+        data : LaneData
+        stat_tol : float
+        max_nfev : int
+        least : int
+            A tile is left when no more than so many of its lanes run.
+
+        Returns
+        -------
+        ndarray, shape (B, s, L)
+        """
+        numbers = np.array([stat_tol, float(max_nfev), float(least)])
+        shapes = tuple(c.shape for c in data.coords)
+        weights = None if data.weights is None else data.weights.shape
+        layout = (states.shape, data.y.shape, shapes, weights)
+        return self._run(self._search, (), (numbers, states, data), layout)
+
+    def _searched(self, arguments: tuple[jax.Array, jax.Array, LaneData]) -> jax.Array:
+        self._count_compilation()
+        numbers, states, data = arguments
+        by_tile = [jnp.ndim(c) == 3 for c in data.coords]
+        weights_by_tile = data.weights is not None and jnp.ndim(data.weights) == 3
+        options = LaneOptions(numbers[0], numbers[1], self._eps)  # type: ignore[arg-type]
+
+        def of_tile(arrays: tuple[jax.Array, ...]) -> jax.Array:
+            state, y, constants, coords, weights = arrays
+            own = iter(coords)
+            shared = zip(by_tile, data.coords, strict=True)
+            rows = LaneRows(
+                y,
+                tuple(next(own) if varies else jnp.asarray(c) for varies, c in shared),
+                weights if weights_by_tile else data.weights,  # type: ignore[arg-type]
+                *self._own(constants),
+            )
+            return self._tile(state, rows, constants, options, numbers[2])
+
+        coords = tuple(c for c, varies in zip(data.coords, by_tile, strict=True) if varies)
+        weights = data.weights if weights_by_tile else None
+        found: jax.Array = jax.lax.map(of_tile, (states, data.y, data.constants, coords, weights))
+        return found
+
+    def _own(self, constants: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        n_params, size = self._model.matrix.shape
+        where = constant_rows(n_params, size)
+        return constants[where.scale], tuple(constants[where.offset])
+
+    def _tile(
+        self,
+        packed: jax.Array,
+        rows: LaneRows,
+        constants: jax.Array,
+        options: LaneOptions,
+        least: jax.Array,
+    ) -> jax.Array:
+        n_params, size = self._model.matrix.shape
+        where = constant_rows(n_params, size)
+        lanes = Lanes(
+            tuple(constants[where.lower]),
+            tuple(constants[where.upper]),
+            constants[where.n_points],
+            constants[where.variance],
+            constants[where.square],
+        )
+        parts = [packed[rows] for rows in state_rows(size)]
+        fields: list[Any] = [tuple(p) if p.ndim == 2 else p for p in parts]
+        first = LaneState(*fields)
+
+        def goes_on(state: LaneState) -> jax.Array:
+            return jnp.sum(state.status == RUNNING) > least
+
+        def step(state: LaneState) -> LaneState:
+            sums = self._model.sums(rows, state.trial)
+            return next_state(jnp, state, sums, lanes, options)
+
+        last = jax.lax.while_loop(goes_on, step, first)
+        return jnp.stack(jax.tree.leaves(last))
+
+
+_kernels: LruTable[tuple[object, ...], LaneKernel] = LruTable(MAX_KERNELS)
+
+
+def lane_kernel(
+    model: LaneModel, device: str | None, eps: float, vector_bits: int = XLA_VECTOR_BITS
+) -> LaneKernel:
+    """The program of a model in this process, made at the first call.
+
+    Parameters
+    ----------
+    model : LaneModel
+    device : {"cpu", "gpu"} or None
+    eps : float
+    vector_bits : int
+    """
+    target = find_device(device)
+    matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
+    n_rows = None if model.row_wise else model.n_rows
+    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
+    identity = (*key, n_rows, target, eps, vector_bits)
+    kept = _kernels.get(identity)
+    if kept is None:
+        kept = _kernels.keep(identity, LaneKernel(model, target, eps, vector_bits))
+    return kept
+
+
+def lane_compilations(spec: ModelSpec) -> int:
+    """Number of compilations of a model's program for series in this process."""
+    return compilations(LaneKernel, spec)

@@ -1,0 +1,320 @@
+"""First guesses of many series at once: variable projection on a coarse grid.
+
+As in :mod:`nlsq_dask.models.search`, each shape of a grid is tried with the linear parameters at
+their least-squares values. All series of a tile have the same coordinates, so the column E_g (n) of
+a shape is computed once for all tiles. With the weights K (n, L) of the rows of L series, 0 for a
+row that is left out, and an orthonormal basis b_j of the other terms of each series, a shape takes
+
+    (E_g · K r)² / (E_g² · K - Σ_j (E_g · K b_j)²)
+
+off the sum of squares of r, which is y without its part in the basis. So three products of matrices
+judge all shapes for all series: E by K r, E² by K, and E by K b_j.
+
+A series gets the same guess in any place of a tile, and next to any other series. The shape is a
+value of the grid: rounding has no part in the guess, except for two shapes that are equally good to
+the last digits. The linear parameters come from sums over rows that NumPy adds lane by lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.models.base import N_SWEEPS, SLACK, Model, Term
+from nlsq_dask.models.curves import Sinusoid
+from nlsq_dask.models.search import MAX_BINS, TIE, FloatArray
+
+# Tables of the columns of a term, kept for the tiles of a fit. One takes 60 kB for a peak and 60
+# rows, and at most a few MB.
+_MAX_TABLES = 32
+
+# Multiplications of a product that OpenBLAS computes in one thread, since each worker thread has
+# its own tile: 65,536 times GEMM_MULTITHREAD_THRESHOLD, 4 (OpenBLAS, Makefile.rule).
+_PRODUCT_SIZE = 1 << 18
+
+# Least rows of a table in a product, and lanes in a product of long series: a product of a few rows
+# is as slow as one of eight.
+_LEAST_ROWS = 8
+_FEW_LANES = 64
+
+# A column of which less than 1e-4 is left after projecting out the others belongs to them.
+_LEFT = 1e-8
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Series as a search takes them.
+
+    Attributes
+    ----------
+    coords : tuple of ndarray, each of shape (n,)
+        Finite coordinates, a single one in ascending order.
+    y : ndarray, shape (n, L)
+        Observations, at most 1 in magnitude; 0 for rows left out.
+    weights : ndarray, shape (n, L)
+        How many rows of a series each row stands for: 0 where it is left out.
+    """
+
+    coords: tuple[FloatArray, ...]
+    y: FloatArray
+    weights: FloatArray
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns of a term for the shapes of a coarse grid.
+
+    Attributes
+    ----------
+    shapes : ndarray, shape (g, s)
+    columns : tuple of ndarray, each of shape (g, n)
+        The parts in which the term is linear, at most 1 in magnitude.
+    scales : tuple of ndarray, each of shape (g,)
+        What the columns were divided by.
+    products : tuple of ndarray, each of shape (g, n)
+        Products of two columns: of the first with itself, with the second, of the second with
+        itself.
+    """
+
+    shapes: FloatArray
+    columns: tuple[FloatArray, ...]
+    scales: tuple[FloatArray, ...]
+    products: tuple[FloatArray, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Shapes (s, L) of a term, its columns (n, L) for them, and their scales (L,)."""
+
+    shapes: FloatArray
+    columns: tuple[FloatArray, ...]
+    scales: tuple[FloatArray, ...]
+
+
+def can_guess(model: Any) -> bool:
+    """Whether :func:`lane_guess` takes a model: one of :mod:`nlsq_dask.models`."""
+    return isinstance(model, Model)
+
+
+def lane_guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> FloatArray:
+    """Starting values for the fits of many series.
+
+    Parameters
+    ----------
+    model : Model
+    coords : tuple of ndarray, each of shape (m, 1) or (m, L), float64
+        Coordinates of the rows, common to all series or of each series.
+    y : ndarray, shape (m, L), float64
+        Observations, one series a column. NaN is a row that is left out.
+
+    Returns
+    -------
+    ndarray, shape (p, L), float64
+        Values of ``model.names``; NaN for a series with fewer rows than parameters.
+    """
+    if all(coord.shape[1] == 1 for coord in coords):
+        return _guess(model, coords, y)
+    wide = np.broadcast_arrays(*coords, y)[:-1]
+    guesses = np.full((len(model.names), y.shape[1]), np.nan)
+    for lane in np.flatnonzero(np.isfinite(y).any(axis=0)):
+        own = slice(lane, lane + 1)
+        guesses[:, own] = _guess(model, tuple(coord[:, own] for coord in wide), y[:, own])
+    return guesses
+
+
+def _guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> FloatArray:
+    """Guesses (p, L) for coordinates (m, 1) of all series."""
+    finite = np.logical_and.reduce([np.isfinite(coord[:, 0]) for coord in coords])
+    counted = np.isfinite(y) & finite[:, None]
+    enough = counted.sum(axis=0) >= len(model.names)
+    size = np.max(np.abs(y), axis=0, where=counted, initial=0.0)
+    size = np.where(size > 0.0, size, 1.0)
+    if not enough.any():
+        return np.full((len(model.names), y.shape[1]), np.nan)
+    rows = tuple(coord[finite, 0] for coord in coords)
+    scaled = np.where(counted, y, 0.0)[finite] / size
+    tile = _ordered(_Tile(rows, scaled, counted[finite].astype(np.float64)), model)
+    with np.errstate(all="ignore"):
+        found = _search(model.terms, tile)
+        guesses = np.stack(_assembled(model.terms, found, tile, size))
+    return np.where(enough & np.isfinite(guesses).all(axis=0), guesses, np.nan)
+
+
+def _ordered(tile: _Tile, model: Model) -> _Tile:
+    """The rows in ascending order; means over neighbours if there are many rows.
+
+    An oscillation may have a cycle within a bin.
+    """
+    if len(tile.coords) > 1:
+        return tile
+    x, y, weights = tile.coords[0], tile.y, tile.weights
+    if np.any(x[1:] < x[:-1]):
+        order = np.argsort(x, kind="stable")
+        x, y, weights = x[order], y[order], weights[order]
+    if x.size <= MAX_BINS or any(isinstance(term, Sinusoid) for term in model.terms):
+        return _Tile((x,), y, weights)
+    starts = np.arange(0, x.size, -(-x.size // MAX_BINS))
+    counts = np.diff([*starts, x.size])
+    totals, rows = np.add.reduceat(y, starts, axis=0), np.add.reduceat(weights, starts, axis=0)
+    means = totals / np.maximum(rows, 1.0)
+    return _Tile((np.add.reduceat(x, starts) / counts,), means, rows)
+
+
+def _search(terms: Sequence[Term], tile: _Tile) -> list[_Found]:
+    """Shape of each term in each series, searched next to the other terms."""
+    nothing = _Found(np.empty((0, tile.y.shape[1])), (), ())
+    found = [_linear(term, tile) if term.is_linear else nothing for term in terms]
+    searched = [i for i, term in enumerate(terms) if not term.is_linear]
+    n_sweeps = N_SWEEPS if len(searched) > 1 else 1
+    for sweep in range(n_sweeps):
+        slack = TIE if sweep == n_sweeps - 1 else SLACK
+        for i in searched:
+            others = [column for f in (*found[:i], *found[i + 1 :]) for column in f.columns]
+            basis, _ = _orthonormal(others, tile.weights)
+            found[i] = _best(_table_of(terms[i], tile.coords), tile, basis, slack)
+    return found
+
+
+def _linear(term: Term, tile: _Tile) -> _Found:
+    """Columns of a term without a shape."""
+    found = _table_of(term, tile.coords)
+    columns = tuple(np.broadcast_to(c[0][:, None], tile.y.shape) for c in found.columns)
+    scales = tuple(np.broadcast_to(scale, tile.y.shape[1:]) for scale in found.scales)
+    return _Found(np.empty((0, tile.y.shape[1])), columns, scales)
+
+
+def _best(table: _Table, tile: _Tile, basis: Sequence[FloatArray], slack: float) -> _Found:
+    """The shape that explains most of each series; of almost equal ones the first."""
+    rest = tile.y
+    for column in basis:
+        rest = rest - column * _sums(tile.weights, column, tile.y)
+    gains = _gains(table, tile.weights, basis, rest)
+    chosen = np.argmax(gains >= gains.max(axis=0) * (1.0 - slack), axis=0)
+    return _Found(
+        table.shapes[chosen].T,
+        tuple(np.ascontiguousarray(column[chosen].T) for column in table.columns),
+        tuple(scale[chosen] for scale in table.scales),
+    )
+
+
+def _gains(
+    table: _Table, weights: FloatArray, basis: Sequence[FloatArray], rest: FloatArray
+) -> FloatArray:  # (g, L)
+    """What each shape takes off the sum of squares of each series."""
+    along = [_product(column, weights * rest) for column in table.columns]
+    whole = [_product(column, weights) for column in table.products]
+    parts = [[_product(c, weights * b) for b in basis] for c in table.columns]
+    first = whole[0] - sum(part**2 for part in parts[0])
+    is_first = first > _LEFT * whole[0]
+    gains = np.where(is_first, along[0] ** 2 / first, 0.0)
+    if len(table.columns) == 2:  # the second column without its part in the first
+        cross = whole[1] - sum(p * q for p, q in zip(*parts, strict=True))
+        share = np.where(is_first, cross / first, 0.0)
+        second = whole[2] - sum(part**2 for part in parts[1]) - share * cross
+        left = along[1] - share * along[0]
+        gains += np.where(second > _LEFT * whole[2], left**2 / second, 0.0)
+    return np.nan_to_num(gains, nan=-1.0, posinf=-1.0, copy=False)
+
+
+def _product(table: FloatArray, values: FloatArray) -> FloatArray:
+    """Product of a table (g, n) and values (n, L), in pieces that BLAS computes in one thread."""
+    g, (n, n_lanes) = len(table), values.shape
+    lanes = n_lanes if n * n_lanes * _LEAST_ROWS <= _PRODUCT_SIZE else _FEW_LANES
+    rows = max(_PRODUCT_SIZE // (n * lanes), _LEAST_ROWS)
+    total = np.empty((g, n_lanes))
+    for j in range(0, n_lanes, lanes):
+        cut = np.ascontiguousarray(values[:, j : j + lanes])
+        for i in range(0, g, rows):
+            np.matmul(table[i : i + rows], cut, out=total[i : i + rows, j : j + lanes])
+    return total
+
+
+def _assembled(
+    terms: Sequence[Term], found: Sequence[_Found], tile: _Tile, size: FloatArray
+) -> list[FloatArray]:
+    """Parameters (p) of each series: the shapes, and the linear parameters that fit best."""
+    columns = [column for f in found for column in f.columns]
+    scales = [scale for f in found for scale in f.scales]
+    fitted = _linear_fit(columns, tile)
+    coefficients = [c / scale * size for c, scale in zip(fitted, scales, strict=True)]
+    params: list[FloatArray] = []
+    for term, f in zip(terms, found, strict=True):
+        own, coefficients = coefficients[: len(f.columns)], coefficients[len(f.columns) :]
+        params.extend(map(np.asarray, term.assemble(f.shapes, np.stack(own))))
+    return params
+
+
+def _linear_fit(columns: Sequence[FloatArray], tile: _Tile) -> list[FloatArray]:
+    """Least-squares coefficients (L,) of columns (n, L); 0 for a column that depends on others."""
+    basis, factor = _orthonormal(columns, tile.weights)
+    targets = [_sums(tile.weights, b, tile.y) for b in basis]
+    coefficients: list[FloatArray] = []
+    for j in reversed(range(len(columns))):  # back substitution, from the last column
+        known = range(j + 1, len(columns))
+        rest = sum(factor[j][k] * coefficients[len(columns) - 1 - k] for k in known)
+        pivot = factor[j][j]
+        coefficients.append(np.where(pivot > 0.0, (targets[j] - rest) / pivot, 0.0))
+    return coefficients[::-1]
+
+
+def _orthonormal(
+    columns: Sequence[FloatArray], weights: FloatArray
+) -> tuple[list[FloatArray], list[list[Any]]]:
+    """Orthonormal basis of columns (n, L) in each lane, by modified Gram-Schmidt.
+
+    Returns
+    -------
+    basis : list of ndarray, each of shape (n, L)
+        0 for a column that depends on those before it.
+    factor : list of list of ndarray, each of shape (L,)
+        Upper triangle: ``columns[k] = Σ_j factor[j][k] basis[j]``.
+    """
+    basis: list[FloatArray] = []
+    factor: list[list[Any]] = [[0.0] * len(columns) for _ in columns]
+    for k, column in enumerate(columns):
+        rest, whole = column, _sums(weights, column, column)
+        for j, b in enumerate(basis):
+            factor[j][k] = _sums(weights, b, rest)
+            rest = rest - factor[j][k] * b
+        left = _sums(weights, rest, rest)
+        norm = np.where(left > _LEFT * whole, np.sqrt(left), 0.0)
+        factor[k][k] = norm
+        basis.append(np.where(norm > 0.0, rest / norm, 0.0))
+    return basis, factor
+
+
+def _sums(weights: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
+    """Weighted products (L,) of columns (n, L), added row by row."""
+    total: FloatArray = np.einsum("ij,ij->j", weights * a, b)
+    return total
+
+
+def _table_of(term: Term, coords: tuple[FloatArray, ...]) -> _Table:
+    return _table(term, tuple(coord.tobytes() for coord in coords))
+
+
+@lru_cache(_MAX_TABLES)
+def _table(term: Term, blobs: tuple[bytes, ...]) -> _Table:
+    """Table of a term for coordinates, which are passed as bytes: tables are kept by them."""
+    coords = tuple(np.frombuffer(blob) for blob in blobs)
+    shapes = np.empty((1, 0)) if term.is_linear else term.coarse_shapes(coords)
+    with np.errstate(all="ignore"):
+        parts = term.columns(coords, *shapes.T[:, :, None])
+        whole = [np.broadcast_to(part, (len(shapes), coords[0].size)) for part in parts]
+    columns, scales = zip(*map(_scaled, whole), strict=True)
+    pairs = [(i, j) for i in range(len(columns)) for j in range(i, len(columns))]
+    products = tuple(columns[i] * columns[j] for i, j in pairs)
+    return _Table(shapes, columns, scales, products)
+
+
+def _scaled(columns: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+    """Columns (g, n) of at most 1 in magnitude, 0 where they are not finite; and their scales."""
+    finite = np.where(np.isfinite(columns), columns, 0.0)
+    scale = np.max(np.abs(finite), axis=1)
+    scale = np.where(scale > 0.0, scale, 1.0)
+    return np.ascontiguousarray(finite / scale[:, None]), scale

@@ -1,0 +1,163 @@
+"""First guesses of many series at once: as good as those of one series, and the same anywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nlsq_dask import models
+from nlsq_dask.models.lane_guess import can_guess, lane_guess
+from tests.models.problems import DRAWS, SUMS, draw_params, draw_problem
+from tests.models.test_guess import TWO_PEAKS, cost_from
+
+ALL = [cls() for cls in DRAWS] + SUMS
+PEAK = models.Gaussian() + models.Constant()
+LANES = 256
+
+
+def columns(x):
+    return tuple(np.asarray(c)[:, None] for c in (x if isinstance(x, tuple) else (x,)))
+
+
+def tile_of(model, n_lanes=LANES, n_rows=60, seed=0, noise=0.05):
+    """Coordinates (m, 1), and series (m, L) of random parameters with 5 % of rows missing."""
+    rng = np.random.default_rng(seed)
+    if model.n_coords == 2:
+        grid = np.meshgrid(np.linspace(1, 3, 9), np.linspace(1, 3, 8))
+        coords = tuple(np.ravel(c) for c in grid)
+    else:
+        coords = (np.linspace(1, 3, n_rows),)
+    x = coords if len(coords) > 1 else coords[0]
+    truth = np.array([draw_params(model, rng, 1.0, 3.0) for _ in range(n_lanes)])
+    y = np.stack([model(x, *params) for params in truth], axis=1)
+    y += noise * np.ptp(y, axis=0) * rng.normal(size=y.shape)
+    y[rng.random(y.shape) < 0.05] = np.nan
+    return columns(coords), y
+
+
+@pytest.mark.parametrize("model", ALL, ids=repr)
+def test_a_series_has_the_same_guess_in_any_place_next_to_any_other(model):
+    coords, y = tile_of(model)
+    guesses = lane_guess(model, coords, y)
+    assert guesses.shape == (len(model.names), LANES)
+    assert np.isfinite(guesses).all()
+    order = np.random.default_rng(1).permutation(LANES)
+    np.testing.assert_array_equal(lane_guess(model, coords, y[:, order]), guesses[:, order])
+    alone = np.full_like(y, np.nan)
+    alone[:, 7] = y[:, 100]
+    again = lane_guess(model, coords, alone)
+    np.testing.assert_array_equal(again[:, 7], guesses[:, 100])
+    assert np.isnan(np.delete(again, 7, axis=1)).all()
+
+
+@pytest.mark.every(5)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ALL, ids=repr)
+def test_fits_from_the_guess_explain_the_data_as_the_truth_does(model):
+    reached, n_draws = 0, 10
+    for seed in range(n_draws):
+        x, y, true = draw_problem(model, seed)
+        start = lane_guess(model, columns(x), y[:, None])[:, 0]
+        reached += cost_from(model, x, y, start) <= 0.5 * np.sum((model(x, *true) - y) ** 2)
+    assert reached >= 0.9 * n_draws
+
+
+@pytest.mark.slow
+def test_two_peaks_are_found_even_where_they_may_overlap():
+    x, reached, rng = np.linspace(0, 10, 200), 0, np.random.default_rng(0)
+    true = [3.0, 3.0, 0.4, 2.0, 6.0, 0.8, 0.0]
+    lanes = [
+        [*true[:1], rng.uniform(2, 4), *true[2:4], rng.uniform(5, 8), true[5], rng.normal(0, 10)]
+        for _ in range(16)
+    ]
+    y = np.stack([TWO_PEAKS(x, *params) for params in lanes], axis=1)
+    y += rng.normal(0, 0.2, y.shape)
+    starts = lane_guess(TWO_PEAKS, (x[:, None],), y)
+    for params, start, own in zip(lanes, starts.T, y.T, strict=True):
+        end = cost_from(TWO_PEAKS, x, own, start)
+        reached += end <= 0.5 * np.sum((TWO_PEAKS(x, *params) - own) ** 2)
+    assert reached >= 15
+
+
+@pytest.mark.slow
+def test_a_peak_anywhere_in_the_window_is_found():
+    """At a signal-to-noise ratio of 20, of any width from a sample to a fifth of the window."""
+    rng = np.random.default_rng(3)
+    x, n_lanes = np.linspace(0, 1, 60), LANES
+    center, sigma = rng.uniform(0.05, 0.95, n_lanes), np.exp(rng.uniform(-4.1, -1.6, n_lanes))
+    truth = np.stack([np.ones(n_lanes), center, sigma, rng.normal(0, 1, n_lanes)])
+    y = np.exp(-0.5 * ((x[:, None] - center) / sigma) ** 2) + truth[3]
+    y += rng.normal(0, 0.05, y.shape)
+    start = lane_guess(PEAK, (x[:, None],), y)
+    wrong = 0
+    for k in range(n_lanes):
+        ends = [cost_from(PEAK, x, y[:, k], at[:, k]) for at in (start, truth)]
+        wrong += ends[0] > ends[1] * 1.001
+    assert wrong == 0
+
+
+def test_linear_models_are_fitted_exactly_to_the_rows_that_count():
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(-5, 50, 40), rng.normal(0, 3, (40, LANES))
+    y[rng.random(y.shape) < 0.3] = np.nan
+    guesses = lane_guess(models.Linear(), (x[:, None],), y)
+    for k in range(0, LANES, 50):
+        counted = np.isfinite(y[:, k])
+        expected = np.polyfit(x[counted], y[counted, k], 1)
+        np.testing.assert_allclose(guesses[:, k], expected, rtol=1e-9)
+
+
+def test_means_of_many_rows_lead_to_the_guess_of_all():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 10, 20_000)
+    true = np.array([3.0, 6.0, 0.4, 1.0])
+    y = PEAK(x, *true) + rng.normal(0, 0.3, x.size)
+    y[rng.random(x.size) < 0.2] = np.nan
+    guess = lane_guess(PEAK, (x[:, None],), y[:, None])[:, 0]
+    np.testing.assert_allclose(guess[1:3], true[1:3], rtol=0.5)
+    np.testing.assert_allclose(guess[[0, 3]], true[[0, 3]], rtol=0.3)
+
+
+def test_coordinates_of_each_series_are_taken():
+    coords, y = tile_of(PEAK, n_lanes=4)
+    shifts = np.array([0.0, 100.0, -7.0, 1e4])
+    guesses = lane_guess(PEAK, (coords[0] + shifts,), y)
+    for k, shift in enumerate(shifts):
+        own = lane_guess(PEAK, (coords[0] + shift,), y[:, k : k + 1])[:, 0]
+        np.testing.assert_array_equal(guesses[:, k], own)
+
+
+@pytest.mark.parametrize("unit_x", [1e-9, 1e12])
+@pytest.mark.parametrize("unit_y", [1e-150, 1e150])
+def test_guess_carries_the_units(unit_x, unit_y):
+    model = models.Gaussian() + models.Linear()
+    (x,), y = tile_of(model, n_lanes=8)
+    reference = lane_guess(model, (x,), y)
+    scaled = lane_guess(model, (unit_x * x,), unit_y * y)
+    units = np.array([unit_y, unit_x, unit_x, unit_y / unit_x, unit_y])[:, None]
+    np.testing.assert_allclose(scaled / units, reference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", ALL, ids=repr)
+def test_poor_series(model):
+    """No number, or finite numbers: never an exception or a warning."""
+    coords, y = tile_of(model, n_lanes=8)
+    p = len(model.names)
+    y[:, 0] = np.nan
+    y[p - 1 :, 1] = np.nan  # a row less than parameters
+    y[p:, 2] = np.nan
+    y[:, 3] = 0.0
+    y[:, 4] = 1e308
+    y[3, 5] = np.inf
+    guesses = lane_guess(model, coords, y)
+    assert np.isnan(guesses[:, :2]).all()
+    assert np.isfinite(guesses[:, [3, 5, 6, 7]]).all()
+    one_x = tuple(np.ones_like(c) for c in coords)
+    assert not np.isinf(lane_guess(model, one_x, y)).any()
+    nowhere = tuple(np.full_like(c, np.nan) for c in coords)
+    assert np.isnan(lane_guess(model, nowhere, y)).all()
+
+
+def test_which_models_are_guessed():
+    assert can_guess(PEAK)
+    assert not can_guess(lambda x, a: a * x)
