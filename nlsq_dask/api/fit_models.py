@@ -16,22 +16,26 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance, given_tolerances
 from nlsq_dask.api.keywords import naming_unknown_keywords
-from nlsq_dask.core.checks import checked_retries, checked_seed
+from nlsq_dask.core.checks import checked_progress, checked_retries, checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
+from nlsq_dask.fitting.board_face import BoardFace, board_faces
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.expected import expected_of
+from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.lock_step import AskAll, answered_together, together
 from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, open_source, prepare_on
-from nlsq_dask.fitting.progress import ProgressLine
+from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.run import (
     Outcome,
     Preparation,
     bad_values,
     check_resumed,
     naming_rows,
+    next_pass,
     open_checkpoints,
     result_of,
     save_state,
@@ -131,7 +135,7 @@ def fit_models(
     resume : bool
         Whether each fit goes on from its newest checkpoint, if it has a checkpoint.
     client, device, progress : optional
-        As for :func:`fit`. All models share one progress line.
+        As for :func:`fit`. All models share one display of progress.
 
     Returns
     -------
@@ -200,8 +204,9 @@ def fit_models(
         raise _errors.resume_without_checkpoint()
     own = {"p0": p0, "bounds": bounds, "fixed": fixed, "ties": ties}
     per_model = {argument: _per_model(argument, own[argument], list(named)) for argument in own}
-    jobs = _prepare(named, x, y, per_model, inputs, options)
-    fits, n_passes = _run(jobs, checkpoint, resume, progress)
+    with Progress(faces_of(checked_progress(progress))) as watched:
+        jobs = _prepare(named, x, y, per_model, inputs, options)
+        fits, n_passes = _run(jobs, checkpoint, resume, watched)
     return ModelComparison(_results(fits), n_passes)
 
 
@@ -294,6 +299,7 @@ class Fitted:
     job: Job
     store: CheckpointStore | None
     found: Outcome
+    board: BoardFace | None
 
 
 @dataclass
@@ -328,14 +334,15 @@ def _run(
     jobs: Mapping[str, Job],
     checkpoint: str | os.PathLike[str] | None,
     resume: bool,
-    progress: bool | None,
+    progress: Progress,
 ) -> tuple[dict[str, Fitted], int]:
     """Run all fits in lock-step; returns the fits and the number of readings."""
-    first = next(iter(jobs.values()))
-    streaming = first.plan.strategy == "streaming"
     with ExitStack() as stack:
-        line = stack.enter_context(ProgressLine(progress if streaming else False))
-        engines = _engines(list(jobs.values()), stack, line)
+        engines = _engines(list(jobs.values()), stack, progress)
+        first = next(iter(jobs.values()))
+        boards = board_faces(list(jobs.values()), engines, list(jobs))
+        progress.add(boards)
+        progress.expect(partial(expected_of, first, engines[0], resumed=resume))
         taken: Taken = {}
         pairs = zip(jobs.values(), engines, strict=True)
         samples = [LazySample(job, engine, taken) for job, engine in pairs]
@@ -354,14 +361,15 @@ def _run(
                 job,
                 sample,
                 old,
-                _saving(store, count, partial(digests, job, engine)),
+                _saving(name, store, count, partial(digests, job, engine), progress),
                 partial(bad_values, engine, job.data),
             )
             for name, job, sample, store, old, count, engine in zip(
                 jobs, jobs.values(), samples, stores, saved, counts, engines, strict=True
             )
         ]
-        ask = _counting(together(engines, range(len(jobs))), counts)
+        ask_all = together(engines, range(len(jobs)))
+        ask = _counting(progress.asking(ask_all, partial(next_pass, engines)), counts)
         try:
             ends = answered_together(searches, ask)
         except _errors.StartNotFiniteError as error:
@@ -371,9 +379,13 @@ def _run(
         for end, count in zip(ends, counts, strict=True)
     ]
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
-    fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found), strict=True))
+    shown: Sequence[BoardFace | None] = boards or [None] * len(found)
+    fits = dict(zip(jobs, map(Fitted, jobs.values(), stores, found, shown), strict=True))
     # If samples need all blocks, the blocks are read once for all models.
-    return fits, max(sample.n_passes for sample in samples) + after
+    n_passes = max(sample.n_passes for sample in samples) + after
+    n_converged = sum(outcome.solution.status.success for outcome in found)
+    progress.end(_errors.fit_ended(len(found), n_converged), n_passes)
+    return fits, n_passes
 
 
 def _counting(ask: AskAll, counts: Sequence[PassCount]) -> AskAll:
@@ -388,11 +400,16 @@ def _counting(ask: AskAll, counts: Sequence[PassCount]) -> AskAll:
 
 
 def _saving(
-    store: CheckpointStore | None, count: PassCount, of_data: Callable[[], dict[str, str]]
+    name: str,
+    store: CheckpointStore | None,
+    count: PassCount,
+    of_data: Callable[[], dict[str, str]],
+    progress: Progress,
 ) -> Callable[[SolverState, Preparation], None]:
-    """Observer that writes the checkpoints of one fit, if there is a store."""
+    """Observer that shows one fit, and writes its checkpoints if there is a store."""
 
     def observe(state: SolverState, preparation: Preparation) -> None:
+        progress.state(state, name)
         save_state(store, state, preparation, count.n_passes, of_data)
 
     return observe
@@ -420,6 +437,8 @@ def _results(fits: Mapping[str, Fitted]) -> dict[str, FitResult]:
     results = {}
     for name, fit in fits.items():  # a comprehension may add a frame, and warnings count frames
         results[name] = result_of(fit.job, fit.found, fit.store, name)
+        if fit.board is not None:
+            fit.board.result(results[name])
     return results
 
 
@@ -432,7 +451,7 @@ def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
 
 
 def _engines(
-    jobs: Sequence[Job], stack: ExitStack, line: ProgressLine
+    jobs: Sequence[Job], stack: ExitStack, progress: Progress
 ) -> list[InMemoryEngine | DaskEngine | CollapsedEngine]:
     """Open the engine of each model. Models that take the rows in the same pieces share an engine.
 
@@ -444,7 +463,7 @@ def _engines(
     engines: dict[Any, InMemoryEngine | DaskEngine | CollapsedEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:
-            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs, line.note)
+            engines[pieces[i]] = engine_of(jobs[i], progress.blocks, specs, progress.note)
             stack.enter_context(engines[pieces[i]])
     return [engines[key] for key in pieces]
 
