@@ -100,6 +100,13 @@ def optimum_not_found(message: str) -> ConvergenceError:
     return ConvergenceError(f"Optimal parameters not found: {message}")
 
 
+def fit_ended(n_models: int, n_converged: int) -> str:
+    """How a fit ended, in a few words, for a progress line."""
+    if n_models > 1:
+        return f"{n_converged} of {n_models} models converged"
+    return "fit converged" if n_converged else "fit DID NOT converge"
+
+
 def resume_without_checkpoint() -> InputError:
     return InputError(
         "resume=True needs checkpoint=..., the directory of the fit to go on with: a result's "
@@ -197,6 +204,13 @@ def checkpoint_of_other_data(path: object, rows: Sequence[str], n: int) -> DataC
 
 def count_invalid(name: str, value: object) -> InputError:
     return InputError(f"{name} = {value!r}: pass a positive whole number.")
+
+
+def progress_invalid(value: object) -> InputError:
+    return InputError(
+        f"progress = {shown(value)}: pass True to show progress from the start, False for none, or "
+        "None to show progress in a terminal and a notebook once the fit has taken two seconds."
+    )
 
 
 def seed_invalid(value: object) -> InputError:

@@ -15,10 +15,12 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
-from nlsq_dask.core.checks import checked_retries, checked_seed
+from nlsq_dask.core.checks import checked_progress, checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
+from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
+from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.run import ReportOptions, run
 from nlsq_dask.planning.cost import DryRun, plan_of, with_dry_run
 from nlsq_dask.results.fit_plan import FitPlan
@@ -254,8 +256,10 @@ def fit(
     device : {"cpu", "gpu"}, optional
         Where the kernel runs. The default is a GPU if JAX has a GPU.
     progress : bool, optional
-        Whether to show a progress line on standard error. By default it is shown on a terminal,
-        once a streaming fit has taken two seconds.
+        Whether to show where the fit is: in the output of a notebook's cell, or on standard error.
+        True shows progress from the start; in a file at most a line a minute, and one at the end.
+        The default shows progress in a notebook and on a terminal once the fit has taken two
+        seconds.
     callback : callable, optional
         Called after every accepted step, as ``callback(intermediate_result=...)`` with the
         attributes ``x``, ``params``, ``cost``, ``chi2``, ``optimality``, ``nit`` and ``nfev``. A
@@ -361,15 +365,16 @@ def fit(
     reports = ReportOptions(
         checkpoint=checkpoint,
         resume=resume,
-        progress=progress,
         callback=callback,
         verbose=verbose,
     )
-    job = prepare(model, x, y, p0, inputs, options)
-    if dry_run:
-        return plan_of(job, dry_run)
+    shown = checked_progress(progress)
     start = time.perf_counter()
-    result = run(job, reports)
+    with Progress(() if dry_run else faces_of(shown)) as watched:
+        job = prepare(model, x, y, p0, inputs, options)
+        if dry_run:
+            return plan_of(job, dry_run)
+        result = run(job, reports, watched)
     return _with_provenance(result, job, given, time.perf_counter() - start)
 
 

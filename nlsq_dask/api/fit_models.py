@@ -16,24 +16,28 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.api.fit import Tolerance, given_tolerances
 from nlsq_dask.api.keywords import naming_unknown_keywords
-from nlsq_dask.core.checks import checked_retries, checked_seed
+from nlsq_dask.core.checks import checked_progress, checked_retries, checked_seed
 from nlsq_dask.core.questions import RowQuestion, Search
 from nlsq_dask.core.solver_state import Solution, SolverState
 from nlsq_dask.core.workflow import OptimizationGoal
+from nlsq_dask.fitting.board_face import BoardFace, board_faces
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
+from nlsq_dask.fitting.expected import expected_of
+from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.lock_step import AskAll, answered_together, together
 from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
 from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same_rows
 from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, open_source, prepare_on
-from nlsq_dask.fitting.progress import ProgressLine
+from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.run import (
     Outcome,
     Preparation,
     bad_values,
     check_resumed,
     naming_rows,
+    next_pass,
     open_checkpoints,
     result_of,
     save_state,
@@ -136,7 +140,7 @@ def fit_models(
     resume : bool
         Whether each fit goes on from its newest checkpoint, if it has a checkpoint.
     client, device, progress : optional
-        As for :func:`fit`. All models share one progress line.
+        As for :func:`fit`. All models share one display of progress.
 
     Returns
     -------
@@ -208,8 +212,9 @@ def fit_models(
         raise _errors.resume_without_checkpoint()
     own = {"p0": p0, "bounds": bounds, "fixed": fixed, "ties": ties}
     per_model = {argument: _per_model(argument, own[argument], list(named)) for argument in own}
-    jobs = _prepare(named, x, y, per_model, inputs, options)
-    fits, n_passes = _run(jobs, checkpoint, resume, progress)
+    with Progress(faces_of(checked_progress(progress))) as watched:
+        jobs = _prepare(named, x, y, per_model, inputs, options)
+        fits, n_passes = _run(jobs, checkpoint, resume, watched)
     return ModelComparison(_results(fits), n_passes)
 
 
@@ -302,6 +307,7 @@ class Fitted:
     job: Job
     store: CheckpointStore | None
     found: Outcome
+    board: BoardFace | None
 
 
 @dataclass
@@ -336,20 +342,21 @@ def _run(
     jobs: Mapping[str, Job],
     checkpoint: str | os.PathLike[str] | None,
     resume: bool,
-    progress: bool | None,
+    progress: Progress,
 ) -> tuple[dict[str, Fitted], int]:
     """Run all fits in lock-step; returns the fits and the number of readings."""
     jobs = _with_chunks_checked(jobs)
     first = next(iter(jobs.values()))
-    streaming = first.plan.strategy == "streaming"
     directories = [_directory(checkpoint, i) for i in range(len(jobs))]
     if resume:
         given = [directory for directory in directories if directory is not None]
         jobs = {name: with_vectors_of(job, *given) for name, job in jobs.items()}
     with ExitStack() as stack:
-        line = stack.enter_context(ProgressLine(progress if streaming else False))
         watch = stack.enter_context(ChunkWatch(first))
-        engines = _engines(list(jobs.values()), stack, line)
+        engines = _engines(list(jobs.values()), stack, progress)
+        boards = board_faces(list(jobs.values()), engines, list(jobs))
+        progress.add(boards)
+        progress.expect(partial(expected_of, first, engines[0], resumed=resume))
         taken: Taken = {}
         pairs = zip(jobs.values(), engines, strict=True)
         samples = [LazySample(job, engine, taken) for job, engine in pairs]
@@ -362,10 +369,21 @@ def _run(
                 check_resumed(store, old, job, engine)
         is_collapsed = [bool(job.n_distinct) for job in jobs.values()]
         counts = list(map(PassCount, samples, saved, is_collapsed))
-        columns = (jobs, jobs.values(), samples, stores, counts, engines, [watch] * len(jobs))
-        running = list(map(_Running, *columns))
+        running = [
+            _Running(
+                name=name,
+                job=jobs[name],
+                sample=samples[i],
+                store=stores[i],
+                count=counts[i],
+                engine=engines[i],
+                watch=watch,
+                progress=progress,
+            )
+            for i, name in enumerate(jobs)
+        ]
         try:
-            ends = _run_to_their_ends(running)
+            ends = _run_to_their_ends(running, progress)
         except _errors.StartNotFiniteError as error:
             known = {r.name: of_same_rows(r.job, r.omitted) for r in running}
             raise _error_at_start(known, error) from None
@@ -375,9 +393,13 @@ def _run(
         for end, count in zip(ends, counts, strict=True)
     ]
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
-    fits = dict(zip(jobs, map(Fitted, used, stores, found), strict=True))
+    shown: Sequence[BoardFace | None] = boards or [None] * len(found)
+    fits = dict(zip(jobs, map(Fitted, used, stores, found, shown), strict=True))
     # If samples need all blocks, the blocks are read once for all models.
-    return fits, max(sample.n_passes for sample in samples) + after
+    n_passes = max(sample.n_passes for sample in samples) + after
+    n_converged = sum(outcome.solution.status.success for outcome in found)
+    progress.end(_errors.fit_ended(len(found), n_converged), n_passes)
+    return fits, n_passes
 
 
 def _with_chunks_checked(jobs: Mapping[str, Job]) -> Mapping[str, Job]:
@@ -386,7 +408,7 @@ def _with_chunks_checked(jobs: Mapping[str, Job]) -> Mapping[str, Job]:
     return {name: replace(job, data=data) for name, job in jobs.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Running:
     """A fit that runs in lock-step with others."""
 
@@ -397,6 +419,7 @@ class _Running:
     count: PassCount
     engine: InMemoryEngine | DaskEngine | CollapsedEngine
     watch: ChunkWatch
+    progress: Progress
 
     @property
     def omitted(self) -> Blocks:
@@ -432,7 +455,8 @@ class _Running:
         return _End(*end, self.omitted)
 
     def _save(self, state: SolverState, preparation: Preparation) -> None:
-        """Write a checkpoint, if there is a store."""
+        """Show the fit, and write its checkpoint if there is a store."""
+        self.progress.state(state, self.name)
         self.watch.tell()
         of_data = partial(digests, self.job, self.engine)
         n_passes = self.count.n_passes
@@ -448,7 +472,9 @@ class _End:
     omitted: Blocks
 
 
-def _run_to_their_ends(running: Sequence[_Running]) -> list[tuple[Solution, Preparation]]:
+def _run_to_their_ends(
+    running: Sequence[_Running], progress: Progress
+) -> list[tuple[Solution, Preparation]]:
     """Run all searches in lock-step.
 
     Searches that ended before a block was lost go on from their ends: models are compared on the
@@ -457,7 +483,8 @@ def _run_to_their_ends(running: Sequence[_Running]) -> list[tuple[Solution, Prep
     searches = {i: fit.search() for i, fit in enumerate(running)}
     ends: dict[int, _End] = {}
     while searches:
-        ask = together([running[i].engine for i in searches], list(searches))
+        engines = [running[i].engine for i in searches]
+        ask = progress.asking(together(engines, list(searches)), partial(next_pass, engines))
         counted = _counting(ask, [running[i].count for i in searches])
         found = answered_together(list(searches.values()), counted)
         ends |= dict(zip(searches, found, strict=True))
@@ -499,6 +526,8 @@ def _results(fits: Mapping[str, Fitted]) -> dict[str, FitResult]:
     results = {}
     for name, fit in fits.items():  # a comprehension may add a frame, and warnings count frames
         results[name] = result_of(fit.job, fit.found, fit.store, name)
+        if fit.board is not None:
+            fit.board.result(results[name])
     return results
 
 
@@ -511,7 +540,7 @@ def _with_guess(name: str, job: Job, sample: LazySample) -> Job:
 
 
 def _engines(
-    jobs: Sequence[Job], stack: ExitStack, line: ProgressLine
+    jobs: Sequence[Job], stack: ExitStack, progress: Progress
 ) -> list[InMemoryEngine | DaskEngine | CollapsedEngine]:
     """Open the engine of each model. Models that take the rows in the same pieces share an engine.
 
@@ -523,6 +552,6 @@ def _engines(
     engines: dict[Any, InMemoryEngine | DaskEngine | CollapsedEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:
-            engines[pieces[i]] = engine_of(jobs[i], line.blocks, specs, line.note)
+            engines[pieces[i]] = engine_of(jobs[i], progress.blocks, specs, progress.note)
             stack.enter_context(engines[pieces[i]])
     return [engines[key] for key in pieces]

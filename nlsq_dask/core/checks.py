@@ -6,6 +6,8 @@ import math
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from nlsq_dask import _errors
 
 #: Larger counts than any array can have: sizes computed from counts below it stay finite.
@@ -38,6 +40,19 @@ def checked_seed(value: Any) -> int:
     if number is None:
         raise _errors.seed_invalid(value)
     return number
+
+
+def checked_progress(value: Any) -> bool | None:
+    """Whether to show progress; None leaves this to the place where the process runs.
+
+    Raises
+    ------
+    InputError
+        Naming the value.
+    """
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    raise _errors.progress_invalid(value)
 
 
 def checked_retries(value: Any) -> int:

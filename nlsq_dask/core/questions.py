@@ -17,6 +17,9 @@ from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 
 FoundT = TypeVar("FoundT")
 
+#: Name of the tasks of a search, to which an engine adds the number of the pass.
+A_PASS = "pass"
+
 
 class Adds(Protocol):
     """An answer: two of the same kind add."""
@@ -85,7 +88,7 @@ class SumsAt:
     observe: bool = False
     scores: bool = False
     model: int = 0
-    task_name: ClassVar[str] = "block"
+    task_name: ClassVar[str] = A_PASS
 
     def zero(self, n_left_out: int = 0) -> NormalEquations:
         """Sums over no rows."""
@@ -112,7 +115,7 @@ class CostsAt:
 
     candidates: FloatArray
     model: int = 0
-    task_name: ClassVar[str] = "costs"
+    task_name: ClassVar[str] = A_PASS
 
     def zero(self, n_left_out: int = 0) -> FloatArray:  # noqa: ARG002 (of the protocol)
         """Costs (k,) over no rows."""

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
+from nlsq_dask.core.checks import checked_progress
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.fitting.each import EachJob, logger
-from nlsq_dask.fitting.progress import ProgressLine
+from nlsq_dask.fitting.faces import faces_of
+from nlsq_dask.fitting.moment import SeriesDone
+from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.map_store import (
     STATUS,
@@ -107,8 +110,8 @@ def run_to_store(
         len(left),
         len(left) + len(ready),
     )
-    with ProgressLine(options.progress) as line:
-        report = _Report(line, int(np.prod(job.axes.map_shape)), total)
+    with Progress(faces_of(checked_progress(options.progress))) as progress:
+        report = _Report(progress, int(np.prod(job.axes.map_shape)), total)
         map_store.write_regions(regions, stored, left, client, report)
     counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
     return fields_of_store(job.problem, plans, {s.name: s.array for s in stored}), counts
@@ -117,9 +120,9 @@ def run_to_store(
 class _Report:
     """Shows how many series are done, how fast, and how many of them converged."""
 
-    def __init__(self, line: ProgressLine, n_series: int, total: NDArray[np.int64]) -> None:
+    def __init__(self, progress: Progress, n_series: int, total: NDArray[np.int64]) -> None:
         self.total = total
-        self._line, self._n = line, n_series
+        self._progress, self._n = progress, n_series
         self._before, self._began = int(total.sum()), time.monotonic()
 
     def __call__(self, counts: NDArray[np.int64]) -> None:
@@ -128,7 +131,11 @@ class _Report:
         rate = (done - self._before) / max(spent, 1e-9)
         converged = self.total[129:].sum() / max(done, 1)  # a status above 0 is a success
         left = (self._n - done) / max(rate, 1e-9)
-        self._line.series(done, self._n, rate, float(converged), left)
+        self._progress.series(
+            SeriesDone(
+                done=done, total=self._n, per_second=rate, converged=float(converged), left=left
+            )
+        )
 
 
 def plans_of(problem: SeriesProblem, maps: Maps) -> list[MapPlan]:

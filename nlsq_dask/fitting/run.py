@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +26,10 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.fitting.board_face import board_faces
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore, recorded_vector_bits
+from nlsq_dask.fitting.expected import expected_of
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
 from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
@@ -36,7 +38,7 @@ from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same
 from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.pilot import first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
-from nlsq_dask.fitting.progress import ProgressLine
+from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.same_data import Look, check_digests, digests, same_in_all_passes
 from nlsq_dask.fitting.sample import LazySample, guessed_start
 from nlsq_dask.io.codec import to_json
@@ -63,24 +65,24 @@ class ReportOptions:
 
     checkpoint: str | os.PathLike[str] | None
     resume: bool
-    progress: bool | None
     callback: Callable[..., Any] | None
     verbose: int
 
 
-def run(job: Job, reports: ReportOptions) -> FitResult:
+def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
     """Run a fit; see :func:`nlsq_dask.fit`."""
     job = with_chunks_checked(job)
     table = IterationTable(reports.verbose)
     callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
-    streaming = job.plan.strategy == "streaming"
     if reports.resume and reports.checkpoint is not None:
         job = with_vectors_of(job, reports.checkpoint)
     with ExitStack() as stack:
-        line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
         watch = stack.enter_context(ChunkWatch(job))
-        engine = engine_of(job, line.blocks, show=line.note)
+        engine = engine_of(job, progress.blocks, show=progress.note)
         stack.enter_context(engine)
+        boards = board_faces([job], [engine])
+        progress.add(boards)
+        progress.expect(partial(expected_of, job, engine, resumed=reports.resume))
         sample = LazySample(job, engine)
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
@@ -89,7 +91,7 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, preparation: Preparation) -> None:
-            line.cost(state.cost)
+            progress.state(state)
             watch.tell()
             records = new_records.of(state)
             for record in records:
@@ -110,14 +112,25 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
                 look = partial(bad_values, engine, job.data)
                 search = solve(job, sample, saved, observe_state, look, omitted)
                 before = 0 if saved is None else saved.n_passes
-                outcome = Outcome(*answered(search, engine.ask), engine.n_passes, before)
+                ask = progress.asking(engine.ask, partial(next_pass, [engine]))
+                outcome = Outcome(*answered(search, ask), engine.n_passes, before)
         except _errors.StartNotFiniteError as error:
             raise start_problem(of_same_rows(job, omitted()), error) from None
-    result = result_of(of_same_rows(job, omitted()), outcome, store)
     solution = outcome.solution
+    progress.end(_errors.fit_ended(1, int(solution.status.success)), outcome.n_passes)
+    result = result_of(of_same_rows(job, omitted()), outcome, store)
+    for board in boards:
+        board.result(result)
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
     return result
+
+
+def next_pass(engines: Iterable[Engine]) -> int:
+    """Number of the pass in which engines answer the next question; means need a single pass."""
+    return max(
+        e.n_passes or 1 if isinstance(e, CollapsedEngine) else e.n_passes + 1 for e in engines
+    )
 
 
 def fitted_model(job: Job) -> FittedModel:

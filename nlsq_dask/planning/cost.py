@@ -17,6 +17,7 @@ from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.collapsed import varies_along
 from nlsq_dask.engines.in_memory import part_rows
+from nlsq_dask.fitting.expected import passes_of
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import (
     base_bytes,
@@ -28,7 +29,6 @@ from nlsq_dask.fitting.memory import (
     streaming_bytes,
     streaming_of,
 )
-from nlsq_dask.fitting.multi_start import FIRST_EVALUATIONS
 from nlsq_dask.fitting.open_engine import engine_of, sample_engine
 from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, SAMPLE_PART
 from nlsq_dask.fitting.strategy import Standard, Streamed
@@ -40,11 +40,6 @@ from nlsq_dask.results.result import FitResult
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.task import Work
-
-# Passes of most fits: 20 of the 28 fits of NIST's 14 reference problems from both starts, each on
-# 400,000 rows in 20 chunks, are within. The other 8 are hard, with up to 500 evaluations.
-PASSES_AFTER_PILOT = (2, 4)
-PASSES = (4, 20)
 
 # Values of `dry_run`. True times Dask and Zarr arrays only.
 DryRun = bool | Literal["timed", "untimed"]
@@ -214,23 +209,11 @@ def _common(job: Job) -> FitPlan:
         pilot_blocks=0,
         pilot_rows=0,
         pilot_bytes=0,
-        passes=_passes(job),
+        passes=passes_of(job),
         memory_bytes=0,
         decoded=job.data.decoded,
         n_distinct=job.n_distinct,
     )
-
-
-def _passes(job: Job) -> tuple[int, int]:
-    """Passes that most fits take."""
-    if job.n_distinct:
-        return 1, 1
-    few, many = PASSES_AFTER_PILOT if job.pilot else PASSES
-    if not job.pilot and job.plan.n_starts > 1:
-        # One pass evaluates all starts. Then each start takes its own steps; see `run_starts`.
-        few, many = 1 + job.plan.n_starts, many + 1 + FIRST_EVALUATIONS * job.plan.n_starts
-    most = job.options.max_nfev
-    return (few, many) if most is None else (min(few, most), min(many, most))
 
 
 def _params(job: Job) -> FloatArray:

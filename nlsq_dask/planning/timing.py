@@ -103,7 +103,7 @@ def time_groups(
     for groups in filter(None, (warm, timed)):
         few = replace(stream, groups=tuple(groups))
         runner = runner_of(few, work, _silent, client=client, threads=threads)
-        seconds = runner.run("timing", time_group, question)
+        seconds = runner.run("plan timing", time_group, question)
         runner.close()
     rows = sum(group.n_rows for group in timed)
     return Timing(len(timed), rows, compile_seconds, float(seconds[0]), float(seconds[1]))

@@ -66,7 +66,7 @@ class BadRowsAt(BlockQuestion[BadRows]):
     params: FloatArray
     block_rows: int
     model: int = 0
-    task_name: ClassVar[str] = "bad-rows"
+    task_name: ClassVar[str] = "bad rows"
 
     def zero(self) -> BadRows:
         """Answer for no rows."""

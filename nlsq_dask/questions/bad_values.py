@@ -21,7 +21,7 @@ class BadValues(BlockQuestion[Findings]):
     """
 
     n_arrays: int
-    task_name: ClassVar[str] = "bad-values"
+    task_name: ClassVar[str] = "bad values"
 
     def zero(self) -> Findings:
         """Answer for no rows."""

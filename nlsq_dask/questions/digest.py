@@ -30,7 +30,7 @@ class Digests:
 class Digest(BlockQuestion[Digests]):
     """Question: the checksum of each block."""
 
-    task_name: ClassVar[str] = "digest"
+    task_name: ClassVar[str] = "checksums"
 
     def zero(self) -> Digests:
         """Answer for no blocks."""

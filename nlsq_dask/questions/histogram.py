@@ -181,7 +181,7 @@ class Histogram(BlockQuestion[BinSums]):
     grid: Grid
     block_rows: int
     model: int = 0
-    task_name: ClassVar[str] = "bins"
+    task_name: ClassVar[str] = "histogram"
 
     def zero(self) -> BinSums:
         """Sums over no rows."""

@@ -52,7 +52,7 @@ class Thinned(BlockQuestion[Sample]):
     step: int
     n_coords: int
     weighted: bool
-    task_name: ClassVar[str] = "sample"
+    task_name: ClassVar[str] = "pilot"
 
     def zero(self) -> Sample:
         """A sample of no rows."""

@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_in_mid_pass(expected, tmp_path, persisted):
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         if persisted:
-            wait_until(lambda: any("pass-2" in str(key) for key in list(cluster.scheduler.tasks)))
+            wait_until(lambda: any("pass 2" in str(key) for key in list(cluster.scheduler.tasks)))
         wait_until(lambda: len(lines()) >= wait_for)
         assert thread.is_alive()
         victim = int(lines()[-1])

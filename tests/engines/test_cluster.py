@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from typing import ClassVar
 
 import dask
@@ -11,6 +12,7 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dask.utils import key_split
 
 from nlsq_dask import InputError, ModelError, fit
 from nlsq_dask.core.questions import SumsAt
@@ -71,15 +73,19 @@ def test_task_names_say_which_pass_they_belong_to(cluster, client):
         )
 
     prefixes = set(cluster.scheduler.task_prefixes) - before
-    assert all(prefix.startswith("nlsq-") for prefix in prefixes)
+    passes = {f"nlsq pass {number}" for number in (1, 2, 3)}
+    assert prefixes <= {"nlsq setup", "nlsq reduce"} | passes
     for number, keys in seen.items():
-        blocks = {k for k in keys if str(k).startswith("nlsq-block-")}
-        of_pass = {k for k in keys if f"pass-{number}-" in str(k)}
-        assert all(str(k).startswith("nlsq-") for k in keys)
-        assert len(blocks & of_pass) == len(engine.stream.groups)
-        assert all(
-            "pass-" in str(k) or str(k).startswith(("nlsq-group", "nlsq-work")) for k in keys
-        )
+        by_name = Counter(key_split(key) for key in keys)
+        assert by_name.pop("nlsq setup", 0) <= len(engine.stream.groups) + 1
+        assert set(by_name) == {f"nlsq pass {number}", "nlsq reduce"}
+        assert by_name[f"nlsq pass {number}"] == len(engine.stream.groups)
+    fits = {span.name for span in cluster.scheduler.extensions["spans"].spans.values()}
+    assert {("fit of decays", f"pass {number}") for number in seen} <= fits
+
+
+def is_of_a_fit(key):
+    return key_split(key).startswith("nlsq ")
 
 
 def clear_watched(dask_scheduler):
@@ -106,11 +112,11 @@ def test_the_scheduler_forgets_a_fit_that_is_over(cluster, client):
     problem, data = chunked_problem()
     with dask_engine(data, problem.spec, client=client) as engine:
         engine.ask(SumsAt(problem.params, problem.basis))
-        assert any(str(key).startswith("nlsq-") for key in cluster.scheduler.tasks)
+        assert any(is_of_a_fit(key) for key in cluster.scheduler.tasks)
     del engine
 
     client.run_on_scheduler(wait_until_empty)
-    assert not [key for key in cluster.scheduler.tasks if str(key).startswith("nlsq-")]
+    assert not [key for key in cluster.scheduler.tasks if is_of_a_fit(key)]
 
 
 def test_the_scheduler_forgets_a_fit_that_failed_while_its_traceback_is_held(cluster, client):
@@ -129,7 +135,7 @@ def test_the_scheduler_forgets_a_fit_that_failed_while_its_traceback_is_held(clu
 
     assert held.tb is not None
     client.run_on_scheduler(wait_until_empty)
-    assert not [key for key in cluster.scheduler.tasks if str(key).startswith("nlsq-")]
+    assert not [key for key in cluster.scheduler.tasks if is_of_a_fit(key)]
 
 
 async def wait_until_empty(dask_scheduler):

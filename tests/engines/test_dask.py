@@ -119,7 +119,7 @@ def test_callbacks_of_the_user_still_run():
     with Callback(pretask=lambda key, *_: keys.append(key)):
         dask_engine(data, problem.spec).ask(SumsAt(problem.params, problem.basis))
     assert keys
-    assert all(str(key[0]).startswith("nlsq-") for key in keys)
+    assert all(str(key[0]).startswith("nlsq ") for key in keys)
 
 
 @pytest.mark.slow

@@ -307,7 +307,7 @@ def tasks_on(client):
     """Tasks of fits that the scheduler has."""
 
     def of_fits(dask_scheduler):
-        return [key for key in map(str, dask_scheduler.tasks) if key.startswith("nlsq-")]
+        return [key for key in map(str, dask_scheduler.tasks) if key.startswith("('nlsq ")]
 
     return client.run_on_scheduler(of_fits)
 

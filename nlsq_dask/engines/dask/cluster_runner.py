@@ -24,17 +24,22 @@ from nlsq_dask import _errors
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
 from nlsq_dask.engines.dask.cluster_pass import ClusterPass
+from nlsq_dask.engines.dask.fit_board import is_open
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.omitted import LostBlock, answer_of_readable, without_killers
 from nlsq_dask.engines.dask.reading import shared_nodes
 from nlsq_dask.engines.dask.signals import Ears, Show, listen, logger
-from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
+from nlsq_dask.engines.dask.span import Span
+from nlsq_dask.engines.dask.task import Work, add_in_order, add_telling, packed, telling, unpacked
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.dask.vectors import NarrowVectorsError, wide_workers
 from nlsq_dask.engines.dask.watch import LOOK_SECONDS, WAIT_OPTION, Watch, longest_wait
 
 if TYPE_CHECKING:
     from distributed import Client, Future
+
+# Number of the common work among the tasks that set a fit up.
+WORK = -1
 
 # Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
 FORGET_SECONDS = 0.5
@@ -43,12 +48,17 @@ FORGET_SECONDS = 0.5
 class ClusterRunner:
     """Runs groups as tasks of a distributed cluster.
 
-    Keys carry an identifier of the fit and the number of the pass, because the scheduler does not
-    run a key again while it has its result. The first words of the keys stay the same from pass to
-    pass: the scheduler learns durations by them, and the dashboard groups tasks by them.
+    Keys carry the number of the pass and an identifier of the fit, because the scheduler does not
+    run a key again while it has its result. Dask's pages group tasks by their first words: setup,
+    pilot, pass 3, reduce. In the pages that know spans, a span is a fit, with a span a pass.
 
     A group that keeps its rows is assigned to a worker. It runs elsewhere only if that worker is
     gone.
+
+    Attributes
+    ----------
+    fit : str
+        Identifier of the fit, a part of the keys of its tasks.
     """
 
     def __init__(
@@ -63,7 +73,7 @@ class ClusterRunner:
         self._client = client
         self._progress = progress
         self._stream = stream
-        self._fit = uuid.uuid4().hex
+        self.fit = uuid.uuid4().hex
         self._vector_bits = work.kernels.vector_bits
         self._told_of_narrow = False
         keeping = keeping or keep_nothing(stream)
@@ -71,11 +81,13 @@ class ClusterRunner:
         self._work: list[Future[Any]] = []
         self._groups: list[Future[Any]] = []
         self._external: list[list[Future[Any]]] = []
-        self._keys: set[str] = set()  # of the tasks of the fit, and of its last pass
+        self._keys: set[Key] = set()  # of the tasks of the fit, and of its last pass
+        self._span = Span(work.kernels.specs, self.fit)
         self._ears = Ears(show)
         listen(client)
         try:
-            self._send(stream, replace(work, fit=self._ears.fit), keeping)
+            with self._span.of("setup"):
+                self._send(stream, replace(work, fit=self._ears.fit), keeping)
         except BaseException:
             self.close(failed=True)
             raise
@@ -83,9 +95,9 @@ class ClusterRunner:
 
     def _send(self, stream: Stream, work: Work, keeping: Keeping) -> None:
         """Send the groups, the work, and what all groups share, to the cluster."""
-        self._work = self._map("nlsq-work", unpacked, [None], [packed(work)])
         blobs = [packed(group) for group in keeping.groups]
-        self._groups = self._map("nlsq-group", unpacked, keeping.workers, blobs)
+        self._work = self._map("nlsq setup", unpacked, [None], [packed(work)], numbers=[WORK])
+        self._groups = self._map("nlsq setup", unpacked, keeping.workers, blobs)
         keys = list(stream.shared_keys)
         graph = shared_nodes(stream.shared, stream.names, work.retries, work.fit)
         futures = self._client.get(graph, keys, sync=False) if keys else []
@@ -114,7 +126,8 @@ class ClusterRunner:
         submit = _Submit(self, only, name, function, args)
         a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress)
         try:
-            return a_pass.answer()
+            with self._span.of(name):
+                return a_pass.answer()
         finally:
             a_pass.release()
 
@@ -150,7 +163,7 @@ class ClusterRunner:
         if only:
             wanted = [worker if worker in only else None for worker in wanted]
         return self._map(
-            f"nlsq-{name}",
+            f"nlsq {name}",
             function,
             wanted,
             [self._groups[i] for i in numbers],
@@ -165,12 +178,14 @@ class ClusterRunner:
         """Submit the tree that adds the answers of all groups."""
         parts: dict[Key, Future[Any]] = {f.key: f for f in groups}
         nodes = []
-        for key, keys in tree(list(parts), f"nlsq-reduce-{name}-{self._fit}"):
-            node = "-".join(map(str, key))
+        tells = is_open(self._client)
+        for node, keys in tree(list(parts), f"nlsq reduce-{name}-{self.fit}"):
             self._keys.add(node)
             added = [parts[k] for k in keys]
-            parts[key] = self._client.submit(add_in_order, added, key=node, pure=False)
-            nodes.append(parts[key])
+            _, level, number = node
+            add = partial(add_telling, self.fit, number) if tells and not level else add_in_order
+            parts[node] = self._client.submit(add, added, key=node, pure=False)
+            nodes.append(parts[node])
         return nodes
 
     def close(self, *, failed: bool = False) -> None:
@@ -187,7 +202,7 @@ class ClusterRunner:
         self._groups, self._external, self._work = [], [], []
         if failed and self._client.status == "running":
             with suppress(OSError):  # the scheduler is gone, and its tasks with it
-                self._client.sync(_forgotten, self._client, self._fit, sorted(self._keys))
+                self._client.sync(_forgotten, self._client, self.fit, list(self._keys))
 
     def _map(
         self,
@@ -213,7 +228,7 @@ class ClusterRunner:
         for i, worker in enumerate(workers):
             of_worker[worker].append(i)
         for worker, chosen in of_worker.items():
-            keys = [f"{name}-{names[i]}-{self._fit}" for i in chosen]
+            keys = [(f"{name}-{self.fit}", names[i]) for i in chosen]
             self._keys.update(keys)
             made = self._client.map(
                 function,

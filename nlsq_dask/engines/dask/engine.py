@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from nlsq_dask.core.questions import AnswerT
+from nlsq_dask.core.questions import A_PASS, AnswerT
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
@@ -110,6 +110,15 @@ class Streaming:
         return choose_keeping(self.stream, self.cache, row_values, self.stage_rows, rooms)
 
 
+def task_name(question: AnyQuestion[Any], number: int) -> str:
+    """Name of the tasks of a pass, as ``"pass 3"``, or ``"histogram-1"``.
+
+    Dask's pages group tasks by the words of a name before the first number that a hyphen precedes.
+    """
+    name = question.task_name
+    return f"{name} {number}" if name == A_PASS else f"{name}-{number}"
+
+
 class DaskEngine:
     """Answers questions of data in Dask arrays, in one pass for each question.
 
@@ -174,6 +183,11 @@ class DaskEngine:
         self._runner.close(failed=any(part is not None for part in error))
 
     @property
+    def fit(self) -> str:
+        """Identifier of the fit on a cluster; empty on a local scheduler."""
+        return self._runner.fit
+
+    @property
     def stream(self) -> Stream:
         """The groups of blocks."""
         return self.streaming.stream
@@ -181,7 +195,7 @@ class DaskEngine:
     def ask(self, question: AnyQuestion[AnswerT]) -> AnswerT:
         """Answer a question for all rows; see :class:`~nlsq_dask.engines.engine.Engine`."""
         self.n_passes += 1
-        return self._run(f"{question.task_name}-pass-{self.n_passes}", question)
+        return self._run(task_name(question, self.n_passes), question)
 
     def ask_few(self, question: BlockQuestion[AnswerT], count: int) -> AnswerT:
         """Answer a question for only so many blocks, spread over the groups; this is no pass.
@@ -194,7 +208,7 @@ class DaskEngine:
         indices = frozenset(group.steps[0].index for group in chosen)
         self._is_pass = False  # of which progress is shown
         try:
-            return self._run(f"{question.task_name}-after-{self.n_passes}", question, indices)
+            return self._run(f"{question.task_name}-few-{self.n_passes}", question, indices)
         finally:
             self._is_pass = True
 

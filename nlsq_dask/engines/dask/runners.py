@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 
 class Runner(Protocol):
-    """Runs a function on all groups and adds the answers."""
+    """Runs a function on all groups and adds the answers.
+
+    Attributes
+    ----------
+    fit : str
+        Identifier of the fit on a cluster; empty on a local scheduler.
+    """
+
+    fit: str
 
     def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Sum ``function(group, external, work, *args)`` over all groups.
@@ -73,6 +81,8 @@ def runner_of(
 class LocalRunner:
     """Runs groups as tasks of Dask's local scheduler: the configured one, or threads by default."""
 
+    fit = ""
+
     def __init__(
         self,
         stream: Stream,
@@ -103,12 +113,12 @@ class LocalRunner:
         for i, (group, task_group) in enumerate(
             zip(self._stream.groups, self._groups, strict=True)
         ):
-            key: Key = (f"nlsq-{name}", i)
+            key: Key = (f"nlsq {name}", i)
             external = tuple(self._shared[k] for k in group.external)
             inputs = (DataNode(None, v) for v in (task_group, external, self._work, *args))
             graph[key] = Task(key, function, *inputs)
             blocks[key] = len(group.steps)
-        for node, parts in tree(list(graph), f"nlsq-reduce-{name}"):
+        for node, parts in tree(list(graph), f"nlsq reduce-{name}"):
             graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
         root = next(reversed(graph))
         counter = _BlockCounter(blocks, self._stream.n_blocks, self._progress)

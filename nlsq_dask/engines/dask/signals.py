@@ -29,6 +29,9 @@ Show: TypeAlias = Callable[[str], None]
 # The topic of the scheduler's events to which workers send notes.
 TOPIC = "nlsq_dask"
 
+# The topic to which clients and workers tell of fits, for the scheduler's board.
+BOARD_TOPIC = "nlsq_dask-fits"
+
 # Seconds without another line in the log. In an outage all tasks of a cluster wait.
 QUIET_SECONDS = 10.0
 
@@ -171,6 +174,23 @@ class _OfWorker:
         # The scheduler's answer is awaited: the worker may die at any moment after this.
         note = {"fit": self._fit, "task": str(self._key), "block": block}
         sync(self._worker.loop, self._worker.scheduler.log_event, topic=TOPIC, msg=note)
+
+
+def tell_board(fit: str, first: int, chi2_rows: list[float]) -> None:
+    """Tell the board of fits the sum of squares a row of some groups, from a task of a worker.
+
+    Parameters
+    ----------
+    fit : str
+        Identifier of the fit on the board.
+    first : int
+        Number of the first group.
+    chi2_rows : list of float
+    """
+    from distributed import get_worker
+
+    message = {"fit": fit, "kind": "groups", "first": first, "chi2_rows": chi2_rows}
+    get_worker().log_event(BOARD_TOPIC, message)
 
 
 def signals_of(fit: str) -> Signals:

@@ -10,18 +10,21 @@ import pickle
 import zlib
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Any
 
 import cloudpickle
 
-from nlsq_dask.core.questions import AnswerT
+from nlsq_dask.core.normal_equations import NormalEquations
+from nlsq_dask.core.questions import Answers, AnswerT
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import Group, without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
-from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.engines.dask.signals import signals_of, tell_board
+from nlsq_dask.engines.dask.tree import TREE_WIDTH
 from nlsq_dask.engines.dask.vectors import check_vectors
 from nlsq_dask.io.reused_memory import ReusedMemory
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
@@ -153,6 +156,31 @@ def telling(
 ) -> AnswerT:
     """Run a function of a group such that each block is told before it is read."""
     return function(task_group, external, replace(work, tells=True), *args)
+
+
+def add_telling(fit: str, number: int, answers: Sequence[AnswerT]) -> AnswerT:
+    """Add answers of groups, and tell the board of fits the sum of squares a row of each.
+
+    Parameters
+    ----------
+    fit : str
+        Identifier of the fit on the board.
+    number : int
+        Number of the node among those that add answers of groups.
+    answers : sequence
+    """
+    found = [_sums_in(answer) for answer in answers]
+    if all(sums is not None for sums in found):
+        rows = [float(s.chi2) / s.n_points if s is not None and s.n_points else nan for s in found]
+        tell_board(fit, number * TREE_WIDTH, rows)
+    return add_in_order(answers)
+
+
+def _sums_in(answer: Any) -> NormalEquations | None:
+    """The normal equations of an answer about one model."""
+    parts = answer if isinstance(answer, Answers) else (answer,)
+    sums = [part for part in parts if isinstance(part, NormalEquations)]
+    return sums[0] if len(sums) == 1 else None
 
 
 def add_in_order(answers: Sequence[AnswerT]) -> AnswerT:

@@ -1,0 +1,269 @@
+"""The board of fits: what a cluster's scheduler knows of the fits of all its clients.
+
+A client tells of its fits by events of the scheduler, which keeps events for plugins that come
+later. The board makes a record of each fit from these events; the page of the dashboard and
+``fits.json`` show the records. To tell never makes a fit wait, and never makes a fit fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from dask import config
+
+from nlsq_dask.engines.dask.signals import BOARD_TOPIC
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger("nlsq_dask")
+
+# Option of Dask's configuration: whether fits are shown on the scheduler's dashboard.
+PAGE_OPTION = "nlsq_dask.fit-page"
+
+# Name of the plugin among those of a scheduler.
+PLUGIN_NAME = "nlsq_dask-fits"
+
+# Fits that the board keeps; of more, those that ended first are dropped.
+MOST_FITS = 50
+
+# Messages that may wait to be sent. More are dropped, unless they tell of a new point or the end.
+MOST_WAITING = 8
+
+# Rates that the board keeps of a fit. Of more, every other one is dropped.
+MOST_RATES = 500
+
+
+@dataclass
+class Point:
+    """A point that the search of a fit moved to or tried.
+
+    Attributes
+    ----------
+    number : int
+        Number of the pass.
+    cost, distance : float
+        Cost of the best point so far, and its distance to the optimum in standard errors.
+    params, errors : list of float
+        Parameters and their standard errors.
+    """
+
+    number: int
+    cost: float
+    distance: float
+    params: list[float]
+    errors: list[float]
+
+
+@dataclass
+class BoardFit:
+    """What the board knows of a fit.
+
+    Attributes
+    ----------
+    fit : str
+        Identifier.
+    title, client : str
+        Name of the model, and of the client that fits.
+    names : list of str
+        Names of the parameters.
+    began : float
+        Time at which it began, in seconds since 1970.
+    phase, wait, outcome : str
+        Of the last moment; the outcome is empty while the fit runs.
+    success : bool or None
+        None while the fit runs.
+    seconds : float
+        Time that the fit has taken.
+    moment : dict
+        The rest of the last moment: number of the pass, blocks, rates, time left.
+    points : list of Point
+    rates : list of (float, float)
+        Seconds, and bytes a second.
+    grid : list of int
+        Numbers of blocks along each dimension.
+    groups : list of list of int
+        Blocks of each group, by number in the grid.
+    chi2_rows : dict
+        Sum of squares a row, by the number of the group, in the last pass.
+    histogram : dict
+        Edges and counts of the residuals, if they are told.
+    """
+
+    fit: str
+    title: str = ""
+    client: str = ""
+    names: list[str] = field(default_factory=list)
+    began: float = 0.0
+    phase: str = ""
+    wait: str = ""
+    outcome: str = ""
+    success: bool | None = None
+    seconds: float = 0.0
+    moment: dict[str, Any] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    rates: list[tuple[float, float]] = field(default_factory=list)
+    grid: list[int] = field(default_factory=list)
+    groups: list[list[int]] = field(default_factory=list)
+    chi2_rows: dict[int, float] = field(default_factory=dict)
+    histogram: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the fit has ended."""
+        return bool(self.outcome)
+
+
+class FitBoard:
+    """The fits of a cluster, by their identifiers, in the order in which they began.
+
+    Attributes
+    ----------
+    version : int
+        Number of messages so far: a page draws again if it has changed.
+    """
+
+    def __init__(self) -> None:
+        self.fits: dict[str, BoardFit] = {}
+        self.version = 0
+
+    def take(self, message: Mapping[str, Any]) -> None:
+        """Take note of a message; see :func:`tell`."""
+        kind, known = message.get("kind"), dict(message)
+        fit = self.fits.get(known.pop("fit", ""))
+        if kind == "begin":
+            fit = self.fits[message["fit"]] = BoardFit(message["fit"])
+            self._forget_some()
+        if fit is None:  # it began before the board, or is forgotten
+            return
+        self.version += 1
+        del known["kind"]
+        if kind == "groups":
+            first = known["first"]
+            fit.chi2_rows |= {first + i: float(v) for i, v in enumerate(known["chi2_rows"])}
+            return
+        if "point" in known:
+            fit.points.append(Point(**known.pop("point")))
+        for name in list(known):
+            if name in BoardFit.__dataclass_fields__:
+                setattr(fit, name, known.pop(name))
+        fit.moment |= known
+        if kind == "moment" and known.get("bytes_per_second"):
+            fit.rates.append((fit.seconds, known["bytes_per_second"]))
+            if len(fit.rates) > MOST_RATES:
+                fit.rates = fit.rates[::2]
+
+    def client_left(self, client: str) -> None:
+        """End the fits of a client that is gone."""
+        for fit in self.fits.values():
+            if fit.client == client and not fit.is_over:
+                fit.outcome, fit.success = "its client is gone", False
+                self.version += 1
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """All fits as values of JSON."""
+        return [asdict(fit) for fit in self.fits.values()]
+
+    def _forget_some(self) -> None:
+        over = [name for name, fit in self.fits.items() if fit.is_over]
+        for name in [*over, *self.fits][: max(len(self.fits) - MOST_FITS, 0)]:
+            del self.fits[name]
+
+
+@dataclass
+class _Link:
+    """The way from a client to the board of its cluster.
+
+    Attributes
+    ----------
+    lock : asyncio.Lock
+        Messages are sent one after the other.
+    is_open : bool
+        Whether the scheduler has the plugin.
+    waiting : int
+        Messages that are to be sent.
+    """
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    is_open: bool = False
+    waiting: int = 0
+
+
+_links: WeakKeyDictionary[Client, _Link] = WeakKeyDictionary()
+
+
+def open_board(client: Client) -> bool:
+    """Show the fits of a client on the dashboard of its cluster, unless Dask is told otherwise.
+
+    Returns
+    -------
+    bool
+        Whether fits are to be told. The scheduler may turn out to have no page.
+    """
+    if not config.get(PAGE_OPTION, True):
+        return False
+    if client not in _links:
+        _links[client] = link = _Link()
+        _soon(client, _register, client, link)
+    return True
+
+
+def is_open(client: Client) -> bool:
+    """Whether the scheduler of a client has a board."""
+    link = _links.get(client)
+    return link is not None and link.is_open
+
+
+def tell(client: Client, message: Mapping[str, Any], *, at_last: bool = False) -> None:
+    """Send a message to the board, and do not wait.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        For which a board was opened.
+    message : mapping
+        ``fit`` is the identifier of the fit. ``kind`` is "begin", "moment", "end", or "groups"
+        with ``first`` and ``chi2_rows``. A ``point`` is a new point. All else are fields of the
+        record, or parts of the moment.
+    at_last : bool
+        Whether the message must not be dropped where the scheduler is slow.
+    """
+    link = _links[client]
+    if at_last or link.waiting < MOST_WAITING:
+        link.waiting += 1
+        _soon(client, _send, client, link, dict(message))
+
+
+def _soon(client: Client, function: Callable[..., Any], *args: Any) -> None:
+    """Run a coroutine function in the event loop of a client, which is another thread."""
+    loop = client.loop
+    if loop is not None:  # else the client is closed
+        loop.add_callback(function, *args)
+
+
+async def _register(client: Client, link: _Link) -> None:
+    """Register the plugin; a scheduler that cannot have it goes without."""
+    from nlsq_dask.engines.dask.fit_plugin import FitPage  # loads Dask's plugins
+
+    async with link.lock:
+        registered = asyncio.ensure_future(client.register_plugin(FitPage(), name=PLUGIN_NAME))
+        await asyncio.wait([registered])
+        if registered.cancelled() or registered.exception() is not None:
+            logger.debug("the scheduler shows no fits: %r", registered)
+        else:
+            link.is_open = True
+
+
+async def _send(client: Client, link: _Link, message: dict[str, Any]) -> None:
+    async with link.lock:
+        link.waiting -= 1
+        scheduler: Any = client.scheduler
+        if link.is_open and scheduler is not None:
+            with suppress(OSError):  # the scheduler is gone; a fit that needs it will tell
+                await scheduler.log_event(topic=BOARD_TOPIC, msg=message)

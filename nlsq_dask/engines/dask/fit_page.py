@@ -1,0 +1,319 @@
+"""The page of a scheduler's dashboard that shows fits, in Bokeh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from bokeh.layouts import column, gridplot, row
+from bokeh.models import (
+    ColorBar,
+    ColumnDataSource,
+    DataTable,
+    Div,
+    LinearColorMapper,
+    NumeralTickFormatter,
+    TableColumn,
+    Whisker,
+)
+from bokeh.plotting import figure
+from distributed.dashboard.components import add_periodic_callback
+from distributed.dashboard.components.scheduler import env
+from distributed.dashboard.core import BokehApplication
+from distributed.dashboard.scheduler import template_variables
+from tornado.ioloop import IOLoop
+
+from nlsq_dask.engines.dask.fit_board import BoardFit, FitBoard
+
+# Milliseconds between two looks at the board.
+INTERVAL = 500
+
+# Parameters that are drawn.
+MOST_PARAMETERS = 12
+
+# Columns of the table of fits: name of the field, title, width in pixels.
+COLUMNS = (
+    ("title", "Model", 160),
+    ("state", "State", 260),
+    ("number", "Pass", 50),
+    ("cost", "Cost", 110),
+    ("distance", "Distance [σ]", 90),
+    ("seconds", "Seconds", 70),
+    ("left", "Left [s]", 90),
+    ("rate", "MB/s", 70),
+    ("client", "Client", 200),
+)
+
+Columns = dict[str, list[Any]]
+
+
+def add_page(scheduler: Any, board: FitBoard, prefix: str) -> None:
+    """Add the page to the dashboard of a scheduler, and to the menu of all pages."""
+    variables = template_variables(scheduler)
+    if "fits" not in variables["pages"]:
+        variables["pages"].append("fits")
+    documents = {"/fits": partial(_document, board)}
+    app = BokehApplication(documents, scheduler, prefix=prefix, template_variables=variables)
+    scheduler.http_application.add_application(app)
+    app.initialize(IOLoop.current())
+    app.start()
+
+
+def _document(board: FitBoard, _: Any, extra: dict[str, Any], document: Any) -> None:
+    """Make the page for one browser."""
+    page = Page(board)
+    page.update()
+    add_periodic_callback(document, page, INTERVAL)
+    document.title = "Dask: Fits"
+    document.add_root(page.root)
+    document.template = env.get_template("simple.html")
+    document.template_variables.update(extra)
+
+
+def table_of(fits: Sequence[BoardFit]) -> Columns:
+    """The table of fits, the newest first."""
+    rows = [_row(fit) for fit in reversed(fits)]
+    return {name: [r[name] for r in rows] for name in ("fit", *(n for n, *_ in COLUMNS))}
+
+
+def _row(fit: BoardFit) -> dict[str, Any]:
+    moment, last = fit.moment, fit.points[-1] if fit.points else None
+    state = fit.outcome or " · ".join(filter(None, (_phase(fit), _blocks(fit), fit.wait)))
+    low, high = moment.get("fit_left") or (None, None)
+    left = (
+        "" if low is None or fit.is_over else f"{low:.0f}–{'?' if high is None else f'{high:.0f}'}"
+    )
+    rate = moment.get("bytes_per_second")
+    return {
+        "fit": fit.fit,
+        "title": fit.title,
+        "state": state,
+        "number": moment.get("number", 0),
+        "cost": f"{last.cost:.6g}" if last else "",
+        "distance": f"{last.distance:.2g}" if last and math.isfinite(last.distance) else "",
+        "seconds": f"{fit.seconds:.0f}",
+        "left": left,
+        "rate": f"{rate / 1e6:.3g}" if rate else "",
+        "client": fit.client,
+    }
+
+
+def _phase(fit: BoardFit) -> str:
+    few, many = fit.moment.get("passes") or (0, 0)
+    number = fit.moment.get("number", 0)
+    return f"pass {number} of about {few}–{many}" if fit.phase == "pass" else fit.phase
+
+
+def _blocks(fit: BoardFit) -> str:
+    blocks = fit.moment.get("blocks")
+    return "{}/{} blocks".format(*blocks) if blocks else ""
+
+
+def points_of(fit: BoardFit) -> Columns:
+    """Costs and distances by pass; what a logarithmic axis cannot show is left out."""
+    return {
+        "number": [p.number for p in fit.points],
+        "cost": [_positive(p.cost) for p in fit.points],
+        "distance": [_positive(p.distance) for p in fit.points],
+    }
+
+
+def _positive(value: float) -> float:
+    return value if value > 0.0 and math.isfinite(value) else math.nan
+
+
+def parameter_of(fit: BoardFit, j: int) -> Columns:
+    """Values of a parameter by pass, with the ends of its error bars."""
+    values = [p.params[j] for p in fit.points]
+    errors = [p.errors[j] if math.isfinite(p.errors[j]) else 0.0 for p in fit.points]
+    return {
+        "number": [p.number for p in fit.points],
+        "value": values,
+        "lower": [v - e for v, e in zip(values, errors, strict=True)],
+        "upper": [v + e for v, e in zip(values, errors, strict=True)],
+    }
+
+
+def map_of(fit: BoardFit) -> Columns:
+    """Sum of squares a row of each block of the last pass, by its place in the chunk grid.
+
+    The last dimension is drawn to the right; all others together upwards.
+    """
+    width = fit.grid[-1] if fit.grid else 1
+    if len(fit.grid) == 1:
+        width = math.ceil(math.sqrt(4 * width)) if width > 100 else width
+    cells: Columns = {"x": [], "y": [], "block": [], "chi2_row": []}
+    for number, value in sorted(fit.chi2_rows.items()):
+        for block in fit.groups[number] if number < len(fit.groups) else ():
+            cells["x"].append(block % width)
+            cells["y"].append(block // width)
+            cells["block"].append(block)
+            cells["chi2_row"].append(value)
+    return cells
+
+
+class Page:
+    """The models of the page, and what they show.
+
+    Parameters
+    ----------
+    board : FitBoard
+    """
+
+    def __init__(self, board: FitBoard) -> None:
+        self._board = board
+        self._seen = -1
+        self._shown: str | None = None
+        self._parameters: list[ColumnDataSource] = []
+        self._fits = ColumnDataSource(table_of(()), name="fits")
+        self._points = ColumnDataSource(points_of(BoardFit("")), name="points")
+        self._rates = ColumnDataSource({"seconds": [], "rate": []}, name="rates")
+        self._map = ColumnDataSource(map_of(BoardFit("")), name="map")
+        self._histogram = ColumnDataSource({"left": [], "right": [], "count": []}, name="residuals")
+        self._title = Div(text="No fit has run on this cluster yet.", name="title")
+        self._below = column(name="parameters", sizing_mode="stretch_width")
+        self._fits.selected.on_change("indices", self._on_select)
+        self.root = self._layout()
+
+    def update(self) -> None:
+        """Show what is new on the board."""
+        if self._seen == self._board.version:
+            return
+        self._seen = self._board.version
+        fits = list(self._board.fits.values())
+        self._fits.data = table_of(fits)
+        if fits:
+            self._show(self._chosen(fits))
+
+    def _chosen(self, fits: Sequence[BoardFit]) -> BoardFit:
+        """The fit that is selected in the table, else the newest."""
+        selected, shown = self._fits.selected.indices, self._board.fits.get(self._shown or "")
+        return shown if selected and shown is not None else fits[-1]
+
+    def _on_select(self, _: str, __: Any, rows: list[int]) -> None:
+        if rows:
+            self._shown = self._fits.data["fit"][rows[0]]
+            self._seen = -1
+            self.update()
+
+    def _show(self, fit: BoardFit) -> None:
+        """Show one fit in detail."""
+        if self._shown != fit.fit or len(self._parameters) != _n_drawn(fit):
+            self._shown = fit.fit
+            self._draw_parameters(fit)
+        self._title.text = f"<b>{_escaped(fit.title)}</b>: {_escaped(_row(fit)['state'])}"
+        self._points.data = points_of(fit)
+        self._rates.data = {
+            "seconds": [s for s, _ in fit.rates],
+            "rate": [rate / 1e6 for _, rate in fit.rates],
+        }
+        self._map.data = map_of(fit)
+        edges = fit.histogram.get("edges", [])
+        self._histogram.data = {
+            "left": edges[:-1],
+            "right": edges[1:],
+            "count": fit.histogram.get("counts", []),
+        }
+        for j, source in enumerate(self._parameters):
+            source.data = parameter_of(fit, j)
+
+    def _draw_parameters(self, fit: BoardFit) -> None:
+        """Draw a figure for each parameter of another fit."""
+        self._parameters, figures = [], []
+        for j in range(_n_drawn(fit)):
+            source = ColumnDataSource(parameter_of(BoardFit(""), j), name=f"parameter-{j}")
+            plot = _figure(fit.names[j], "pass", width=300, height=200)
+            plot.scatter("number", "value", source=source, size=6)
+            plot.line("number", "value", source=source, alpha=0.4)
+            bars = Whisker(base="number", upper="upper", lower="lower", source=source)
+            plot.add_layout(bars)
+            self._parameters.append(source)
+            figures.append(plot)
+        more = len(fit.names) - len(figures)
+        note = [Div(text=f"and {more} more parameters")] if more > 0 else []
+        grid = [gridplot(figures, ncols=4, toolbar_location=None)] if figures else []
+        self._below.children = [*grid, *note]
+
+    def _layout(self) -> Any:
+        columns = [TableColumn(field=n, title=t, width=w) for n, t, w in COLUMNS]
+        table = DataTable(
+            source=self._fits,
+            columns=columns,
+            index_position=None,
+            height=200,
+            width=1150,
+            name="table",
+        )
+        lines = [
+            self._line("Cost", "pass", "number", "cost", self._points, y_axis_type="log"),
+            self._line(
+                "Distance to the optimum [σ]",
+                "pass",
+                "number",
+                "distance",
+                self._points,
+                y_axis_type="log",
+            ),
+            self._line("MB/s", "seconds", "seconds", "rate", self._rates),
+        ]
+        return column(
+            table,
+            self._title,
+            row(*lines),
+            row(self._chi2_map(), self._residuals()),
+            self._below,
+            name="nlsq_dask",
+            sizing_mode="stretch_width",
+        )
+
+    def _line(
+        self, title: str, label: str, x: str, y: str, source: ColumnDataSource, **options: Any
+    ) -> Any:
+        plot = _figure(title, label, **options)
+        plot.line(x, y, source=source)
+        plot.scatter(x, y, source=source, size=6)
+        return plot
+
+    def _chi2_map(self) -> Any:
+        plot = _figure("χ² a row, by block, last pass", "block", tooltips=MAP_TIPS)
+        mapper = LinearColorMapper("Viridis256")
+        plot.rect(
+            "x",
+            "y",
+            1.0,
+            1.0,
+            source=self._map,
+            line_color=None,
+            fill_color={"field": "chi2_row", "transform": mapper},
+        )
+        plot.add_layout(ColorBar(color_mapper=mapper), "right")
+        return plot
+
+    def _residuals(self) -> Any:
+        plot = _figure("Residuals, if they are told", "residual / σ")
+        plot.quad(
+            left="left", right="right", top="count", bottom=0.0, source=self._histogram, alpha=0.6
+        )
+        return plot
+
+
+MAP_TIPS = [("block", "@block"), ("χ² a row", "@chi2_row")]
+
+
+def _figure(title: str, label: str, **options: Any) -> Any:
+    sizes = {"width": 380, "height": 240} | options
+    plot = figure(title=title, x_axis_label=label, toolbar_location=None, **sizes)
+    if label == "pass":
+        plot.xaxis.formatter = NumeralTickFormatter(format="0")
+        plot.xaxis.ticker.min_interval = 1.0
+    return plot
+
+
+def _n_drawn(fit: BoardFit) -> int:
+    return min(len(fit.names), MOST_PARAMETERS)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")

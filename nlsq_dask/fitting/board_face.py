@@ -1,0 +1,173 @@
+"""The face of progress on the dashboard of a cluster: tells the scheduler's board of fits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nlsq_dask.core.covariance import covariance
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.solver_state import SolverState
+from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.in_memory import InMemoryEngine
+from nlsq_dask.fitting.faces import Event
+from nlsq_dask.fitting.job import Job
+from nlsq_dask.fitting.moment import Moment
+from nlsq_dask.fitting.pace import Seconds
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.engine import DaskEngine
+    from nlsq_dask.results.result import FitResult
+
+# Seconds between two messages without a new point.
+INTERVAL = 1.0
+
+# Blocks of which the board is told to which group they belong.
+MOST_BLOCKS = 10_000
+
+
+class BoardFace:
+    """Tells the board of a cluster of one fit.
+
+    Parameters
+    ----------
+    job : Job
+        Of a fit on a cluster, for which a board was opened.
+    fit : str
+        Identifier of the fit.
+    place : dict
+        Grid of the blocks, and blocks of each group.
+    model : str
+        Name of the model among several.
+    """
+
+    delay = 0.0
+
+    def __init__(self, job: Job, fit: str, place: dict[str, Any], model: str = "") -> None:
+        self._job = job
+        self._fit = fit
+        self._model = model
+        self._sent = float("-inf")
+        names = list(job.spec.names)
+        begun = {"title": job.spec.label, "names": names, "began": time.time(), **place}
+        assert job.client is not None, "a fit on a cluster"
+        where = {"client": str(job.client.id), "host": f"{socket.gethostname()}:{os.getpid()}"}
+        self._tell("begin", begun | where)
+
+    def show(self, moment: Moment, now: float, event: Event) -> None:
+        """Tell of a moment; see :class:`~nlsq_dask.fitting.faces.Face`."""
+        is_new = event == "point" and moment.model == self._model and moment.state is not None
+        if not is_new and now - self._sent < INTERVAL:
+            return
+        self._sent = now
+        told = _told(moment)
+        if is_new:
+            told["point"] = self._point(moment)
+        self._tell("moment", told, at_last=is_new)
+
+    def end(self, moment: Moment) -> None:
+        """Tell of the last moment; the outcome follows with the result."""
+        self._tell("moment", _told(moment), at_last=True)
+
+    def leave(self) -> None:
+        """Tell that the fit failed."""
+        self._tell("end", {"outcome": "failed or interrupted", "success": False})
+
+    def result(self, result: FitResult) -> None:
+        """Tell how the fit ended, with the numbers of its result."""
+        point = {
+            "number": int(result.n_passes),
+            "cost": float(result.cost),
+            "distance": float(result.distance_to_optimum_sigma),
+            "params": result.popt.tolist(),
+            "errors": np.sqrt(np.diag(result.pcov)).tolist(),
+        }
+        outcome = ("converged: " if result.success else "did NOT converge: ") + result.message
+        told = {"outcome": outcome, "success": bool(result.success), "point": point, "wait": ""}
+        self._tell("end", told)
+
+    def _point(self, moment: Moment) -> dict[str, Any]:
+        state = moment.state
+        assert state is not None, "a new point"
+        return {
+            "number": moment.number,
+            "cost": float(state.cost),
+            "distance": float(state.history[-1].distance),
+            "params": self._job.reduction.expand(state.params).tolist(),
+            "errors": standard_errors(self._job, state).tolist(),
+        }
+
+    def _tell(self, kind: str, message: dict[str, Any], *, at_last: bool = True) -> None:
+        from nlsq_dask.engines.dask.fit_board import tell  # an engine, loaded for use
+
+        assert self._job.client is not None, "a fit on a cluster"
+        tell(self._job.client, {"fit": self._fit, "kind": kind, **message}, at_last=at_last)
+
+
+def board_faces(
+    jobs: Sequence[Job],
+    engines: Sequence[InMemoryEngine | DaskEngine | CollapsedEngine],
+    names: Sequence[str] = ("",),
+) -> list[BoardFace]:
+    """A face for each model of a fit on a cluster whose dashboard shows fits; else none."""
+    client, engine = jobs[0].client, engines[0]
+    rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+    if client is None or isinstance(rows, InMemoryEngine):
+        return []
+    from nlsq_dask.engines.dask.fit_board import open_board  # an engine, loaded for use
+
+    if not open_board(client):
+        return []
+    if len(jobs) == 1:
+        return [BoardFace(jobs[0], rows.fit, _place(rows), names[0])]
+    named = enumerate(zip(jobs, names, strict=True))
+    return [BoardFace(job, f"{rows.fit}-{i}", {}, name) for i, (job, name) in named]
+
+
+def standard_errors(job: Job, state: SolverState) -> FloatArray:
+    """Standard errors of all parameters at a point of a search, as those of a linear loss."""
+    pcov, _ = covariance(
+        state.linearization.r_factor,
+        state.cost,
+        state.n_points,
+        absolute_sigma=job.absolute_sigma,
+    )
+    errors: FloatArray = np.sqrt(np.diag(job.reduction.expand_covariance(pcov)))
+    return errors
+
+
+def _place(engine: DaskEngine) -> dict[str, Any]:
+    """Where the blocks of each group are in the chunk grid; nothing of very many blocks."""
+    stream = engine.stream
+    if stream.n_blocks > MOST_BLOCKS:
+        return {}
+    grid = tuple(map(len, stream.chunks))
+    groups = [
+        [int(np.ravel_multi_index(step.index, grid)) for step in group.steps]
+        for group in stream.groups
+    ]
+    return {"grid": list(grid), "groups": groups}
+
+
+def _told(moment: Moment) -> dict[str, Any]:
+    return {
+        "phase": moment.phase,
+        "wait": moment.wait,
+        "seconds": moment.seconds,
+        "number": moment.number,
+        "passes": list(moment.passes),
+        "blocks": None if moment.blocks is None else list(moment.blocks),
+        "rows_per_second": moment.rows_per_second,
+        "bytes_per_second": moment.bytes_per_second,
+        "pass_left": _ends(moment.pass_left),
+        "fit_left": _ends(moment.fit_left),
+    }
+
+
+def _ends(span: Seconds | None) -> list[float | None] | None:
+    return None if span is None else [span.low, span.high]
