@@ -196,6 +196,25 @@ def test_blocks_that_read_a_missing_chunk_through_other_operations(lossy, tmp_pa
     assert reads.blocks == touched
 
 
+@pytest.mark.parametrize("which", [slice(250, 1650), slice(1650, 250, -3), [5, 700, 710]])
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_blocks_that_xarray_reads_from_a_part(which, chunks, tmp_path):
+    """Rows of the third and of the seventh chunk are left out, wherever they are."""
+    xr = pytest.importorskip("xarray")
+    ds = xr.Dataset({"y": ("t", Y), "x": ("t", X)}).chunk(t=ROWS)
+    ds.to_zarr(tmp_path / "ds.zarr", zarr_format=2)
+    (tmp_path / "ds.zarr" / "y" / "3").unlink()
+    zarr.open_group(tmp_path / "ds.zarr")["y"].attrs.pop("_FillValue", None)
+    part = xr.open_zarr(tmp_path / "ds.zarr", chunks=chunks).isel(t=which)
+    data = observe(part.x.data, part.y)
+    (found,) = ((k, s) for k, s in stored_operands(data).items() if s.names == ("y",))
+    reads = reads_of(make_stream(data), {found[0]: absent_chunks(found[1].array)})
+    rows = np.arange(Y.size)[which]
+    lost = bool(((rows >= 600) & (rows < 800)).any())
+    assert reads.chunks[found[0]] == ({(3,)} if lost else set())
+    assert bool(reads.blocks) is lost
+
+
 def test_a_chunk_that_all_blocks_need(tmp_path):
     """A coordinate that broadcasts, and a mean."""
     t = stored(tmp_path / "t.zarr", np.linspace(0, 1, 20), chunks=(10,))
