@@ -120,7 +120,7 @@ class InputOptions:
     data: Any = None
     time_unit: str = "s"
     missing_chunks: str = "warn"
-    checkpoint: Any = None
+    checkpoint: Any = field(default=None, repr=False)  # a URL may have credentials
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None

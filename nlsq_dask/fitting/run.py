@@ -286,10 +286,11 @@ def solve(
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
     search = in_free(_solve(job, sample, saved, observer), job.reduction)
-    before = None if saved is None or saved.of_0_1 else saved.state
+    known = None if saved is None or saved.of_0_1 else saved
+    before = None if known is None else known.state
     changing = job.data.lazy and not job.data.propagates
     search = same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
-    return without_lost_rows(search, omitted, None if saved is None else saved.omitted)
+    return without_lost_rows(search, omitted, None if known is None else known.omitted)
 
 
 def _solve(

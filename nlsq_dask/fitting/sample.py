@@ -145,7 +145,7 @@ def sample_of(
     """
     from nlsq_dask.engines.dask.sampling import sample_blocks  # an engine, loaded for use
 
-    n_blocks = engine.stream.n_blocks
+    n_blocks = engine.omissions.n_blocks  # also those that are left out
 
     def read(few: int) -> Sample:
         if few not in taken:

@@ -249,12 +249,66 @@ def zarr_inside(value: Any) -> Any | None:
     """
     while value is not None and not is_zarr(value):
         key = getattr(getattr(value, "key", None), "tuple", ())
-        inner = value.get_array() if hasattr(value, "get_array") else getattr(value, "array", None)
+        inner = _inner(value)
         for part, n in zip(key, getattr(inner, "shape", ()), strict=False):
             if not isinstance(part, slice) or part.indices(n) != (0, n, 1):
                 return None
         value = inner
     return value
+
+
+def zarr_below(value: Any) -> Any | None:
+    """The Zarr array that a value of a Dask graph is, or is a part or a transpose of."""
+    while value is not None and not is_zarr(value):
+        value = _inner(value)
+    return value
+
+
+def stored_positions(value: Any, box: Sequence[slice]) -> list[np.ndarray[Any, Any]] | None:
+    """Positions in a Zarr array that a part of a value below which it is reads, along each axis.
+
+    Parameters
+    ----------
+    value : object
+        A Zarr array, or an object of xarray that reads a part of a Zarr array.
+    box : sequence of slice
+        Part of the value.
+
+    Returns
+    -------
+    list of ndarray of int, or None
+        None where axes do not correspond, as in vectorised indexing.
+    """
+    ranges = [range(n)[part] for part, n in zip(box, value.shape, strict=True)]
+    positions = [np.arange(r.start, r.stop, r.step) for r in ranges]
+    while not is_zarr(value):
+        inner = _inner(value)
+        key = getattr(getattr(value, "key", None), "tuple", ())
+        if key:
+            varying = [isinstance(part, slice) or np.ndim(part) > 0 for part in key]
+            if sum(varying) != len(positions) or any(np.ndim(part) > 1 for part in key):
+                return None
+            of_value = iter(positions)
+            positions = [
+                _positions_through(part, n, next(of_value)) if varies else np.array([int(part) % n])
+                for part, n, varies in zip(key, inner.shape, varying, strict=True)
+            ]
+        value = inner
+    return positions
+
+
+def _positions_through(part: Any, n: int, chosen: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Positions along an axis of length n of what is chosen from a part of the axis."""
+    if isinstance(part, slice):
+        whole = range(n)[part]
+        return whole.start + whole.step * chosen
+    positions: np.ndarray[Any, Any] = np.asarray(part)[chosen] % n
+    return positions
+
+
+def _inner(value: Any) -> Any:
+    """What an object that reads through another one reads."""
+    return value.get_array() if hasattr(value, "get_array") else getattr(value, "array", None)
 
 
 def _stored_chunks(variable: Any) -> tuple[int | Sizes, ...] | None:

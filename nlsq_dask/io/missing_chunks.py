@@ -56,10 +56,11 @@ def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
     Returns
     -------
     frozenset of tuple of int, or None
-        None if the store cannot list its keys.
+        None if the store cannot list its keys. Some stores, as of HTTP, list none or a part.
     """
     keys = _listed(array.store, array.path)
-    if keys is None:
+    metadata = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    if keys is None or (f"{array.path}/" if array.path else "") + metadata not in keys:
         return None
     indices = itertools.product(*_ranges(array))
     return frozenset(index for index in indices if chunk_key(array, index) not in keys)

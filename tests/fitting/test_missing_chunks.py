@@ -74,12 +74,11 @@ def test_missing_chunks_are_told_and_read_as_before(lossy):
     assert told[0].filename == __file__
     filled = fitted(lossy, missing_chunks="fill")
     assert result.popt.tobytes() == filled.popt.tobytes()
-    expected = fitted(with_zeros(), strategy="chunked")
+    expected = fitted(da.from_array(with_zeros(), chunks=ROWS))
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-5)
     assert result.blocks_omitted == ()
 
 
-@every_layout
 def test_missing_chunks_are_refused_before_the_first_pass(lossy, monkeypatch):
     passes = []
     with pytest.raises(ReadingError, match=r"y lacks 2 of 10 chunks in the store \(.*3, .*7 of "):
@@ -147,7 +146,8 @@ def test_masks_are_left_alone(choice, tmp_path):
     assert result.blocks_omitted == ()
 
 
-@pytest.mark.parametrize("kind", ["nan", "_FillValue", "fill_value", "xarray"])
+@pytest.mark.every(2)
+@pytest.mark.parametrize("kind", ["_FillValue", "nan", "xarray", "fill_value"])
 def test_a_fill_value_that_means_missing(kind, tmp_path):
     """Its rows leave the fit as missing rows anyway."""
     options, values = {"nan_policy": "omit"}, np.where(rows_of(3), np.nan, Y)
@@ -196,6 +196,26 @@ def test_blocks_that_read_a_missing_chunk_through_other_operations(lossy, tmp_pa
     assert reads.blocks == touched
 
 
+@pytest.mark.every(2)
+@pytest.mark.parametrize("which", [slice(250, 1650), slice(1650, 250, -3), [5, 700, 710]])
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_blocks_that_xarray_reads_from_a_part(which, chunks, tmp_path):
+    """Rows of the third and of the seventh chunk are left out, wherever they are."""
+    xr = pytest.importorskip("xarray")
+    ds = xr.Dataset({"y": ("t", Y), "x": ("t", X)}).chunk(t=ROWS)
+    ds.to_zarr(tmp_path / "ds.zarr", zarr_format=2)
+    (tmp_path / "ds.zarr" / "y" / "3").unlink()
+    zarr.open_group(tmp_path / "ds.zarr")["y"].attrs.pop("_FillValue", None)
+    part = xr.open_zarr(tmp_path / "ds.zarr", chunks=chunks).isel(t=which)
+    data = observe(part.x.data, part.y)
+    (found,) = ((k, s) for k, s in stored_operands(data).items() if s.names == ("y",))
+    reads = reads_of(make_stream(data), {found[0]: absent_chunks(found[1].array)})
+    rows = np.arange(Y.size)[which]
+    lost = bool(((rows >= 600) & (rows < 800)).any())
+    assert reads.chunks[found[0]] == ({(3,)} if lost else set())
+    assert bool(reads.blocks) is lost
+
+
 def test_a_chunk_that_all_blocks_need(tmp_path):
     """A coordinate that broadcasts, and a mean."""
     t = stored(tmp_path / "t.zarr", np.linspace(0, 1, 20), chunks=(10,))
@@ -206,9 +226,9 @@ def test_a_chunk_that_all_blocks_need(tmp_path):
 
 
 class Listing(WrapperStore):
-    """Counts what is asked of a store; may be unable to list."""
+    """Counts what is asked of a store; may be unable to list, or list less than there is."""
 
-    lists = True
+    lists, lists_nothing = True, False
 
     def __init__(self, store):
         super().__init__(store)
@@ -220,6 +240,7 @@ class Listing(WrapperStore):
 
     def list_prefix(self, prefix):
         self.asked.append("list")
+        prefix = "nothing" if self.lists_nothing else prefix
         return self._store.list_prefix(prefix)
 
     async def exists(self, key):
@@ -245,9 +266,10 @@ def test_a_store_is_listed_once_and_not_asked_for_each_chunk(listing):
     assert listing.asked == []
 
 
-def test_a_store_that_cannot_list(listing, caplog):
+@pytest.mark.parametrize("how", ["lists", "lists_nothing"])
+def test_a_store_that_cannot_list(how, listing, caplog):
     y = stored(None, store=listing)
-    listing.lists = False
+    setattr(listing, how, how != "lists")
     with caplog.at_level("INFO"):
         fitted(y)
     assert "the chunks of y could not be listed" in caplog.text
@@ -264,6 +286,7 @@ def test_a_fit_that_is_stopped_has_told_of_missing_chunks(lossy):
         fitted(lossy, callback=stopped)
 
 
+@pytest.mark.slow
 def test_the_other_calls_take_the_choice(lossy):
     result, _ = curve_fit(decay, X, lossy, [1, 1, 0], missing_chunks="omit", pilot=False)
     expected = fitted(lossy, missing_chunks="omit")

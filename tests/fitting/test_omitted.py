@@ -244,6 +244,7 @@ def test_a_resumed_fit_leaves_out_the_same_blocks(lost_in, after, tmp_path):
     assert finished.blocks_omitted == ((4,),)
 
 
+@pytest.mark.slow
 def test_models_are_compared_on_the_same_rows(tmp_path):
     """The line has ended before the block is lost that both fits then leave out."""
 
@@ -265,6 +266,7 @@ def test_models_are_compared_on_the_same_rows(tmp_path):
     np.testing.assert_allclose(both["decay"].popt, expected_without(4).popt, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_later_readings_of_a_result_leave_the_block_out(tmp_path):
     flaky = Flaky(tmp_path / "blocks", {4: 1})
     with pytest.warns(LOST):

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 from dask._task_spec import Alias, DataNode, GraphNode
 from dask.highlevelgraph import MaterializedLayer
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Group, Stream, without_collections
 from nlsq_dask.engines.dask.reading import zarr_reads
-from nlsq_dask.io.lazy_arrays import zarr_inside
+from nlsq_dask.io.lazy_arrays import stored_positions, zarr_below
 from nlsq_dask.io.libraries import is_dask
 from nlsq_dask.io.missing_chunks import ChunkIndex, stored_lengths
 from nlsq_dask.io.observations import Array, Observations
@@ -56,7 +57,7 @@ def stored_operands(data: Observations) -> dict[ArrayId, StoredOperand]:
     found: dict[ArrayId, StoredOperand] = {}
     for operand, name in zip(data.operands, data.layout.names, strict=True):
         for value in _literals(operand) if is_dask(operand) else ():
-            array = zarr_inside(value)
+            array = zarr_below(value)
             if array is None:
                 continue
             known = found.get(id_of(array))
@@ -139,10 +140,11 @@ def _affected(
     values = {node.key: node.value for node in nodes if isinstance(node, DataNode)}
     for node in nodes:
         found = False
-        for array, box in zarr_reads([node], values):
+        for value, box in zarr_reads([node], values, _reader):
+            array = zarr_below(value)
             own = absent.get(id_of(array))
-            if own is not None and box is not None and len(box) == array.ndim:
-                chunks = own & set(_chunks_in(array, box)) if own else set()
+            if own and box is not None and len(box) == len(value.shape):
+                chunks = own & set(_chunks_in(value, array, box))
                 reads.chunks[id_of(array)] |= chunks
                 found |= bool(chunks)
         if found or not affected.isdisjoint(node.dependencies):
@@ -150,13 +152,15 @@ def _affected(
     return affected
 
 
-def _chunks_in(array: Any, box: tuple[slice, ...]) -> Iterator[ChunkIndex]:
-    """The stored chunks that hold a part of an array."""
-    ranges = []
-    for part, n, chunk in zip(box, array.shape, stored_lengths(array), strict=True):
-        positions = range(*part.indices(n))
-        if not positions:
-            return
-        first, last = sorted((positions[0], positions[-1]))
-        ranges.append(range(first // chunk, last // chunk + 1))
-    yield from itertools.product(*ranges)
+def _reader(value: Any) -> Any | None:
+    """A value through which a Zarr array is read; None for any other."""
+    return None if zarr_below(value) is None else value
+
+
+def _chunks_in(value: Any, array: Any, box: tuple[slice, ...]) -> Iterator[ChunkIndex]:
+    """The stored chunks of an array that a part of a value reads which is made of it."""
+    positions = stored_positions(value, box)
+    if positions is None:
+        return
+    lengths = zip(positions, stored_lengths(array), strict=True)
+    yield from itertools.product(*(np.unique(p // chunk).tolist() for p, chunk in lengths))

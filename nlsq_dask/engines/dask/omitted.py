@@ -67,13 +67,14 @@ class Omissions:
 
     Attributes
     ----------
+    n_blocks : int
     lost : frozenset of tuple of int
         Blocks that were lost while they were read.
     """
 
     def __init__(self, before: frozenset[Index], n_blocks: int) -> None:
         self._before = before
-        self._n_blocks = n_blocks
+        self.n_blocks = n_blocks
         self.lost: frozenset[Index] = frozenset()
 
     @property
@@ -102,9 +103,9 @@ class Omissions:
             return
         first = lost[0].what
         self.lost = self.lost.union(block.index for block in lost)
-        if len(self.all) >= self._n_blocks:
-            raise _errors.no_block_read(first, self._n_blocks)
-        _errors.warn_caller(_errors.blocks_omitted([b.what for b in lost], self._n_blocks))
+        if len(self.all) >= self.n_blocks:
+            raise _errors.no_block_read(first, self.n_blocks)
+        _errors.warn_caller(_errors.blocks_omitted([b.what for b in lost], self.n_blocks))
 
 
 def answer_of_readable(

@@ -347,7 +347,9 @@ def stored_in(node: GraphNode, values: Mapping[Key, Any]) -> tuple[str, ...]:
 
 
 def zarr_reads(
-    found: Sequence[Any], values: Mapping[Key, Any]
+    found: Sequence[Any],
+    values: Mapping[Key, Any],
+    inside: Callable[[Any], Any] = zarr_inside,
 ) -> Iterator[tuple[Any, tuple[slice, ...] | None]]:
     """Zarr arrays among the arguments of nodes, each with the part of it that is read.
 
@@ -357,21 +359,23 @@ def zarr_reads(
         Nodes, and arguments of nodes.
     values : mapping
         Values that nodes refer to, by key.
+    inside : callable
+        What to take an argument for; None to look on.
     """
     for value, after in zip(found, [*found[1:], None], strict=False):
         known = _resolved(value, values)
-        if (array := zarr_inside(known)) is not None:
+        if (array := inside(known)) is not None:
             yield array, _box(_resolved(after, values))
         elif isinstance(known, Task) and getattr(known.func, "__name__", "") == FUSED:
             inner, _, names, *given = (_resolved(argument, values) for argument in known.args)
             own = dict(zip(names, given, strict=False))
-            yield from zarr_reads(list(inner.values()), {**values, **own})
+            yield from zarr_reads(list(inner.values()), {**values, **own}, inside)
         elif isinstance(known, Task):
-            yield from zarr_reads([*known.args, *known.kwargs.values()], values)
+            yield from zarr_reads([*known.args, *known.kwargs.values()], values, inside)
         elif isinstance(known, dict):
-            yield from zarr_reads(list(known.values()), values)
+            yield from zarr_reads(list(known.values()), values, inside)
         elif isinstance(known, list | tuple):
-            yield from zarr_reads(list(known), values)
+            yield from zarr_reads(list(known), values, inside)
 
 
 def _resolved(value: Any, values: Mapping[Key, Any]) -> Any:
