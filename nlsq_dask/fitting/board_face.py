@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine
     from nlsq_dask.results.result import FitResult
 
-# Seconds between two messages without a new point.
-INTERVAL = 1.0
+# Seconds between two messages. The points of quick passes are told together.
+INTERVAL = 0.5
 
 # Blocks of which the board is told to which group they belong.
 MOST_BLOCKS = 10_000
@@ -52,7 +52,8 @@ class BoardFace:
         self._job = job
         self._fit = fit
         self._model = model
-        self._sent = float("-inf")
+        self._sent: float | None = None
+        self._points: list[dict[str, Any]] = []
         names = list(job.spec.names)
         begun = {"title": job.spec.label, "names": names, "began": time.time(), **place}
         assert job.client is not None, "a fit on a cluster"
@@ -61,18 +62,17 @@ class BoardFace:
 
     def show(self, moment: Moment, now: float, event: Event) -> None:
         """Tell of a moment; see :class:`~nlsq_dask.fitting.faces.Face`."""
-        is_new = event == "point" and moment.model == self._model and moment.state is not None
-        if not is_new and now - self._sent < INTERVAL:
-            return
-        self._sent = now
-        told = _told(moment)
-        if is_new:
-            told["point"] = self._point(moment)
-        self._tell("moment", told, at_last=is_new)
+        if event == "point" and moment.model == self._model and moment.state is not None:
+            self._points.append(self._point(moment))
+        if self._sent is None:
+            self._sent = now
+        if now - self._sent >= INTERVAL:
+            self._sent = now
+            self._tell("moment", _told(moment), at_last=bool(self._points))
 
     def end(self, moment: Moment) -> None:
-        """Tell of the last moment; the outcome follows with the result."""
-        self._tell("moment", _told(moment), at_last=True)
+        """Tell of the last moment; the numbers of the result follow."""
+        self._tell("end", _told(moment) | {"outcome": moment.outcome})
 
     def leave(self) -> None:
         """Tell that the fit failed."""
@@ -87,9 +87,10 @@ class BoardFace:
             "params": result.popt.tolist(),
             "errors": np.sqrt(np.diag(result.pcov)).tolist(),
         }
-        outcome = ("converged: " if result.success else "did NOT converge: ") + result.message
-        told = {"outcome": outcome, "success": bool(result.success), "point": point, "wait": ""}
-        self._tell("end", told)
+        outcome = "converged" if result.success else "did NOT converge"
+        told = {"outcome": outcome, "message": result.message, "success": bool(result.success)}
+        self._points.append(point)
+        self._tell("end", told | {"wait": ""})
 
     def _point(self, moment: Moment) -> dict[str, Any]:
         state = moment.state
@@ -106,7 +107,9 @@ class BoardFace:
         from nlsq_dask.engines.dask.fit_board import tell  # an engine, loaded for use
 
         assert self._job.client is not None, "a fit on a cluster"
-        tell(self._job.client, {"fit": self._fit, "kind": kind, **message}, at_last=at_last)
+        message = {"fit": self._fit, "kind": kind, "new_points": self._points, **message}
+        self._points = []
+        tell(self._job.client, message, at_last=at_last)
 
 
 def board_faces(

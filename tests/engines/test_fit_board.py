@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import dask
@@ -38,7 +39,7 @@ def test_a_board_keeps_what_it_is_told():
     board = FitBoard()
     begin(board, "f", client="c", grid=[4], groups=[[0, 1], [2, 3]])
     moment = {"fit": "f", "kind": "moment", "phase": "pass", "seconds": 1.5, "number": 1}
-    board.take(moment | {"bytes_per_second": 1e6, "blocks": [1, 4], "point": POINT})
+    board.take(moment | {"bytes_per_second": 1e6, "blocks": [1, 4], "new_points": [POINT]})
     board.take({"fit": "f", "kind": "groups", "first": 0, "chi2_rows": [1.0, 2.0]})
     board.take({"fit": "f", "kind": "groups", "first": 1, "chi2_rows": [3.0]})
     board.take({"fit": "f", "kind": "end", "outcome": "converged", "success": True})
@@ -108,7 +109,7 @@ def test_the_board_has_the_numbers_of_the_result(client):
     result = lazy_fit(client, pilot=False)
     fit = list(board_of(client).fits.values())[-1]
     *points, last = fit.points
-    assert fit.outcome == f"converged: {result.message}"
+    assert (fit.outcome, fit.message) == ("converged", result.message)
     assert fit.names == result.names
     assert last.params == tuple(result.popt)
     assert last.cost == result.cost
@@ -132,6 +133,20 @@ def test_several_models_are_several_fits(client):
     assert [one.title, two.title] == ["one", "two"]
     assert two.points[-1].params == tuple(found["two"].popt)
     assert all(point.params for point in one.points)
+
+
+@pytest.mark.cluster
+def test_fits_of_several_clients_are_on_one_board(client):
+    from distributed import Client
+
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(lazy_fit, (client, other)))
+        board_of(client)
+        fits = list(board_of(other).fits.values())[-2:]
+    assert {fit.client for fit in fits} == {client.id, other.id}
+    assert {fit.points[-1].params for fit in fits} == {tuple(r.popt) for r in results}
+    assert all(fit.success for fit in fits)
 
 
 @pytest.mark.cluster

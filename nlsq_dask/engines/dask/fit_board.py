@@ -75,8 +75,10 @@ class BoardFit:
         Names of the parameters.
     began : float
         Time at which it began, in seconds since 1970.
-    phase, wait, outcome : str
-        Of the last moment; the outcome is empty while the fit runs.
+    phase, wait : str
+        Of the last moment.
+    outcome, message : str
+        How and why the fit ended; empty while it runs.
     success : bool or None
         None while the fit runs.
     seconds : float
@@ -104,6 +106,7 @@ class BoardFit:
     phase: str = ""
     wait: str = ""
     outcome: str = ""
+    message: str = ""
     success: bool | None = None
     seconds: float = 0.0
     moment: dict[str, Any] = field(default_factory=dict)
@@ -148,8 +151,7 @@ class FitBoard:
             first = known["first"]
             fit.chi2_rows |= {first + i: float(v) for i, v in enumerate(known["chi2_rows"])}
             return
-        if "point" in known:
-            fit.points.append(Point(**known.pop("point")))
+        fit.points += [Point(**point) for point in known.pop("new_points", ())]
         for name in list(known):
             if name in BoardFit.__dataclass_fields__:
                 setattr(fit, name, known.pop(name))
@@ -229,8 +231,8 @@ def tell(client: Client, message: Mapping[str, Any], *, at_last: bool = False) -
         For which a board was opened.
     message : mapping
         ``fit`` is the identifier of the fit. ``kind`` is "begin", "moment", "end", or "groups"
-        with ``first`` and ``chi2_rows``. A ``point`` is a new point. All else are fields of the
-        record, or parts of the moment.
+        with ``first`` and ``chi2_rows``. ``new_points`` are added to the points. All else are
+        fields of the record, or parts of the moment.
     at_last : bool
         Whether the message must not be dropped where the scheduler is slow.
     """

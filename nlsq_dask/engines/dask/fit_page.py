@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
+from html import escape
 from typing import Any
 
 from bokeh.layouts import column, gridplot, row
 from bokeh.models import (
     ColorBar,
     ColumnDataSource,
-    DataTable,
     Div,
     LinearColorMapper,
     NumeralTickFormatter,
-    TableColumn,
+    Select,
     Whisker,
 )
 from bokeh.plotting import figure
@@ -33,18 +34,22 @@ INTERVAL = 500
 # Parameters that are drawn.
 MOST_PARAMETERS = 12
 
-# Columns of the table of fits: name of the field, title, width in pixels.
+# Columns of the table of fits: name of the field, and title.
 COLUMNS = (
-    ("title", "Model", 160),
-    ("state", "State", 260),
-    ("number", "Pass", 50),
-    ("cost", "Cost", 110),
-    ("distance", "Distance [σ]", 90),
-    ("seconds", "Seconds", 70),
-    ("left", "Left [s]", 90),
-    ("rate", "MB/s", 70),
-    ("client", "Client", 200),
+    ("title", "Model"),
+    ("began", "Began"),
+    ("state", "State"),
+    ("number", "Pass"),
+    ("cost", "Cost"),
+    ("distance", "Distance [σ]"),
+    ("seconds", "Seconds"),
+    ("left", "Left [s]"),
+    ("rate", "MB/s"),
+    ("client", "Client"),
 )
+
+# Choice of the fit that is shown in detail, unless one is chosen.
+NEWEST = "the newest fit"
 
 Columns = dict[str, list[Any]]
 
@@ -72,13 +77,20 @@ def _document(board: FitBoard, _: Any, extra: dict[str, Any], document: Any) -> 
     document.template_variables.update(extra)
 
 
-def table_of(fits: Sequence[BoardFit]) -> Columns:
-    """The table of fits, the newest first."""
-    rows = [_row(fit) for fit in reversed(fits)]
-    return {name: [r[name] for r in rows] for name in ("fit", *(n for n, *_ in COLUMNS))}
+def table_of(fits: Sequence[BoardFit]) -> str:
+    """The table of fits in HTML, the newest first."""
+    head = "".join(f"<th>{title}</th>" for _, title in COLUMNS)
+    rows = (
+        "".join(f"<td>{escape(row_of(fit)[name])}</td>" for name, _ in COLUMNS)
+        for fit in reversed(fits)
+    )
+    body = "".join(f"<tr>{cells}</tr>" for cells in rows)
+    style = "<style>td, th {text-align: left; padding: 2px 12px 2px 0}</style>"
+    return f"{style}<table><tr>{head}</tr>{body}</table>"
 
 
-def _row(fit: BoardFit) -> dict[str, Any]:
+def row_of(fit: BoardFit) -> dict[str, str]:
+    """A line of the table of fits, by the names of the columns."""
     moment, last = fit.moment, fit.points[-1] if fit.points else None
     state = fit.outcome or " · ".join(filter(None, (_phase(fit), _blocks(fit), fit.wait)))
     low, high = moment.get("fit_left") or (None, None)
@@ -87,16 +99,16 @@ def _row(fit: BoardFit) -> dict[str, Any]:
     )
     rate = moment.get("bytes_per_second")
     return {
-        "fit": fit.fit,
         "title": fit.title,
+        "began": time.strftime("%H:%M:%S", time.localtime(fit.began)),
         "state": state,
-        "number": moment.get("number", 0),
+        "number": str(moment.get("number", 0)),
         "cost": f"{last.cost:.6g}" if last else "",
         "distance": f"{last.distance:.2g}" if last and math.isfinite(last.distance) else "",
         "seconds": f"{fit.seconds:.0f}",
         "left": left,
         "rate": f"{rate / 1e6:.3g}" if rate else "",
-        "client": fit.client,
+        "client": moment.get("host", fit.client),
     }
 
 
@@ -165,16 +177,18 @@ class Page:
     def __init__(self, board: FitBoard) -> None:
         self._board = board
         self._seen = -1
-        self._shown: str | None = None
+        self._names: list[str] = []
         self._parameters: list[ColumnDataSource] = []
-        self._fits = ColumnDataSource(table_of(()), name="fits")
+        self._table = Div(text="No fit has run on this cluster yet.", name="fits")
+        self._choice = Select(title="Show", options=[("", NEWEST)], value="", width=400)
         self._points = ColumnDataSource(points_of(BoardFit("")), name="points")
         self._rates = ColumnDataSource({"seconds": [], "rate": []}, name="rates")
         self._map = ColumnDataSource(map_of(BoardFit("")), name="map")
         self._histogram = ColumnDataSource({"left": [], "right": [], "count": []}, name="residuals")
-        self._title = Div(text="No fit has run on this cluster yet.", name="title")
+        self._title = Div(text="", name="title")
         self._below = column(name="parameters", sizing_mode="stretch_width")
-        self._fits.selected.on_change("indices", self._on_select)
+        self._choice.on_change("value", self._on_choice)
+        self._residuals = self._histogram_of_residuals()
         self.root = self._layout()
 
     def update(self) -> None:
@@ -183,27 +197,25 @@ class Page:
             return
         self._seen = self._board.version
         fits = list(self._board.fits.values())
-        self._fits.data = table_of(fits)
-        if fits:
-            self._show(self._chosen(fits))
+        if not fits:
+            return
+        self._table.text = table_of(fits)
+        choices = [(fit.fit, f"{fit.title}, {row_of(fit)['began']}") for fit in reversed(fits)]
+        self._choice.options = [("", NEWEST), *choices]
+        self._show(self._board.fits.get(self._choice.value, fits[-1]))
 
-    def _chosen(self, fits: Sequence[BoardFit]) -> BoardFit:
-        """The fit that is selected in the table, else the newest."""
-        selected, shown = self._fits.selected.indices, self._board.fits.get(self._shown or "")
-        return shown if selected and shown is not None else fits[-1]
-
-    def _on_select(self, _: str, __: Any, rows: list[int]) -> None:
-        if rows:
-            self._shown = self._fits.data["fit"][rows[0]]
-            self._seen = -1
-            self.update()
+    def _on_choice(self, attr: str, old: str, new: str) -> None:
+        del attr, old, new  # Bokeh wants these names
+        self._seen = -1
+        self.update()
 
     def _show(self, fit: BoardFit) -> None:
         """Show one fit in detail."""
-        if self._shown != fit.fit or len(self._parameters) != _n_drawn(fit):
-            self._shown = fit.fit
+        if self._names != list(fit.names):
+            self._names = list(fit.names)
             self._draw_parameters(fit)
-        self._title.text = f"<b>{_escaped(fit.title)}</b>: {_escaped(_row(fit)['state'])}"
+        told = ": ".join(filter(None, (row_of(fit)["state"], fit.message)))
+        self._title.text = f"<b>{escape(fit.title)}</b>: {escape(told)}"
         self._points.data = points_of(fit)
         self._rates.data = {
             "seconds": [s for s, _ in fit.rates],
@@ -211,6 +223,7 @@ class Page:
         }
         self._map.data = map_of(fit)
         edges = fit.histogram.get("edges", [])
+        self._residuals.visible = bool(edges)
         self._histogram.data = {
             "left": edges[:-1],
             "right": edges[1:],
@@ -237,15 +250,6 @@ class Page:
         self._below.children = [*grid, *note]
 
     def _layout(self) -> Any:
-        columns = [TableColumn(field=n, title=t, width=w) for n, t, w in COLUMNS]
-        table = DataTable(
-            source=self._fits,
-            columns=columns,
-            index_position=None,
-            height=200,
-            width=1150,
-            name="table",
-        )
         lines = [
             self._line("Cost", "pass", "number", "cost", self._points, y_axis_type="log"),
             self._line(
@@ -259,10 +263,11 @@ class Page:
             self._line("MB/s", "seconds", "seconds", "rate", self._rates),
         ]
         return column(
-            table,
+            self._table,
+            self._choice,
             self._title,
             row(*lines),
-            row(self._chi2_map(), self._residuals()),
+            row(self._chi2_map(), self._residuals),
             self._below,
             name="nlsq_dask",
             sizing_mode="stretch_width",
@@ -289,10 +294,12 @@ class Page:
             fill_color={"field": "chi2_row", "transform": mapper},
         )
         plot.add_layout(ColorBar(color_mapper=mapper), "right")
+        plot.yaxis.visible = False
+        plot.xgrid.visible = plot.ygrid.visible = False
         return plot
 
-    def _residuals(self) -> Any:
-        plot = _figure("Residuals, if they are told", "residual / σ")
+    def _histogram_of_residuals(self) -> Any:
+        plot = _figure("Residuals", "residual / σ", visible=False)
         plot.quad(
             left="left", right="right", top="count", bottom=0.0, source=self._histogram, alpha=0.6
         )
@@ -308,12 +315,9 @@ def _figure(title: str, label: str, **options: Any) -> Any:
     if label == "pass":
         plot.xaxis.formatter = NumeralTickFormatter(format="0")
         plot.xaxis.ticker.min_interval = 1.0
+        plot.xaxis.minor_tick_line_color = None
     return plot
 
 
 def _n_drawn(fit: BoardFit) -> int:
     return min(len(fit.names), MOST_PARAMETERS)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
