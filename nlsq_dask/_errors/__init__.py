@@ -11,6 +11,7 @@ from nlsq_dask._errors.files import *
 from nlsq_dask._errors.input_types import *
 from nlsq_dask._errors.kinds import *
 from nlsq_dask._errors.labelled import *
+from nlsq_dask._errors.lmfit import *
 from nlsq_dask._errors.models import *
 from nlsq_dask._errors.reading import *
 from nlsq_dask._errors.results import *

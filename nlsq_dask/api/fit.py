@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.api.lmfit_input import naming_lmfit, without_lmfit
 from nlsq_dask.core.checks import checked_progress, checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.faces import faces_of
@@ -97,7 +98,7 @@ def fit(
     model : callable
         ``model(x, a, b, ...)``, written with ``jax.numpy`` or NumPy functions. The parameters take
         their names from the signature. The model gets 1-D arrays of rows and returns a value for
-        each row.
+        each row. Models of lmfit are accepted, with their ``lmfit.Parameters`` as ``p0``.
     x : array_like or tuple of array_like
         Coordinates: an array of ``y``'s shape; an array (k, n), for k coordinates of ``y`` (n,); or
         a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
@@ -153,8 +154,8 @@ def fit(
         Values, by name, of parameters that are not fitted.
     ties : dict or array_like of shape (p, q), optional
         ``{"a2": "a1"}`` ties a2 to the value of a1. ``{"a2": {"a1": 2.0, "b": -1.0}}`` makes a2 a
-        linear combination of other parameters. A matrix gives all p parameters from q free values.
-        The value of a tied parameter in ``p0`` is ignored.
+        linear combination of other parameters; ``1: 0.5`` among them adds 0.5. A matrix gives all p
+        parameters from q free values. The value of a tied parameter in ``p0`` is ignored.
     method : {"trf", "lm", "dogbox"}
         The methods of ``scipy.optimize.least_squares``. "trf" (default): trust-region-reflective.
         "lm": Levenberg-Marquardt, without bounds and robust loss. "dogbox": dogleg in rectangular
@@ -368,14 +369,17 @@ def fit(
         callback=callback,
         verbose=verbose,
     )
+    call = without_lmfit(model, x, p0, inputs)
     shown = checked_progress(progress)
     start = time.perf_counter()
     with Progress(() if dry_run else faces_of(shown)) as watched:
-        job = prepare(model, x, y, p0, inputs, options)
+        with naming_lmfit(call.model):
+            job = prepare(call.model, call.x, y, call.p0, call.inputs, options)
         if dry_run:
             return plan_of(job, dry_run)
         result = run(job, reports, watched)
-    return _with_provenance(result, job, given, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return _with_provenance(result, job, given | {"model": call.model}, seconds)
 
 
 def _with_provenance(

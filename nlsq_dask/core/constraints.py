@@ -19,6 +19,9 @@ from nlsq_dask.core.bounds import normalize_p0
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import CostsAt, FoundT, RowQuestion, Search, SumsAt, relayed
 
+#: Key of the constant of a tie.
+CONSTANT = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
@@ -29,7 +32,7 @@ class Reduction:
     matrix : ndarray, shape (p, q), float64
         T.
     offset : ndarray, shape (p,), float64
-        Values of fixed parameters; 0 elsewhere.
+        Values of fixed parameters, and constants of ties; 0 elsewhere.
     names : tuple of str, length q
         Names of the free coordinates.
     leaders : tuple of int, length q, or None
@@ -126,7 +129,7 @@ def reduce_parameters(
         Values of fixed parameters by name.
     ties : dict, array_like of shape (p, q), or None
         ``{"a2": "a1"}`` for equal parameters, ``{"a2": {"a1": 2.0, "b": -1.0}}`` for a linear
-        combination, or the matrix T itself.
+        combination, to which ``1: 0.5`` adds a constant, or the matrix T itself.
 
     Raises
     ------
@@ -143,11 +146,14 @@ def reduce_parameters(
         raise _errors.nothing_free(names)
     matrix, offset = np.zeros((len(names), len(leaders))), np.zeros(len(names))
     matrix[list(leaders), range(len(leaders))] = 1.0
-    place = {name: i for i, name in enumerate(names)}
+    place: dict[str | int, int] = {name: i for i, name in enumerate(names)}
     for name, value in values.items():
         offset[place[name]] = value
     for name in _in_order(combinations):
         for other, factor in combinations[name].items():
+            if other == CONSTANT:
+                offset[place[name]] += factor
+                continue
             matrix[place[name]] += factor * matrix[place[other]]
             offset[place[name]] += factor * offset[place[other]]
     return Reduction(matrix, offset, tuple(names[i] for i in leaders), leaders)
@@ -251,18 +257,19 @@ def _fixed_values(names: Sequence[str], fixed: Mapping[str, float] | None) -> di
 
 def _combinations(
     names: Sequence[str], fixed: Mapping[str, float], ties: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """Ties in one form: for each tied parameter the factors of other parameters."""
+) -> dict[str, dict[str | int, float]]:
+    """Ties in one form: for each tied parameter the factors of other parameters, and a constant."""
     _check_names("ties", ties, names)
     both = [name for name in ties if name in fixed]
     if both:
         raise _errors.fixed_and_tied(both)
-    combinations: dict[str, dict[str, float]] = {}
+    combinations: dict[str, dict[str | int, float]] = {}
     for name, tie in ties.items():
         factors = {tie: 1.0} if isinstance(tie, str) else tie
         if not isinstance(factors, Mapping):
             raise _errors.tie_form(name, tie)
-        _check_names(f"ties[{name!r}]", factors, names)
+        others = {n: factor for n, factor in factors.items() if n != CONSTANT}
+        _check_names(f"ties[{name!r}]", others, names)
         try:
             combinations[name] = {other: float(factor) for other, factor in factors.items()}
         except (TypeError, ValueError):
@@ -272,7 +279,7 @@ def _combinations(
     return combinations
 
 
-def _in_order(combinations: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _in_order(combinations: Mapping[str, Mapping[str | int, float]]) -> list[str]:
     """Tied parameters, each after the parameters that it is tied to."""
     order: dict[str, None] = {}
 
@@ -280,7 +287,7 @@ def _in_order(combinations: Mapping[str, Mapping[str, float]]) -> list[str]:
         if name in path:
             raise _errors.ties_in_a_circle((*path[path.index(name) :], name))
         for other in combinations[name]:
-            if other in combinations and other not in order:
+            if isinstance(other, str) and other in combinations and other not in order:
                 visit(other, (*path, name))
         order[name] = None
 

@@ -15,6 +15,7 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.results import dataset, page, report, saving
 from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.results.lmfit_params import to_lmfit_params
 from nlsq_dask.results.pictures import Pictures
 from nlsq_dask.results.profile import Profile
 from nlsq_dask.results.record import Parameter, interval_quantile
@@ -330,6 +331,24 @@ class FitResult(Pictures):
             If xarray is not installed.
         """
         return dataset.to_dataset(self)
+
+    def to_lmfit_params(self) -> Any:
+        """The estimates as parameters of lmfit. Needs lmfit.
+
+        Returns
+        -------
+        lmfit.Parameters
+            With values, standard errors, bounds and correlations; fixed parameters do not vary.
+            Where the fit took lmfit.Parameters of a model of lmfit, they have their expressions,
+            also the derived ones, such as the width of a peak, with standard errors.
+
+        Raises
+        ------
+        MissingLibraryError
+            If lmfit is not installed.
+        """
+        made = None if self.fitted is None else self.fitted.provenance
+        return to_lmfit_params(self, getattr(made and made.model, "expressions", {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a JSON file, without model and data.

@@ -26,6 +26,7 @@ PAGES = [
     "docs/pictures.md",
     "docs/labelled_results.md",
     "docs/comparing.md",
+    "docs/lmfit.md",
     "docs/choose_a_workflow.md",
     "docs/planning.md",
     "docs/object_stores.md",
@@ -51,6 +52,8 @@ def assert_same_text(shown, printed):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs_and_prints_what_it_shows(page, tmp_path):
+    if page == "docs/lmfit.md":
+        pytest.importorskip("lmfit")
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     assert blocks
     script = tmp_path / "page.py"
