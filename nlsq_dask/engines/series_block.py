@@ -277,7 +277,7 @@ class SeriesBlock:
         reduction, width = self.problem.reduction, y.shape[1]
         lower = self._by_parameter("lower", self.problem.lower, part, width)
         upper = self._by_parameter("upper", self.problem.upper, part, width)
-        offset = self._by_parameter("fixed", reduction.offset, part, width)
+        offset = self._offsets(part, width)
         low, high, bad = free_bounds(reduction, offset, lower, upper)
         start = self._by_parameter("p0", self.problem.start, part, width)
         given = free_part(reduction, start, offset)
@@ -322,6 +322,12 @@ class SeriesBlock:
             own = tuple(c if c.shape[1] == 1 else c[:, part] for c in coords)
             found.append(lane_guess(self.problem.guess, own, y[:, part]))
         return np.concatenate(found, axis=1)
+
+    def _offsets(self, part: slice, width: int) -> FloatArray:
+        """Offsets (p, B L) of all parameters: fixed values, and what is tied to them."""
+        none = np.zeros_like(self.problem.reduction.offset)
+        maps = self._by_parameter("fixed", none, part, width)
+        return self.problem.reduction.offset[:, None] + along(self.problem.carried, maps)
 
     def _by_parameter(self, kind: str, numbers: FloatArray, part: slice, width: int) -> FloatArray:
         """Values (p, B L) of the parameters: numbers, or maps."""
