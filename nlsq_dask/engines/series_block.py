@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,20 @@ class SeriesBlock:
         problem = self.problem
         size = len(problem.reduction.names)
         width = min(problem.vector_bits, vector_bits())
-        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps, width)
+        model, eps = problem.model(self.n_rows), problem.eps
+        kernel = lane_kernel(model, problem.device, eps, width)
         finals = np.zeros((n_state_rows(size), self.n_series))
         constants = np.zeros((self.where.height, self.n_series))
         starts = np.zeros((size, self.n_series))
-        search = LaneSearch(kernel, self.shape, problem.stat_tol, problem.max_nfev, finals)
+        search = LaneSearch(
+            kernel,
+            partial(lane_kernel, replace(model, differenced=True), problem.device, eps, width),
+            self.shape,
+            problem.stat_tol,
+            problem.max_nfev,
+            finals,
+            size,
+        )
         search.run(self._batches(constants, starts))
         lanes = Lanes(
             constants[self.where.lower],  # type: ignore[arg-type]

@@ -375,3 +375,18 @@ def test_arguments_that_no_series_can_use_are_refused(change, message):
     arguments = {"x": T, "y": CUBE.y, "p0": START} | change
     with pytest.raises(ValueError, match=message):
         fit_each(decay, **arguments)
+
+
+def root(t, scale, offset):
+    return jnp.sqrt(scale * t) + offset
+
+
+def test_a_derivative_that_is_not_finite_is_a_difference():
+    # The slope of the root by its scale is 0/0 at t = 0, where the value is 0 for any scale.
+    y = np.sqrt([1.0, 3.0] * T[:, None]) + 0.1 * np.random.default_rng(4).normal(size=(ROWS, 2))
+    found = fit_each(root, T, y, [2.0, 0.0])
+    design = np.stack([np.sqrt(T), np.ones(ROWS)], axis=1)
+    slope, offset = np.linalg.lstsq(design, y)[0]
+    assert found.success.all()
+    errors = found.perr.array
+    assert np.abs((found.popt.array - [slope**2, offset]) / errors).max() < 1e-3
