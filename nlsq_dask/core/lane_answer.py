@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
 from nlsq_dask.core.lane_algebra import inverse_columns, lane_factor, triangle
-from nlsq_dask.core.lane_step import FLOOR, Lanes, LaneState, least_pivot, variance_of_rows
+from nlsq_dask.core.lane_step import (
+    FLOOR,
+    NO_SLOPE,
+    Lanes,
+    LaneState,
+    least_pivot,
+    variance_of_rows,
+)
 from nlsq_dask.core.normal_equations import FloatArray
 
 #: Residuals count as rounding up to this multiple of the rounding of the observations.
@@ -65,6 +72,7 @@ def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswe
     """
     params = np.asarray(state.params)
     status = np.asarray(state.status).astype(np.int64)
+    status[status == NO_SLOPE] = Status.START_NOT_FINITE
     with np.errstate(all="ignore"):
         inverse, is_singular = _inverse(state)
         lost = is_singular | _lost_in_rounding(state, lanes, inverse, start)

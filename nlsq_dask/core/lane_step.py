@@ -41,6 +41,9 @@ from nlsq_dask.core.lane_algebra import (
 #: Status of a lane whose search goes on; no :class:`~nlsq_dask.Status` has this number.
 RUNNING = 100
 
+#: Status of a lane whose derivatives are not finite at its start, where its values are.
+NO_SLOPE = 101
+
 #: First damping, relative to the diagonal of H.
 FIRST_DAMPING = 1e-2
 
@@ -112,7 +115,8 @@ class LaneState(NamedTuple):
     length, distance : array (L,)
         L at the best point, and L in standard deviations of a row.
     n_rejected, nfev, status : array (L,)
-        Rejections in a row, evaluations, and why the search ended, or RUNNING; whole numbers.
+        Rejections in a row, evaluations, and why the search ended, or RUNNING or NO_SLOPE; whole
+        numbers.
     """
 
     params: Sequence[Lane]
@@ -189,7 +193,7 @@ def next_state(
         nfev=state.nfev + 1.0,
     )
     there = _with_trial(xp, moved, lanes)
-    judged = _judged(xp, state, there, lanes, options, accepted, fresh)
+    judged = _judged(xp, state, there, lanes, options, accepted, fresh, sums.chi2)
     running = state.status == RUNNING
     return LaneState(*(_where(xp, running, a, b) for a, b in zip(judged, state, strict=True)))
 
@@ -304,6 +308,7 @@ def _judged(
     options: LaneOptions,
     accepted: Lane,
     fresh: Lane,
+    trial_chi2: Lane,
 ) -> LaneState:
     """The status and the distance of each lane."""
     size = len(state.params)
@@ -330,4 +335,5 @@ def _judged(
     status = xp.where(at_rounding, float(Status.ROUNDING), status)
     status = xp.where(distance < options.stat_tol, float(Status.STATISTICAL), status)
     status = xp.where(xp.isinf(state.chi2), float(Status.START_NOT_FINITE), status)
+    status = xp.where(fresh & ~accepted & xp.isfinite(trial_chi2), float(NO_SLOPE), status)
     return state._replace(status=status, distance=distance)

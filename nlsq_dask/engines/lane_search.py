@@ -8,16 +8,16 @@ evaluations as its slowest series.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.core.lane_step import RUNNING
+from nlsq_dask.core.lane_step import NO_SLOPE, RUNNING
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.kernels.lanes import LaneData, LaneKernel, TileShape
+from nlsq_dask.kernels.lanes import LaneData, LaneKernel, TileShape, fresh_states, state_rows
 
 # A tile is left when less than this part of its lanes run. A part of 0.1 to 0.2 is equally fast.
 LEFT = 0.15
@@ -59,19 +59,27 @@ class LaneSearch:
     Parameters
     ----------
     kernel : LaneKernel
+    differenced : callable
+        Makes the program with differences in place of derivatives that are not finite.
     shape : TileShape
     stat_tol : float
     max_nfev : int
     finals : ndarray, shape (s, n), float64
         Packed states of the series where their searches ended, to be filled.
+    size : int
+        Number of free parameters.
     """
 
     kernel: LaneKernel
+    differenced: Callable[[], LaneKernel]
     shape: TileShape
     stat_tol: float
     max_nfev: int
     finals: FloatArray
+    size: int
     _pool: list[Columns] = field(default_factory=list)
+    _without_slope: list[Columns] = field(default_factory=list)
+    _is_differenced: bool = False
     _shared: LaneData | None = None
 
     @property
@@ -87,6 +95,20 @@ class LaneSearch:
                 self._advance_pool(int(LEFT * self.shape.lanes))
         while self._pooled():
             self._advance_pool(0)
+        if self._without_slope:
+            self.kernel, self._pool, self._without_slope = self.differenced(), [self._again()], []
+            self._is_differenced = True
+            while self._pooled():
+                self._advance_pool(0)
+
+    def _again(self) -> Columns:
+        """Series to fit with differences, at their starts."""
+        columns = Columns.joined(self._without_slope)
+        states, *rest = columns.tables
+        running = np.ones(len(states), np.bool_)
+        start = states[:, state_rows(self.size)[0]]
+        fresh = fresh_states(start.T, running, np.zeros(len(states)))
+        return Columns(columns.number, (np.ascontiguousarray(fresh.T), *rest))
 
     def _pooled(self) -> int:
         return sum(len(part.number) for part in self._pool)
@@ -103,6 +125,9 @@ class LaneSearch:
         status = flat[-1]  # the last field of a state
         done = (number >= 0) & (status != RUNNING)
         self.finals[:, number[done]] = flat[:, done]
+        lost = np.flatnonzero((number >= 0) & (status == NO_SLOPE))
+        if lost.size and not self._is_differenced:
+            self._without_slope.append(self._columns(number, flat, data, lost))
         rest = np.flatnonzero((number >= 0) & ~done)
         if rest.size:
             self._pool.append(self._columns(number, flat, data, rest))

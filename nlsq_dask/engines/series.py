@@ -94,6 +94,8 @@ class SeriesProblem:
         Starting values that are numbers; NaN where there is none.
     lower, upper : ndarray, shape (p,), float64
         Bounds that are numbers.
+    carried : ndarray, shape (p, p), float64
+        What a fixed value that is a map adds to the offsets of all parameters.
     guess : Model or None
         Model that guesses starts.
     rule : MissingRule
@@ -119,6 +121,7 @@ class SeriesProblem:
     start: FloatArray
     lower: FloatArray
     upper: FloatArray
+    carried: FloatArray
     guess: Model | None
     rule: MissingRule
     absolute_sigma: bool

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,11 +113,20 @@ class SeriesBlock:
         problem = self.problem
         size = len(problem.reduction.names)
         width = min(problem.vector_bits, vector_bits())
-        kernel = lane_kernel(problem.model(self.n_rows), problem.device, problem.eps, width)
+        model, eps = problem.model(self.n_rows), problem.eps
+        kernel = lane_kernel(model, problem.device, eps, width)
         finals = np.zeros((n_state_rows(size), self.n_series))
         constants = np.zeros((self.where.height, self.n_series))
         starts = np.zeros((size, self.n_series))
-        search = LaneSearch(kernel, self.shape, problem.stat_tol, problem.max_nfev, finals)
+        search = LaneSearch(
+            kernel,
+            partial(lane_kernel, replace(model, differenced=True), problem.device, eps, width),
+            self.shape,
+            problem.stat_tol,
+            problem.max_nfev,
+            finals,
+            size,
+        )
         search.run(self._batches(constants, starts))
         lanes = Lanes(
             constants[self.where.lower],  # type: ignore[arg-type]
@@ -277,7 +287,7 @@ class SeriesBlock:
         reduction, width = self.problem.reduction, y.shape[1]
         lower = self._by_parameter("lower", self.problem.lower, part, width)
         upper = self._by_parameter("upper", self.problem.upper, part, width)
-        offset = self._by_parameter("fixed", reduction.offset, part, width)
+        offset = self._offsets(part, width)
         low, high, bad = free_bounds(reduction, offset, lower, upper)
         start = self._by_parameter("p0", self.problem.start, part, width)
         given = free_part(reduction, start, offset)
@@ -322,6 +332,12 @@ class SeriesBlock:
             own = tuple(c if c.shape[1] == 1 else c[:, part] for c in coords)
             found.append(lane_guess(self.problem.guess, own, y[:, part]))
         return np.concatenate(found, axis=1)
+
+    def _offsets(self, part: slice, width: int) -> FloatArray:
+        """Offsets (p, B L) of all parameters: fixed values, and what is tied to them."""
+        none = np.zeros_like(self.problem.reduction.offset)
+        maps = self._by_parameter("fixed", none, part, width)
+        return self.problem.reduction.offset[:, None] + along(self.problem.carried, maps)
 
     def _by_parameter(self, kind: str, numbers: FloatArray, part: slice, width: int) -> FloatArray:
         """Values (p, B L) of the parameters: numbers, or maps."""

@@ -304,6 +304,7 @@ def _problem(
         start=parameters.start,
         lower=parameters.lower,
         upper=parameters.upper,
+        carried=parameters.carried,
         guess=model if isinstance(model, Model) else None,
         rule=data.rule,
         absolute_sigma=bool(inputs.absolute_sigma),

@@ -40,6 +40,9 @@ class SeriesParameters:
         Starting values that are numbers; NaN for none.
     lower, upper : ndarray, shape (p,), float64
         Bounds that are numbers; infinite in the places of maps.
+    carried : ndarray, shape (p, p), float64
+        Column i is what a fixed value of parameter i adds to the offsets of all parameters, those
+        tied to it included.
     maps : dict of (str, int) to array
         Maps of "p0", "lower", "upper" and "fixed", by the parameter's number, with the axes of y.
     units : dict of str
@@ -51,6 +54,7 @@ class SeriesParameters:
     start: FloatArray
     lower: FloatArray
     upper: FloatArray
+    carried: FloatArray
     maps: Mapping[tuple[str, int], Array] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,7 +121,20 @@ def series_parameters(
         given = p0 if isinstance(p0, Mapping) else dict(zip(names, p0, strict=True))
         for name, value in given.items():
             numbers[place[name]] = np.nan if ("p0", place[name]) in reader.maps else float(value)
-    return SeriesParameters(names, reduction, numbers, lower, upper, reader.maps, units)
+    carried = _carried(reader, reduction, names, fixed, ties)
+    return SeriesParameters(names, reduction, numbers, lower, upper, carried, reader.maps, units)
+
+
+def _carried(
+    reader: _Reader, reduction: Reduction, names: Sequence[str], fixed: Any, ties: Any
+) -> FloatArray:
+    """What fixed values that are maps add to the offsets (p, p); a map stands as 0 in `fixed`."""
+    carried = np.eye(len(names))
+    for kind, i in reader.maps:
+        if kind == "fixed":
+            one = reduce_parameters(names, {**fixed, names[i]: 1.0}, ties)
+            carried[:, i] = one.offset - reduction.offset
+    return carried
 
 
 def _in_order(p0: Any) -> Any:

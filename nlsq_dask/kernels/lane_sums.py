@@ -17,7 +17,7 @@ whole series of a lane, and the derivatives of all rows are stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.constraints import Reduction
+from nlsq_dask.core.factor import EPS
 from nlsq_dask.core.lane_algebra import total
 from nlsq_dask.core.lane_step import LaneSums
 from nlsq_dask.core.normal_equations import FloatArray
@@ -76,6 +77,9 @@ class LaneModel:
     row_wise : bool
     n_rows : int
         Rows of a series, without padding.
+    differenced : bool
+        Whether differences replace derivatives that are not finite. They cost two more values for
+        each parameter, and are taken for those series alone that start at such a derivative.
     """
 
     spec: ModelSpec
@@ -83,6 +87,7 @@ class LaneModel:
     has_offset: tuple[bool, ...]
     row_wise: bool
     n_rows: int
+    differenced: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, reduction: Reduction, row_wise: bool, n_rows: int) -> LaneModel:
@@ -161,14 +166,35 @@ class LaneModel:
         Each derivative is by one parameter alone: the zeros of a vector of tangents would be
         multiplied, as zero times infinity is NaN.
         """
-        columns = []
+        columns, values = [], self.values(rows, free)
         for k in range(len(free)):
 
             def along(value: jax.Array, k: int = k) -> jax.Array:
                 return self.values(rows, [*free[:k], value, *free[k + 1 :]])
 
-            columns.append(jax.jvp(along, (free[k],), (jnp.ones_like(free[k]),))[1])
-        return [*columns, self.values(rows, free) - rows.y]
+            column = jax.jvp(along, (free[k],), (jnp.ones_like(free[k]),))[1]
+            columns.append(_mended(along, values, column, free[k]) if self.differenced else column)
+        return [*columns, values - rows.y]
+
+
+def _mended(
+    along: Callable[[jax.Array], jax.Array],
+    values: jax.Array,
+    column: jax.Array,
+    at: jax.Array,
+) -> jax.Array:
+    """A derivative, with differences in the rows where it is not finite and the value is.
+
+    As in :mod:`nlsq_dask.kernels.derivatives`, with steps of the size of the parameter.
+    """
+    step = EPS ** (1.0 / 3.0) * jnp.where(at == 0.0, 1.0, jnp.abs(at))
+    ends = at + step, at - step
+    above, below = along(ends[0]), along(ends[1])
+    forward, backward = (above - values) / (ends[0] - at), (below - values) / (ends[1] - at)
+    one_sided = jnp.where(jnp.isfinite(above), forward, backward)
+    both = jnp.isfinite(above) & jnp.isfinite(below)
+    difference = jnp.where(both, (above - below) / (ends[0] - ends[1]), one_sided)
+    return jnp.where(jnp.isfinite(values) & ~jnp.isfinite(column), difference, column)
 
 
 def _row(rows: LaneRows, at: jax.Array) -> LaneRows:

@@ -286,7 +286,7 @@ def lane_kernel(
     target = find_device(device)
     matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
     n_rows = None if model.row_wise else model.n_rows
-    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
+    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset, model.differenced)
     identity = (*key, n_rows, target, eps, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:

@@ -20,6 +20,7 @@ PAGES = [
     "README.md",
     "docs/tutorial.md",
     "docs/fitting.md",
+    "docs/fit_each.md",
     "docs/xarray.md",
     "docs/models.md",
     "docs/results.md",

@@ -1,0 +1,392 @@
+"""One fit for each series: against SciPy series by series, xarray's curvefit, and closed forms."""
+
+import warnings
+
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nlsq_dask import (
+    ConvergenceError,
+    ConvergenceWarning,
+    InputError,
+    Status,
+    fit_each,
+    models,
+)
+from nlsq_dask.fitting.series_parameters import series_parameters
+from nlsq_dask.io.series import SeriesAxes
+from tests.support.series import (
+    NAMES,
+    ROWS,
+    START,
+    T,
+    by_scipy,
+    cube,
+    decay,
+    decay_in_numpy,
+)
+
+CUBE = cube()
+FLAT = CUBE.y.reshape(ROWS, -1)
+LABELLED = xr.DataArray(
+    CUBE.y,
+    {"t": ("t", T, {"units": "s"}), "row": np.arange(5), "column": np.arange(7)},
+    ("t", "row", "column"),
+    "signal",
+)
+
+
+@pytest.fixture(scope="module")
+def maps():
+    return fit_each(decay, T, CUBE.y, START, covariance=True)
+
+
+def same(a, b, order=slice(None)):
+    """Whether all maps have the same bits, those of `a` in another order of the series."""
+    for name, array in a.fields.items():
+        leading = array.shape[: array.ndim - len(a.shape)]
+        expected, found = (f.reshape(*leading, -1) for f in (array, b.fields[name]))
+        np.testing.assert_array_equal(expected[..., order], found)
+    return True
+
+
+def test_each_series_has_the_answer_of_scipy(maps):
+    popt, perr = by_scipy(FLAT)
+    found, errors = maps.popt.array.reshape(3, -1), maps.perr.array.reshape(3, -1)
+    assert maps.success.all()
+    assert np.abs((found - popt) / perr).max() < 1e-3
+    np.testing.assert_allclose(errors, perr, rtol=1e-3)
+    np.testing.assert_array_equal(maps.n_points, (~np.isnan(CUBE.y)).sum(axis=0))
+    residuals = FLAT - decay_in_numpy(T[:, None], *popt)
+    np.testing.assert_allclose(maps.chi2.ravel(), np.nansum(residuals**2, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(maps.reduced_chi2, maps.chi2 / (maps.n_points - 3), rtol=1e-14)
+    assert (maps.distance_to_optimum_sigma < 1e-4).all()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_sigma_of_a_series_scales_chi2_and_errors_as_in_scipy(absolute):
+    sigma = np.linspace(0.03, 0.07, 35).reshape(5, 7)
+    found = fit_each(decay, T, CUBE.y, START, sigma=sigma, absolute_sigma=absolute)
+    popt, perr = by_scipy(FLAT, sigma.reshape(1, -1), absolute)
+    assert np.abs((found.popt.array.reshape(3, -1) - popt) / perr).max() < 1e-3
+    np.testing.assert_allclose(found.perr.array.reshape(3, -1), perr, rtol=1e-3)
+
+
+def test_sigma_along_the_rows_weighs_as_in_scipy():
+    sigma = np.linspace(0.02, 0.2, ROWS)
+    popt, perr = by_scipy(FLAT, sigma[:, None], True)
+    found = fit_each(decay, T, FLAT, START, sigma=sigma, absolute_sigma=True)
+    assert np.abs((found.popt.array - popt) / perr).max() < 1e-3
+    np.testing.assert_allclose(found.perr.array, perr, rtol=1e-3)
+    residuals = (FLAT - decay_in_numpy(T[:, None], *popt)) / sigma[:, None]
+    np.testing.assert_allclose(found.chi2, np.nansum(residuals**2, axis=0), rtol=1e-6)
+
+
+def test_binding_bounds_are_no_worse_than_scipys():
+    bounds = {"lifetime": (0.8, 1.5), "offset": (-0.1, None)}
+    found = fit_each(decay, T, FLAT, START, bounds=bounds)
+    popt, _ = by_scipy(FLAT, bounds=([-np.inf, 0.8, -0.1], [np.inf, 1.5, np.inf]))
+    theirs = np.nansum((FLAT - decay_in_numpy(T[:, None], *popt)) ** 2, axis=0)
+    assert found.success.all()
+    assert (found.chi2 <= theirs * (1 + 1e-9)).all()
+    on = (found["lifetime"] <= 0.8) | (found["lifetime"] >= 1.5)
+    np.testing.assert_array_equal(found.at_bound & 2 > 0, on)
+    assert on.any()
+
+
+def test_to_curvefit_gives_the_variables_of_xarray(maps):
+    labelled = fit_each(decay, LABELLED["t"], LABELLED, START, covariance=True)
+    theirs = LABELLED.curvefit("t", decay_in_numpy, p0=dict(zip(NAMES, START, strict=True)))
+    ours = labelled.to_curvefit()
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        assert ours[name].dims == theirs[name].dims
+        xr.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=1e-7)
+    assert same(maps, labelled)
+
+
+def test_bits_do_not_depend_on_the_order_of_the_series(maps):
+    order = np.random.default_rng(1).permutation(35)
+    assert same(maps, fit_each(decay, T, FLAT[:, order], START, covariance=True), order)
+    turned = fit_each(decay, T, np.moveaxis(CUBE.y, 0, -1), START, dim=-1, covariance=True)
+    assert same(maps, turned)
+
+
+@settings(max_examples=5)
+@given(*(st.integers(1, n) for n in (ROWS, 5, 7)))
+def test_bits_do_not_depend_on_the_chunks(maps, rows, height, width):
+    lazy = fit_each(
+        decay, T, da.from_array(CUBE.y, chunks=(rows, height, width)), START, covariance=True
+    )
+    assert lazy.lazy
+    assert isinstance(lazy["lifetime"], da.Array)
+    assert same(maps, lazy.compute(scheduler="synchronous"))
+
+
+def test_bits_do_not_depend_on_the_neighbours():
+    # More series than one call takes, some of them slow: these are gathered from all tiles.
+    slow = np.tile(FLAT, (1, 140))
+    slow[:, ::7] = np.random.default_rng(3).normal(size=(ROWS, slow[:, ::7].shape[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        together = fit_each(decay, T, slow, START)
+        apart = fit_each(decay, T, slow[:, 1900:1935], START)
+    assert slow.shape[1] > 4096
+    for name, array in together.fields.items():
+        np.testing.assert_array_equal(array[..., 1900:1935], apart.fields[name])
+
+
+def test_maps_of_p0_bounds_fixed_and_sigma_are_those_of_each_series():
+    low = np.linspace(0.1, 0.4, 5)[:, None]
+    p0 = {
+        "amplitude": CUBE.params[0],
+        "lifetime": da.from_array(CUBE.params[1], chunks=(2, 3)),
+        "offset": 0.0,
+    }
+    fixed = {"offset": np.linspace(-0.2, 0.2, 7)}
+    sigma = np.linspace(0.03, 0.07, 35).reshape(5, 7)
+    y = da.from_array(CUBE.y, chunks=(ROWS, 3, 4))
+    found = fit_each(
+        decay, T, y, p0, bounds={"lifetime": (low, 4.0)}, fixed=fixed, sigma=sigma
+    ).compute()
+    for i, j in ((0, 0), (2, 5), (4, 6)):
+        alone = fit_each(
+            decay,
+            T,
+            CUBE.y[:, i, j],
+            [CUBE.params[0, i, j], CUBE.params[1, i, j], 0.0],
+            bounds={"lifetime": (low[i, 0], 4.0)},
+            fixed={"offset": fixed["offset"][j]},
+            sigma=sigma[i, j],
+        )
+        for name in found.fields:
+            np.testing.assert_array_equal(found.fields[name][..., i, j], alone.fields[name])
+    np.testing.assert_array_equal(found["offset"][3], fixed["offset"])
+    assert (found.perr["offset"] == 0).all()
+
+
+def test_maps_with_labels_are_paired_by_their_names():
+    start = xr.DataArray(CUBE.params[1].T, dims=("column", "row"))
+    found = fit_each(decay, "t", LABELLED, {"amplitude": 1, "lifetime": start, "offset": 0})
+    plain = fit_each(decay, T, CUBE.y, {"amplitude": 1, "lifetime": CUBE.params[1], "offset": 0})
+    assert same(plain, found)
+    assert found["lifetime"].dims == ("row", "column")
+    assert list(found.status.coords) == ["row", "column"]
+    assert found["lifetime"].name == "lifetime"
+
+
+def test_a_fixed_map_reaches_the_parameters_tied_to_it():
+    axes = SeriesAxes((ROWS, 5, 7), (0,))
+    fixed = {"offset": CUBE.params[2], "lifetime": 2.0}
+    ties = {"amplitude": {"offset": -3.0, "lifetime": 0.5}}
+    with pytest.raises(InputError, match="nothing is left to fit"):
+        series_parameters(decay, START, None, fixed, ties, axes, CUBE.y)
+    del fixed["lifetime"]
+    found = series_parameters(decay, START, None, fixed, ties, axes, CUBE.y)
+    np.testing.assert_array_equal(found.carried[:, 2], [-3.0, 0.0, 1.0])
+    np.testing.assert_array_equal(found.reduction.matrix, [[0.5], [1.0], [0.0]])
+    np.testing.assert_array_equal(found.maps["fixed", 2], CUBE.params[2][None])
+
+
+def test_starts_without_p0_are_guessed_for_each_series():
+    model = models.ExponentialDecay() + models.Constant()
+    found = fit_each(model, T, CUBE.y)
+    popt, perr = by_scipy(FLAT, start=CUBE.params.reshape(3, -1))
+    assert np.abs((found.popt.array.reshape(3, -1) - popt) / perr).max() < 1e-3
+
+
+SERIES = {
+    "constant": (np.full(ROWS, 5.0), Status.UNDETERMINED),
+    "zero": (np.zeros(ROWS), Status.UNDETERMINED),
+    "straight": (T.copy(), Status.UNDETERMINED),
+    "noise-free": (2 * np.exp(-T / 1.3) + 0.5, Status.ROUNDING),
+    "missing": (np.full(ROWS, np.nan), Status.TOO_FEW_ROWS),
+    "two rows": (np.r_[1.0, 0.5, np.full(ROWS - 2, np.nan)], Status.TOO_FEW_ROWS),
+    "infinite": (np.r_[np.inf, FLAT[1:, 0]], Status.BAD_INPUT),
+    "tiny": (1e-150 * FLAT[:, 0], Status.STATISTICAL),
+    "good": (FLAT[:, 0], Status.STATISTICAL),
+}
+
+
+@pytest.fixture(scope="module")
+def adversaries():
+    y = np.stack([values for values, _ in SERIES.values()], axis=1)
+    with pytest.warns(ConvergenceWarning, match="6 of 9 .* answer: 3 converged") as seen:
+        found = fit_each(decay, T, y, START)
+    assert len(seen) == 1
+    return found
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_a_series_that_cannot_be_fitted_has_a_status_and_no_error_bar(adversaries, name):
+    k = list(SERIES).index(name)
+    status = SERIES[name][1]
+    assert Status(int(adversaries.status[k])) is status
+    errors = adversaries.perr.array[:, k]
+    assert np.isfinite(errors).all() == status.success
+    assert np.isnan(errors).all() == (not status.success)
+
+
+def test_counts_and_the_error_of_a_failed_map(adversaries):
+    counts = adversaries.counts()
+    assert counts[Status.UNDETERMINED] == 3
+    assert counts[Status.TOO_FEW_ROWS] == 2
+    with pytest.raises(ConvergenceError, match="3 do not determine all parameters"):
+        adversaries.raise_for_status()
+    assert "3 converged" in str(adversaries)
+
+
+def test_scale_of_a_series_changes_nothing_but_its_unit(adversaries):
+    tiny, good = list(SERIES).index("tiny"), list(SERIES).index("good")
+    scales = np.array([1.0, 2.0**60])
+    alike = fit_each(decay, T, FLAT[:, :1] * scales, [scales, 1, 0]).popt
+    np.testing.assert_allclose(alike["lifetime"][0], alike["lifetime"][1], rtol=1e-12)
+    np.testing.assert_allclose(
+        adversaries["lifetime"][tiny], adversaries["lifetime"][good], atol=1e-2
+    )
+
+
+def test_unusable_numbers_of_one_series_leave_the_others_alone(maps):
+    low, sigma = np.full((5, 7), 0.1), np.full((5, 7), 1.0)
+    low[1, 2], sigma[3, 4] = 9.0, -1.0
+    with pytest.warns(ConvergenceWarning, match="2 have infinite values or unusable"):
+        found = fit_each(decay, T, CUBE.y, START, bounds={"lifetime": (low, 5.0)}, sigma=sigma)
+    bad = found.status == Status.BAD_INPUT
+    assert bad.sum() == 2
+    assert bad[1, 2]
+    assert bad[3, 4]
+    assert np.abs(found["lifetime"] - maps["lifetime"])[~bad].max() < 1e-4
+
+
+def test_evaluations_that_run_out_keep_the_estimates_without_errors():
+    with pytest.warns(ConvergenceWarning, match="35 are out of evaluations"):
+        found = fit_each(decay, T, CUBE.y, START, max_nfev=2)
+    assert (found.status == Status.MAX_EVALUATIONS).all()
+    assert np.isfinite(found.popt.array).all()
+    assert np.isnan(found.perr.array).all()
+    assert (found.nfev == 2).all()
+
+
+def test_at_is_an_ordinary_result_with_the_answer_of_the_map(maps):
+    result = maps.at(2, -3)
+    assert result.status is Status(int(maps.status[2, 4]))
+    assert result.n_points == maps.n_points[2, 4]
+    errors = maps.perr.array[:, 2, 4]
+    assert np.abs((result.popt - maps.popt.array[:, 2, 4]) / errors).max() < 2e-4
+    np.testing.assert_allclose(result.pcov, maps.pcov[..., 2, 4], rtol=1e-3)
+    with pytest.raises(InputError, match="no series of the map"):
+        maps.at(2)
+
+
+def test_dataset_has_a_variable_for_each_parameter_and_named_flags():
+    lazy = fit_each(decay, LABELLED["t"], LABELLED.chunk(row=2), START)
+    dataset = lazy.to_dataset()
+    assert dataset["lifetime_stderr"].dims == ("row", "column")
+    assert dataset["lifetime"].chunks is not None
+    status = dataset["status"]
+    meanings = status.attrs["flag_meanings"].split()
+    named = dict(zip(status.attrs["flag_values"], meanings, strict=True))
+    assert status.dtype == np.int8
+    assert named[5] == "statistical"
+    assert dataset["at_bound"].attrs["flag_meanings"] == "amplitude lifetime offset"
+    assert "not computed yet" in str(lazy)
+
+
+def test_predictions_and_residuals_have_the_axes_of_y(maps):
+    values = decay_in_numpy(T[:, None, None], *maps.popt.array)
+    np.testing.assert_allclose(maps.predict(), values, rtol=1e-12)
+    np.testing.assert_allclose(maps.residuals(), CUBE.y - values, rtol=0, atol=1e-12)
+    lazy = fit_each(decay, LABELLED["t"], LABELLED.chunk(row=2, t=9), START)
+    assert lazy.residuals().dims == LABELLED.dims
+    np.testing.assert_array_equal(lazy.residuals().values, maps.residuals())
+    assert maps.predict(np.array([0.0, 1.0])).shape == (2, 5, 7)
+    np.testing.assert_array_equal(lazy.predict(T).compute(), maps.predict())
+
+
+def test_masks_and_fill_values_leave_rows_out(maps):
+    mask = np.isnan(CUBE.y)
+    filled = np.where(mask, -999.0, CUBE.y)
+    assert same(maps, fit_each(decay, T, filled, START, fill_value=-999.0, covariance=True))
+    assert same(maps, fit_each(decay, T, filled, START, mask=mask, covariance=True))
+    masked = np.ma.masked_array(filled, mask)
+    assert same(maps, fit_each(decay, T, masked, START, covariance=True))
+    with pytest.warns(ConvergenceWarning, match="have infinite values"):
+        refused = fit_each(decay, T, CUBE.y, START, nan_policy="raise")
+    np.testing.assert_array_equal(refused.status == Status.BAD_INPUT, mask.any(axis=0))
+
+
+def plane(x, height, slope_x, slope_y):
+    return height + slope_x * x[0] + slope_y * x[1]
+
+
+def test_two_fitted_dimensions_and_two_coordinates_meet_the_closed_form():
+    draw = np.random.default_rng(2)
+    rows, columns = np.arange(5.0), np.arange(8.0)
+    y = draw.normal(size=(3, 5, 8))
+    frames = xr.DataArray(y, {"row": rows, "column": columns}, ("frame", "row", "column"))
+    found = fit_each(plane, ("row", "column"), frames, dim=("row", "column"))
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    design = np.stack([np.ones(40), *(g.ravel() for g in grid)], axis=1)
+    expected = np.linalg.lstsq(design, y.reshape(3, -1).T)[0]
+    assert np.abs((found.popt.array - expected) / found.perr.array).max() < 1e-4
+    assert found["height"].dims == ("frame",)
+
+
+def smeared(t, amplitude, lifetime):
+    """A decay convolved with the response of an instrument: rows mix along the series."""
+    response = jnp.array([0.2, 0.5, 0.3])
+    return jnp.convolve(amplitude * jnp.exp(-t / lifetime), response)[: t.shape[0]]
+
+
+def test_a_model_that_mixes_the_rows_of_a_series_gets_whole_series():
+    t = np.linspace(0.0, 5.0, 41)
+    lifetimes = np.array([[0.7, 1.1, 1.9]])
+    y = np.array(
+        [np.convolve(2 * np.exp(-t / tau), [0.2, 0.5, 0.3])[:41] for tau in lifetimes.ravel()]
+    ).T.reshape(41, 1, 3)
+    found = fit_each(smeared, t, y, [1.0, 1.0])
+    np.testing.assert_allclose(found["lifetime"], lifetimes, rtol=1e-10)
+    np.testing.assert_allclose(found.predict(), y, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": "z"}, "dim='z' is no dimension of y"),
+        ({"dim": (0, 0)}, "name each dimension to fit along once"),
+        ({"x": T[:-1]}, "x has shape"),
+        ({"sigma": -1.0}, "sigma"),
+        ({"p0": {"amplitude": 1, "lifetime": np.ones((7, 5)), "offset": 0}}, "p0"),
+        ({"p0": [1.0, np.inf, 0.0]}, "NaN or infinite for lifetime"),
+        ({"p0": [1.0, 1.0]}, "2"),
+        ({"bounds": {"lifetime": (2.0, 1.0)}}, "lower bound"),
+        ({"bounds": {"lifetim": (2.0, 1.0)}}, "lifetim"),
+        ({"stat_tol": 0.0}, "stat_tol=0.0"),
+        ({"max_nfev": 0}, "max_nfev"),
+        ({"nan_policy": "drop"}, "nan_policy"),
+    ],
+)
+def test_arguments_that_no_series_can_use_are_refused(change, message):
+    arguments = {"x": T, "y": CUBE.y, "p0": START} | change
+    with pytest.raises(ValueError, match=message):
+        fit_each(decay, **arguments)
+
+
+def root(t, scale, offset):
+    return jnp.sqrt(scale * t) + offset
+
+
+def test_a_derivative_that_is_not_finite_is_a_difference():
+    # The slope of the root by its scale is 0/0 at t = 0, where the value is 0 for any scale.
+    y = np.sqrt([1.0, 3.0] * T[:, None]) + 0.1 * np.random.default_rng(4).normal(size=(ROWS, 2))
+    found = fit_each(root, T, y, [2.0, 0.0])
+    design = np.stack([np.sqrt(T), np.ones(ROWS)], axis=1)
+    slope, offset = np.linalg.lstsq(design, y)[0]
+    assert found.success.all()
+    errors = found.perr.array
+    assert np.abs((found.popt.array - [slope**2, offset]) / errors).max() < 1e-3
