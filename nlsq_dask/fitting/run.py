@@ -30,12 +30,19 @@ from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
+from nlsq_dask.fitting.ledger import Ledger
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
 from nlsq_dask.fitting.open_engine import engine_of
-from nlsq_dask.fitting.pilot import first_pass, run_pilot
+from nlsq_dask.fitting.pilot import Pilot, first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import ProgressLine
-from nlsq_dask.fitting.same_data import Look, check_digests, digests, same_in_all_passes
+from nlsq_dask.fitting.same_data import (
+    Look,
+    check_digests,
+    digests,
+    nothing_known,
+    same_in_all_passes,
+)
 from nlsq_dask.fitting.sample import LazySample, guessed_start
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
@@ -80,6 +87,12 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reports.checkpoint)
         saved = store.load() if store is not None and reports.resume else None
+        ledger = None
+        if store is not None:
+            ledger = Ledger(store.directory, job.description(), versions(), engine)
+            stack.enter_context(ledger)
+        if ledger is not None and reports.resume:
+            ledger.load(after_checkpoint=saved is not None)
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, preparation: Preparation) -> None:
@@ -88,6 +101,8 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             for record in records:
                 table.row(record)
             save_state(store, state, preparation, engine.n_passes, partial(digests, job, engine))
+            if ledger is not None:
+                ledger.forget()
             callback(state, records)
 
         if saved is not None:
@@ -97,9 +112,11 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         try:
             with naming_rows(job):
                 look = partial(bad_values, engine, job.data)
-                search = solve(job, sample, saved, observe_state, look)
+                search = solve(job, sample, saved, observe_state, look, ledger)
+                found = answered(search, engine.ask if ledger is None else ledger.ask)
                 before = 0 if saved is None else saved.n_passes
-                outcome = Outcome(*answered(search, engine.ask), engine.n_passes, before)
+                before += 0 if ledger is None else ledger.n_replayed
+                outcome = Outcome(*found, engine.n_passes, before)
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
     result = result_of(job, outcome, store)
@@ -239,17 +256,25 @@ def solve(
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
     look: Look,
+    ledger: Ledger | None = None,
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
-    search = in_free(_solve(job, sample, saved, observer), job.reduction)
+
+    def find() -> Pilot | None:
+        return run_pilot(job, sample())
+
+    pilot = find if ledger is None else partial(ledger.pilot, find, job.box)
+    search = in_free(_solve(job, pilot, saved, observer), job.reduction)
     before = None if saved is None or saved.of_0_1 else saved.state
     changing = job.data.lazy and not job.data.propagates
-    return same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
+    knows = nothing_known if ledger is None else ledger.knows
+    looked = looked_at(search, job.data)
+    return same_in_all_passes(looked, look if changing else None, before, knows)
 
 
 def _solve(
     job: Job,
-    sample: Callable[[], Observations],
+    find_pilot: Callable[[], Pilot | None],
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
 ) -> Search[tuple[Solution, Preparation]]:
@@ -262,7 +287,7 @@ def _solve(
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
         if saved.of_0_1:
             state = yield from reopened(state, job.box, options)
-    elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
+    elif job.pilot and (pilot := find_pilot()) is not None:
         point, known, pilot, record = yield from first_pass(job, pilot)
         preparation = Preparation(pilot.starts, record)
     elif job.plan.n_starts > 1:

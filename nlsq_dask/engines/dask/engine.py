@@ -25,6 +25,7 @@ from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
 from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
+from nlsq_dask.engines.ledger import NO_LEDGER, Ledger
 from nlsq_dask.io.chunks import largest_block, spread_blocks
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
@@ -127,6 +128,8 @@ class DaskEngine:
         Passes over all rows so far, kept or read.
     keeping : Keeping
         Which groups keep their rows. Kept rows are read once, and again only if a worker is lost.
+    ledger : Ledger
+        Keeps the answers of groups for a later process; by default nothing.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class DaskEngine:
         self.streaming = streaming or Streaming(make_stream(data))
         self.kernels = kernels
         self.n_passes = 0
+        self.ledger: Ledger = NO_LEDGER
         self._data = data
         self._progress = progress
         self._show = show
@@ -170,7 +174,8 @@ class DaskEngine:
         """Answer a question for all rows; see :class:`~nlsq_dask.engines.engine.Engine`."""
         self.n_passes += 1
         name = f"{question.task_name}-pass-{self.n_passes}"
-        answer: AnswerT = self._runner.run(name, answer_of_group, question)
+        ledger = self.ledger.of_pass(question, len(self.stream.groups))
+        answer: AnswerT = self._runner.run(name, answer_of_group, question, ledger=ledger)
         return answer
 
     def ask_few(self, question: BlockQuestion[AnswerT], count: int) -> AnswerT:
@@ -197,7 +202,9 @@ class DaskEngine:
         block_rows = largest_block(self.stream.chunks)
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
-        return DaskEngine(self._data, self.kernels, streaming, self._report_sample, self._show)
+        few = DaskEngine(self._data, self.kernels, streaming, self._report_sample, self._show)
+        few.ledger = self.ledger
+        return few
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:
