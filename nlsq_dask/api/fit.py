@@ -66,6 +66,7 @@ def fit(
     cache: bool | Literal["auto"] = "auto",
     collapse: bool | Literal["auto"] = "auto",
     retries: int = 3,
+    diagnostics: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -216,6 +217,10 @@ def fit(
         operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
         that a store that is away for a minute costs a minute. The answer has the same bits. The
         default is 3; 0 ends the fit at the first error.
+    diagnostics : bool
+        Whether the result keeps the sums of each chunk of streamed data, for its
+        ``block_diagnostics()``. A task then reads one chunk, up to 10,000 chunks, so that a pass
+        over small chunks takes longer. Rows are not collapsed by default. The default is False.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass. A text such as
         "s3://bucket/run_17" is a place in an object store, which fsspec opens with the credentials
@@ -308,6 +313,7 @@ def fit(
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),
+        diagnostics=diagnostics,
     )
     inputs = InputOptions(
         sigma=sigma,

@@ -85,6 +85,8 @@ class Job:
         Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
     retries : int
         Times that a failed reading of streamed data is tried again.
+    diagnostics : bool
+        Whether the sums of each block are kept.
     param_units : mapping of str to str
         Units of the parameters that have one, by name.
     """
@@ -107,6 +109,7 @@ class Job:
     cache: CacheChoice
     retries: int
     n_distinct: int = 0
+    diagnostics: bool = False
     param_units: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -158,6 +161,7 @@ class Job:
             "pilot": self.pilot,
             # None as in files that were written before rows could be collapsed.
             "collapse": self.n_distinct or None,
+            **({"diagnostics": True} if self.diagnostics else {}),
         } | ({"times": list(map(str, data.times))} if any(data.times) else {})
 
 
@@ -167,8 +171,14 @@ def versions() -> dict[str, str]:
     return {"nlsq_dask": own} | {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
 
 
-def stream_of(data: Observations, config: BlockConfig | None = None) -> Stream:
-    """Groups of blocks: of the chunks of lazy data, or cut from data in memory."""
+def stream_of(
+    data: Observations, config: BlockConfig | None = None, *, each: bool = False
+) -> Stream:
+    """Groups of blocks: of the chunks of lazy data, or cut from data in memory.
+
+    With `each`, each block is a group of its own.
+    """
     from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, make_stream  # loaded for use
 
-    return make_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)
+    rows = UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows
+    return make_stream(data, rows, each=each)

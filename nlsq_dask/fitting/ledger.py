@@ -25,6 +25,7 @@ from nlsq_dask.core.reflective import Box
 from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
+from nlsq_dask.fitting.block_sums import BlockSums, has_sums, too_large
 from nlsq_dask.fitting.checkpoint import check_problem
 from nlsq_dask.fitting.checkpoint_content import decode as decode_file
 from nlsq_dask.fitting.ledger_content import (
@@ -57,8 +58,8 @@ NAME = "ledger.json"
 SECONDS = 3.0
 TIMES_LONGER = 50.0
 
-# Largest text of the answers of one pass. More groups are not kept: 4,096 groups have so much with
-# 60 parameters.
+# Largest text of the answers of one pass, in characters. More groups are not written: 4,096 groups
+# have so much with 60 parameters.
 MOST_TEXT = 300_000_000
 
 # Errors after which a fit can go on: the store or the cluster was away, or the user interrupted it.
@@ -124,7 +125,7 @@ class _Pass:
     entry: _Entry
     known: Mapping[int, Any]
     expected: Mapping[int, Any]
-    wanted: bool = False
+    wanted: bool
 
     @property
     def due(self) -> bool:
@@ -152,8 +153,8 @@ class Ledger:
 
     Parameters
     ----------
-    directory : Folder
-        Directory of the checkpoints.
+    directory : Folder or None
+        Directory of the checkpoints; None writes nothing.
     problem : mapping
         Description of the fit in JSON values.
     versions : mapping
@@ -165,16 +166,19 @@ class Ledger:
     ----------
     n_replayed : int
         Passes that an earlier process made and whose answers were taken from the ledger.
+    blocks : BlockSums
+        The sums of the groups of the last passes.
     """
 
     def __init__(
         self,
-        directory: Folder,
+        directory: Folder | None,
         problem: Mapping[str, Any],
         versions: Mapping[str, str],
         engine: InMemoryEngine | DaskEngine | CollapsedEngine,
     ) -> None:
         self.n_replayed = 0
+        self.blocks = BlockSums()
         self._engine = engine
         rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
         if not isinstance(rows, InMemoryEngine):
@@ -187,13 +191,13 @@ class Ledger:
         self._pilot_left: Any = None
         self._entries: dict[str, _Entry] = {}
         self._may_exist = True
-        self._failed = False
+        self._failed = directory is None
         self._next = time.monotonic() + SECONDS
 
     @property
     def path(self) -> str:
         """Path of the file in messages."""
-        return self._directory.shown(NAME)
+        return NAME if self._directory is None else self._directory.shown(NAME)
 
     @property
     def due(self) -> bool:
@@ -219,6 +223,8 @@ class Ledger:
         CheckpointWarning
             If the file is damaged.
         """
+        if self._directory is None:
+            return
         try:
             if NAME not in self._directory.names():
                 return
@@ -275,6 +281,7 @@ class Ledger:
         else:
             self._replay(1)
         entry = self._entries.setdefault(key_of(question), _Entry(question, 0))
+        self.blocks.see(question, entry.answers, entry.n_groups)
         entry.whole = encode(question, answer)
         entry.answers, entry.texts = {}, {}
         self.write_if_due()
@@ -287,7 +294,7 @@ class Ledger:
 
     def of_pass(self, question: AnyQuestion[Any], n_groups: int) -> PassLedger:
         """Begin a pass, or go on with it; see :class:`nlsq_dask.engines.ledger.Ledger`."""
-        if not is_kept(question):
+        if not is_kept(question) or too_large(question, n_groups):
             return NO_PASS_LEDGER
         key = key_of(question)
         left = self._left.pop(key, None)
@@ -299,7 +306,8 @@ class Ledger:
         compared = {numbers[i] for i in spread_blocks([len(numbers)], few)} if numbers else set()
         known = {number: kept[number] for number in numbers if number not in compared}
         self._entries[key] = entry = _Entry(question, n_groups, dict(known))
-        return _Pass(self, entry, known, {number: kept[number] for number in compared})
+        expected = {number: kept[number] for number in compared}
+        return _Pass(self, entry, known, expected, has_sums(question))
 
     def _whole(self, question: RowQuestion[Any]) -> Any:
         """The answer of all groups, if an earlier process left it; else None."""
@@ -321,7 +329,7 @@ class Ledger:
         """Forget all answers: a checkpoint covers them."""
         self._left, self._entries = {}, {}
         self._pilot = self._pilot_left = None
-        if self._may_exist:
+        if self._may_exist and self._directory is not None:
             self._may_exist = False
             with suppress(OSError):  # an older ledger does no harm
                 self._directory.remove(NAME)
@@ -339,6 +347,8 @@ class Ledger:
         CheckpointWarning
             If it cannot be written, once.
         """
+        if self._directory is None:
+            return
         began = time.monotonic()
         self._may_exist = True
         content = self._content()

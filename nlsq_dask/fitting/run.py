@@ -26,6 +26,7 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.fitting.block_sums import BlockSums, diagnostics
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.first_look import looked_at
@@ -44,6 +45,7 @@ from nlsq_dask.fitting.same_data import (
     same_in_all_passes,
 )
 from nlsq_dask.fitting.sample import LazySample, guessed_start
+from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
@@ -88,8 +90,9 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         store = open_checkpoints(job, reports.checkpoint)
         saved = store.load() if store is not None and reports.resume else None
         ledger = None
-        if store is not None:
-            ledger = Ledger(store.directory, job.description(), versions(), engine)
+        if store is not None or job.diagnostics:
+            directory = None if store is None else store.directory
+            ledger = Ledger(directory, job.description(), versions(), engine)
             stack.enter_context(ledger)
         if ledger is not None and reports.resume:
             ledger.load(after_checkpoint=saved is not None)
@@ -102,6 +105,7 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
                 table.row(record)
             save_state(store, state, preparation, engine.n_passes, partial(digests, job, engine))
             if ledger is not None:
+                ledger.blocks.moved_to(job.reduction.expand(state.params))
                 ledger.forget()
             callback(state, records)
 
@@ -120,10 +124,22 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
     result = result_of(job, outcome, store)
+    if ledger is not None:
+        result = with_blocks(result, job, ledger.blocks)
     solution = outcome.solution
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
     return result
+
+
+def with_blocks(result: FitResult, job: Job, found: BlockSums) -> FitResult:
+    """The result with a table of the blocks, if their sums are known."""
+    sums = found.best or found.latest
+    if sums is None or not isinstance(job.strategy, Streamed) or job.n_distinct:
+        return result
+    held = (result.active_mask != 0).tolist()
+    groups = job.strategy.stream.groups
+    return replace(result, blocks=diagnostics(groups, sums, result.names, result.perr, held))
 
 
 def fitted_model(job: Job) -> FittedModel:

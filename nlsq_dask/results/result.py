@@ -16,6 +16,7 @@ from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Array
 from nlsq_dask.results import dataset, report, saving
+from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.labelled import bare, framed_like
 from nlsq_dask.results.plot import plot_fit
@@ -136,9 +137,12 @@ class FitResult(FitRecord):
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.
+    blocks : BlockDiagnostics or None
+        What :meth:`block_diagnostics` returns. Files do not contain it.
     """
 
     fitted: FittedModel | None = field(default=None, repr=False)
+    blocks: BlockDiagnostics | None = field(default=None, repr=False)
 
     def confidence_intervals(
         self, level: float = 0.95, method: Literal["symmetric", "profile"] = "symmetric"
@@ -341,6 +345,26 @@ class FitResult(FitRecord):
             As :meth:`confidence_band`.
         """
         return self._around("prediction_interval()", x, level, self._variance_of_a_row())
+
+    def block_diagnostics(self) -> BlockDiagnostics:
+        """A table of the blocks: rows, residuals, and how far each moves the estimates.
+
+        The sums are those of the last pass, so that nothing is read. With ``diagnostics=True`` in
+        :func:`nlsq_dask.fit` a block is a chunk, up to 10,000 chunks. With `checkpoint`, and for
+        more chunks, it is a group of neighbouring chunks.
+
+        Returns
+        -------
+        BlockDiagnostics
+
+        Raises
+        ------
+        InputError
+            If the fit has kept no sums of blocks.
+        """
+        if self.blocks is None:
+            raise _errors.no_block_diagnostics(self.strategy, self.n_distinct)
+        return self.blocks
 
     def robust_pcov(self) -> FloatArray:
         """Covariance of the estimates without the assumption of equal or known variances.
