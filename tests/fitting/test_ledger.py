@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -184,6 +187,50 @@ def test_a_search_over_starts_goes_on_where_it_was(tmp_path, monkeypatch):
     assert_same_result(result, whole)
     assert result.n_passes_before == passes
     assert reads.count == (result.n_passes - passes - 1) * BLOCKS + REST + SUMMED
+
+
+class Held(Reads):
+    """Holds the last block in its second pass, until a file says that it may end."""
+
+    def __call__(self, block, block_info=None):
+        block = super().__call__(block, block_info)
+        if block_info[0]["chunk-location"] == (LAST,) and self.holds:
+            while not (self.folder / "end").exists():
+                time.sleep(0.01)
+        return block
+
+    @property
+    def holds(self):
+        return self.log.read_bytes().count(LAST) > 1
+
+
+def interrupt(held, directory):
+    """Press Ctrl-C once the ledger has all other groups."""
+    while not held.holds or groups_in(directory) < LAST:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)])
+def test_ctrl_c_does_not_wait_for_tasks_and_keeps_what_is_done(where, tmp_path, request, at_once):
+    client = request.getfixturevalue("client") if where == "cluster" else None
+    directory, options = (
+        tmp_path / "checkpoints",
+        {"pilot": False, "cache": False, "client": client},
+    )
+    held = Held(tmp_path / "first")
+    presses = threading.Thread(target=interrupt, args=(held, directory))
+    presses.start()
+    with pytest.raises(KeyboardInterrupt):
+        fit(decay, X, held.y, p0=[1, 1, 0], checkpoint=directory, **options)
+    # The fit has ended, and its last block has not.
+    assert not (held.folder / "end").exists()
+    (held.folder / "end").touch()
+    presses.join()
+    reads = Reads(tmp_path / "second")
+    result = run(reads.y, directory, client)
+    assert_same_result(result, run(Reads(tmp_path / "whole").y, client=client))
+    assert reads.count == (result.n_passes - 2) * BLOCKS + REST + SUMMED
 
 
 def test_other_data_are_noticed(tmp_path):
