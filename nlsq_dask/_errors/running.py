@@ -135,6 +135,21 @@ def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
     )
 
 
+def ledger_damaged(path: object, cause: Exception) -> CheckpointWarning:
+    return CheckpointWarning(
+        f"ledger {path} is damaged ({shortened(str(cause))}): the pass that was interrupted begins "
+        "anew."
+    )
+
+
+def ledger_of_other_data(path: object, number: int, n_groups: int) -> DataChangedError:
+    return DataChangedError(
+        f"the data have changed: group {number} of {n_groups} has other sums than in the pass that "
+        f"was interrupted, of which {path} has the answers. {_SAME_DATA}; or begin anew, with "
+        "another checkpoint directory."
+    )
+
+
 def checkpoint_of_another_release(path: object, form: object) -> CheckpointWarning:
     """A checkpoint is in a format that is not known."""
     return CheckpointWarning(

@@ -77,6 +77,7 @@ def fit(
     retries: int = 3,
     on_error: Literal["raise", "omit"] = "raise",
     missing_chunks: Literal["warn", "raise", "omit", "fill"] = "warn",
+    diagnostics: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -242,6 +243,10 @@ def fit(
         rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks. "fill" takes
         them for data without a word. Masks are never checked. Unless rows are left out, neither are
         arrays whose fill value is NaN or means NaN by their attributes or `fill_value`.
+    diagnostics : bool
+        Whether the result keeps the sums of each chunk of streamed data, for its
+        ``block_diagnostics()``. A task then reads one chunk, up to 10,000 chunks, so that a pass
+        over small chunks takes longer. Rows are not collapsed by default. The default is False.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass. A text such as
         "s3://bucket/run_17" is a place in an object store: "s3://", "gs://", "az://", "abfs://" or
@@ -341,6 +346,7 @@ def fit(
         collapse=collapse,
         retries=checked_retries(retries),
         on_error=on_error,
+        diagnostics=diagnostics,
     )
     inputs = InputOptions(
         sigma=sigma,

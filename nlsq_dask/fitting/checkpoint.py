@@ -153,7 +153,7 @@ class CheckpointStore:
                 warnings.warn(warning, stacklevel=2)
                 continue
             of_0_1 = form == FORMAT_0_1
-            _check_problem(path, content.problem, self._problem_0_1 if of_0_1 else self._problem)
+            check_problem(path, content.problem, self._problem_0_1 if of_0_1 else self._problem)
             return _checkpoint(content, values, of_0_1)
         return None
 
@@ -226,7 +226,7 @@ def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Ch
     )
 
 
-def _check_problem(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_problem(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another fit."""
     differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
     if differing:

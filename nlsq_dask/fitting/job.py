@@ -96,6 +96,8 @@ class Job:
         Whether a block that cannot be read ends the fit, or is left out.
     missing_chunks : {"warn", "raise", "omit", "fill"}
         What happens to chunks of Zarr arrays that are not in the store.
+    diagnostics : bool
+        Whether the sums of each block are kept.
     param_units : mapping of str to str
         Units of the parameters that have one, by name.
     checkpoint_options : mapping or None
@@ -124,6 +126,7 @@ class Job:
     n_distinct: int = 0
     on_error: str = "raise"
     missing_chunks: str = "warn"
+    diagnostics: bool = False
     param_units: Mapping[str, str] = field(default_factory=dict)
     checkpoint_options: Mapping[str, Any] | None = field(default=None, repr=False)  # credentials
     vector_bits: int = XLA_VECTOR_BITS
@@ -179,6 +182,7 @@ class Job:
             "collapse": self.n_distinct or None,
             **({"times": list(map(str, data.times))} if any(data.times) else {}),
             **({"missing_chunks": "omit"} if self.missing_chunks == "omit" else {}),
+            **({"diagnostics": True} if self.diagnostics else {}),
         }
 
 
@@ -189,8 +193,14 @@ def versions(job: Job) -> dict[str, str]:
     return {"nlsq_dask": own} | libraries | {VECTOR_BITS: str(job.vector_bits)}
 
 
-def stream_of(data: Observations, config: BlockConfig | None = None) -> Stream:
-    """Groups of blocks: of the chunks of lazy data, or cut from data in memory."""
+def stream_of(
+    data: Observations, config: BlockConfig | None = None, *, each: bool = False
+) -> Stream:
+    """Groups of blocks: of the chunks of lazy data, or cut from data in memory.
+
+    With `each`, each block is a group of its own.
+    """
     from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, make_stream  # loaded for use
 
-    return make_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)
+    rows = UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows
+    return make_stream(data, rows, each=each)

@@ -104,6 +104,7 @@ class RunOptions:
     collapse: CollapseChoice = "auto"
     retries: int = 3
     on_error: str = "raise"
+    diagnostics: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +211,13 @@ def prepare_on(
         retries=options.retries,
         on_error=checked_choice("on_error", options.on_error, ON_ERROR),
         missing_chunks=checked_choice("missing_chunks", inputs.missing_chunks, MISSING_CHUNKS),
+        diagnostics=options.diagnostics,
         param_units=units,
         checkpoint_options=source.checkpoint_options,
         vector_bits=_bits_for(strategy, options.device),
     )
+    if options.diagnostics and options.collapse == "auto":
+        return job  # means of many blocks tell nothing of one
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
 
@@ -291,6 +295,8 @@ def _strategy(
         # Data in memory go to a cluster only if the caller names the cluster: on the active cluster
         # they would take the same memory once more.
         client, stream = options.client, stream_of(data, blocks)
+    if options.diagnostics:
+        stream = stream_of(data, None if data.lazy else blocks, each=True)
     return plan, Streamed(blocks, stream, client)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Self
@@ -26,21 +26,30 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.fitting.block_sums import BlockSums, diagnostics
 from nlsq_dask.fitting.board_face import board_faces
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore, recorded_vector_bits
 from nlsq_dask.fitting.expected import expected_of
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
+from nlsq_dask.fitting.ledger import Ledger
 from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
 from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same_rows
 from nlsq_dask.fitting.open_engine import engine_of
-from nlsq_dask.fitting.pilot import first_pass, run_pilot
+from nlsq_dask.fitting.pilot import Pilot, first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import Progress
-from nlsq_dask.fitting.same_data import Look, check_digests, digests, same_in_all_passes
+from nlsq_dask.fitting.same_data import (
+    Look,
+    check_digests,
+    digests,
+    nothing_known,
+    same_in_all_passes,
+)
 from nlsq_dask.fitting.sample import LazySample, guessed_start
+from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
@@ -88,6 +97,15 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reports.checkpoint)
         saved = store.load() if store is not None and reports.resume else None
+        ledger = None
+        if store is not None or job.diagnostics:
+            directory = None if store is None else store.directory
+            ledger = stack.enter_context(
+                Ledger(directory, job.description(), versions(job), engine)
+            )
+        if ledger is not None and reports.resume:
+            ledger.load(after_checkpoint=saved is not None)
+        running = _Running(job, engine, sample, store=store, saved=saved, ledger=ledger)
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, preparation: Preparation) -> None:
@@ -96,29 +114,15 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
             records = new_records.of(state)
             for record in records:
                 table.row(record)
-            of_data = partial(digests, job, engine)
-            omitted = blocks_omitted(engine)
-            save_state(store, state, preparation, engine.n_passes, of_data, omitted)
+            running.save(state, preparation)
             callback(state, records)
 
-        if saved is not None:
-            # A guess from means has read the rows once more.
-            engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
-            leave_out(engine, saved.omitted)
-            check_resumed(store, saved, job, engine)
-        try:
-            omitted = partial(blocks_omitted, engine)
-            with naming_rows(job, omitted):
-                look = partial(bad_values, engine, job.data)
-                search = solve(job, sample, saved, observe_state, look, omitted)
-                before = 0 if saved is None else saved.n_passes
-                ask = progress.asking(engine.ask, partial(next_pass, [engine]))
-                outcome = Outcome(*answered(search, ask), engine.n_passes, before)
-        except _errors.StartNotFiniteError as error:
-            raise start_problem(of_same_rows(job, omitted()), error) from None
+        outcome = running.outcome(observe_state, progress)
     solution = outcome.solution
     progress.end(_errors.fit_ended(1, int(solution.status.success)), outcome.n_passes)
-    result = result_of(of_same_rows(job, omitted()), outcome, store)
+    result = result_of(of_same_rows(job, blocks_omitted(engine)), outcome, store)
+    if ledger is not None:
+        result = with_blocks(result, job, ledger.blocks)
     for board in boards:
         board.result(result)
     costs = (solution.history[0].cost, solution.cost)
@@ -126,11 +130,65 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
     return result
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A fit that runs, and what is kept of it for a later process."""
+
+    job: Job
+    engine: InMemoryEngine | DaskEngine | CollapsedEngine
+    sample: LazySample
+    store: CheckpointStore | None = field(kw_only=True)
+    saved: Checkpoint | None = field(kw_only=True)
+    ledger: Ledger | None = field(kw_only=True)
+
+    def save(self, state: SolverState, preparation: Preparation) -> None:
+        """Write a checkpoint, and forget the answers that it covers."""
+        n_passes, omitted = self.engine.n_passes, blocks_omitted(self.engine)
+        of_data = partial(digests, self.job, self.engine)
+        save_state(self.store, state, preparation, n_passes, of_data, omitted)
+        if self.ledger is not None:
+            self.ledger.blocks.moved_to(self.job.reduction.expand(state.params))
+            self.ledger.forget()
+
+    def outcome(
+        self, observer: Callable[[SolverState, Preparation], None], progress: Progress
+    ) -> Outcome:
+        """Search from the checkpoint, or from the start."""
+        job, engine, saved, ledger = self.job, self.engine, self.saved, self.ledger
+        if saved is not None:
+            # A guess from means has read the rows once more.
+            engine.n_passes = saved.n_passes + (engine.n_passes if job.n_distinct else 0)
+            leave_out(engine, saved.omitted)
+            check_resumed(self.store, saved, job, engine)
+        look, omitted = partial(bad_values, engine, job.data), partial(blocks_omitted, engine)
+        asked = engine.ask if ledger is None else ledger.ask
+        try:
+            with naming_rows(job, omitted):
+                search = solve(job, self.sample, saved, observer, look, omitted, ledger)
+                ask = progress.asking(asked, partial(next_pass, [engine]))
+                found = answered(search, ask)
+        except _errors.StartNotFiniteError as error:
+            raise start_problem(of_same_rows(job, omitted()), error) from None
+        before = 0 if saved is None else saved.n_passes
+        before += 0 if ledger is None else ledger.n_replayed
+        return Outcome(*found, engine.n_passes, before)
+
+
 def next_pass(engines: Iterable[Engine]) -> int:
     """Number of the pass in which engines answer the next question; means need a single pass."""
     return max(
         e.n_passes or 1 if isinstance(e, CollapsedEngine) else e.n_passes + 1 for e in engines
     )
+
+
+def with_blocks(result: FitResult, job: Job, found: BlockSums) -> FitResult:
+    """The result with a table of the blocks, if their sums are known."""
+    sums = found.best or found.latest
+    if sums is None or not isinstance(job.strategy, Streamed) or job.n_distinct:
+        return result
+    held = (result.active_mask != 0).tolist()
+    groups = job.strategy.stream.groups
+    return replace(result, blocks=diagnostics(groups, sums, result.names, result.perr, held))
 
 
 def fitted_model(job: Job) -> FittedModel:
@@ -283,19 +341,27 @@ def solve(
     observer: Callable[[SolverState, Preparation], None],
     look: Look,
     omitted: Callable[[], Blocks],
+    ledger: Ledger | None = None,
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
-    search = in_free(_solve(job, sample, saved, observer), job.reduction)
+
+    def find() -> Pilot | None:
+        return run_pilot(job, sample())
+
+    pilot = find if ledger is None else partial(ledger.pilot, find, job.box)
+    search = in_free(_solve(job, pilot, saved, observer), job.reduction)
     known = None if saved is None or saved.of_0_1 else saved
     before = None if known is None else known.state
     changing = job.data.lazy and not job.data.propagates
-    search = same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
-    return without_lost_rows(search, omitted, None if known is None else known.omitted)
+    knows = nothing_known if ledger is None else ledger.knows
+    looked = looked_at(search, job.data)
+    same = same_in_all_passes(looked, look if changing else None, before, knows)
+    return without_lost_rows(same, omitted, None if known is None else known.omitted)
 
 
 def _solve(
     job: Job,
-    sample: Callable[[], Observations],
+    find_pilot: Callable[[], Pilot | None],
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
 ) -> Search[tuple[Solution, Preparation]]:
@@ -308,7 +374,7 @@ def _solve(
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
         if saved.of_0_1:
             state = yield from reopened(state, job.box, options)
-    elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
+    elif job.pilot and (pilot := find_pilot()) is not None:
         point, known, pilot, record = yield from first_pass(job, pilot)
         preparation = Preparation(pilot.starts, record)
     elif job.plan.n_starts > 1:

@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,7 @@ from nlsq_dask.engines.dask.task import Work, add_in_order, add_telling, packed,
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.dask.vectors import NarrowVectorsError, wide_workers
 from nlsq_dask.engines.dask.watch import LOOK_SECONDS, WAIT_OPTION, Watch, longest_wait
+from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -43,6 +44,10 @@ WORK = -1
 
 # Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
 FORGET_SECONDS = 0.5
+
+# Most seconds that a pass waits for the answers of groups that have ended. If a worker dies in the
+# meantime, its groups run again, and their answers are asked for later.
+GATHER_SECONDS = 5.0
 
 
 class ClusterRunner:
@@ -107,26 +112,29 @@ class ClusterRunner:
             for group in stream.groups
         ]
 
-    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    def run(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        ledger: PassLedger = NO_PASS_LEDGER,
+    ) -> Any:
         """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
         self._keys = set(self._lasting)
         only, named = self._wide_workers(anew=False), name
         for attempt in count(1):
             with suppress(NarrowVectorsError):
-                return self._run_on(only, named, function, args)
+                return self._run_on(only, _Submit(self, only, named, function, args), ledger)
             logger.info("pass %s begins again, on other workers", name)
             only, named = self._wide_workers(anew=True), f"{name}-elsewhere-{attempt}"
         raise AssertionError("count() never ends")
 
-    def _run_on(
-        self, only: Sequence[str], name: str, function: Callable[..., Any], args: Sequence[Any]
-    ) -> Any:
+    def _run_on(self, only: Sequence[str], submit: _Submit, ledger: PassLedger) -> Any:
         """Sum over all groups, on some workers only; on any if there are none in the list."""
         watch = Watch(self._client, self._ears, only)
-        submit = _Submit(self, only, name, function, args)
-        a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress)
+        a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress, ledger)
         try:
-            with self._span.of(name):
+            with self._span.of(submit.name):
                 return a_pass.answer()
         finally:
             a_pass.release()
@@ -174,9 +182,9 @@ class ClusterRunner:
             only=only,
         )
 
-    def submit_tree(self, name: str, groups: Sequence[Future[Any]]) -> list[Future[Any]]:
-        """Submit the tree that adds the answers of all groups."""
-        parts: dict[Key, Future[Any]] = {f.key: f for f in groups}
+    def submit_tree(self, name: str, groups: Sequence[Any]) -> list[Future[Any]]:
+        """Submit the tree that adds the answers of all groups: futures, or known answers."""
+        parts: dict[Key, Any] = dict(enumerate(groups))
         nodes = []
         tells = is_open(self._client)
         for node, keys in tree(list(parts), f"nlsq reduce-{name}-{self.fit}"):
@@ -187,6 +195,11 @@ class ClusterRunner:
             parts[node] = self._client.submit(add, added, key=node, pure=False)
             nodes.append(parts[node])
         return nodes
+
+    def values(self, futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
+        """Results of futures that have ended; without those that do not come soon."""
+        found: dict[int, Any] = self._client.sync(_soon, self._client, dict(futures))
+        return found
 
     def close(self, *, failed: bool = False) -> None:
         """Let the cluster forget the groups and their rows.
@@ -277,15 +290,34 @@ class _Submit:
     ) -> list[Future[Any]]:
         return self.runner.submit_groups(name, numbers, function, self.args, self.only)
 
-    def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
+    def tree(self, groups: Sequence[Any], attempt: int) -> list[Future[Any]]:
         name = f"{self.name}-again-{attempt}" if attempt else self.name
         return self.runner.submit_tree(name, groups)
+
+    def values(self, futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
+        return self.runner.values(futures)
 
 
 def _release(futures: Iterable[Future[Any]]) -> None:
     """Let the cluster forget futures now, whatever still refers to them."""
     for future in futures:
         future.release()
+
+
+async def _soon(client: Client, futures: dict[int, Future[Any]]) -> dict[int, Any]:
+    """Results of futures; none if the scheduler does not get one of them soon.
+
+    ``Client.gather`` would wait until a lost result is made again.
+    """
+    numbers = {future.key: number for number, future in futures.items()}
+    scheduler: Any = client.scheduler
+    try:
+        response = await asyncio.wait_for(scheduler.gather(keys=list(numbers)), GATHER_SECONDS)
+    except (TimeoutError, OSError):
+        return {}
+    if response["status"] != "OK":
+        return {}
+    return {numbers[key]: value for key, value in response["data"].items()}
 
 
 async def _forgotten(client: Client, fit: str, known: Sequence[Key]) -> None:

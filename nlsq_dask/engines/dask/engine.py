@@ -27,6 +27,7 @@ from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
 from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
+from nlsq_dask.engines.ledger import NO_LEDGER, NO_PASS_LEDGER, Ledger
 from nlsq_dask.io.chunks import largest_block, spread_blocks
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
@@ -145,6 +146,8 @@ class DaskEngine:
         Blocks that are left out.
     keeping : Keeping
         Which groups keep their rows. Kept rows are read once, and again only if a worker is lost.
+    ledger : Ledger
+        Keeps the answers of groups for a later process; by default nothing.
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class DaskEngine:
         self.omissions = omissions or Omissions(data.omitted, streaming.stream.n_blocks)
         self.kernels = kernels
         self.n_passes = 0
+        self.ledger: Ledger = NO_LEDGER
         self._data = data
         self._progress = progress
         self._show = show
@@ -226,8 +230,12 @@ class DaskEngine:
             self.omissions.add(found.lost)
             return found.answer
         ask: Callable[..., AnswerT] = answer_of_group if chosen is None else answer_of_first
-        given = [chosen] if chosen is not None else []
-        answer: AnswerT = self._runner.run(name, ask, question, *given, *([lost] if lost else []))
+        given: list[Any] = [chosen] if chosen is not None else []
+        ledger = NO_PASS_LEDGER
+        if chosen is None:
+            ledger = self.ledger.of_pass(question, len(self.stream.groups))
+        given += [lost] if lost else []
+        answer: AnswerT = self._runner.run(name, ask, question, *given, ledger=ledger)
         return answer
 
     def of_blocks(self, n_blocks: int) -> DaskEngine:
@@ -239,7 +247,9 @@ class DaskEngine:
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
         report, show = self._report_sample, self._show
-        return DaskEngine(self._data, self.kernels, streaming, report, show, self.omissions)
+        few = DaskEngine(self._data, self.kernels, streaming, report, show, self.omissions)
+        few.ledger = self.ledger
+        return few
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:

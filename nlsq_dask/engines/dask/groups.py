@@ -56,6 +56,10 @@ from nlsq_dask.io.stage import Shape
 UNCHUNKED_BLOCK_ROWS = 1 << 20
 
 
+# Most blocks that are a group, and so a task, each.
+MOST_SINGLE = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Operand:
     """One array of a block: a key of the graph, or a slice of a NumPy array."""
@@ -182,6 +186,8 @@ def make_stream(
     data: Observations,
     unchunked_rows: int = UNCHUNKED_BLOCK_ROWS,
     most_blocks: int | None = None,
+    *,
+    each: bool = False,
 ) -> Stream:
     """Cut the data of a fit into groups.
 
@@ -193,6 +199,8 @@ def make_stream(
         Rows of a block of data without chunks of their own.
     most_blocks : int, optional
         Take only so many blocks, spread over the grid; all blocks by default.
+    each : bool
+        Make a group of each block, if there are at most MOST_SINGLE.
     """
     chunks = common_chunks(data, unchunked_rows)
     pieced_arrays = pieced_arrays_of(data)
@@ -203,6 +211,8 @@ def make_stream(
         chosen = spread_blocks(list(map(len, chunks)), most_blocks)
         grouping = group_sample(chosen, chunks, pieced_arrays)
         blocks = [blocks[i] for i in chosen]
+    elif each and len(blocks) <= MOST_SINGLE:
+        grouping = group_sample(range(len(blocks)), chunks, pieced_arrays)
     one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal tuples are sent once
     layout = data.layout
     shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
