@@ -6,8 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 
-# Test files share two processes, or up to four where there are more cores; clusters stay in one.
-PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+# Two processes, or up to four where there are more cores. A file of tests runs in one process, so
+# that its kernels are compiled once.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 GALLERY := gaussian_beam hyperspectral_peak light_curve object_store packed_netcdf t2_relaxation xpcs
 

@@ -76,12 +76,11 @@ def empty_if_large(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are deselected, and pytest-xdist reads its mark
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the cases that only a thorough run has, and tell pytest-xdist what runs in one process.
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases that only a thorough run has.
 
-    Of a test with the mark ``every(n)``, all cases but each n-th are thorough. A file runs in one
-    process, and so do all tests that share the cluster.
+    Of a test with the mark ``every(n)``, all cases but each n-th are thorough.
     """
     cases: Counter[str] = Counter()
     for item in items:
@@ -91,15 +90,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if cases[test] % every.args[0]:
                 item.add_marker(pytest.mark.thorough)
             cases[test] += 1
-        if config.pluginmanager.hasplugin("xdist"):
-            together = item.get_closest_marker("cluster")
-            name = "cluster" if together else item.nodeid.split("::")[0]
-            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    """Two worker processes of one thread, started once for all tests that harm no worker."""
+    """Two worker processes of one thread, started once in a process for all tests that harm none."""
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as started:
