@@ -84,9 +84,33 @@ MUTATIONS = [
     ),
     Mutation(
         "of kept rows only the first stage is summed",
-        "return add_rows(question, kernels, self._rows)",
-        "return add_rows(question, kernels, self._rows[:1])",
+        "return add_rows(question, kernels, rows)",
+        "return add_rows(question, kernels, rows[:1])",
         ("test_cache.py",),
+    ),
+    Mutation(
+        "a search does not hear that rows were lost",
+        "lost = known is not None and now != known",
+        "lost = False",
+        ("test_omitted.py",),
+    ),
+    Mutation(
+        "rows of omitted blocks are not counted",
+        "return replace(made, n_left_out=group.n_left_out + group.n_rows - made.n_rows)",
+        "return made",
+        ("test_omitted.py",),
+    ),
+    Mutation(
+        "kept rows outlive their block",
+        "if self._rows is not None and self._blocks != indices:",
+        "if False:",
+        ("test_omitted.py",),
+    ),
+    Mutation(
+        "blocks behind a shared value do not read its missing chunks",
+        "affected = set(before)",
+        "affected = set()",
+        ("test_missing_chunks.py",),
     ),
     Mutation(
         "weights count by their roots",

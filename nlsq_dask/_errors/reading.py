@@ -213,7 +213,7 @@ def block_kills_workers(places: Sequence[PlaceInData], deaths: int) -> ClusterEr
         f"{deaths} workers died one after the other while they had {what}: look at the logs of "
         "the workers. Mostly their memory runs out, so that smaller chunks, fewer threads or "
         "workers with more memory help; or a library crashes on the block, so that it must be "
-        "written again or left out with a mask."
+        "written again or left out, with on_error='omit' or a mask."
     )
 
 
