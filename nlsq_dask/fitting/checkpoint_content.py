@@ -39,6 +39,8 @@ class Content:
     starts : tuple of Start
     pilot : PilotRecord or None
     digests : dict or None
+    groups : dict or None
+        Sums of each group, as JSON values. They are read where they are used.
     versions : dict
         Versions of the libraries that wrote the file.
     """
@@ -49,6 +51,7 @@ class Content:
     starts: tuple[Start, ...]
     pilot: PilotRecord | None
     digests: dict[str, str] | None = None
+    groups: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ With a cache, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +18,7 @@ from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
-from nlsq_dask.engines.dask.groups import Stream, make_stream
+from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
@@ -184,8 +184,11 @@ class DaskEngine:
         The blocks are read, also where their rows are kept.
         """
         groups = self.stream.groups
-        chosen = [groups[i] for i in spread_blocks([len(groups)], count)]
-        indices = frozenset(group.steps[0].index for group in chosen)
+        return self.ask_first(question, [groups[i] for i in spread_blocks([len(groups)], count)])
+
+    def ask_first(self, question: BlockQuestion[AnswerT], groups: Sequence[Group]) -> AnswerT:
+        """Answer a question for only the first block of each of some groups; this is no pass."""
+        indices = frozenset(group.steps[0].index for group in groups)
         name = f"{question.task_name}-after-{self.n_passes}"
         self._is_pass = False  # of which progress is shown
         try:
