@@ -169,6 +169,55 @@ def checkpoint_of_another_fit(
     )
 
 
+def append_without_checkpoint() -> InputError:
+    return InputError(
+        "append=True needs checkpoint=..., the directory of the fit of the rows before."
+    )
+
+
+def append_in_memory(strategy: str, n_distinct: int) -> InputError:
+    if n_distinct:
+        return InputError(
+            "append=True: the rows are collapsed to means, and a checkpoint does not have these: "
+            "pass collapse=False, in the first fit as well."
+        )
+    return InputError(
+        f"append=True is for streamed data, and strategy = {strategy!r}: pass arrays of Dask or "
+        "Zarr, or strategy='streaming'. Rows in memory are soon summed again."
+    )
+
+
+def append_to_unfinished(directory: object, *, ended: bool) -> InputError:
+    if ended:
+        return InputError(
+            f"append=True: the last checkpoint in {directory} has no sums of its chunks. Another "
+            "release wrote it, or the sums take too much memory: fit all rows, with another "
+            "checkpoint directory."
+        )
+    return InputError(
+        f"append=True: the fit in {directory} has not ended: finish it first, on the rows that it "
+        "had, with resume=True."
+    )
+
+
+def append_to_other_chunks(
+    directory: object, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]
+) -> InputError:
+    return InputError(
+        f"append=True: the chunks of the data are {shown(new)} and were {shown(old)} in the fit in "
+        f"{directory}. Rows can be appended along the first dimension, in chunks of the same "
+        "lengths: pass the arrays in such chunks, or fit all rows with another checkpoint "
+        "directory."
+    )
+
+
+def append_damaged(directory: object, cause: Exception) -> InputError:
+    return InputError(
+        f"append=True: the sums in the last checkpoint in {directory} are damaged "
+        f"({shortened(str(cause))}): fit all rows, with another checkpoint directory."
+    )
+
+
 _SAME_DATA = (
     "A fit needs the same data in every pass: wait until they are written, pass a copy, give "
     "random numbers upstream a seed for each block"

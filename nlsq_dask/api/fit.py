@@ -80,6 +80,7 @@ def fit(
     diagnostics: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    append: bool = False,
     client: Client | None = None,
     device: Literal["cpu", "gpu"] | None = None,
     progress: bool | None = None,
@@ -257,6 +258,12 @@ def fit(
         result has the same bits as that of an uninterrupted fit. Data that differ from those of the
         checkpoint are an error, as far as the first pass, or of a finished fit a few blocks, show
         it. False by default.
+    append : bool
+        Whether rows have been appended, along the first dimension, to the streamed data of the
+        finished fit in that directory. The sums of the old chunks at its answer are then taken from
+        its last checkpoint, and only new chunks are read for the sums of all rows there. The search
+        goes on from these. Without a checkpoint it is a fit of all rows, and with a checkpoint of
+        these rows it is as ``resume=True``. False by default.
     client : distributed.Client, optional
         Cluster for streaming. The default is the active client, or Dask's local scheduler.
     device : {"cpu", "gpu"}, optional
@@ -369,9 +376,12 @@ def fit(
     )
     if resume and checkpoint is None:
         raise _errors.resume_without_checkpoint()
+    if append and checkpoint is None:
+        raise _errors.append_without_checkpoint()
     reports = ReportOptions(
         checkpoint=checkpoint,
         resume=resume,
+        append=append,
         callback=callback,
         verbose=verbose,
     )

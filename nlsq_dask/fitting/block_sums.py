@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from nlsq_dask.core.influence import steps_without
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import Answers, Several, SumsAt
+from nlsq_dask.io.codec import to_json
 from nlsq_dask.results.blocks import BlockDiagnostics
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class BlockSums:
 
     latest: GroupSums | None = None
     best: GroupSums | None = field(default=None, init=False)
+    _of_y: tuple[NormalEquations, ...] = field(default=(), init=False)
 
     def see(self, question: Any, answers: Mapping[int, Any], n_groups: int) -> None:
         """Take note of the answers of the groups of a pass."""
@@ -61,11 +63,32 @@ class BlockSums:
         ordered = [answers[number] for number in range(n_groups)]
         found = tuple(a.parts[0] if isinstance(a, Answers) else a for a in ordered)
         self.latest = GroupSums(sums.params, sums.basis, found)
+        if sums.observe:
+            self._of_y = found
 
     def moved_to(self, params: FloatArray) -> None:
         """Take note of the best point, shape (p,)."""
         if self.latest is not None and np.array_equal(params, self.latest.params):
             self.best = self.latest
+
+    def to_append(self, n_blocks: Sequence[int]) -> dict[str, Any] | None:
+        """What a fit of more rows needs, as JSON values; None if it is not known.
+
+        Parameters
+        ----------
+        n_blocks : sequence of int
+            Blocks of each group.
+        """
+        best = self.best
+        if best is None or {len(best.answers), len(self._of_y)} != {len(n_blocks)}:
+            return None
+        answers = [
+            replace(a, moments=a.moments.with_y_of(y.moments), largest=y.largest, scores=None)
+            for a, y in zip(best.answers, self._of_y, strict=True)
+        ]
+        values = {"sizes": n_blocks, "params": best.params, "basis": best.basis}
+        found: dict[str, Any] = to_json(values | {"answers": answers})
+        return found
 
 
 def has_sums(question: Any) -> bool:

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nlsq_dask import _errors
@@ -54,6 +54,10 @@ class Checkpoint:
         Whether version 0.1 wrote the checkpoint, so that the state must be judged again.
     omitted : frozenset of tuple of int
         Blocks that the fit has left out, by their index in the chunk grid.
+    groups : dict or None
+        Of a finished fit of streamed data: the sums of each group, as JSON values.
+    problem : dict
+        Description of the fit, of a checkpoint that was read.
     """
 
     state: SolverState
@@ -63,6 +67,8 @@ class Checkpoint:
     digests: dict[str, str] | None = None
     of_0_1: bool = False
     omitted: frozenset[tuple[int, ...]] = frozenset()
+    groups: dict[str, Any] | None = None
+    problem: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -92,7 +98,7 @@ class CheckpointStore:
     ) -> None:
         not_a_path = _errors.checkpoint_not_a_path
         self.directory = open_folder(directory, "checkpoint", not_a_path, options)
-        self._problem = json.loads(dumps(problem))
+        self.problem: dict[str, Any] = json.loads(dumps(problem))
         self._problem_0_1 = json.loads(dumps(problem_0_1 or problem))
         self._versions = dict(versions)
         self._written: list[str] = []
@@ -115,8 +121,13 @@ class CheckpointStore:
                 self._failed = True
                 warnings.warn(_errors.checkpoint_not_written(self.directory, error), stacklevel=2)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, *, may_differ: Collection[str] = ()) -> Checkpoint | None:
         """Read the newest checkpoint that is whole.
+
+        Parameters
+        ----------
+        may_differ : collection of str
+            Parts of the problem's description that may be others.
 
         Returns
         -------
@@ -153,7 +164,8 @@ class CheckpointStore:
                 warnings.warn(warning, stacklevel=2)
                 continue
             of_0_1 = form == FORMAT_0_1
-            check_problem(path, content.problem, self._problem_0_1 if of_0_1 else self._problem)
+            now = self._problem_0_1 if of_0_1 else self.problem
+            check_problem(path, content.problem, now, may_differ)
             return _checkpoint(content, values, of_0_1)
         return None
 
@@ -179,13 +191,14 @@ class CheckpointStore:
         content = dumps(
             {
                 "format": FORMAT,
-                "problem": self._problem,
+                "problem": self.problem,
                 "versions": self._versions,
                 "n_passes": checkpoint.n_passes,
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
                 "digests": checkpoint.digests,
                 **({"omitted": sorted(checkpoint.omitted)} if checkpoint.omitted else {}),
+                "groups": checkpoint.groups,
                 "state": to_json(checkpoint.state),
             }
         )
@@ -223,12 +236,26 @@ def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Ch
         content.digests,
         of_0_1,
         frozenset(content.omitted),
+        content.groups,
+        content.problem,
     )
 
 
-def check_problem(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another fit."""
-    differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+def check_problem(
+    path: str,
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_differ: Collection[str] = (),
+) -> None:
+    """Refuse a checkpoint of another fit.
+
+    Raises
+    ------
+    InputError
+        If the descriptions differ in more than `may_differ`.
+    """
+    names = sorted({*saved, *now} - {*may_differ})
+    differing = [name for name in names if saved.get(name) != now.get(name)]
     if differing:
         first = differing[0]
         raise _errors.checkpoint_of_another_fit(path, differing, saved.get(first), now.get(first))

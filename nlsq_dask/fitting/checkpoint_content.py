@@ -41,6 +41,8 @@ class Content:
     digests : dict or None
     omitted : tuple of tuple of int
         Blocks that the fit has left out.
+    groups : dict or None
+        Sums of each group, as JSON values. They are read where they are used.
     versions : dict
         Versions of the libraries that wrote the file.
     """
@@ -52,6 +54,7 @@ class Content:
     pilot: PilotRecord | None
     digests: dict[str, str] | None = None
     omitted: tuple[tuple[int, ...], ...] = ()
+    groups: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
@@ -155,6 +155,9 @@ class Job:
         spec = self.spec.untraced() if of_0_1 else self.spec
         chunks = self.strategy.stream.chunks if isinstance(self.strategy, Streamed) else None
         blocks = None if isinstance(self.strategy, Standard) else self.strategy.blocks
+        groups = {}
+        if isinstance(self.strategy, Streamed) and self.strategy.recut:
+            groups["groups"] = self.strategy.sizes
         return {
             "model": replace(spec, loss=LINEAR).key,
             "parameters": list(self.spec.names),
@@ -183,6 +186,7 @@ class Job:
             **({"times": list(map(str, data.times))} if any(data.times) else {}),
             **({"missing_chunks": "omit"} if self.missing_chunks == "omit" else {}),
             **({"diagnostics": True} if self.diagnostics else {}),
+            **groups,
         }
 
 
@@ -194,13 +198,18 @@ def versions(job: Job) -> dict[str, str]:
 
 
 def stream_of(
-    data: Observations, config: BlockConfig | None = None, *, each: bool = False
+    data: Observations,
+    config: BlockConfig | None = None,
+    *,
+    each: bool = False,
+    first: Sequence[int] | None = None,
 ) -> Stream:
     """Groups of blocks: of the chunks of lazy data, or cut from data in memory.
 
-    With `each`, each block is a group of its own.
+    With `each`, each block is a group of its own. `first` has the numbers of blocks of the first
+    groups.
     """
     from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, make_stream  # loaded for use
 
     rows = UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows
-    return make_stream(data, rows, each=each)
+    return make_stream(data, rows, each=each, first=first)

@@ -26,6 +26,7 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.fitting.append import Appended, appended
 from nlsq_dask.fitting.block_sums import BlockSums, diagnostics
 from nlsq_dask.fitting.board_face import board_faces
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
@@ -44,6 +45,7 @@ from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.same_data import (
     Look,
     check_digests,
+    check_old_digests,
     digests,
     nothing_known,
     same_in_all_passes,
@@ -74,6 +76,7 @@ class ReportOptions:
 
     checkpoint: str | os.PathLike[str] | None
     resume: bool
+    append: bool
     callback: Callable[..., Any] | None
     verbose: int
 
@@ -83,8 +86,12 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
     job = with_chunks_checked(job)
     table = IterationTable(reports.verbose)
     callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
-    if reports.resume and reports.checkpoint is not None:
+    before: Appended | None = None
+    if (reports.resume or reports.append) and reports.checkpoint is not None:
         job = with_vectors_of(job, reports.checkpoint)
+    if reports.append and reports.checkpoint is not None:
+        job, before = appended(job, reports.checkpoint)
+    resume = (reports.resume or reports.append) and before is None
     with ExitStack() as stack:
         watch = stack.enter_context(ChunkWatch(job))
         engine = engine_of(job, progress.blocks, show=progress.note)
@@ -96,16 +103,13 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reports.checkpoint)
-        saved = store.load() if store is not None and reports.resume else None
-        ledger = None
-        if store is not None or job.diagnostics:
-            directory = None if store is None else store.directory
-            ledger = stack.enter_context(
-                Ledger(directory, job.description(), versions(job), engine)
-            )
-        if ledger is not None and reports.resume:
-            ledger.load(after_checkpoint=saved is not None)
-        running = _Running(job, engine, sample, store=store, saved=saved, ledger=ledger)
+        saved = store.load() if store is not None and resume else None
+        ledger = stack.enter_context(open_ledger(job, store, engine))
+        if resume or before is not None:
+            ledger.load(after_checkpoint=saved is not None or before is not None)
+        if before is not None:
+            begin_appended(before, ledger, engine)
+        running = _Running(job, engine, store=store, saved=saved, ledger=ledger)
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, preparation: Preparation) -> None:
@@ -117,12 +121,11 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
             running.save(state, preparation)
             callback(state, records)
 
-        outcome = running.outcome(observe_state, progress)
+        outcome = running.outcome(sample, before, observe_state, progress)
     solution = outcome.solution
     progress.end(_errors.fit_ended(1, int(solution.status.success)), outcome.n_passes)
     result = result_of(of_same_rows(job, blocks_omitted(engine)), outcome, store)
-    if ledger is not None:
-        result = with_blocks(result, job, ledger.blocks)
+    result = with_blocks(result, job, ledger.blocks)
     for board in boards:
         board.result(result)
     costs = (solution.history[0].cost, solution.cost)
@@ -136,24 +139,33 @@ class _Running:
 
     job: Job
     engine: InMemoryEngine | DaskEngine | CollapsedEngine
-    sample: LazySample
     store: CheckpointStore | None = field(kw_only=True)
     saved: Checkpoint | None = field(kw_only=True)
-    ledger: Ledger | None = field(kw_only=True)
+    ledger: Ledger = field(kw_only=True)
 
     def save(self, state: SolverState, preparation: Preparation) -> None:
         """Write a checkpoint, and forget the answers that it covers."""
-        n_passes, omitted = self.engine.n_passes, blocks_omitted(self.engine)
-        of_data = partial(digests, self.job, self.engine)
-        save_state(self.store, state, preparation, n_passes, of_data, omitted)
-        if self.ledger is not None:
-            self.ledger.blocks.moved_to(self.job.reduction.expand(state.params))
-            self.ledger.forget()
+        job, engine, ledger = self.job, self.engine, self.ledger
+        ledger.blocks.moved_to(job.reduction.expand(state.params))
+        save_state(
+            self.store,
+            state,
+            preparation,
+            engine.n_passes,
+            digests=partial(digests, job, engine),
+            omitted=blocks_omitted(engine),
+            groups=partial(sums_to_append, job, ledger),
+        )
+        ledger.forget()
 
     def outcome(
-        self, observer: Callable[[SolverState, Preparation], None], progress: Progress
+        self,
+        sample: LazySample,
+        before: Appended | None,
+        observer: Callable[[SolverState, Preparation], None],
+        progress: Progress,
     ) -> Outcome:
-        """Search from the checkpoint, or from the start."""
+        """Search from the checkpoint, the answer before rows were appended, or the start."""
         job, engine, saved, ledger = self.job, self.engine, self.saved, self.ledger
         if saved is not None:
             # A guess from means has read the rows once more.
@@ -161,17 +173,17 @@ class _Running:
             leave_out(engine, saved.omitted)
             check_resumed(self.store, saved, job, engine)
         look, omitted = partial(bad_values, engine, job.data), partial(blocks_omitted, engine)
-        asked = engine.ask if ledger is None else ledger.ask
         try:
             with naming_rows(job, omitted):
-                search = solve(job, self.sample, saved, observer, look, omitted, ledger)
-                ask = progress.asking(asked, partial(next_pass, [engine]))
+                search = solve(
+                    job, sample, saved, observer, look, omitted, ledger=ledger, before=before
+                )
+                ask = progress.asking(ledger.ask, partial(next_pass, [engine]))
                 found = answered(search, ask)
         except _errors.StartNotFiniteError as error:
             raise start_problem(of_same_rows(job, omitted()), error) from None
-        before = 0 if saved is None else saved.n_passes
-        before += 0 if ledger is None else ledger.n_replayed
-        return Outcome(*found, engine.n_passes, before)
+        earlier = ledger.n_replayed + (0 if saved is None else saved.n_passes)
+        return Outcome(*found, engine.n_passes, earlier)
 
 
 def next_pass(engines: Iterable[Engine]) -> int:
@@ -179,6 +191,35 @@ def next_pass(engines: Iterable[Engine]) -> int:
     return max(
         e.n_passes or 1 if isinstance(e, CollapsedEngine) else e.n_passes + 1 for e in engines
     )
+
+
+def open_ledger(
+    job: Job,
+    store: CheckpointStore | None,
+    engine: InMemoryEngine | DaskEngine | CollapsedEngine,
+) -> Ledger:
+    """The ledger of a fit, which keeps answers if there are checkpoints or diagnostics."""
+    directory = None if store is None else store.directory
+    keeps = store is not None or job.diagnostics
+    problem = job.description() if keeps else {}
+    return Ledger(directory, problem, versions(job), engine, keeps=keeps)
+
+
+def begin_appended(
+    before: Appended, ledger: Ledger, engine: InMemoryEngine | DaskEngine | CollapsedEngine
+) -> None:
+    """Compare a few old blocks, and give the ledger the sums of the old groups."""
+    assert not isinstance(engine, InMemoryEngine | CollapsedEngine), "rows are streamed"
+    leave_out(engine, before.omitted)
+    check_old_digests(before.path, before.digests, engine)
+    ledger.trust(before.question, before.answers, len(engine.stream.groups))
+
+
+def sums_to_append(job: Job, ledger: Ledger) -> dict[str, Any] | None:
+    """The sums of each group of a finished fit, for a fit of more rows."""
+    if not isinstance(job.strategy, Streamed) or job.n_distinct:
+        return None
+    return ledger.blocks.to_append(job.strategy.sizes)
 
 
 def with_blocks(result: FitResult, job: Job, found: BlockSums) -> FitResult:
@@ -283,18 +324,21 @@ def save_state(
     n_passes: int,
     digests: Callable[[], dict[str, str]],
     omitted: Blocks,
+    groups: Callable[[], dict[str, Any] | None] | None = None,
 ) -> None:
     """Write a checkpoint, if there is a store; of a finished search with checksums of its data."""
     if store is None:
         return
     starts, pilot = to_json(preparation.starts), to_json(preparation.pilot)
-    of_data = None
+    of_data, of_groups = None, None
     if state.status is not None:
         try:
             of_data = digests()
         except (_errors.ReadingError, _errors.ClusterError) as error:  # the fit itself is done
             logger.warning("no checksums of the data for the last checkpoint: %s", error)
-    store.save(Checkpoint(state, n_passes, starts, pilot, of_data, omitted=omitted))
+        of_groups = None if groups is None else groups()
+    kept = Checkpoint(state, n_passes, starts, pilot, of_data, omitted=omitted, groups=of_groups)
+    store.save(kept)
 
 
 def check_resumed(
@@ -342,21 +386,44 @@ def solve(
     look: Look,
     omitted: Callable[[], Blocks],
     ledger: Ledger | None = None,
+    before: Appended | None = None,
 ) -> Search[tuple[Solution, Preparation]]:
-    """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
+    """Search for the optimum from a checkpoint, the pilot's answer, or the best start.
+
+    Where rows were appended, from the answer before.
+    """
 
     def find() -> Pilot | None:
         return run_pilot(job, sample())
 
     pilot = find if ledger is None else partial(ledger.pilot, find, job.box)
-    search = in_free(_solve(job, pilot, saved, observer), job.reduction)
+    if before is None:
+        search = in_free(_solve(job, pilot, saved, observer), job.reduction)
+    else:
+        search = _solve_appended(job, before, observer)
     known = None if saved is None or saved.of_0_1 else saved
-    before = None if known is None else known.state
+    state = None if known is None else known.state
     changing = job.data.lazy and not job.data.propagates
     knows = nothing_known if ledger is None else ledger.knows
     looked = looked_at(search, job.data)
-    same = same_in_all_passes(looked, look if changing else None, before, knows)
+    same = same_in_all_passes(looked, look if changing else None, state, knows)
     return without_lost_rows(same, omitted, None if known is None else known.omitted)
+
+
+def _solve_appended(
+    job: Job, before: Appended, observer: Callable[[SolverState, Preparation], None]
+) -> Search[tuple[Solution, Preparation]]:
+    """Search from the answer before rows were appended."""
+    sums = yield from before.sums()
+    known = PriorKnowledge(before.basis, sums, sums.moments, sizes=job.start)
+    options = replace(job.options, scores=not job.spec.loss.is_linear)
+
+    def observe(state: SolverState) -> None:
+        observer(state, Preparation())
+
+    search = minimize(before.point, job.box, options, observe, known=known)
+    solution = yield from in_free(search, job.reduction)
+    return solution, Preparation()
 
 
 def _solve(

@@ -22,7 +22,7 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.io.chunks import spread_blocks
-from nlsq_dask.questions.digest import Digest
+from nlsq_dask.questions.digest import Digest, rows_of
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine
@@ -175,6 +175,24 @@ def digests(job: Job, engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> 
         count = max(1, min(FEW_BLOCKS, len(engine.stream.groups) // GROUPS_A_BLOCK))
         of_blocks = engine.ask_few(Digest(), count)
     return dict(of_blocks.of_blocks)
+
+
+def check_old_digests(path: object, saved: dict[str, str], engine: DaskEngine) -> None:
+    """Refuse data to which rows were appended, if old rows differ.
+
+    Compares the blocks that have a checksum and are still the first of a group.
+
+    Raises
+    ------
+    DataChangedError
+        If the checksum of a block differs; the message names its rows.
+    """
+    firsts = [(group, rows_of(group.steps[0].box)) for group in engine.stream.groups]
+    chosen = [group for group, rows in firsts if rows in saved]
+    now = dict(engine.ask_first(Digest(), chosen).of_blocks) if chosen else {}
+    differing = [rows for rows in now if saved[rows] != now[rows]]
+    if differing:
+        raise _errors.checkpoint_of_other_data(path, differing, len(now))
 
 
 def check_digests(

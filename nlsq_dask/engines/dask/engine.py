@@ -10,7 +10,7 @@ With a cache, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +19,7 @@ from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.group_parts import stream_without
-from nlsq_dask.engines.dask.groups import Stream, make_stream
+from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
 from nlsq_dask.engines.dask.omitted import Omissions, Partial, answer_of_readable
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
@@ -208,8 +208,11 @@ class DaskEngine:
         """
         rest = stream_without(self.stream, self.omissions.lost)
         groups = [group for group in rest.groups if group.steps]
-        chosen = [groups[i] for i in spread_blocks([len(groups)], count)]
-        indices = frozenset(group.steps[0].index for group in chosen)
+        return self.ask_first(question, [groups[i] for i in spread_blocks([len(groups)], count)])
+
+    def ask_first(self, question: BlockQuestion[AnswerT], groups: Sequence[Group]) -> AnswerT:
+        """Answer a question for only the first block of each of some groups; this is no pass."""
+        indices = frozenset(group.steps[0].index for group in groups)
         self._is_pass = False  # of which progress is shown
         try:
             return self._run(f"{question.task_name}-few-{self.n_passes}", question, indices)

@@ -28,7 +28,12 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
-from nlsq_dask.engines.dask.grouping import group_blocks, group_sample, most_open
+from nlsq_dask.engines.dask.grouping import (
+    group_appended,
+    group_blocks,
+    group_sample,
+    most_open,
+)
 from nlsq_dask.engines.dask.leaves import with_leaves
 from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
@@ -188,6 +193,7 @@ def make_stream(
     most_blocks: int | None = None,
     *,
     each: bool = False,
+    first: Sequence[int] | None = None,
 ) -> Stream:
     """Cut the data of a fit into groups.
 
@@ -201,6 +207,8 @@ def make_stream(
         Take only so many blocks, spread over the grid; all blocks by default.
     each : bool
         Make a group of each block, if there are at most MOST_SINGLE.
+    first : sequence of int, optional
+        Number of blocks of each of the first groups.
     """
     chunks = common_chunks(data, unchunked_rows)
     pieced_arrays = pieced_arrays_of(data)
@@ -211,12 +219,14 @@ def make_stream(
         chosen = spread_blocks(list(map(len, chunks)), most_blocks)
         grouping = group_sample(chosen, chunks, pieced_arrays)
         blocks = [blocks[i] for i in chosen]
-    elif each and len(blocks) <= MOST_SINGLE:
+    elif each and first is None and len(blocks) <= MOST_SINGLE:
         grouping = group_sample(range(len(blocks)), chunks, pieced_arrays)
     one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal tuples are sent once
     layout = data.layout
     shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
     sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
+    if first is not None:
+        grouping = group_appended(sizes, first, each and len(blocks) <= MOST_SINGLE)
     grouping = grouping or group_blocks(sizes, chunks, pieced_arrays)
     groups = grouping.groups
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
