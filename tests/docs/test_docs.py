@@ -30,6 +30,7 @@ PAGES = [
     "docs/lmfit.md",
     "docs/choose_a_workflow.md",
     "docs/planning.md",
+    "docs/watch_a_fit.md",
     "docs/object_stores.md",
     "docs/what_happens_when.md",
 ]

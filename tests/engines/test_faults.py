@@ -22,7 +22,7 @@ from nlsq_dask.engines.dask import reading, signals
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.reading import Retries, is_passing
-from nlsq_dask.fitting import progress
+from nlsq_dask.fitting import faces
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
 from tests.support.counting_store import stored
@@ -172,7 +172,7 @@ def test_retries_that_are_no_number(value):
 
 def test_a_fit_says_that_it_waits(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(reading, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(faces, "FILE_INTERVAL", 0.0)
     data = Blocks(tmp_path, [5], 1, OSError("reset by peer")).data
     fit(decays, PROBLEM.x, data.y, p0=[0.5], progress=True)
     (line,) = [r.getMessage() for r in caplog.records if "reset by peer" in r.getMessage()]

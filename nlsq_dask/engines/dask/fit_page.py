@@ -237,7 +237,7 @@ class Page:
         self._parameters, figures = [], []
         for j in range(_n_drawn(fit)):
             source = ColumnDataSource(parameter_of(BoardFit(""), j), name=f"parameter-{j}")
-            plot = _figure(fit.names[j], "pass", width=300, height=200)
+            plot = _figure(fit.names[j], "pass", width=285, height=200)
             plot.scatter("number", "value", source=source, size=6)
             plot.line("number", "value", source=source, alpha=0.4)
             bars = Whisker(base="number", upper="upper", lower="lower", source=source)
