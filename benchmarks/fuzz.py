@@ -1,12 +1,13 @@
 """Damaged and hostile files: does each end as documented?
 
-``files``: checkpoints and results with flipped bytes, cut off, with noise between, and with odd
-values under the right checksum. A fit goes on from a directory of a mutated checkpoint and a whole
-one before it; a result is loaded and printed.
+``files``: checkpoints, ledgers and results with flipped bytes, cut off, with noise between, and
+with odd values under the right checksum. A fit goes on from a directory of a mutated checkpoint and
+a whole one before it, or of a whole checkpoint and a mutated ledger; a result is loaded.
 
 - files: mutated files of the kind;
 - loaded: those that were taken as they are. Under a right checksum, another number is no damage;
-- passed over: checkpoints that gave a warning which names the file, and the one before was taken;
+- passed over: checkpoints that gave a warning which names the file, and the one before was taken,
+  and ledgers that gave such a warning, after which the pass began anew;
 - refused: those that an InputError named;
 - undocumented: those with another end. Each is listed on standard error.
 
@@ -15,20 +16,26 @@ Bar: none undocumented. The figures follow from ``--seed``.
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import dask
+import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import Row, arguments, judge, report
-from nlsq_dask import CheckpointWarning, FitResult, InputError, fit
+from nlsq_dask import CheckpointWarning, FitResult, InputError, ReadingError, fit
 from nlsq_dask._errors import DataChangedError, FitWarning
 from tests.support.mutated_files import (
     content_of_checkpoint,
@@ -39,6 +46,9 @@ from tests.support.mutated_files import (
 )
 
 KINDS = ("files",)
+
+# Blocks of streamed data, as many as groups.
+BLOCKS = 8
 
 X = np.linspace(0, 4, 200)
 Y = 2.5 * np.exp(-1.3 * X) + 0.5 + 0.05 * np.sin(31 * X)
@@ -53,12 +63,27 @@ def fitted(directory: Path, *, resume: bool = False) -> FitResult:
     return fit(decay, X, Y, p0=[1, 1, 0], checkpoint=directory, resume=resume)
 
 
-def resumed(directory: Path, name: str) -> str:
+def streamed(directory: Path, *, fails: bool = False) -> FitResult:
+    """A fit whose ledger is mutated; its store may fail in the second pass."""
+    reads = iter(range(2 * BLOCKS - 1)) if fails else itertools.count()
+
+    def read(block):
+        if next(reads, None) is None:
+            raise OSError("the store is away")
+        return block
+
+    y = da.from_array(Y, chunks=Y.size // BLOCKS).map_blocks(read, dtype=float, meta=np.empty(0))
+    options = {"pilot": False, "cache": False, "retries": 0, "resume": not fails}
+    with dask.config.set(scheduler="synchronous"):
+        return fit(decay, X, y, p0=[1, 1, 0], checkpoint=directory, progress=False, **options)
+
+
+def resumed(directory: Path, name: str, again: Callable[[Path], Any]) -> str:
     """How a fit goes on from a directory with the mutated file `name`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            fitted(directory, resume=True)
+            again(directory)
         except DataChangedError:
             return "refused"
         except InputError as error:
@@ -98,7 +123,22 @@ def checkpoints(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[
         raw = source.read_bytes()
         kind, changed = mutated(raw, content_of_checkpoint(raw), seal_checkpoint, rng)
         (directory / source.name).write_bytes(changed)
-        yield kind, resumed(directory, source.name)
+        yield kind, resumed(directory, source.name, partial(fitted, resume=True))
+
+
+def ledgers(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str, str]]:
+    """Kinds of damage and ends of `count` mutated ledgers."""
+    whole = folder / "whole"
+    with suppress(ReadingError):
+        streamed(whole, fails=True)
+    raw = (whole / "ledger.json").read_bytes()
+    for _ in range(count):
+        directory = folder / "mutated"
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(whole, directory)
+        kind, changed = mutated(raw, content_of_checkpoint(raw), seal_checkpoint, rng)
+        (directory / "ledger.json").write_bytes(changed)
+        yield kind, resumed(directory, "ledger.json", streamed)
 
 
 def results(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str, str]]:
@@ -130,11 +170,12 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = arguments(__doc__, count=10_000, seed=0)
     parser.add_argument("kind", choices=KINDS, help="what is mutated")
     options = parser.parse_args(argv)
-    rng, each = random.Random(options.seed), options.count // 2
+    rng, each = random.Random(options.seed), options.count // 3
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             figures("checkpoints", checkpoints(each, rng, Path(folder) / "checkpoints")),
-            figures("results", results(options.count - each, rng, Path(folder))),
+            figures("ledgers", ledgers(each, rng, Path(folder) / "ledgers")),
+            figures("results", results(options.count - 2 * each, rng, Path(folder))),
         ]
     return report("fuzz files", rows, options.json)
 

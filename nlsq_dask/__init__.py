@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nlsq_dask.api.fit_models import fit_models
     from nlsq_dask.api.plan import plan
     from nlsq_dask.api.show_versions import show_versions
+    from nlsq_dask.results.blocks import BlockDiagnostics
     from nlsq_dask.results.comparison import ModelComparison
     from nlsq_dask.results.fit_plan import FitPlan
     from nlsq_dask.results.profile import Profile
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockDiagnostics",
     "CheckpointWarning",
     "ClusterError",
     "ClusterWarning",
@@ -83,6 +85,7 @@ _LAZY = {
     "fit": "nlsq_dask.api.fit",
     "fit_models": "nlsq_dask.api.fit_models",
     "curve_fit": "nlsq_dask.api.curve_fit",
+    "BlockDiagnostics": "nlsq_dask.results.blocks",
     "ModelComparison": "nlsq_dask.results.comparison",
     "plan": "nlsq_dask.api.plan",
     "show_versions": "nlsq_dask.api.show_versions",

@@ -39,6 +39,25 @@ def result_without_data(method: str) -> InputError:
     )
 
 
+def no_block_diagnostics(strategy: str, n_distinct: int) -> InputError:
+    if n_distinct:
+        return InputError(
+            f"block_diagnostics(): the rows were collapsed to the means at {n_distinct:,} distinct "
+            "coordinates, of many blocks each: fit with diagnostics=True and collapse=False."
+        )
+    if strategy != "streaming":
+        return InputError(
+            f"block_diagnostics() is about the chunks of streamed data, and strategy = "
+            f"{strategy!r}: pass arrays of Dask or Zarr, or strategy='streaming', and "
+            "diagnostics=True."
+        )
+    return InputError(
+        "block_diagnostics() needs the sums of the blocks, which this result has not: fit with "
+        "diagnostics=True, or with checkpoint=... . Files of results do not have them, and a fit "
+        "that was finished before makes no pass."
+    )
+
+
 def sandwich_not_kept(loss: str) -> InputError:
     """An earlier release had another covariance of robust losses."""
     return InputError(

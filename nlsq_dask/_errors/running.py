@@ -127,6 +127,21 @@ def checkpoint_damaged(path: object, cause: Exception) -> CheckpointWarning:
     )
 
 
+def ledger_damaged(path: object, cause: Exception) -> CheckpointWarning:
+    return CheckpointWarning(
+        f"ledger {path} is damaged ({shortened(str(cause))}): the pass that was interrupted begins "
+        "anew."
+    )
+
+
+def ledger_of_other_data(path: object, number: int, n_groups: int) -> DataChangedError:
+    return DataChangedError(
+        f"the data have changed: group {number} of {n_groups} has other sums than in the pass that "
+        f"was interrupted, of which {path} has the answers. {_SAME_DATA}; or begin anew, with "
+        "another checkpoint directory."
+    )
+
+
 def checkpoint_of_another_release(path: object, form: object) -> CheckpointWarning:
     """A checkpoint is in a format that is not known."""
     return CheckpointWarning(
@@ -143,6 +158,55 @@ def checkpoint_of_another_fit(
         f"checkpoint {path} is of another fit: {shortened(join_names(differing))} differ "
         f"({shortened(differing[0])} was {shown(saved)} and is {shown(now)} now). "
         "Resume with the same problem, or pass another checkpoint directory."
+    )
+
+
+def append_without_checkpoint() -> InputError:
+    return InputError(
+        "append=True needs checkpoint=..., the directory of the fit of the rows before."
+    )
+
+
+def append_in_memory(strategy: str, n_distinct: int) -> InputError:
+    if n_distinct:
+        return InputError(
+            "append=True: the rows are collapsed to means, and a checkpoint does not have these: "
+            "pass collapse=False, in the first fit as well."
+        )
+    return InputError(
+        f"append=True is for streamed data, and strategy = {strategy!r}: pass arrays of Dask or "
+        "Zarr, or strategy='streaming'. Rows in memory are soon summed again."
+    )
+
+
+def append_to_unfinished(directory: object, *, ended: bool) -> InputError:
+    if ended:
+        return InputError(
+            f"append=True: the last checkpoint in {directory} has no sums of its chunks. Another "
+            "release wrote it, or the sums take too much memory: fit all rows, with another "
+            "checkpoint directory."
+        )
+    return InputError(
+        f"append=True: the fit in {directory} has not ended: finish it first, on the rows that it "
+        "had, with resume=True."
+    )
+
+
+def append_to_other_chunks(
+    directory: object, old: Sequence[Sequence[int]], new: Sequence[Sequence[int]]
+) -> InputError:
+    return InputError(
+        f"append=True: the chunks of the data are {shown(new)} and were {shown(old)} in the fit in "
+        f"{directory}. Rows can be appended along the first dimension, in chunks of the same "
+        "lengths: pass the arrays in such chunks, or fit all rows with another checkpoint "
+        "directory."
+    )
+
+
+def append_damaged(directory: object, cause: Exception) -> InputError:
+    return InputError(
+        f"append=True: the sums in the last checkpoint in {directory} are damaged "
+        f"({shortened(str(cause))}): fit all rows, with another checkpoint directory."
     )
 
 

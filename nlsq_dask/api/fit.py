@@ -73,8 +73,10 @@ def fit(
     cache: bool | Literal["auto"] = "auto",
     collapse: bool | Literal["auto"] = "auto",
     retries: int = 3,
+    diagnostics: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    append: bool = False,
     client: Client | None = None,
     device: Literal["cpu", "gpu"] | None = None,
     progress: bool | None = None,
@@ -223,6 +225,10 @@ def fit(
         operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
         that a store that is away for a minute costs a minute. The answer has the same bits. The
         default is 3; 0 ends the fit at the first error.
+    diagnostics : bool
+        Whether the result keeps the sums of each chunk of streamed data, for its
+        ``block_diagnostics()``. A task then reads one chunk, up to 10,000 chunks, so that a pass
+        over small chunks takes longer. Rows are not collapsed by default. The default is False.
     checkpoint : path-like, optional
         Directory to which the solver's state is written after every pass. A text such as
         "s3://bucket/run_17" is a place in an object store, which fsspec opens with the credentials
@@ -232,6 +238,12 @@ def fit(
         result has the same bits as that of an uninterrupted fit. Data that differ from those of the
         checkpoint are an error, as far as the first pass, or of a finished fit a few blocks, show
         it. False by default.
+    append : bool
+        Whether rows have been appended, along the first dimension, to the streamed data of the
+        finished fit in that directory. The sums of the old chunks at its answer are then taken from
+        its last checkpoint, and only new chunks are read for the sums of all rows there. The search
+        goes on from these. Without a checkpoint it is a fit of all rows, and with a checkpoint of
+        these rows it is as ``resume=True``. False by default.
     client : distributed.Client, optional
         Cluster for streaming. The default is the active client, or Dask's local scheduler.
     device : {"cpu", "gpu"}, optional
@@ -316,6 +328,7 @@ def fit(
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),
+        diagnostics=diagnostics,
     )
     inputs = InputOptions(
         sigma=sigma,
@@ -336,9 +349,12 @@ def fit(
     )
     if resume and checkpoint is None:
         raise _errors.resume_without_checkpoint()
+    if append and checkpoint is None:
+        raise _errors.append_without_checkpoint()
     reports = ReportOptions(
         checkpoint=checkpoint,
         resume=resume,
+        append=append,
         progress=progress,
         callback=callback,
         verbose=verbose,

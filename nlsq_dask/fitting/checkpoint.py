@@ -12,8 +12,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nlsq_dask import _errors
@@ -48,6 +48,10 @@ class Checkpoint:
         Of a finished fit: checksums of a few blocks of the data, by their rows.
     of_0_1 : bool
         Whether version 0.1 wrote the checkpoint, so that the state must be judged again.
+    groups : dict or None
+        Of a finished fit of streamed data: the sums of each group, as JSON values.
+    problem : dict
+        Description of the fit, of a checkpoint that was read.
     """
 
     state: SolverState
@@ -56,6 +60,8 @@ class Checkpoint:
     pilot: dict[str, Any] | None
     digests: dict[str, str] | None = None
     of_0_1: bool = False
+    groups: dict[str, Any] | None = None
+    problem: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -81,7 +87,7 @@ class CheckpointStore:
         problem_0_1: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = open_folder(directory, "checkpoint", _errors.checkpoint_not_a_path)
-        self._problem = json.loads(dumps(problem))
+        self.problem: dict[str, Any] = json.loads(dumps(problem))
         self._problem_0_1 = json.loads(dumps(problem_0_1 or problem))
         self._versions = dict(versions)
         self._written: list[str] = []
@@ -106,8 +112,13 @@ class CheckpointStore:
                 self._failed = True
                 warnings.warn(_errors.checkpoint_not_written(self.directory, error), stacklevel=2)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, *, may_differ: Collection[str] = ()) -> Checkpoint | None:
         """Read the newest checkpoint that is whole.
+
+        Parameters
+        ----------
+        may_differ : collection of str
+            Parts of the problem's description that may be others.
 
         Returns
         -------
@@ -144,7 +155,8 @@ class CheckpointStore:
                 warnings.warn(warning, stacklevel=2)
                 continue
             of_0_1 = form == FORMAT_0_1
-            _check_problem(path, content.problem, self._problem_0_1 if of_0_1 else self._problem)
+            now = self._problem_0_1 if of_0_1 else self.problem
+            check_problem(path, content.problem, now, may_differ)
             return _checkpoint(content, values, of_0_1)
         return None
 
@@ -165,12 +177,13 @@ class CheckpointStore:
         content = dumps(
             {
                 "format": FORMAT,
-                "problem": self._problem,
+                "problem": self.problem,
                 "versions": self._versions,
                 "n_passes": checkpoint.n_passes,
                 "starts": checkpoint.starts,
                 "pilot": checkpoint.pilot,
                 "digests": checkpoint.digests,
+                "groups": checkpoint.groups,
                 "state": to_json(checkpoint.state),
             }
         )
@@ -185,12 +198,26 @@ def _checkpoint(content: Content, values: Mapping[str, Any], of_0_1: bool) -> Ch
         values["pilot"],
         content.digests,
         of_0_1,
+        content.groups,
+        content.problem,
     )
 
 
-def _check_problem(path: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another fit."""
-    differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+def check_problem(
+    path: str,
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_differ: Collection[str] = (),
+) -> None:
+    """Refuse a checkpoint of another fit.
+
+    Raises
+    ------
+    InputError
+        If the descriptions differ in more than `may_differ`.
+    """
+    names = sorted({*saved, *now} - {*may_differ})
+    differing = [name for name in names if saved.get(name) != now.get(name)]
     if differing:
         first = differing[0]
         raise _errors.checkpoint_of_another_fit(path, differing, saved.get(first), now.get(first))

@@ -39,6 +39,8 @@ class Content:
     starts : tuple of Start
     pilot : PilotRecord or None
     digests : dict or None
+    groups : dict or None
+        Sums of each group, as JSON values. They are read where they are used.
     versions : dict
         Versions of the libraries that wrote the file.
     """
@@ -49,6 +51,7 @@ class Content:
     starts: tuple[Start, ...]
     pilot: PilotRecord | None
     digests: dict[str, str] | None = None
+    groups: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -104,7 +107,23 @@ def _check_state(state: SolverState, size: int) -> None:
     check_shape("scale_inv", state.scale_inv, (size,))
     if state.sizes.shape != ():
         check_shape("sizes", state.sizes, (size,))
-    at: Linearization | None = state.linearization
+    check_linearization(state.linearization, size, state.scale_inv)
+    for name in ("params", "cost", "scale_inv"):
+        _check_finite(name, getattr(state, name))
+    if state.status is None and not state.radius > 0.0:
+        raise _errors.value_out_of_range("radius")
+    if any(value < 0.0 for name, value in asdict(state.moments).items() if name != "mean"):
+        raise _errors.value_out_of_range("moments")
+
+
+def check_linearization(linear: Linearization, size: int, scale_inv: FloatArray) -> None:
+    """Refuse a linearisation of another number of parameters, or with numbers that no fit has.
+
+    Raises
+    ------
+    ValueError
+    """
+    at: Linearization | None = linear
     while at is not None:
         check_shape("r_factor", at.r_factor, (size, size))
         check_shape("qtr", at.qtr, (size,))
@@ -114,15 +133,9 @@ def _check_state(state: SolverState, size: int) -> None:
         if at.sandwich is not None:
             check_shape("sandwich", at.sandwich, (size, size))
         with np.errstate(all="ignore"):  # the factor in the scaled variables, which is decomposed
-            _check_finite("r_factor", at.r_factor / state.scale_inv)
+            _check_finite("r_factor", at.r_factor / scale_inv)
         _check_finite("qtr", at.qtr)
         at = at.curved
-    for name in ("params", "cost", "scale_inv"):
-        _check_finite(name, getattr(state, name))
-    if state.status is None and not state.radius > 0.0:
-        raise _errors.value_out_of_range("radius")
-    if any(value < 0.0 for name, value in asdict(state.moments).items() if name != "mean"):
-        raise _errors.value_out_of_range("moments")
 
 
 def _check_finite(name: str, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
@@ -85,6 +85,8 @@ class Job:
         Distinct coordinates to whose means the rows are collapsed; 0 if they are not.
     retries : int
         Times that a failed reading of streamed data is tried again.
+    diagnostics : bool
+        Whether the sums of each block are kept.
     param_units : mapping of str to str
         Units of the parameters that have one, by name.
     """
@@ -107,6 +109,7 @@ class Job:
     cache: CacheChoice
     retries: int
     n_distinct: int = 0
+    diagnostics: bool = False
     param_units: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -133,6 +136,9 @@ class Job:
         spec = self.spec.untraced() if of_0_1 else self.spec
         chunks = self.strategy.stream.chunks if isinstance(self.strategy, Streamed) else None
         blocks = None if isinstance(self.strategy, Standard) else self.strategy.blocks
+        groups = {}
+        if isinstance(self.strategy, Streamed) and self.strategy.recut:
+            groups["groups"] = self.strategy.sizes
         return {
             "model": replace(spec, loss=LINEAR).key,
             "parameters": list(self.spec.names),
@@ -158,6 +164,8 @@ class Job:
             "pilot": self.pilot,
             # None as in files that were written before rows could be collapsed.
             "collapse": self.n_distinct or None,
+            **({"diagnostics": True} if self.diagnostics else {}),
+            **groups,
         } | ({"times": list(map(str, data.times))} if any(data.times) else {})
 
 
@@ -167,8 +175,19 @@ def versions() -> dict[str, str]:
     return {"nlsq_dask": own} | {name: metadata.version(name) for name in ("dask", "jax", "numpy")}
 
 
-def stream_of(data: Observations, config: BlockConfig | None = None) -> Stream:
-    """Groups of blocks: of the chunks of lazy data, or cut from data in memory."""
+def stream_of(
+    data: Observations,
+    config: BlockConfig | None = None,
+    *,
+    each: bool = False,
+    first: Sequence[int] | None = None,
+) -> Stream:
+    """Groups of blocks: of the chunks of lazy data, or cut from data in memory.
+
+    With `each`, each block is a group of its own. `first` has the numbers of blocks of the first
+    groups.
+    """
     from nlsq_dask.engines.dask.groups import UNCHUNKED_BLOCK_ROWS, make_stream  # loaded for use
 
-    return make_stream(data, UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows)
+    rows = UNCHUNKED_BLOCK_ROWS if config is None else config.block_rows
+    return make_stream(data, rows, each=each, first=first)

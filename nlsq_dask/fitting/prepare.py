@@ -92,6 +92,7 @@ class RunOptions:
     cache: CacheChoice = "auto"
     collapse: CollapseChoice = "auto"
     retries: int = 3
+    diagnostics: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +193,11 @@ def prepare_on(
         pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
         retries=options.retries,
+        diagnostics=options.diagnostics,
         param_units=units,
     )
+    if options.diagnostics and options.collapse == "auto":
+        return job  # means of many blocks tell nothing of one
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
 
@@ -271,6 +275,8 @@ def _strategy(
         # Data in memory go to a cluster only if the caller names the cluster: on the active cluster
         # they would take the same memory once more.
         client, stream = options.client, stream_of(data, blocks)
+    if options.diagnostics:
+        stream = stream_of(data, None if data.lazy else blocks, each=True)
     return plan, Streamed(blocks, stream, client)
 
 

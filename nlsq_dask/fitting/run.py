@@ -26,17 +26,28 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.open_engine import open_engine
+from nlsq_dask.fitting.append import Appended, appended
+from nlsq_dask.fitting.block_sums import BlockSums, diagnostics
 from nlsq_dask.fitting.callback import IterationTable, NewRecords, wrap_callback
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.first_look import looked_at
 from nlsq_dask.fitting.job import Job, logger, versions
+from nlsq_dask.fitting.ledger import Ledger
 from nlsq_dask.fitting.multi_start import best_end, draw_starts, run_starts
 from nlsq_dask.fitting.open_engine import engine_of
-from nlsq_dask.fitting.pilot import first_pass, run_pilot
+from nlsq_dask.fitting.pilot import Pilot, first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import ProgressLine
-from nlsq_dask.fitting.same_data import Look, check_digests, digests, same_in_all_passes
+from nlsq_dask.fitting.same_data import (
+    Look,
+    check_digests,
+    check_old_digests,
+    digests,
+    nothing_known,
+    same_in_all_passes,
+)
 from nlsq_dask.fitting.sample import LazySample, guessed_start
+from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.table import Kernels
@@ -61,6 +72,7 @@ class ReportOptions:
 
     checkpoint: str | os.PathLike[str] | None
     resume: bool
+    append: bool
     progress: bool | None
     callback: Callable[..., Any] | None
     verbose: int
@@ -71,6 +83,10 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
     table = IterationTable(reports.verbose)
     callback = wrap_callback(reports.callback, job.spec.names, job.reduction)
     streaming = job.plan.strategy == "streaming"
+    before: Appended | None = None
+    if reports.append and reports.checkpoint is not None:
+        job, before = appended(job, reports.checkpoint)
+    resume = (reports.resume or reports.append) and before is None
     with ExitStack() as stack:
         line = stack.enter_context(ProgressLine(reports.progress if streaming else False))
         engine = engine_of(job, line.blocks, show=line.note)
@@ -79,7 +95,12 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         if job.guess is not None:
             job = replace(job, start=guessed_start(job, sample()))
         store = open_checkpoints(job, reports.checkpoint)
-        saved = store.load() if store is not None and reports.resume else None
+        saved = store.load() if store is not None and resume else None
+        ledger = stack.enter_context(open_ledger(job, store, engine))
+        if resume or before is not None:
+            ledger.load(after_checkpoint=saved is not None or before is not None)
+        if before is not None:
+            begin_appended(before, ledger, engine)
         new_records = NewRecords(0 if saved is None else len(saved.state.history))
 
         def observe_state(state: SolverState, preparation: Preparation) -> None:
@@ -87,7 +108,10 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
             records = new_records.of(state)
             for record in records:
                 table.row(record)
-            save_state(store, state, preparation, engine.n_passes, partial(digests, job, engine))
+            ledger.blocks.moved_to(job.reduction.expand(state.params))
+            of_data, groups = partial(digests, job, engine), partial(sums_to_append, job, ledger)
+            save_state(store, state, preparation, engine.n_passes, of_data, groups)
+            ledger.forget()
             callback(state, records)
 
         if saved is not None:
@@ -97,16 +121,54 @@ def run(job: Job, reports: ReportOptions) -> FitResult:
         try:
             with naming_rows(job):
                 look = partial(bad_values, engine, job.data)
-                search = solve(job, sample, saved, observe_state, look)
-                before = 0 if saved is None else saved.n_passes
-                outcome = Outcome(*answered(search, engine.ask), engine.n_passes, before)
+                search = solve(job, sample, saved, observe_state, look, ledger, before)
+                found = answered(search, ledger.ask)
+            earlier = ledger.n_replayed + (0 if saved is None else saved.n_passes)
+            outcome = Outcome(*found, engine.n_passes, earlier)
         except _errors.StartNotFiniteError as error:
             raise start_problem(job, error) from None
-    result = result_of(job, outcome, store)
+    result = with_blocks(result_of(job, outcome, store), job, ledger.blocks)
     solution = outcome.solution
     costs = (solution.history[0].cost, solution.cost)
     table.end(result.message, result.nfev, costs, result.optimality)
     return result
+
+
+def open_ledger(
+    job: Job,
+    store: CheckpointStore | None,
+    engine: InMemoryEngine | DaskEngine | CollapsedEngine,
+) -> Ledger:
+    """The ledger of a fit, which keeps answers if there are checkpoints or diagnostics."""
+    directory = None if store is None else store.directory
+    keeps = store is not None or job.diagnostics
+    return Ledger(directory, job.description() if keeps else {}, versions(), engine, keeps=keeps)
+
+
+def begin_appended(
+    before: Appended, ledger: Ledger, engine: InMemoryEngine | DaskEngine | CollapsedEngine
+) -> None:
+    """Compare a few old blocks, and give the ledger the sums of the old groups."""
+    assert not isinstance(engine, InMemoryEngine | CollapsedEngine), "rows are streamed"
+    check_old_digests(before.path, before.digests, engine)
+    ledger.trust(before.question, before.answers, len(engine.stream.groups))
+
+
+def sums_to_append(job: Job, ledger: Ledger) -> dict[str, Any] | None:
+    """The sums of each group of a finished fit, for a fit of more rows."""
+    if not isinstance(job.strategy, Streamed) or job.n_distinct:
+        return None
+    return ledger.blocks.to_append(job.strategy.sizes)
+
+
+def with_blocks(result: FitResult, job: Job, found: BlockSums) -> FitResult:
+    """The result with a table of the blocks, if their sums are known."""
+    sums = found.best or found.latest
+    if sums is None or not isinstance(job.strategy, Streamed) or job.n_distinct:
+        return result
+    held = (result.active_mask != 0).tolist()
+    groups = job.strategy.stream.groups
+    return replace(result, blocks=diagnostics(groups, sums, result.names, result.perr, held))
 
 
 def fitted_model(job: Job) -> FittedModel:
@@ -182,18 +244,20 @@ def save_state(
     preparation: Preparation,
     n_passes: int,
     digests: Callable[[], dict[str, str]],
+    groups: Callable[[], dict[str, Any] | None] | None = None,
 ) -> None:
     """Write a checkpoint, if there is a store; of a finished search with checksums of its data."""
     if store is None:
         return
     starts, pilot = to_json(preparation.starts), to_json(preparation.pilot)
-    of_data = None
+    of_data, of_groups = None, None
     if state.status is not None:
         try:
             of_data = digests()
         except (_errors.ReadingError, _errors.ClusterError) as error:  # the fit itself is done
             logger.warning("no checksums of the data for the last checkpoint: %s", error)
-    store.save(Checkpoint(state, n_passes, starts, pilot, of_data))
+        of_groups = None if groups is None else groups()
+    store.save(Checkpoint(state, n_passes, starts, pilot, of_data, groups=of_groups))
 
 
 def check_resumed(
@@ -239,17 +303,48 @@ def solve(
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
     look: Look,
+    ledger: Ledger | None = None,
+    before: Appended | None = None,
 ) -> Search[tuple[Solution, Preparation]]:
-    """Search for the optimum from a checkpoint, the pilot's answer, or the best start."""
-    search = in_free(_solve(job, sample, saved, observer), job.reduction)
-    before = None if saved is None or saved.of_0_1 else saved.state
+    """Search for the optimum from a checkpoint, the pilot's answer, or the best start.
+
+    Where rows were appended, from the answer before.
+    """
+
+    def find() -> Pilot | None:
+        return run_pilot(job, sample())
+
+    pilot = find if ledger is None else partial(ledger.pilot, find, job.box)
+    if before is None:
+        search = in_free(_solve(job, pilot, saved, observer), job.reduction)
+    else:
+        search = _solve_appended(job, before, observer)
+    state = None if saved is None or saved.of_0_1 else saved.state
     changing = job.data.lazy and not job.data.propagates
-    return same_in_all_passes(looked_at(search, job.data), look if changing else None, before)
+    knows = nothing_known if ledger is None else ledger.knows
+    looked = looked_at(search, job.data)
+    return same_in_all_passes(looked, look if changing else None, state, knows)
+
+
+def _solve_appended(
+    job: Job, before: Appended, observer: Callable[[SolverState, Preparation], None]
+) -> Search[tuple[Solution, Preparation]]:
+    """Search from the answer before rows were appended."""
+    sums = yield from before.sums()
+    known = PriorKnowledge(before.basis, sums, sums.moments, sizes=job.start)
+    options = replace(job.options, scores=not job.spec.loss.is_linear)
+
+    def observe(state: SolverState) -> None:
+        observer(state, Preparation())
+
+    search = minimize(before.point, job.box, options, observe, known=known)
+    solution = yield from in_free(search, job.reduction)
+    return solution, Preparation()
 
 
 def _solve(
     job: Job,
-    sample: Callable[[], Observations],
+    find_pilot: Callable[[], Pilot | None],
     saved: Checkpoint | None,
     observer: Callable[[SolverState, Preparation], None],
 ) -> Search[tuple[Solution, Preparation]]:
@@ -262,7 +357,7 @@ def _solve(
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)
         if saved.of_0_1:
             state = yield from reopened(state, job.box, options)
-    elif job.pilot and (pilot := run_pilot(job, sample())) is not None:
+    elif job.pilot and (pilot := find_pilot()) is not None:
         point, known, pilot, record = yield from first_pass(job, pilot)
         preparation = Preparation(pilot.starts, record)
     elif job.plan.n_starts > 1:

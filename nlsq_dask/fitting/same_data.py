@@ -22,7 +22,7 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.io.chunks import spread_blocks
-from nlsq_dask.questions.digest import Digest
+from nlsq_dask.questions.digest import Digest, rows_of
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine
@@ -39,12 +39,23 @@ ROUNDING = 1e-10
 FEW_BLOCKS = 3
 GROUPS_A_BLOCK = 8
 
+# Whether a part of the answer to a question is known already.
+Knows = Callable[[RowQuestion[Any]], bool]
+
 # Looks for values that are not finite, in a pass; None if there are none.
 Look = Callable[[], _errors.InputError | None]
 
 
+def nothing_known(question: RowQuestion[Any]) -> bool:  # noqa: ARG001 (of Knows)
+    """Nothing is known before it is asked."""
+    return False
+
+
 def same_in_all_passes(
-    search: Search[FoundT], look: Look | None, before: SolverState | None
+    search: Search[FoundT],
+    look: Look | None,
+    before: SolverState | None,
+    knows: Knows = nothing_known,
 ) -> Search[FoundT]:
     """Compare what the answers to a search's questions tell of the data.
 
@@ -56,21 +67,25 @@ def same_in_all_passes(
         Looks for values that are not finite in data that may change between passes.
     before : SolverState or None
         State that the search goes on from.
+    knows : callable
+        Whether a part of the answer to a question is known already. It has no moments that an
+        uninterrupted search would not ask for.
 
     Raises
     ------
     DataChangedError
         If a pass sees other data than another.
     """
-    passes = _Passes(look, before)
+    passes = _Passes(look, before, knows)
     return relayed(search, change=passes.change, see=passes.see)
 
 
 class _Passes:
     """What the passes of a search saw."""
 
-    def __init__(self, look: Look | None, before: SolverState | None) -> None:
+    def __init__(self, look: Look | None, before: SolverState | None, knows: Knows) -> None:
         self._look = look
+        self._knows = knows
         self._resumed = before is not None
         self._ask_moments = before is not None
         self._counts = None if before is None else (before.n_points, before.n_skipped)
@@ -80,7 +95,7 @@ class _Passes:
 
     def change(self, question: RowQuestion[Any]) -> RowQuestion[Any]:
         """Ask for the moments in the first pass after a checkpoint, which changes no other sum."""
-        if self._ask_moments and isinstance(question, SumsAt):
+        if self._ask_moments and isinstance(question, SumsAt) and not self._knows(question):
             self._ask_moments = False
             return replace(question, observe=True)
         return question
@@ -155,6 +170,24 @@ def digests(job: Job, engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> 
         count = max(1, min(FEW_BLOCKS, len(engine.stream.groups) // GROUPS_A_BLOCK))
         of_blocks = engine.ask_few(Digest(), count)
     return dict(of_blocks.of_blocks)
+
+
+def check_old_digests(path: object, saved: dict[str, str], engine: DaskEngine) -> None:
+    """Refuse data to which rows were appended, if old rows differ.
+
+    Compares the blocks that have a checksum and are still the first of a group.
+
+    Raises
+    ------
+    DataChangedError
+        If the checksum of a block differs; the message names its rows.
+    """
+    firsts = [(group, rows_of(group.steps[0].box)) for group in engine.stream.groups]
+    chosen = [group for group, rows in firsts if rows in saved]
+    now = dict(engine.ask_first(Digest(), chosen).of_blocks) if chosen else {}
+    differing = [rows for rows in now if saved[rows] != now[rows]]
+    if differing:
+        raise _errors.checkpoint_of_other_data(path, differing, len(now))
 
 
 def check_digests(

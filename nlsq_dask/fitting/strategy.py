@@ -43,11 +43,19 @@ class Streamed:
         The groups of blocks.
     client : distributed.Client or None
         Cluster that runs the tasks; None is Dask's local scheduler.
+    recut : bool
+        Whether the first groups are cut as those of an earlier fit of fewer rows.
     """
 
     blocks: BlockConfig
     stream: Stream
     client: Client | None
+    recut: bool = False
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of blocks of each group."""
+        return [len(group.steps) for group in self.stream.groups]
 
 
 Strategy: TypeAlias = Standard | Chunked | Streamed

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from nlsq_dask.io.chunks import Box
 from nlsq_dask.io.stage import Block
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
@@ -39,8 +40,12 @@ class Digest(BlockQuestion[Digests]):
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Digests:  # noqa: ARG002
         """Answer for one block."""
         _, box, block = placed
-        slices = ", ".join(f"{s.start}:{s.stop}" for s in box)
-        return Digests(((f"[{slices}]", checksum_of(block)),))
+        return Digests(((rows_of(box), checksum_of(block)),))
+
+
+def rows_of(box: Box) -> str:
+    """The rows of a block, as ``"[0:100, 0:64]"``."""
+    return f"[{', '.join(f'{s.start}:{s.stop}' for s in box)}]"
 
 
 def checksum_of(block: Block) -> str:

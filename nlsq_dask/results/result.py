@@ -14,6 +14,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.results import dataset, page, report, saving
+from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.lmfit_params import to_lmfit_params
 from nlsq_dask.results.pictures import Pictures
@@ -133,9 +134,12 @@ class FitResult(Pictures):
     fitted : FittedModel or None
         The model and its data, for numbers that are computed on demand. Files and pickles do not
         contain it.
+    blocks : BlockDiagnostics or None
+        What :meth:`block_diagnostics` returns. Files do not contain it.
     """
 
     fitted: FittedModel | None = field(default=None, repr=False)
+    blocks: BlockDiagnostics | None = field(default=None, repr=False)
 
     def confidence_intervals(
         self, level: float = 0.95, method: Literal["symmetric", "profile"] = "symmetric"
@@ -243,6 +247,26 @@ class FitResult(Pictures):
         without data.
         """
         return super().mae if self.n_distinct == 0 or self.fitted is None else self._mae_of_rows
+
+    def block_diagnostics(self) -> BlockDiagnostics:
+        """A table of the blocks: rows, residuals, and how far each moves the estimates.
+
+        The sums are those of the last pass, so that nothing is read. With ``diagnostics=True`` in
+        :func:`nlsq_dask.fit` a block is a chunk, up to 10,000 chunks. With `checkpoint`, and for
+        more chunks, it is a group of neighbouring chunks.
+
+        Returns
+        -------
+        BlockDiagnostics
+
+        Raises
+        ------
+        InputError
+            If the fit has kept no sums of blocks.
+        """
+        if self.blocks is None:
+            raise _errors.no_block_diagnostics(self.strategy, self.n_distinct)
+        return self.blocks
 
     def robust_pcov(self) -> FloatArray:
         """Covariance of the estimates without the assumption of equal or known variances.

@@ -179,7 +179,7 @@ RUNS = [
     pytest.param(
         "fuzz",
         ["files", "--count", "60"],
-        2,
+        3,
         ("files", "loaded", "refused"),
         id="fuzz-files",
         marks=slow,

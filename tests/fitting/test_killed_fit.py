@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fitting.killed_fit import BLOCKS
+from tests.support.mutated_files import content_of_checkpoint
 from tests.support.same_result import assert_same_result
 
 PROGRAM = Path(__file__).with_name("killed_fit.py")
@@ -83,6 +85,22 @@ def newest(directory):
     return max((int(p.stem.split("-")[1]) for p in directory.glob("checkpoint-*.json")), default=0)
 
 
+def groups_known(directory):
+    """Groups of the running pass that the ledger has."""
+    try:
+        content = content_of_checkpoint((directory / "ledger.json").read_bytes())
+    except FileNotFoundError:
+        return 0
+    return max((len(answer["groups"]) for answer in content["answers"].values()), default=0)
+
+
+def reads_of(folder):
+    return len((folder / "reads").read_bytes())
+
+
+#: A pass of so few blocks has so many groups.
+GROUPS = 16
+
 CASES = [
     pytest.param(1, False, 1, id="threads"),
     pytest.param(6, True, 2, id="several starts, cluster", marks=pytest.mark.cluster),
@@ -105,3 +123,26 @@ def test_a_fit_that_is_killed_until_it_ends(n_starts, on_cluster, seed, tmp_path
     assert any(written), "there was nothing to resume"
     assert_same_result(result, whole)
     assert len(whole.starts) == (n_starts if n_starts > 1 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_fit_that_is_killed_near_the_end_of_a_pass_reads_the_rest(tmp_path):
+    out, directory = tmp_path / "killed.pickle", tmp_path / "checkpoints"
+    (tmp_path / "hang").touch()
+    process = start(directory, out, 1, None)
+    while groups_known(directory) < GROUPS - 1:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    passes = newest(directory)
+    (tmp_path / "hang").unlink()
+    (tmp_path / "reads").unlink()
+    result = run(directory, out, 1, None)
+    # The group that hung, another for comparison, and two blocks for the last checkpoint.
+    blocks = (result.n_passes - passes - 1) * BLOCKS + 2 * (BLOCKS // GROUPS) + 2
+    assert reads_of(tmp_path) == blocks
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert_same_result(result, run(whole / "checkpoints", whole / "whole.pickle", 1, None))

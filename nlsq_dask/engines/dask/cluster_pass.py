@@ -7,7 +7,7 @@ its answer has the same bits. If its worker dies, the block told last is named, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ from nlsq_dask import _errors
 from nlsq_dask.engines.dask.groups import Group
 from nlsq_dask.engines.dask.tree import BlockProgress
 from nlsq_dask.engines.dask.watch import GUILTY, LOOK_SECONDS, SUSPICIOUS, Watch
+from nlsq_dask.engines.ledger import PassLedger
 from nlsq_dask.io.places import Place
 
 if TYPE_CHECKING:
@@ -34,8 +35,15 @@ class Submit(Protocol):
         """Tasks of some groups, by number; `tells` if they tell each block."""
         ...
 
-    def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
-        """Tasks that add the answers of all groups; the last has the answer of the pass."""
+    def tree(self, groups: Sequence[Any], attempt: int) -> list[Future[Any]]:
+        """Tasks that add the answers of all groups; the last has the answer of the pass.
+
+        A group is a future, or an answer that is known already.
+        """
+        ...
+
+    def values(self, futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
+        """Results of the futures; without those that do not come soon."""
         ...
 
 
@@ -49,18 +57,27 @@ class ClusterPass:
     watch : Watch
     progress : callable
         Called as ``progress(blocks_done, blocks)``.
+    ledger : PassLedger
+        Keeps the answers of groups.
     """
 
     def __init__(
-        self, groups: Sequence[Group], submit: Submit, watch: Watch, progress: BlockProgress
+        self,
+        groups: Sequence[Group],
+        submit: Submit,
+        watch: Watch,
+        progress: BlockProgress,
+        ledger: PassLedger,
     ) -> None:
         self._groups = groups
         self._submit = submit
         self._watch = watch
         self._progress = progress
         self._blocks = sum(len(group.steps) for group in groups)
-        self._done = 0
-        self._asked: list[Future[Any]] = []  # by number of the group
+        self._ledger = ledger
+        self._done = sum(len(groups[number].steps) for number in ledger.known)
+        self._asked: dict[int, Future[Any]] = {}  # by number of the group
+        self._unnoted: dict[int, Future[Any]] = {}
         self._nodes: list[Future[Any]] = []
         self._replaced: list[Future[Any]] = []
         self._telling: set[Key] = set()
@@ -77,15 +94,20 @@ class ClusterPass:
         Exception
             The error of the first group that fails.
         """
-        self._asked = self._submit.groups(range(len(self._groups)), tells=False)
-        self._nodes = self._submit.tree(self._asked, 0)
-        self._wait_for(enumerate(self._asked))
+        numbers = [n for n in range(len(self._groups)) if n not in self._ledger.known]
+        self._asked = dict(zip(numbers, self._submit.groups(numbers, tells=False), strict=True))
+        self._nodes = self._submit.tree(self._answers(), 0)
+        self._wait_for(self._asked.items())
         self._wait_for([(ANSWER, self._nodes[-1])])
         while self._waiting:
             with suppress(Empty):
                 self._take(self._ended.get(timeout=LOOK_SECONDS))
             if self._watch.due:
                 self._look()
+            if self._ledger.due:
+                self._note()
+        if self._ledger.wanted:
+            self._note()
         return self._nodes[-1].result()
 
     def release(self) -> None:
@@ -94,8 +116,23 @@ class ClusterPass:
         The cluster would otherwise remember them as long as any object refers to them, such as the
         traceback of a fit that failed.
         """
-        for future in (*self._asked, *self._nodes, *self._replaced):
+        for future in (*self._asked.values(), *self._nodes, *self._replaced):
             future.release()
+
+    def _answers(self) -> list[Any]:
+        """The future of each group, or its answer if that is known."""
+        known = self._ledger.known
+        return [known[n] if n in known else self._asked[n] for n in range(len(self._groups))]
+
+    def _note(self) -> None:
+        """Keep the answers of groups that have ended."""
+        ended = {n: f for n, f in self._unnoted.items() if f.status == "finished"}
+        if not ended:
+            return
+        answers = self._submit.values(ended)
+        for number in answers:
+            del self._unnoted[number]
+        self._ledger.note(answers)
 
     def _wait_for(self, futures: Iterable[tuple[int, Future[Any]]]) -> None:
         """Take note of futures as they end.
@@ -123,6 +160,7 @@ class ClusterPass:
         # tree waits for it.
         self._watch.group_ended()
         if number != ANSWER:
+            self._unnoted[number] = future
             self._done += len(self._groups[number].steps)
             self._progress(self._done, self._blocks)
 
@@ -148,7 +186,7 @@ class ClusterPass:
         (new,) = self._submit.groups([number], tells=True)
         self._asked[number] = new
         self._telling.add(new.key)
-        self._nodes = self._submit.tree(self._asked, len(self._telling))
+        self._nodes = self._submit.tree(self._answers(), len(self._telling))
         self._wait_for([(number, new), (ANSWER, self._nodes[-1])])
 
     def _guilty(self, number: int, deaths: int, block: int | None) -> _errors.ClusterError:

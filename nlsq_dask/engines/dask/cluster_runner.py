@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,12 +28,17 @@ from nlsq_dask.engines.dask.signals import Ears, Show, listen
 from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.dask.watch import Watch
+from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 # Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
 FORGET_SECONDS = 0.5
+
+# Most seconds that a pass waits for the answers of groups that have ended. If a worker dies in the
+# meantime, its groups run again, and their answers are asked for later.
+GATHER_SECONDS = 5.0
 
 
 class ClusterRunner:
@@ -89,12 +94,18 @@ class ClusterRunner:
             for group in stream.groups
         ]
 
-    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    def run(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        ledger: PassLedger = NO_PASS_LEDGER,
+    ) -> Any:
         """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
         self._keys = set(self._lasting)
         watch = Watch(self._client, self._ears)
         submit = _Submit(self, name, function, args)
-        a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress)
+        a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress, ledger)
         try:
             return a_pass.answer()
         finally:
@@ -115,9 +126,9 @@ class ClusterRunner:
             numbers=numbers,
         )
 
-    def submit_tree(self, name: str, groups: Sequence[Future[Any]]) -> list[Future[Any]]:
-        """Submit the tree that adds the answers of all groups."""
-        parts: dict[Key, Future[Any]] = {f.key: f for f in groups}
+    def submit_tree(self, name: str, groups: Sequence[Any]) -> list[Future[Any]]:
+        """Submit the tree that adds the answers of all groups: futures, or known answers."""
+        parts: dict[Key, Any] = dict(enumerate(groups))
         nodes = []
         for key, keys in tree(list(parts), f"nlsq-reduce-{name}-{self._fit}"):
             node = "-".join(map(str, key))
@@ -126,6 +137,11 @@ class ClusterRunner:
             parts[key] = self._client.submit(add_in_order, added, key=node, pure=False)
             nodes.append(parts[key])
         return nodes
+
+    def values(self, futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
+        """Results of futures that have ended; without those that do not come soon."""
+        found: dict[int, Any] = self._client.sync(_soon, self._client, dict(futures))
+        return found
 
     def close(self, *, failed: bool = False) -> None:
         """Let the cluster forget the groups and their rows.
@@ -198,15 +214,34 @@ class _Submit:
         name = f"{self.name}-again" if tells else self.name
         return self.runner.submit_groups(name, numbers, function, self.args)
 
-    def tree(self, groups: Sequence[Future[Any]], attempt: int) -> list[Future[Any]]:
+    def tree(self, groups: Sequence[Any], attempt: int) -> list[Future[Any]]:
         name = f"{self.name}-again-{attempt}" if attempt else self.name
         return self.runner.submit_tree(name, groups)
+
+    def values(self, futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
+        return self.runner.values(futures)
 
 
 def _release(futures: Iterable[Future[Any]]) -> None:
     """Let the cluster forget futures now, whatever still refers to them."""
     for future in futures:
         future.release()
+
+
+async def _soon(client: Client, futures: dict[int, Future[Any]]) -> dict[int, Any]:
+    """Results of futures; none if the scheduler does not get one of them soon.
+
+    ``Client.gather`` would wait until a lost result is made again.
+    """
+    numbers = {future.key: number for number, future in futures.items()}
+    scheduler: Any = client.scheduler
+    try:
+        response = await asyncio.wait_for(scheduler.gather(keys=list(numbers)), GATHER_SECONDS)
+    except (TimeoutError, OSError):
+        return {}
+    if response["status"] != "OK":
+        return {}
+    return {numbers[key]: value for key, value in response["data"].items()}
 
 
 async def _forgotten(client: Client, fit: str, known: Sequence[Key]) -> None:

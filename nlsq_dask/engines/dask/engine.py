@@ -10,7 +10,7 @@ With a cache, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -18,13 +18,14 @@ from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
-from nlsq_dask.engines.dask.groups import Stream, make_stream
+from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
 from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
+from nlsq_dask.engines.ledger import NO_LEDGER, Ledger
 from nlsq_dask.io.chunks import largest_block, spread_blocks
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
@@ -127,6 +128,8 @@ class DaskEngine:
         Passes over all rows so far, kept or read.
     keeping : Keeping
         Which groups keep their rows. Kept rows are read once, and again only if a worker is lost.
+    ledger : Ledger
+        Keeps the answers of groups for a later process; by default nothing.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class DaskEngine:
         self.streaming = streaming or Streaming(make_stream(data))
         self.kernels = kernels
         self.n_passes = 0
+        self.ledger: Ledger = NO_LEDGER
         self._data = data
         self._progress = progress
         self._show = show
@@ -170,7 +174,8 @@ class DaskEngine:
         """Answer a question for all rows; see :class:`~nlsq_dask.engines.engine.Engine`."""
         self.n_passes += 1
         name = f"{question.task_name}-pass-{self.n_passes}"
-        answer: AnswerT = self._runner.run(name, answer_of_group, question)
+        ledger = self.ledger.of_pass(question, len(self.stream.groups))
+        answer: AnswerT = self._runner.run(name, answer_of_group, question, ledger=ledger)
         return answer
 
     def ask_few(self, question: BlockQuestion[AnswerT], count: int) -> AnswerT:
@@ -179,8 +184,11 @@ class DaskEngine:
         The blocks are read, also where their rows are kept.
         """
         groups = self.stream.groups
-        chosen = [groups[i] for i in spread_blocks([len(groups)], count)]
-        indices = frozenset(group.steps[0].index for group in chosen)
+        return self.ask_first(question, [groups[i] for i in spread_blocks([len(groups)], count)])
+
+    def ask_first(self, question: BlockQuestion[AnswerT], groups: Sequence[Group]) -> AnswerT:
+        """Answer a question for only the first block of each of some groups; this is no pass."""
+        indices = frozenset(group.steps[0].index for group in groups)
         name = f"{question.task_name}-after-{self.n_passes}"
         self._is_pass = False  # of which progress is shown
         try:
@@ -197,7 +205,9 @@ class DaskEngine:
         block_rows = largest_block(self.stream.chunks)
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
-        return DaskEngine(self._data, self.kernels, streaming, self._report_sample, self._show)
+        few = DaskEngine(self._data, self.kernels, streaming, self._report_sample, self._show)
+        few.ledger = self.ledger
+        return few
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:

@@ -107,6 +107,27 @@ def group_sample(blocks: Sequence[int], chunks: Chunks, arrays: Sequence[PiecedA
     return _grouping(chosen, groups, n_blocks)
 
 
+def group_appended(block_bytes: Sequence[int], first: Sequence[int], each: bool) -> Grouping:
+    """Group blocks behind groups that are cut as before.
+
+    Parameters
+    ----------
+    block_bytes : sequence of int
+        Decoded bytes of each block, in C order of the grid.
+    first : sequence of int
+        Number of blocks of each of the first groups.
+    each : bool
+        Whether each of the other blocks is a group.
+    """
+    ends = [0, *itertools.accumulate(first)]
+    groups = [range(start, stop) for start, stop in itertools.pairwise(ends)]
+    rest = block_bytes[ends[-1] :]
+    cut = [range(i, i + 1) for i in range(len(rest))] if each else cut_groups(rest)
+    groups += [range(ends[-1] + own.start, ends[-1] + own.stop) for own in cut]
+    every = list(range(len(block_bytes)))
+    return _grouping(every, groups, len(every))
+
+
 def most_open(arrays: Sequence[PiecedArray], chunks: Chunks, grouping: Grouping) -> int:
     """Most decoded bytes of pieces that a task holds from one block to the next.
 

@@ -28,7 +28,12 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
-from nlsq_dask.engines.dask.grouping import group_blocks, group_sample, most_open
+from nlsq_dask.engines.dask.grouping import (
+    group_appended,
+    group_blocks,
+    group_sample,
+    most_open,
+)
 from nlsq_dask.engines.dask.pieces import (
     MAX_TASKS_TO_REPEAT,
     pieced_arrays_of,
@@ -53,6 +58,10 @@ from nlsq_dask.io.stage import Shape
 # Rows of a block of data without chunks of their own: 8 MB of float64. Of 1, 8 and 64 MB these were
 # the fastest to read.
 UNCHUNKED_BLOCK_ROWS = 1 << 20
+
+
+# Most blocks that are a group, and so a task, each.
+MOST_SINGLE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +187,9 @@ def make_stream(
     data: Observations,
     unchunked_rows: int = UNCHUNKED_BLOCK_ROWS,
     most_blocks: int | None = None,
+    *,
+    each: bool = False,
+    first: Sequence[int] | None = None,
 ) -> Stream:
     """Cut the data of a fit into groups.
 
@@ -189,6 +201,10 @@ def make_stream(
         Rows of a block of data without chunks of their own.
     most_blocks : int, optional
         Take only so many blocks, spread over the grid; all blocks by default.
+    each : bool
+        Make a group of each block, if there are at most MOST_SINGLE.
+    first : sequence of int, optional
+        Number of blocks of each of the first groups.
     """
     chunks = common_chunks(data, unchunked_rows)
     pieced_arrays = pieced_arrays_of(data)
@@ -199,10 +215,14 @@ def make_stream(
         chosen = spread_blocks(list(map(len, chunks)), most_blocks)
         grouping = group_sample(chosen, chunks, pieced_arrays)
         blocks = [blocks[i] for i in chosen]
+    elif each and first is None and len(blocks) <= MOST_SINGLE:
+        grouping = group_sample(range(len(blocks)), chunks, pieced_arrays)
     one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal tuples are sent once
     layout = data.layout
     shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
     sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
+    if first is not None:
+        grouping = group_appended(sizes, first, each and len(blocks) <= MOST_SINGLE)
     grouping = grouping or group_blocks(sizes, chunks, pieced_arrays)
     groups = grouping.groups
     operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]

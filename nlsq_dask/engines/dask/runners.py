@@ -17,6 +17,7 @@ from nlsq_dask.engines.dask.scheduler import local_get
 from nlsq_dask.engines.dask.signals import Ears, Show, show_nothing
 from nlsq_dask.engines.dask.task import Work, add_in_order
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
+from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
 class Runner(Protocol):
     """Runs a function on all groups and adds the answers."""
 
-    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    def run(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        ledger: PassLedger = NO_PASS_LEDGER,
+    ) -> Any:
         """Sum ``function(group, external, work, *args)`` over all groups.
 
-        `name` is part of the names of the tasks.
+        `name` is part of the names of the tasks. The ledger is told the answers of groups.
         """
         ...
 
@@ -96,7 +103,13 @@ class LocalRunner:
             self.close(failed=True)
             raise
 
-    def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    def run(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        ledger: PassLedger = NO_PASS_LEDGER,
+    ) -> Any:
         """Sum over all groups; see :class:`Runner`."""
         blocks: dict[Key, int] = {}
         graph: dict[Key, Any] = {}
@@ -104,14 +117,17 @@ class LocalRunner:
             zip(self._stream.groups, self._groups, strict=True)
         ):
             key: Key = (f"nlsq-{name}", i)
+            blocks[key] = len(group.steps)
+            if i in ledger.known:
+                graph[key] = DataNode(key, ledger.known[i])
+                continue
             external = tuple(self._shared[k] for k in group.external)
             inputs = (DataNode(None, v) for v in (task_group, external, self._work, *args))
             graph[key] = Task(key, function, *inputs)
-            blocks[key] = len(group.steps)
         for node, parts in tree(list(graph), f"nlsq-reduce-{name}"):
             graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
         root = next(reversed(graph))
-        counter = _BlockCounter(blocks, self._stream.n_blocks, self._progress)
+        counter = _BlockCounter(blocks, self._progress, ledger)
         (total,) = local_get(graph, [root], self._threads, counter)
         return total
 
@@ -127,16 +143,19 @@ class LocalRunner:
 
 
 class _BlockCounter:
-    """Counts blocks as Dask's local scheduler finishes their groups."""
+    """Counts blocks as Dask's local scheduler finishes their groups, and keeps the answers."""
 
-    def __init__(self, sizes: dict[Key, int], n_blocks: int, progress: BlockProgress) -> None:
+    def __init__(self, sizes: dict[Key, int], progress: BlockProgress, ledger: PassLedger) -> None:
         self._sizes = sizes
-        self._n_blocks = n_blocks
+        self._n_blocks = sum(sizes.values())
         self._progress = progress
-        self._done = 0
+        self._ledger = ledger
+        self._numbers = {key: number for number, key in enumerate(sizes)}
+        self._done = sum(n for key, n in sizes.items() if self._numbers[key] in ledger.known)
 
-    def __call__(self, key: Key, *_: object) -> None:
-        """Count the blocks of a task that is done."""
+    def __call__(self, key: Key, answer: Any, *_: object) -> None:
+        """Count the blocks of a task that is done, and keep its answer."""
         if key in self._sizes:
             self._done += self._sizes[key]
             self._progress(self._done, self._n_blocks)
+            self._ledger.note({self._numbers[key]: answer})

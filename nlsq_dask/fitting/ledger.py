@@ -1,0 +1,413 @@
+"""The ledger of a fit: answers since the last checkpoint, on disk, so that a killed pass goes on.
+
+A checkpoint is written after a pass. Until then the ledger keeps the answer of every group that has
+ended, and of whole passes that no checkpoint covers yet: those of a search over starts. The ledger
+is a JSON file beside the checkpoints. Its numbers are in the shortest form that reads back to the
+same bits. A search that is resumed asks the same questions again. It gets the answers that the
+ledger has, and only the other groups are read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from nlsq_dask import _errors
+from nlsq_dask.core.questions import RowQuestion
+from nlsq_dask.core.reflective import Box
+from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.in_memory import InMemoryEngine
+from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
+from nlsq_dask.fitting.block_sums import BlockSums, has_sums, too_large
+from nlsq_dask.fitting.checkpoint import check_problem
+from nlsq_dask.fitting.checkpoint_content import decode as decode_file
+from nlsq_dask.fitting.ledger_content import (
+    FORMAT,
+    decode,
+    differs,
+    encode,
+    is_kept,
+    key_of,
+    read_groups,
+    read_pilot,
+)
+from nlsq_dask.fitting.pilot import Pilot
+from nlsq_dask.io.chunks import spread_blocks
+from nlsq_dask.io.codec import checksum, dumps, to_json
+from nlsq_dask.io.files import Folder
+from nlsq_dask.questions.question import AnyQuestion
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.engine import DaskEngine
+
+T = TypeVar("T")
+
+logger = logging.getLogger("nlsq_dask")
+
+NAME = "ledger.json"
+
+# Least seconds between two writes, and how many times longer than a write itself: writing takes at
+# most two percent of a fit.
+SECONDS = 3.0
+TIMES_LONGER = 50.0
+
+# Largest text of the answers of one pass, in characters. More groups are not written: 4,096 groups
+# have so much with 60 parameters.
+MOST_TEXT = 300_000_000
+
+# Errors after which a fit can go on: the store or the cluster was away, or the user interrupted it.
+INTERRUPTING = (KeyboardInterrupt, _errors.ReadingError, _errors.ClusterError)
+
+# Groups of an interrupted pass that are read again and compared: at most so many, and of few groups
+# fewer, one in GROUPS_COMPARED.
+MOST_COMPARED = 3
+GROUPS_COMPARED = 8
+
+# Largest relative difference between the answers of a group before and after, on the same data.
+ROUNDING = 1e-8
+
+
+@dataclass
+class _Entry:
+    """What is known of the answer to a question.
+
+    Attributes
+    ----------
+    question : RowQuestion or BlockQuestion
+    n_groups : int
+    answers : dict
+        Answers of groups, by number.
+    texts : dict
+        Those of them that are encoded, as JSON texts; None for an answer that is not kept.
+    whole : str or None
+        JSON text of the answer of all groups.
+    """
+
+    question: Any
+    n_groups: int
+    answers: dict[int, Any] = field(default_factory=dict)
+    texts: dict[int, str | None] = field(default_factory=dict)
+    whole: str | None = None
+
+    def text(self) -> str:
+        """The JSON text of the entry."""
+        return (
+            f'{{"n_groups": {self.n_groups}, "whole": {self.whole or "null"}, '
+            f'"groups": {{{", ".join(self._groups())}}}}}'
+        )
+
+    def _groups(self) -> list[str]:
+        """Names and values of the groups, as many as may be kept."""
+        if self.whole is not None:
+            return []
+        found, size = [], 0
+        for number, answer in self.answers.items():
+            if number not in self.texts:
+                self.texts[number] = encode(self.question, answer)
+            text = self.texts[number]
+            if text is not None and (size := size + len(text)) <= MOST_TEXT:
+                found.append(f'"{number}": {text}')
+        return found
+
+
+@dataclass
+class _Pass:
+    """The answers of the groups of one pass; see :class:`PassLedger`."""
+
+    ledger: Ledger
+    entry: _Entry
+    known: Mapping[int, Any]
+    expected: Mapping[int, Any]
+    wanted: bool
+
+    @property
+    def due(self) -> bool:
+        return self.ledger.due
+
+    def note(self, answers: Mapping[int, Any]) -> None:
+        """Keep answers, and compare those of groups that an earlier process had answered.
+
+        Raises
+        ------
+        DataChangedError
+            If a group has another answer than before.
+        """
+        for number, answer in answers.items():
+            if number in self.expected and differs(
+                self.entry.question, self.expected[number], answer, ROUNDING
+            ):
+                raise _errors.ledger_of_other_data(self.ledger.path, number, self.entry.n_groups)
+        self.entry.answers.update(answers)
+        self.ledger.write_if_due()
+
+
+class Ledger:
+    """Answers since the last checkpoint; see :class:`nlsq_dask.engines.ledger.Ledger`.
+
+    Parameters
+    ----------
+    directory : Folder or None
+        Directory of the checkpoints; None writes nothing.
+    problem : mapping
+        Description of the fit in JSON values.
+    versions : mapping
+        Versions of the libraries.
+    engine : Engine
+        Answers what no earlier process has answered, and counts the passes.
+    keeps : bool
+        Whether to keep anything.
+
+    Attributes
+    ----------
+    n_replayed : int
+        Passes that an earlier process made and whose answers were taken from the ledger.
+    blocks : BlockSums
+        The sums of the groups of the last passes.
+    """
+
+    def __init__(
+        self,
+        directory: Folder | None,
+        problem: Mapping[str, Any],
+        versions: Mapping[str, str],
+        engine: InMemoryEngine | DaskEngine | CollapsedEngine,
+        *,
+        keeps: bool = True,
+    ) -> None:
+        self.n_replayed = 0
+        self.blocks = BlockSums()
+        self._engine = engine
+        rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+        self._keeps = keeps
+        if keeps and not isinstance(rows, InMemoryEngine):
+            rows.ledger = self
+        self._directory = directory
+        self._problem = json.loads(dumps(problem))
+        self._versions = dict(versions)
+        self._left: dict[str, Any] = {}  # JSON values of an earlier process, by key
+        self._pilot: Any = None
+        self._pilot_left: Any = None
+        self._entries: dict[str, _Entry] = {}
+        self._may_exist = True
+        self._trusted: set[str] = set()
+        self._failed = directory is None
+        self._next = time.monotonic() + SECONDS
+
+    @property
+    def path(self) -> str:
+        """Path of the file in messages."""
+        return NAME if self._directory is None else self._directory.shown(NAME)
+
+    @property
+    def due(self) -> bool:
+        """Whether enough time has gone by since the last write."""
+        return not self._failed and time.monotonic() >= self._next
+
+    def load(self, *, after_checkpoint: bool) -> None:
+        """Read what an earlier process left.
+
+        Parameters
+        ----------
+        after_checkpoint : bool
+            Whether the fit goes on from a checkpoint. The ledger may then be older, and of another
+            fit.
+
+        Raises
+        ------
+        InputError
+            If the ledger is of another problem; the message names what differs.
+
+        Warns
+        -----
+        CheckpointWarning
+            If the file is damaged.
+        """
+        if self._directory is None:
+            return
+        try:
+            if NAME not in self._directory.names():
+                return
+            form, values = decode_file(self._directory.read(NAME))
+            if form != FORMAT:
+                raise _errors.value_of_another_kind(form, FORMAT)
+            left, pilot, problem = values["answers"], values["pilot"], values["problem"]
+            if not (isinstance(left, dict) and isinstance(problem, dict)):
+                raise _errors.value_of_another_kind(left, "an object of names and values")
+        except (OSError, ValueError, KeyError) as error:
+            warnings.warn(_errors.ledger_damaged(self.path, error), stacklevel=2)
+            return
+        if after_checkpoint and problem != self._problem:
+            return
+        check_problem(self.path, problem, self._problem)
+        self._left, self._pilot_left = left, pilot
+        logger.info("going on with a pass that was interrupted, from %s", self.path)
+
+    def knows(self, question: RowQuestion[Any]) -> bool:
+        """Whether an earlier process left answers to a question."""
+        return bool(self._left) and is_kept(question) and key_of(question) in self._left
+
+    def trust(self, question: RowQuestion[Any], answers: Mapping[int, Any], n_groups: int) -> None:
+        """Take the answers of some groups, as JSON values, for what a pass would find.
+
+        They are not compared in the pass.
+        """
+        key = key_of(question)
+        left = self._left.get(key)
+        known = left["groups"] if isinstance(left, dict) and "groups" in left else {}
+        groups = {str(number): answer for number, answer in answers.items()} | dict(known)
+        self._left[key] = {"n_groups": n_groups, "whole": None, "groups": groups}
+        self._trusted.add(key)
+
+    def pilot(self, find: Callable[[], Pilot | None], box: Box) -> Pilot | None:
+        """The pilot that an earlier process found, or the pilot that is found now.
+
+        Parameters
+        ----------
+        find : callable
+        box : Box
+            Bounds of the free parameters.
+        """
+        if self._pilot_left is not None:
+            kept = self._read(lambda: read_pilot(self._pilot_left, box))
+            self._pilot, self._pilot_left = self._pilot_left, None
+            if kept is not None:
+                found, n_passes = kept
+                self._replay(n_passes)
+                return found
+        before = self._engine.n_passes
+        found = find()
+        self._entries.clear()  # of the sample
+        of_pilot = [] if found is None else [found]
+        self._pilot = {"found": to_json(of_pilot), "n_passes": self._engine.n_passes - before}
+        self.write_if_due()
+        return found
+
+    def ask(self, question: RowQuestion[Any]) -> Any:
+        """Put a question to the engine, unless an earlier process left the answer."""
+        in_few = isinstance(self._engine, CollapsedEngine)  # its questions need no passes
+        if in_few or not self._keeps or not is_kept(question):
+            return self._engine.ask(question)
+        answer = self._whole(question)
+        if answer is None:
+            answer = self._engine.ask(question)
+        else:
+            self._replay(1)
+        entry = self._entries.setdefault(key_of(question), _Entry(question, 0))
+        self.blocks.see(question, entry.answers, entry.n_groups)
+        entry.whole = encode(question, answer)
+        entry.answers, entry.texts = {}, {}
+        self.write_if_due()
+        return answer
+
+    def _replay(self, n_passes: int) -> None:
+        """Count passes of an earlier process."""
+        self._engine.n_passes += n_passes
+        self.n_replayed += n_passes
+
+    def of_pass(self, question: AnyQuestion[Any], n_groups: int) -> PassLedger:
+        """Begin a pass, or go on with it; see :class:`nlsq_dask.engines.ledger.Ledger`."""
+        if not is_kept(question) or too_large(question, n_groups):
+            return NO_PASS_LEDGER
+        key = key_of(question)
+        left = self._left.pop(key, None)
+        kept: dict[int, Any] = {}
+        if left is not None:
+            kept = self._read(lambda: read_groups(question, left, n_groups)) or {}
+        numbers = sorted(kept)
+        few = max(1, min(MOST_COMPARED, len(numbers) // GROUPS_COMPARED))
+        if key in self._trusted:
+            few = 0
+        compared = {numbers[i] for i in spread_blocks([len(numbers)], few)} if numbers else set()
+        known = {number: kept[number] for number in numbers if number not in compared}
+        self._entries[key] = entry = _Entry(question, n_groups, dict(known))
+        expected = {number: kept[number] for number in compared}
+        return _Pass(self, entry, known, expected, has_sums(question))
+
+    def _whole(self, question: RowQuestion[Any]) -> Any:
+        """The answer of all groups, if an earlier process left it; else None."""
+        left = self._left.get(key_of(question))
+        if not isinstance(left, dict) or left.get("whole") is None:
+            return None
+        del self._left[key_of(question)]
+        return self._read(lambda: decode(question, left["whole"]))
+
+    def _read(self, read: Callable[[], T]) -> T | None:
+        """Read values of an earlier process; None, with a warning, if they are damaged."""
+        try:
+            return read()
+        except (KeyError, ValueError) as error:
+            warnings.warn(_errors.ledger_damaged(self.path, error), stacklevel=2)
+            return None
+
+    def forget(self) -> None:
+        """Forget all answers: a checkpoint covers them."""
+        self._left, self._entries = {}, {}
+        self._pilot = self._pilot_left = None
+        if self._may_exist and self._directory is not None:
+            self._may_exist = False
+            with suppress(OSError):  # an older ledger does no harm
+                self._directory.remove(NAME)
+
+    def write_if_due(self) -> None:
+        """Write the file, if enough time has gone by."""
+        if self.due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file.
+
+        Warns
+        -----
+        CheckpointWarning
+            If it cannot be written, once.
+        """
+        if self._directory is None:
+            return
+        began = time.monotonic()
+        self._may_exist = True
+        content = self._content()
+        try:
+            raw = dumps({"sha256": checksum(content), "content": content}).encode()
+            self._directory.write(NAME, raw)
+        except OSError as error:
+            self._failed = True
+            warnings.warn(_errors.checkpoint_not_written(self._directory, error), stacklevel=2)
+        now = time.monotonic()
+        self._next = now + max(SECONDS, TIMES_LONGER * (now - began))
+
+    def _content(self) -> str:
+        """The JSON text of the file."""
+        texts = {key: dumps(value) for key, value in self._left.items()}
+        texts |= {key: entry.text() for key, entry in self._entries.items()}
+        named = {
+            "format": dumps(FORMAT),
+            "problem": dumps(self._problem),
+            "versions": dumps(self._versions),
+            "pilot": dumps(self._pilot or self._pilot_left),
+            "answers": _object(texts),
+        }
+        return _object(named)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None
+    ) -> None:
+        """Keep what an interrupted fit has found; forget it after success."""
+        if kind is None:
+            self.forget()
+        elif issubclass(kind, INTERRUPTING) and self._entries and not self._failed:
+            self.write()
+
+
+def _object(texts: Mapping[str, str]) -> str:
+    """The JSON text of an object, from the texts of its values."""
+    return f"{{{', '.join(f'{dumps(name)}: {text}' for name, text in texts.items())}}}"
