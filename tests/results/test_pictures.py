@@ -260,6 +260,26 @@ def test_the_profile_of_a_line_is_a_parabola(straight):
     np.testing.assert_allclose(ends, straight.confidence_intervals()[0], rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_blocks_by_chi2_and_by_their_influence():
+    rng = np.random.default_rng(6)
+    x = np.linspace(1, 5, 400)
+    y = 2 * x + 1 + rng.normal(0, 0.2, 400)
+    y[160:200] += 1.0  # a bad chunk
+    lazy = (da.from_array(a, chunks=40) for a in (x, y))
+    result = nlsq_dask.fit(line, *lazy, p0=[1, 0], diagnostics=True)
+    chi2, shift = result.plot_blocks().axes
+    table = result.block_diagnostics()
+    drawn = chi2.lines[1].get_xydata()
+    np.testing.assert_array_equal(drawn[:, 1], table.chi2_per_row)
+    np.testing.assert_allclose(chi2.lines[0].get_ydata(), result.chi2 / 400, rtol=1e-12)
+    assert drawn[4, 1] > 2 * np.delete(drawn[:, 1], 4).max()
+    lengths = [segment[1, 1] for segment in shift.collections[0].get_segments()]
+    np.testing.assert_allclose(lengths, np.abs(table.shift).max(axis=1))
+    with pytest.raises(InputError, match="diagnostics=True"):
+        nlsq_dask.fit(line, x, y, p0=[1, 0]).plot_blocks()
+
+
 def test_a_result_from_a_file_has_the_pictures_that_need_no_data(straight, tmp_path):
     straight.save(tmp_path / "line.json")
     loaded = FitResult.load(tmp_path / "line.json")
