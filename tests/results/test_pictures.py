@@ -170,6 +170,7 @@ def test_pictures_go_into_axes_of_the_caller(straight, cube):
         straight.plot_history(ax=Figure().subplots(4))
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_a_figure_without_pyplot(straight):
     assert straight.plot_history()._repr_png_().startswith(b"\x89PNG")
 
