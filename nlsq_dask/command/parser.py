@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
 
+from nlsq_dask import __version__
 from nlsq_dask.command import actions
 from nlsq_dask.core.goals import OptimizationGoal
 from nlsq_dask.core.presets import WORKFLOW_PRESETS
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"{_EXAMPLES}\n{_ENDS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=metadata.version("nlsq_dask"))
+    top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     info = _added(commands, "info", "versions, devices, memory, and thresholds of the strategies")
     info.set_defaults(action=actions.info)

@@ -17,41 +17,56 @@ from numpy.typing import NDArray
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.chunks import block_boxes, regular_chunks
 from nlsq_dask.kernels.table import Kernels
-from nlsq_dask.questions.histogram import BinSums, Grid, Histogram, cut
+from nlsq_dask.questions.histogram import Grid, Histogram, cut
 from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 
 
 @dataclass(frozen=True)
-class ResidualSums:
-    """Answer: sums over rows.
+class RowSums:
+    """Sums over the rows of each of k sets.
 
     Attributes
     ----------
-    bins : BinSums
-        By abscissa and by standardised residual.
     n : ndarray, shape (k,), int64
-        Number of rows by position.
+        Number of rows.
     total, squares : ndarray, shape (k,), float64
-        Sums of standardised residuals, and of their squares, by position.
+        Sums of standardised residuals, and of their squares.
     """
 
-    bins: BinSums
     n: NDArray[np.int64]
     total: FloatArray
     squares: FloatArray
 
     @classmethod
-    def zero(cls, grid: Grid, positions: int) -> Self:
+    def zero(cls, count: int) -> Self:
         """Sums over no rows."""
-        n = np.zeros(positions, np.int64)
-        return cls(BinSums.zero(grid), n, np.zeros(positions), np.zeros(positions))
+        return cls(np.zeros(count, np.int64), np.zeros(count), np.zeros(count))
+
+    def __add__(self, other: RowSums) -> RowSums:
+        return RowSums(self.n + other.n, self.total + other.total, self.squares + other.squares)
+
+
+@dataclass(frozen=True)
+class ResidualSums:
+    """Answer: counts and sums over rows.
+
+    Attributes
+    ----------
+    counts : ndarray, shape (n_z,), int64
+        Number of rows by standardised residual.
+    by_x, by_position : RowSums
+        Sums by abscissa, and by position.
+    """
+
+    counts: NDArray[np.int64]
+    by_x: RowSums
+    by_position: RowSums
 
     def __add__(self, other: ResidualSums) -> ResidualSums:
         return ResidualSums(
-            self.bins + other.bins,
-            self.n + other.n,
-            self.total + other.total,
-            self.squares + other.squares,
+            self.counts + other.counts,
+            self.by_x + other.by_x,
+            self.by_position + other.by_position,
         )
 
 
@@ -88,18 +103,20 @@ class Residuals(BlockQuestion[ResidualSums]):
 
     def zero(self) -> ResidualSums:
         """Sums over no rows."""
-        return ResidualSums.zero(self.grid, self.positions)
+        counts = np.zeros(self.grid.n_z, np.int64)
+        return ResidualSums(counts, RowSums.zero(self.grid.n_x), RowSums.zero(self.positions))
 
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> ResidualSums:
         """Sums over the rows of a block."""
         histogram = Histogram(self.params, self.grid, self.block_rows, self.model)
         total = self.zero()
         for at, part in self._parts(placed, whole=kernels.whole):
-            sums = self.zero()
             bins = histogram.of_block(part, kernels)
-            sums.n[at], sums.total[at] = bins.n.sum(), bins.total.sum()
-            sums.squares[at] = bins.squares.sum()
-            total = total + ResidualSums(bins, sums.n, sums.total, sums.squares)
+            own = RowSums.zero(self.positions)
+            own.n[at], own.total[at] = bins.n.sum(), bins.total.sum()
+            own.squares[at] = bins.squares.sum()
+            by_x = RowSums(bins.n, bins.total, bins.squares)
+            total = total + ResidualSums(bins.residuals.sum(axis=0), by_x, own)
         return total
 
     def _parts(self, placed: PlacedBlock, *, whole: bool) -> Iterator[tuple[int, PlacedBlock]]:

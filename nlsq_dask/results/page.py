@@ -150,6 +150,9 @@ def _shown(result: Pictures, *, has_data: bool) -> Iterator[Shown]:
         yield Shown("Data, fit and residuals", "The data with the fit.", result.plot)
         text = "Histogram, quantiles and mean residuals."
         yield Shown("Residuals", text, lambda: plot_residuals(result))
+    if result.has_blocks:
+        text = "How well each block fits, and how far it moves the estimates."
+        yield Shown("Blocks", text, result.plot_blocks)
     if result.n_free > 1:
         text = "A map of the correlations of the estimates."
         yield Shown("Correlations", text, lambda: plot_correlation(result))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nlsq_dask import _errors
 from nlsq_dask.results.binning import Scales
+from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.drawing import course
 from nlsq_dask.results.drawing.images import ImageOptions, plot_images
 from nlsq_dask.results.drawing.residuals import plot_residuals
@@ -27,6 +28,8 @@ class Pictures(Predictions):
     Every method takes ``ax``, to draw into axes of a figure of the caller, and returns the figure.
     A new figure is not known to pyplot: notebooks show the figure, and ``savefig`` writes it.
     """
+
+    blocks: BlockDiagnostics | None
 
     def plot(
         self,
@@ -188,9 +191,43 @@ class Pictures(Predictions):
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         return course.plot_profile(self, self.profile(name, level), quantile, level, ax)
 
+    def plot_blocks(self, *, ax: Any = None) -> Figure:
+        """Draw how well each block fits, and how far each moves the estimates.
+
+        The numbers are those of :meth:`block_diagnostics`: nothing is read. χ² a row of each block
+        is beside that of all rows, with three standard errors for normal noise. The shift is the
+        largest of all parameters, in standard errors, if the block is left out.
+
+        Parameters
+        ----------
+        ax : Axes or sequence of Axes, optional
+            For χ² a row, and the shift.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingLibraryError
+            If matplotlib is not installed.
+        InputError
+            As :meth:`block_diagnostics`.
+        """
+        return course.plot_blocks(self.block_diagnostics(), ax)
+
+    def block_diagnostics(self) -> BlockDiagnostics:
+        """Return the table of the blocks; the result of a fit can."""
+        raise NotImplementedError
+
     def profile(self, name: str, level: float = 0.95) -> Profile:
         """Compute the profile of a parameter; the result of a fit can."""
         raise NotImplementedError
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there are sums of blocks, for :meth:`block_diagnostics` and its picture."""
+        return self.blocks is not None
 
     @property
     def _has_images(self) -> bool:

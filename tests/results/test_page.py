@@ -63,6 +63,7 @@ def report(tmp_path_factory):
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_report_stands_alone(report):
     page = Page(report)
     assert report.startswith("<!DOCTYPE html>")
@@ -76,6 +77,7 @@ def test_a_report_stands_alone(report):
         assert attrs["alt"]
 
 
+@pytest.mark.slow
 def test_a_report_says_first_that_the_fit_converged(report):
     text = Page(report).text
     sections = ["Parameters", "Statistics", "Pictures", "Plan and course", "Data", "Search"]
@@ -85,6 +87,7 @@ def test_a_report_says_first_that_the_fit_converged(report):
         assert words in text
 
 
+@pytest.mark.slow
 def test_a_report_has_the_call_and_the_source_of_the_model(report):
     text = Page(report).text
     assert "def line(x, a, b):" in text

@@ -79,7 +79,8 @@ def dense(result, over=None, at=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.every(2)
+@pytest.mark.parametrize("lazy", [True, False])
 def test_images_are_means_over_the_other_dimensions(lazy, request):
     result = request.getfixturevalue("lazy_cube" if lazy else "cube")
     for found, expected in zip(result.plot().axes, dense(result, over=0), strict=False):
@@ -169,6 +170,7 @@ def test_pictures_go_into_axes_of_the_caller(straight, cube):
         straight.plot_history(ax=Figure().subplots(4))
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_a_figure_without_pyplot(straight):
     assert straight.plot_history()._repr_png_().startswith(b"\x89PNG")
 
@@ -258,6 +260,26 @@ def test_the_profile_of_a_line_is_a_parabola(straight):
     assert parabola[0, 1] == pytest.approx(profile[0, 1], rel=1e-5)
     ends = sorted(line.get_xdata()[0] for line in axes.lines[3:5])
     np.testing.assert_allclose(ends, straight.confidence_intervals()[0], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_blocks_by_chi2_and_by_their_influence():
+    rng = np.random.default_rng(6)
+    x = np.linspace(1, 5, 400)
+    y = 2 * x + 1 + rng.normal(0, 0.2, 400)
+    y[160:200] += 1.0  # a bad chunk
+    lazy = (da.from_array(a, chunks=40) for a in (x, y))
+    result = nlsq_dask.fit(line, *lazy, p0=[1, 0], diagnostics=True)
+    chi2, shift = result.plot_blocks().axes
+    table = result.block_diagnostics()
+    drawn = chi2.lines[1].get_xydata()
+    np.testing.assert_array_equal(drawn[:, 1], table.chi2_per_row)
+    np.testing.assert_allclose(chi2.lines[0].get_ydata(), result.chi2 / 400, rtol=1e-12)
+    assert drawn[4, 1] > 2 * np.delete(drawn[:, 1], 4).max()
+    lengths = [segment[1, 1] for segment in shift.collections[0].get_segments()]
+    np.testing.assert_allclose(lengths, np.abs(table.shift).max(axis=1))
+    with pytest.raises(InputError, match="diagnostics=True"):
+        nlsq_dask.fit(line, x, y, p0=[1, 0]).plot_blocks()
 
 
 def test_a_result_from_a_file_has_the_pictures_that_need_no_data(straight, tmp_path):

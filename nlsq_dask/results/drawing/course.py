@@ -1,4 +1,4 @@
-"""Pictures that need no data: correlations, the course of the search, and profiles."""
+"""Pictures that need no data: correlations, the course of the search, profiles, and blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import IterationRecord
+from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.drawing.figures import (
     BLACK,
     BLUE,
@@ -39,6 +40,9 @@ DARK = 0.65
 
 # Inches of a row of the picture of correlations, and of all else.
 ROW, FRAME = 0.42, 2.2
+
+# Standard errors of χ² a row that are drawn around that of all rows.
+DEVIATIONS = 3.0
 
 # Least rise of the cost above the lowest that is drawn, as a share of the lowest: rounding.
 ROUNDING = 1e-16
@@ -149,6 +153,48 @@ def _draw_course(axes: Axes, x: FloatArray, values: FloatArray, colour: str, lab
 def _draw_limits(axes: Axes) -> None:
     axes.grid(axis="y", color="#DDDDDD", lw=0.6)
     axes.legend(loc="upper right", **LEGEND_STYLE)
+
+
+def plot_blocks(blocks: BlockDiagnostics, ax: Any = None) -> Figure:
+    """Draw χ² a row of each block, and how far it moves the estimates.
+
+    Parameters
+    ----------
+    blocks : BlockDiagnostics
+    ax : Axes or sequence of Axes, optional
+        For χ² a row, and the shift.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    MissingLibraryError
+        If matplotlib is not installed.
+    """
+    figure, axes = new_axes("plot_blocks()", ax, (7.2, 4.8), 2, 1, sharex=True)
+    numbers = np.arange(len(blocks))
+    some = blocks.n_points > 0
+    n, chi2 = blocks.n_points[some], blocks.chi2_per_row[some]
+    overall = float(np.sum(n * chi2) / max(n.sum(), 1))
+    # Of n normal residuals, χ² / n scatters by √(2 / n).
+    half = DEVIATIONS * overall * np.sqrt(2.0 / n)
+    band: dict[str, Any] = {"color": VERMILLION, "alpha": 0.25, "lw": 0, "step": "mid"}
+    axes[0].fill_between(numbers[some], overall - half, overall + half, label="normal", **band)
+    axes[0].axhline(overall, color=VERMILLION, lw=1.2, label="all rows")
+    axes[0].plot(numbers[some], chi2, ".", color=BLUE, ms=4, label="block")
+    axes[0].set_ylabel("χ² / row")
+    axes[0].legend(loc="upper right", ncols=3, **LEGEND_STYLE)
+    if len(axes) > 1:
+        shift = np.max(np.abs(blocks.shift), axis=1, initial=0.0)
+        axes[1].vlines(numbers, 0.0, shift, color=BLUE, lw=1.0)
+        axes[1].set_ylim(bottom=0.0)
+        axes[1].set_ylabel("largest shift if left out\n[standard errors]")
+    axes[-1].set_xlabel("block number")
+    axes[-1].locator_params(axis="x", integer=True)
+    tidy(axes)
+    return figure
 
 
 def plot_profile(

@@ -44,6 +44,9 @@ MAX_PIXELS = 240
 # Share of the pixels whose values the colours span. The others have the colours of the ends.
 SHOWN_SHARE = 0.995
 
+# Largest coordinate in memory that is compared with its values along one dimension.
+MOST_COMPARED = 1 << 24
+
 # Inches: width of a new figure, width of a panel, and height of all that is not a panel.
 WIDTH, PANEL, AROUND = 10.0, 2.45, 1.1
 
@@ -253,8 +256,9 @@ def _of_coordinates(data: Observations, dim: int) -> tuple[Label, FloatArray] | 
     """The coordinate of the model that varies along a dimension of the data, and along no other."""
     for name, array in zip(data.names[1:], data.coords, strict=False):
         along = tuple(slice(None) if d == dim else slice(0, 1) for d in range(array.ndim))
-        # Whether a large lazy array varies is not known before it is read.
-        if array.shape[dim] == 1 or (is_dask(array) and array.size != array.shape[dim]):
+        # Whether a lazy or a large array varies along others is not known before it is read.
+        unknown = array.size != array.shape[dim] and (is_dask(array) or array.size > MOST_COMPARED)
+        if array.shape[dim] == 1 or unknown:
             continue
         line = np.asarray(array[along])
         if line.size == array.size or np.array_equal(np.broadcast_to(line, array.shape), array):

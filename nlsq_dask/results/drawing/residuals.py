@@ -15,8 +15,8 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.questions.histogram import Binned, Grid
-from nlsq_dask.questions.residuals import Residuals, ResidualSums
+from nlsq_dask.questions.histogram import Grid
+from nlsq_dask.questions.residuals import Residuals, ResidualSums, RowSums
 from nlsq_dask.results.binning import LINEAR_AXES, SHOWN_DEVIATIONS, Scales, grid_of
 from nlsq_dask.results.drawing.figures import (
     BLUE,
@@ -26,7 +26,7 @@ from nlsq_dask.results.drawing.figures import (
     tidy,
 )
 from nlsq_dask.results.drawing.plottable import Plottable, model_and_data
-from nlsq_dask.results.drawing.rows import abscissa_title, draw_mean_points, draw_means
+from nlsq_dask.results.drawing.rows import N_MEANS, abscissa_title, draw_mean_points, middles
 from nlsq_dask.results.fitted_model import FittedModel
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ FEWEST_BARS, MOST_BARS, BARS_A_ROOT = 10, 50, 5.0
 
 # Most positions of blocks, and positions of data in memory, which have no blocks.
 MAX_POSITIONS, POSITIONS_IN_MEMORY = 200, 50
-
-# Bins of the abscissa, which are joined to those of the means.
-ABSCISSA_BINS = 200
 
 
 def plot_residuals(
@@ -84,7 +81,7 @@ def plot_residuals(
     if weighted and not result.absolute_sigma and np.isfinite(result.reduced_chi2):
         spread = math.sqrt(result.reduced_chi2) or 1.0
     at = np.asarray(result.popt, np.float64)
-    bins = (ABSCISSA_BINS, 1, FINE_BINS)
+    bins = (N_MEANS, 1, FINE_BINS)
     grid = grid_of(model, at, result.rmse, bins, REACH * spread, scales=scales)
     # One bin of y, which holds all finite numbers.
     grid = replace(grid, y=(-8e307, 8e307), log_y=False, clip_z=True)
@@ -96,11 +93,13 @@ def plot_residuals(
         _draw_quantiles(axes[1], sums, grid, spread)
     if len(axes) > 2:
         axes[2].set_xscale("log" if grid.log_x else "linear")
-        draw_means(axes[2], Binned(grid, sums.bins), 1.0)
+        _draw_means(axes[2], sums.by_x, middles(grid.x_edges, log=grid.log_x))
         axes[2].set_xlabel(abscissa_title(data, has_curve=model.has_curve))
     if len(axes) > 3:
-        number = "block number" if data.lazy else "row number"
-        _draw_by_position(axes[3], sums, math.prod(shape), number)
+        count, size = math.prod(shape), sums.by_position.n.size
+        numbers = (np.arange(size) + 0.5) * count / size - 0.5
+        _draw_means(axes[3], sums.by_position, numbers)
+        axes[3].set_xlabel("block number" if data.lazy else "row number")
     for each in axes[2:]:
         each.axhline(0.0, color=VERMILLION, lw=1.2, zorder=3)
         each.set_ylabel(f"mean of {title}")
@@ -121,7 +120,7 @@ def _positions(model: FittedModel, data: Observations) -> tuple[tuple[int, ...],
 
 def _draw_histogram(axes: Axes, sums: ResidualSums, grid: Grid, spread: float, title: str) -> None:
     """Draw the share of rows by residual, and the normal distribution."""
-    counts = sums.bins.residuals.sum(axis=0)
+    counts = sums.counts
     n = max(int(counts.sum()), 1)
     n_bars = 2 * round(np.clip(BARS_A_ROOT * np.cbrt(n), FEWEST_BARS, MOST_BARS) / 2)
     edges = np.linspace(-SHOWN_DEVIATIONS, SHOWN_DEVIATIONS, n_bars + 1) * spread
@@ -142,7 +141,7 @@ def _draw_histogram(axes: Axes, sums: ResidualSums, grid: Grid, spread: float, t
 
 def _draw_quantiles(axes: Axes, sums: ResidualSums, grid: Grid, spread: float) -> None:
     """Draw quantiles of the residuals over those of the normal distribution."""
-    expected, found = quantiles(sums.bins.residuals.sum(axis=0), grid.z_edges)
+    expected, found = quantiles(sums.counts, grid.z_edges)
     axes.plot(expected, found / spread, ".", color=BLUE, ms=4, label="rows")
     most = float(np.max(np.abs(expected), initial=1.0))
     axes.plot([-most, most], [-most, most], color=VERMILLION, lw=1.5, label="normal")
@@ -173,11 +172,8 @@ def quantiles(counts: Sequence[int] | Any, edges: FloatArray) -> tuple[FloatArra
     return np.asarray(ndtri(shares), np.float64), edges[1:][ends]
 
 
-def _draw_by_position(axes: Axes, sums: ResidualSums, count: int, title: str) -> None:
-    """Draw mean residuals over the number of the block or of the row."""
+def _draw_means(axes: Axes, sums: RowSums, x: FloatArray) -> None:
+    """Draw the mean residual of each set with rows."""
     some = sums.n > 0
-    centres = (np.flatnonzero(some) + 0.5) * count / sums.n.size - 0.5
     n = sums.n[some].astype(np.float64)
-    draw_mean_points(axes, centres, n, sums.total[some], sums.squares[some])
-    axes.set_xlabel(title)
-    axes.margins(x=0.03)
+    draw_mean_points(axes, x[some], n, sums.total[some], sums.squares[some])

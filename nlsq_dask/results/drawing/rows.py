@@ -221,7 +221,7 @@ def _draw_counts(
     if others:
         others[0].set_ylim(*(end * unit for end in found.grid.z))
     if len(others) > 1:
-        draw_means(others[1], found, unit)
+        _draw_means(others[1], found, unit)
     _trim(top, found)
     if found.sums.n_outside:
         count = found.sums.n_outside
@@ -246,7 +246,13 @@ def _trim(axes: Axes, found: Binned) -> None:
         axes.set_ylim(low - margin, high + margin)
 
 
-def draw_means(axes: Axes, found: Binned, unit: float) -> None:
+def middles(edges: FloatArray, *, log: bool) -> FloatArray:
+    """Middles of intervals (n,) on a straight or a logarithmic axis, from their edges (n + 1,)."""
+    found: FloatArray = np.sqrt(edges[1:] * edges[:-1]) if log else 0.5 * (edges[1:] + edges[:-1])
+    return found
+
+
+def _draw_means(axes: Axes, found: Binned, unit: float) -> None:
     """Draw the mean residual ± its standard error, ``rms / √n``, in intervals of the abscissa."""
     starts = np.unique(np.linspace(0, found.grid.n_x, N_MEANS + 1)[:-1].astype(int))
     n, total, squares = (
@@ -254,7 +260,7 @@ def draw_means(axes: Axes, found: Binned, unit: float) -> None:
         for sums in (found.sums.n, found.sums.total, found.sums.squares)
     )
     edges = found.x_edges[[*starts, found.grid.n_x]]
-    centres = np.sqrt(edges[1:] * edges[:-1]) if found.grid.log_x else (edges[1:] + edges[:-1]) / 2
+    centres = middles(edges, log=found.grid.log_x)
     some = n > 0
     sums = (n[some], total[some] * unit, squares[some] * unit**2)
     draw_mean_points(axes, centres[some], *sums)
