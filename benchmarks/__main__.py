@@ -35,6 +35,10 @@ RUNS: dict[str, list[str]] = {
     "mgh": [],
     "units": [],
     "evaluations": [],
+    "each": [],
+    "each_answers": [],
+    "each_store": [],
+    "each_fuzz": [],
     "fuzz": ["files"],
 }
 
