@@ -178,7 +178,7 @@ def prepare_each(
     check_not_forked()
     data, axes, y = _observed(x, y, dim, inputs)
     parameters = series_parameters(model, p0, inputs.bounds, inputs.fixed, inputs.ties, axes, y)
-    roles, arrays = _operands(data, parameters)
+    roles, arrays = _operands(data, parameters, axes)
     problem = _problem(model, data, axes, parameters, roles, inputs, options)
     job = EachJob(
         problem=problem,
@@ -259,17 +259,24 @@ def _check_common_sigma(data: Observations, axes: SeriesAxes) -> None:
 
 
 def _operands(
-    data: Observations, parameters: SeriesParameters
+    data: Observations, parameters: SeriesParameters, axes: SeriesAxes
 ) -> tuple[tuple[Role, ...], tuple[Array, ...]]:
     """The arrays of all blocks, and what they are."""
-    pairs: list[tuple[Role, Array]] = [(Role("y"), data.y)]
-    pairs += [(Role("x", i), c) for i, c in enumerate(data.coords)]
+    named: dict[tuple[str, int], Array] = {("y", 0): data.y}
+    named |= {("x", i): c for i, c in enumerate(data.coords)}
     if data.sigma is not None:
-        pairs.append((Role("sigma"), data.sigma))
-    pairs += [(Role("mask", i), m) for i, m in enumerate(data.masks)]
-    pairs += [(Role(kind, i), array) for (kind, i), array in parameters.maps.items()]
-    roles, arrays = zip(*pairs, strict=True)
-    return tuple(roles), tuple(arrays)
+        named["sigma", 0] = data.sigma
+    named |= {("mask", i): m for i, m in enumerate(data.masks)}
+    named |= dict(parameters.maps)
+
+    def varies(array: Array, own: tuple[int, ...]) -> bool:
+        return array is data.y or any(array.shape[d] > 1 for d in own)
+
+    roles = tuple(
+        Role(kind, index, along=varies(array, axes.fit), varies=varies(array, axes.map))
+        for (kind, index), array in named.items()
+    )
+    return roles, tuple(named.values())
 
 
 def _problem(
