@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -68,6 +69,19 @@ def fit_block(problem: SeriesProblem, arrays: Sequence[NDArray[Any]]) -> FloatAr
     return block.fitted().reshape(problem.n_planes, *block.map_shape)
 
 
+def fit_in_threads(
+    problem: SeriesProblem, arrays: Sequence[NDArray[Any]], threads: int
+) -> FloatArray:
+    """As :func:`fit_block`, with the series shared out to threads."""
+    block = SeriesBlock.of(problem, arrays)
+    parts = block.parts(threads)
+    if len(parts) == 1:
+        return block.fitted().reshape(problem.n_planes, *block.map_shape)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        answers = list(pool.map(SeriesBlock.fitted, parts))
+    return np.concatenate(answers, axis=1).reshape(problem.n_planes, *block.map_shape)
+
+
 @dataclass
 class SeriesBlock:
     """The series of one block, with the rows first: each table is (m, n), or has 1 for m or n.
@@ -114,6 +128,21 @@ class SeriesBlock:
         n_rows, n_series = math.prod(fit_shape), math.prod(map_shape)
         shape = TileShape.of(problem.model(n_rows))
         return cls(problem, tables, n_rows, n_series, map_shape, shape)
+
+    def parts(self, count: int) -> list[SeriesBlock]:
+        """Up to so many blocks of about equally many series, each of whole calls."""
+        width = self.shape.tiles * self.shape.lanes
+        size = -(-self.n_series // (max(count, 1) * width)) * width
+        found = []
+        for first in range(0, self.n_series, size):
+            last = min(first + size, self.n_series)
+            tables = {
+                key: table[:, first:last] if self.roles[key].varies else table
+                for key, table in self.tables.items()
+            }
+            n = last - first
+            found.append(SeriesBlock(self.problem, tables, self.n_rows, n, (n,), self.shape))
+        return found
 
     def fitted(self) -> FloatArray:
         """The packed answer (k, n)."""

@@ -13,10 +13,11 @@ from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
+from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
 from nlsq_dask.engines.series import Role, SeriesProblem
-from nlsq_dask.engines.series_block import fit_block
+from nlsq_dask.engines.series_block import fit_in_threads
 from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
 from nlsq_dask.io.finite import is_deviation
@@ -206,7 +207,7 @@ def run_each(job: EachJob) -> Mapping[str, Array]:
 
         packed = lazy_answer(job.problem, job.arrays)
     else:
-        packed = fit_block(job.problem, job.arrays)
+        packed = fit_in_threads(job.problem, job.arrays, available_cores())
     return job.problem.unpacked(packed)
 
 
