@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nlsq_dask._errors import Status
 from nlsq_dask.api.fit import fit
 from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.fitting.each import STAT_TOL, EachJob, EachOptions, prepare_each, run_each
@@ -148,10 +149,9 @@ def fit_each(
 
 def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
     """The result of a job, from the fields of its answer."""
-    popt = fields["popt"]
 
     def refit(index: tuple[int, ...]) -> FitResult:
-        return _fit_of_series(job, popt, index)
+        return _fit_of_series(job, fields, index)
 
     return FitMaps(
         job.parameters.names,
@@ -165,11 +165,15 @@ def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
     )
 
 
-def _fit_of_series(job: EachJob, popt: Any, index: tuple[int, ...]) -> FitResult:
-    """The fit of one series, from its answer, or else from its start."""
+def _fit_of_series(job: EachJob, fields: Mapping[str, Any], index: tuple[int, ...]) -> FitResult:
+    """The fit of one series, from its answer, or else from its start.
+
+    An answer that is exact to rounding says nothing of the sizes of the parameters.
+    """
     series = job.series(index)
-    found = np.asarray(popt[(slice(None), *index)])
-    is_known = np.isfinite(found).all()
+    found = np.asarray(fields["popt"][(slice(None), *index)])
+    is_exact = int(fields["status"][index]) == Status.ROUNDING
+    is_known = np.isfinite(found).all() and not is_exact
     names = job.parameters.names
     start = found if is_known else series.start
     problem = job.problem

@@ -163,16 +163,18 @@ class SeriesBlock:
             finals,
             size,
         )
-        search.run(self._batches(constants, starts))
-        lanes = Lanes(
-            constants[self.where.lower],  # type: ignore[arg-type]
-            constants[self.where.upper],  # type: ignore[arg-type]
-            constants[self.where.n_points],
-            constants[self.where.variance],
-            constants[self.where.square],
-        )
-        answers = answers_of(unpacked_state(finals, size), lanes, starts)
-        return self._packed(answers, constants)
+        # Series of any size and any values are fitted: what overflows shows in their status.
+        with np.errstate(all="ignore"):
+            search.run(self._batches(constants, starts))
+            lanes = Lanes(
+                constants[self.where.lower],  # type: ignore[arg-type]
+                constants[self.where.upper],  # type: ignore[arg-type]
+                constants[self.where.n_points],
+                constants[self.where.variance],
+                constants[self.where.square],
+            )
+            answers = answers_of(unpacked_state(finals, size), lanes, starts)
+            return self._packed(answers, constants)
 
     def _batches(
         self, constants: FloatArray, starts: FloatArray
