@@ -396,3 +396,17 @@ def test_a_derivative_that_is_not_finite_is_a_difference():
     assert found.success.all()
     errors = found.perr.array
     assert np.abs((found.popt.array - [slope**2, offset]) / errors).max() < 1e-3
+
+
+def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
+    figure = maps.plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:4] == [*NAMES, "status"]
+    worst = np.unravel_index(np.argmax(maps.reduced_chi2), maps.shape)
+    drawn = next(axes for axes in figure.axes if axes.get_title().startswith("worst"))
+    data, line = drawn.lines
+    np.testing.assert_array_equal(data.get_ydata(), CUBE.y[:, *worst])
+    expected = decay_in_numpy(T, *maps.popt.array[:, *worst])
+    np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
+    with pytest.raises(InputError, match="one or two dimensions"):
+        fit_each(decay, T, CUBE.y.reshape(ROWS, 5, 7, 1), START).plot()
