@@ -12,6 +12,7 @@ more than 1e-3 of the variance of a row. ``--pictures FOLDER`` draws the maps.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,12 +56,14 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 def read(volume: str) -> tuple[FloatArray, FloatArray]:
     """Weightings (m,) in 10³ s/mm², and images (m, x, y, z)."""
     import nibabel
-    from dipy.data import get_fnames
-    from dipy.io.gradients import read_bvals_bvecs
 
-    image, b_values, b_vectors = get_fnames(name=volume)
-    b, _ = read_bvals_bvecs(b_values, b_vectors)
+    spec = importlib.util.find_spec("dipy")  # its files alone: it imports much
+    if spec is None or spec.submodule_search_locations is None:
+        raise SystemExit("each_real needs the volumes of dipy: pip install dipy")
+    folder = Path(spec.submodule_search_locations[0], "data", "files")
+    image = next(folder.glob(f"{volume}.nii*"))
     images = np.moveaxis(np.asarray(nibabel.load(image).dataobj, np.float32), -1, 0)
+    b = np.loadtxt(folder / f"{volume}.bval").ravel()
     return np.asarray(b, np.float64) / 1000, images
 
 
