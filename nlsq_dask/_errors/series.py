@@ -109,6 +109,13 @@ def unknown_map(name: object, names: Sequence[str]) -> InputError:
     return InputError(f"there is no map {shown(name)}: the parameters are {', '.join(names)}.")
 
 
+def maps_not_drawn(shape: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"plot() draws maps of one or two dimensions, and this map has shape {shape}: fit a part "
+        "of y, or draw maps.to_dataset()."
+    )
+
+
 def series_index(index: object, shape: tuple[int, ...]) -> InputError:
     return InputError(
         f"at{index!r} is no series of the map of shape {shape}: pass an index for each axis."

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask._errors import Status
 from nlsq_dask.api.fit import fit
 from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.fitting.each import (
     STAT_TOL,
     EachJob,
@@ -210,10 +212,9 @@ def _stored_maps(
 
 def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
     """The result of a job, from the fields of its answer."""
-    popt = fields["popt"]
 
     def refit(index: tuple[int, ...]) -> FitResult:
-        return _fit_of_series(job, popt, index)
+        return _fit_of_series(job, fields, index)
 
     return FitMaps(
         job.parameters.names,
@@ -224,14 +225,40 @@ def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
         units=job.parameters.units,
         values=lambda maps, x, residuals=False: map_values(job, maps.fields, x, residuals),
         refit=refit,
+        rows=lambda maps, index: _rows_of_series(job, maps.fields, index),
     )
 
 
-def _fit_of_series(job: EachJob, popt: Any, index: tuple[int, ...]) -> FitResult:
-    """The fit of one series, from its answer, or else from its start."""
+def _rows_of_series(
+    job: EachJob, fields: Mapping[str, Any], index: tuple[int, ...]
+) -> tuple[Any, Any, Any]:
+    """Abscissa, observations and values of the model of one series, each (m,).
+
+    The abscissa of several coordinates is the number of the row.
+    """
     series = job.series(index)
-    found = np.asarray(popt[(slice(None), *index)])
-    is_known = np.isfinite(found).all()
+    single = job.problem.spec.structure == "single"
+    coords = [series.x] if single else list(series.x)
+    block = [np.reshape(c, job.axes.fit_shape) for c in coords]
+    order = np.argsort(job.axes.fit)
+    places = tuple(slice(None) if d in job.axes.fit else None for d in range(len(job.axes.shape)))
+    full = [np.transpose(c, order)[places] for c in block]
+    one = np.asarray(fields["popt"][(slice(None), *index)]).reshape(-1, *(1,) * len(index))
+    values = values_of_block(job.problem, full, one, job.axes.fit_shape)
+    turned = values.transpose(job.axes.fit + job.axes.map).ravel()
+    y = np.ma.filled(np.ma.asarray(series.y, np.float64), np.nan)
+    return (coords[0] if len(coords) == 1 else np.arange(len(y))), y, turned
+
+
+def _fit_of_series(job: EachJob, fields: Mapping[str, Any], index: tuple[int, ...]) -> FitResult:
+    """The fit of one series, from its answer, or else from its start.
+
+    An answer that is exact to rounding says nothing of the sizes of the parameters.
+    """
+    series = job.series(index)
+    found = np.asarray(fields["popt"][(slice(None), *index)])
+    is_exact = int(fields["status"][index]) == Status.ROUNDING
+    is_known = np.isfinite(found).all() and not is_exact
     names = job.parameters.names
     start = found if is_known else series.start
     problem = job.problem

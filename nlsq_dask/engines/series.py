@@ -70,10 +70,20 @@ class Role:
     kind : {"y", "x", "sigma", "mask", "p0", "lower", "upper", "fixed"}
     index : int
         Number of the coordinate or of the parameter.
+    along, varies : bool
+        Whether it varies along the fitted axes, and along those of the map. A single series of a
+        block does not show this.
     """
 
     kind: str
     index: int = 0
+    along: bool = True
+    varies: bool = True
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Kind and index."""
+        return self.kind, self.index
 
 
 @dataclass(frozen=True, kw_only=True)

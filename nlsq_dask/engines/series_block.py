@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from nlsq_dask.core.lane_step import Lanes
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import vector_bits
 from nlsq_dask.engines.lane_search import LaneSearch, to_tiles
-from nlsq_dask.engines.series import SeriesProblem
+from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.kernels.lanes import (
     ConstantRows,
     LaneData,
@@ -68,6 +69,19 @@ def fit_block(problem: SeriesProblem, arrays: Sequence[NDArray[Any]]) -> FloatAr
     return block.fitted().reshape(problem.n_planes, *block.map_shape)
 
 
+def fit_in_threads(
+    problem: SeriesProblem, arrays: Sequence[NDArray[Any]], threads: int
+) -> FloatArray:
+    """As :func:`fit_block`, with the series shared out to threads."""
+    block = SeriesBlock.of(problem, arrays)
+    parts = block.parts(threads)
+    if len(parts) == 1:
+        return block.fitted().reshape(problem.n_planes, *block.map_shape)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        answers = list(pool.map(SeriesBlock.fitted, parts))
+    return np.concatenate(answers, axis=1).reshape(problem.n_planes, *block.map_shape)
+
+
 @dataclass
 class SeriesBlock:
     """The series of one block, with the rows first: each table is (m, n), or has 1 for m or n.
@@ -89,10 +103,12 @@ class SeriesBlock:
     map_shape: tuple[int, ...]
     shape: TileShape
     where: ConstantRows = field(init=False)
+    roles: Mapping[tuple[str, int], Role] = field(init=False)
 
     def __post_init__(self) -> None:
         n_params, size = self.problem.reduction.matrix.shape
         self.where = constant_rows(n_params, size)
+        self.roles = {role.key: role for role in self.problem.roles}
 
     @classmethod
     def of(cls, problem: SeriesProblem, arrays: Sequence[NDArray[Any]]) -> SeriesBlock:
@@ -100,13 +116,33 @@ class SeriesBlock:
         full = np.shape(arrays[0])
         fit_shape = tuple(full[d] for d in problem.fit_axes)
         map_shape = tuple(full[d] for d in problem.map_axes)
+        order = problem.fit_axes + problem.map_axes
         tables = {
-            (role.kind, role.index): as_table(array, problem, fit_shape, map_shape)
+            role.key: as_table(
+                array.transpose(order),
+                fit_shape if role.along else (1,) * len(fit_shape),
+                map_shape if role.varies else (1,) * len(map_shape),
+            )
             for role, array in zip(problem.roles, arrays, strict=True)
         }
         n_rows, n_series = math.prod(fit_shape), math.prod(map_shape)
         shape = TileShape.of(problem.model(n_rows))
         return cls(problem, tables, n_rows, n_series, map_shape, shape)
+
+    def parts(self, count: int) -> list[SeriesBlock]:
+        """Up to so many blocks of about equally many series, each of whole calls."""
+        width = self.shape.tiles * self.shape.lanes
+        size = -(-self.n_series // (max(count, 1) * width)) * width
+        found = []
+        for first in range(0, self.n_series, size):
+            last = min(first + size, self.n_series)
+            tables = {
+                key: table[:, first:last] if self.roles[key].varies else table
+                for key, table in self.tables.items()
+            }
+            n = last - first
+            found.append(SeriesBlock(self.problem, tables, self.n_rows, n, (n,), self.shape))
+        return found
 
     def fitted(self) -> FloatArray:
         """The packed answer (k, n)."""
@@ -127,16 +163,18 @@ class SeriesBlock:
             finals,
             size,
         )
-        search.run(self._batches(constants, starts))
-        lanes = Lanes(
-            constants[self.where.lower],  # type: ignore[arg-type]
-            constants[self.where.upper],  # type: ignore[arg-type]
-            constants[self.where.n_points],
-            constants[self.where.variance],
-            constants[self.where.square],
-        )
-        answers = answers_of(unpacked_state(finals, size), lanes, starts)
-        return self._packed(answers, constants)
+        # Series of any size and any values are fitted: what overflows shows in their status.
+        with np.errstate(all="ignore"):
+            search.run(self._batches(constants, starts))
+            lanes = Lanes(
+                constants[self.where.lower],  # type: ignore[arg-type]
+                constants[self.where.upper],  # type: ignore[arg-type]
+                constants[self.where.n_points],
+                constants[self.where.variance],
+                constants[self.where.square],
+            )
+            answers = answers_of(unpacked_state(finals, size), lanes, starts)
+            return self._packed(answers, constants)
 
     def _batches(
         self, constants: FloatArray, starts: FloatArray
@@ -166,18 +204,19 @@ class SeriesBlock:
 
     def _batch(self, part: slice) -> _Batch:
         """The rows and the constants of some series, of the width of a batch."""
-        y = self._cut(("y", 0), part, np.float64, np.nan)
+        y = self._cut(("y", 0), part, np.nan)
         coords = self._coords(part)
-        sigma = self._sigma(part)
+        has_sigma = ("sigma", 0) in self.tables
+        sigma = self._cut(("sigma", 0), part, 1.0) if has_sigma else None
         bad = self._mark_missing(part, y, coords, sigma)
         constants = np.zeros((self.where.height, y.shape[1]))
         weights = None
         variance = np.full(y.shape[1], 1.0 if self.problem.absolute_sigma else np.nan)
-        if sigma is not None and sigma.shape[0] == 1:  # one number for a series: a factor of χ²
-            variance *= np.broadcast_to(sigma[0], variance.shape) ** 2
-        elif sigma is not None:
+        if sigma is not None and self.roles["sigma", 0].along:
             with np.errstate(all="ignore"):
                 weights = np.where(np.isfinite(sigma) & (sigma > 0), 1.0 / sigma, 0.0)
+        elif sigma is not None:  # one number for a series: a factor of χ²
+            variance *= np.broadcast_to(sigma[0], variance.shape) ** 2
         n_points, square, scale = _sizes(y, weights)
         constants[self.where.n_points] = n_points
         constants[self.where.square] = square
@@ -188,20 +227,17 @@ class SeriesBlock:
         status = np.where(n_points < len(start), float(Status.TOO_FEW_ROWS), 0.0)
         status = np.where(bad, float(Status.BAD_INPUT), status)
         states = fresh_states(start, status == 0.0, status)
-        if weights is not None and weights.shape[1] == 1:
+        if weights is not None and not self.roles["sigma", 0].varies:
             weights = weights[:, 0]
-        flat = tuple(c[:, 0] if c.shape[1] == 1 else c for c in coords)
+        flat = tuple(c if self.roles["x", i].varies else c[:, 0] for i, c in enumerate(coords))
         return _Batch(y, flat, weights, constants, start, states)
 
-    def _cut(self, key: tuple[str, int], part: slice, dtype: Any, fill: float) -> NDArray[Any]:
-        """Rows of a table for a batch of tiles; a table with one column as it is."""
-        table = self.tables[key]
-        rows = 1 if table.shape[0] == 1 and key[0] != "y" else self.shape.rows
-        if table.shape[1] == 1 and self.n_series > 1:
-            columns, width = table, 1
-        else:
-            columns, width = table[:, part], self.shape.tiles * self.shape.lanes
-        found = np.full((rows, width), fill, dtype)
+    def _cut(self, key: tuple[str, int], part: slice, fill: float) -> FloatArray:
+        """Rows of a table for a batch of tiles; one column where it is the same for all series."""
+        table, role = self.tables[key], self.roles[key]
+        columns = table[:, part] if role.varies else table
+        width = self.shape.tiles * self.shape.lanes if role.varies else 1
+        found = np.full((self.shape.rows if role.along else 1, width), fill)
         found[: len(columns), : columns.shape[1]] = np.ma.getdata(columns)
         return found
 
@@ -209,19 +245,13 @@ class SeriesBlock:
         """Coordinates (m, 1) or (m, B L); the padding repeats the last row and the last series."""
         found = []
         for index in range(self.problem.spec.n_coords):
-            table = self.tables["x", index]
-            columns = table if table.shape[1] == 1 else table[:, part]
+            table, varies = self.tables["x", index], self.roles["x", index].varies
+            columns = table[:, part] if varies else table
             full = np.broadcast_to(np.asarray(columns, np.float64), (self.n_rows, columns.shape[1]))
-            width = 1 if table.shape[1] == 1 else self.shape.tiles * self.shape.lanes
+            width = self.shape.tiles * self.shape.lanes if varies else 1
             more = ((0, self.shape.rows - self.n_rows), (0, width - full.shape[1]))
             found.append(np.pad(full, more, mode="edge"))
         return found
-
-    def _sigma(self, part: slice) -> FloatArray | None:
-        """Standard deviations (m or 1, B L or 1)."""
-        if ("sigma", 0) not in self.tables:
-            return None
-        return self._cut(("sigma", 0), part, np.float64, 1.0)
 
     def _mark_missing(
         self,
@@ -231,37 +261,38 @@ class SeriesBlock:
         sigma: FloatArray | None,
     ) -> NDArray[np.bool_]:
         """Set y to NaN in rows that are left out; flags (B L,) of series that cannot be fitted."""
-        values = [y, *coords, *([] if sigma is None else [sigma])]
-        left = self._left_out(part, y)
+        others = [*coords, *([] if sigma is None else [sigma])]
+        self._leave_out(part, y)
         bad = np.zeros(y.shape[1], np.bool_)
-        for array in values[1:] if self.problem.rule.omit_nan else values:
-            missing = np.isnan(array[: self.n_rows])
-            if not missing.any():
-                continue
-            if self.problem.rule.omit_nan:
-                y[: self.n_rows][np.broadcast_to(missing, left.shape)] = np.nan
-            else:
-                bad |= (missing & ~left).any(axis=0)
-        y[: self.n_rows][left] = np.nan
+        if not self.problem.rule.omit_nan:
+            bad[: part.stop - part.start] = self._has_nan(part)
+        for array in others:
+            missing = np.isnan(array)
+            if missing.any():
+                y[np.broadcast_to(missing, y.shape)] = np.nan
         bad |= np.isinf(y).any(axis=0)
-        counted = ~np.isnan(y)
-        for array in coords:
-            infinite = np.isinf(array)
-            if infinite.any():
-                bad |= (infinite & counted).any(axis=0)
+        usable = [np.isfinite(array) for array in coords]
         if sigma is not None:
-            usable = (sigma > 0.0) & (sigma < np.inf)
-            if not usable.all():
-                bad |= (~usable & counted).any(axis=0)
+            usable.append((sigma > 0.0) & (sigma < np.inf))
+        for flags in usable:
+            if not flags.all():
+                bad |= (~flags & ~np.isnan(y)).any(axis=0)
         return bad
 
-    def _left_out(self, part: slice, y: FloatArray) -> NDArray[np.bool_]:
-        """Flags (m, B L) of rows that a mask or the fill value leaves out."""
-        fill = self.problem.rule.fill_value
-        left = np.zeros((self.n_rows, y.shape[1]), np.bool_)
-        if fill is not None:
-            rows = y[: self.n_rows]
-            left |= np.isnan(rows) if np.isnan(fill) else rows == np.float64(fill)
+    def _has_nan(self, part: slice) -> NDArray[np.bool_]:
+        """Which series have NaN in a row that no mask leaves out, or NaN in x or sigma."""
+        left = np.zeros((self.n_rows, part.stop - part.start), np.bool_)
+        for _, flags in self._masks(part):
+            left |= flags
+        found = np.zeros(left.shape[1], np.bool_)
+        for (kind, _), table in self.tables.items():
+            if kind in ("y", "x", "sigma"):
+                columns = table if table.shape[1] == 1 else table[:, part]
+                found |= (np.isnan(np.ma.getdata(columns)) & ~left).any(axis=0)
+        return found
+
+    def _masks(self, part: slice) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Flags (m or 1, n or 1) of rows that masks leave out."""
         for (kind, _), table in self.tables.items():
             if kind == "mask":
                 flags = np.asarray(table)
@@ -269,9 +300,16 @@ class SeriesBlock:
                 flags = np.ma.getmaskarray(table)
             else:
                 continue
-            flags = flags if flags.shape[1] == 1 else flags[:, part]
-            left[:, : part.stop - part.start] |= flags
-        return left
+            yield kind, flags if flags.shape[1] == 1 else flags[:, part]
+
+    def _leave_out(self, part: slice, y: FloatArray) -> None:
+        """Set y to NaN in rows that a mask or the fill value leaves out."""
+        rows = y[: self.n_rows, : part.stop - part.start]
+        fill = self.problem.rule.fill_value
+        if fill is not None and not np.isnan(fill):
+            rows[rows == np.float64(fill)] = np.nan
+        for _, flags in self._masks(part):
+            rows[np.broadcast_to(flags, rows.shape)] = np.nan
 
     def _parameters(
         self,
@@ -288,16 +326,17 @@ class SeriesBlock:
         lower = self._by_parameter("lower", self.problem.lower, part, width)
         upper = self._by_parameter("upper", self.problem.upper, part, width)
         offset = self._offsets(part, width)
-        low, high, bad = free_bounds(reduction, offset, lower, upper)
+        low, high, bad = free_bounds(reduction, *np.broadcast_arrays(offset, lower, upper))
         start = self._by_parameter("p0", self.problem.start, part, width)
-        given = free_part(reduction, start, offset)
+        given = free_part(reduction, *np.broadcast_arrays(start, offset))
         with np.errstate(invalid="ignore"):
-            bad |= ((given < low) | (given > high)).any(axis=0)
-        if np.isnan(given).any():
-            given = self._guessed(given, y, coords, offset, low, high)
+            bad = bad | ((given < low) | (given > high)).any(axis=0)
         constants[self.where.lower] = low
         constants[self.where.upper] = high
         constants[self.where.offset] = offset
+        given = np.broadcast_to(given, (len(given), width))
+        if np.isnan(given[:, 0]).any() or np.isnan(given).any():
+            given = self._guessed(given, y, coords, offset, low, high)
         return given, bad
 
     def _guessed(
@@ -311,9 +350,8 @@ class SeriesBlock:
     ) -> FloatArray:
         """Starts with guesses in place of NaN, or else with ones or numbers inside the bounds."""
         if self.problem.guess is not None:
-            guesses = np.clip(
-                free_part(self.problem.reduction, self._guesses(y, coords), offset), low, high
-            )
+            guesses = free_part(self.problem.reduction, self._guesses(y, coords), offset)
+            guesses = np.clip(guesses, low, high)
             given = np.where(np.isnan(given), guesses, given)
         otherwise = default_start(low, high)
         found: FloatArray = np.where(np.isnan(given), otherwise, given)
@@ -340,7 +378,9 @@ class SeriesBlock:
         return self.problem.reduction.offset[:, None] + along(self.problem.carried, maps)
 
     def _by_parameter(self, kind: str, numbers: FloatArray, part: slice, width: int) -> FloatArray:
-        """Values (p, B L) of the parameters: numbers, or maps."""
+        """Values (p, B L) of the parameters, or (p, 1) where all are numbers."""
+        if all(name != kind for name, _ in self.tables):
+            return numbers[:, None]
         found = np.repeat(numbers[:, None], width, axis=1)
         for (name, index), table in self.tables.items():
             if name == kind:
@@ -406,34 +446,25 @@ class _Batch:
 
 
 def as_table(
-    array: NDArray[Any],
-    problem: SeriesProblem,
-    fit_shape: tuple[int, ...],
-    map_shape: tuple[int, ...],
+    turned: NDArray[Any], fit_shape: tuple[int, ...], map_shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """An array of a block as a table (m, n), with 1 for m or n along which it does not vary."""
-    turned = array.transpose(problem.fit_axes + problem.map_axes)
-    n = len(problem.fit_axes)
-    own_fit, own_map = turned.shape[:n], turned.shape[n:]
-    full_fit = fit_shape if math.prod(own_fit) > 1 else own_fit
-    full_map = map_shape if math.prod(own_map) > 1 else own_map
-    if turned.shape != full_fit + full_map:
+    """An array with the fitted axes first as a table (m, n) of arrays of these shapes."""
+    if turned.shape != fit_shape + map_shape:
         mask = np.ma.getmask(turned)
-        turned = np.broadcast_to(turned, full_fit + full_map)
+        turned = np.broadcast_to(turned, fit_shape + map_shape)
         if mask is not np.ma.nomask:
             turned = np.ma.masked_array(turned, np.broadcast_to(mask, turned.shape))
-    return turned.reshape(math.prod(full_fit), math.prod(full_map))
+    return turned.reshape(math.prod(fit_shape), math.prod(map_shape))
 
 
 def _sizes(y: FloatArray, weights: FloatArray | None) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Rows that count, sum of squared weighted observations in the lanes' units, and scale."""
-    values = np.abs(y if weights is None else y * weights)
-    counted = ~np.isnan(values)
-    values[~counted] = 0.0
-    largest = values.max(axis=0)
+    counted = ~np.isnan(y)
+    values = np.where(counted, y if weights is None else y * weights, 0.0)
+    largest = np.maximum(values.max(axis=0), -values.min(axis=0))
     exponent = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1]
     scale = np.ldexp(1.0, -np.clip(exponent, -MOST_POWER, MOST_POWER))
     with np.errstate(all="ignore"):
         values *= scale
-        values *= values
-    return counted.sum(axis=0).astype(np.float64), values.sum(axis=0), scale
+        square = np.einsum("ij,ij->j", values, values)
+    return counted.sum(axis=0).astype(np.float64), square, scale

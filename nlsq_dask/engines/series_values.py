@@ -41,10 +41,12 @@ def values_of_block(
     """
     map_shape = params.shape[1:]
     n_rows, n = math.prod(fit_shape), math.prod(map_shape)
-    tables = [
-        np.broadcast_to(table, (n_rows, table.shape[1]))
-        for table in (as_table(c, problem, fit_shape, map_shape) for c in coords)
-    ]
+    order = problem.fit_axes + problem.map_axes
+    tables = []
+    for array in coords:
+        turned = array.transpose(order)
+        varies = any(length > 1 for length in turned.shape[len(fit_shape) :])
+        tables.append(as_table(turned, fit_shape, map_shape if varies else (1,) * len(map_shape)))
     flat = params.reshape(len(params), n)
     values = np.empty((n_rows, n))
     for first in range(0, n, LANES):
@@ -57,7 +59,7 @@ def values_of_block(
             :, :width
         ]
     full = values.reshape(*fit_shape, *map_shape)
-    return full.transpose(np.argsort(problem.fit_axes + problem.map_axes))
+    return full.transpose(np.argsort(order))
 
 
 def _padded(table: NDArray[Any]) -> FloatArray:

@@ -13,10 +13,11 @@ from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
+from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
 from nlsq_dask.engines.series import Role, SeriesProblem
-from nlsq_dask.engines.series_block import fit_block
+from nlsq_dask.engines.series_block import fit_in_threads
 from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
 from nlsq_dask.io.finite import is_deviation
@@ -178,7 +179,7 @@ def prepare_each(
     check_not_forked()
     data, axes, y = _observed(x, y, dim, inputs)
     parameters = series_parameters(model, p0, inputs.bounds, inputs.fixed, inputs.ties, axes, y)
-    roles, arrays = _operands(data, parameters)
+    roles, arrays = _operands(data, parameters, axes)
     problem = _problem(model, data, axes, parameters, roles, inputs, options)
     job = EachJob(
         problem=problem,
@@ -210,7 +211,7 @@ def packed_answer(job: EachJob) -> Any:
         from nlsq_dask.engines.dask.series import lazy_answer  # an engine, loaded for use
 
         return lazy_answer(job.problem, job.arrays)
-    return fit_block(job.problem, job.arrays)
+    return fit_in_threads(job.problem, job.arrays, available_cores())
 
 
 def _observed(
@@ -262,17 +263,24 @@ def _check_common_sigma(data: Observations, axes: SeriesAxes) -> None:
 
 
 def _operands(
-    data: Observations, parameters: SeriesParameters
+    data: Observations, parameters: SeriesParameters, axes: SeriesAxes
 ) -> tuple[tuple[Role, ...], tuple[Array, ...]]:
     """The arrays of all blocks, and what they are."""
-    pairs: list[tuple[Role, Array]] = [(Role("y"), data.y)]
-    pairs += [(Role("x", i), c) for i, c in enumerate(data.coords)]
+    named: dict[tuple[str, int], Array] = {("y", 0): data.y}
+    named |= {("x", i): c for i, c in enumerate(data.coords)}
     if data.sigma is not None:
-        pairs.append((Role("sigma"), data.sigma))
-    pairs += [(Role("mask", i), m) for i, m in enumerate(data.masks)]
-    pairs += [(Role(kind, i), array) for (kind, i), array in parameters.maps.items()]
-    roles, arrays = zip(*pairs, strict=True)
-    return tuple(roles), tuple(arrays)
+        named["sigma", 0] = data.sigma
+    named |= {("mask", i): m for i, m in enumerate(data.masks)}
+    named |= dict(parameters.maps)
+
+    def varies(array: Array, own: tuple[int, ...]) -> bool:
+        return array is data.y or any(array.shape[d] > 1 for d in own)
+
+    roles = tuple(
+        Role(kind, index, along=varies(array, axes.fit), varies=varies(array, axes.map))
+        for (kind, index), array in named.items()
+    )
+    return roles, tuple(named.values())
 
 
 def _problem(

@@ -16,11 +16,12 @@ from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.libraries import is_dask
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.results import maps_dataset, maps_report
+from nlsq_dask.results import maps_dataset, maps_plot, maps_report
 from nlsq_dask.results.result import FitResult
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
 
 class ParameterMaps(Mapping[str, Any]):
@@ -84,6 +85,7 @@ class FitMaps:
     units: Mapping[str, str] = field(default_factory=dict, repr=False)
     values: Callable[..., Any] | None = field(default=None, repr=False)
     refit: Callable[[tuple[int, ...]], FitResult] | None = field(default=None, repr=False)
+    rows: Callable[..., tuple[Any, Any, Any]] | None = field(default=None, repr=False)
 
     @property
     def popt(self) -> ParameterMaps:
@@ -256,6 +258,25 @@ class FitMaps:
         place = self._index(index, by_name)
         assert self.refit is not None
         return self.refit(place)
+
+    def plot(self) -> Figure:
+        """Draw the map of each parameter, the statuses, and the median and the worst series.
+
+        The colours of a map vary between its quantiles of 2 and 98 %.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            A figure that pyplot does not know, as :meth:`FitResult.plot` returns it.
+
+        Raises
+        ------
+        MissingLibraryError
+            Without matplotlib.
+        InputError
+            If the map has neither one nor two dimensions.
+        """
+        return maps_plot.plot_maps(self.compute())
 
     def to_dataset(self) -> xr.Dataset:
         """All maps as an ``xarray.Dataset``, for Zarr and NetCDF.

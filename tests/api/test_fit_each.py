@@ -117,8 +117,8 @@ def test_bits_do_not_depend_on_the_order_of_the_series(maps):
     assert same(maps, turned)
 
 
-@settings(max_examples=5)
-@given(*(st.integers(1, n) for n in (ROWS, 5, 7)))
+@settings(max_examples=3)
+@given(st.integers(9, ROWS), st.integers(1, 5), st.integers(3, 7))
 def test_bits_do_not_depend_on_the_chunks(maps, rows, height, width):
     lazy = fit_each(
         decay, T, da.from_array(CUBE.y, chunks=(rows, height, width)), START, covariance=True
@@ -230,6 +230,12 @@ def test_a_series_that_cannot_be_fitted_has_a_status_and_no_error_bar(adversarie
     errors = adversaries.perr.array[:, k]
     assert np.isfinite(errors).all() == status.success
     assert np.isnan(errors).all() == (not status.success)
+
+
+def test_at_agrees_on_the_status_of_exact_and_undetermined_series(adversaries):
+    assert adversaries.at(list(SERIES).index("noise-free")).success
+    with pytest.warns(UserWarning, match="do not determine"):
+        assert not adversaries.at(list(SERIES).index("constant")).success
 
 
 def test_counts_and_the_error_of_a_failed_map(adversaries):
@@ -390,3 +396,17 @@ def test_a_derivative_that_is_not_finite_is_a_difference():
     assert found.success.all()
     errors = found.perr.array
     assert np.abs((found.popt.array - [slope**2, offset]) / errors).max() < 1e-3
+
+
+def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
+    figure = maps.plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[:4] == [*NAMES, "status"]
+    worst = np.unravel_index(np.argmax(maps.reduced_chi2), maps.shape)
+    drawn = next(axes for axes in figure.axes if axes.get_title().startswith("worst"))
+    data, line = drawn.lines
+    np.testing.assert_array_equal(data.get_ydata(), CUBE.y[:, *worst])
+    expected = decay_in_numpy(T, *maps.popt.array[:, *worst])
+    np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
+    with pytest.raises(InputError, match="one or two dimensions"):
+        fit_each(decay, T, CUBE.y.reshape(ROWS, 5, 7, 1), START).plot()

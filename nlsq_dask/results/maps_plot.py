@@ -1,0 +1,129 @@
+"""A picture of many fits: a map of each parameter, the status of each series, and two series.
+
+The two series are those whose reduced χ² is the largest and the middle one of all successes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.results.plot import BLUE, SMALL, VERMILLION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from nlsq_dask.results.maps import FitMaps
+
+# Quantiles of a map between which its colours vary: single wild pixels would leave the rest alike.
+COLOURED = (0.02, 0.98)
+
+# Maps in a row of the picture, and width and height of one of them in inches.
+COLUMNS = 4
+SIZE = 2.8
+
+
+def plot_maps(maps: FitMaps) -> Figure:
+    """Draw the maps; see :meth:`nlsq_dask.FitMaps.plot`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _errors.plot_needs_matplotlib() from error
+
+    if len(maps.shape) not in (1, 2):
+        raise _errors.maps_not_drawn(maps.shape)
+    names, status = maps.names, np.asarray(maps.fields["status"])
+    n_maps = len(names) + 1
+    columns = min(COLUMNS, n_maps)
+    height = math.ceil(n_maps / columns) + 1
+    figure = Figure(figsize=(SIZE * columns, SIZE * height), layout="constrained")
+    grid = figure.add_gridspec(height, columns)
+    places = [figure.add_subplot(grid[divmod(i, columns)]) for i in range(n_maps)]
+    for axes, name, values in zip(places, names, np.asarray(maps.fields["popt"]), strict=False):
+        _draw_map(figure, axes, np.where(status > 0, values, np.nan), _title(maps, name))
+    _draw_status(figure, places[-1], status)
+    for axes in places:
+        _label(axes, maps)
+    half = max(columns // 2, 1)
+    for part, (title, index) in zip(
+        (slice(0, half), slice(half, columns)), _shown(maps, status), strict=False
+    ):
+        _draw_series(figure.add_subplot(grid[height - 1, part]), maps, title, index)
+    return figure
+
+
+def _title(maps: FitMaps, name: str) -> str:
+    unit = maps.units.get(name)
+    return f"{name} [{unit}]" if unit else name
+
+
+def _draw_map(figure: Figure, axes: Axes, values: Any, title: str) -> None:
+    axes.set_title(title, fontsize=SMALL)
+    known = values[np.isfinite(values)]
+    if values.ndim == 1:
+        axes.plot(values, color=BLUE, lw=1.0)
+        return
+    low, high = np.quantile(known, COLOURED) if known.size else (0.0, 1.0)
+    image = axes.imshow(values, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=SMALL)
+
+
+def _draw_status(figure: Figure, axes: Axes, status: Any) -> None:
+    """The statuses that occur, each in a colour of its own."""
+    found = np.unique(status)
+    numbers = np.searchsorted(found, status)
+    axes.set_title("status", fontsize=SMALL)
+    names = [Status(int(value)).name.lower() for value in found]
+    if status.ndim == 1:
+        axes.plot(numbers, ".", color=BLUE, ms=3)
+        axes.set_yticks(range(len(found)), names, fontsize=SMALL)
+        return
+    from matplotlib import colormaps
+
+    colours = colormaps["cividis"].resampled(max(len(found), 2))
+    last = max(len(found), 2) - 0.5
+    image = axes.imshow(numbers, cmap=colours, vmin=-0.5, vmax=last, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, ticks=range(len(found)), shrink=0.8)
+    bar.ax.set_yticklabels(names, fontsize=SMALL)
+
+
+def _label(axes: Axes, maps: FitMaps) -> None:
+    """Names of the dimensions along the sides of a map."""
+    axes.tick_params(labelsize=SMALL)
+    dims = [] if maps.frame is None else [str(dim) for dim in maps.frame.dims]
+    if dims:
+        axes.set_xlabel(dims[-1], fontsize=SMALL)
+    if len(dims) == 2:
+        axes.set_ylabel(dims[0], fontsize=SMALL)
+
+
+def _shown(maps: FitMaps, status: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Titles and indexes of the series to draw."""
+    good = np.flatnonzero(status.ravel() > 0)
+    if not good.size:
+        return []
+    ratio = np.asarray(maps.fields["reduced_chi2"]).ravel()[good]
+    order = good[np.argsort(np.nan_to_num(ratio), kind="stable")]
+    chosen = {"median": order[(len(order) - 1) // 2], "worst": order[-1]}
+    return [
+        (name, tuple(int(i) for i in np.unravel_index(k, status.shape)))
+        for name, k in chosen.items()
+    ]
+
+
+def _draw_series(axes: Axes, maps: FitMaps, title: str, index: tuple[int, ...]) -> None:
+    """Rows of a series, and the model at its estimates."""
+    assert maps.rows is not None
+    x, y, values = maps.rows(maps, index)
+    order = np.argsort(x, kind="stable")
+    axes.plot(x, y, ".", color=BLUE, ms=3, label="data")
+    axes.plot(x[order], values[order], color=VERMILLION, lw=1.2, label="fit")
+    ratio = float(np.asarray(maps.fields["reduced_chi2"])[index])
+    axes.set_title(f"{title}: {index}, reduced chi-square {ratio:.3g}", fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
