@@ -16,7 +16,8 @@ from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.libraries import is_dask
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.results import maps_dataset, maps_plot, maps_report
+from nlsq_dask.results import maps_dataset, maps_report
+from nlsq_dask.results.drawing.maps import plot_maps
 from nlsq_dask.results.result import FitResult
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ class FitMaps:
         InputError
             If the map has neither one nor two dimensions.
         """
-        return maps_plot.plot_maps(self.compute())
+        return plot_maps(self.compute())
 
     def to_dataset(self) -> xr.Dataset:
         """All maps as an ``xarray.Dataset``, for Zarr and NetCDF.

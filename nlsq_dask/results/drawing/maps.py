@@ -12,7 +12,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask.results.plot import BLUE, SMALL, VERMILLION
+from nlsq_dask.results.drawing.figures import BLUE, SMALL, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def plot_maps(maps: FitMaps) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise _errors.plot_needs_matplotlib() from error
+        raise _errors.plot_needs_matplotlib("plot()") from error
 
     if len(maps.shape) not in (1, 2):
         raise _errors.maps_not_drawn(maps.shape)
