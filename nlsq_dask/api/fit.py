@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
-from nlsq_dask.core.checks import checked_retries, checked_seed
+from nlsq_dask.core.checks import checked_flag, checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.run import ReportOptions, run
@@ -320,11 +320,11 @@ def fit(
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),
-        diagnostics=diagnostics,
+        diagnostics=checked_flag("diagnostics", diagnostics),
     )
     inputs = InputOptions(
         sigma=sigma,
-        absolute_sigma=absolute_sigma,
+        absolute_sigma=checked_flag("absolute_sigma", absolute_sigma),
         mask=mask,
         nan_policy=nan_policy,
         fill_value=fill_value,
@@ -339,20 +339,20 @@ def fit(
         f_scale=f_scale,
         jac=jac,
     )
-    if resume and checkpoint is None:
-        raise _errors.resume_without_checkpoint()
-    if append and checkpoint is None:
-        raise _errors.append_without_checkpoint()
     reports = ReportOptions(
         checkpoint=checkpoint,
-        resume=resume,
-        append=append,
+        resume=checked_flag("resume", resume),
+        append=checked_flag("append", append),
         progress=progress,
         callback=callback,
         verbose=verbose,
     )
+    if reports.resume and checkpoint is None:
+        raise _errors.resume_without_checkpoint()
+    if reports.append and checkpoint is None:
+        raise _errors.append_without_checkpoint()
     job = prepare(model, x, y, p0, inputs, options)
-    if dry_run:
+    if isinstance(dry_run, str) or checked_flag("dry_run", dry_run):
         return plan_of(job, dry_run)
     return run(job, reports)
 

@@ -114,7 +114,7 @@ def _found(
     logger.info("the sums of %d groups of blocks are known", n_kept)
     params, basis = floats_from_json(groups["params"]), floats_from_json(groups["basis"])
     forward: FloatArray = np.linalg.pinv(job.reduction.matrix) @ basis
-    inverse: FloatArray = np.linalg.pinv(forward)
+    inverse: FloatArray = np.asarray(np.linalg.pinv(forward), np.float64)
     found = Appended(
         SumsAt(params, basis, observe=True),
         Basis(forward, inverse),

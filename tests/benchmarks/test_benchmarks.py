@@ -180,8 +180,16 @@ RUNS = [
         "fuzz",
         ["files", "--count", "60"],
         3,
-        ("files", "loaded", "refused"),
+        ("files", "loaded"),
         id="fuzz-files",
+        marks=slow,
+    ),
+    pytest.param(
+        "fuzz",
+        ["calls", "--count", "40"],
+        1,
+        ("calls", "ran", "refused"),
+        id="fuzz-calls",
         marks=slow,
     ),
     pytest.param(
