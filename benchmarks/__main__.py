@@ -36,6 +36,8 @@ RUNS: dict[str, list[str]] = {
     "units": [],
     "evaluations": [],
     "fuzz": ["files"],
+    "soak": [],
+    "faults": [],
 }
 
 

@@ -193,6 +193,22 @@ RUNS = [
         marks=slow,
     ),
     pytest.param(
+        "soak",
+        ["--count", "14", "--warm", "14"],
+        4,
+        (),
+        id="soak",
+        marks=(cluster, slow, pytest.mark.thorough),
+    ),
+    pytest.param(
+        "faults",
+        ["--workers", "3", "--clients", "0"],
+        3,
+        ("kills", "equal"),
+        id="faults",
+        marks=(cluster, slow, pytest.mark.thorough),
+    ),
+    pytest.param(
         "nist_table",
         ["--problems", "Rat42", "--replicate", "20"],
         2,
