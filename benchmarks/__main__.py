@@ -41,6 +41,8 @@ RUNS: dict[str, list[str]] = {
     "each_store": [],
     "each_fuzz": [],
     "fuzz": ["files"],
+    "soak": [],
+    "faults": [],
 }
 
 

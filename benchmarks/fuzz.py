@@ -1,4 +1,4 @@
-"""Damaged and hostile files: does each end as documented?
+"""Damaged files, and calls with odd arguments: does each end as documented?
 
 ``files``: checkpoints, ledgers and results with flipped bytes, cut off, with noise between, and
 with odd values under the right checksum. A fit goes on from a directory of a mutated checkpoint and
@@ -10,6 +10,13 @@ a whole one before it, or of a whole checkpoint and a mutated ledger; a result i
   and ledgers that gave such a warning, after which the pass began anew;
 - refused: those that an InputError named;
 - undocumented: those with another end. Each is listed on standard error.
+
+``calls``: calls of ``fit``, ``curve_fit`` and ``plan`` on a few rows, in which up to five arguments
+are drawn from valid, odd and impossible values.
+
+- ran: calls that returned a result;
+- refused: those that ended in an error of this package;
+- undocumented: those with another error, or a warning of another kind.
 
 Bar: none undocumented. The figures follow from ``--seed``.
 """
@@ -35,6 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import Row, arguments, judge, report
+from benchmarks.fuzz_calls import calls
 from nlsq_dask import CheckpointWarning, FitResult, InputError, ReadingError, fit
 from nlsq_dask._errors import DataChangedError, FitWarning
 from tests.support.mutated_files import (
@@ -45,7 +53,7 @@ from tests.support.mutated_files import (
     seal_result,
 )
 
-KINDS = ("files",)
+KINDS = ("files", "calls")
 
 # Blocks of streamed data, as many as groups.
 BLOCKS = 8
@@ -153,24 +161,30 @@ def results(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str,
         yield kind, loaded(path)
 
 
-def figures(name: str, ends: Iterable[tuple[str, str]]) -> Row:
-    """One line, of one kind of file."""
+OF_FILES = ("loaded", "passed over", "refused", "undocumented")
+
+
+def figures(name: str, ends: Iterable[tuple[str, str]], ways: Sequence[str] = OF_FILES) -> Row:
+    """One line, of one kind of file, or of calls."""
     counts: Counter[str] = Counter()
     for kind, end in ends:
         outcome = end.partition(":")[0]
         counts[outcome] += 1
         if outcome == "undocumented":
             print(f"{name}, {kind}: {end}", file=sys.stderr)
-    ways = ("loaded", "passed over", "refused", "undocumented")
-    row: Row = {"what": name, "files": counts.total()} | {way: counts[way] for way in ways}
+    drawn = "files" if ways is OF_FILES else "calls"
+    row: Row = {"what": name, drawn: counts.total()} | {way: counts[way] for way in ways}
     return row | judge(counts["undocumented"], at_most=0)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser = arguments(__doc__, count=10_000, seed=0)
-    parser.add_argument("kind", choices=KINDS, help="what is mutated")
+    parser.add_argument("kind", choices=KINDS, help="what is drawn at random")
     options = parser.parse_args(argv)
     rng, each = random.Random(options.seed), options.count // 3
+    if options.kind == "calls":
+        row = figures("calls", calls(options.count, rng), ("ran", "refused", "undocumented"))
+        return report("fuzz calls", [row], options.json)
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             figures("checkpoints", checkpoints(each, rng, Path(folder) / "checkpoints")),

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.api.lmfit_input import naming_lmfit, without_lmfit
-from nlsq_dask.core.checks import checked_progress, checked_retries, checked_seed
+from nlsq_dask.core.checks import checked_flag, checked_progress, checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.job import Job
@@ -353,11 +353,11 @@ def fit(
         collapse=collapse,
         retries=checked_retries(retries),
         on_error=on_error,
-        diagnostics=diagnostics,
+        diagnostics=checked_flag("diagnostics", diagnostics),
     )
     inputs = InputOptions(
         sigma=sigma,
-        absolute_sigma=absolute_sigma,
+        absolute_sigma=checked_flag("absolute_sigma", absolute_sigma),
         mask=mask,
         nan_policy=nan_policy,
         fill_value=fill_value,
@@ -374,24 +374,25 @@ def fit(
         f_scale=f_scale,
         jac=jac,
     )
-    if resume and checkpoint is None:
-        raise _errors.resume_without_checkpoint()
-    if append and checkpoint is None:
-        raise _errors.append_without_checkpoint()
     reports = ReportOptions(
         checkpoint=checkpoint,
-        resume=resume,
-        append=append,
+        resume=checked_flag("resume", resume),
+        append=checked_flag("append", append),
         callback=callback,
         verbose=verbose,
     )
+    if reports.resume and checkpoint is None:
+        raise _errors.resume_without_checkpoint()
+    if reports.append and checkpoint is None:
+        raise _errors.append_without_checkpoint()
+    is_dry = isinstance(dry_run, str) or checked_flag("dry_run", dry_run)
     call = without_lmfit(model, x, p0, inputs)
     shown = checked_progress(progress)
     start = time.perf_counter()
-    with Progress(() if dry_run else faces_of(shown)) as watched:
+    with Progress(() if is_dry else faces_of(shown)) as watched:
         with naming_lmfit(call.model):
             job = prepare(call.model, call.x, y, call.p0, call.inputs, options)
-        if dry_run:
+        if is_dry:
             return plan_of(job, dry_run)
         result = run(job, reports, watched)
     seconds = time.perf_counter() - start

@@ -196,7 +196,7 @@ def _numbers(value: Any, name: str) -> Any:
         return array.astype(np.float64)
     except ValueError as error:  # texts that are no numbers
         raise _errors.not_an_array(name, error) from error
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:  # Python's integers may exceed float64
         raise not_real(array, name) from error
 
 
@@ -256,10 +256,10 @@ def checked(call: ScipyCall, check_finite: bool, policy: str | None) -> ScipyCal
         return replace(call, nan_policy=UNLOOKED)
     if check_finite or policy is None:
         return call
+    if not isinstance(policy, str) or policy not in ("raise", "omit", "propagate"):
+        raise _errors.nan_policy_unknown(policy)
     if policy == "propagate":
         raise _errors.nan_policy_propagate()
-    if policy not in ("raise", "omit"):
-        raise _errors.nan_policy_unknown(policy)
     if policy == "raise":
         for name, array in call.given_arrays():
             if np.isnan(array).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Real
 from typing import Any
 
@@ -12,6 +13,9 @@ from nlsq_dask import _errors
 
 #: Larger counts than any array can have: sizes computed from counts below it stay finite.
 MAX_COUNT = 2**63
+
+#: Python's integers may be larger than any number of float64.
+LARGEST = sys.float_info.max
 
 
 def checked_count(name: str, value: Any) -> int:
@@ -113,6 +117,19 @@ def checked_tolerance(name: str, value: Any) -> float | None:
     return float(number)
 
 
+def checked_flag(name: str, value: Any) -> bool:
+    """A truth value; None is False, and numbers are what Python takes them for.
+
+    Raises
+    ------
+    InputError
+        Naming the argument and the value.
+    """
+    if value is None or isinstance(value, bool | np.bool_ | int):
+        return bool(value)
+    raise _errors.unknown_choice(name, value, (True, False))
+
+
 def _whole_number(value: Any, least: int) -> int | None:
     """The value as a whole number of at least so much; None for anything else."""
     number = _as_number(value)
@@ -122,5 +139,11 @@ def _whole_number(value: Any, least: int) -> int | None:
 
 
 def _as_number(value: Any) -> Any:
-    """The value if it is a real number of Python or NumPy and no truth value; else None."""
-    return value if isinstance(value, Real) and value is not True and value is not False else None
+    """The value if it is a real number of Python or NumPy and no truth value; else None.
+
+    None also for a Python integer beyond float64.
+    """
+    if not isinstance(value, Real) or value is True or value is False:
+        return None
+    number: Any = value
+    return None if isinstance(number, int) and abs(number) > LARGEST else number

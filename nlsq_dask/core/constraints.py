@@ -248,7 +248,7 @@ def _fixed_values(names: Sequence[str], fixed: Mapping[str, float] | None) -> di
     for name, value in fixed.items():
         try:
             values[name] = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise _errors.fixed_value(name, value) from None
         if not np.isfinite(values[name]):
             raise _errors.fixed_value(name, value)
@@ -272,7 +272,7 @@ def _combinations(
         _check_names(f"ties[{name!r}]", others, names)
         try:
             combinations[name] = {other: float(factor) for other, factor in factors.items()}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise _errors.tie_form(name, tie) from None
         if not np.isfinite(list(combinations[name].values())).all():
             raise _errors.tie_form(name, tie)
@@ -303,7 +303,7 @@ def _from_matrix(names: Sequence[str], fixed: Mapping[str, float], ties: Any) ->
     try:
         given = np.asarray(ties)
         matrix = np.asarray(given.real, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _errors.ties_matrix(type(ties).__name__, len(names)) from None
     if np.iscomplexobj(given):
         raise _errors.ties_matrix("complex values", len(names))

@@ -259,7 +259,7 @@ class Solution(BestPoint):
 def _check_sizes(x_scale: Any) -> None:
     try:
         sizes = np.asarray(x_scale, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _errors.x_scale_invalid(x_scale) from None
     if not (np.isfinite(sizes) & (sizes > 0.0)).all():
         raise _errors.x_scale_invalid(x_scale)

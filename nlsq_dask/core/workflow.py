@@ -299,9 +299,9 @@ def create_checkpoint_directory(base_dir: str | Path | None = None) -> str:
 
 
 def _named_strategy(strategy: str | None) -> Strategy | None:
-    if strategy is None or strategy == "auto":
+    if strategy is None or (isinstance(strategy, str) and strategy == "auto"):
         return None
-    if strategy not in get_args(Strategy):
+    if not isinstance(strategy, str) or strategy not in get_args(Strategy):
         raise _errors.unknown_choice("strategy", strategy, ("auto", *get_args(Strategy)))
     return strategy  # type: ignore[return-value]
 

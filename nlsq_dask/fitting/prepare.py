@@ -19,7 +19,7 @@ from nlsq_dask.core.constraints import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
-from nlsq_dask.core.solver_state import SolverOptions
+from nlsq_dask.core.solver_state import METHOD_NAMES, SolverOptions
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
@@ -249,6 +249,8 @@ def _without_units(
 def _free_parameters(
     model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
 ) -> _FreeParameters:
+    if not isinstance(method, str) or method not in METHOD_NAMES:
+        raise _errors.unknown_choice("method", method, METHOD_NAMES)
     names = parameter_names(model, parameter_count(p0))
     reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
     lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))
@@ -500,7 +502,7 @@ def _sizes(x_scale: Any, reduction: Reduction) -> Any:
         return x_scale
     try:
         sizes = np.asarray(x_scale, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _errors.x_scale_invalid(x_scale) from None
     if sizes.shape == reduction.offset.shape and reduction.leaders is not None:
         return sizes[list(reduction.leaders)]

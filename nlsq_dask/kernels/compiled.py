@@ -165,7 +165,7 @@ def find_device(platform: str | None) -> jax.Device:
     """
     if platform is None:
         return jax.local_devices()[0]
-    if platform not in ("cpu", "gpu"):
+    if not isinstance(platform, str) or platform not in ("cpu", "gpu"):
         raise no_such_device(platform, jax.default_backend())
     try:
         return jax.local_devices(backend=platform)[0]

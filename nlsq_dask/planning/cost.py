@@ -75,7 +75,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
         Whether to run a few tasks and time them. True times Dask and Zarr arrays. Without timing,
         nothing is read.
     """
-    if dry_run is not True and dry_run not in ("timed", "untimed"):
+    if dry_run is not True and not (isinstance(dry_run, str) and dry_run in ("timed", "untimed")):
         raise _errors.unknown_choice("dry_run", dry_run, ("timed", "untimed"))
     timed = job.data.lazy if dry_run is True else dry_run == "timed"
     streamed = job.strategy

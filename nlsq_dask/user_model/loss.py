@@ -149,7 +149,7 @@ def check_loss(name: Any, f_scale: Any) -> float:
         raise _errors.unknown_loss(name, tuple(LOSSES))
     try:
         scale = float(f_scale)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _errors.f_scale_invalid(f_scale) from None
     if not (np.isfinite(scale) and scale > 0.0):
         raise _errors.f_scale_invalid(f_scale)

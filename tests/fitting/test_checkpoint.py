@@ -189,6 +189,7 @@ def test_the_format_is_open(tmp_path):
     content = json.loads(newest["content"])
     assert set(content) == {
         "format",
+        "groups",
         "problem",
         "versions",
         "n_passes",
