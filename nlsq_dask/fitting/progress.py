@@ -112,8 +112,11 @@ class Progress:
         """
 
         def noted(question: QuestionT) -> AnswerT:
+            begun = number()
+            if (self._phase, self._number) == ("pass", begun):  # collapsed rows are read once
+                return ask(question)
             with self._lock:
-                self._begin(number())
+                self._begin(begun)
                 self._show()
             answer = ask(question)
             with self._lock:
@@ -209,12 +212,14 @@ class Progress:
         self._blocks = None
         self._pace = Pace(self._clock())
         first = FIRST_BLOCKS if self._expected.blocks > 1 else COMPILING
-        self._wait = "" if self._of_block else first
+        self._wait = "" if self._of_block or number > 1 else first
 
     def _measure(self, done: int) -> None:
         pace = self._pace
         assert pace is not None, "a pass or a sample that has begun"
         pace.report(self._clock(), done)
+        if self._expected.blocks == 1 and self._number < 2:
+            return  # most of the first pass over data in memory is the compilation
         self._of_block = pace.of_block or self._of_block
         self._rate = pace.blocks / pace.seconds if pace.seconds > 0.0 else self._rate
 

@@ -19,6 +19,7 @@ from tests.support.problems import decays
 
 pytest.importorskip("bokeh", reason="bokeh is not installed")
 fit_page = pytest.importorskip("nlsq_dask.engines.dask.fit_page")
+Plot = pytest.importorskip("bokeh.models").Plot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -113,6 +114,19 @@ def test_the_map_has_each_block_once(board, grid):
     assert len(set(zip(cells["x"], cells["y"], strict=True))) == n
     if len(grid) == 2:
         assert (max(cells["x"]), max(cells["y"])) == (2, 1)
+
+
+def test_residuals_are_drawn_if_they_are_told(board):
+    told(board, points=[1.0])
+    page = fit_page.Page(board)
+    page.update()
+    (plot,) = [p for p in page.root.select({"type": Plot}) if p.title.text == "Residuals"]
+    assert not plot.visible
+    told_later = {"edges": [-1.0, 0.0, 1.0], "counts": [3, 4]}
+    board.take({"fit": "f", "kind": "moment", "histogram": told_later})
+    page.update()
+    assert plot.visible
+    assert data_of(page, "residuals") == {"left": [-1.0, 0.0], "right": [0.0, 1.0], "count": [3, 4]}
 
 
 def test_many_parameters_are_drawn_in_part(board):

@@ -206,6 +206,28 @@ def test_kept_rows_may_make_later_passes_faster(clock):
     assert made.moment().fit_left.high > 0.0
 
 
+def test_the_compilation_of_a_fit_in_memory_is_not_taken_for_its_speed(clock):
+    made = watched(Seen(), clock, blocks=1)
+    for number, seconds in ((1, 100.0), (2, 1.0)):
+        made.asking(lambda _, s=seconds: setattr(clock, "now", clock.now + s), lambda n=number: n)(
+            0
+        )
+        if number == 1:
+            assert made.moment().fit_left is None
+    assert made.moment().fit_left == Seconds(0.0, 2.0 * 1.5)
+
+
+def test_means_are_asked_without_a_pass(clock):
+    seen = Seen()
+    made = watched(seen, clock)
+    ask = made.asking(lambda _: setattr(clock, "now", clock.now + 1.0), lambda: 1)
+    ask(0)
+    rate = made.moment().rows_per_second
+    ask(0)
+    assert made.moment().rows_per_second == rate
+    assert len(seen.moments) == 1
+
+
 def test_a_wait_is_told_until_the_next_block(clock):
     made = watched(Seen(), clock)
     made.blocks(1, 1, 4)
