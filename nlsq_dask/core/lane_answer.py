@@ -31,6 +31,10 @@ from nlsq_dask.core.normal_equations import FloatArray
 #: Residuals count as rounding up to this multiple of the rounding of the observations.
 NEAR_FLOOR = 100.0
 
+# The search leaves a direction alone whose pivot is lost in rounding, and its distance then says
+# nothing of it. The pivot may come out a few roundings larger here: in doubt it is lost.
+DOUBT = 16.0
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesAnswers:
@@ -104,7 +108,8 @@ def _inverse(state: LaneState) -> tuple[FloatArray, NDArray[np.bool_]]:
     factor = lane_factor(np, scaled, least_pivot(size))
     rows = inverse_columns(factor, norms[0])
     inverse = [rows[i][j] / norms[i] / norms[j] for i in range(size) for j in range(i + 1)]
-    singular = np.any([~(pivot > least_pivot(size)) for pivot in factor.pivots], axis=0)
+    least = DOUBT * least_pivot(size)
+    singular = np.any([~(pivot > least) for pivot in factor.pivots], axis=0)
     return np.stack(inverse), singular
 
 
