@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Test files share two processes, or up to four where there are more cores; clusters stay in one.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
-GALLERY := gaussian_beam hyperspectral_peak light_curve object_store packed_netcdf t2_relaxation xpcs
+GALLERY := diffusion_maps gaussian_beam hyperspectral_peak light_curve object_store packed_netcdf t2_relaxation xpcs
 
 .PHONY: help demo gallery check test test-thorough mutations lint format docs bench clean
 .DEFAULT_GOAL := help

@@ -1,6 +1,7 @@
 """``python -m benchmarks``: every benchmark in turn, each in a process of its own.
 
-Left out is ``nlsq_reference``, which installs a package from the index.
+Left out are ``nlsq_reference``, which installs a package from the index, and ``each_real``, which
+needs the volumes of a package that is not installed with this one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ RUNS: dict[str, list[str]] = {
     "mgh": [],
     "units": [],
     "evaluations": [],
+    "each": [],
+    "each_answers": [],
+    "each_store": [],
+    "each_fuzz": [],
     "fuzz": ["files"],
 }
 

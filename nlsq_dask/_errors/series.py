@@ -8,8 +8,11 @@ from nlsq_dask._errors.kinds import (
     ConvergenceError,
     ConvergenceWarning,
     InputError,
+    InputTypeError,
     MissingLibraryError,
     Status,
+    join_names,
+    shortened,
     shown,
 )
 
@@ -121,3 +124,59 @@ def series_index(index: object, shape: tuple[int, ...]) -> InputError:
 
 def covariance_not_kept() -> InputError:
     return InputError("the maps hold no covariances: call fit_each(..., covariance=True).")
+
+
+def map_store_not_a_place(value: object) -> InputTypeError:
+    return InputTypeError(
+        f"store={shown(value)} is no place for maps: pass a path, the URL of an object store, or a "
+        "zarr.Group."
+    )
+
+
+def map_store_not_opened(place: str, cause: str) -> InputError:
+    return InputError(
+        f"store={place!r} cannot be opened for writing ({shortened(cause)}): check the place, its "
+        "permissions, and storage_options= for an object store."
+    )
+
+
+def map_store_not_empty(place: str) -> InputError:
+    return InputError(
+        f"the store {place} holds other arrays, which maps are not mixed with: pass a new place, "
+        "or a group of its own."
+    )
+
+
+def map_store_in_use(place: str) -> InputError:
+    return InputError(
+        f"the store {place} holds maps already: pass resume=True to go on with them, or a new "
+        "place."
+    )
+
+
+def map_store_of_another_release(place: str) -> InputError:
+    return InputError(
+        f"the store {place} was written by another release of nlsq_dask: go on with that release, "
+        "or pass a new place."
+    )
+
+
+def map_store_of_another_problem(
+    place: str, differing: Sequence[str], saved: object, now: object
+) -> InputError:
+    return InputError(
+        f"the store {place} holds maps of another problem: {shortened(join_names(differing))} "
+        f"differ ({shortened(differing[0])} was {shown(saved)} and is {shown(now)} now). Resume "
+        "with the same problem, or pass a new place."
+    )
+
+
+def map_store_in_memory() -> InputError:
+    return InputError(
+        "store= is a group in the memory of this process, which the workers of a cluster cannot "
+        "write to: pass a path or a URL that all of them reach."
+    )
+
+
+def resume_without_store() -> InputError:
+    return InputError("resume=True without a store: pass store=, the place of the earlier run.")

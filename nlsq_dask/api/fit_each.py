@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.api.fit import fit
 from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.engines.series_values import values_of_block
-from nlsq_dask.fitting.each import STAT_TOL, EachJob, EachOptions, prepare_each, run_each
+from nlsq_dask.fitting.each import (
+    STAT_TOL,
+    EachJob,
+    EachOptions,
+    packed_answer,
+    prepare_each,
+    run_each,
+)
 from nlsq_dask.fitting.prepare import InputOptions
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.results.maps import FitMaps
 from nlsq_dask.results.result import FitResult
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @naming_unknown_keywords
@@ -41,6 +52,10 @@ def fit_each(
     stat_tol: float = STAT_TOL,
     max_nfev: int | None = None,
     covariance: bool = False,
+    store: Any = None,
+    resume: bool = False,
+    client: Client | None = None,
+    progress: bool | None = None,
     device: Literal["cpu", "gpu"] | None = None,
 ) -> FitMaps:
     """Fit a model to each series of an array by itself: one fit a pixel, spectrum or light curve.
@@ -92,6 +107,18 @@ def fit_each(
         Most evaluations of a series; by default 100 for each free parameter.
     covariance : bool
         Whether to keep the covariance of the parameters of each series. False by default.
+    store : path-like, str or zarr.Group, optional
+        Where the maps are written, region by region as they come: a directory, the URL of a place
+        in an object store, or a group. Then all fits run now, and the maps of the result are lazy
+        arrays of what is stored. The names are those of ``to_dataset()``, so that
+        ``xarray.open_zarr(store, consolidated=False)`` opens the store.
+    resume : bool
+        Go on with the maps that an earlier run left in the store: with those of its regions that
+        it did not finish. The maps have the same bits. A store of another problem is refused.
+    client : distributed.Client, optional
+        Cluster that the fits run on, where there is a store; by default the active one.
+    progress : bool, optional
+        Whether to show a line of progress, where there is a store; by default on a terminal.
     device : {"cpu", "gpu"}, optional
         Where the fits run. The default is a GPU if JAX has a GPU.
 
@@ -142,10 +169,45 @@ def fit_each(
         stat_tol=stat_tol, max_nfev=max_nfev, covariance=covariance, device=device
     )
     job = prepare_each(model, x, y, p0, dim, inputs, options)
+    if store is not None:
+        return _stored_maps(job, store, resume, storage_options, client, progress)
+    if resume:
+        raise _errors.resume_without_store()
     maps = maps_of(job, run_each(job))
     if not maps.lazy:
         maps.warn()
     return maps
+
+
+def _stored_maps(
+    job: EachJob,
+    store: Any,
+    resume: bool,
+    storage_options: Mapping[str, Any] | None,
+    client: Client | None,
+    progress: bool | None,
+) -> FitMaps:
+    """The maps of a job, written to a store."""
+    from nlsq_dask.fitting.each_store import (  # with Zarr, loaded for use
+        StoreOptions,
+        in_regions,
+        run_to_store,
+    )
+
+    job = in_regions(job)
+    packed = packed_answer(job)
+    lazy = maps_of(job, job.problem.unpacked(packed))
+    options = StoreOptions(
+        store=store,
+        resume=resume,
+        storage_options=storage_options,
+        client=client,
+        progress=progress,
+    )
+    fields, counts = run_to_store(job, lazy, packed, options)
+    if any(not status.success for status in counts):
+        _errors.warn_caller(_errors.series_not_converged(counts))
+    return maps_of(job, fields)
 
 
 def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:

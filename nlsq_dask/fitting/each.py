@@ -202,13 +202,16 @@ def prepare_each(
 
 def run_each(job: EachJob) -> Mapping[str, Array]:
     """The fields of the answer by name: arrays of NumPy, or of Dask for lazy data."""
+    return job.problem.unpacked(packed_answer(job))
+
+
+def packed_answer(job: EachJob) -> Any:
+    """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
     if job.lazy:
         from nlsq_dask.engines.dask.series import lazy_answer  # an engine, loaded for use
 
-        packed = lazy_answer(job.problem, job.arrays)
-    else:
-        packed = fit_in_threads(job.problem, job.arrays, available_cores())
-    return job.problem.unpacked(packed)
+        return lazy_answer(job.problem, job.arrays)
+    return fit_in_threads(job.problem, job.arrays, available_cores())
 
 
 def _observed(

@@ -58,6 +58,21 @@ class ProgressLine:
             if done == total:
                 self._pass_start = now  # of the next one
 
+    def series(self, done: int, total: int, rate: float, converged: float, left: float) -> None:
+        """Show how many series are fitted, how many a second, and which part has converged."""
+        if not self._wanted:
+            return
+        with self._lock:
+            now = time.monotonic()
+            redraw = done == total or now - self._drawn_at >= REDRAW_INTERVAL
+            if redraw and now - self._start >= self._delay:
+                share = f"{100 * converged:.1f} % converged"
+                self._draw(
+                    f"{done:,}/{total:,} series · {rate:,.0f}/s · {share} · "
+                    f"{now - self._start:.0f} s · ends in {left:.0f} s"
+                )
+                self._drawn_at = now
+
     def cost(self, value: float) -> None:
         """Remember the cost of the best point so far."""
         self._cost = value

@@ -6,7 +6,7 @@ and ``flag_masks`` for the bits of the parameters at a bound.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PARAM, ROW, COLUMN = "param", "cov_i", "cov_j"
+
+#: Dimensions, values and attributes.
+Variable: TypeAlias = "tuple[tuple[Any, ...], Array, dict[str, Any]]"
 
 _MEANINGS = {
     "chi2": "sum of squared weighted residuals",
@@ -50,10 +53,10 @@ class Maps(Protocol):
     def pcov(self) -> Array: ...  # noqa: D102
 
 
-def to_dataset(maps: Maps) -> xr.Dataset:
-    """All maps; see :meth:`nlsq_dask.FitMaps.to_dataset`."""
-    made, dims = _xarray().Dataset, _dims(maps)
-    variables: dict[Any, Any] = {}
+def variables_of(maps: Maps) -> dict[str, Variable]:
+    """Dimensions, values and attributes of the variables of a dataset, by name."""
+    dims = dims_of(maps)
+    variables: dict[str, Variable] = {}
     for i, name in enumerate(maps.names):
         unit = {"units": maps.units[name]} if name in maps.units else {}
         variables[name] = (dims, maps.fields["popt"][i], unit)
@@ -66,10 +69,15 @@ def to_dataset(maps: Maps) -> xr.Dataset:
         attrs = {"long_name": meaning, **_flags(name, maps.names, maps.fields[name].dtype)}
         # A parameter of the same name keeps its name.
         variables[f"fit_{name}" if name in variables else name] = (dims, maps.fields[name], attrs)
-    coords = {} if maps.frame is None else maps.frame.coords
     if "pcov" in maps.fields:
-        variables["covariance"] = ((ROW, COLUMN, *dims), maps.pcov)
-    dataset: xr.Dataset = made(variables, coords)
+        variables["covariance"] = ((ROW, COLUMN, *dims), maps.pcov, {})
+    return variables
+
+
+def to_dataset(maps: Maps) -> xr.Dataset:
+    """All maps; see :meth:`nlsq_dask.FitMaps.to_dataset`."""
+    coords = {} if maps.frame is None else maps.frame.coords
+    dataset: xr.Dataset = _xarray().Dataset(variables_of(maps), coords)
     if "pcov" in maps.fields:
         names = _texts(maps.names)
         dataset = dataset.assign_coords({ROW: names, COLUMN: names})
@@ -78,7 +86,7 @@ def to_dataset(maps: Maps) -> xr.Dataset:
 
 def to_curvefit(maps: Maps) -> xr.Dataset:
     """The variables of ``xarray.DataArray.curvefit``."""
-    made, dims = _xarray().Dataset, _dims(maps)
+    made, dims = _xarray().Dataset, dims_of(maps)
     n = len(dims)
     covariance = maps.pcov
     coefficients = maps.fields["popt"].transpose(*range(1, n + 1), 0)
@@ -112,7 +120,8 @@ def _flags(name: str, names: Sequence[str], dtype: Any) -> dict[str, Any]:
     return {}
 
 
-def _dims(maps: Maps) -> tuple[Any, ...]:
+def dims_of(maps: Maps) -> tuple[Any, ...]:
+    """Names of the dimensions of the map."""
     if maps.frame is not None:
         return tuple(maps.frame.dims)
     return tuple(f"dim_{i}" for i in range(len(maps.shape)))

@@ -70,6 +70,38 @@ RUNS = [
         id="robust_pass",
     ),
     pytest.param(
+        "each",
+        ["--series", "200", "--repeat", "1"],
+        6,
+        (),
+        id="each",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(
+        "each_answers",
+        ["--series", "20"],
+        7,
+        ("converged",),
+        id="each_answers",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(
+        "each_store",
+        ["--megabytes", "1", "--repeat", "1", "--no-workers"],
+        3,
+        (),
+        id="each_store",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(
+        "each_fuzz",
+        ["--count", "64"],
+        32,
+        (),
+        id="each_fuzz",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(
         "coverage",
         ["--rows", "200", "--repeats", "2"],
         24,
@@ -298,4 +330,4 @@ def test_every_script_is_in_the_readme_and_in_the_full_run():
     }
     readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)\.py`", readme, re.MULTILINE)) == scripts
-    assert set(all_of_them.RUNS) == scripts - {"nlsq_reference"}
+    assert set(all_of_them.RUNS) == scripts - {"nlsq_reference", "each_real"}

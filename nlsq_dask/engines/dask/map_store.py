@@ -1,0 +1,118 @@
+"""Write the answers of many series to a Zarr group, a task for each region of the map.
+
+A task reads the blocks of a region, fits its series, and writes its maps, the status last. Nothing
+but the number of series of each status comes back, so the memory does not depend on the size of the
+data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from dask.array.optimization import optimize
+from numpy.typing import NDArray
+
+from nlsq_dask.engines.dask.scheduler import local_get
+from nlsq_dask.io.map_store import STATUS, StoredMap, counts_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Times that a cluster runs a task again that fails, as for a store that does not answer.
+RETRIES = 3
+
+#: Called with the number of series of each status of a region that is done.
+Done = Callable[[NDArray[np.int64]], None]
+
+
+def with_regions(answer: Any) -> Any:
+    """The packed answer (k, ...) in regions of one size, but for the last along each axis."""
+    sizes = {axis: max(own) for axis, own in enumerate(answer.chunks) if axis}
+    regular = all(set(own[:-1]) <= {max(own)} for own in answer.chunks)
+    return answer if regular else answer.rechunk(sizes)
+
+
+def starts_of(answer: Any) -> tuple[tuple[int, ...], ...]:
+    """Where the regions begin and end along each axis of the map."""
+    return tuple(tuple(np.cumsum([0, *own]).tolist()) for own in answer.chunks[1:])
+
+
+def write_regions(
+    answer: Any,
+    stored: Sequence[StoredMap],
+    regions: Sequence[tuple[int, ...]],
+    client: Client | None,
+    done: Done,
+) -> None:
+    """Fit and write some regions of the map.
+
+    Parameters
+    ----------
+    answer : dask.array.Array
+        The packed answer (k, ...), in regions.
+    stored : sequence of StoredMap
+        The last is the status.
+    regions : sequence of tuple of int
+        Indices of the regions.
+    client : distributed.Client or None
+        None runs on Dask's local scheduler.
+    done : callable
+        Called after each region.
+    """
+    assert stored[-1].name.endswith(STATUS)
+    written = da.map_blocks(
+        _write_region,
+        answer,
+        stored=tuple(stored),
+        starts=starts_of(answer),
+        dtype=np.int64,
+        chunks=((256,), *((1,) * n for n in answer.numblocks[1:])),
+        meta=np.empty((0,) * answer.ndim, np.int64),
+        token="fit-each-write",
+    )
+    keys = [(written.name, 0, *index) for index in regions]
+    if not keys:
+        return
+    graph = dict(optimize(written.__dask_graph__(), keys))
+    if client is None:
+        wanted = set(keys)
+
+        def note(key: Any, result: Any, *_: object) -> None:
+            if key in wanted:
+                done(result.reshape(-1))
+
+        local_get(graph, list(keys), None, note)
+        return
+    _write_on_cluster(graph, keys, client, done)
+
+
+def _write_on_cluster(
+    graph: Mapping[Any, Any], keys: Sequence[Any], client: Client, done: Done
+) -> None:
+    from distributed import as_completed
+
+    futures = client.get(graph, list(keys), sync=False, retries=RETRIES)
+    try:
+        for future in as_completed(futures, loop=client.loop):
+            done(future.result().reshape(-1))
+            future.release()
+    finally:
+        for future in futures:  # also of those that still run, where a region failed
+            future.release()
+
+
+def _write_region(
+    packed: NDArray[Any],
+    stored: Sequence[StoredMap],
+    starts: Sequence[Sequence[int]],
+    block_id: tuple[int, ...] = (),
+) -> NDArray[np.int64]:
+    """The task: write the maps of a region, the status last; returns its counts (256, 1, ...)."""
+    region = tuple(slice(own[i], own[i + 1]) for own, i in zip(starts, block_id[1:], strict=True))
+    for target in stored:
+        target.write(region, packed)
+    status = packed[stored[-1].planes].astype(np.int8)
+    return counts_of(status).reshape(256, *(1,) * (packed.ndim - 1))

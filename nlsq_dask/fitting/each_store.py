@@ -1,0 +1,220 @@
+"""Fits of many series whose maps go to a Zarr group as they come."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.engines.series import SeriesProblem
+from nlsq_dask.fitting.each import EachJob, logger
+from nlsq_dask.fitting.progress import ProgressLine
+from nlsq_dask.io.codec import to_json
+from nlsq_dask.io.map_store import (
+    STATUS,
+    MapPlan,
+    finished,
+    is_in_memory,
+    open_group,
+    open_maps,
+    write_coordinates,
+)
+from nlsq_dask.io.observations import Array
+from nlsq_dask.io.sources import is_dask
+from nlsq_dask.results.maps_dataset import Maps, variables_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Bytes of y in a region of the map, where y is in memory.
+REGION_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """What the caller of ``fit_each`` says about the store; see there."""
+
+    store: Any
+    resume: bool
+    storage_options: Mapping[str, Any] | None
+    client: Client | None
+    progress: bool | None
+
+
+def in_regions(job: EachJob) -> EachJob:
+    """The job with y as a Dask array, cut along the axes of the map."""
+    if job.lazy:
+        return job
+    import dask.array as da  # a fit in memory does not load Dask
+
+    y, axes = job.arrays[0], job.axes
+    wanted = {d: -1 if d in axes.fit else "auto" for d in range(y.ndim)}
+    chunks = da.core.normalize_chunks(wanted, y.shape, limit=REGION_BYTES, dtype=np.float64)
+    cut = da.from_array(y, chunks=chunks, name=False)
+    return replace(job, arrays=(cut, *job.arrays[1:]))
+
+
+def run_to_store(
+    job: EachJob, maps: Maps, answer: Any, options: StoreOptions
+) -> tuple[dict[str, Array], dict[Status, int]]:
+    """Write the maps of all series to a store, or those that it lacks.
+
+    Parameters
+    ----------
+    job : EachJob
+        With lazy data.
+    maps : Maps
+        Lazy maps of the job, from which the stored arrays have names and attributes.
+    answer : dask.array.Array
+        The packed answer of the job.
+    options : StoreOptions
+
+    Returns
+    -------
+    fields : dict
+        The fields of the answer by name, as Dask arrays of what is stored.
+    counts : dict
+        Number of series of each status.
+    """
+    from nlsq_dask.engines.dask import map_store  # an engine, loaded for use
+    from nlsq_dask.engines.dask.scheduler import active_client
+
+    client = active_client(options.client)
+    regions = map_store.with_regions(answer)
+    group = open_group(options.store, options.storage_options)
+    if client is not None and is_in_memory(group):
+        raise _errors.map_store_in_memory()
+    starts = map_store.starts_of(regions)
+    sizes = tuple(own[0] for own in regions.chunks[1:])
+    plans = plans_of(job.problem, maps)
+    problem = description(job, regions.chunks[1:])
+    stored = open_maps(group, plans, problem, job.axes.map_shape, sizes, options.resume)
+    if job.frame is not None:
+        write_coordinates(group, {str(name): c for name, c in job.frame.coords.items()})
+    ready = finished(stored[-1].array, starts) if options.resume else {}
+    total = sum(ready.values(), np.zeros(256, np.int64))
+    left = [index for index in np.ndindex(*regions.numblocks[1:]) if index not in ready]
+    logger.info(
+        "maps go to %s: %d of %d regions are left",
+        group.store_path,
+        len(left),
+        len(left) + len(ready),
+    )
+    with ProgressLine(options.progress) as line:
+        report = _Report(line, int(np.prod(job.axes.map_shape)), total)
+        map_store.write_regions(regions, stored, left, client, report)
+    counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
+    return fields_of_store(job.problem, plans, {s.name: s.array for s in stored}), counts
+
+
+class _Report:
+    """Shows how many series are done, how fast, and how many of them converged."""
+
+    def __init__(self, line: ProgressLine, n_series: int, total: NDArray[np.int64]) -> None:
+        self.total = total
+        self._line, self._n = line, n_series
+        self._before, self._began = int(total.sum()), time.monotonic()
+
+    def __call__(self, counts: NDArray[np.int64]) -> None:
+        self.total = self.total + counts
+        done, spent = int(self.total.sum()), time.monotonic() - self._began
+        rate = (done - self._before) / max(spent, 1e-9)
+        converged = self.total[129:].sum() / max(done, 1)  # a status above 0 is a success
+        left = (self._n - done) / max(rate, 1e-9)
+        self._line.series(done, self._n, rate, float(converged), left)
+
+
+def plans_of(problem: SeriesProblem, maps: Maps) -> list[MapPlan]:
+    """The maps to store, with the names of a dataset; the status is the last."""
+    p, fields = len(maps.names), {f.name: f for f in problem.fields}
+    planes: dict[str, NDArray[np.int64]] = {}
+    for name, values in fields.items():
+        if values.is_vector and name != "pcov":
+            suffix = "" if name == "popt" else "_stderr"
+            for i, parameter in enumerate(maps.names):
+                planes[f"{parameter}{suffix}"] = np.array(values.planes.start + i)
+    for name, values in fields.items():
+        if not values.is_vector:
+            key = f"fit_{name}" if name in planes else name
+            planes[key] = np.array(values.planes.start)
+    if "pcov" in fields:
+        first, second = np.indices((p, p))
+        high, low = np.maximum(first, second), np.minimum(first, second)
+        planes["covariance"] = fields["pcov"].planes.start + high * (high + 1) // 2 + low
+    plans = [
+        MapPlan(
+            name,
+            planes[name],
+            np.dtype(array.dtype),
+            tuple(map(str, dims)),
+            {
+                key: value.tolist() if isinstance(value, np.ndarray) else value
+                for key, value in attrs.items()
+            },
+        )
+        for name, (dims, array, attrs) in variables_of(maps).items()
+    ]
+    own = f"fit_{STATUS}" if STATUS in maps.names else STATUS
+    return sorted(plans, key=lambda plan: plan.name == own)
+
+
+def fields_of_store(
+    problem: SeriesProblem, plans: Sequence[MapPlan], arrays: Mapping[str, Any]
+) -> dict[str, Array]:
+    """The fields of the answer by name, as Dask arrays of what is stored."""
+    import dask.array as da  # loaded for use
+
+    of_plane = {
+        int(plane): da.from_zarr(arrays[plan.name])[np.unravel_index(i, plan.planes.shape)]
+        if plan.planes.ndim
+        else da.from_zarr(arrays[plan.name])
+        for plan in plans
+        for i, plane in enumerate(plan.planes.ravel())
+    }
+    fields: dict[str, Array] = {}
+    for field in problem.fields:
+        own = [of_plane[plane] for plane in range(field.planes.start, field.planes.stop)]
+        fields[field.name] = da.stack(own) if field.is_vector else own[0]
+    return fields
+
+
+def description(job: EachJob, chunks: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+    """What makes this problem another one, as JSON values."""
+    problem = job.problem
+    reduction = problem.reduction
+    return {
+        "model": problem.spec.key,
+        "parameters": list(problem.spec.names),
+        "shapes": [list(a.shape) for a in job.arrays],
+        "dtypes": [str(a.dtype) for a in job.arrays],
+        "roles": [f"{role.kind} {role.index}" for role in problem.roles],
+        "dim": list(problem.fit_axes),
+        "regions": to_json(chunks),
+        "missing": repr(problem.rule),
+        "fixed and ties": to_json([reduction.matrix, reduction.offset]),
+        "bounds": to_json([problem.lower, problem.upper]),
+        "p0": to_json(problem.start),
+        "guess": repr(problem.guess),
+        "absolute_sigma": problem.absolute_sigma,
+        "stat_tol": problem.stat_tol,
+        "max_nfev": problem.max_nfev,
+        "covariance": problem.covariance,
+        "arrays in memory": [_digest(a) for a in job.arrays[1:]],
+        **({"decoded": list(job.data.decoded)} if job.data.decoded else {}),
+    }
+
+
+def _digest(array: Array) -> str | None:
+    """Digest of the values of an array in memory; None for a lazy one, which is not read."""
+    if is_dask(array):
+        return None
+    values = np.ascontiguousarray(np.ma.getdata(array))
+    mask = np.ascontiguousarray(np.ma.getmaskarray(array)) if np.ma.isMA(array) else b""
+    return hashlib.sha256(values.tobytes() + bytes(mask)).hexdigest()

@@ -1,0 +1,232 @@
+"""A Zarr group of maps, written region by region, from which a killed run goes on.
+
+Each map is an array of the group, and its chunks are the regions. The status of a region is written
+after its other maps: where it is not the fill value, the region is done. So the statuses are the
+list of what is done, and nothing else has to be kept. Attributes of the group describe the problem
+and hold a digest of the description: maps of another problem are never added to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from nlsq_dask import _errors
+from nlsq_dask._errors import Status
+from nlsq_dask.io import locations
+from nlsq_dask.io.codec import checksum, dumps
+from nlsq_dask.io.folders import is_url
+from nlsq_dask.io.libraries import is_zarr_group
+
+FORMAT = "nlsq_dask maps 1"
+ATTRIBUTE = "nlsq_dask"
+
+#: Name of the map that is written last.
+STATUS = "status"
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """A map to be stored.
+
+    Attributes
+    ----------
+    name : str
+    planes : ndarray of int, shape () or (p, p)
+        Its planes in the packed answer.
+    dtype : numpy.dtype
+    dims : tuple of str
+        Of the planes, if they have any, and of the map.
+    attrs : dict
+        In JSON values.
+    """
+
+    name: str
+    planes: NDArray[np.int64]
+    dtype: np.dtype[Any]
+    dims: tuple[str, ...]
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMap:
+    """An array of the group, and its planes in the packed answer."""
+
+    name: str
+    array: zarr.Array[Any]
+    planes: NDArray[np.int64]
+
+    def write(self, region: tuple[slice, ...], packed: NDArray[Any]) -> None:
+        """Write the map of a region, from the packed answer (k, ...) there."""
+        values = packed[self.planes].astype(self.array.dtype)
+        self.array[(*(slice(None),) * self.planes.ndim, *region)] = values
+
+
+def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
+    """Open the group of a path, a URL, or as it is.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If it cannot be opened for writing.
+    """
+    if is_zarr_group(store):
+        return store  # type: ignore[no-any-return]
+    if not isinstance(store, str | os.PathLike) or not os.fspath(store):
+        raise _errors.map_store_not_a_place(store)
+    text = os.fspath(store)
+    url = isinstance(text, str) and is_url(text)
+    place = text if url else Path(text).absolute()
+    try:
+        return zarr.open_group(
+            place, mode="a", storage_options=dict(options or {}) if url else None
+        )
+    except locations.failures() as error:
+        secrets = dict(options or {})
+        cause = locations.without_secrets(str(error), str(text), secrets)
+        shown = locations.shown_url(str(text)) if url else str(text)
+        raise _errors.map_store_not_opened(shown, cause) from None
+
+
+def is_in_memory(group: zarr.Group) -> bool:
+    """Whether a group is in the memory of this process."""
+    return isinstance(group.store, MemoryStore)
+
+
+def open_maps(
+    group: zarr.Group,
+    plans: Sequence[MapPlan],
+    problem: Mapping[str, Any],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    resume: bool,
+) -> list[StoredMap]:
+    """Make the arrays of the maps, or find those of a run that goes on.
+
+    Parameters
+    ----------
+    group : zarr.Group
+    plans : sequence of MapPlan
+        The last is the status.
+    problem : mapping
+        Description of the fits, in JSON values.
+    shape, chunks : tuple of int
+        Of the map and of its regions.
+    resume : bool
+
+    Raises
+    ------
+    InputError
+        If the group has other content, maps of another problem, or maps of this one without
+        `resume`.
+    """
+    saved = group.attrs.get(ATTRIBUTE)
+    described = json.loads(dumps(problem))
+    digest = checksum(dumps(described))
+    if saved is None:
+        if any(True for _ in group.keys()):  # noqa: SIM118 (a group is no mapping)
+            raise _errors.map_store_not_empty(str(group.store_path))
+        content = {"format": FORMAT, "sha256": digest, "problem": described}
+        group.attrs[ATTRIBUTE] = content
+    elif not resume:
+        raise _errors.map_store_in_use(str(group.store_path))
+    else:
+        _check_problem(str(group.store_path), saved, described, digest)
+    return [StoredMap(plan.name, _array(group, plan, shape, chunks), plan.planes) for plan in plans]
+
+
+def _check_problem(place: str, saved: Any, now: Mapping[str, Any], digest: str) -> None:
+    if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
+        raise _errors.map_store_of_another_release(place)
+    if saved.get("sha256") == digest:
+        return
+    before = saved.get("problem")
+    known = before if isinstance(before, Mapping) else {}
+    differing = [name for name in sorted({*known, *now}) if known.get(name) != now.get(name)]
+    first = (differing or ["sha256"])[0]
+    raise _errors.map_store_of_another_problem(
+        place, differing or [first], known.get(first), now.get(first)
+    )
+
+
+def _array(
+    group: zarr.Group, plan: MapPlan, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> zarr.Array[Any]:
+    if plan.name in group:
+        found = group[plan.name]
+        assert isinstance(found, zarr.Array)
+        return found
+    fill: Any = np.nan if plan.dtype.kind == "f" else 0
+    if plan.name == STATUS:
+        fill = int(Status.NOT_FITTED)
+    return group.create_array(
+        plan.name,
+        shape=(*plan.planes.shape, *shape),
+        chunks=(*plan.planes.shape, *chunks),
+        dtype=plan.dtype,
+        fill_value=fill,
+        # A chunk of a process that was killed may be half written: its checksum tells.
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        dimension_names=plan.dims if group.metadata.zarr_format == 3 else None,
+        attributes=dict(plan.attrs),
+    )
+
+
+def write_coordinates(group: zarr.Group, coords: Mapping[str, Any]) -> None:
+    """Write the coordinates of the map that are numbers, as arrays of dimensions.
+
+    Parameters
+    ----------
+    group : zarr.Group
+    coords : mapping of str to DataArray
+    """
+    for name, values in coords.items():
+        if name in group or values.dtype.kind not in "iufb" or not values.ndim:
+            continue
+        group.create_array(
+            str(name),
+            data=np.asarray(values),
+            dimension_names=[str(dim) for dim in values.dims],
+            attributes={
+                key: value for key, value in values.attrs.items() if isinstance(value, str)
+            },
+        )
+
+
+def finished(
+    status: zarr.Array[Any], starts: Sequence[Sequence[int]]
+) -> dict[tuple[int, ...], NDArray[np.int64]]:
+    """Regions that are done, by their indices, with how many series have each status.
+
+    Parameters
+    ----------
+    status : zarr.Array
+    starts : sequence of sequence of int
+        Where the regions begin and end along each axis.
+    """
+    done: dict[tuple[int, ...], NDArray[np.int64]] = {}
+    for index in np.ndindex(*(len(own) - 1 for own in starts)):
+        region = tuple(slice(own[i], own[i + 1]) for own, i in zip(starts, index, strict=True))
+        try:
+            values = np.asarray(status[region])
+        except (OSError, ValueError, RuntimeError):  # half written
+            continue
+        if not (values == Status.NOT_FITTED).any():
+            done[index] = counts_of(values)
+    return done
+
+
+def counts_of(status: NDArray[Any]) -> NDArray[np.int64]:
+    """How many series have each status, from -128 to 127."""
+    found: NDArray[np.int64] = np.bincount(status.ravel().astype(np.int64) + 128, minlength=256)
+    return found

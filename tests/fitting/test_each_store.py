@@ -1,0 +1,199 @@
+"""Maps that go to a store region by region: the same bits, also after a run that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from zarr.storage import MemoryStore
+
+from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fit_each
+from tests.support.counting_store import stored
+from tests.support.series import START, T, cube, decay
+
+SHAPE = (20, 30)
+STORE_PROGRAM = Path(__file__).with_name("killed_maps.py")
+Y = cube(SHAPE, missing=0.0).y
+
+
+@pytest.fixture(scope="module")
+def expected():
+    maps = fit_each(decay, T, Y, START)
+    assert (maps.status == Status.STATISTICAL).all()
+    return maps
+
+
+def assert_same(maps, expected):
+    computed = maps.compute()
+    assert set(computed.fields) == set(expected.fields)
+    for name, values in expected.fields.items():
+        np.testing.assert_array_equal(computed.fields[name], values)
+        assert computed.fields[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [None, (-1, 10, 15), (10, 8, 30), (40, (3, 10, 7), (7, 23)), (1, 20, 30)],
+    ids=["in memory", "whole series", "series in parts", "ragged", "frames"],
+)
+def test_stored_maps_are_those_in_memory(chunks, expected, tmp_path):
+    y = Y if chunks is None else da.from_array(Y, chunks=chunks)
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
+    assert maps.lazy
+    assert_same(maps, expected)
+    np.testing.assert_array_equal(maps["lifetime"].compute(), expected["lifetime"])
+    assert maps.at(3, 4).popt == pytest.approx(expected.at(3, 4).popt)
+
+
+def test_the_store_is_a_dataset(tmp_path):
+    place = tmp_path / "maps.zarr"
+    y = xr.DataArray(
+        Y, dims=("time", "row", "column"), coords={"time": T, "row": 2.0 * np.arange(SHAPE[0])}
+    )
+    maps = fit_each(decay, "time", y.chunk(row=10), START, covariance=True, store=place)
+    expected = fit_each(decay, "time", y, START, covariance=True)
+    with xr.open_zarr(place, consolidated=False) as found:
+        xr.testing.assert_equal(
+            found.compute(), expected.to_dataset().drop_vars(["cov_i", "cov_j"])
+        )
+        assert found.status.attrs["flag_meanings"].startswith("not_fitted")
+        assert found.lifetime.dims == ("row", "column")
+    xr.testing.assert_equal(maps.to_dataset().compute(), expected.to_dataset())
+
+
+def test_failed_series_are_counted_once_and_stored(tmp_path):
+    y = Y.copy()
+    y[:, 0, :5] = np.nan
+    y = da.from_array(y, chunks=(-1, 10, 15))
+    with pytest.warns(ConvergenceWarning, match="5 of 600 series have no answer") as caught:
+        maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
+    assert len(caught) == 1
+    assert (maps.status[0, :5].compute() == Status.TOO_FEW_ROWS).all()
+    with pytest.warns(ConvergenceWarning, match="5 of 600"):  # of a run that reads nothing
+        fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", resume=True)
+
+
+def stopping(after, log):
+    """Observations whose reading fails after so many blocks."""
+
+    def read(block, block_id=None):
+        log.append(block_id)
+        if len(log) > after:
+            raise OSError("the disk is gone")
+        return block
+
+    y = da.from_array(Y, chunks=(-1, 5, 10))
+    return y.map_blocks(read, dtype=float, meta=np.empty((0, 0, 0)))
+
+
+def test_a_run_goes_on_where_another_stopped(expected, tmp_path):
+    place, log = tmp_path / "maps.zarr", []
+    with dask.config.set(scheduler="synchronous"):
+        with pytest.raises(OSError, match="the disk is gone"):
+            fit_each(decay, T, stopping(7, log), START, store=place)
+        begun = zarr.open_group(place, mode="r")
+        assert (begun["status"][:] == Status.NOT_FITTED).sum() == 5 * SHAPE[0] * SHAPE[1] / 12
+        log.clear()
+        maps = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
+        assert len(log) == 12 - 7
+        assert_same(maps, expected)
+        log.clear()
+        again = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
+    assert not log
+    assert_same(again, expected)
+
+
+def test_a_region_whose_status_is_half_written_is_fitted_again(expected, tmp_path):
+    place, log = tmp_path / "maps.zarr", []
+    fit_each(decay, T, stopping(99, log), START, store=place)
+    (chunk,) = (place / "status/c/1").glob("2")
+    chunk.write_bytes(chunk.read_bytes()[:-2])
+    (place / "lifetime/c/1/2").write_bytes(b"\0")
+    log.clear()
+    maps = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
+    assert log == [(0, 1, 2)]
+    assert_same(maps, expected)
+
+
+def test_each_chunk_of_a_column_is_decoded_once(expected, tmp_path):
+    source = stored(tmp_path / "y.zarr", Y, (8, 10, 15))
+    maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr")
+    assert sorted(source.store.reads.values()) == [1] * (5 * 2 * 2)
+    assert_same(maps, expected)
+
+
+def test_stores_that_are_refused(tmp_path):
+    def run(place, **options):
+        return fit_each(decay, T, Y, **({"p0": START} | options), store=place)
+
+    place = tmp_path / "maps.zarr"
+    run(place)
+    with pytest.raises(InputError, match="holds maps already: pass resume=True"):
+        run(place)
+    for changed in ({"p0": [1, 2, 0]}, {"stat_tol": 1e-3}, {"bounds": (0, 9)}, {"sigma": 0.1}):
+        with pytest.raises(InputError, match="holds maps of another problem: .* differ"):
+            run(place, resume=True, **changed)
+    zarr.create_array(tmp_path / "other.zarr" / "x", shape=3, dtype="f8")
+    zarr.open_group(tmp_path / "other.zarr", mode="a")
+    with pytest.raises(InputError, match="holds other arrays"):
+        run(tmp_path / "other.zarr")
+    with pytest.raises(InputTypeError, match="store=3 is no place for maps"):
+        run(3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be opened for writing"):
+        run(tmp_path / "file")
+    with pytest.raises(InputError, match="resume=True without a store"):
+        fit_each(decay, T, Y, START, resume=True)
+
+
+@pytest.mark.cluster
+def test_a_cluster_writes_the_maps(expected, client, tmp_path):
+    y = da.from_array(Y, chunks=(12, 10, 15))
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", client=client)
+    assert_same(maps, expected)
+    group = zarr.open_group(MemoryStore(), mode="a")
+    with pytest.raises(InputError, match="in the memory of this process"):
+        fit_each(decay, T, y, START, store=group, client=client)
+    here = fit_each(decay, T, y, START, store=group)
+    assert_same(here, expected)
+
+
+def regions_in(place):
+    return sum(path.is_file() for path in (place / "status").rglob("c/*/*"))
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_process_that_is_killed_until_it_ends(tmp_path):
+    place, kills = tmp_path / "maps.zarr", 0
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for wait in (0.0, 0.2, 0.5, None):  # seconds after the first region that a process writes
+        before = regions_in(place)
+        process = subprocess.Popen([sys.executable, STORE_PROGRAM, place], env=environment)
+        while process.poll() is None and regions_in(place) == before:
+            time.sleep(0.005)
+        if wait is None or process.poll() is not None:
+            process.wait()
+            break
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0
+    subprocess.run(
+        [sys.executable, STORE_PROGRAM, tmp_path / "whole.zarr"], env=environment, check=True
+    )
+    killed, whole = (zarr.open_group(p, mode="r") for p in (place, tmp_path / "whole.zarr"))
+    assert kills >= 1
+    for name, array in whole.arrays():
+        np.testing.assert_array_equal(killed[name][:], array[:])
