@@ -20,6 +20,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.lane_algebra import inverse_columns, lane_factor, triangle
 from nlsq_dask.core.lane_step import (
     FLOOR,
+    NO_DIGITS,
     NO_SLOPE,
     Lanes,
     LaneState,
@@ -77,6 +78,7 @@ def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswe
     params = np.asarray(state.params)
     status = np.asarray(state.status).astype(np.int64)
     status[status == NO_SLOPE] = Status.START_NOT_FINITE
+    status[status == NO_DIGITS] = Status.UNDETERMINED
     with np.errstate(all="ignore"):
         inverse, is_singular = _inverse(state)
         lost = is_singular | _lost_in_rounding(state, lanes, inverse, start)
