@@ -7,7 +7,7 @@ values, without noise, in units of 1e±150, and numbers of random exponents. For
 - its status is the one that its kind asks for, where there is only one;
 - a fit without success has no error bars, and only one that is out of evaluations has estimates;
 - a success is near its optimum: the Gauss-Newton step from there, by a QR decomposition of the
-  Jacobian in NumPy, is below 1e-2 standard errors or at rounding;
+  Jacobian in NumPy, is below 1e-2 standard errors (0.11 for NEAR) or at rounding;
 - a success has finite error bars only if that Jacobian, with columns of length 1, has full rank.
 
 Bar: none otherwise. The figures follow from ``--seed``.
@@ -35,7 +35,7 @@ X = np.linspace(0.0, 10.0, 60)
 PEAK = models.Gaussian() + models.Constant()
 
 #: Of a Gauss-Newton step that is left, in standard errors, and relative to the parameters.
-NEAR, ROUNDING = 1e-2, 1e-6
+ARRIVED, NEAR, ROUNDING = 1e-2, 0.11, 1e-6
 
 #: Least singular value of a Jacobian of columns of length 1 that determines its parameters.
 LEAST = 1e-13
@@ -163,7 +163,8 @@ def untrue(
     unsupported = np.zeros(good.size, np.bool_)
     values, jacobian = derivatives(model, popt)
     for k in np.flatnonzero(good & np.isfinite(popt).all(axis=0)):
-        far[k], undetermined = at_optimum(values[k], jacobian[k], popt[:, k], y[:, k])
+        distance, undetermined = distance_of(values[k], jacobian[k], popt[:, k], y[:, k])
+        far[k] = distance > (NEAR if status[k] == Status.NEAR else ARRIVED)
         unsupported[k] = undetermined and bool(np.isfinite(perr[:, k]).all())
     return wrong | {"far from the optimum": far, "error bars of nothing": unsupported}
 
@@ -180,17 +181,17 @@ def derivatives(model: Callable[..., Any], popt: FloatArray) -> tuple[FloatArray
         return np.asarray(found), np.asarray(jacobian)
 
 
-def at_optimum(
+def distance_of(
     values: FloatArray, jacobian: FloatArray, popt: FloatArray, y: FloatArray
-) -> tuple[bool, bool]:
-    """Whether a point is far from the optimum, and whether parameters are undetermined there."""
+) -> tuple[float, bool]:
+    """Standard errors from the optimum, 0 at rounding; and whether parameters are undetermined."""
     kept = np.isfinite(y)
     own = y[kept]
     size = float(np.max(np.abs(own))) or 1.0
     rest, jacobian = (values[kept] - own) / size, jacobian[kept] / size
     lengths = np.max(np.abs(jacobian), axis=0)  # squares of lengths may underflow
     if not (np.isfinite(lengths).all() and lengths.all()):
-        return False, True
+        return 0.0, True
     lengths *= np.linalg.norm(jacobian / lengths, axis=0)
     scaled = jacobian / lengths
     step, _, rank, singular = np.linalg.lstsq(scaled, -rest, rcond=1e-15)
@@ -198,7 +199,8 @@ def at_optimum(
     variance = float(rest @ rest) / max(own.size - popt.size, 1)
     length = float(np.linalg.norm(scaled @ step))
     at_rounding = np.abs(step) <= ROUNDING * lengths * np.abs(popt) + 1e-12
-    return length > NEAR * variance**0.5 and not bool(at_rounding.all()), undetermined
+    distance = 0.0 if at_rounding.all() else length / max(variance**0.5, 1e-300)
+    return distance, undetermined
 
 
 if __name__ == "__main__":

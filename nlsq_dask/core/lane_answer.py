@@ -20,6 +20,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.core.lane_algebra import inverse_columns, lane_factor, triangle
 from nlsq_dask.core.lane_step import (
     FLOOR,
+    NO_DIGITS,
     NO_SLOPE,
     Lanes,
     LaneState,
@@ -30,6 +31,10 @@ from nlsq_dask.core.normal_equations import FloatArray
 
 #: Residuals count as rounding up to this multiple of the rounding of the observations.
 NEAR_FLOOR = 100.0
+
+# The search leaves a direction alone whose pivot is lost in rounding, and its distance then says
+# nothing of it. The pivot may come out a few roundings larger here: in doubt it is lost.
+DOUBT = 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswe
     params = np.asarray(state.params)
     status = np.asarray(state.status).astype(np.int64)
     status[status == NO_SLOPE] = Status.START_NOT_FINITE
+    status[status == NO_DIGITS] = Status.UNDETERMINED
     with np.errstate(all="ignore"):
         inverse, is_singular = _inverse(state)
         lost = is_singular | _lost_in_rounding(state, lanes, inverse, start)
@@ -104,7 +110,8 @@ def _inverse(state: LaneState) -> tuple[FloatArray, NDArray[np.bool_]]:
     factor = lane_factor(np, scaled, least_pivot(size))
     rows = inverse_columns(factor, norms[0])
     inverse = [rows[i][j] / norms[i] / norms[j] for i in range(size) for j in range(i + 1)]
-    singular = np.any([~(pivot > least_pivot(size)) for pivot in factor.pivots], axis=0)
+    least = DOUBT * least_pivot(size)
+    singular = np.any([~(pivot > least) for pivot in factor.pivots], axis=0)
     return np.stack(inverse), singular
 
 

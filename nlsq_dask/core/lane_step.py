@@ -26,10 +26,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 from nlsq_dask._errors import Status
-from nlsq_dask.core.convergence import HALVED, MOST_REJECTIONS, NEAR_TOL
+from nlsq_dask.core.convergence import FINAL_RESOLUTION, HALVED, MOST_REJECTIONS, NEAR_TOL
 from nlsq_dask.core.factor import EPS
 from nlsq_dask.core.lane_algebra import (
     Lane,
+    LaneFactor,
     Triangle,
     backward,
     forward,
@@ -43,6 +44,13 @@ RUNNING = 100
 
 #: Status of a lane whose derivatives are not finite at its start, where its values are.
 NO_SLOPE = 101
+
+#: Status of a lane off its bounds whose JᵀJ has few digits, and that has not ended by itself.
+NO_DIGITS = 102
+
+#: Evaluations after which such a lane is left to a search in a basis
+#: (:mod:`nlsq_dask.core.lane_certify`). A search with all digits takes some ten.
+PATIENCE = 25
 
 #: First damping, relative to the diagonal of H.
 FIRST_DAMPING = 1e-2
@@ -115,8 +123,8 @@ class LaneState(NamedTuple):
     length, distance : array (L,)
         L at the best point, and L in standard deviations of a row.
     n_rejected, nfev, status : array (L,)
-        Rejections in a row, evaluations, and why the search ended, or RUNNING or NO_SLOPE; whole
-        numbers.
+        Rejections in a row, evaluations, and why the search ended, or RUNNING, NO_SLOPE or
+        NO_DIGITS; whole numbers.
     """
 
     params: Sequence[Lane]
@@ -192,8 +200,10 @@ def next_state(
         n_rejected=xp.where(accepted, 0.0, state.n_rejected + 1.0),
         nfev=state.nfev + 1.0,
     )
-    there = _with_trial(xp, moved, lanes)
+    there, has_few = _with_trial(xp, moved, lanes)
     judged = _judged(xp, state, there, lanes, options, accepted, fresh, sums.chi2)
+    is_lost = (judged.status == RUNNING) & has_few & (judged.nfev >= PATIENCE)
+    judged = judged._replace(status=xp.where(is_lost, float(NO_DIGITS), judged.status))
     running = state.status == RUNNING
     return LaneState(*(_where(xp, running, a, b) for a, b in zip(judged, state, strict=True)))
 
@@ -227,8 +237,11 @@ def _damped(
     return xp.where(accepted, smaller, larger), xp.where(accepted, 2.0, 2.0 * state.growth)
 
 
-def _with_trial(xp: ModuleType, state: LaneState, lanes: Lanes) -> LaneState:
-    """The next trial, its predicted reduction, and the length L at the best point."""
+def _with_trial(xp: ModuleType, state: LaneState, lanes: Lanes) -> tuple[LaneState, Lane]:
+    """The next trial, its predicted reduction, and the length L at the best point.
+
+    Also whether the best point is off its bounds and has few digits in some pivot.
+    """
     size = len(state.params)
     gram = triangle(state.gram, size)
     norms = [xp.sqrt(gram[i][i]) for i in range(size)]
@@ -257,9 +270,20 @@ def _with_trial(xp: ModuleType, state: LaneState, lanes: Lanes) -> LaneState:
         point = state.params[i] - solution[i] * inverse[i]
         trial.append(xp.clip(point, lanes.lower[i], lanes.upper[i]))
         step.append(trial[i] - state.params[i])
-    return state._replace(
-        trial=trial, predicted=_predicted(gram, state.gradient, step), length=length
-    )
+    has_few = _has_few_digits(xp, state, lanes, exact)
+    predicted = _predicted(gram, state.gradient, step)
+    return state._replace(trial=trial, predicted=predicted, length=length), has_few
+
+
+def _has_few_digits(xp: ModuleType, state: LaneState, lanes: Lanes, exact: LaneFactor) -> Lane:
+    """Whether a point is off its bounds and has few digits in some pivot."""
+    smallest = exact.pivots[0]
+    for pivot in exact.pivots[1:]:
+        smallest = xp.minimum(smallest, pivot)
+    found = ~(smallest > FINAL_RESOLUTION)
+    for value, low, high in zip(state.params, lanes.lower, lanes.upper, strict=True):
+        found = found & (value > low) & (value < high)
+    return found
 
 
 def least_pivot(size: int) -> float:

@@ -10,14 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask.core.lane_certify import basis_of, doubtful
 from nlsq_dask.core.lane_step import NO_SLOPE, RUNNING
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.kernels.lanes import LaneData, LaneKernel, TileShape, fresh_states, state_rows
+from nlsq_dask.kernels.lanes import (
+    ConstantRows,
+    LaneData,
+    LaneKernel,
+    TileShape,
+    fresh_states,
+    state_rows,
+    unpacked_state,
+)
 
 # A tile is left when less than this part of its lanes run. A part of 0.1 to 0.2 is equally fast.
 LEFT = 0.15
@@ -52,34 +61,55 @@ class Columns(NamedTuple):
         return cls(number, tuple(np.concatenate(own) for own in tables))
 
 
+class InBasis(NamedTuple):
+    """Series that were fitted again in a basis.
+
+    Attributes
+    ----------
+    number : ndarray, shape (n,)
+        Which series of the block each one is.
+    state : ndarray, shape (s, n)
+        Packed states in the coordinates of the basis, where the searches ended.
+    constants : ndarray, shape (c, n)
+        With origin and basis.
+    """
+
+    number: NDArray[np.int64]
+    state: FloatArray
+    constants: FloatArray
+
+
 @dataclass
 class LaneSearch:
     """Fits batches of tiles with one compiled program.
 
     Parameters
     ----------
-    kernel : LaneKernel
-    differenced : callable
-        Makes the program with differences in place of derivatives that are not finite.
+    kernel_of : callable
+        ``kernel_of(differenced=..., based=...)`` makes the program, see LaneModel.
     shape : TileShape
     stat_tol : float
     max_nfev : int
     finals : ndarray, shape (s, n), float64
         Packed states of the series where their searches ended, to be filled.
+    where : ConstantRows
     size : int
         Number of free parameters.
     """
 
-    kernel: LaneKernel
-    differenced: Callable[[], LaneKernel]
+    kernel_of: Callable[..., LaneKernel]
     shape: TileShape
     stat_tol: float
     max_nfev: int
     finals: FloatArray
+    where: ConstantRows
     size: int
+    again: list[InBasis] = field(default_factory=list)
     _pool: list[Columns] = field(default_factory=list)
     _without_slope: list[Columns] = field(default_factory=list)
-    _is_differenced: bool = False
+    _doubtful: list[Columns] = field(default_factory=list)
+    _phase: Literal["all", "differenced", "based"] = "all"
+    _kernel: LaneKernel | None = None
     _shared: LaneData | None = None
 
     @property
@@ -96,19 +126,34 @@ class LaneSearch:
         while self._pooled():
             self._advance_pool(0)
         if self._without_slope:
-            self.kernel, self._pool, self._without_slope = self.differenced(), [self._again()], []
-            self._is_differenced = True
-            while self._pooled():
-                self._advance_pool(0)
+            columns = Columns.joined(self._without_slope)
+            start = columns.tables[0][:, state_rows(self.size)[0]]
+            self._run_again("differenced", self._fresh(columns, start.T))
+        if self._doubtful:
+            self._run_again("based", self._in_bases(Columns.joined(self._doubtful)))
 
-    def _again(self) -> Columns:
-        """Series to fit with differences, at their starts."""
-        columns = Columns.joined(self._without_slope)
-        states, *rest = columns.tables
-        running = np.ones(len(states), np.bool_)
-        start = states[:, state_rows(self.size)[0]]
-        fresh = fresh_states(start.T, running, np.zeros(len(states)))
-        return Columns(columns.number, (np.ascontiguousarray(fresh.T), *rest))
+    def _run_again(self, phase: Literal["differenced", "based"], columns: Columns) -> None:
+        """Fit some series once more, by another program."""
+        self._phase, self._pool, self._kernel = phase, [columns], None
+        while self._pooled():
+            self._advance_pool(0)
+
+    def _fresh(self, columns: Columns, start: FloatArray) -> Columns:
+        """The series at their starts (q, n)."""
+        n = len(columns.number)
+        fresh = fresh_states(start, np.ones(n, np.bool_), np.zeros(n))
+        return Columns(columns.number, (np.ascontiguousarray(fresh.T), *columns.tables[1:]))
+
+    def _in_bases(self, columns: Columns) -> Columns:
+        """The series in coordinates along a basis, with the basis among the constants."""
+        states, y, constants, *rest = columns.tables
+        state = unpacked_state(states.T, self.size)
+        basis, params = basis_of(state), np.asarray(state.params)
+        unbounded = constants.copy()
+        unbounded[:, self.where.lower], unbounded[:, self.where.upper] = -np.inf, np.inf
+        wider = np.concatenate([unbounded, params.T, basis.T], axis=1)
+        origin = np.zeros_like(params)
+        return self._fresh(Columns(columns.number, (states, y, wider, *rest)), origin)
 
     def _pooled(self) -> int:
         return sum(len(part.number) for part in self._pool)
@@ -120,18 +165,37 @@ class LaneSearch:
 
         `number` (B L,) is -1 for lanes without a series.
         """
-        found = self.kernel(states, data, self.stat_tol, self.max_nfev, least)
+        if self._kernel is None:
+            made = {"differenced": self._phase == "differenced", "based": self._phase == "based"}
+            self._kernel = self.kernel_of(**made)
+        found = self._kernel(states, data, self.stat_tol, self.max_nfev, least)
         flat = np.moveaxis(found, 1, 0).reshape(found.shape[1], -1)
         status = flat[-1]  # the last field of a state
         done = (number >= 0) & (status != RUNNING)
-        self.finals[:, number[done]] = flat[:, done]
-        lost = np.flatnonzero((number >= 0) & (status == NO_SLOPE))
-        if lost.size and not self._is_differenced:
-            self._without_slope.append(self._columns(number, flat, data, lost))
+        if self._phase == "based":
+            constants = np.moveaxis(data.constants, 1, 0).reshape(data.constants.shape[1], -1)
+            self.again.append(InBasis(number[done], flat[:, done], constants[:, done]))
+        else:
+            self.finals[:, number[done]] = flat[:, done]
+        if self._phase == "all":
+            self._set_aside(number, flat, data, done)
         rest = np.flatnonzero((number >= 0) & ~done)
         if rest.size:
             self._pool.append(self._columns(number, flat, data, rest))
         self._shared = data
+
+    def _set_aside(
+        self, number: NDArray[np.int64], flat: FloatArray, data: LaneData, done: NDArray[np.bool_]
+    ) -> None:
+        """Keep the rows of series that are fitted again by another program."""
+        lost = np.flatnonzero(done & (flat[-1] == NO_SLOPE))
+        if lost.size:
+            self._without_slope.append(self._columns(number, flat, data, lost))
+        constants = np.moveaxis(data.constants, 1, 0).reshape(data.constants.shape[1], -1)
+        state = unpacked_state(flat, self.size)
+        flags = done & doubtful(state, constants[self.where.lower], constants[self.where.upper])
+        if flags.any():
+            self._doubtful.append(self._columns(number, flat, data, np.flatnonzero(flags)))
 
     def _columns(
         self, number: NDArray[np.int64], flat: FloatArray, data: LaneData, rest: NDArray[np.int64]

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import default_start
 from nlsq_dask.core.lane_answer import SeriesAnswers, answers_of
+from nlsq_dask.core.lane_certify import certified
 from nlsq_dask.core.lane_parameters import (
     along,
     bits_of,
@@ -33,11 +33,12 @@ from nlsq_dask.core.lane_parameters import (
 from nlsq_dask.core.lane_step import Lanes
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import vector_bits
-from nlsq_dask.engines.lane_search import LaneSearch, to_tiles
+from nlsq_dask.engines.lane_search import InBasis, LaneSearch, to_tiles
 from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.kernels.lanes import (
     ConstantRows,
     LaneData,
+    LaneKernel,
     TileShape,
     constant_rows,
     fresh_states,
@@ -150,31 +151,54 @@ class SeriesBlock:
         size = len(problem.reduction.names)
         width = min(problem.vector_bits, vector_bits())
         model, eps = problem.model(self.n_rows), problem.eps
-        kernel = lane_kernel(model, problem.device, eps, width)
         finals = np.zeros((n_state_rows(size), self.n_series))
-        constants = np.zeros((self.where.height, self.n_series))
+        constants = np.zeros((self.where.height(based=False), self.n_series))
         starts = np.zeros((size, self.n_series))
+
+        def kernel_of(*, differenced: bool, based: bool) -> LaneKernel:
+            own = replace(model, differenced=differenced, based=based)
+            return lane_kernel(own, problem.device, eps, width)
+
         search = LaneSearch(
-            kernel,
-            partial(lane_kernel, replace(model, differenced=True), problem.device, eps, width),
+            kernel_of,
             self.shape,
             problem.stat_tol,
             problem.max_nfev,
             finals,
+            self.where,
             size,
         )
         # Series of any size and any values are fitted: what overflows shows in their status.
         with np.errstate(all="ignore"):
             search.run(self._batches(constants, starts))
-            lanes = Lanes(
-                constants[self.where.lower],  # type: ignore[arg-type]
-                constants[self.where.upper],  # type: ignore[arg-type]
-                constants[self.where.n_points],
-                constants[self.where.variance],
-                constants[self.where.square],
-            )
+            lanes = self._lanes(constants)
             answers = answers_of(unpacked_state(finals, size), lanes, starts)
+            for part in search.again:
+                answers = self._certified(answers, part, constants)
             return self._packed(answers, constants)
+
+    def _lanes(self, constants: FloatArray) -> Lanes:
+        """What stays the same in the searches of n series, from their constants (c, n)."""
+        return Lanes(
+            constants[self.where.lower],  # type: ignore[arg-type]
+            constants[self.where.upper],  # type: ignore[arg-type]
+            constants[self.where.n_points],
+            constants[self.where.variance],
+            constants[self.where.square],
+        )
+
+    def _certified(
+        self, answers: SeriesAnswers, part: InBasis, constants: FloatArray
+    ) -> SeriesAnswers:
+        """Answers with those of the series that were fitted again in a basis."""
+        state = unpacked_state(part.state, len(self.problem.reduction.names))
+        basis, free = part.constants[self.where.basis], np.asarray(state.params)
+        params = part.constants[self.where.base].copy()
+        for k in range(len(free)):
+            for j in range(k + 1):
+                params[j] += basis[k * (k + 1) // 2 + j] * free[k]
+        lanes = self._lanes(constants[:, part.number])
+        return certified(answers, part.number, state, lanes, params, basis)
 
     def _batches(
         self, constants: FloatArray, starts: FloatArray
@@ -209,7 +233,7 @@ class SeriesBlock:
         has_sigma = ("sigma", 0) in self.tables
         sigma = self._cut(("sigma", 0), part, 1.0) if has_sigma else None
         bad = self._mark_missing(part, y, coords, sigma)
-        constants = np.zeros((self.where.height, y.shape[1]))
+        constants = np.zeros((self.where.height(based=False), y.shape[1]))
         weights = None
         variance = np.full(y.shape[1], 1.0 if self.problem.absolute_sigma else np.nan)
         if sigma is not None and self.roles["sigma", 0].along:

@@ -53,6 +53,10 @@ class LaneRows(NamedTuple):
         Power of two that brings the weighted observations of a lane to a size of 1.
     offset : tuple of array (L,), length p
         Values of the fixed parameters; 0 elsewhere.
+    base : tuple of array (L,), length q
+        Origin of the free parameters, in a basis; else empty.
+    basis : tuple of array (L,), length q (q + 1) / 2
+        Columns of the basis, an upper triangle.
     """
 
     y: jax.Array
@@ -60,6 +64,8 @@ class LaneRows(NamedTuple):
     weights: jax.Array | None
     scale: jax.Array
     offset: tuple[jax.Array, ...]
+    base: tuple[jax.Array, ...] = ()
+    basis: tuple[jax.Array, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class LaneModel:
     differenced : bool
         Whether differences replace derivatives that are not finite. They cost two more values for
         each parameter, and are taken for those series alone that start at such a derivative.
+    based : bool
+        Whether each lane has a basis for its free parameters.
     """
 
     spec: ModelSpec
@@ -88,6 +96,7 @@ class LaneModel:
     row_wise: bool
     n_rows: int
     differenced: bool = False
+    based: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, reduction: Reduction, row_wise: bool, n_rows: int) -> LaneModel:
@@ -98,6 +107,8 @@ class LaneModel:
 
     def values(self, rows: LaneRows, free: Sequence[jax.Array]) -> jax.Array:
         """Values of the model at free parameters (L,): (L,) for one row, else (m, L)."""
+        if rows.base:
+            free = _in_basis(rows, free)
         params = self._params(rows.offset, free)
         if rows.y.ndim == 1:
             return self._of_row(rows.coords, params)
@@ -175,6 +186,19 @@ class LaneModel:
             column = jax.jvp(along, (free[k],), (jnp.ones_like(free[k]),))[1]
             columns.append(_mended(along, values, column, free[k]) if self.differenced else column)
         return [*columns, values - rows.y]
+
+
+def _in_basis(rows: LaneRows, free: Sequence[jax.Array]) -> list[jax.Array]:
+    """Free parameters at coordinates along the basis."""
+    return [
+        total(
+            [
+                rows.base[j],
+                *(rows.basis[k * (k + 1) // 2 + j] * free[k] for k in range(j, len(free))),
+            ]
+        )
+        for j in range(len(free))
+    ]
 
 
 def _mended(

@@ -107,7 +107,12 @@ class ConstantRows(NamedTuple):
     variance: int
     square: int
     scale: int
-    height: int
+    base: slice
+    basis: slice
+
+    def height(self, *, based: bool) -> int:
+        """Number of rows, those of a basis included if there is one."""
+        return int(self.basis.stop if based else self.base.start)
 
 
 def constant_rows(n_params: int, size: int) -> ConstantRows:
@@ -121,7 +126,8 @@ def constant_rows(n_params: int, size: int) -> ConstantRows:
         last + 1,
         last + 2,
         last + 3,
-        last + 4,
+        slice(last + 4, last + 4 + size),
+        slice(last + 4 + size, last + 4 + size + size * (size + 1) // 2),
     )
 
 
@@ -222,7 +228,7 @@ class LaneKernel(CompiledKernel):
                 y,
                 tuple(next(own) if varies else jnp.asarray(c) for varies, c in shared),
                 weights if weights_by_tile else data.weights,  # type: ignore[arg-type]
-                *self._own(constants),
+                **self._own(constants),
             )
             return self._tile(state, rows, constants, options, numbers[2])
 
@@ -231,10 +237,13 @@ class LaneKernel(CompiledKernel):
         found: jax.Array = jax.lax.map(of_tile, (states, data.y, data.constants, coords, weights))
         return found
 
-    def _own(self, constants: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def _own(self, constants: jax.Array) -> dict[str, Any]:
         n_params, size = self._model.matrix.shape
         where = constant_rows(n_params, size)
-        return constants[where.scale], tuple(constants[where.offset])
+        own = {"scale": constants[where.scale], "offset": tuple(constants[where.offset])}
+        if self._model.based:
+            own |= {"base": tuple(constants[where.base]), "basis": tuple(constants[where.basis])}
+        return own
 
     def _tile(
         self,
@@ -286,8 +295,9 @@ def lane_kernel(
     target = find_device(device)
     matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
     n_rows = None if model.row_wise else model.n_rows
-    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset, model.differenced)
-    identity = (*key, n_rows, target, eps, vector_bits)
+    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
+    variant = (n_rows, model.differenced, model.based)
+    identity = (*key, *variant, target, eps, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:
         kept = _kernels.keep(identity, LaneKernel(model, target, eps, vector_bits))

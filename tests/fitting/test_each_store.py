@@ -11,7 +11,6 @@ from pathlib import Path
 
 import dask
 import dask.array as da
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -20,29 +19,16 @@ from zarr.storage import MemoryStore
 
 from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fit_each
 from tests.support.counting_store import stored
+from tests.support.series import START, T, cube, decay
 
-X = np.linspace(0, 10, 24)
-START = [1.0, 1.0, 0.0]
 SHAPE = (20, 30)
 STORE_PROGRAM = Path(__file__).with_name("killed_maps.py")
-
-
-def decay(x, a, tau, c):
-    return a * jnp.exp(-x / tau) + c
-
-
-def observations():
-    rng = np.random.default_rng(0)
-    tau = rng.uniform(0.5, 5, SHAPE)
-    return np.exp(-X[:, None, None] / tau) + 0.2 + rng.normal(0, 0.05, (X.size, *SHAPE))
-
-
-Y = observations()
+Y = cube(SHAPE, missing=0.0).y
 
 
 @pytest.fixture(scope="module")
 def expected():
-    maps = fit_each(decay, X, Y, START)
+    maps = fit_each(decay, T, Y, START)
     assert (maps.status == Status.STATISTICAL).all()
     return maps
 
@@ -57,22 +43,22 @@ def assert_same(maps, expected):
 
 @pytest.mark.parametrize(
     "chunks",
-    [None, (-1, 10, 15), (10, 8, 30), (24, (3, 10, 7), (7, 23)), (1, 20, 30)],
+    [None, (-1, 10, 15), (10, 8, 30), (40, (3, 10, 7), (7, 23)), (1, 20, 30)],
     ids=["in memory", "whole series", "series in parts", "ragged", "frames"],
 )
 def test_stored_maps_are_those_in_memory(chunks, expected, tmp_path):
     y = Y if chunks is None else da.from_array(Y, chunks=chunks)
-    maps = fit_each(decay, X, y, START, store=tmp_path / "maps.zarr")
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
     assert maps.lazy
     assert_same(maps, expected)
-    np.testing.assert_array_equal(maps["tau"].compute(), expected["tau"])
+    np.testing.assert_array_equal(maps["lifetime"].compute(), expected["lifetime"])
     assert maps.at(3, 4).popt == pytest.approx(expected.at(3, 4).popt)
 
 
 def test_the_store_is_a_dataset(tmp_path):
     place = tmp_path / "maps.zarr"
     y = xr.DataArray(
-        Y, dims=("time", "row", "column"), coords={"time": X, "row": 2.0 * np.arange(SHAPE[0])}
+        Y, dims=("time", "row", "column"), coords={"time": T, "row": 2.0 * np.arange(SHAPE[0])}
     )
     maps = fit_each(decay, "time", y.chunk(row=10), START, covariance=True, store=place)
     expected = fit_each(decay, "time", y, START, covariance=True)
@@ -81,7 +67,7 @@ def test_the_store_is_a_dataset(tmp_path):
             found.compute(), expected.to_dataset().drop_vars(["cov_i", "cov_j"])
         )
         assert found.status.attrs["flag_meanings"].startswith("not_fitted")
-        assert found.tau.dims == ("row", "column")
+        assert found.lifetime.dims == ("row", "column")
     xr.testing.assert_equal(maps.to_dataset().compute(), expected.to_dataset())
 
 
@@ -90,11 +76,11 @@ def test_failed_series_are_counted_once_and_stored(tmp_path):
     y[:, 0, :5] = np.nan
     y = da.from_array(y, chunks=(-1, 10, 15))
     with pytest.warns(ConvergenceWarning, match="5 of 600 series have no answer") as caught:
-        maps = fit_each(decay, X, y, START, store=tmp_path / "maps.zarr")
+        maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
     assert len(caught) == 1
     assert (maps.status[0, :5].compute() == Status.TOO_FEW_ROWS).all()
     with pytest.warns(ConvergenceWarning, match="5 of 600"):  # of a run that reads nothing
-        fit_each(decay, X, y, START, store=tmp_path / "maps.zarr", resume=True)
+        fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", resume=True)
 
 
 def stopping(after, log):
@@ -114,41 +100,41 @@ def test_a_run_goes_on_where_another_stopped(expected, tmp_path):
     place, log = tmp_path / "maps.zarr", []
     with dask.config.set(scheduler="synchronous"):
         with pytest.raises(OSError, match="the disk is gone"):
-            fit_each(decay, X, stopping(7, log), START, store=place)
+            fit_each(decay, T, stopping(7, log), START, store=place)
         begun = zarr.open_group(place, mode="r")
         assert (begun["status"][:] == Status.NOT_FITTED).sum() == 5 * SHAPE[0] * SHAPE[1] / 12
         log.clear()
-        maps = fit_each(decay, X, stopping(99, log), START, store=place, resume=True)
+        maps = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
         assert len(log) == 12 - 7
         assert_same(maps, expected)
         log.clear()
-        again = fit_each(decay, X, stopping(99, log), START, store=place, resume=True)
+        again = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
     assert not log
     assert_same(again, expected)
 
 
 def test_a_region_whose_status_is_half_written_is_fitted_again(expected, tmp_path):
     place, log = tmp_path / "maps.zarr", []
-    fit_each(decay, X, stopping(99, log), START, store=place)
+    fit_each(decay, T, stopping(99, log), START, store=place)
     (chunk,) = (place / "status/c/1").glob("2")
     chunk.write_bytes(chunk.read_bytes()[:-2])
-    (place / "tau/c/1/2").write_bytes(b"\0")
+    (place / "lifetime/c/1/2").write_bytes(b"\0")
     log.clear()
-    maps = fit_each(decay, X, stopping(99, log), START, store=place, resume=True)
+    maps = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
     assert log == [(0, 1, 2)]
     assert_same(maps, expected)
 
 
 def test_each_chunk_of_a_column_is_decoded_once(expected, tmp_path):
     source = stored(tmp_path / "y.zarr", Y, (8, 10, 15))
-    maps = fit_each(decay, X, source, START, store=tmp_path / "maps.zarr")
-    assert sorted(source.store.reads.values()) == [1] * (3 * 2 * 2)
+    maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr")
+    assert sorted(source.store.reads.values()) == [1] * (5 * 2 * 2)
     assert_same(maps, expected)
 
 
 def test_stores_that_are_refused(tmp_path):
     def run(place, **options):
-        return fit_each(decay, X, Y, **({"p0": START} | options), store=place)
+        return fit_each(decay, T, Y, **({"p0": START} | options), store=place)
 
     place = tmp_path / "maps.zarr"
     run(place)
@@ -167,18 +153,18 @@ def test_stores_that_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be opened for writing"):
         run(tmp_path / "file")
     with pytest.raises(InputError, match="resume=True without a store"):
-        fit_each(decay, X, Y, START, resume=True)
+        fit_each(decay, T, Y, START, resume=True)
 
 
 @pytest.mark.cluster
 def test_a_cluster_writes_the_maps(expected, client, tmp_path):
     y = da.from_array(Y, chunks=(12, 10, 15))
-    maps = fit_each(decay, X, y, START, store=tmp_path / "maps.zarr", client=client)
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", client=client)
     assert_same(maps, expected)
     group = zarr.open_group(MemoryStore(), mode="a")
     with pytest.raises(InputError, match="in the memory of this process"):
-        fit_each(decay, X, y, START, store=group, client=client)
-    here = fit_each(decay, X, y, START, store=group)
+        fit_each(decay, T, y, START, store=group, client=client)
+    here = fit_each(decay, T, y, START, store=group)
     assert_same(here, expected)
 
 
