@@ -49,6 +49,7 @@ def fitted(n_rows, directory=None, reads=None, chunks=ROWS, y=Y, **options):
         return fit(decay, X[:n_rows], lazy, checkpoint=directory, **(arguments | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_rows", "checked", "new"),
     [(20 * ROWS, CHECKED, [20, 21, 22, 23]), (19 * ROWS + 20, CHECKED - 1, [19, 20, 21, 22, 23])],
@@ -68,6 +69,8 @@ def test_only_new_blocks_are_read_for_the_sums(n_rows, checked, new, tmp_path):
     assert result.r_squared == pytest.approx(whole.r_squared)
 
 
+@pytest.mark.slow
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     "options",
     [
@@ -88,6 +91,7 @@ def test_fits_of_other_kinds(options, tmp_path):
         assert len(result.block_diagnostics()) == 24
 
 
+@pytest.mark.slow
 def test_rows_are_appended_night_after_night(tmp_path):
     for n_blocks in (8, 12, 13, 24):
         result = fitted(n_blocks * ROWS - 7 * (n_blocks == 13), tmp_path, append=True)
@@ -98,6 +102,8 @@ def test_rows_are_appended_night_after_night(tmp_path):
     assert_same_result(again, result)
 
 
+@pytest.mark.slow
+@pytest.mark.every(2)
 @pytest.mark.parametrize("fails_at", [CHECKED + 3, CHECKED + 4 + 20])
 def test_a_fit_of_more_rows_that_is_interrupted(fails_at, tmp_path):
     for name in ("whole", "interrupted"):

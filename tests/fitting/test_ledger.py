@@ -154,6 +154,7 @@ def test_a_pass_on_a_cluster_goes_on_where_it_was(tmp_path, client, at_once):
     assert reads.count == (result.n_passes - 2) * BLOCKS + REST + SUMMED
 
 
+@pytest.mark.slow
 def test_a_pilot_that_has_ended_is_not_begun_again(tmp_path):
     calm = Reads(tmp_path / "whole")
     whole = run(calm.y, pilot=True, n_starts=2)
@@ -174,6 +175,7 @@ def test_a_sample_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_search_over_starts_goes_on_where_it_was(tmp_path, monkeypatch):
     # On all rows, as where the sample says nothing.
     monkeypatch.setattr("nlsq_dask.fitting.run.run_pilot", lambda *_: None)
@@ -211,6 +213,7 @@ def interrupt(held, directory):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_ctrl_c_does_not_wait_for_tasks_and_keeps_what_is_done(where, tmp_path, request, at_once):
     client = request.getfixturevalue("client") if where == "cluster" else None
@@ -281,6 +284,7 @@ def not_finite(content):
 CHANGES = [change_format, change_answers, change_shape, change_number, not_finite]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_damaged_ledger_is_left_out(change, tmp_path):
     path = interrupted(tmp_path) / "ledger.json"
