@@ -146,10 +146,9 @@ def peaks(n: int, signal: float) -> Row:
     silent = float((converged & ~right).mean())
     row: Row = {"problem": f"peak, signal/noise {signal:g}", "converged": converged.mean()}
     row |= {"right": float(right.mean()), "silent": silent}
-    bar = (
-        judge(float(right.mean()), at_least=0.999) if signal == 20 else judge(silent, at_most=5e-3)
-    )
-    return [row | bar]
+    if signal == 20:
+        return row | judge(row["right"], at_least=0.999)
+    return row | judge(silent, at_most=5e-3)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,13 @@
 
 For each lane with the sums ``H = JᵀJ``, ``g = Jᵀr`` and χ² of its rows at θ, F is the set of
 parameters that may move: not at a lower bound with g > 0, not at an upper bound with g < 0. The
-step solves ``(H + λ diag H) s = -g`` on F, and the trial ``θ + s`` is clipped to the bounds
-(projected Levenberg-Marquardt: Kanzow, Yamashita & Fukushima, J. Comput. Appl. Math. 172, 2004).
+step solves ``(H + λ D²) s = -g`` on F. D holds the largest norms so far of the columns of J, up to
+a thousand times the present ones (Moré, "The Levenberg-Marquardt algorithm: implementation and
+theory", Lecture Notes in Mathematics 630, 1978). With the present norms, a parameter that loses its
+effect on the way, as a lifetime does where its amplitude changes sign, would take any step. The
+trial ``θ + s`` is clipped to the bounds (projected Levenberg-Marquardt: Kanzow, Yamashita &
+Fukushima, J. Comput. Appl. Math. 172, 2004).
+
 One evaluation of the model gives the χ² and the sums of the trial. The damping λ follows the ratio
 of the actual to the predicted reduction (Nielsen, "Damping parameter in Marquardt's method",
 1999).
@@ -52,11 +57,14 @@ NO_DIGITS = 102
 #: (:mod:`nlsq_dask.core.lane_certify`). A search with all digits takes some ten.
 PATIENCE = 25
 
-#: First damping, relative to the diagonal of H.
+#: First damping, relative to the squared norms of the columns of J.
 FIRST_DAMPING = 1e-2
 
-#: Least damping: below, ``H + λ diag H`` is H to rounding.
+#: Least damping: below, ``H + λ D²`` is H to rounding.
 LEAST_DAMPING = 1e-15
+
+#: Most by which D exceeds the present norms: a start may be wrong by many powers of ten.
+MOST_GROWTH = 1e3
 
 #: Least ratio of the actual to the predicted reduction with which a trial is accepted.
 LEAST_RATIO = 1e-3
@@ -116,6 +124,8 @@ class LaneState(NamedTuple):
         Best point so far, and the point to evaluate next.
     gram, gradient, chi2
         Sums at the best point; χ² is infinite before the first evaluation.
+    norms : tuple of array (L,), length q
+        D, the largest norms of the columns of J so far.
     predicted : array (L,)
         Predicted reduction of χ² at the trial.
     damping, growth : array (L,)
@@ -131,6 +141,7 @@ class LaneState(NamedTuple):
     trial: Sequence[Lane]
     gram: Sequence[Lane]
     gradient: Sequence[Lane]
+    norms: Sequence[Lane]
     chi2: Lane
     predicted: Lane
     damping: Lane
@@ -261,8 +272,10 @@ def _with_trial(xp: ModuleType, state: LaneState, lanes: Lanes) -> tuple[LaneSta
     scaled = _equilibrated(xp, gram, inverse, known, free)
     exact = lane_factor(xp, scaled, least_pivot(size))
     length = xp.sqrt(total([z * z for z in forward(exact, slopes)]))
+    longest = [xp.maximum(a, b) for a, b in zip(state.norms, norms, strict=True)]
     for i in range(size):
-        scaled[i][i] = scaled[i][i] + state.damping
+        ratio = xp.where(known[i], xp.minimum(longest[i] * inverse[i], MOST_GROWTH), 1.0)
+        scaled[i][i] = scaled[i][i] + state.damping * ratio * ratio
     damped = lane_factor(xp, scaled, 0.0)
     solution = backward(damped, forward(damped, slopes))
     trial, step = [], []
@@ -272,7 +285,8 @@ def _with_trial(xp: ModuleType, state: LaneState, lanes: Lanes) -> tuple[LaneSta
         step.append(trial[i] - state.params[i])
     has_few = _has_few_digits(xp, state, lanes, exact)
     predicted = _predicted(gram, state.gradient, step)
-    return state._replace(trial=trial, predicted=predicted, length=length), has_few
+    moved = state._replace(trial=trial, norms=longest, predicted=predicted, length=length)
+    return moved, has_few
 
 
 def _has_few_digits(xp: ModuleType, state: LaneState, lanes: Lanes, exact: LaneFactor) -> Lane:

@@ -133,7 +133,7 @@ def constant_rows(n_params: int, size: int) -> ConstantRows:
 
 def state_rows(size: int) -> tuple[slice | int, ...]:
     """Rows of a packed state (s, L), in the order of the fields of LaneState."""
-    lengths = [size, size, size * (size + 1) // 2, size]
+    lengths = [size, size, size * (size + 1) // 2, size, size]
     rows: list[slice | int] = []
     at = 0
     for n in lengths:
@@ -145,7 +145,7 @@ def state_rows(size: int) -> tuple[slice | int, ...]:
 
 def n_state_rows(size: int) -> int:
     """Number of rows of a packed state."""
-    return 3 * size + size * (size + 1) // 2 + len(LaneState._fields) - 4
+    return 4 * size + size * (size + 1) // 2 + len(LaneState._fields) - 5
 
 
 def unpacked_state(packed: FloatArray, size: int) -> LaneState:

@@ -53,6 +53,7 @@ def searched(lower, upper, design=DESIGN, y=Y, turns=60):
         list(start),
         [zero] * 6,
         [zero] * SIZE,
+        [zero] * SIZE,
         one * np.inf,
         zero,
         one * FIRST_DAMPING,
