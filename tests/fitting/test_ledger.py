@@ -213,7 +213,16 @@ def interrupt(held, directory):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def heard():
+    """Let this process hear Ctrl-C; the processes that a script starts beside itself do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_ctrl_c_does_not_wait_for_tasks_and_keeps_what_is_done(where, tmp_path, request, at_once):
     client = request.getfixturevalue("client") if where == "cluster" else None

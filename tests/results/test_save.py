@@ -13,7 +13,7 @@ import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
@@ -96,6 +96,7 @@ def results(draw):
         "checkpoint": draw(st.none() | st.text(max_size=8)),
         "history": draw(st.lists(records, max_size=3).map(tuple)),
         "bounds": draw(st.none() | arrays(np.float64, (size, 2), elements=NUMBERS)),
+        "blocks_omitted": draw(st.lists(st.tuples(COUNTS, COUNTS), max_size=2).map(tuple)),
         "times": draw(st.lists(st.none() | TIMES, max_size=2).map(tuple)),
     }
     plain = {"int": COUNTS, "float": NUMBERS, "str": st.text(max_size=8)}
@@ -121,6 +122,7 @@ def exact(value):
 
 
 @pytest.mark.slow
+@settings(max_examples=10)
 @given(results())
 def test_every_field_comes_back_to_the_same_bits(tmp_path_factory, result):
     path = tmp_path_factory.mktemp("results") / "result.json"
