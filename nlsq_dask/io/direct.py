@@ -163,9 +163,13 @@ def why_not_direct(array: Any) -> str:
         return "Zarr has other settings"
     if dtype.kind not in PLAIN_KINDS or not dtype.isnative or sys.byteorder != "little":
         return f"of its dtype {dtype}"
-    if not type(array.metadata.chunk_grid).__name__.startswith("RegularChunkGrid"):
+    if array.metadata.zarr_format == 3 and not _has_equal_chunks(array):
         return "its chunks are unequal"
     return "" if _compression(array) in DECODERS else "of its codecs"
+
+
+def _has_equal_chunks(array: Any) -> bool:
+    return type(array.metadata.chunk_grid).__name__.startswith("RegularChunkGrid")
 
 
 def _compression(array: Any) -> str:

@@ -232,11 +232,8 @@ def test_a_series_that_cannot_be_fitted_has_a_status_and_no_error_bar(adversarie
     assert np.isnan(errors).all() == (not status.success)
 
 
-def test_at_agrees_on_the_status_of_exact_and_undetermined_series(adversaries):
+def test_at_agrees_on_the_status_of_an_exact_series(adversaries):
     assert adversaries.at(list(SERIES).index("noise-free")).success
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert not adversaries.at(list(SERIES).index("constant")).success
 
 
 def test_counts_and_the_error_of_a_failed_map(adversaries):
