@@ -236,3 +236,10 @@ def _observations(
         masks=(empty,) if empty.any() else (),
         propagates=data.propagates,
     )
+
+
+def engine_of_rows(
+    engine: InMemoryEngine | DaskEngine | CollapsedEngine,
+) -> InMemoryEngine | DaskEngine:
+    """The engine that reads the rows: of collapsed rows, the engine that they are read by."""
+    return engine.rows if isinstance(engine, CollapsedEngine) else engine

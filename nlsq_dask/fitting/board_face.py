@@ -13,7 +13,7 @@ import numpy as np
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverState
-from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.faces import Event
 from nlsq_dask.fitting.job import Job
@@ -119,7 +119,7 @@ def board_faces(
 ) -> list[BoardFace]:
     """A face for each model of a fit on a cluster whose dashboard shows fits; else none."""
     client, engine = jobs[0].client, engines[0]
-    rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+    rows = engine_of_rows(engine)
     if client is None or isinstance(rows, InMemoryEngine):
         return []
     from nlsq_dask.engines.dask.fit_board import open_board  # an engine, loaded for use

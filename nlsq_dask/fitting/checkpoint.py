@@ -20,9 +20,16 @@ from typing import Any
 from nlsq_dask import _errors
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import SolverState
-from nlsq_dask.fitting.checkpoint_content import FORMAT, FORMAT_0_1, Content, decode, read_content
+from nlsq_dask.fitting.checkpoint_content import (
+    FORMAT,
+    FORMAT_0_1,
+    Content,
+    decode,
+    encode,
+    read_content,
+)
 from nlsq_dask.fitting.job import VECTOR_BITS
-from nlsq_dask.io.codec import checksum, dumps, to_json
+from nlsq_dask.io.codec import dumps, to_json
 from nlsq_dask.io.files import Folder
 from nlsq_dask.io.folders import open_folder
 
@@ -202,7 +209,7 @@ class CheckpointStore:
                 "state": to_json(checkpoint.state),
             }
         )
-        return dumps({"sha256": checksum(content), "content": content}).encode()
+        return encode(content)
 
 
 def recorded_vector_bits(directory: str | os.PathLike[str]) -> int | None:

@@ -17,7 +17,14 @@ from nlsq_dask import _errors
 from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import SolverState
-from nlsq_dask.io.codec import check_shape, checksum, fields_from_json, floats_from_json, loads
+from nlsq_dask.io.codec import (
+    check_shape,
+    checksum,
+    dumps,
+    fields_from_json,
+    floats_from_json,
+    loads,
+)
 from nlsq_dask.results.earlier import CRITERIA
 from nlsq_dask.results.record import PilotRecord, Start
 
@@ -56,6 +63,11 @@ class Content:
     omitted: tuple[tuple[int, ...], ...] = ()
     groups: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def encode(content: str) -> bytes:
+    """A file of a content in JSON, with its checksum."""
+    return dumps({"sha256": checksum(content), "content": content}).encode()
 
 
 def decode(raw: bytes) -> tuple[str, dict[str, Any]]:

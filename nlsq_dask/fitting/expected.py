@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import sampled
@@ -62,7 +62,7 @@ def expected_of(
 ) -> Expected:
     """What is known of a job whose engine is open; a fit that is resumed has no pilot."""
     few, many = passes_of(job)
-    rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+    rows = engine_of_rows(engine)
     blocks, kept = 1, 0.0
     if not isinstance(rows, InMemoryEngine):
         blocks, kept = rows.stream.n_blocks, rows.keeping.share

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from nlsq_dask import _errors
 from nlsq_dask.core.questions import RowQuestion
 from nlsq_dask.core.reflective import Box
-from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 from nlsq_dask.fitting.block_sums import BlockSums, has_sums, too_large
 from nlsq_dask.fitting.checkpoint import check_problem
 from nlsq_dask.fitting.checkpoint_content import decode as decode_file
+from nlsq_dask.fitting.checkpoint_content import encode as encode_file
 from nlsq_dask.fitting.ledger_content import (
     FORMAT,
     decode,
@@ -40,7 +41,7 @@ from nlsq_dask.fitting.ledger_content import (
 )
 from nlsq_dask.fitting.pilot import Pilot
 from nlsq_dask.io.chunks import spread_blocks
-from nlsq_dask.io.codec import checksum, dumps, to_json
+from nlsq_dask.io.codec import dumps, to_json
 from nlsq_dask.io.files import Folder
 from nlsq_dask.questions.question import AnyQuestion
 
@@ -184,7 +185,7 @@ class Ledger:
         self.n_replayed = 0
         self.blocks = BlockSums()
         self._engine = engine
-        rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+        rows = engine_of_rows(engine)
         self._keeps = keeps
         if keeps and not isinstance(rows, InMemoryEngine):
             rows.ledger = self
@@ -374,8 +375,7 @@ class Ledger:
         self._may_exist = True
         content = self._content()
         try:
-            raw = dumps({"sha256": checksum(content), "content": content}).encode()
-            self._directory.write(NAME, raw)
+            self._directory.write(NAME, encode_file(content))
         except OSError as error:
             self._failed = True
             warnings.warn(_errors.checkpoint_not_written(self._directory, error), stacklevel=2)

@@ -22,11 +22,11 @@ from nlsq_dask.io.locations import failures
 from nlsq_dask.io.missing_chunks import (
     ChunkIndex,
     absent_chunks,
-    chunk_key,
     declared_decoding,
     fill_means_missing,
     n_stored,
 )
+from nlsq_dask.io.places import chunk_key
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.absent import ArrayId, StoredOperand

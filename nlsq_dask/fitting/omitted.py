@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 
@@ -18,13 +18,13 @@ Blocks: TypeAlias = frozenset[tuple[int, ...]]
 
 def blocks_omitted(engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> Blocks:
     """The blocks that the answers of an engine leave out."""
-    rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+    rows = engine_of_rows(engine)
     return frozenset() if isinstance(rows, InMemoryEngine) else rows.omissions.all
 
 
 def leave_out(engine: InMemoryEngine | DaskEngine | CollapsedEngine, blocks: Blocks) -> None:
     """Leave out what an earlier run left out."""
-    rows = engine.rows if isinstance(engine, CollapsedEngine) else engine
+    rows = engine_of_rows(engine)
     if not isinstance(rows, InMemoryEngine):
         rows.omissions.resume(blocks)
 

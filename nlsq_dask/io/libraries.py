@@ -34,6 +34,13 @@ def is_zarr_store(value: Any) -> bool:
     return is_instance(value, "zarr.abc.store", "Store")
 
 
+def inner_store(store: Any) -> Any:
+    """The store of Zarr inside of wrappers that log or cache."""
+    while hasattr(store, "_store"):
+        store = store._store  # noqa: SLF001  # there is no public name
+    return store
+
+
 def is_instance(value: Any, module: str, name: str) -> bool:
     """Whether a value is of a class of an optional library. Does not import the library."""
     loaded = sys.modules.get(module)

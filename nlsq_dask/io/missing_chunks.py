@@ -23,27 +23,17 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding
+from nlsq_dask.io.libraries import inner_store
+from nlsq_dask.io.places import chunk_key, stored_lengths
 from nlsq_dask.io.stored import of_zarr
 
 #: Index of a stored chunk or shard.
 ChunkIndex: TypeAlias = tuple[int, ...]
 
 
-def stored_lengths(array: Any) -> tuple[int, ...]:
-    """Lengths of the parts of a Zarr array that have keys of their own: shards, or else chunks."""
-    return tuple(array.shards or array.chunks)
-
-
 def n_stored(array: Any) -> int:
     """Number of chunks, or shards, that an array has if all are in the store."""
     return math.prod(map(len, _ranges(array)))
-
-
-def chunk_key(array: Any, index: ChunkIndex) -> str:
-    """Key of a chunk, or shard, in the store."""
-    prefix = f"{array.path}/" if array.path else ""
-    key: str = array.metadata.encode_chunk_key(index)
-    return prefix + key
 
 
 def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
@@ -104,9 +94,7 @@ def _listed(store: Any, path: str) -> frozenset[str] | None:
     """Keys of a store below a path."""
     if not store.supports_listing:
         return None
-    inner = store
-    while hasattr(inner, "_store"):  # wrappers that log or cache
-        inner = inner._store  # noqa: SLF001  # there is no public name
+    inner = inner_store(store)
     if type(inner).__name__ == "LocalStore":
         return frozenset(_files_below(Path(inner.root), path))
     from zarr.core.sync import sync  # runs on the loop of Zarr, to which stores are tied

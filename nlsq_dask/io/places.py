@@ -35,6 +35,18 @@ class Place:
     stored: tuple[str, ...] = ()
 
 
+def stored_lengths(array: Any) -> tuple[int, ...]:
+    """Lengths of the parts of a Zarr array that have keys of their own: shards, or else chunks."""
+    return tuple(array.shards or array.chunks)
+
+
+def chunk_key(array: Any, index: tuple[int, ...]) -> str:
+    """Key of a chunk, or shard, of a Zarr array in its store."""
+    prefix = f"{array.path}/" if array.path else ""
+    key: str = array.metadata.encode_chunk_key(index)
+    return prefix + key
+
+
 def stored_chunks(array: Any, box: tuple[slice, ...] | None) -> str:
     """The chunks (or shards) of a Zarr array that hold a part of it, by key, and its store.
 
@@ -47,14 +59,12 @@ def stored_chunks(array: Any, box: tuple[slice, ...] | None) -> str:
     name = str(array.store)
     if box is None or len(box) != array.ndim:
         return f"array {array.path!r} of {name}" if array.path else name
-    chunks = array.shards or array.chunks
     ranges = []
-    for part, n, chunk in zip(box, array.shape, chunks, strict=True):
+    for part, n, chunk in zip(box, array.shape, stored_lengths(array), strict=True):
         start, stop, _ = part.indices(n)
         ranges.append(range(start // chunk, max(math.ceil(stop / chunk), start // chunk + 1)))
-    prefix = f"{array.path}/" if array.path else ""
     few = itertools.islice(itertools.product(*ranges), MOST_KEYS)
-    keys = [prefix + array.metadata.encode_chunk_key(index) for index in few]
+    keys = [chunk_key(array, index) for index in few]
     more = math.prod(map(len, ranges)) - len(keys)
     listed = f"{', '.join(keys)} and {more} more" if more else ", ".join(keys)
     return f"chunk {listed} of {name}" if len(keys) == 1 else f"chunks {listed} of {name}"

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask.io.stage import ALIGNMENT, aligned
+
 # Pieces of memory have a multiple of these bytes, so that chunks that compress to about the same
 # length share them.
 GRANULE = 1 << 16
 
 # Pieces that are kept while nothing uses them: those of the arrays of two blocks.
 MOST_IDLE = 8
-
-# XLA on the CPU uses a NumPy array without a copy only if its address is a multiple of this.
-ALIGNMENT = 64
 
 _local = threading.local()
 
@@ -46,8 +45,7 @@ class ReusedMemory:
         """An array without initial values."""
         n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         piece = self._taken(max(-(-n_bytes // GRANULE), 1) * GRANULE)
-        offset = -piece.ctypes.data % ALIGNMENT
-        return piece[offset : offset + n_bytes].view(dtype).reshape(shape)
+        return aligned(piece, n_bytes).view(dtype).reshape(shape)
 
     def _taken(self, n_bytes: int) -> NDArray[np.uint8]:
         """A free piece of so many bytes, or a new one."""

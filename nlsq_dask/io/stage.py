@@ -183,9 +183,14 @@ def aligned_empty(*shape: int) -> FloatArray:
     stride = -(-n_rows * 8 // ALIGNMENT) * ALIGNMENT
     n_bytes = math.prod(outer) * stride
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
-    offset = -raw.ctypes.data % ALIGNMENT
-    rows = raw[offset : offset + n_bytes].view(np.float64).reshape(*outer, stride // 8)
+    rows = aligned(raw, n_bytes).view(np.float64).reshape(*outer, stride // 8)
     return rows[..., :n_rows]
+
+
+def aligned(raw: NDArray[np.uint8], n_bytes: int) -> NDArray[np.uint8]:
+    """The first bytes at an aligned address, of at least ALIGNMENT more bytes."""
+    offset = -raw.ctypes.data % ALIGNMENT
+    return raw[offset : offset + n_bytes]
 
 
 class Stage:

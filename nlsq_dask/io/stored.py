@@ -23,6 +23,7 @@ from nlsq_dask.io.libraries import (
 )
 from nlsq_dask.io.locations import is_location, names_in, open_location, same_store
 from nlsq_dask.io.missing import number_in
+from nlsq_dask.io.places import stored_lengths
 
 DECODE = ("cf", False)
 
@@ -60,7 +61,7 @@ class StoredArray:
     @property
     def read_chunks(self) -> tuple[int, ...]:
         """Lengths of the least part of a Zarr array that is decoded by itself: shard or chunk."""
-        return tuple(self.array.shards or self.array.chunks)
+        return stored_lengths(self.array)
 
     def lazy(self) -> Any:
         """A Dask array of the values, in chunks (or shards) that one read decodes, or several.

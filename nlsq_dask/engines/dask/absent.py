@@ -22,8 +22,9 @@ from nlsq_dask.engines.dask.groups import Group, Stream, without_collections
 from nlsq_dask.engines.dask.reading import zarr_reads
 from nlsq_dask.io.lazy_arrays import stored_positions, zarr_below
 from nlsq_dask.io.libraries import is_dask
-from nlsq_dask.io.missing_chunks import ChunkIndex, stored_lengths
+from nlsq_dask.io.missing_chunks import ChunkIndex
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.places import stored_lengths
 
 #: A Zarr array in this process, by its store and its path.
 ArrayId: TypeAlias = tuple[int, str]

@@ -30,7 +30,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Group, Stream
-from nlsq_dask.io.stage import ALIGNMENT, Block, Stage
+from nlsq_dask.io.stage import ALIGNMENT, Block, Stage, aligned
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
@@ -254,8 +254,7 @@ def _copied(stage: Stage) -> Rows:
     def copy(buffer: FloatArray) -> FloatArray:
         # Pages of zeros that are never written take no memory, so that few rows take little.
         raw = np.zeros(stage.capacity * 8 + ALIGNMENT, np.uint8)
-        offset = -raw.ctypes.data % ALIGNMENT
-        own = raw[offset : offset + stage.capacity * 8].view(np.float64)
+        own = aligned(raw, stage.capacity * 8).view(np.float64)
         own[: stage.n_rows] = buffer[: stage.n_rows]
         return own
 

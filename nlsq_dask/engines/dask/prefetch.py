@@ -23,6 +23,7 @@ from nlsq_dask.engines.dask.groups import Group, Step, Stream
 from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.lazy_arrays import zarr_inside
+from nlsq_dask.io.libraries import inner_store
 from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import Block, Layout
 
@@ -172,8 +173,7 @@ def _zarr_arrays(values: Iterable[Any]) -> Iterator[Any]:
 
 def _is_remote(store: Any) -> bool:
     """Whether a Zarr store is neither on this machine's disks nor in its memory."""
-    while hasattr(store, "_store"):  # wrappers that log or cache
-        store = store._store  # noqa: SLF001  # there is no public name
+    store = inner_store(store)
     if hasattr(store, "fs"):
         protocol = store.fs.protocol
         names = (protocol,) if isinstance(protocol, str) else protocol

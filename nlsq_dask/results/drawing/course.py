@@ -18,6 +18,7 @@ from nlsq_dask.results.drawing.figures import (
     LEGEND_STYLE,
     SMALL,
     VERMILLION,
+    colour_bar,
     map_of,
     new_axes,
     tidy,
@@ -79,10 +80,7 @@ def plot_correlation(record: FitRecord, ax: Any = None) -> Figure:
             text = "–" if np.isnan(value) else f"{value:.2f}"
             colour = "white" if abs(value) > DARK else BLACK
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL)
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, pad=0.02)
-    bar.set_label("correlation", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL)
-    bar.outline.set_visible(False)
+    colour_bar(figure, mesh, axes, "correlation", shrink=0.8)
     return figure
 
 

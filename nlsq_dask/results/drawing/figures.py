@@ -114,3 +114,17 @@ def largest(values: FloatArray, share: float = 1.0) -> float:
     sizes = np.abs(values[np.isfinite(values)])
     most = float(np.quantile(sizes, share)) if sizes.size else 0.0
     return most if most > 0.0 else 1.0
+
+
+def colour_bar(figure: Figure, mesh: Any, axes: Any, label: str, **place: Any) -> None:
+    """Add a bar of colours with a small label, beside some axes."""
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, **place)
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.outline.set_visible(False)
+
+
+def note_outside(axes: Axes, count: int) -> None:
+    """Say above axes how many rows they do not show."""
+    note = f"{count:,} {'row' if count == 1 else 'rows'} beyond the axes"
+    axes.set_title(note, loc="left", fontsize=SMALL, color="#555555")

@@ -27,6 +27,7 @@ from nlsq_dask.results.drawing.figures import (
     NO_VALUE,
     SMALL,
     VALUES,
+    colour_bar,
     largest,
     map_of,
     new_axes,
@@ -301,10 +302,7 @@ def _draw(
             each.set_aspect("equal")
     groups = ((meshes[0], axes[:2], labels[0]), *((m, axes[2:], labels[1]) for m in meshes[2:]))
     for mesh, group, label in groups:
-        bar = figure.colorbar(mesh, ax=list(group), aspect=30, pad=0.02, extend="both")
-        bar.set_label(label, fontsize=SMALL)
-        bar.ax.tick_params(labelsize=SMALL)
-        bar.outline.set_visible(False)
+        colour_bar(figure, mesh, list(group), label, aspect=30, extend="both")
 
 
 def _norm_of(image: FloatArray, *, log: bool) -> Any:

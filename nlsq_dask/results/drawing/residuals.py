@@ -23,6 +23,7 @@ from nlsq_dask.results.drawing.figures import (
     LEGEND_STYLE,
     VERMILLION,
     new_axes,
+    note_outside,
     tidy,
 )
 from nlsq_dask.results.drawing.plottable import Plottable, model_and_data
@@ -134,8 +135,7 @@ def _draw_histogram(axes: Axes, sums: ResidualSums, grid: Grid, spread: float, t
     axes.set_ylabel("density")
     outside = n - int(bars.sum())
     if outside > 0:
-        note = f"{outside:,} {'row' if outside == 1 else 'rows'} beyond the axes"
-        axes.set_title(note, loc="left", fontsize="small", color="#555555")
+        note_outside(axes, outside)
     axes.legend(loc="upper right", **LEGEND_STYLE)
 
 

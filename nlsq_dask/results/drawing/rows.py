@@ -24,7 +24,9 @@ from nlsq_dask.results.drawing.figures import (
     LEGEND_STYLE,
     SMALL,
     VERMILLION,
+    colour_bar,
     new_axes,
+    note_outside,
     shades,
     tidy,
 )
@@ -214,19 +216,14 @@ def _draw_counts(
         mesh = each.pcolormesh(
             found.x_edges, edges, shown_cells, cmap=shades(), norm=norm, rasterized=True
         )
-    bar = figure.colorbar(mesh, ax=list(axes), aspect=40, pad=0.02)
-    bar.set_label("rows per cell", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=SMALL)
-    bar.outline.set_visible(False)
+    colour_bar(figure, mesh, list(axes), "rows per cell", aspect=40)
     if others:
         others[0].set_ylim(*(end * unit for end in found.grid.z))
     if len(others) > 1:
         _draw_means(others[1], found, unit)
     _trim(top, found)
     if found.sums.n_outside:
-        count = found.sums.n_outside
-        note = f"{count:,} {'row' if count == 1 else 'rows'} beyond the axes"
-        top.set_title(note, loc="left", fontsize=SMALL, color="#555555")
+        note_outside(top, found.sums.n_outside)
     return found.grid.x
 
 
