@@ -50,22 +50,7 @@ ROUNDING = 1e-16
 
 
 def plot_correlation(record: FitRecord, ax: Any = None) -> Figure:
-    """Draw the correlations of the estimates as a map.
-
-    Parameters
-    ----------
-    record : FitResult
-    ax : Axes, optional
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
-    """
+    """Draw the correlations; see :meth:`nlsq_dask.FitResult.plot_correlation`."""
     names, matrix = record.names, record.correlation()
     side = FRAME + ROW * min(len(names), 40)
     figure, (axes,) = new_axes("plot_correlation()", ax, (side + 0.8, side))
@@ -85,23 +70,7 @@ def plot_correlation(record: FitRecord, ax: Any = None) -> Figure:
 
 
 def plot_history(record: FitRecord, ax: Any = None) -> Figure:
-    """Draw the cost and the distance to the optimum over the evaluations.
-
-    Parameters
-    ----------
-    record : FitResult
-    ax : Axes or sequence of Axes, optional
-        For the cost and the distance.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
-    """
+    """Draw cost and distance; see :meth:`nlsq_dask.FitResult.plot_history`."""
     figure, axes = new_axes("plot_history()", ax, (6.4, 4.8), 2, 1, sharex=True)
     nfev = np.array([r.nfev for r in record.history], np.float64)
     accepted = np.array([r.accepted or i == 0 for i, r in enumerate(record.history)], bool)
@@ -154,23 +123,7 @@ def _draw_limits(axes: Axes) -> None:
 
 
 def plot_blocks(blocks: BlockDiagnostics, ax: Any = None) -> Figure:
-    """Draw χ² a row of each block, and how far it moves the estimates.
-
-    Parameters
-    ----------
-    blocks : BlockDiagnostics
-    ax : Axes or sequence of Axes, optional
-        For χ² a row, and the shift.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
-    """
+    """Draw how the blocks fit; see :meth:`nlsq_dask.FitResult.plot_blocks`."""
     figure, axes = new_axes("plot_blocks()", ax, (7.2, 4.8), 2, 1, sharex=True)
     numbers = np.arange(len(blocks))
     some = blocks.n_points > 0
@@ -198,26 +151,9 @@ def plot_blocks(blocks: BlockDiagnostics, ax: Any = None) -> Figure:
 def plot_profile(
     record: FitRecord, profile: Profile, quantile: float, level: float, ax: Any = None
 ) -> Figure:
-    """Draw the rise of the sum of squares where a parameter is held away from its estimate.
+    """Draw a profile; see :meth:`nlsq_dask.FitResult.plot_profile`.
 
-    Parameters
-    ----------
-    record : FitResult
-    profile : Profile
-    quantile : float
-        Quantile that the interval reaches.
-    level : float
-        Probability of the interval.
-    ax : Axes, optional
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
+    The interval reaches the quantile, and has the level as its probability.
     """
     figure, (axes,) = new_axes("plot_profile()", ax, (6.0, 4.2))
     estimate = record.params[profile.name]

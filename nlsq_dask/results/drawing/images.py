@@ -76,28 +76,9 @@ class Axis:
 def plot_images(
     result: Plottable, options: ImageOptions | None = None, ax: Any = None, method: str = "plot()"
 ) -> Figure:
-    """Draw data, model and residuals as images.
+    """Draw data, model and residuals as images; see :meth:`nlsq_dask.FitResult.plot`.
 
-    Parameters
-    ----------
-    result : FitResult
-    options : ImageOptions, optional
-    ax : Axes or sequence of Axes, optional
-        For data, model and residuals.
-    method : str
-        Method that draws, for messages.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
-    InputError
-        If the data have one dimension, if there is no such dimension or index, or if the result has
-        no model or no data.
+    Messages name the method that draws.
     """
     shown = options or ImageOptions()
     model, data = model_and_data(result, method)

@@ -52,27 +52,7 @@ def plot_residuals(
     scales: Scales = LINEAR_AXES,
     ax: Any = None,
 ) -> Figure:
-    """Draw the residuals of a fit in four pictures.
-
-    Parameters
-    ----------
-    result : FitResult
-    scales : Scales
-        Of the abscissa.
-    ax : Axes or sequence of Axes, optional
-        For the histogram, the quantiles, the means by abscissa, and the means by block.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
-    InputError
-        If the result has no model or no data.
-    """
+    """Draw the residuals; see :meth:`nlsq_dask.FitResult.plot_residuals`."""
     method = "plot_residuals()"
     model, data = model_and_data(result, method)
     figure, axes = new_axes(method, ax, (9.0, 6.2), 2, 2)

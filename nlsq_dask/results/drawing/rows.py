@@ -69,27 +69,9 @@ class RowOptions:
 def plot_rows(
     result: Plottable, options: RowOptions | None = None, ax: Any = None, method: str = "plot()"
 ) -> Figure:
-    """Draw the rows of a fit over the coordinate, or over the fitted value if there are several.
+    """Draw the rows of a fit; see :meth:`nlsq_dask.FitResult.plot`.
 
-    Parameters
-    ----------
-    result : FitResult
-    options : RowOptions, optional
-    ax : Axes or sequence of Axes, optional
-        For data and fit, residuals, and mean residuals of counted rows.
-    method : str
-        Method that draws, for messages.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingLibraryError
-        If matplotlib is not installed.
-    InputError
-        If the result has no model or no data, as after reading it from a file.
+    Messages name the method that draws.
     """
     shown = options or RowOptions()
     model, data = model_and_data(result, method)
