@@ -5,35 +5,26 @@ file. A `text` block that follows a Python block shows what it prints.
 """
 
 import re
-import subprocess
-import sys
+import runpy
 from itertools import zip_longest
 from pathlib import Path
 
+import dask
+import matplotlib as mpl
 import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d[\d_,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 END_OF_BLOCK = "-- end of block --"
+#: Every page that has a Python block. A block that cannot run here is a `{code-block}` directive.
 PAGES = [
-    "README.md",
-    "docs/tutorial.md",
-    "docs/fitting.md",
-    "docs/fit_each.md",
-    "docs/xarray.md",
-    "docs/models.md",
-    "docs/results.md",
-    "docs/pictures.md",
-    "docs/labelled_results.md",
-    "docs/comparing.md",
-    "docs/lmfit.md",
-    "docs/choose_a_workflow.md",
-    "docs/planning.md",
-    "docs/watch_a_fit.md",
-    "docs/object_stores.md",
-    "docs/what_happens_when.md",
+    str(page.relative_to(ROOT))
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if "_build" not in page.parts and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
+#: Libraries that a page needs beside those of the package.
+NEEDS = {"lmfit": ("lmfit",)}
 
 
 def split_numbers(text):
@@ -53,28 +44,23 @@ def assert_same_text(shown, printed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_page_runs_and_prints_what_it_shows(page, tmp_path):
-    if page == "docs/lmfit.md":
-        pytest.importorskip("lmfit")
+def test_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch, capsys):
+    """All pages run in this process, as a script each, so that they share imports and kernels."""
+    for library in NEEDS.get(Path(page).stem, ()):
+        pytest.importorskip(library)
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert blocks
     script = tmp_path / "page.py"
     script.write_text(
         "".join(f"{code}\nprint({END_OF_BLOCK!r})\n" for code, _ in blocks), encoding="utf-8"
     )
+    monkeypatch.chdir(tmp_path)
 
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    with dask.config.set({}), mpl.rc_context():  # settings of a page end with the page
+        runpy.run_path(str(script), run_name="__main__")
 
-    assert run.returncode == 0, run.stderr
-    assert "Warning" not in run.stderr
-    printed = run.stdout.split(END_OF_BLOCK + "\n")
+    output = capsys.readouterr()
+    assert "Warning" not in output.err
+    printed = output.out.split(END_OF_BLOCK + "\n")
     for (code, shown), text in zip_longest(blocks, printed[: len(blocks)]):
         if shown or "print(" in code:
             assert_same_text(shown, text)
