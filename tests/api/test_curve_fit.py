@@ -382,6 +382,7 @@ SIGMA = 0.1 + X
 COVARIANCE = scipy.linalg.toeplitz(0.5 ** np.arange(100.0)) * np.outer(SIGMA, SIGMA)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sigma", [None, 2.0, SIGMA, COVARIANCE])
 @pytest.mark.parametrize("model", [decay, by_math])
 def test_rows_with_nan_are_left_out(model, sigma):

@@ -136,7 +136,7 @@ def streamed(case):
     return lazy(case.x), lazy(case.y)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("how", ["in memory", "streamed"])

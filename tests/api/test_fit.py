@@ -197,6 +197,7 @@ SOURCES = [
 ]  # fmt: skip
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_of_data(sources, expected, name):
     x, y = sources[name]

@@ -78,7 +78,7 @@ def assert_those_of_separate_fits(comparison, models, x, y, starts, **options):
 
 
 # The residuals of a model that misses the data are no noise, but a fit alone cannot know.
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize(
     "options",
@@ -132,6 +132,7 @@ def test_the_bits_of_separate_fits_on_a_cluster(client):
     assert_those_of_separate_fits(comparison, MODELS, x, y, STARTS, **options)
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("pilot", [False, True])
 def test_the_data_are_read_as_often_as_by_the_longest_fit(tmp_path, pilot):

@@ -254,6 +254,7 @@ def check_size(wrap, size, sigma, absolute_sigma):
     assert not np.isnan([result.aic, result.bic, result.chi2]).any()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("wrap", [np.asarray, as_dask], ids=["memory", "Dask"])
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_extreme_sizes_are_fitted_or_refused_with_a_remedy(wrap, size):
@@ -345,6 +346,7 @@ MANY = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", MANY)
 def test_many_numbers_are_not_printed_whole(name):
     model, options = MANY[name]

@@ -158,7 +158,7 @@ def optimum_by_newton(loss, x, y, params):
     return params
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(12)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("pilot", [True, False])

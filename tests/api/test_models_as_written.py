@@ -50,6 +50,7 @@ def by_scipy(model, x, y, p0):
     return called(model, x, *found)
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", IN_PLACE[::4], ids=lambda model: model.__name__)
 def test_model_that_changes_arrays_in_place(model):
@@ -101,6 +102,7 @@ HIDDEN = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", HIDDEN, ids=lambda model: model.__name__)
 def test_model_that_is_read_otherwise_is_called_as_it_is_or_refused(model):

@@ -73,8 +73,7 @@ def replicated(tmp_path_factory):
     return {name: write_replicated(PROBLEMS[name], REPLICATED, folder / name) for name, _ in HARD}
 
 
-@pytest.mark.every(5)
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.cluster
 @pytest.mark.parametrize(("name", "start"), HARD_CASES)
 def test_replicated_rows_on_a_cluster(name, start, replicated, client):

@@ -67,6 +67,7 @@ def by_scipy(name: str, near: bool, method: str) -> OptimizeResult:
 # Certified problems; those of "trf" are in test_trf_nist.py
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["lm", "dogbox"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_certified_digits_from_the_near_start(name: str, method: str):

@@ -86,7 +86,7 @@ def read_by_each_pass(engine, problem, zarrs, n_passes=3):
     return reads, found
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(9)
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 @pytest.mark.parametrize(

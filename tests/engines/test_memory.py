@@ -23,10 +23,10 @@ PROGRAM = textwrap.dedent(
 
     def column(number):
         def make(block_id):
-            rng = np.random.default_rng(block_id[0])
-            x = rng.uniform(0, 4, {block_rows})
-            noise = 0.1 * rng.normal(size=x.size)  # of exact data the pilot's answer is exact
-            y = 2.5 * np.exp(-1.3 * x) + 0.5 + noise
+            x = np.linspace(0, 4, {block_rows})
+            # Of exact data the pilot's answer is exact. A thousand random numbers are enough.
+            noise = np.resize(np.random.default_rng(block_id[0]).normal(size=1009), x.size)
+            y = 2.5 * np.exp(-1.3 * x) + 0.5 + 0.1 * noise
             return (x, y)[number]
         chunks = (({block_rows},) * {n_blocks},)
         return da.map_blocks(make, chunks=chunks, dtype=float, meta=np.empty(0))

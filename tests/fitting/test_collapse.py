@@ -35,6 +35,7 @@ def both(y=Y, p0=P0, model=decay, **options):
     return result, rows
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
     [

@@ -107,8 +107,7 @@ CASES = [
 ]
 
 
-@pytest.mark.every(2)
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize(("n_starts", "on_cluster", "seed"), CASES)
 def test_a_fit_that_is_killed_until_it_ends(n_starts, on_cluster, seed, tmp_path, request):

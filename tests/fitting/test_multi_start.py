@@ -156,6 +156,7 @@ def test_twenty_starts_find_the_global_minimum_where_one_does_not(problem, least
     assert sum(problem.found(result) for result in results) >= least
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "least"),

@@ -11,7 +11,7 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import fit
@@ -45,6 +45,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["sorted", "reversed", "random"])
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -89,7 +90,7 @@ def test_it_reads_whole_chunks_and_few(tmp_path):
     assert set(y.store.reads.values()) == {result.n_passes}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_per_cent_of_many_chunks(tmp_path):
     y = stored(tmp_path / "y", np.zeros(2000) + rng().normal(size=2000), (1,))
     x = da.linspace(0, 1, 2000, chunks=1)
@@ -365,6 +366,7 @@ def cases(draw):
 
 
 @pytest.mark.slow
+@settings(max_examples=10)
 @given(case=cases())
 def test_the_answer_does_not_depend_on_it(case):
     result, converged = case.fit(), case.fit(pilot=False, **CONVERGED)

@@ -86,6 +86,7 @@ def test_value_is_the_reference(cls):
     np.testing.assert_allclose(cls()(x, *params), reference(x, *params), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_numpy_gives_float64_numpy_and_jax_gives_the_same_in_jax(model):

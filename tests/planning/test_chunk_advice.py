@@ -171,6 +171,7 @@ def test_dimensions_in_another_order_are_cut_by_name(tmp_path):
     assert warnings_of(*as_advised(text, tmp_path, x, y)) == ()
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "chunk"), [(2_000_000, 140), (2_000_100, 150), (1_999_999, 140)])
 def test_joined_chunks_are_about_equal(rows, chunk, tmp_path):
