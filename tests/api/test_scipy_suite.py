@@ -14,12 +14,12 @@ import nlsq_dask
 
 scipy_tests = pytest.importorskip("scipy.optimize.tests.test_minpack")
 
-# Where the two differ, and why. The page docs/scipy.md shows the same table.
+# Where the two differ, and why. The page docs/how_to/coming_from_scipy.md shows the same table.
 DEVIATIONS = {
     "test_gh4555b": "The reference is MINPACK's covariance one step before the optimum, 1.6e-6 "
     "from that at the optimum, to which nlsq_dask and SciPy with tight tolerances agree to 1e-9.",
 }
-PAGE = Path(__file__).parents[2] / "docs" / "scipy.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "coming_from_scipy.md"
 
 
 class TestCurveFit(scipy_tests.TestCurveFit):

@@ -7,7 +7,7 @@ import pytest
 
 import nlsq_dask
 
-API_PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+API_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception|data):: (\w+)$", re.MULTILINE)
 # Strings and the like have no docstring of their own.
 EXPLAINED = sorted(name for name in nlsq_dask.__all__ if callable(getattr(nlsq_dask, name)))

@@ -11,7 +11,7 @@ import pytest
 
 from nlsq_dask.command.main import main
 
-PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "command.md").read_text(encoding="utf-8")
 PYTHON = re.compile(r"^```python\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 CONSOLE = re.compile(r"^```console\n\$ nlsq-dask (.*?)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 

@@ -7,7 +7,7 @@ import pytest
 
 from nlsq_dask.core import workflow
 
-CONFIGURATION_PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+CONFIGURATION_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 TABLE = re.compile(r"(?:^\|.*\|$\n)+", re.MULTILINE)
 SECTION = re.compile(r"^## (.+)\n", re.MULTILINE)
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class):: (\w+)$", re.MULTILINE)

@@ -24,7 +24,7 @@ PAGES = [
     if "_build" not in page.parts and BLOCK.search(page.read_text(encoding="utf-8"))
 ]
 #: Libraries that a page needs beside those of the package.
-NEEDS = {"lmfit": ("lmfit",)}
+NEEDS = {"coming_from_lmfit": ("lmfit",)}
 
 
 def split_numbers(text):

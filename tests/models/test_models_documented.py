@@ -9,7 +9,7 @@ import pytest
 from nlsq_dask import models
 from nlsq_dask.models import base, curves, peaks
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 DIRECTIVE = re.compile(r"^\.\. autoclass:: (\w+)$", re.MULTILINE)
 
 
