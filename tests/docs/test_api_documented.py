@@ -7,14 +7,15 @@ import pytest
 
 import nlsq_dask
 
-API_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception|data):: (\w+)$", re.MULTILINE)
 # Strings and the like have no docstring of their own.
 EXPLAINED = sorted(name for name in nlsq_dask.__all__ if callable(getattr(nlsq_dask, name)))
 
 
-def test_api_page_lists_every_exported_name_once_and_nothing_else():
-    listed = DIRECTIVE.findall(API_PAGE.read_text(encoding="utf-8"))
+def test_reference_lists_every_exported_name_once_and_nothing_else():
+    pages = (REFERENCE / name for name in ("api.md", "errors.md"))
+    listed = [name for page in pages for name in DIRECTIVE.findall(page.read_text("utf-8"))]
     exported = set(nlsq_dask.__all__) - {"__version__"}
     assert sorted(listed) == sorted(exported)
 
