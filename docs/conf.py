@@ -57,6 +57,8 @@ numpydoc_xref_ignore = {"arrays", "default", "of", "optional", "or", "shape", "t
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+smartquotes = False  # messages and options are shown as they are typed
+
 html_theme = "furo"
 html_title = f"nlsq_dask {version}"
 

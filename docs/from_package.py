@@ -59,16 +59,16 @@ def entries_of(node: ast.stmt, known: dict[str, str]) -> Iterator[str]:
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and call.args and (kind := kind_of(call)):
             said, remedy = parted(written(call.args[-1], names))
-            if remedy:
-                yield entry(f"`{kind}`", said, remedy, ast.get_docstring(node) or "")
+            if re.sub(VALUE.format("[^›]*"), "", remedy).strip(". "):
+                yield entry(f"`{kind}`", said, remedy)
 
 
-def entry(kind: str, said: str, remedy: str, docstring: str = "") -> str:
+def entry(kind: str, said: str, remedy: str) -> str:
     """Message, cause and remedy of one failure, as a definition in Markdown."""
-    message, cause = because(said, docstring)
+    message, *cause = CAUSE.split(said, maxsplit=1)
     lines = [f"{plain(message)} ({kind})"]
     if cause:
-        lines.append(f": *Cause:* {plain(cause)}")
+        lines.append(f": *Cause:* {plain(cause[0])}")
     lines.append(f": *Remedy:* {plain(remedy)}")
     return "\n".join(lines)
 
@@ -86,16 +86,19 @@ def kind_of(call: ast.Call) -> str:
 
 
 def assigned(scope: ast.Module | ast.FunctionDef, known: dict[str, str]) -> dict[str, str]:
-    """Texts of the names that a scope gives one text and no other."""
+    """Texts of the names of a scope; of a name with several texts, all of them."""
     texts: dict[str, list[str]] = {}
     for node in ast.walk(scope) if isinstance(scope, ast.FunctionDef) else scope.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            is_text = isinstance(node.value, ast.Constant | ast.JoinedStr | ast.BinOp | ast.IfExp)
-            text = written(node.value, known) if is_text else ""
-            texts.setdefault(node.targets[0].id, []).append(text)
-        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            texts.setdefault(node.target.id, []).append("")
-    return {name: all_of[0] for name, all_of in texts.items() if len(all_of) == 1 and all_of[0]}
+        match node:
+            case ast.Assign(targets=[ast.Name(name)], value=value):
+                pass
+            case ast.Call(func=ast.Attribute(value=ast.Name(name), attr="append"), args=[value]):
+                pass
+            case _:
+                continue
+        if isinstance(value, ast.Constant | ast.JoinedStr | ast.BinOp | ast.IfExp):
+            texts.setdefault(name, []).append(written(value, known))
+    return {name: " / ".join(filter(None, several)) for name, several in texts.items()}
 
 
 def written(node: ast.expr, names: dict[str, str]) -> str:
@@ -109,10 +112,12 @@ def written(node: ast.expr, names: dict[str, str]) -> str:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return written(node.left, names) + written(node.right, names)
     if isinstance(node, ast.IfExp):
-        return written(node.body, names)
-    if isinstance(node, ast.Name) and node.id in names:
-        return names[node.id]
-    return VALUE.format(name_of(node))
+        return " / ".join(filter(None, (written(n, names) for n in (node.body, node.orelse))))
+    name = name_of(node)
+    joined = isinstance(node, ast.Call) and ast.unparse(node).endswith(f".join({name})")
+    if name in names and (joined or isinstance(node, ast.Name)):
+        return names[name]
+    return VALUE.format(name)
 
 
 def name_of(node: ast.expr) -> str:
@@ -127,7 +132,10 @@ def name_of(node: ast.expr) -> str:
 #: The colon before a remedy stands outside of brackets, and is no part of code.
 COLON = re.compile(r": ")
 BRACKETED = re.compile(r"[(\[{][^()\[\]{}]*[)\]}]|def \w+\.*:")
-CAUSE = re.compile(r",? (?=(?:so that|since|because|but|which) )")
+#: Words before a cause; "which" only where it begins the last clause.
+CAUSE = re.compile(
+    r",? (?:so that|since|because|but) |(?<! from)(?<! by)(?<! in),? (?=which [^,]*$)"
+)
 
 
 def parted(text: str) -> tuple[str, str]:
@@ -141,12 +149,6 @@ def parted(text: str) -> tuple[str, str]:
         said, _, remedy = text.partition(". ")
         return said, remedy
     return text[: colons[-1].start()], text[colons[-1].end() :]
-
-
-def because(said: str, docstring: str) -> tuple[str, str]:
-    """The message and its cause; the docstring of the function tells causes, too."""
-    message, *rest = CAUSE.split(said, maxsplit=1)
-    return message, rest[0] if rest else docstring.partition("\n\n")[0].replace("\n", " ")
 
 
 PARTS: dict[str, Callable[[], str]] = {
