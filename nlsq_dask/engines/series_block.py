@@ -147,6 +147,13 @@ class SeriesBlock:
 
     def fitted(self) -> FloatArray:
         """The packed answer (k, n)."""
+        # Series of any size and any values are fitted: what overflows shows in their status.
+        with np.errstate(all="ignore"):
+            answers, constants, _ = self.searched()
+            return self.packed(answers, constants)
+
+    def searched(self) -> tuple[SeriesAnswers, FloatArray, FloatArray]:
+        """Answers of all series, their constants (c, n), and their starts (q, n)."""
         problem = self.problem
         size = len(problem.reduction.names)
         width = min(problem.vector_bits, vector_bits())
@@ -168,16 +175,13 @@ class SeriesBlock:
             self.where,
             size,
         )
-        # Series of any size and any values are fitted: what overflows shows in their status.
-        with np.errstate(all="ignore"):
-            search.run(self._batches(constants, starts))
-            lanes = self._lanes(constants)
-            answers = answers_of(unpacked_state(finals, size), lanes, starts)
-            for part in search.again:
-                answers = self._certified(answers, part, constants)
-            return self._packed(answers, constants)
+        search.run(self._batches(constants, starts))
+        answers = answers_of(unpacked_state(finals, size), self.lanes(constants), starts)
+        for part in search.again:
+            answers = self._certified(answers, part, constants)
+        return answers, constants, starts
 
-    def _lanes(self, constants: FloatArray) -> Lanes:
+    def lanes(self, constants: FloatArray) -> Lanes:
         """What stays the same in the searches of n series, from their constants (c, n)."""
         return Lanes(
             constants[self.where.lower],  # type: ignore[arg-type]
@@ -197,7 +201,7 @@ class SeriesBlock:
         for k in range(len(free)):
             for j in range(k + 1):
                 params[j] += basis[k * (k + 1) // 2 + j] * free[k]
-        lanes = self._lanes(constants[:, part.number])
+        lanes = self.lanes(constants[:, part.number])
         return certified(answers, part.number, state, lanes, params, basis)
 
     def _batches(
@@ -213,34 +217,34 @@ class SeriesBlock:
             starts[:, part] = batch.start[:, :n]
             number = np.full(width, -1, np.int64)
             number[:n] = np.arange(part.start, part.stop)
-            yield number, to_tiles(batch.states, self.shape), self._tiles(batch)
+            yield number, to_tiles(batch.states, self.shape), self.tiles(batch.rows, batch.constants)
 
-    def _tiles(self, batch: _Batch) -> LaneData:
-        def placed(values: FloatArray) -> FloatArray:
-            return values if values.ndim == 1 else to_tiles(values, self.shape)
+    def counted(self, rows: BlockRows, constants: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Rows that count (B L,), and the sum of their squared weighted observations."""
+        n_points, square, scale = _sizes(rows.y, rows.weights)
+        return n_points, square * (constants[self.where.scale] / scale) ** 2
+
+    def tiles(self, rows: BlockRows, constants: FloatArray) -> LaneData:
+        """Rows and constants of a batch as tiles."""
+
+        def placed(values: FloatArray, varies: bool) -> FloatArray:
+            return to_tiles(values, self.shape) if varies else values[:, 0]
 
         return LaneData(
-            to_tiles(batch.y, self.shape),
-            tuple(map(placed, batch.coords)),
-            None if batch.weights is None else placed(batch.weights),
-            to_tiles(batch.constants, self.shape),
+            to_tiles(rows.y, self.shape),
+            tuple(placed(c, self.roles["x", i].varies) for i, c in enumerate(rows.coords)),
+            None if rows.weights is None else placed(rows.weights, self.roles["sigma", 0].varies),
+            to_tiles(constants, self.shape),
         )
 
     def _batch(self, part: slice) -> _Batch:
         """The rows and the constants of some series, of the width of a batch."""
-        y = self._cut(("y", 0), part, np.nan)
-        coords = self._coords(part)
-        has_sigma = ("sigma", 0) in self.tables
-        sigma = self._cut(("sigma", 0), part, 1.0) if has_sigma else None
-        bad = self._mark_missing(part, y, coords, sigma)
+        rows = self.rows(part)
+        y, coords, weights, bad = rows.y, rows.coords, rows.weights, rows.bad
         constants = np.zeros((self.where.height(based=False), y.shape[1]))
-        weights = None
         variance = np.full(y.shape[1], 1.0 if self.problem.absolute_sigma else np.nan)
-        if sigma is not None and self.roles["sigma", 0].along:
-            with np.errstate(all="ignore"):
-                weights = np.where(np.isfinite(sigma) & (sigma > 0), 1.0 / sigma, 0.0)
-        elif sigma is not None:  # one number for a series: a factor of χ²
-            variance *= np.broadcast_to(sigma[0], variance.shape) ** 2
+        if rows.sigma is not None and weights is None:  # one number for a series: a factor of χ²
+            variance *= np.broadcast_to(rows.sigma[0], variance.shape) ** 2
         n_points, square, scale = _sizes(y, weights)
         constants[self.where.n_points] = n_points
         constants[self.where.square] = square
@@ -251,10 +255,20 @@ class SeriesBlock:
         status = np.where(n_points < len(start), float(Status.TOO_FEW_ROWS), 0.0)
         status = np.where(bad, float(Status.BAD_INPUT), status)
         states = fresh_states(start, status == 0.0, status)
-        if weights is not None and not self.roles["sigma", 0].varies:
-            weights = weights[:, 0]
-        flat = tuple(c if self.roles["x", i].varies else c[:, 0] for i, c in enumerate(coords))
-        return _Batch(y, flat, weights, constants, start, states)
+        return _Batch(rows, constants, start, states)
+
+    def rows(self, part: slice) -> BlockRows:
+        """The rows of some series, of the width of a batch."""
+        y = self._cut(("y", 0), part, np.nan)
+        coords = self._coords(part)
+        has_sigma = ("sigma", 0) in self.tables
+        sigma = self._cut(("sigma", 0), part, 1.0) if has_sigma else None
+        bad = self._mark_missing(part, y, coords, sigma)
+        weights = None
+        if sigma is not None and self.roles["sigma", 0].along:
+            with np.errstate(all="ignore"):
+                weights = np.where(np.isfinite(sigma) & (sigma > 0), 1.0 / sigma, 0.0)
+        return BlockRows(y, coords, sigma, weights, bad)
 
     def _cut(self, key: tuple[str, int], part: slice, fill: float) -> FloatArray:
         """Rows of a table for a batch of tiles; one column where it is the same for all series."""
@@ -414,7 +428,7 @@ class SeriesBlock:
                 )
         return found
 
-    def _packed(self, answers: SeriesAnswers, constants: FloatArray) -> FloatArray:
+    def packed(self, answers: SeriesAnswers, constants: FloatArray) -> FloatArray:
         """The packed answer (k, n) of the block."""
         problem, reduction = self.problem, self.problem.reduction
         scale = constants[self.where.scale]
@@ -458,12 +472,33 @@ class SeriesBlock:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Series for one call: rows (m, B L), constants (c, B L), starts and packed states."""
+class BlockRows:
+    """Rows of a batch of series, with padding.
+
+    Attributes
+    ----------
+    y : ndarray, shape (m, B L), float64
+        NaN where a row is left out.
+    coords : list of ndarray, each (m, 1) or (m, B L)
+    sigma, weights : ndarray or None
+        Standard deviations, and their reciprocals if they vary along the rows; 1 for an axis along
+        which they do not vary.
+    bad : ndarray, shape (B L,), bool
+        Series that cannot be fitted.
+    """
 
     y: FloatArray
-    coords: tuple[FloatArray, ...]
+    coords: list[FloatArray]
+    sigma: FloatArray | None
     weights: FloatArray | None
+    bad: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Series for one call: rows, constants (c, B L), starts and packed states."""
+
+    rows: BlockRows
     constants: FloatArray
     start: FloatArray
     states: FloatArray

@@ -171,6 +171,26 @@ class LaneModel:
         n_products = size * (size + 1) // 2
         return LaneSums(totals[:n_products], totals[n_products:-1], totals[-1])
 
+    def added(
+        self,
+        rows: LaneRows,
+        free: Sequence[jax.Array],
+        n_rows: jax.Array,
+        totals: tuple[jax.Array, ...],
+    ) -> tuple[jax.Array, ...]:
+        """Totals of each lane with the products of the first rows added, row after row.
+
+        A row-wise model alone has such totals. Each row is one turn of a loop, so the totals have
+        the same bits wherever the rows are cut.
+        """
+
+        def add_row(at: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            row = _row(rows, at)
+            return tuple(map(jnp.add, totals, _products(row, self._columns(row, free))))
+
+        found: tuple[jax.Array, ...] = jax.lax.fori_loop(0, n_rows, add_row, totals)
+        return found
+
     def _columns(self, rows: LaneRows, free: Sequence[jax.Array]) -> list[jax.Array]:
         """Derivatives by the free parameters, and errors ``f - y``, of one row or of all rows.
 

@@ -293,15 +293,19 @@ def lane_kernel(
     vector_bits : int
     """
     target = find_device(device)
-    matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
     n_rows = None if model.row_wise else model.n_rows
-    key = (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
     variant = (n_rows, model.differenced, model.based)
-    identity = (*key, *variant, target, eps, vector_bits)
+    identity = (*model_identity(model), *variant, target, eps, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:
         kept = _kernels.keep(identity, LaneKernel(model, target, eps, vector_bits))
     return kept
+
+
+def model_identity(model: LaneModel) -> tuple[object, ...]:
+    """What tells a model of the free parameters from others, for the kernels of a process."""
+    matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
+    return (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
 
 
 def lane_compilations(spec: ModelSpec) -> int:

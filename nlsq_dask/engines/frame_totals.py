@@ -1,0 +1,106 @@
+"""Sums of many series at their trials, added up over slabs of a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_dask.core.lane_step import LaneSums
+from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.resources import vector_bits
+from nlsq_dask.engines.frame_rows import IntArray, Tables
+from nlsq_dask.engines.lane_search import to_tiles
+from nlsq_dask.engines.series import SeriesProblem
+from nlsq_dask.engines.series_block import SeriesBlock
+from nlsq_dask.kernels.frame_sums import frame_kernel, n_totals, sums_of
+from nlsq_dask.kernels.lanes import TileShape
+
+# Rows of one call of the program. With 16 rows a call, copies of the sums take a third of the time.
+CALL_ROWS = 16
+
+
+@dataclass
+class RowCounts:
+    """What is counted of n series while their rows are read.
+
+    Attributes
+    ----------
+    n_points, square : ndarray, shape (n,), float64
+        Rows that count, and the sum of their squared weighted observations in the lanes' units.
+    bad : ndarray, shape (n,), bool
+        Series with rows that cannot be used.
+    """
+
+    n_points: FloatArray
+    square: FloatArray
+    bad: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, n: int) -> RowCounts:
+        """Counts of no rows."""
+        return cls(np.zeros(n), np.zeros(n), np.zeros(n, np.bool_))
+
+
+@dataclass
+class SlabSums:
+    """Sums of n series at their trials.
+
+    Attributes
+    ----------
+    problem : SeriesProblem
+    trials : ndarray, shape (q, n), float64
+    constants : ndarray, shape (c, n), float64
+    counts : RowCounts or None
+        Where the rows are counted, too.
+    """
+
+    problem: SeriesProblem
+    trials: FloatArray
+    constants: FloatArray
+    counts: RowCounts | None = None
+    _shape: TileShape = field(init=False)
+    _totals: list[FloatArray] = field(init=False)
+
+    def __post_init__(self) -> None:
+        model = self.problem.model(CALL_ROWS)
+        self._shape = TileShape.of(model)
+        bits = min(self.problem.vector_bits, vector_bits())
+        self._kernel = frame_kernel(model, self.problem.device, bits)
+        tile = self._shape.tiles, n_totals(len(self.trials)), self._shape.lanes
+        self._totals = [np.zeros(tile) for _ in self._parts()]
+
+    def add(self, tables: Tables) -> None:
+        """Add up to CALL_ROWS rows of the series."""
+        n_rows, n = len(tables["y", 0]), self.trials.shape[1]
+        block = SeriesBlock(self.problem, tables, n_rows, n, (n,), self._shape)
+        for number, part in enumerate(self._parts()):
+            rows = block.rows(part)
+            constants = self._wide(self.constants[:, part])
+            if self.counts is not None:
+                width = part.stop - part.start
+                n_points, square = block.counted(rows, constants)
+                self.counts.n_points[part] += n_points[:width]
+                self.counts.square[part] += square[:width]
+                self.counts.bad[part] |= rows.bad[:width]
+            trials = to_tiles(self._wide(self.trials[:, part]), self._shape)
+            data = block.tiles(rows, constants)
+            self._totals[number] = self._kernel(self._totals[number], trials, data, n_rows)
+
+    def found(self) -> LaneSums:
+        """The sums of all series, arrays of (n,)."""
+        size, n = self.trials.shape
+        flat = [np.moveaxis(t, 1, 0).reshape(t.shape[1], -1) for t in self._totals]
+        return sums_of(np.concatenate(flat, axis=1)[:, :n], size)
+
+    def _parts(self) -> Iterator[slice]:
+        n, width = self.trials.shape[1], self._shape.tiles * self._shape.lanes
+        for begin in range(0, n, width):
+            yield slice(begin, min(begin + width, n))
+
+    def _wide(self, values: FloatArray) -> FloatArray:
+        """Values with those of the last series repeated up to the width of a batch."""
+        width = self._shape.tiles * self._shape.lanes
+        return np.pad(values, ((0, 0), (0, width - values.shape[1])), mode="edge")
