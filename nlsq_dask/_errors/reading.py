@@ -80,14 +80,38 @@ def slices_of(box: Sequence[slice]) -> str:
 
 
 def reading_failed(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
-    times = "once" if attempts == 1 else f"{attempts} times"
     error = ReadingError(
-        f"{named_block(place)}, could not be read ({cause}), tried {times}: check that the store "
-        "can be reached and the chunk is whole, write a damaged chunk again or leave out its rows "
-        "(on_error='omit'), or pass retries=... for a store that is away for longer."
+        f"{named_block(place)}, could not be read ({cause}), tried {in_times(attempts)}: check "
+        "that the store can be reached and the chunk is whole, write a damaged chunk again or "
+        "leave out its rows (on_error='omit'), or pass retries=... for a store that is away for "
+        "longer."
     )
     error.what = f"{named_block(place)} ({cause})"
     return error
+
+
+def series_not_read(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
+    """A block of series could not be read."""
+    error = ReadingError(
+        f"{named_block(place)}, could not be read ({cause}), tried {in_times(attempts)}: check "
+        "that the store can be reached and the chunk is whole, write a damaged chunk again or "
+        "replace it by NaN, or pass retries=... for a store that is away for longer."
+    )
+    error.what = f"{named_block(place)} ({cause})"
+    return error
+
+
+def maps_not_written(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
+    """The maps of a region could not be written."""
+    return ReadingError(
+        f"{named_block(place)}, could not be written ({cause}), tried {in_times(attempts)}: check "
+        "that the store can be reached and has room, and go on with resume=True."
+    )
+
+
+def in_times(attempts: int) -> str:
+    """A number of attempts in words."""
+    return "once" if attempts == 1 else f"{attempts} times"
 
 
 def no_block_read(what: str, n_blocks: int) -> ReadingError:
@@ -119,12 +143,14 @@ def while_reading(place: PlaceInData) -> str:
     return f"nlsq_dask was making {named_block(place)}."
 
 
-def reading_waits(place: PlaceInData, cause: str, seconds: float, number: int) -> str:
+def reading_waits(
+    place: PlaceInData, cause: str, seconds: float, number: int, done: str = "read"
+) -> str:
     """A store fails, and the fit waits."""
     return (
-        f"{named_block(place)}, could not be read ({cause}): trying again in {seconds:.0f} s, for "
-        f"the {_ordinal(number)} time. The fit goes on where it was; pass retries=0 to end it at "
-        "the first error."
+        f"{named_block(place)}, could not be {done} ({cause}): trying again in {seconds:.0f} s, "
+        f"for the {_ordinal(number)} time. The fit goes on where it was; pass retries=0 to end it "
+        "at the first error."
     )
 
 

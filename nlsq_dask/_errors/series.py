@@ -11,6 +11,7 @@ from nlsq_dask._errors.kinds import (
     InputTypeError,
     MissingLibraryError,
     Status,
+    in_units,
     join_names,
     shortened,
     shown,
@@ -180,3 +181,12 @@ def map_store_in_memory() -> InputError:
 
 def resume_without_store() -> InputError:
     return InputError("resume=True without a store: pass store=, the place of the earlier run.")
+
+
+def series_too_large(needed: float, room: float, chunks: Sequence[int]) -> InputError:
+    return InputError(
+        f"the series of a chunk of the map take {in_units(needed)} of memory, and a task has "
+        f"{in_units(room)}. The model mixes the rows of a series, so series are read whole and not "
+        f"frame by frame: rechunk y to at most {tuple(chunks)} along the map, or run on workers "
+        "with more memory (memory_limit_gb says how much there is)."
+    )

@@ -16,11 +16,12 @@ from nlsq_dask.fitting.each import (
     STAT_TOL,
     EachJob,
     EachOptions,
-    packed_answer,
     prepare_each,
     run_each,
+    series_reading,
 )
 from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.series_reading import SeriesReading
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.results.maps import FitMaps
 from nlsq_dask.results.result import FitResult
@@ -54,6 +55,8 @@ def fit_each(
     covariance: bool = False,
     store: Any = None,
     resume: bool = False,
+    memory_limit_gb: float | None = None,
+    retries: int = 3,
     client: Client | None = None,
     progress: bool | None = None,
     device: Literal["cpu", "gpu"] | None = None,
@@ -115,6 +118,12 @@ def fit_each(
     resume : bool
         Go on with the maps that an earlier run left in the store: with those of its regions that
         it did not finish. The maps have the same bits. A store of another problem is refused.
+    memory_limit_gb : float, optional
+        Memory of this process, or of each worker, in GB; by default the free memory. Series in
+        several chunks that do not fit are read frame by frame, see :attr:`FitMaps.strategy`.
+    retries : int
+        How often a failed reading, or writing, is tried again, as for :func:`fit`; where there is a
+        store, or for frames.
     client : distributed.Client, optional
         Cluster that the fits run on, where there is a store; by default the active one.
     progress : bool, optional
@@ -166,14 +175,20 @@ def fit_each(
         ties=ties,
     )
     options = EachOptions(
-        stat_tol=stat_tol, max_nfev=max_nfev, covariance=covariance, device=device
+        stat_tol=stat_tol,
+        max_nfev=max_nfev,
+        covariance=covariance,
+        device=device,
+        memory_limit_gb=memory_limit_gb,
+        retries=retries,
     )
     job = prepare_each(model, x, y, p0, dim, inputs, options)
     if store is not None:
         return _stored_maps(job, store, resume, storage_options, client, progress)
     if resume:
         raise _errors.resume_without_store()
-    maps = maps_of(job, run_each(job))
+    reading = series_reading(job, client)
+    maps = maps_of(job, run_each(job, reading), reading)
     if not maps.lazy:
         maps.warn()
     return maps
@@ -192,25 +207,30 @@ def _stored_maps(
         StoreOptions,
         in_regions,
         run_to_store,
+        unread_answer,
     )
 
     job = in_regions(job)
-    packed = packed_answer(job)
-    lazy = maps_of(job, job.problem.unpacked(packed))
+    reading = series_reading(job, client)
+    assert reading is not None
+    lazy = maps_of(job, job.problem.unpacked(unread_answer(job, reading)), reading)
     options = StoreOptions(
         store=store,
         resume=resume,
         storage_options=storage_options,
         client=client,
         progress=progress,
+        retries=job.retries,
     )
-    fields, counts = run_to_store(job, lazy, packed, options)
+    fields, counts = run_to_store(job, lazy, reading, options)
     if any(not status.success for status in counts):
         _errors.warn_caller(_errors.series_not_converged(counts))
-    return maps_of(job, fields)
+    return maps_of(job, fields, reading)
 
 
-def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
+def maps_of(
+    job: EachJob, fields: Mapping[str, Any], reading: SeriesReading | None = None
+) -> FitMaps:
     """The result of a job, from the fields of its answer."""
 
     def refit(index: tuple[int, ...]) -> FitResult:
@@ -221,6 +241,7 @@ def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
         fields,
         job.axes,
         job.problem,
+        strategy="standard" if reading is None else reading.strategy,
         frame=job.frame,
         units=job.parameters.units,
         values=lambda maps, x, residuals=False: map_values(job, maps.fields, x, residuals),

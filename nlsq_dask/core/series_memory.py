@@ -1,9 +1,96 @@
-"""Memory of the fits of many series: whole series, or sums over frames.
+"""Memory of the fits of many series that are read: whole series, or sums over frames.
 
-Everything in this module is arithmetic on numbers, before anything runs.
+A task that joins the blocks of a region of the map to whole series holds all their rows. One that
+adds up sums over frames holds a state for each series, whatever the number of rows is. Everything
+in this module is arithmetic on numbers, before anything runs.
 """
 
 from __future__ import annotations
 
-#: Rows of each series that are fitted in memory before all rows are read.
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nlsq_dask.core.memory_budget import SAFETY_FACTOR, SOLVER_BYTES
+
+#: Rows of each series that are fitted in memory before the frames are read.
 PILOT_ROWS = 64
+
+# Copies of the rows of a region where blocks are joined: the blocks, and the joined array.
+COPIES = 2
+
+# Rows of the series of one call of the program, in float64, as they are put together and as tiles.
+CALL_COPIES = 3
+
+# Series of one call of the program.
+CALL_SERIES = 4096
+
+# Frames that a task holds: decoded, joined to the rows of a call, and those of a call themselves.
+FRAME_COPIES = 3
+
+# Share of the room of a task for the states of its series; the rest is for gathered series.
+SHARE_OF_STATES = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesSizes:
+    """Sizes that the memory of a task follows from.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows of a series.
+    row_bytes : int
+        Bytes of a row of a series, of all arrays that vary along both, as they are stored.
+    n_free : int
+        Free parameters, q.
+    n_params : int
+        All parameters, p.
+    n_planes : int
+        Numbers of the answer of a series.
+    frame_rows : int
+        Rows of the longest block along the fitted axes, but at least those of a call.
+    """
+
+    n_rows: int
+    row_bytes: int
+    n_free: int
+    n_params: int
+    n_planes: int
+    frame_rows: int
+
+    def whole_bytes(self, n_series: int) -> int:
+        """Bytes of a task that joins the rows of so many series."""
+        call = CALL_COPIES * 8 * min(n_series, CALL_SERIES)
+        return self.n_rows * (COPIES * self.row_bytes * n_series + call)
+
+    def state_bytes(self, n_series: int) -> int:
+        """Bytes of a task that adds up the sums of so many series over frames."""
+        q, p = self.n_free, self.n_params
+        sums = (q + 1) * (q + 2) // 2
+        state, constants = 4 * q + q * (q + 1) // 2 + 9, 2 * q + p + 4
+        numbers = state + 2 * (constants + sums + self.n_planes) + 3 * q
+        pilot = 2 * min(PILOT_ROWS, self.n_rows) * self.row_bytes
+        frames = FRAME_COPIES * self.frame_rows * self.row_bytes
+        return n_series * (8 * numbers + pilot + frames)
+
+
+def task_room(memory_bytes: float, tasks: int, base_bytes: int = SOLVER_BYTES) -> float:
+    """Bytes of one of so many tasks at one time, in a memory; at least a quarter of its share."""
+    usable = memory_bytes * SAFETY_FACTOR
+    return max(usable - base_bytes, usable / 4) / tasks
+
+
+def bands(shape: Sequence[int], most: int) -> list[int]:
+    """Lengths of the parts into which a block of the map is cut along its axes, of `most` series.
+
+    The first axes are cut first, down to a length of 1.
+    """
+    found = list(shape)
+    for d in range(len(found)):
+        rest = 1
+        for n in found[d + 1 :]:
+            rest *= n
+        found[d] = min(found[d], max(most // rest, 1))
+        if found[d] * rest <= most:
+            break
+    return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nlsq_dask.core.lane_step import LaneSums
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import vector_bits
-from nlsq_dask.engines.frame_rows import IntArray, Tables
+from nlsq_dask.engines.frame_rows import Tables
 from nlsq_dask.engines.lane_search import to_tiles
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.engines.series_block import SeriesBlock

@@ -121,7 +121,8 @@ class FrameFit:
         """The packed answer (k, n)."""
         block = self._start()
         for number in range(MOST_EVALUATIONS):
-            running = np.flatnonzero(self.states[-1] == RUNNING)
+            # The rows of all series are counted.
+            running = np.flatnonzero((self.states[-1] == RUNNING) | (number == 0))
             if not running.size:
                 break
             self._evaluate(block, running, is_first=number == 0)
@@ -200,9 +201,7 @@ class FrameFit:
             found[rows] = np.asarray(values)
         self.states[:, series] = found
 
-    def _left(
-        self, block: SeriesBlock, answers: SeriesAnswers | None = None
-    ) -> NDArray[np.bool_]:
+    def _left(self, block: SeriesBlock, answers: SeriesAnswers | None = None) -> NDArray[np.bool_]:
         """Flags (n,) of series without a success so far, or with few digits in some pivot."""
         status = self.states[-1] if answers is None else answers.status
         lanes, state = block.lanes(self.constants), self._state()

@@ -217,7 +217,11 @@ class SeriesBlock:
             starts[:, part] = batch.start[:, :n]
             number = np.full(width, -1, np.int64)
             number[:n] = np.arange(part.start, part.stop)
-            yield number, to_tiles(batch.states, self.shape), self.tiles(batch.rows, batch.constants)
+            yield (
+                number,
+                to_tiles(batch.states, self.shape),
+                self.tiles(batch.rows, batch.constants),
+            )
 
     def counted(self, rows: BlockRows, constants: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Rows that count (B L,), and the sum of their squared weighted observations."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.checks import checked_count, checked_tolerance
+from nlsq_dask.core.checks import (
+    checked_count,
+    checked_gigabytes,
+    checked_retries,
+    checked_tolerance,
+)
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.resources import available_cores
@@ -20,6 +25,7 @@ from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.engines.series_block import fit_in_threads
 from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
+from nlsq_dask.fitting.series_reading import SeriesReading, lazy_answer_of, reading_of
 from nlsq_dask.io.finite import is_deviation
 from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.named import named_arguments
@@ -32,6 +38,9 @@ from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.models.base import Model
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.row_wise import row_dependence
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 logger = logging.getLogger("nlsq_dask")
 
@@ -48,6 +57,8 @@ class EachOptions:
     max_nfev: int | None = None
     covariance: bool = False
     device: str | None = None
+    memory_limit_gb: Any = None
+    retries: Any = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +132,10 @@ class EachJob:
         As the caller passed it.
     ties : object
         As the caller passed them.
+    memory_limit_gb : float or None
+        Memory of this process, or of each worker.
+    retries : int
+        Most times that a failed reading is tried again.
     """
 
     problem: SeriesProblem
@@ -131,6 +146,8 @@ class EachJob:
     parameters: SeriesParameters
     model: Callable[..., Any]
     ties: Any
+    memory_limit_gb: float | None = None
+    retries: int = 3
 
     @property
     def lazy(self) -> bool:
@@ -190,6 +207,10 @@ def prepare_each(
         parameters=parameters,
         model=model,
         ties=inputs.ties,
+        memory_limit_gb=None
+        if options.memory_limit_gb is None
+        else checked_gigabytes("memory_limit_gb", options.memory_limit_gb),
+        retries=checked_retries(options.retries),
     )
     logger.info(
         "%d series of %d rows, %d parameters",
@@ -200,18 +221,29 @@ def prepare_each(
     return job
 
 
-def run_each(job: EachJob) -> Mapping[str, Array]:
+def run_each(job: EachJob, reading: SeriesReading | None) -> Mapping[str, Array]:
     """The fields of the answer by name: arrays of NumPy, or of Dask for lazy data."""
-    return job.problem.unpacked(packed_answer(job))
+    return job.problem.unpacked(_packed_answer(job, reading))
 
 
-def packed_answer(job: EachJob) -> Any:
+def _packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
-    if job.lazy:
-        from nlsq_dask.engines.dask.series import lazy_answer  # an engine, loaded for use
+    if reading is None:
+        return fit_in_threads(job.problem, job.arrays, available_cores())
+    if reading.strategy == "frames":
+        return lazy_answer_of(job.problem, job.arrays, reading, job.retries)
+    from nlsq_dask.engines.dask.series import lazy_answer  # an engine, loaded for use
 
-        return lazy_answer(job.problem, job.arrays)
-    return fit_in_threads(job.problem, job.arrays, available_cores())
+    return lazy_answer(job.problem, job.arrays)
+
+
+def series_reading(job: EachJob, client: Client | None = None) -> SeriesReading | None:
+    """How the series of lazy data are read; None for data in memory."""
+    if not job.lazy:
+        return None
+    from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
+
+    return reading_of(job.problem, job.arrays, job.memory_limit_gb, active_client(client))
 
 
 def _observed(

@@ -19,6 +19,7 @@ from nlsq_dask.fitting.each import EachJob, logger
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.moment import SeriesDone
 from nlsq_dask.fitting.progress import Progress
+from nlsq_dask.fitting.series_reading import SeriesReading, lazy_answer_of
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.map_store import (
     STATUS,
@@ -49,6 +50,7 @@ class StoreOptions:
     storage_options: Mapping[str, Any] | None
     client: Client | None
     progress: bool | None
+    retries: int
 
 
 def in_regions(job: EachJob) -> EachJob:
@@ -65,7 +67,7 @@ def in_regions(job: EachJob) -> EachJob:
 
 
 def run_to_store(
-    job: EachJob, maps: Maps, answer: Any, options: StoreOptions
+    job: EachJob, maps: Maps, reading: SeriesReading, options: StoreOptions
 ) -> tuple[dict[str, Array], dict[Status, int]]:
     """Write the maps of all series to a store, or those that it lacks.
 
@@ -75,8 +77,7 @@ def run_to_store(
         With lazy data.
     maps : Maps
         Lazy maps of the job, from which the stored arrays have names and attributes.
-    answer : dask.array.Array
-        The packed answer of the job.
+    reading : SeriesReading
     options : StoreOptions
 
     Returns
@@ -86,35 +87,76 @@ def run_to_store(
     counts : dict
         Number of series of each status.
     """
-    from nlsq_dask.engines.dask import map_store  # an engine, loaded for use
-    from nlsq_dask.engines.dask.scheduler import active_client
+    from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
+    from nlsq_dask.engines.dask.signals import Ears, listen
 
     client = active_client(options.client)
-    regions = map_store.with_regions(answer)
     group = open_group(options.store, options.storage_options)
     if client is not None and is_in_memory(group):
         raise _errors.map_store_in_memory()
-    starts = map_store.starts_of(regions)
-    sizes = tuple(own[0] for own in regions.chunks[1:])
     plans = plans_of(job.problem, maps)
-    problem = description(job, regions.chunks[1:])
-    stored = open_maps(group, plans, problem, job.axes.map_shape, sizes, options.resume)
-    if job.frame is not None:
-        write_coordinates(group, {str(name): c for name, c in job.frame.coords.items()})
-    ready = finished(stored[-1].array, starts) if options.resume else {}
-    total = sum(ready.values(), np.zeros(256, np.int64))
-    left = [index for index in np.ndindex(*regions.numblocks[1:]) if index not in ready]
-    logger.info(
-        "maps go to %s: %d of %d regions are left",
-        group.store_path,
-        len(left),
-        len(left) + len(ready),
-    )
     with Progress(faces_of(checked_progress(options.progress))) as progress:
+        ears = Ears(progress.note)
+        if client is not None:
+            listen(client)
+        try:
+            target = _Target(job, group, plans, reading, options)
+            return target.written(client, ears.fit, progress)
+        except BaseException:
+            ears.stop()
+            raise
+        finally:
+            ears.close()
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A store that maps are written to."""
+
+    job: EachJob
+    group: Any
+    plans: Sequence[MapPlan]
+    reading: SeriesReading
+    options: StoreOptions
+
+    def written(
+        self, client: Client | None, fit: str, progress: Progress
+    ) -> tuple[dict[str, Array], dict[Status, int]]:
+        """Fit and write the regions that the store lacks; see :func:`run_to_store`."""
+        from nlsq_dask.engines.dask import map_store  # an engine, loaded for use
+        from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries
+
+        job, resume, retries = self.job, self.options.resume, self.options.retries
+        answer = lazy_answer_of(job.problem, job.arrays, self.reading, retries, fit)
+        regions = map_store.with_regions(answer)
+        starts = map_store.starts_of(regions)
+        sizes = tuple(own[0] for own in regions.chunks[1:])
+        problem = description(job, self.reading, regions.chunks[1:])
+        stored = open_maps(self.group, self.plans, problem, job.axes.map_shape, sizes, resume)
+        if job.frame is not None:
+            write_coordinates(self.group, {str(name): c for name, c in job.frame.coords.items()})
+        ready = finished(stored[-1].array, starts) if resume else {}
+        left = [index for index in np.ndindex(*regions.numblocks[1:]) if index not in ready]
+        logger.info(
+            "maps go to %s: %d of %d regions are left",
+            self.group.store_path,
+            len(left),
+            len(left) + len(ready),
+        )
+        total = sum(ready.values(), np.zeros(256, np.int64))
         report = _Report(progress, int(np.prod(job.axes.map_shape)), total)
-        map_store.write_regions(regions, stored, left, client, report)
-    counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
-    return fields_of_store(job.problem, plans, {s.name: s.array for s in stored}), counts
+        writing = map_store.Writing(tuple(stored), Retries(retries, FIRST_WAIT), fit)
+        map_store.write_regions(regions, writing, left, client, report)
+        counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
+        return fields_of_store(job.problem, self.plans, {s.name: s.array for s in stored}), counts
+
+
+def unread_answer(job: EachJob, reading: SeriesReading) -> Any:
+    """A packed answer (k, ...) of zeros, as a Dask array in the regions that are read."""
+    import dask.array as da  # loaded for use
+
+    k = job.problem.n_planes
+    return da.zeros((k, *job.axes.map_shape), chunks=((k,), *reading.regions))
 
 
 class _Report:
@@ -192,7 +234,9 @@ def fields_of_store(
     return fields
 
 
-def description(job: EachJob, chunks: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+def description(
+    job: EachJob, reading: SeriesReading, chunks: tuple[tuple[int, ...], ...]
+) -> dict[str, Any]:
     """What makes this problem another one, as JSON values."""
     problem = job.problem
     reduction = problem.reduction
@@ -215,6 +259,7 @@ def description(job: EachJob, chunks: tuple[tuple[int, ...], ...]) -> dict[str, 
         "covariance": problem.covariance,
         "arrays in memory": [_digest(a) for a in job.arrays[1:]],
         **({"decoded": list(job.data.decoded)} if job.data.decoded else {}),
+        **({"strategy": "frames"} if reading.strategy == "frames" else {}),
     }
 
 

@@ -2,7 +2,7 @@
 
 The rows of a series may come in frames, a few rows of all series at a time, too many to be held.
 The sums of a series at one point are then added up over the frames. They are those of
-:mod:`nlsq_dask.kernels.lane_sums`: JᵀJ, Jᵀr and χ², the lower triangle of [J r]ᵀ[J r] row after row.
+:mod:`nlsq_dask.kernels.lane_sums`: the lower triangle of [J r]ᵀ[J r], row after row.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ class FrameKernel(CompiledKernel):
         shapes = tuple(c.shape for c in data.coords)
         weights = None if data.weights is None else data.weights.shape
         layout = (totals.shape, data.y.shape, shapes, weights)
-        count = np.array(n_rows, np.int64)
+        count = np.array(n_rows, np.float64)
         return self._run(self._added, (totals, params, count), data, layout)
 
     def _with_rows(
         self, totals: jax.Array, params: jax.Array, n_rows: jax.Array, data: LaneData
     ) -> jax.Array:
         self._count_compilation()
+        count = n_rows.astype(jnp.int64)
         by_tile = [jnp.ndim(c) == 3 for c in data.coords]
         weights_by_tile = data.weights is not None and jnp.ndim(data.weights) == 3
         n_params, size = self._model.matrix.shape
@@ -82,7 +83,7 @@ class FrameKernel(CompiledKernel):
                 constants[where.scale],
                 tuple(constants[where.offset]),
             )
-            return jnp.stack(self._model.added(rows, tuple(free), n_rows, tuple(before)))
+            return jnp.stack(self._model.added(rows, tuple(free), count, tuple(before)))
 
         coords = tuple(c for c, varies in zip(data.coords, by_tile, strict=True) if varies)
         weights = data.weights if weights_by_tile else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -76,12 +76,17 @@ class FitMaps:
         The maps without labels, by name.
     axes : SeriesAxes
         The fitted axes of ``y`` and those of the map.
+    strategy : {"standard", "streaming", "frames"}
+        How the data are read: in memory; in tasks that read whole series; or frame by frame, where
+        whole series do not fit in memory. Sums of each series are then added up over its frames,
+        some five times.
     """
 
     names: tuple[str, ...]
     fields: Mapping[str, Array]
     axes: SeriesAxes
     problem: SeriesProblem = field(repr=False)
+    strategy: Literal["standard", "streaming", "frames"] = "standard"
     frame: Frame | None = field(default=None, repr=False)
     units: Mapping[str, str] = field(default_factory=dict, repr=False)
     values: Callable[..., Any] | None = field(default=None, repr=False)

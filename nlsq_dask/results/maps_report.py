@@ -24,6 +24,8 @@ def report(maps: FitMaps) -> str:
         f"{n_series:,} series of {axes.n_rows:,} rows, fitted along {', '.join(along)}",
         f"map of shape {maps.shape}",
     ]
+    if maps.strategy == "frames":
+        lines.append("read frame by frame")
     if maps.lazy:
         return "\n".join([*lines, "not computed yet: call compute()"])
     lines.append(_errors.series_text(maps.counts()))

@@ -212,7 +212,7 @@ def make_stream(
     """
     chunks = common_chunks(data, unchunked_rows)
     pieced_arrays = pieced_arrays_of(data)
-    arrays = [_match_chunks(a, chunks) for a in data.operands]
+    arrays = [match_chunks(a, chunks) for a in data.operands]
     blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
     grouping = None
     if most_blocks is not None:
@@ -229,15 +229,15 @@ def make_stream(
         grouping = group_appended(sizes, first, each and len(blocks) <= MOST_SINGLE)
     grouping = grouping or group_blocks(sizes, chunks, pieced_arrays)
     groups = grouping.groups
-    operands = [tuple(_operand(a, index, box) for a in arrays) for index, box in blocks]
-    announced = _cut_pieces(data, chunks)
-    graph = _optimized_graph([a for a in arrays if is_dask(a)], list(announced))
+    operands = [tuple(operand_of(a, index, box) for a in arrays) for index, box in blocks]
+    announced = cut_pieces(data.operands, layout.names, chunks)
+    graph = optimized_graph([a for a in arrays if is_dask(a)], list(announced))
     # Chunks of the large arrays `own` are made by each group for itself.
     pieced_arrays = with_repeats(pieced_arrays, chunks, grouping.tasks)
     own = {pieced.operand for pieced in pieced_arrays if pieced.repeated}
     pairs = zip(data.operands, arrays, strict=True)
     own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
-    shared_keys = _shared_keys(graph, [[operands[i] for i in group] for group in groups], own)
+    shared_keys = keys_to_share(graph, [[operands[i] for i in group] for group in groups], own)
     made = tuple(
         make_group(
             graph,
@@ -249,13 +249,13 @@ def make_stream(
     )
     return Stream(
         made,
-        _compared(_cull(graph, shared_keys), announced),
+        shared_graph(graph, shared_keys, announced),
         tuple(shared_keys),
         chunks,
         max(sizes),
         _piece_bytes(data, max(sizes) + most_open(pieced_arrays, chunks, grouping)),
         shared_bytes(pieced_arrays, chunks, grouping.tasks),
-        _names(data, arrays),
+        names_of(data.operands, arrays, layout.names),
     )
 
 
@@ -293,28 +293,32 @@ def _piece_bytes(data: Observations, block_bytes: int) -> int:
     return max(sum(largest), block_bytes)
 
 
-def _cut_pieces(data: Observations, chunks: Chunks) -> dict[Key, Announced]:
+def cut_pieces(
+    arrays: Sequence[Array], names: Sequence[str], chunks: Chunks
+) -> dict[Key, Announced]:
     """Announced shape and kind of each chunk of the arrays that are rechunked, by key.
 
     Cutting such a chunk would hide that it is longer than announced. Chunks of the other arrays are
     operands of blocks, and are compared when the block is used.
     """
-    named = zip(data.operands, data.layout.names, strict=True)
     return {
         (array.name, *index): Announced(name, index, box, kinds_of(array))
-        for array, name in named
+        for array, name in zip(arrays, names, strict=True)
         if is_dask(array) and array.chunks != _own_chunks(array, chunks)
         for index, box in block_boxes(array.chunks)
     }
 
 
-def _names(data: Observations, matched: Sequence[Array]) -> dict[str, str]:
+def names_of(
+    arrays: Sequence[Array], matched: Sequence[Array], names: Sequence[str]
+) -> dict[str, str]:
     """Names of the arrays in messages, by their names in the graph, as passed and as rechunked."""
-    named = zip((*data.operands, *matched), data.layout.names * 2, strict=True)
+    named = zip((*arrays, *matched), (*names, *names), strict=True)
     return {array.name: name for array, name in named if is_dask(array)}
 
 
-def _match_chunks(array: Array, chunks: Chunks) -> Array:
+def match_chunks(array: Array, chunks: Chunks) -> Array:
+    """A Dask array with the chunk grid of the blocks; an array in memory as it is."""
     if not is_dask(array):
         return array
     wanted = _own_chunks(array, chunks)
@@ -326,7 +330,7 @@ def _own_chunks(array: Array, chunks: Chunks) -> Chunks:
     return tuple((1,) if n == 1 else c for n, c in zip(array.shape, chunks, strict=True))
 
 
-def _optimized_graph(arrays: list[da.Array], unfused: list[Key]) -> dict[Key, GraphNode]:
+def optimized_graph(arrays: list[da.Array], unfused: list[Key]) -> dict[Key, GraphNode]:
     """The arrays' graphs as one graph, culled and fused as Dask does before it computes.
 
     Nodes of `unfused` are not fused with the nodes that use them. A sample needs the graph of all
@@ -339,7 +343,8 @@ def _optimized_graph(arrays: list[da.Array], unfused: list[Key]) -> dict[Key, Gr
     return with_leaves(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=unfused))))
 
 
-def _operand(array: Array, index: tuple[int, ...], box: Box) -> Operand:
+def operand_of(array: Array, index: tuple[int, ...], box: Box) -> Operand:
+    """The part of an array that belongs to a block."""
     if not is_dask(array):
         return Operand(None, array[broadcast_box(box, array.shape)])
     block = (0 if n == 1 else i for i, n in zip(index, array.shape, strict=True))
@@ -351,7 +356,7 @@ def _operand_bytes(array: Array, box: Box) -> int:
     return box_size(part) * int(array.dtype.itemsize)
 
 
-def _shared_keys(
+def keys_to_share(
     graph: Mapping[Key, GraphNode],
     groups: list[list[tuple[Operand, ...]]],
     own_names: Container[str],
@@ -464,6 +469,13 @@ def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, Grap
     for key in keys:
         _visit(graph, key, needed)
     return {key: graph[key] for key in needed}
+
+
+def shared_graph(
+    graph: Mapping[Key, GraphNode], keys: Iterable[Key], announced: Mapping[Key, Announced]
+) -> dict[Key, GraphNode]:
+    """The part of a graph that makes some keys, for groups to share."""
+    return _compared(_cull(graph, keys), announced)
 
 
 def _compared(

@@ -2,12 +2,14 @@
 
 A task reads the blocks of a region, fits its series, and writes its maps, the status last. Nothing
 but the number of series of each status comes back, so the memory does not depend on the size of the
-data.
+data. Writing is tried again where a store fails, as reading is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -15,17 +17,44 @@ import numpy as np
 from dask.array.optimization import optimize
 from numpy.typing import NDArray
 
+from nlsq_dask import _errors
+from nlsq_dask.engines.dask.reading import Reading, Retries
 from nlsq_dask.engines.dask.scheduler import local_get
+from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.io.map_store import STATUS, StoredMap, counts_of
+from nlsq_dask.io.places import Place
 
 if TYPE_CHECKING:
     from distributed import Client
 
-# Times that a cluster runs a task again that fails, as for a store that does not answer.
-RETRIES = 3
-
 #: Called with the number of series of each status of a region that is done.
 Done = Callable[[NDArray[np.int64]], None]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Where and how the maps of regions are written.
+
+    Attributes
+    ----------
+    stored : tuple of StoredMap
+        The last is the status.
+    retries : Retries
+    fit : str
+        Identifier of the fit, for the signals between its tasks and the fit.
+    """
+
+    stored: tuple[StoredMap, ...]
+    retries: Retries
+    fit: str
+
+    def write(self, index: tuple[int, ...], region: tuple[slice, ...], packed: Any) -> None:
+        """Write the maps of a region, the status last."""
+        place = Place(("maps",), index, region, (str(self.stored[-1].array.store_path),))
+        signals = signals_of(self.fit)
+        writing = Reading(self.retries, signals, failed=_errors.maps_not_written, done="written")
+        for target in self.stored:
+            writing.run(partial(target.write, region, packed), lambda: place)
 
 
 def with_regions(answer: Any) -> Any:
@@ -42,7 +71,7 @@ def starts_of(answer: Any) -> tuple[tuple[int, ...], ...]:
 
 def write_regions(
     answer: Any,
-    stored: Sequence[StoredMap],
+    writing: Writing,
     regions: Sequence[tuple[int, ...]],
     client: Client | None,
     done: Done,
@@ -53,8 +82,7 @@ def write_regions(
     ----------
     answer : dask.array.Array
         The packed answer (k, ...), in regions.
-    stored : sequence of StoredMap
-        The last is the status.
+    writing : Writing
     regions : sequence of tuple of int
         Indices of the regions.
     client : distributed.Client or None
@@ -62,11 +90,11 @@ def write_regions(
     done : callable
         Called after each region.
     """
-    assert stored[-1].name.endswith(STATUS)
+    assert writing.stored[-1].name.endswith(STATUS)
     written = da.map_blocks(
         _write_region,
         answer,
-        stored=tuple(stored),
+        writing=writing,
         starts=starts_of(answer),
         dtype=np.int64,
         chunks=((256,), *((1,) * n for n in answer.numblocks[1:])),
@@ -94,7 +122,7 @@ def _write_on_cluster(
 ) -> None:
     from distributed import as_completed
 
-    futures = client.get(graph, list(keys), sync=False, retries=RETRIES)
+    futures = client.get(graph, list(keys), sync=False)
     try:
         for future in as_completed(futures, loop=client.loop):
             done(future.result().reshape(-1))
@@ -106,13 +134,12 @@ def _write_on_cluster(
 
 def _write_region(
     packed: NDArray[Any],
-    stored: Sequence[StoredMap],
+    writing: Writing,
     starts: Sequence[Sequence[int]],
     block_id: tuple[int, ...] = (),
 ) -> NDArray[np.int64]:
     """The task: write the maps of a region, the status last; returns its counts (256, 1, ...)."""
     region = tuple(slice(own[i], own[i + 1]) for own, i in zip(starts, block_id[1:], strict=True))
-    for target in stored:
-        target.write(region, packed)
-    status = packed[stored[-1].planes].astype(np.int8)
+    writing.write(block_id[1:], region, packed)
+    status = packed[writing.stored[-1].planes].astype(np.int8)
     return counts_of(status).reshape(256, *(1,) * (packed.ndim - 1))

@@ -136,11 +136,16 @@ def read_ahead(
 
 def prefetch_depth(stream: Stream) -> int:
     """Number of blocks to read ahead; 0 unless a Zarr array lies in a store that is not local."""
-    steps = islice((step for group in stream.groups for step in group.steps), 1)
+    return depth_of(stream.groups, stream.block_bytes)
+
+
+def depth_of(groups: Iterable[Group], block_bytes: int) -> int:
+    """Number of blocks to read ahead in some groups, for the bytes of the largest block."""
+    steps = islice((step for group in groups for step in group.steps), 1)
     nodes = (node for step in steps for node, _ in step.nodes)
     if not any(_is_remote(array.store) for array in _zarr_arrays(nodes)):
         return 0
-    return min(REMOTE_DEPTH, AHEAD_BYTES // stream.block_bytes)
+    return min(REMOTE_DEPTH, AHEAD_BYTES // block_bytes)
 
 
 def _independent(group: Group) -> bool:

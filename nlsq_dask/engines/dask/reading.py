@@ -105,12 +105,18 @@ class Reading:
         Whether the task tells each block that it begins.
     memory : ReusedMemory
         Memory that chunks are read into.
+    failed : callable
+        ``failed(place, cause, attempts)`` makes the error of a reading that failed.
+    done : str
+        What is done, for messages: "read", or "written" where a task writes.
     """
 
     retries: Retries
     signals: Signals
     tells: bool = False
     memory: ReusedMemory = field(default_factory=ReusedMemory)
+    failed: Callable[[Place, str, int], _errors.ReadingError] = _errors.reading_failed
+    done: str = "read"
 
     def begin(self, block: tuple[int, ...]) -> None:
         """Begin a block, by its index; raise if nobody waits for the task."""
@@ -134,7 +140,7 @@ class Reading:
             If it cannot be read.
         """
         for number in range(self.retries.count + 1):
-            attempt = _Attempt(place, self.retries.count - number, number)
+            attempt = _Attempt(place, self.retries.count - number, number, self.failed)
             with attempt, reusing(self.memory):
                 return read()
             self._wait(attempt, number)
@@ -144,7 +150,7 @@ class Reading:
         """Say that the task waits, and wait."""
         seconds = self.retries.wait(number)
         self.signals.tell(
-            _errors.reading_waits(attempt.place(), attempt.cause, seconds, number + 1),
+            _errors.reading_waits(attempt.place(), attempt.cause, seconds, number + 1, self.done),
             _errors.reading_waits_shortly(seconds),
         )
         end = time.monotonic() + seconds
@@ -164,8 +170,15 @@ class _Attempt:
     A context manager sees every kind of error, of libraries that are not known here.
     """
 
-    def __init__(self, place: Callable[[], Place], left: int, number: int) -> None:
+    def __init__(
+        self,
+        place: Callable[[], Place],
+        left: int,
+        number: int,
+        failed: Callable[[Place, str, int], _errors.ReadingError],
+    ) -> None:
         self.place = place
+        self._failed = failed
         self.cause = ""
         self._left = left
         self._number = number
@@ -188,7 +201,7 @@ class _Attempt:
         self.cause = _errors.cause_of(error)
         if passing and self._left:
             return True
-        failed = _errors.reading_failed(self.place(), self.cause, self._number + 1)
+        failed = self._failed(self.place(), self.cause, self._number + 1)
         # A traceback would show the cause, and its own causes, with their secrets.
         raise failed from (None if _has_secret(error) else error)
 

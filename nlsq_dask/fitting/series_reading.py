@@ -1,0 +1,167 @@
+"""How the series of lazy data are read: whole, or frame by frame."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from nlsq_dask import _errors
+from nlsq_dask.core.memory_budget import GB
+from nlsq_dask.core.resources import available_memory
+from nlsq_dask.core.series_memory import SHARE_OF_STATES, SeriesSizes, bands, task_room
+from nlsq_dask.engines.frame_totals import CALL_ROWS
+from nlsq_dask.engines.series import SeriesProblem
+from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.observations import Array
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: In memory, in tasks with whole series, or in tasks that add up sums over frames.
+Strategy = Literal["standard", "streaming", "frames"]
+
+
+@dataclass(frozen=True)
+class SeriesReading:
+    """How the series of lazy data are read.
+
+    Attributes
+    ----------
+    regions : tuple of tuple of int
+        Lengths of the regions along the axes of the map, a task each.
+    gathered_bytes : float or None
+        Where blocks are frames, bytes of a task for the rows of series that are gathered.
+    """
+
+    regions: Chunks
+    gathered_bytes: float | None = None
+
+    @property
+    def strategy(self) -> Strategy:
+        """The name of the way."""
+        return "streaming" if self.gathered_bytes is None else "frames"
+
+
+def reading_of(
+    problem: SeriesProblem,
+    arrays: Sequence[Array],
+    memory_limit_gb: float | None,
+    client: Client | None,
+) -> SeriesReading:
+    """Choose how series are read.
+
+    Series are read whole, unless they lie in several blocks along the fitted axes, and the rows of
+    a region of the map do not fit in the memory of a task. A region is a chunk of the map. Frames
+    are read in regions for whose sums there is room.
+
+    Parameters
+    ----------
+    problem : SeriesProblem
+    arrays : sequence of array
+        As ``problem.roles`` says.
+    memory_limit_gb : float or None
+        Memory of this process or of each worker.
+    client : distributed.Client or None
+
+    Raises
+    ------
+    InputError
+        If whole series are needed and do not fit.
+    """
+    from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
+    from nlsq_dask.engines.dask.series_regions import fit_chunks
+
+    grid = map_chunks(problem, arrays)
+    blocks = fit_chunks(problem, arrays)
+    if math.prod(map(len, blocks.values())) < 2:
+        return SeriesReading(grid)
+    sizes = _sizes(problem, arrays, blocks)
+    room = _room(memory_limit_gb, client, math.prod(map(len, grid)))
+    largest = tuple(map(max, grid))
+    needed = sizes.whole_bytes(math.prod(largest))
+    if needed <= room:
+        return SeriesReading(grid)
+    if not problem.row_wise:
+        most = max(int(room // sizes.whole_bytes(1)), 1)
+        raise _errors.series_too_large(needed, room, bands(largest, most))
+    fitting = int(room * SHARE_OF_STATES // sizes.state_bytes(1))
+    cut = bands(largest, max(fitting, 1))
+    regions = tuple(_cut(own, most) for own, most in zip(grid, cut, strict=True))
+    rest = room - sizes.state_bytes(math.prod(cut))
+    return SeriesReading(regions, max(rest, room * (1.0 - SHARE_OF_STATES)))
+
+
+def _cut(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Lengths of which each is cut into parts of at most so much."""
+    parts = ([most] * (n // most) + [n % most] * (n % most > 0) for n in lengths)
+    return tuple(itertools.chain.from_iterable(parts))
+
+
+def _sizes(
+    problem: SeriesProblem, arrays: Sequence[Array], blocks: dict[int, tuple[int, ...]]
+) -> SeriesSizes:
+    full = [a for role, a in zip(problem.roles, arrays, strict=True) if role.along and role.varies]
+    return SeriesSizes(
+        n_rows=math.prod(arrays[0].shape[d] for d in problem.fit_axes),
+        row_bytes=sum(int(a.dtype.itemsize) for a in full),
+        n_free=len(problem.reduction.names),
+        n_params=len(problem.spec.names),
+        n_planes=problem.n_planes,
+        frame_rows=max(math.prod(map(max, blocks.values())), CALL_ROWS),
+    )
+
+
+def _room(memory_limit_gb: float | None, client: Client | None, n_regions: int) -> float:
+    """Bytes of a task: its share of the memory of this process, or of the smallest worker."""
+    from nlsq_dask.engines.dask.cluster import smallest_worker  # an engine, loaded for use
+    from nlsq_dask.engines.dask.scheduler import local_threads
+
+    given = None if memory_limit_gb is None else memory_limit_gb * GB
+    worker = None if client is None else smallest_worker(client)
+    if worker is not None:
+        memory = worker.memory_bytes if given is None else given
+        return task_room(memory, worker.threads, worker.base_bytes)
+    memory_here = float(available_memory()) if given is None else given
+    return task_room(memory_here, max(min(local_threads(), n_regions), 1))
+
+
+def names_of(problem: SeriesProblem) -> list[str]:
+    """Names of the arrays in messages, in the order of the roles."""
+    single = problem.spec.structure == "single"
+    parameters = problem.spec.names
+    found = []
+    for role in problem.roles:
+        if role.kind == "x":
+            found.append("x" if single else f"x[{role.index}]")
+        elif role.kind in ("p0", "fixed"):
+            found.append(f"{role.kind}[{parameters[role.index]!r}]")
+        elif role.kind in ("lower", "upper"):
+            found.append(f"the {role.kind} bound of {parameters[role.index]}")
+        else:
+            found.append(role.kind)
+    return found
+
+
+def lazy_answer_of(
+    problem: SeriesProblem,
+    arrays: Sequence[Array],
+    reading: SeriesReading,
+    retries: int,
+    fit: str = "",
+) -> Any:
+    """The packed answer (k, ...) of all series as a Dask array, with tasks that read."""
+    from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries  # an engine, loaded for use
+    from nlsq_dask.engines.dask.series_regions import region_answer
+
+    return region_answer(
+        problem,
+        arrays,
+        names_of(problem),
+        reading.regions,
+        retries=Retries(retries, FIRST_WAIT),
+        fit=fit,
+        gathered_bytes=reading.gathered_bytes,
+    )

@@ -1,0 +1,160 @@
+"""Series that are read frame by frame: the answers of series in memory, from five readings."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nlsq_dask import ConvergenceWarning, InputError, Status, fit_each, models
+from nlsq_dask.core.series_memory import SeriesSizes, bands
+from nlsq_dask.engines.frames import pilot_rows
+from tests.support.counting_store import stored
+from tests.support.series import START, decay
+
+ROWS = 150
+T = np.linspace(0.0, 8.0, ROWS)
+
+#: Memory in GB in which no two series fit: a task gets a quarter of the usable 75 %.
+SMALL = 1e-4
+
+
+def cube(shape, seed=0, noise=0.03):
+    draw = np.random.default_rng(seed)
+    height, lifetime = draw.uniform(0.5, 2.0, shape), draw.uniform(0.5, 3.0, shape)
+    t = T.reshape(-1, *(1,) * len(shape))
+    y = height * np.exp(-t / lifetime) + 0.3 + noise * draw.normal(size=(ROWS, *shape))
+    y[draw.random(y.shape) < 0.05] = np.nan
+    return y
+
+
+Y = cube((6, 7))
+# A dead pixel, an empty one, a saturated one, and one with two rows.
+Y[:, 0, 0], Y[:, 1, 1], Y[9, 2, 2], Y[2:, 3, 3] = 5.0, np.nan, np.inf, np.nan
+
+
+def in_frames(model, x, y, p0=None, **options):
+    """Lazy maps that are read frame by frame, computed."""
+    with dask.config.set(scheduler="synchronous", num_workers=1):
+        maps = fit_each(model, x, y, p0, memory_limit_gb=SMALL, **options)
+        assert maps.strategy == "frames"
+        return maps.compute()
+
+
+def assert_equal(found, expected):
+    """The same statuses, and estimates within the tolerance of the fits."""
+    np.testing.assert_array_equal(found.status, expected.status)
+    np.testing.assert_array_equal(found.n_points, expected.n_points)
+    np.testing.assert_array_equal(found.at_bound, expected.at_bound)
+    errors = np.where(expected.perr.array > 0, expected.perr.array, 1.0)
+    off = np.abs(found.popt.array - expected.popt.array) / errors
+    assert np.nanmax(off, initial=0.0) < 1e-3
+    np.testing.assert_allclose(found.perr.array, expected.perr.array, rtol=2e-3)
+    np.testing.assert_allclose(found.chi2, expected.chi2, rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(found.popt.array), np.isnan(expected.popt.array))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with pytest.warns(ConvergenceWarning):
+        return fit_each(decay, T, Y, START, covariance=True)
+
+
+@pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
+@settings(max_examples=4)
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 7))
+def test_frames_have_the_answers_and_statuses_of_series_in_memory(expected, rows, height, width):
+    lazy = da.from_array(Y, chunks=(rows, height, width))
+    found = in_frames(decay, T, lazy, START, covariance=True)
+    assert_equal(found, expected)
+    whole = in_frames(decay, T, da.from_array(Y, chunks=(75, 6, 7)), START, covariance=True)
+    for name, values in whole.fields.items():
+        np.testing.assert_array_equal(found.fields[name], values)
+
+
+@pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
+def test_frames_take_all_arguments_as_series_in_memory_do():
+    noise = np.linspace(0.02, 0.06, 42).reshape(6, 7)
+    full = np.broadcast_to(noise, Y.shape) * np.linspace(1, 2, ROWS)[:, None, None]
+    mask = np.random.default_rng(3).random(Y.shape) < 0.1
+    start = {"amplitude": np.full((6, 7), 1.2), "lifetime": 1.0, "offset": 0.1}
+    cases = [
+        {"sigma": noise, "absolute_sigma": True, "mask": mask},
+        {"sigma": full, "bounds": {"lifetime": (1.0, 2.0)}},
+        {"sigma": full, "fixed": {"offset": np.full((6, 7), 0.3)}},
+        {"fill_value": Y[7, 4, 4], "nan_policy": "raise"},
+    ]
+    for case in cases:
+        p0 = {n: v for n, v in start.items() if n not in case.get("fixed", {})}
+        lazy = {
+            name: da.from_array(value, chunks=(50, 3, 7)) if np.shape(value) == Y.shape else value
+            for name, value in case.items()
+        }
+        found = in_frames(decay, T, da.from_array(Y, chunks=(1, 6, 7)), p0, **lazy)
+        assert_equal(found, fit_each(decay, T, Y, p0, **case))
+
+
+def peaks():
+    draw = np.random.default_rng(5)
+    centre = draw.uniform(1.0, 7.0, (4, 5))
+    y = np.exp(-0.5 * ((T[:, None, None] - centre) / 0.3) ** 2)
+    return y + 0.02 * draw.normal(size=y.shape)
+
+
+def test_frames_of_xarray_and_zarr_with_guesses(tmp_path):
+    y = peaks()
+    labelled = xr.DataArray(y, {"t": T}, ("t", "row", "column"), "signal")
+    expected = fit_each(models.Gaussian(), "t", labelled)
+    found = in_frames(models.Gaussian(), "t", labelled.chunk(t=1))
+    assert found["center"].dims == ("row", "column")
+    assert_equal(found, expected)
+    turned = fit_each(models.Gaussian(), T, y)
+    store = stored(tmp_path / "y.zarr", np.moveaxis(y, 0, -1).copy(), (4, 5, 10))
+    assert_equal(in_frames(models.Gaussian(), T, store, dim=-1), turned)
+
+
+def test_each_frame_is_read_some_five_times_and_series_that_fit_are_gathered(tmp_path):
+    y = cube((20, 20))
+    store = stored(tmp_path / "y.zarr", y, (1, 20, 20))
+    room = {"memory_limit_gb": 0.0045, "p0": START, "store": tmp_path / "maps.zarr"}
+    with dask.config.set(scheduler="synchronous", num_workers=1):
+        maps = fit_each(decay, T, store, **room)
+    assert maps.strategy == "frames"
+    assert "read frame by frame" in str(maps.compute())
+    assert sum(store.store.reads.values()) < 5.1 * ROWS
+    assert_equal(maps.compute(), fit_each(decay, T, y, START))
+
+
+def test_regions_are_cut_where_the_sums_of_a_chunk_do_not_fit():
+    sizes = SeriesSizes(n_rows=2048, row_bytes=4, n_free=3, n_params=3, n_planes=13, frame_rows=16)
+    assert sizes.state_bytes(1000) < 0.2 * sizes.whole_bytes(1000)
+    assert bands((1000, 1000), 300_000) == [300, 1000]
+    assert bands((1000, 1000), 300) == [1, 300]
+    assert bands((), 1) == []
+
+
+def test_the_pilot_has_no_period():
+    rows = pilot_rows(10_000)
+    assert len(np.unique(rows)) == 64
+    assert np.ptp(np.diff(rows)) > 100
+    np.testing.assert_array_equal(pilot_rows(40), np.arange(40))
+
+
+def test_a_model_that_mixes_rows_is_not_read_in_frames():
+    def summed(t, rate, offset):
+        return jnp.cumsum(jnp.exp(-rate * t)) + offset
+
+    y = da.from_array(Y, chunks=(10, 6, 7))
+    with pytest.raises(InputError, match=r"rechunk y to at most \(1, 1\) along the map"):
+        fit_each(summed, T, y, [1, 0], memory_limit_gb=SMALL)
+
+
+def test_whole_series_are_read_where_they_fit():
+    maps = fit_each(decay, T, da.from_array(Y, chunks=(10, 6, 7)), START, memory_limit_gb=1)
+    assert maps.strategy == "streaming"
+    assert (maps.status == Status.STATISTICAL).sum().compute() == 42 - 4
