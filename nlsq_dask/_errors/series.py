@@ -183,6 +183,15 @@ def resume_without_store() -> InputError:
     return InputError("resume=True without a store: pass store=, the place of the earlier run.")
 
 
+def neighbours_of_frames(needed: float, room: float, chunks: Sequence[int]) -> InputError:
+    return InputError(
+        f"the series of a chunk of the map take {in_units(needed)} of memory, and a task has "
+        f"{in_units(room)}. They are read frame by frame, and refine='neighbours' needs whole "
+        f"series: rechunk y to at most {tuple(chunks)} along the map, run on workers with more "
+        "memory (memory_limit_gb says how much there is), or leave refine out."
+    )
+
+
 def series_too_large(needed: float, room: float, chunks: Sequence[int]) -> InputError:
     return InputError(
         f"the series of a chunk of the map take {in_units(needed)} of memory, and a task has "

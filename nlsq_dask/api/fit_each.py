@@ -52,6 +52,7 @@ def fit_each(
     ties: Any = None,
     stat_tol: float = STAT_TOL,
     max_nfev: int | None = None,
+    refine: Literal["neighbours"] | None = None,
     covariance: bool = False,
     store: Any = None,
     resume: bool = False,
@@ -108,6 +109,10 @@ def fit_each(
         Distance from the optimum, in standard errors, at which a series has converged.
     max_nfev : int, optional
         Most evaluations of a series; by default 100 for each free parameter.
+    refine : "neighbours", optional
+        A second chance for series without an answer, or that ended in a worse minimum than the
+        estimates of a neighbour in the map lead to. The answer of a series then depends on the
+        series up to six steps away, and not on the chunks.
     covariance : bool
         Whether to keep the covariance of the parameters of each series. False by default.
     store : path-like, str or zarr.Group, optional
@@ -181,6 +186,7 @@ def fit_each(
         device=device,
         memory_limit_gb=memory_limit_gb,
         retries=retries,
+        refine=refine,
     )
     job = prepare_each(model, x, y, p0, dim, inputs, options)
     if store is not None:

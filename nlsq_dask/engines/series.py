@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -117,6 +117,8 @@ class SeriesProblem:
     covariance : bool
         Whether the answer contains covariances.
     device : {"cpu", "gpu"} or None
+    refine : "neighbours" or None
+        Whether series get a second chance, see :mod:`nlsq_dask.engines.neighbours`.
     vector_bits : int
         Bits of the vectors of a CPU for which the fits are compiled. A process with narrower
         vectors takes its own: the answers have the same bits.
@@ -140,6 +142,7 @@ class SeriesProblem:
     eps: float
     covariance: bool
     device: str | None = None
+    refine: Literal["neighbours"] | None = None
     vector_bits: int = XLA_VECTOR_BITS
 
     def model(self, n_rows: int) -> LaneModel:

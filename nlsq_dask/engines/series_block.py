@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,37 +49,6 @@ from nlsq_dask.models.lane_guess import lane_guess
 
 # Largest power of two by which observations are scaled.
 MOST_POWER = 1000
-
-
-def fit_block(problem: SeriesProblem, arrays: Sequence[NDArray[Any]]) -> FloatArray:
-    """Fit all series of a block.
-
-    Parameters
-    ----------
-    problem : SeriesProblem
-    arrays : sequence of ndarray
-        As ``problem.roles`` says, each with as many axes as y.
-
-    Returns
-    -------
-    ndarray, shape (k, ...), float64
-        The packed answer, with the axes of the map.
-    """
-    block = SeriesBlock.of(problem, arrays)
-    return block.fitted().reshape(problem.n_planes, *block.map_shape)
-
-
-def fit_in_threads(
-    problem: SeriesProblem, arrays: Sequence[NDArray[Any]], threads: int
-) -> FloatArray:
-    """As :func:`fit_block`, with the series shared out to threads."""
-    block = SeriesBlock.of(problem, arrays)
-    parts = block.parts(threads)
-    if len(parts) == 1:
-        return block.fitted().reshape(problem.n_planes, *block.map_shape)
-    with ThreadPoolExecutor(len(parts)) as pool:
-        answers = list(pool.map(SeriesBlock.fitted, parts))
-    return np.concatenate(answers, axis=1).reshape(problem.n_planes, *block.map_shape)
 
 
 @dataclass

@@ -21,8 +21,8 @@ from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
+from nlsq_dask.engines.fit_block import fit_in_threads
 from nlsq_dask.engines.series import Role, SeriesProblem
-from nlsq_dask.engines.series_block import fit_in_threads
 from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
 from nlsq_dask.fitting.series_reading import SeriesReading, lazy_answer_of, reading_of
@@ -48,6 +48,9 @@ logger = logging.getLogger("nlsq_dask")
 # leaves less than 1e-3 of a standard error, and costs half an evaluation more than 1e-3 would.
 STAT_TOL = 1e-4
 
+# Second chances of a series.
+REFINEMENTS = (None, "neighbours")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EachOptions:
@@ -59,6 +62,7 @@ class EachOptions:
     device: str | None = None
     memory_limit_gb: Any = None
     retries: Any = 3
+    refine: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,11 +234,8 @@ def _packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
     if reading is None:
         return fit_in_threads(job.problem, job.arrays, available_cores())
-    if reading.strategy == "frames":
-        return lazy_answer_of(job.problem, job.arrays, reading, job.retries)
-    from nlsq_dask.engines.dask.series import lazy_answer  # an engine, loaded for use
-
-    return lazy_answer(job.problem, job.arrays)
+    retries = job.retries if reading.strategy == "frames" else None
+    return lazy_answer_of(job.problem, job.arrays, reading, retries)
 
 
 def series_reading(job: EachJob, client: Client | None = None) -> SeriesReading | None:
@@ -332,6 +333,8 @@ def _problem(
     tolerance = checked_tolerance("stat_tol", options.stat_tol)
     if not tolerance:
         raise _errors.stat_tol_needed(options.stat_tol)
+    if options.refine not in REFINEMENTS:
+        raise _errors.unknown_choice("refine", options.refine, REFINEMENTS)
     given = options.max_nfev
     most = EVALUATIONS_PER_PARAMETER * size if given is None else checked_count("max_nfev", given)
     return SeriesProblem(
@@ -353,5 +356,6 @@ def _problem(
         eps=model_eps(spec, axes.n_rows),
         covariance=bool(options.covariance),
         device=options.device,
+        refine=options.refine,
         vector_bits=bits_of_process(options.device),
     )

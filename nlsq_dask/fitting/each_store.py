@@ -259,6 +259,7 @@ def description(
         "covariance": problem.covariance,
         "arrays in memory": [_digest(a) for a in job.arrays[1:]],
         **({"decoded": list(job.data.decoded)} if job.data.decoded else {}),
+        **({"refine": problem.refine} if problem.refine else {}),
         **({"strategy": "frames"} if reading.strategy == "frames" else {}),
     }
 

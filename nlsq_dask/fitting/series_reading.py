@@ -13,6 +13,7 @@ from nlsq_dask.core.memory_budget import GB
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.core.series_memory import SHARE_OF_STATES, SeriesSizes, bands, task_room
 from nlsq_dask.engines.frame_totals import CALL_ROWS
+from nlsq_dask.engines.neighbours import wants
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array
@@ -72,9 +73,10 @@ def reading_of(
         If whole series are needed and do not fit.
     """
     from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
+    from nlsq_dask.engines.dask.series_halo import wide_chunks
     from nlsq_dask.engines.dask.series_regions import fit_chunks
 
-    grid = map_chunks(problem, arrays)
+    grid = wide_chunks(problem, arrays) if wants(problem) else map_chunks(problem, arrays)
     blocks = fit_chunks(problem, arrays)
     if math.prod(map(len, blocks.values())) < 2:
         return SeriesReading(grid)
@@ -84,9 +86,11 @@ def reading_of(
     needed = sizes.whole_bytes(math.prod(largest))
     if needed <= room:
         return SeriesReading(grid)
+    most = max(int(room // sizes.whole_bytes(1)), 1)
     if not problem.row_wise:
-        most = max(int(room // sizes.whole_bytes(1)), 1)
         raise _errors.series_too_large(needed, room, bands(largest, most))
+    if wants(problem):
+        raise _errors.neighbours_of_frames(needed, room, bands(largest, most))
     fitting = int(room * SHARE_OF_STATES // sizes.state_bytes(1))
     cut = bands(largest, max(fitting, 1))
     regions = tuple(_cut(own, most) for own, most in zip(grid, cut, strict=True))
@@ -149,19 +153,41 @@ def lazy_answer_of(
     problem: SeriesProblem,
     arrays: Sequence[Array],
     reading: SeriesReading,
-    retries: int,
+    retries: int | None,
     fit: str = "",
 ) -> Any:
-    """The packed answer (k, ...) of all series as a Dask array, with tasks that read."""
+    """The packed answer (k, ...) of all series as a Dask array.
+
+    Parameters
+    ----------
+    problem : SeriesProblem
+    arrays : sequence of array
+        As ``problem.roles`` says.
+    reading : SeriesReading
+    retries : int or None
+        How often tasks read again that read themselves. None leaves the reading to Dask.
+    fit : str
+        Identifier of the fit that waits for the tasks.
+    """
     from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries  # an engine, loaded for use
+    from nlsq_dask.engines.dask.series import lazy_answer, map_chunks
+    from nlsq_dask.engines.dask.series_halo import with_halo, without_halo
     from nlsq_dask.engines.dask.series_regions import region_answer
 
-    return region_answer(
-        problem,
-        arrays,
-        names_of(problem),
-        reading.regions,
-        retries=Retries(retries, FIRST_WAIT),
-        fit=fit,
-        gathered_bytes=reading.gathered_bytes,
-    )
+    regions = reading.regions
+    if wants(problem):
+        arrays = with_halo(problem, arrays, regions)
+        regions = map_chunks(problem, arrays)
+    if retries is None:
+        answer = lazy_answer(problem, arrays)
+    else:
+        answer = region_answer(
+            problem,
+            arrays,
+            names_of(problem),
+            regions,
+            retries=Retries(retries, FIRST_WAIT),
+            fit=fit,
+            gathered_bytes=reading.gathered_bytes,
+        )
+    return without_halo(answer) if wants(problem) else answer

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.engines.series import SeriesProblem
-from nlsq_dask.engines.series_block import fit_block
 from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask

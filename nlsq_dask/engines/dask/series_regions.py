@@ -42,10 +42,10 @@ from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
 from nlsq_dask.engines.dask.series import TASK_NAME
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.engines.frame_rows import IntArray
 from nlsq_dask.engines.frames import fit_frames
 from nlsq_dask.engines.series import SeriesProblem
-from nlsq_dask.engines.series_block import fit_block
 from nlsq_dask.io.chunks import Box, Chunks, block_boxes, largest_block
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
