@@ -10,7 +10,8 @@ values, without noise, in units of 1e±150, and numbers of random exponents. For
   Jacobian in NumPy, is below 1e-2 standard errors (0.11 for NEAR) or at rounding;
 - a success has finite error bars only if that Jacobian, with columns of length 1, has full rank.
 
-Bar: none otherwise. The figures follow from ``--seed``.
+Bar: none otherwise. The figures follow from ``--seed``. ``--count`` is that of all kinds together;
+``--kinds`` runs some of them.
 """
 
 from __future__ import annotations
@@ -112,10 +113,13 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator, int], FloatArray], Status 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Run the benchmark and print its table."""
     parser = arguments(__doc__, count=10_000, seed=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     options = parser.parse_args(argv)
     n = max(options.count // (2 * len(KINDS)), 1)
-    rng = np.random.default_rng(options.seed)
-    rows = [row for kind in KINDS for row in of_kind(kind, n, rng)]
+    rows: list[Row] = []
+    for number, kind in enumerate(KINDS):
+        if kind in options.kinds:
+            rows += of_kind(kind, n, np.random.default_rng([options.seed, number]))
     return report("each_fuzz: series", rows, options.json)
 
 

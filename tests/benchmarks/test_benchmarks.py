@@ -87,7 +87,7 @@ RUNS = [
     ),
     pytest.param(
         "each_store",
-        ["--megabytes", "1", "--repeat", "1", "--no-workers"],
+        ["--megabytes", "1", "--repeat", "1", "--no-workers", "--no-frames"],
         3,
         (),
         id="each_store",
