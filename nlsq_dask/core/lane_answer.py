@@ -81,7 +81,10 @@ def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswe
     status[status == NO_DIGITS] = Status.UNDETERMINED
     with np.errstate(all="ignore"):
         inverse, is_singular = _inverse(state)
-        lost = is_singular | _lost_in_rounding(state, lanes, inverse, start)
+        diagonal = inverse[[i * (i + 3) // 2 for i in range(len(params))]]
+        lost = is_singular | lost_in_rounding(
+            np.asarray(state.chi2), lanes, params, diagonal, start
+        )
         status[(status > 0) & lost] = Status.UNDETERMINED
         variance = variance_of_rows(np, state.chi2, lanes, len(params))
         exact = np.isnan(lanes.variance) & (lanes.n_points <= len(params))
@@ -115,16 +118,23 @@ def _inverse(state: LaneState) -> tuple[FloatArray, NDArray[np.bool_]]:
     return np.stack(inverse), singular
 
 
-def _lost_in_rounding(
-    state: LaneState, lanes: Lanes, inverse: FloatArray, start: FloatArray
+def lost_in_rounding(
+    chi2: FloatArray, lanes: Lanes, params: FloatArray, diagonal: FloatArray, start: FloatArray
 ) -> NDArray[np.bool_]:
-    """Series whose residuals are rounding, with a parameter that rounding moves by its size."""
-    params = np.asarray(state.params)
+    """Series whose residuals are rounding, with a parameter that rounding moves by its size.
+
+    Parameters
+    ----------
+    chi2 : ndarray, shape (n,), float64
+    lanes : Lanes
+    params, diagonal, start : ndarray, shape (q, n), float64
+        Estimates, diagonal of the inverse of JᵀJ, and starting values: the sizes of parameters that
+        are zero.
+    """
     n_points = np.maximum(lanes.n_points, 1.0)
     rounding = FLOOR**2 * lanes.square / n_points
-    exact = state.chi2 <= NEAR_FLOOR**2 * rounding * n_points
+    exact = chi2 <= NEAR_FLOOR**2 * rounding * n_points
     # A parameter that starts at zero is often one in the unit of the observations.
     sizes = np.where(start == 0.0, np.maximum(1.0, np.sqrt(lanes.square)), np.abs(start))
     sizes = np.maximum(sizes, np.abs(params))
-    diagonal = inverse[[i * (i + 3) // 2 for i in range(len(params))]]
     return np.asarray(exact & np.any(rounding * diagonal > sizes**2, axis=0))

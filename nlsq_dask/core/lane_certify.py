@@ -25,7 +25,7 @@ from nlsq_dask.core.lane_algebra import (
     lane_factor,
     triangle,
 )
-from nlsq_dask.core.lane_answer import SeriesAnswers
+from nlsq_dask.core.lane_answer import SeriesAnswers, lost_in_rounding
 from nlsq_dask.core.lane_step import RUNNING, Lanes, LaneState, least_pivot, variance_of_rows
 from nlsq_dask.core.normal_equations import FloatArray
 
@@ -81,6 +81,7 @@ def certified(
     lanes: Lanes,
     params: FloatArray,
     basis: FloatArray,
+    start: FloatArray,
 ) -> SeriesAnswers:
     """Answers with those of the series that were judged again.
 
@@ -98,6 +99,8 @@ def certified(
         θ there.
     basis : ndarray
         As :func:`basis_of`.
+    start : ndarray, shape (q, n), float64
+        Starting values.
     """
     size = len(params)
     upper = [[basis[k * (k + 1) // 2 + j] for k in range(j, size)] for j in range(size)]
@@ -122,6 +125,8 @@ def certified(
                 for b in range(j, size)
             ]
             covariance.append(np.sum(terms, axis=0) * variance)
+    diagonal = np.stack([covariance[i * (i + 3) // 2] for i in range(size)]) / variance
+    known &= ~lost_in_rounding(np.asarray(state.chi2), lanes, params, diagonal, start)
     ended = np.asarray(state.status)
     good = known & inside & (ended > 0) & (ended < RUNNING)
     good &= ~(np.isnan(lanes.variance) & (lanes.n_points <= size))

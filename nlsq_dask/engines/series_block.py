@@ -146,7 +146,7 @@ class SeriesBlock:
         search.run(self._batches(constants, starts))
         answers = answers_of(unpacked_state(finals, size), self.lanes(constants), starts)
         for part in search.again:
-            answers = self._certified(answers, part, constants)
+            answers = self._certified(answers, part, constants, starts)
         return answers, constants, starts
 
     def lanes(self, constants: FloatArray) -> Lanes:
@@ -160,7 +160,7 @@ class SeriesBlock:
         )
 
     def _certified(
-        self, answers: SeriesAnswers, part: InBasis, constants: FloatArray
+        self, answers: SeriesAnswers, part: InBasis, constants: FloatArray, starts: FloatArray
     ) -> SeriesAnswers:
         """Answers with those of the series that were fitted again in a basis."""
         state = unpacked_state(part.state, len(self.problem.reduction.names))
@@ -170,7 +170,7 @@ class SeriesBlock:
             for j in range(k + 1):
                 params[j] += basis[k * (k + 1) // 2 + j] * free[k]
         lanes = self.lanes(constants[:, part.number])
-        return certified(answers, part.number, state, lanes, params, basis)
+        return certified(answers, part.number, state, lanes, params, basis, starts[:, part.number])
 
     def _batches(
         self, constants: FloatArray, starts: FloatArray

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nlsq_dask import ConvergenceWarning, fit_each, models
+from nlsq_dask import ConvergenceWarning, Status, fit_each, models
+from tests.support.series import decay
 
 
 def test_a_direction_that_is_lost_in_rounding_has_no_error_bar():
@@ -28,3 +29,12 @@ def test_a_direction_that_is_lost_in_rounding_has_no_error_bar():
         step = np.linalg.lstsq(scaled, y[:, k] - peak(x, *estimates), rcond=1e-15)[0]
         assert np.linalg.norm(scaled @ step) < 1e-2 * np.sqrt(maps.reduced_chi2[k])
     assert 0 < determined.sum() < 160
+
+
+def test_a_constant_that_a_slow_decay_fits_exactly_is_undetermined():
+    # Found by benchmarks/each_fuzz.py: with few digits, these series are fitted again in a basis.
+    y = np.tile([-16.62143905405615, -16.625402991499623, 100.0], (60, 1))
+    with pytest.warns(ConvergenceWarning):
+        maps = fit_each(decay, np.linspace(0.0, 10.0, 60), y, (1.0, 1.0, 0.0))
+    assert (maps.status == Status.UNDETERMINED).all()
+    assert np.isnan(maps.perr.array).all()
