@@ -122,6 +122,14 @@ def series_index(index: object, shape: tuple[int, ...]) -> InputError:
     )
 
 
+def series_of_new_x(shape: tuple[int, ...], ndim: int, axes: Sequence[int]) -> InputError:
+    return InputError(
+        f"x has shape {shape}, which does not tell the series apart: pass x with the {ndim} axes "
+        f"of y, with series along {tuple(axes)}, or with those of one series alone; arrays of "
+        "xarray have the names of the dimensions of the fit."
+    )
+
+
 def covariance_not_kept() -> InputError:
     return InputError("the maps hold no covariances: call fit_each(..., covariance=True).")
 

@@ -73,6 +73,7 @@ def fit_models(
     bounds: Any = None,
     fixed: Any = None,
     ties: Any = None,
+    dim: Any = None,
     sigma: Any = None,
     absolute_sigma: bool = False,
     mask: Any = None,
@@ -124,6 +125,8 @@ def fit_models(
     p0, bounds, fixed, ties : sequence or dict, optional
         An entry for each model in the order of the models, or ``{name: entry}``, which may leave
         models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
+    dim : name, int, or sequence of these, optional
+        Dimensions of ``y`` along which the models take whole series, as for :func:`fit`.
     sigma, absolute_sigma, mask, nan_policy, fill_value, decode, storage_options : optional
         Weights, missing rows, packed numbers and object stores, as for :func:`fit`.
     data, time_unit : optional
@@ -205,6 +208,7 @@ def fit_models(
         time_unit=time_unit,
         missing_chunks=missing_chunks,
         checkpoint=checkpoint,
+        dim=dim,
         loss=loss,
         f_scale=f_scale,
     )
@@ -548,7 +552,16 @@ def _engines(
     once, and its engine has a copy of the rows.
     """
     specs = [job.spec for job in jobs]
-    pieces = [(type(job.strategy), job.row_wise, _block_rows(job), job.n_distinct) for job in jobs]
+    pieces = [
+        (
+            type(job.strategy),
+            job.row_wise,
+            _block_rows(job),
+            job.n_distinct,
+            bool(job.data.series_axes),
+        )
+        for job in jobs
+    ]
     engines: dict[Any, InMemoryEngine | DaskEngine | CollapsedEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:

@@ -18,6 +18,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import Answers, AnswerT, CostsAt, Several, SumsAt
+from nlsq_dask.core.structure import series_order
 from nlsq_dask.engines.in_memory import InMemoryEngine, standard_engine
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.derivatives import replaced_rows
@@ -205,15 +206,19 @@ class CollapsedEngine:
         """Rows with a difference in place of a derivative that is not finite."""
         spec, means = self._kernels.specs[question.model], self._collapsed.means
         shape = means.y.shape
-        coords = tuple(np.broadcast_to(c, shape).ravel() for c in means.coords)
-        numbers = self._collapsed.rows.weight.ravel()
+        order = series_order(means.series_axes, len(shape))
+        coords = tuple(np.broadcast_to(c, shape).transpose(order).ravel() for c in means.coords)
+        numbers = self._collapsed.rows.weight.transpose(order).ravel()
         replaced = replaced_rows(spec, coords, question.params, numbers > 0.0)
         return int(numbers[replaced].sum())
 
 
 def varies_along(data: Observations) -> tuple[bool, ...]:
-    """For each dimension of y, whether a coordinate varies along it."""
-    return tuple(any(c.shape[axis] > 1 for c in data.coords) for axis in range(data.y.ndim))
+    """For each dimension of y, whether a coordinate varies along it, or series run along it."""
+    return tuple(
+        axis in data.series_axes or any(c.shape[axis] > 1 for c in data.coords)
+        for axis in range(data.y.ndim)
+    )
 
 
 def collapsed_shape(data: Observations) -> tuple[int, ...]:
@@ -235,6 +240,7 @@ def _observations(
         lazy=False,
         masks=(empty,) if empty.any() else (),
         propagates=data.propagates,
+        series_axes=data.series_axes,
     )
 
 
