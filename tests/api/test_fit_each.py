@@ -399,6 +399,7 @@ def test_a_derivative_that_is_not_finite_is_a_difference():
 
 def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
     figure = maps.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:4] == [*NAMES, "status"]
     worst = np.unravel_index(np.argmax(maps.reduced_chi2), maps.shape)
