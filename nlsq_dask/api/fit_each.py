@@ -18,7 +18,6 @@ from nlsq_dask.fitting.each import (
     EachOptions,
     packed_answer,
     prepare_each,
-    run_each,
 )
 from nlsq_dask.fitting.prepare import InputOptions
 from nlsq_dask.fitting.series_values import map_values
@@ -173,7 +172,8 @@ def fit_each(
         return _stored_maps(job, store, resume, storage_options, client, progress)
     if resume:
         raise _errors.resume_without_store()
-    maps = maps_of(job, run_each(job))
+    packed = packed_answer(job)
+    maps = maps_of(job, job.problem.unpacked(packed), packed if job.lazy else None)
     if not maps.lazy:
         maps.warn()
     return maps
@@ -210,8 +210,8 @@ def _stored_maps(
     return maps_of(job, fields)
 
 
-def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
-    """The result of a job, from the fields of its answer."""
+def maps_of(job: EachJob, fields: Mapping[str, Any], packed: Any = None) -> FitMaps:
+    """The result of a job, from the fields of its answer, and the lazy array that holds them."""
 
     def refit(index: tuple[int, ...]) -> FitResult:
         return _fit_of_series(job, fields, index)
@@ -226,6 +226,7 @@ def maps_of(job: EachJob, fields: Mapping[str, Any]) -> FitMaps:
         values=lambda maps, x, residuals=False: map_values(job, maps.fields, x, residuals),
         refit=refit,
         rows=lambda maps, index: _rows_of_series(job, maps.fields, index),
+        packed=packed,
     )
 
 

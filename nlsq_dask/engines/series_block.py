@@ -211,9 +211,13 @@ class SeriesBlock:
             batch = self._batch(part)
             constants[:, part] = batch.constants[:, :n]
             starts[:, part] = batch.start[:, :n]
-            number = np.full(width, -1, np.int64)
+            number = np.full(self._width(part), -1, np.int64)
             number[:n] = np.arange(part.start, part.stop)
             yield number, to_tiles(batch.states, self.shape), self._tiles(batch)
+
+    def _width(self, part: slice) -> int:
+        """Lanes of the tiles that some series take."""
+        return -(-(part.stop - part.start) // self.shape.lanes) * self.shape.lanes
 
     def _tiles(self, batch: _Batch) -> LaneData:
         def placed(values: FloatArray) -> FloatArray:
@@ -227,7 +231,7 @@ class SeriesBlock:
         )
 
     def _batch(self, part: slice) -> _Batch:
-        """The rows and the constants of some series, of the width of a batch."""
+        """The rows and the constants of some series, of the width of their tiles."""
         y = self._cut(("y", 0), part, np.nan)
         coords = self._coords(part)
         has_sigma = ("sigma", 0) in self.tables
@@ -260,7 +264,7 @@ class SeriesBlock:
         """Rows of a table for a batch of tiles; one column where it is the same for all series."""
         table, role = self.tables[key], self.roles[key]
         columns = table[:, part] if role.varies else table
-        width = self.shape.tiles * self.shape.lanes if role.varies else 1
+        width = self._width(part) if role.varies else 1
         found = np.full((self.shape.rows if role.along else 1, width), fill)
         found[: len(columns), : columns.shape[1]] = np.ma.getdata(columns)
         return found
@@ -272,7 +276,7 @@ class SeriesBlock:
             table, varies = self.tables["x", index], self.roles["x", index].varies
             columns = table[:, part] if varies else table
             full = np.broadcast_to(np.asarray(columns, np.float64), (self.n_rows, columns.shape[1]))
-            width = self.shape.tiles * self.shape.lanes if varies else 1
+            width = self._width(part) if varies else 1
             more = ((0, self.shape.rows - self.n_rows), (0, width - full.shape[1]))
             found.append(np.pad(full, more, mode="edge"))
         return found

@@ -200,11 +200,6 @@ def prepare_each(
     return job
 
 
-def run_each(job: EachJob) -> Mapping[str, Array]:
-    """The fields of the answer by name: arrays of NumPy, or of Dask for lazy data."""
-    return job.problem.unpacked(packed_answer(job))
-
-
 def packed_answer(job: EachJob) -> Any:
     """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
     if job.lazy:
