@@ -188,3 +188,21 @@ def map_store_in_memory() -> InputError:
 
 def resume_without_store() -> InputError:
     return InputError("resume=True without a store: pass store=, the place of the earlier run.")
+
+
+def blocks_of_series_too_large(
+    needed_gb: float, available_gb: float, tasks: int, chunks: tuple[int, ...]
+) -> str:
+    at_one_time = "one task" if tasks == 1 else f"{tasks} tasks at one time"
+    return (
+        f"{at_one_time} with the series of a block each may take {needed_gb:.3g} GB of "
+        f"{available_gb:.3g} GB: cut y across the series, y.rechunk({chunks}), or run fewer tasks "
+        "at one time."
+    )
+
+
+def blocks_of_few_series(blocks: int, series: int, chunks: tuple[int, ...]) -> str:
+    return (
+        f"{blocks:,} blocks have {series:,} series or fewer each, and a block costs some "
+        f"milliseconds however few they are: join them, y.rechunk({chunks}), or store y so."
+    )

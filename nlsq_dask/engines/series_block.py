@@ -217,7 +217,8 @@ class SeriesBlock:
 
     def _width(self, part: slice) -> int:
         """Lanes of the tiles that some series take."""
-        return -(-(part.stop - part.start) // self.shape.lanes) * self.shape.lanes
+        n: int = part.stop - part.start
+        return -(-n // self.shape.lanes) * self.shape.lanes
 
     def _tiles(self, batch: _Batch) -> LaneData:
         def placed(values: FloatArray) -> FloatArray:

@@ -241,7 +241,8 @@ class LaneKernel(CompiledKernel):
                 **self._own(constants),
             )
             last = self._tile(states[i], rows, constants, options, numbers[2])
-            return jax.lax.dynamic_update_index_in_dim(found, last, i, 0)
+            updated: jax.Array = jax.lax.dynamic_update_index_in_dim(found, last, i, 0)
+            return updated
 
         # A loop over so many tiles as there are: the others cost nothing.
         tiles = numbers[3].astype(jnp.int32)

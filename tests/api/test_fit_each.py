@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from dask.callbacks import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from nlsq_dask import (
 )
 from nlsq_dask.fitting.series_parameters import series_parameters
 from nlsq_dask.io.series import SeriesAxes
+from nlsq_dask.kernels.lanes import LaneKernel
 from tests.support.series import (
     NAMES,
     ROWS,
@@ -431,3 +433,20 @@ def test_series_with_nearly_exchangeable_parameters_keep_their_digits():
     np.testing.assert_allclose(found.chi2, chi2, rtol=1e-7)
     np.testing.assert_allclose(found.perr["d"], deviation * 1e-3, rtol=1e-6)
     assert np.abs((found["d"] - coefficients[3] * 1e-3) / found.perr["d"]).max() < 1e-3
+
+
+def test_a_block_of_few_series_takes_one_call_and_one_task(monkeypatch):
+    calls, call = [], LaneKernel.__call__
+
+    def counted(self, states, *args):
+        calls.append(states.shape)
+        return call(self, states, *args)
+
+    lazy = fit_each(decay, T, da.from_array(FLAT, chunks=(-1, 5)), START)
+    tasks = []
+    monkeypatch.setattr(LaneKernel, "__call__", counted)
+    with Callback(posttask=lambda key, *_: tasks.append(key)):
+        done = lazy.compute(scheduler="synchronous")
+    assert len(calls) == FLAT.shape[1] // 5
+    assert len(tasks) <= 3 * len(calls)  # its chunk, perhaps fused; its fits; joined
+    assert same(done, fit_each(decay, T, FLAT, START))

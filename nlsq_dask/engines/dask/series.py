@@ -37,7 +37,7 @@ def lazy_answer(problem: SeriesProblem, arrays: Sequence[Array]) -> Any:
     arrays : sequence of array
         As ``problem.roles`` says, each with the axes of y. Those with chunks are Dask arrays.
     """
-    grid = _map_chunks(problem, arrays)
+    grid = map_chunks(problem, arrays)
     blocks, axes_of = _narrow(problem, arrays, grid, arrays[0].shape)
     return da.blockwise(
         _fit_blocks,
@@ -106,7 +106,7 @@ def lazy_values(
     arrays : sequence of array
         Those of the fit, whose chunks the values have along the axes of the map.
     """
-    grid = _map_chunks(problem, arrays)
+    grid = map_chunks(problem, arrays)
     full = list(arrays[0].shape)
     for d, n in zip(problem.fit_axes, fit_shape, strict=True):
         full[d] = n
@@ -138,7 +138,7 @@ def lazy_values(
     )
 
 
-def _map_chunks(problem: SeriesProblem, arrays: Sequence[Array]) -> tuple[tuple[int, ...], ...]:
+def map_chunks(problem: SeriesProblem, arrays: Sequence[Array]) -> tuple[tuple[int, ...], ...]:
     """Chunks of the answer along the axes of the map: those of y, or of the first lazy array."""
     shape = arrays[0].shape
     grid = []
