@@ -273,6 +273,14 @@ def not_row_wise_in_several_dimensions(reason: str, shape: tuple[int, ...]) -> N
     )
 
 
+def prediction_across_series(reason: str, shape: tuple[int, ...]) -> NotRowWiseError:
+    return NotRowWiseError(
+        f"the model is not row-wise: it {reason}, but the rows of x of shape {shape} would be "
+        "passed to it one behind the other, across the ends of the axes. Pass the x of one series "
+        "at a time, or use the result of fit(..., dim=), which knows the series."
+    )
+
+
 def jac_unknown(value: object, choices: Sequence[str]) -> InputError:
     quoted = join_names([repr(choice) for choice in choices])
     return InputError(

@@ -253,7 +253,8 @@ def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.Input
     if found is not None or error.params is None:
         return found or error
     rows = fitted_model(job).bad_rows(job.reduction.expand(np.array(error.params)))
-    return rows.error(job.data.names[1 : 1 + len(job.data.coords)], error)
+    names = job.data.names[1 : 1 + len(job.data.coords)]
+    return rows.error(names, error, in_series=job.spec.series is not None)
 
 
 @contextmanager

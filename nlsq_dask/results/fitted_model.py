@@ -413,7 +413,7 @@ class FittedModel:
         if not self.row_wise and several and not data.lazy:
             reason = row_dependence(self.spec, function.params)
             if reason is not None:
-                raise _errors.not_row_wise_in_several_dimensions(reason, data.y.shape)
+                raise _errors.prediction_across_series(reason, data.y.shape)
         if not data.lazy:
             block = data.layout.block(data.operands)
             return values_of_block(function, block).reshape(rows.shape)

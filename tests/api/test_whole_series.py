@@ -266,6 +266,12 @@ def test_without_dim_the_message_names_it():
             fit(piled, T[:, None, None], y, START)
 
 
+def test_x_must_be_finite_in_whole_series():
+    t = np.where(T[4] == T, np.nan, T)
+    with pytest.raises(InputError, match="check x: the model takes whole series"):
+        fit(piled, t, Y, START, dim=0, nan_policy="omit")
+
+
 def test_a_prediction_does_not_run_across_series():
     """A model that was fitted to one series is not evaluated across the ends of several."""
     result = fit(piled, T, Y[:, 0, 0], START)
