@@ -96,9 +96,10 @@ def duplicate_parameter_names(names: Sequence[str]) -> InputError:
     )
 
 
-def model_raised(model: str, error: BaseException, rows: int) -> ModelError:
+def model_raised(model: str, error: BaseException, rows: int | None) -> ModelError:
+    given = "x and the start" if rows is None else f"{rows} rows"
     return ModelError(
-        f"the model {model} raised {type(error).__name__} when called with {rows} rows: {error}"
+        f"the model {model} raised {type(error).__name__} when called with {given}: {error}"
     )
 
 
