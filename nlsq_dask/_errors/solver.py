@@ -256,8 +256,8 @@ def tolerances_disabled(eps: float) -> InputError:
 
 def x_scale_invalid(value: object) -> InputError:
     return InputError(
-        f"x_scale = {shown(value)}: pass 'jac', or positive finite numbers, one a parameter, between "
-        "1e-150 and 1e150."
+        f"x_scale = {shown(value)}: pass 'jac', or positive finite numbers, one a parameter, "
+        "between 1e-150 and 1e150."
     )
 
 

@@ -82,6 +82,8 @@ class BlockSums:
         best = self.best
         if best is None or {len(best.answers), len(self._of_y)} != {len(n_blocks)}:
             return None
+        if any(a.n_points != y.n_points for a, y in zip(best.answers, self._of_y, strict=True)):
+            return None  # blocks were lost in between
         answers = [
             replace(a, moments=a.moments.with_y_of(y.moments), largest=y.largest, scores=None)
             for a, y in zip(best.answers, self._of_y, strict=True)
