@@ -127,7 +127,9 @@ def moved_to(
     explained = np.abs(linear.gradient) / nonzero(linear.norms)
     chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
     # A start of 0 tells no size, and at an optimum of 0 every effect is small.
-    linear = linear.without((state.sizes > 0.0) & (effects <= rounding) & (explained <= chance))
+    # Residuals that are rounding errors themselves show nothing, whatever their pattern.
+    by_chance = explained <= max(chance, rounding)
+    linear = linear.without((state.sizes > 0.0) & (effects <= rounding) & by_chance)
     return replace(
         state,
         params=params,

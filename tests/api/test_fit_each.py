@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nlsq_dask import (
     ConvergenceError,
     ConvergenceWarning,
+    CovarianceWarning,
     InputError,
     Status,
     fit_each,
@@ -236,6 +237,14 @@ def test_a_series_that_cannot_be_fitted_has_a_status_and_no_error_bar(adversarie
 
 def test_at_agrees_on_the_status_of_an_exact_series(adversaries):
     assert adversaries.at(list(SERIES).index("noise-free")).success
+
+
+def test_at_agrees_on_the_status_of_a_constant_series(adversaries):
+    """Its amplitude is a rounding error, and the residuals say nothing of its lifetime."""
+    with pytest.warns(CovarianceWarning):
+        result = adversaries.at(list(SERIES).index("constant"))
+    assert result.status is Status.UNDETERMINED
+    assert "lifetime" in result.undetermined
 
 
 def test_counts_and_the_error_of_a_failed_map(adversaries):
