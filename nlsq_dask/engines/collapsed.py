@@ -139,9 +139,10 @@ class CollapsedEngine:
     def _collapsed(self) -> _Collapsed:
         """Read the rows, and open the engines of the means."""
         data = self._data
-        found = self.rows.ask(MeansOf(varies_along(data)))
-        shape = collapsed_shape(data)
-        cell = found.whole(shape, [c.shape for c in data.coords], data.sigma is not None)
+        shapes = tuple(c.shape for c in data.coords)
+        shape, weighted = collapsed_shape(data), data.sigma is not None
+        found = self.rows.ask(MeansOf(varies_along(data), shape, shapes, weighted))
+        cell = found.whole(shape, shapes, weighted)
         n_points = int(cell.rows.weight.sum())
         if not n_points:
             raise _errors.all_left_out(data.n_rows, data.causes)

@@ -26,7 +26,7 @@ from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 from nlsq_dask.engines.partial import LostBlock, Partial
-from nlsq_dask.fitting.block_sums import BlockSums, has_sums, too_large
+from nlsq_dask.fitting.block_sums import MOST_BYTES, BlockSums, has_sums, too_large
 from nlsq_dask.fitting.checkpoint import check_problem
 from nlsq_dask.fitting.checkpoint_content import decode as decode_file
 from nlsq_dask.fitting.checkpoint_content import encode as encode_file
@@ -42,11 +42,13 @@ from nlsq_dask.fitting.ledger_content import (
     read_left_out,
     read_pilot,
 )
+from nlsq_dask.fitting.ledger_means import bytes_of_means
 from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out
 from nlsq_dask.fitting.pilot import Pilot
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.codec import dumps, to_json
 from nlsq_dask.io.files import Folder
+from nlsq_dask.questions.collapse import MeansOf
 from nlsq_dask.questions.question import AnyQuestion
 
 if TYPE_CHECKING:
@@ -354,7 +356,7 @@ class Ledger:
 
     def of_pass(self, question: AnyQuestion[Any], n_groups: int) -> PassLedger:
         """Begin a pass, or go on with it; see :class:`nlsq_dask.engines.ledger.Ledger`."""
-        if not is_kept(question) or too_large(question, n_groups):
+        if not is_kept(question) or self._too_large(question, n_groups):
             return NO_PASS_LEDGER
         key = self._key_of(question)
         left = self._left.pop(key, None)
@@ -371,6 +373,14 @@ class Ledger:
         self._entries[key] = entry = _Entry(question, n_groups, dict(kept), lost=lost)
         known = {n: Partial(a, lost.get(n, ())) if self._omits else a for n, a in kept.items()}
         return _Pass(self, entry, known, expected, has_sums(question))
+
+    def _too_large(self, question: AnyQuestion[Any], n_groups: int) -> bool:
+        """Whether the answers of all groups take more memory than is kept."""
+        if not isinstance(question, MeansOf):
+            return too_large(question, n_groups)
+        rows = engine_of_rows(self._engine)
+        assert not isinstance(rows, InMemoryEngine), "its questions have no groups"
+        return bytes_of_means(question, rows.stream.groups) > MOST_BYTES
 
     def _groups_of(
         self, question: AnyQuestion[Any], left: Any, n_groups: int

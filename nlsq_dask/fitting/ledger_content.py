@@ -19,6 +19,7 @@ from nlsq_dask.core.questions import Answers, CostsAt, Several, SumsAt
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.engines.partial import LostBlock
 from nlsq_dask.fitting.checkpoint_content import check_linearization
+from nlsq_dask.fitting.ledger_means import means_compared, means_from_json, means_to_json
 from nlsq_dask.fitting.omitted import Blocks
 from nlsq_dask.fitting.pilot import Pilot
 from nlsq_dask.io.codec import (
@@ -30,6 +31,7 @@ from nlsq_dask.io.codec import (
     from_json,
     to_json,
 )
+from nlsq_dask.questions.collapse import Means, MeansOf
 from nlsq_dask.questions.question import AnyQuestion
 from nlsq_dask.questions.sample import Sample, Thinned
 
@@ -39,10 +41,10 @@ NO_BLOCKS: Blocks = frozenset()
 
 
 def is_kept(question: AnyQuestion[Any]) -> bool:
-    """Whether the answers to a question are kept: sums, costs and samples."""
+    """Whether the answers to a question are kept: sums, costs, samples and means."""
     if isinstance(question, Several):
         return all(map(is_kept, question.questions))
-    return isinstance(question, SumsAt | CostsAt | Thinned)
+    return isinstance(question, SumsAt | CostsAt | Thinned | MeansOf)
 
 
 def key_of(question: AnyQuestion[Any], omitted: Blocks = NO_BLOCKS) -> str:
@@ -78,6 +80,8 @@ def _encoded(question: AnyQuestion[Any], answer: Any) -> Any:
         arrays = (answer.y, *answer.coords, *([] if answer.sigma is None else [answer.sigma]))
         is_finite = all(np.isfinite(array).all() for array in arrays)
         return [array.tolist() for array in arrays] if is_finite else None
+    if isinstance(question, MeansOf):
+        return means_to_json(answer)
     return to_json(answer)
 
 
@@ -98,6 +102,8 @@ def decode(question: AnyQuestion[Any], value: Any) -> Any:
         costs = floats_from_json(value)
         check_shape("costs", costs, (len(question.candidates),))
         return costs
+    if isinstance(question, MeansOf):
+        return means_from_json(value, question)
     return _sample(question, value)
 
 
@@ -150,6 +156,8 @@ def _compared(answer: Any) -> FloatArray:
     if isinstance(answer, NormalEquations):
         numbers = (answer.n_points, answer.n_skipped, answer.cost, answer.moments.sq_residuals)
         return np.array([*numbers, *np.diag(answer.gram)], np.float64)
+    if isinstance(answer, Means):
+        return means_compared(answer)
     return np.asarray(answer.y if isinstance(answer, Sample) else answer, np.float64)
 
 
