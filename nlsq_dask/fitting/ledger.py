@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from nlsq_dask import _errors
-from nlsq_dask.core.questions import RowQuestion
+from nlsq_dask.core.questions import RowQuestion, Several
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
@@ -38,6 +38,7 @@ from nlsq_dask.fitting.ledger_content import (
     is_kept,
     key_of,
     left_out_to_json,
+    parts_of,
     read_groups,
     read_left_out,
     read_pilot,
@@ -113,8 +114,10 @@ class _Entry:
         """The JSON text of the entry."""
         texts = {"n_groups": dumps(self.n_groups), "whole": self.whole or "null"}
         texts["groups"] = f"{{{', '.join(self._groups())}}}"
-        left_out = left_out_to_json(self.lost, self.omitted)
-        return _object(texts | {name: dumps(value) for name, value in left_out.items()})
+        others = left_out_to_json(self.lost, self.omitted)
+        if isinstance(self.question, Several):
+            others["parts"] = parts_of(self.question)
+        return _object(texts | {name: dumps(value) for name, value in others.items()})
 
     def answered(self, answer: str | None, omitted: Blocks) -> None:
         """Take note of the answer of all groups, and of all blocks that are left out of it."""
@@ -344,10 +347,14 @@ class Ledger:
         else:
             self._replay(1)
         entry = self._entries.setdefault(key, _Entry(question, 0))
-        self.blocks.see(question, entry.answers, entry.n_groups)
+        self._see(question, entry)
         entry.answered(encode(question, answer), blocks_omitted(self._engine))
         self.write_if_due()
         return answer
+
+    def _see(self, question: RowQuestion[Any], entry: _Entry) -> None:
+        """Take note of the sums of the groups of a pass."""
+        self.blocks.see(question, entry.answers, entry.n_groups)
 
     def _replay(self, n_passes: int) -> None:
         """Count passes of an earlier process."""

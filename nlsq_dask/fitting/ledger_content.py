@@ -53,6 +53,13 @@ def key_of(question: AnyQuestion[Any], omitted: Blocks = NO_BLOCKS) -> str:
     return checksum(dumps([named, sorted(omitted)] if omitted else named))
 
 
+def parts_of(question: AnyQuestion[Any]) -> list[str]:
+    """Keys of the single questions of several."""
+    if isinstance(question, Several):
+        return [key for part in question.questions for key in parts_of(part)]
+    return [key_of(question)]
+
+
 def _named(question: Any) -> Any:
     """The kind and the values of a question, as JSON values."""
     name = type(question).__name__

@@ -43,6 +43,7 @@ from nlsq_dask.fitting.pilot import Pilot, first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.same_data import (
+    Knows,
     Look,
     check_digests,
     check_old_digests,
@@ -388,6 +389,7 @@ def solve(
     omitted: Callable[[], Blocks],
     ledger: Ledger | None = None,
     before: Appended | None = None,
+    knows: Knows | None = None,
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start.
 
@@ -405,7 +407,8 @@ def solve(
     known = None if saved is None or saved.of_0_1 else saved
     state = None if known is None else known.state
     changing = job.data.lazy and not job.data.propagates
-    knows = nothing_known if ledger is None else ledger.knows
+    if knows is None:
+        knows = nothing_known if ledger is None else ledger.knows
     looked = looked_at(search, job.data)
     same = same_in_all_passes(looked, look if changing else None, state, knows)
     return without_lost_rows(same, omitted, None if known is None else known.omitted)

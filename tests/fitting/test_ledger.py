@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_dask import CheckpointWarning, DataChangedError, InputError, ReadingError, fit
+from nlsq_dask import CheckpointWarning, DataChangedError, InputError, ReadingError, fit, fit_models
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.questions import Answers, CostsAt, Several, SumsAt
 from nlsq_dask.fitting import ledger as ledger_module
@@ -206,6 +206,36 @@ class Held(Reads):
     @property
     def holds(self):
         return self.log.read_bytes().count(LAST) > 1
+
+
+def line(x, a, b):
+    return a + b * x
+
+
+@pytest.mark.parametrize("fails_at", [LAST, BLOCKS + LAST])
+def test_a_pass_of_several_models_goes_on_where_it_was(fails_at, tmp_path):
+    """In its first pass, or in the second, after the models have written checkpoints."""
+
+    def both(reads, directory):
+        options = {"pilot": False, "cache": False, "retries": 0, "resume": True}
+        with dask.config.set(scheduler="synchronous"):
+            return fit_models(
+                [decay, line], X, reads.y, [[1, 1, 0], [1, 1]], checkpoint=directory, **options
+            )
+
+    calm, directory = Reads(tmp_path / "whole"), tmp_path / "checkpoints"
+    whole = both(calm, tmp_path / "calm")
+    with pytest.raises(ReadingError, match="the store is away"):
+        both(Reads(tmp_path / "first", fails_at), directory)
+    assert groups_in(directory) == LAST
+    reads = Reads(tmp_path / "second")
+    result = both(reads, directory)
+    for name in ("decay", "line"):
+        assert_same_result(result[name], whole[name])
+        assert result[name].n_passes == whole[name].n_passes
+    # All but the group that failed and one that is compared; and the pass before.
+    assert calm.count - reads.count == BLOCKS - REST + (fails_at - LAST)
+    assert not (directory / "ledger.json").exists()
 
 
 @pytest.mark.parametrize("sigma", [None, 0.1 * np.ones((1, 4))])
