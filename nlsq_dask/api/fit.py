@@ -246,13 +246,14 @@ def fit(
         one pass more, which evaluates the present point again without the block. Errors of the
         model and of your own code always end the fit.
     missing_chunks : {"warn", "raise", "omit", "fill"}
-        What happens to chunks (or shards) of Zarr arrays that are not in the store, which Zarr
-        reads as the fill value. They were lost or never written; or they hold the fill value alone,
-        as Zarr does not store such chunks unless it is told to. "warn" (default) takes them for
-        data, and gives their number. "raise" is an error before the first pass. "omit" leaves their
-        rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks. "fill" takes
-        them for data without a word. Masks are never checked. Unless rows are left out, neither are
-        arrays whose fill value is NaN or means NaN by their attributes or `fill_value`.
+        What happens to chunks of Zarr arrays that are not in the store, or not in their shard, and
+        which Zarr reads as the fill value. They were lost or never written; or they hold the fill
+        value alone, as Zarr does not store such chunks unless it is told to. "warn" (default) takes
+        them for data, and gives their number. "raise" is an error before the first pass. "omit"
+        leaves their rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks.
+        "fill" takes them for data without a word. Masks are never checked. Unless rows are left
+        out, neither are arrays whose fill value is NaN or means NaN by their attributes or
+        `fill_value`.
     diagnostics : bool
         Whether the result keeps the sums of each chunk of streamed data, for its
         ``block_diagnostics()``. A task then reads one chunk, up to 10,000 chunks, so that a pass
