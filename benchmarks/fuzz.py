@@ -43,7 +43,7 @@ import numpy as np
 
 from benchmarks.common import Row, arguments, judge, report
 from benchmarks.fuzz_calls import calls
-from nlsq_dask import CheckpointWarning, FitResult, InputError, ReadingError, fit
+from nlsq_dask import CheckpointWarning, FitResult, InputError, fit
 from nlsq_dask._errors import DataChangedError, FitWarning
 from tests.support.mutated_files import (
     content_of_checkpoint,
@@ -71,17 +71,24 @@ def fitted(directory: Path, *, resume: bool = False) -> FitResult:
     return fit(decay, X, Y, p0=[1, 1, 0], checkpoint=directory, resume=resume)
 
 
-def streamed(directory: Path, *, fails: bool = False) -> FitResult:
-    """A fit whose ledger is mutated; its store may fail in the second pass."""
-    reads = iter(range(2 * BLOCKS - 1)) if fails else itertools.count()
+def streamed(directory: Path, *, fails: bool = False, omits: bool = False) -> FitResult:
+    """A fit whose ledger is mutated.
+
+    It may be interrupted in the second pass, and leave out a block that it cannot read there.
+    """
+    reads = itertools.count()
 
     def read(block):
-        if next(reads, None) is None:
+        count = next(reads)
+        if fails and count == 2 * BLOCKS - 1:
+            raise KeyboardInterrupt
+        if fails and omits and count == BLOCKS + 2:
             raise OSError("the store is away")
         return block
 
     y = da.from_array(Y, chunks=Y.size // BLOCKS).map_blocks(read, dtype=float, meta=np.empty(0))
     options = {"pilot": False, "cache": False, "retries": 0, "resume": not fails}
+    options["on_error"] = "omit" if omits else "raise"
     with dask.config.set(scheduler="synchronous"):
         return fit(decay, X, y, p0=[1, 1, 0], checkpoint=directory, progress=False, **options)
 
@@ -135,18 +142,21 @@ def checkpoints(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[
 
 
 def ledgers(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str, str]]:
-    """Kinds of damage and ends of `count` mutated ledgers."""
-    whole = folder / "whole"
-    with suppress(ReadingError):
-        streamed(whole, fails=True)
-    raw = (whole / "ledger.json").read_bytes()
-    for _ in range(count):
-        directory = folder / "mutated"
+    """Kinds of damage and ends of `count` mutated ledgers, with and without lost blocks."""
+    for omits in (False, True):
+        with suppress(KeyboardInterrupt), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            streamed(folder / str(omits), fails=True, omits=omits)
+    for number in range(count):
+        omits = bool(number % 2)
+        whole, directory = folder / str(omits), folder / "mutated"
+        raw = (whole / "ledger.json").read_bytes()
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(whole, directory)
         kind, changed = mutated(raw, content_of_checkpoint(raw), seal_checkpoint, rng)
         (directory / "ledger.json").write_bytes(changed)
-        yield kind, resumed(directory, "ledger.json", streamed)
+        again = partial(streamed, omits=omits)
+        yield kind, resumed(directory, "ledger.json", again)
 
 
 def results(count: int, rng: random.Random, folder: Path) -> Iterable[tuple[str, str]]:

@@ -84,6 +84,9 @@ def arrays(rng: random.Random) -> Any:
         plain.tolist,
         lambda: tuple(spoilt.tolist()),
         lambda: [[1.0, 2.0], [3.0]],
+        lambda: rng.choice(
+            (([1.0, 2.0], [3.0]), [plain, plain[:5]], [[1.0], [[2.0]]], {"x": plain})
+        ),
         lambda: [1.0, "a", None],
         lambda: [decimal.Decimal("1.5")] * N,
         lambda: [fractions.Fraction(1, 3)] * N,
@@ -106,6 +109,7 @@ def odd(rng: random.Random) -> Any:
             *((), [], {}, set(), {1, 2}, {"a": 1}, {"a": "b"}, {"zz": 1.0}, {1: 2}, range(3)),
             *([1, 1, 0], [1, 1], [[1, 1, 0]], (0.0, 1.0), ([0] * 3, [9] * 3), [np.nan] * 3),
             *(np.zeros(3), np.zeros((3, 3)), np.eye(3), np.array(None), np.array("a")),
+            *([[1.0, 2.0], [3.0]], [1, [1], 0]),
             *(Odd(), decay, iter([1, 2]), slice(3), Ellipsis, NotImplemented),
             *(dt.datetime(2020, 1, 1), dt.timedelta(1), np.datetime64("2020")),
         )
@@ -159,16 +163,26 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "time_unit": ("s", "D"),
     "decode": ("cf", False),
     "progress": (None, False),
+    "diag": (None, [1, 2, 3], 1e-300),
+    "maxfev": (0, 20),
+    "epsfcn": (None, 1e-3),
+    "col_deriv": (False, True),
+    "full_output": (False, True),
+    "check_finite": (None, True, False),
 }
 #: Arguments of ``scipy.optimize.curve_fit``.
-OF_CURVE_FIT = ("p0", "sigma", "absolute_sigma", "bounds", "method", "jac", "nan_policy")
+OF_CURVE_FIT = (
+    *("p0", "sigma", "absolute_sigma", "bounds", "method", "jac", "nan_policy", "x_scale"),
+    *("diag", "maxfev", "epsfcn", "col_deriv", "full_output", "check_finite"),
+)
 MODELS = (decay, decay, decay, decay, positive, two, not_a_model, of_strings, shorter, None, 3)
 
 
 def call(rng: random.Random) -> tuple[str, Callable[[], Any]]:
     """A call, and its text."""
     function = rng.choice((fit, fit, curve_fit, plan))
-    names = OF_CURVE_FIT if function is curve_fit else tuple(CHOICES)
+    others = tuple(name for name in CHOICES if name not in OF_CURVE_FIT[8:])
+    names = OF_CURVE_FIT if function is curve_fit else others
     options: dict[str, Any] = {"p0": [1, 1, 0]}
     for name in rng.sample(names, rng.choice((0, 1, 1, 2, 3))):
         options[name] = odd(rng) if rng.random() < 0.4 else rng.choice(CHOICES[name])

@@ -8,15 +8,21 @@ end are measured, for the process of the fits and for the workers:
 - threads, files: threads and open file descriptors;
 - tasks: tasks that the scheduler remembers.
 
+Each fiftieth fit is told on standard error. The stacks of all threads are written there once a fit
+takes longer than STUCK_SECONDS, so that a wait without an end is not a silent one.
+
 Bars: memory + 10 % and 30 MB; no more threads and files than after the warm-up but for 3 (a pool
 may grow to its size late); no tasks.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import random
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,6 +45,10 @@ Y = 2.5 * np.exp(-1.3 * X) + 0.5 + 0.05 * np.random.default_rng(0).standard_norm
 SHARE, MORE_MB, MORE_HANDLES = 1.1, 30.0, 3
 
 COLUMNS = ("MB", "threads", "files")
+
+# Seconds after which a fit is suspected to wait for ever: it takes less than one. And fits between
+# two lines that tell of them.
+STUCK_SECONDS, FITS_A_LINE = 300.0, 50
 
 
 def decay(x, a, b, c):
@@ -118,10 +128,15 @@ def run(client: Client, count: int, rng: random.Random) -> None:
     kinds = fits(client)
     order = [kinds[i % len(kinds)] for i in range(count)]
     rng.shuffle(order)
-    for one in order:
+    began = time.monotonic()
+    for done, one in enumerate(order, 1):
+        faulthandler.dump_traceback_later(STUCK_SECONDS, repeat=True, file=sys.__stderr__)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             one()
+        faulthandler.cancel_dump_traceback_later()
+        if done % FITS_A_LINE == 0:
+            print(f"{done} fits in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def rows(

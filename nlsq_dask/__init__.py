@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from nlsq_dask.api.fit_each import fit_each
     from nlsq_dask.api.fit_models import fit_models
     from nlsq_dask.api.plan import plan
+    from nlsq_dask.api.plan_each import plan_each
     from nlsq_dask.api.show_versions import show_versions
     from nlsq_dask.results.blocks import BlockDiagnostics
     from nlsq_dask.results.comparison import ModelComparison
     from nlsq_dask.results.fit_plan import FitPlan
     from nlsq_dask.results.maps import FitMaps
+    from nlsq_dask.results.maps_plan import MapsPlan
     from nlsq_dask.results.profile import Profile
     from nlsq_dask.results.record import PilotRecord, Start
     from nlsq_dask.results.result import FitResult, Parameter
@@ -65,6 +67,7 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "LossScaleWarning",
+    "MapsPlan",
     "MissingDataWarning",
     "MissingLibraryError",
     "ModelComparison",
@@ -83,6 +86,7 @@ __all__ = [
     "fit_each",
     "fit_models",
     "plan",
+    "plan_each",
     "show_versions",
 ]
 
@@ -95,9 +99,11 @@ _LAZY = {
     "BlockDiagnostics": "nlsq_dask.results.blocks",
     "ModelComparison": "nlsq_dask.results.comparison",
     "plan": "nlsq_dask.api.plan",
+    "plan_each": "nlsq_dask.api.plan_each",
     "show_versions": "nlsq_dask.api.show_versions",
     "FitMaps": "nlsq_dask.results.maps",
     "FitPlan": "nlsq_dask.results.fit_plan",
+    "MapsPlan": "nlsq_dask.results.maps_plan",
     "FitResult": "nlsq_dask.results.result",
     "Parameter": "nlsq_dask.results.result",
     "PilotRecord": "nlsq_dask.results.record",

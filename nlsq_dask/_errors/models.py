@@ -96,9 +96,10 @@ def duplicate_parameter_names(names: Sequence[str]) -> InputError:
     )
 
 
-def model_raised(model: str, error: BaseException, rows: int) -> ModelError:
+def model_raised(model: str, error: BaseException, rows: int | None) -> ModelError:
+    given = "x and the start" if rows is None else f"{rows} rows"
     return ModelError(
-        f"the model {model} raised {type(error).__name__} when called with {rows} rows: {error}"
+        f"the model {model} raised {type(error).__name__} when called with {given}: {error}"
     )
 
 
@@ -258,7 +259,8 @@ def not_row_wise(reason: str) -> NotRowWiseError:
     return NotRowWiseError(
         f"the model is not row-wise: it {reason}, but data in chunks are evaluated chunk by chunk. "
         "Make each value depend on its own row of x only (pass what comes from all rows as a "
-        "number, or as a coordinate of its own), or fit data in memory with strategy='standard'."
+        "number, or as a coordinate of its own), fit data in memory with strategy='standard', or "
+        "name the dimension along which the model takes whole series with dim=."
     )
 
 
@@ -266,8 +268,17 @@ def not_row_wise_in_several_dimensions(reason: str, shape: tuple[int, ...]) -> N
     return NotRowWiseError(
         f"the model is not row-wise: it {reason}, but the rows of y of shape {shape} are passed "
         "to it one behind the other, so that it would run across the ends of the axes. Make "
-        "each value depend on its own row of x only, or fit each 1-D series by itself: one call "
-        "of fit for each y[i], in a loop."
+        "each value depend on its own row of x only, or name the dimension along which the model "
+        "takes whole series: fit(..., dim=) for one set of parameters, fit_each(..., dim=) for a "
+        "fit of each series."
+    )
+
+
+def prediction_across_series(reason: str, shape: tuple[int, ...]) -> NotRowWiseError:
+    return NotRowWiseError(
+        f"the model is not row-wise: it {reason}, but the rows of x of shape {shape} would be "
+        "passed to it one behind the other, across the ends of the axes. Pass the x of one series "
+        "at a time, or use the result of fit(..., dim=), which knows the series."
     )
 
 

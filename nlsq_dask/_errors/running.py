@@ -337,14 +337,19 @@ def chunk_too_large(
     threads: int,
     fitting_bytes: int,
     fitting_chunks: tuple[int, ...],
+    joined: Sequence[int] = (),
 ) -> InputError:
+    block = f"a chunk of shape {chunks}"
+    if joined:
+        block = (
+            f"a block of whole series, of shape {chunks}, with all chunks along {tuple(joined)},"
+        )
     return InputError(
-        f"a chunk of shape {chunks} takes {in_units(chunk_bytes)} when decoded, coordinates and "
-        f"sigma included, but a worker with {in_units(memory_bytes)} of memory and "
-        f"{_threads(threads)} has room for chunks of {in_units(fitting_bytes)}: rechunk all arrays "
-        f"alike, for example y.rechunk({fitting_chunks}), or da.from_zarr(store, "
-        f"chunks={fitting_chunks}) for data in a store, or start workers with more memory or fewer "
-        "threads."
+        f"{block} takes {in_units(chunk_bytes)} when decoded, coordinates and sigma included, but "
+        f"a worker with {in_units(memory_bytes)} of memory and {_threads(threads)} has room for "
+        f"chunks of {in_units(fitting_bytes)}: rechunk all arrays alike, for example "
+        f"y.rechunk({fitting_chunks}), or da.from_zarr(store, chunks={fitting_chunks}) for data in "
+        "a store, or start workers with more memory or fewer threads."
     )
 
 

@@ -123,6 +123,14 @@ def series_index(index: object, shape: tuple[int, ...]) -> InputError:
     )
 
 
+def series_of_new_x(shape: tuple[int, ...], ndim: int, axes: Sequence[int]) -> InputError:
+    return InputError(
+        f"x has shape {shape}, which does not tell the series apart: pass x with the {ndim} axes "
+        f"of y, with series along {tuple(axes)}, or with those of one series alone; arrays of "
+        "xarray have the names of the dimensions of the fit."
+    )
+
+
 def covariance_not_kept() -> InputError:
     return InputError("the maps hold no covariances: call fit_each(..., covariance=True).")
 
@@ -198,4 +206,22 @@ def series_too_large(needed: float, room: float, chunks: Sequence[int]) -> Input
         f"{in_units(room)}. The model mixes the rows of a series, so series are read whole and not "
         f"frame by frame: rechunk y to at most {tuple(chunks)} along the map, or run on workers "
         "with more memory (memory_limit_gb says how much there is)."
+    )
+
+
+def blocks_of_series_too_large(
+    needed_gb: float, available_gb: float, tasks: int, chunks: tuple[int, ...]
+) -> str:
+    at_one_time = "one task" if tasks == 1 else f"{tasks} tasks at one time"
+    return (
+        f"{at_one_time} with the series of a block each may take {needed_gb:.3g} GB of "
+        f"{available_gb:.3g} GB: cut y across the series, y.rechunk({chunks}), or run fewer tasks "
+        "at one time."
+    )
+
+
+def blocks_of_few_series(blocks: int, series: int, chunks: tuple[int, ...]) -> str:
+    return (
+        f"{blocks:,} blocks have {series:,} series or fewer each, and a block costs some "
+        f"milliseconds however few they are: join them, y.rechunk({chunks}), or store y so."
     )

@@ -182,7 +182,13 @@ def start_not_finite(params: Iterable[float]) -> StartNotFiniteError:
 
 
 def start_not_finite_at_row(
-    params: Iterable[float], count: int, place: str, coords: str, value: float
+    params: Iterable[float],
+    count: int,
+    place: str,
+    coords: str,
+    value: float,
+    *,
+    in_series: bool = False,
 ) -> StartNotFiniteError:
     """The model has no finite value at the starting point, on rows that are known.
 
@@ -196,7 +202,12 @@ def start_not_finite_at_row(
         Where the first is, and its coordinates.
     value : float
         The model's value there.
+    in_series : bool
+        Whether the model takes whole series.
     """
+    out = "or leave out these rows with a mask"
+    if in_series:
+        out = "and check x: the model takes whole series, those rows included that are left out"
     what = f"the model's value is {value:.6g}"
     if math.isfinite(value):
         what += ", and the square of its residual is not finite,"
@@ -205,8 +216,7 @@ def start_not_finite_at_row(
         values,
         f"the sum of squared residuals is not finite at the starting point p0 = {listed(values)} "
         f"(residuals are not finite in the initial point): {what} {place}, where {coords}; such "
-        f"rows are {count} in all. Choose a p0 where the model is finite on all rows, or leave "
-        "out these rows with a mask.",
+        f"rows are {count} in all. Choose a p0 where the model is finite on all rows, {out}.",
     )
 
 
@@ -246,7 +256,15 @@ def tolerances_disabled(eps: float) -> InputError:
 
 def x_scale_invalid(value: object) -> InputError:
     return InputError(
-        f"x_scale = {shown(value)}: pass 'jac', or positive finite numbers, one a parameter."
+        f"x_scale = {shown(value)}: pass 'jac', or positive finite numbers, one a parameter, "
+        "between 1e-150 and 1e150."
+    )
+
+
+def diag_invalid(value: object) -> InputError:
+    return InputError(
+        f"diag = {shown(value)}: pass positive finite numbers, one a parameter, between 1e-150 and "
+        "1e150, or leave diag out."
     )
 
 

@@ -15,10 +15,11 @@ from nlsq_dask import _errors
 from nlsq_dask.api.scipy_call import ScipyCall, checked, fitted, scipy_call
 from nlsq_dask.api.scipy_models import TransposedJacobian
 from nlsq_dask.core.bounds import by_name, normalize_bounds, normalize_p0
+from nlsq_dask.core.checks import checked_flag
 from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
+from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER, LARGEST_SCALE
 from nlsq_dask.io.units import BareParameters, bare_bounds
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
@@ -167,8 +168,10 @@ def curve_fit(
     options = _options(method, kwargs, start.size, callable(jac))
     options |= {"absolute_sigma": absolute_sigma, "bounds": bounds, "p0": start}
     jacobian = _jacobian(jac, options.pop("col_deriv", False))
+    full_output = checked_flag("full_output", full_output)
     if check_finite is None:
         check_finite = nan_policy is None
+    check_finite = checked_flag("check_finite", check_finite)
     call = scipy_call(f, jacobian, xdata, ydata, sigma, start)
     call = checked(call, check_finite, nan_policy)
     if p0 is None and call.adapt is None and hasattr(f, "guess"):
@@ -222,10 +225,18 @@ def _start_and_bounds(
     p0 = by_name(given.p0)
     named = p0 is None or isinstance(p0, Mapping)
     if not named:
-        p0 = np.ravel(p0)
+        p0 = _flat(p0, _errors.p0_not_numbers)
     names = parameter_names(f, None if named else p0.size)
     lower, upper = normalize_bounds(bare_bounds(bounds, given.units(names), names), names)
     return normalize_p0(p0, names, lower, upper), (lower, upper)
+
+
+def _flat(value: Any, refusal: Callable[[object], _errors.FitError]) -> Any:
+    """The value as a flat array of any dtype; `refusal` makes the error of ragged lists."""
+    try:
+        return np.ravel(value)
+    except ValueError:
+        raise refusal(value) from None
 
 
 def _method(method: Any, lower: FloatArray, upper: FloatArray) -> str:
@@ -251,15 +262,31 @@ def _options(method: str, kwargs: Mapping[str, Any], size: int, with_jac: bool) 
         options.setdefault("stat_tol", None)  # SciPy's criteria alone
     if method != "lm":
         return options
-    if not options["max_nfev"]:
+    if options["max_nfev"] is None or _is_zero(options["max_nfev"]):
         each = LM_EVALUATIONS_WITH_JAC if with_jac else LM_EVALUATIONS
         options["max_nfev"] = each * (size + 1)
     if not planned:
         options = LM_TOLERANCES | options
     diag = options.pop("diag", None)
     if diag is not None:
-        options["x_scale"] = 1.0 / np.asarray(diag, np.float64)
+        options["x_scale"] = 1.0 / _checked_diag(diag)
     return options
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a value is the number 0, which stands for the default as in SciPy."""
+    return isinstance(value, int | float | np.number) and value == 0
+
+
+def _checked_diag(diag: Any) -> FloatArray:
+    """The factors of MINPACK by which the variables are multiplied."""
+    try:
+        factors = np.asarray(diag, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise _errors.diag_invalid(diag) from None
+    if not ((factors >= 1.0 / LARGEST_SCALE) & (factors <= LARGEST_SCALE)).all():
+        raise _errors.diag_invalid(diag)
+    return factors
 
 
 def _jacobian(jac: Any, transposed: bool) -> Callable[..., Any] | None:

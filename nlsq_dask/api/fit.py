@@ -43,6 +43,7 @@ def fit(
     y: Any,
     p0: ArrayLike | Mapping[str, float] | None = None,
     *,
+    dim: Any = None,
     sigma: Any = None,
     absolute_sigma: bool = False,
     mask: Any = None,
@@ -117,6 +118,14 @@ def fit(
         Starting values, in order or by name. The default is ``model.guess(x, y)``, called with a
         sample of the rows. For a model without ``guess`` it is 1 for each parameter, moved inside
         the bounds.
+    dim : name, int, or sequence of these, optional
+        Dimensions of ``y`` along which the model takes whole series: names for an array of xarray,
+        else axes. The model may then mix the rows of a series, as a convolution with an instrument
+        response or a cumulative sum does. It is called with the rows of one series, and all series
+        share the parameters. Blocks hold whole series, for which chunks along these dimensions are
+        joined. ``x`` may have the shape of a series, and `sigma` and `mask` that of a series or of
+        the other dimensions. Rows of ``y`` that are left out keep their places in ``x``. By
+        default each row is evaluated by itself.
     sigma : float or array_like, optional
         Standard deviations of ``y``, positive and finite, which broadcast to its shape. For ``y``
         (n,) in memory also the symmetric covariance matrix (n, n) of ``y``. By default all rows
@@ -237,13 +246,14 @@ def fit(
         one pass more, which evaluates the present point again without the block. Errors of the
         model and of your own code always end the fit.
     missing_chunks : {"warn", "raise", "omit", "fill"}
-        What happens to chunks (or shards) of Zarr arrays that are not in the store, which Zarr
-        reads as the fill value. They were lost or never written; or they hold the fill value alone,
-        as Zarr does not store such chunks unless it is told to. "warn" (default) takes them for
-        data, and gives their number. "raise" is an error before the first pass. "omit" leaves their
-        rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks. "fill" takes
-        them for data without a word. Masks are never checked. Unless rows are left out, neither are
-        arrays whose fill value is NaN or means NaN by their attributes or `fill_value`.
+        What happens to chunks of Zarr arrays that are not in the store, or not in their shard, and
+        which Zarr reads as the fill value. They were lost or never written; or they hold the fill
+        value alone, as Zarr does not store such chunks unless it is told to. "warn" (default) takes
+        them for data, and gives their number. "raise" is an error before the first pass. "omit"
+        leaves their rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks.
+        "fill" takes them for data without a word. Masks are never checked. Unless rows are left
+        out, neither are arrays whose fill value is NaN or means NaN by their attributes or
+        `fill_value`.
     diagnostics : bool
         Whether the result keeps the sums of each chunk of streamed data, for its
         ``block_diagnostics()``. A task then reads one chunk, up to 10,000 chunks, so that a pass
@@ -370,6 +380,7 @@ def fit(
         bounds=bounds,
         fixed=fixed,
         ties=ties,
+        dim=dim,
         loss=loss,
         f_scale=f_scale,
         jac=jac,

@@ -16,8 +16,8 @@ from nlsq_dask.fitting.each import (
     STAT_TOL,
     EachJob,
     EachOptions,
+    packed_answer,
     prepare_each,
-    run_each,
     series_reading,
 )
 from nlsq_dask.fitting.prepare import InputOptions
@@ -194,7 +194,9 @@ def fit_each(
     if resume:
         raise _errors.resume_without_store()
     reading = series_reading(job, client)
-    maps = maps_of(job, run_each(job, reading), reading)
+    packed = packed_answer(job, reading)
+    fields = job.problem.unpacked(packed)
+    maps = maps_of(job, fields, reading, packed if job.lazy else None)
     if not maps.lazy:
         maps.warn()
     return maps
@@ -235,9 +237,12 @@ def _stored_maps(
 
 
 def maps_of(
-    job: EachJob, fields: Mapping[str, Any], reading: SeriesReading | None = None
+    job: EachJob,
+    fields: Mapping[str, Any],
+    reading: SeriesReading | None = None,
+    packed: Any = None,
 ) -> FitMaps:
-    """The result of a job, from the fields of its answer."""
+    """The result of a job, from the fields of its answer, and the lazy array that holds them."""
 
     def refit(index: tuple[int, ...]) -> FitResult:
         return _fit_of_series(job, fields, index)
@@ -253,6 +258,7 @@ def maps_of(
         values=lambda maps, x, residuals=False: map_values(job, maps.fields, x, residuals),
         refit=refit,
         rows=lambda maps, index: _rows_of_series(job, maps.fields, index),
+        packed=packed,
     )
 
 

@@ -47,6 +47,7 @@ from nlsq_dask.fitting.run import (
 )
 from nlsq_dask.fitting.same_data import digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
+from nlsq_dask.fitting.shared_ledger import SharedLedger, shared_ledger
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.folders import below, checked_place
 from nlsq_dask.results.comparison import ModelComparison
@@ -73,6 +74,7 @@ def fit_models(
     bounds: Any = None,
     fixed: Any = None,
     ties: Any = None,
+    dim: Any = None,
     sigma: Any = None,
     absolute_sigma: bool = False,
     mask: Any = None,
@@ -124,6 +126,8 @@ def fit_models(
     p0, bounds, fixed, ties : sequence or dict, optional
         An entry for each model in the order of the models, or ``{name: entry}``, which may leave
         models out. Each entry is as for :func:`fit`; None is the default of :func:`fit`.
+    dim : name, int, or sequence of these, optional
+        Dimensions of ``y`` along which the models take whole series, as for :func:`fit`.
     sigma, absolute_sigma, mask, nan_policy, fill_value, decode, storage_options : optional
         Weights, missing rows, packed numbers and object stores, as for :func:`fit`.
     data, time_unit : optional
@@ -205,6 +209,7 @@ def fit_models(
         time_unit=time_unit,
         missing_chunks=missing_chunks,
         checkpoint=checkpoint,
+        dim=dim,
         loss=loss,
         f_scale=f_scale,
     )
@@ -367,16 +372,23 @@ def _run(
             if old is not None:
                 leave_out(engine, old.omitted)
                 check_resumed(store, old, job, engine)
+        ledger = shared_ledger(jobs, engines, checkpoint)
+        if ledger is not None:
+            stack.enter_context(ledger)
+            if resume:
+                ledger.load(after_checkpoint=any(old is not None for old in saved))
         is_collapsed = [bool(job.n_distinct) for job in jobs.values()]
         counts = list(map(PassCount, samples, saved, is_collapsed))
         running = [
             _Running(
                 name=name,
+                number=i,
                 job=jobs[name],
                 sample=samples[i],
                 store=stores[i],
                 count=counts[i],
                 engine=engines[i],
+                ledger=ledger,
                 watch=watch,
                 progress=progress,
             )
@@ -389,8 +401,8 @@ def _run(
             raise _error_at_start(known, error) from None
         used = [of_same_rows(r.job, r.omitted) for r in running]
     found = [
-        Outcome(*end, count.n_passes, 0 if count.saved is None else count.saved.n_passes)
-        for end, count in zip(ends, counts, strict=True)
+        Outcome(*end, fit.count.n_passes, fit.n_passes_before)
+        for end, fit in zip(ends, running, strict=True)
     ]
     after = max(f.n_passes - s.n_passes for f, s in zip(found, samples, strict=True))
     shown: Sequence[BoardFace | None] = boards or [None] * len(found)
@@ -413,13 +425,21 @@ class _Running:
     """A fit that runs in lock-step with others."""
 
     name: str
+    number: int
     job: Job
     sample: LazySample
     store: CheckpointStore | None
     count: PassCount
     engine: InMemoryEngine | DaskEngine | CollapsedEngine
+    ledger: SharedLedger | None
     watch: ChunkWatch
     progress: Progress
+
+    @property
+    def n_passes_before(self) -> int:
+        """Passes that earlier processes made."""
+        saved = 0 if self.count.saved is None else self.count.saved.n_passes
+        return saved + (0 if self.ledger is None else self.ledger.replayed[self.number])
 
     @property
     def omitted(self) -> Blocks:
@@ -451,7 +471,8 @@ class _Running:
         look = partial(bad_values, self.engine, job.data)
         omitted = partial(blocks_omitted, self.engine)
         with _naming(self.name), naming_rows(job, omitted):
-            end = yield from solve(job, self.sample, saved, save, look, omitted)
+            knows = None if self.ledger is None else partial(self.ledger.knows_of, self.number)
+            end = yield from solve(job, self.sample, saved, save, look, omitted, knows=knows)
         return _End(*end, self.omitted)
 
     def _save(self, state: SolverState, preparation: Preparation) -> None:
@@ -461,6 +482,8 @@ class _Running:
         of_data = partial(digests, self.job, self.engine)
         n_passes = self.count.n_passes
         save_state(self.store, state, preparation, n_passes, of_data, self.omitted)
+        if self.ledger is not None:
+            self.ledger.saved(self.number)
 
 
 @dataclass(frozen=True)
@@ -484,7 +507,8 @@ def _run_to_their_ends(
     ends: dict[int, _End] = {}
     while searches:
         engines = [running[i].engine for i in searches]
-        ask = progress.asking(together(engines, list(searches)), partial(next_pass, engines))
+        asked = [running[i].ledger or running[i].engine for i in searches]
+        ask = progress.asking(together(asked, list(searches)), partial(next_pass, engines))
         counted = _counting(ask, [running[i].count for i in searches])
         found = answered_together(list(searches.values()), counted)
         ends |= dict(zip(searches, found, strict=True))
@@ -548,7 +572,16 @@ def _engines(
     once, and its engine has a copy of the rows.
     """
     specs = [job.spec for job in jobs]
-    pieces = [(type(job.strategy), job.row_wise, _block_rows(job), job.n_distinct) for job in jobs]
+    pieces = [
+        (
+            type(job.strategy),
+            job.row_wise,
+            _block_rows(job),
+            job.n_distinct,
+            bool(job.data.series_axes),
+        )
+        for job in jobs
+    ]
     engines: dict[Any, InMemoryEngine | DaskEngine | CollapsedEngine] = {}
     for i in range(len(jobs)):
         if pieces[i] not in engines:

@@ -25,6 +25,8 @@ from nlsq_dask.io.times import holds_times
 from nlsq_dask.io.units import numbers_of, refuse_lists_of_quantities, sigma_in_unit_of
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
+from nlsq_dask.user_model.model_value import ModelErrors
+from nlsq_dask.user_model.signature import model_label
 
 # Libraries whose arrays are passed to ``fit`` as they are; SciPy does not support them.
 PASSED_ON = ("dask", "h5netcdf", "h5py", "netCDF4", "xarray", "zarr")
@@ -160,7 +162,7 @@ def scipy_call(
     if y.size == 1 and not (
         isinstance(x, np.ndarray) and x.size == 1
     ):  # it stands for as many rows as the model has
-        value = eager_value(f, x, start)
+        value = _value_at(f, x, start)
         y = np.full(value.shape, y.item()) if value.size != 1 else y
     if y.ndim == 0:
         y = y.reshape(1)
@@ -183,12 +185,12 @@ def _is_list(value: Any) -> bool:
 
 def _numbers(value: Any, name: str) -> Any:
     """The value as an array; objects and strings are converted to numbers, as in SciPy."""
-    if name != "x":
+    if name != "x" or isinstance(value, list):
         array = to_numpy(value, name)
     else:
         try:
             array = np.asanyarray(value)
-        except ValueError:  # coordinates of several shapes that broadcast
+        except ValueError:  # a tuple of coordinates of several shapes that broadcast
             return value
     if array.dtype.kind not in "OSU":
         return array
@@ -198,6 +200,18 @@ def _numbers(value: Any, name: str) -> Any:
         raise _errors.not_an_array(name, error) from error
     except (TypeError, OverflowError) as error:  # Python's integers may exceed float64
         raise not_real(array, name) from error
+
+
+def _value_at(f: Callable[..., Any], x: Any, start: FloatArray) -> FloatArray:
+    """The model's value at the user's x, whatever that is, which tells the rows of the model.
+
+    Raises
+    ------
+    ModelError
+        If the model raises an error.
+    """
+    with ModelErrors(model_label(f), None):
+        return eager_value(f, x, start)
 
 
 def _deviations(sigma: Any, n: int) -> Any:
@@ -240,7 +254,7 @@ def _rows(
         return x.reshape(-1, y.size), partial(ReshapedModel, leading=x.shape[:-1])
     if x.ndim == 2 and x.shape[0] == y.size:
         return x.T, RowsFirstModel
-    if eager_value(f, x, start).shape not in ((), (1,), y.shape):
+    if _value_at(f, x, start).shape not in ((), (1,), y.shape):
         raise _errors.unequal_lengths("x", x.shape, y.shape)
     return row_numbers, closed
 

@@ -39,6 +39,8 @@ def steps_without(grams: FloatArray, gradients: FloatArray) -> FloatArray:
 
 def _steps(grams: FloatArray, gradients: FloatArray) -> FloatArray:
     """Steps ``-H⁻¹ g`` to the minima of quadratic costs; NaN where a minimum is not determined."""
+    if not gradients.shape[1]:  # all parameters are held at bounds
+        return np.zeros_like(gradients)
     sizes = np.sqrt(np.maximum(np.diagonal(grams, axis1=1, axis2=2), 0.0))
     known = np.logical_and(np.all(sizes > 0.0, axis=1), np.isfinite(grams).all(axis=(1, 2)))
     sizes[~known] = 1.0

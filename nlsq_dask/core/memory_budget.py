@@ -14,13 +14,14 @@ this module is arithmetic on numbers, before anything runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_gigabytes, checked_safety_factor
 from nlsq_dask.core.goals import GOAL_RULES, OptimizationGoal
 from nlsq_dask.core.resources import available_cores, available_memory, gpu_memory
+from nlsq_dask.core.structure import whole_series
 
 Strategy = Literal["standard", "chunked", "streaming"]
 
@@ -54,8 +55,8 @@ SIZING_THREADS = 16
 # product) and the model's intermediate values on it.
 THREAD_BYTES = 1 << 20
 
-# Matrices of a block on a GPU, where a tile is a block: derivatives, their masked copy, and
-# intermediate values.
+# Matrices of a tile that no cache holds: a block on a GPU, or a whole series. They are derivatives,
+# their masked copy, and intermediate values.
 GPU_MATRICES = 3
 
 # Most and fewest rows of the sample of streamed data for several starts. With 10 parameters a fit
@@ -171,8 +172,8 @@ class BlockConfig:
     Attributes
     ----------
     block_rows : int
-        Most rows of one block, a power of two. For Dask arrays with their own chunks, the rows of
-        the buffer that a chunk passes through.
+        Most rows of one block: a power of two, of rows or of whole series. For Dask arrays with
+        their own chunks, the rows of the buffer that a chunk passes through.
     threads : int
         Threads that work on blocks at one time.
     thread_bytes : int
@@ -187,6 +188,17 @@ class BlockConfig:
     def bytes_in_flight(self) -> int:
         """Memory of all threads with their blocks, in bytes."""
         return self.threads * self.thread_bytes
+
+    def in_series(self, series_rows: int, n_params: int, n_features: int) -> BlockConfig:
+        """Blocks of whole series, and of the model's values on a series, which cannot be cut."""
+        rows = whole_series(self.block_rows, series_rows)
+        more = max(rows - self.block_rows, 0) * bytes_of_row(n_params, n_features, False)
+        more += bytes_of_series(series_rows, n_params)
+        return replace(self, block_rows=rows, thread_bytes=self.thread_bytes + more)
+
+    def with_fewer_threads(self, room: float) -> BlockConfig:
+        """The same blocks on as many of the threads as fit in a room in bytes, at least one."""
+        return replace(self, threads=max(1, min(self.threads, int(room // self.thread_bytes))))
 
 
 def size_blocks(
@@ -366,6 +378,11 @@ def bytes_of_row(n_params: int, n_features: int, use_gpu: bool) -> int:
     """Bytes of a row in a block: coordinates, observation and sigma, as read and as float64."""
     matrices = GPU_MATRICES * (n_params + 1) if use_gpu else 0
     return 16 * (n_features + 2) + 8 * matrices
+
+
+def bytes_of_series(series_rows: int, n_params: int) -> int:
+    """Bytes of a model's values, and of their derivatives, on one series."""
+    return 8 * GPU_MATRICES * (n_params + 1) * series_rows
 
 
 def rows_within(room: float, row_bytes: int) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
@@ -112,12 +113,14 @@ def moved_to(
     basis: Basis,
     box: Box,
     options: SolverOptions,
+    idle: NDArray[np.bool_] | None = None,
 ) -> SolverState:
     """The state at another point that has been evaluated.
 
     A parameter has no effect there if ``‖J_j‖`` times the larger of its value and its size is
     within the rounding errors of the residuals. The exception is a column that explains more of the
-    residuals than chance does, as where a start is far too small.
+    residuals than chance does, as where a start is far too small. Parameters that are `idle` (p,)
+    have no effect either.
     """
     moments = sums.moments.with_y_of(state.moments)
     linear = factorize(sums, basis)
@@ -127,7 +130,10 @@ def moved_to(
     explained = np.abs(linear.gradient) / nonzero(linear.norms)
     chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
     # A start of 0 tells no size, and at an optimum of 0 every effect is small.
-    linear = linear.without((state.sizes > 0.0) & (effects <= rounding) & (explained <= chance))
+    # Residuals that are rounding errors themselves show nothing, whatever their pattern.
+    by_chance = explained <= max(chance, rounding)
+    without = (state.sizes > 0.0) & (effects <= rounding) & by_chance
+    linear = linear.without(without if idle is None else without | idle)
     return replace(
         state,
         params=params,

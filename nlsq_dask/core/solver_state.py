@@ -26,6 +26,10 @@ METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 #: Evaluations allowed by default, per parameter: the value of ``scipy.optimize.least_squares``.
 EVALUATIONS_PER_PARAMETER = 100
 
+#: Largest size of a variable, and inverse of the smallest, whose square float64 can hold with room
+#: for the derivatives that it is multiplied by.
+LARGEST_SCALE = 1e150
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolverOptions:
@@ -261,5 +265,5 @@ def _check_sizes(x_scale: Any) -> None:
         sizes = np.asarray(x_scale, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise _errors.x_scale_invalid(x_scale) from None
-    if not (np.isfinite(sizes) & (sizes > 0.0)).all():
+    if not ((sizes >= 1.0 / LARGEST_SCALE) & (sizes <= LARGEST_SCALE)).all():
         raise _errors.x_scale_invalid(x_scale)

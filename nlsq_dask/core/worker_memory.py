@@ -6,6 +6,7 @@ Everything in this module is arithmetic on numbers, before anything runs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nlsq_dask import _errors
@@ -83,6 +84,7 @@ def check_chunk_fits(
     chunks: tuple[int, ...],
     config: BlockConfig,
     safety_factor: float = SAFETY_FACTOR,
+    uncut: Sequence[int] = (),
 ) -> None:
     """Refuse chunks with which a worker would run out of memory.
 
@@ -100,6 +102,8 @@ def check_chunk_fits(
         The worker's buffers, from :func:`size_stage`.
     safety_factor : float
         Share of the worker's memory that may be used.
+    uncut : sequence of int
+        Axes along which a block holds all chunks.
 
     Raises
     ------
@@ -112,14 +116,14 @@ def check_chunk_fits(
     if chunk_bytes <= fitting:
         return
     row_bytes = chunk_bytes / math.prod(chunks)
-    if fitting < row_bytes:
+    if fitting < row_bytes * math.prod(chunks[d] for d in uncut):
         # Buffers take a quarter of the room, at least twice the other memory of a thread.
         room = worker.threads * max(4 / 3 * CHUNKS_A_THREAD * chunk_bytes, 8 * THREAD_BYTES)
         least = min(room + worker.base_bytes, 4 * room) / safety_factor
         raise _errors.memory_too_small(worker.memory_bytes, worker.threads, least)
-    smaller = fitting_chunks(chunks, int(fitting / row_bytes))
+    smaller = fitting_chunks(chunks, int(fitting / row_bytes), uncut)
     raise _errors.chunk_too_large(
-        chunks, chunk_bytes, worker.memory_bytes, worker.threads, int(fitting), smaller
+        chunks, chunk_bytes, worker.memory_bytes, worker.threads, int(fitting), smaller, uncut
     )
 
 
@@ -139,7 +143,9 @@ def check_held_fit(
         raise _errors.chunks_held(held_bytes, worker.memory_bytes, int(room))
 
 
-def fitting_chunks(chunks: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
+def fitting_chunks(
+    chunks: tuple[int, ...], max_rows: int, uncut: Sequence[int] = ()
+) -> tuple[int, ...]:
     """Cut a chunk down to a number of rows, along the first dimensions first.
 
     The rows of a chunk then stay neighbours in storage of C order.
@@ -150,10 +156,12 @@ def fitting_chunks(chunks: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
         Shape of the chunk, without dimensions of length 0.
     max_rows : int
         Most rows; below 1 counts as 1.
+    uncut : sequence of int
+        Axes that are not cut.
     """
-    smaller: list[int] = []
-    room = max(max_rows, 1)
-    for n in reversed(chunks):
-        smaller.append(min(n, room))
-        room = max(room // n, 1)
-    return tuple(reversed(smaller))
+    smaller = list(chunks)
+    room = max(max_rows // math.prod(chunks[d] for d in uncut), 1)
+    for d in reversed([d for d in range(len(chunks)) if d not in uncut]):
+        smaller[d] = min(chunks[d], room)
+        room = max(room // chunks[d], 1)
+    return tuple(smaller)

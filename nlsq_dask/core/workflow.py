@@ -32,6 +32,7 @@ from nlsq_dask.core.memory_budget import (
     Strategy,
     blocks_for,
     choose_strategy,
+    room_for_blocks,
 )
 from nlsq_dask.core.presets import (
     NO_PRESET,
@@ -97,6 +98,10 @@ class Problem:
         Decoded bytes of this chunk, of all arrays together; 0 without chunks.
     held_bytes : int
         Decoded bytes of the chunks that stay in memory during the fit.
+    series_rows : int
+        Rows of a series that a model takes whole; 1 for a model of single rows.
+    series_axes : tuple of int
+        Axes of a series.
     """
 
     n_points: int
@@ -109,6 +114,8 @@ class Problem:
     chunks: tuple[int, ...] | None = None
     chunk_bytes: int = 0
     held_bytes: int = 0
+    series_rows: int = 1
+    series_axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +256,9 @@ def plan_workflow(
             threads=machine.threads,
             use_gpu=machine.use_gpu,
         )
+        if config is not None and problem.series_axes:
+            room = room_for_blocks(budget.threshold_gb * GB)
+            config = _in_series(config, problem).with_fewer_threads(room)
     adapted = (
         calculate_adaptive_tolerances(problem.n_points, wanted)
         if preset.tolerance is None
@@ -369,9 +379,16 @@ def _stage(
         use_gpu=machine.use_gpu,
         small_memory=GOAL_RULES[goal].small_memory,
     )
+    if problem.series_axes:
+        config = _in_series(config, problem)
     if problem.chunks is not None:
-        check_chunk_fits(worker, problem.chunk_bytes, problem.chunks, config)
+        uncut = problem.series_axes
+        check_chunk_fits(worker, problem.chunk_bytes, problem.chunks, config, uncut=uncut)
     return config
+
+
+def _in_series(config: BlockConfig, problem: Problem) -> BlockConfig:
+    return config.in_series(problem.series_rows, problem.n_params, problem.n_features)
 
 
 def _choose(

@@ -73,7 +73,7 @@ def add_rows(
 
 def rows_of_stage(stage: Stage) -> Rows:
     """The filled rows of a stage, as inputs of the kernel."""
-    return Rows(stage.coords, stage.y, stage.weights, stage.n_rows)
+    return Rows(stage.coords, stage.y, stage.weights, stage.n_rows, stage.counted)
 
 
 def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterator[Stage]:
@@ -81,7 +81,8 @@ def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterato
     stage: Stage | None = None
     for block in blocks:
         if stage is None:
-            stage = _take_stage(len(block.coords), weighted, stage_rows)
+            flagged = bool(block.series_axes)
+            stage = _take_stage(len(block.coords), weighted, stage_rows, flagged)
         start, size = 0, block.y.size
         while start < size:
             start = stage.fill(block, start)
@@ -94,7 +95,7 @@ def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterato
     _local.stage = stage
 
 
-def _take_stage(n_coords: int, weighted: bool, capacity: int) -> Stage:
+def _take_stage(n_coords: int, weighted: bool, capacity: int, flagged: bool) -> Stage:
     """This thread's stage, empty.
 
     The stage is reused, because allocating its memory anew costs more than filling it. While it is
@@ -103,7 +104,8 @@ def _take_stage(n_coords: int, weighted: bool, capacity: int) -> Stage:
     stage: Stage | None = getattr(_local, "stage", None)
     _local.stage = None
     fits = stage is not None and (len(stage.coords), stage.capacity) == (n_coords, capacity)
-    if stage is None or not fits or (stage.weights is not None) != weighted:
-        return Stage(n_coords, weighted, capacity)
+    kind = (weighted, flagged)
+    if stage is None or not fits or (stage.weights is not None, stage.counted is not None) != kind:
+        return Stage(n_coords, weighted, capacity, flagged=flagged)
     stage.clear()
     return stage

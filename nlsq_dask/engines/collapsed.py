@@ -18,6 +18,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import Answers, AnswerT, CostsAt, Several, SumsAt
+from nlsq_dask.core.structure import series_order
 from nlsq_dask.engines.in_memory import InMemoryEngine, standard_engine
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.derivatives import replaced_rows
@@ -138,9 +139,10 @@ class CollapsedEngine:
     def _collapsed(self) -> _Collapsed:
         """Read the rows, and open the engines of the means."""
         data = self._data
-        found = self.rows.ask(MeansOf(varies_along(data)))
-        shape = collapsed_shape(data)
-        cell = found.whole(shape, [c.shape for c in data.coords], data.sigma is not None)
+        shapes = tuple(c.shape for c in data.coords)
+        shape, weighted = collapsed_shape(data), data.sigma is not None
+        found = self.rows.ask(MeansOf(varies_along(data), shape, shapes, weighted))
+        cell = found.whole(shape, shapes, weighted)
         n_points = int(cell.rows.weight.sum())
         if not n_points:
             raise _errors.all_left_out(data.n_rows, data.causes)
@@ -205,15 +207,19 @@ class CollapsedEngine:
         """Rows with a difference in place of a derivative that is not finite."""
         spec, means = self._kernels.specs[question.model], self._collapsed.means
         shape = means.y.shape
-        coords = tuple(np.broadcast_to(c, shape).ravel() for c in means.coords)
-        numbers = self._collapsed.rows.weight.ravel()
+        order = series_order(means.series_axes, len(shape))
+        coords = tuple(np.broadcast_to(c, shape).transpose(order).ravel() for c in means.coords)
+        numbers = self._collapsed.rows.weight.transpose(order).ravel()
         replaced = replaced_rows(spec, coords, question.params, numbers > 0.0)
         return int(numbers[replaced].sum())
 
 
 def varies_along(data: Observations) -> tuple[bool, ...]:
-    """For each dimension of y, whether a coordinate varies along it."""
-    return tuple(any(c.shape[axis] > 1 for c in data.coords) for axis in range(data.y.ndim))
+    """For each dimension of y, whether a coordinate varies along it, or series run along it."""
+    return tuple(
+        axis in data.series_axes or any(c.shape[axis] > 1 for c in data.coords)
+        for axis in range(data.y.ndim)
+    )
 
 
 def collapsed_shape(data: Observations) -> tuple[int, ...]:
@@ -235,6 +241,7 @@ def _observations(
         lazy=False,
         masks=(empty,) if empty.any() else (),
         propagates=data.propagates,
+        series_axes=data.series_axes,
     )
 
 

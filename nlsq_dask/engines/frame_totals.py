@@ -101,6 +101,6 @@ class SlabSums:
             yield slice(begin, min(begin + width, n))
 
     def _wide(self, values: FloatArray) -> FloatArray:
-        """Values with those of the last series repeated up to the width of a batch."""
-        width = self._shape.tiles * self._shape.lanes
+        """Values with those of the last series repeated up to the width of their tiles."""
+        width = -(-values.shape[1] // self._shape.lanes) * self._shape.lanes
         return np.pad(values, ((0, 0), (0, width - values.shape[1])), mode="edge")

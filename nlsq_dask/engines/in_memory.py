@@ -15,6 +15,7 @@ from typing import Self
 from nlsq_dask._errors import all_left_out
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.core.resources import available_cores
+from nlsq_dask.core.structure import whole_series
 from nlsq_dask.engines.accumulate import accumulate, rows_of_stage
 from nlsq_dask.io.chunks import Box, block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
@@ -137,9 +138,9 @@ def standard_engine(data: Observations, kernels: Kernels) -> InMemoryEngine:
     InputError
         If all rows are left out.
     """
-    capacity = data.count_rows() if kernels.whole else part_rows(data.n_rows)
+    capacity = data.count_rows() if kernels.whole else part_rows(data.n_rows, data.series_rows)
     rows = [kernels.put(part) for part in _aligned_parts(data, capacity)]
-    n_points = sum(part.n for part in rows)
+    n_points = sum(part.n_counted for part in rows)
     if not n_points:
         raise all_left_out(data.n_rows, data.causes)
     threads = available_cores() if n_points >= THREADING_ROWS else 1
@@ -168,9 +169,9 @@ def chunked_engine(
     threads : int, optional
         Threads to use; by default one for each core.
     """
-    boxes = block_boxes(regular_chunks(data.y.shape, block_rows))
+    boxes = block_boxes(regular_chunks(data.y.shape, block_rows, data.series_axes))
     blocks = [data.block(box) for _, box in boxes]
-    stage_rows = min(STAGE_ROWS, power_of_two_from(block_rows))
+    stage_rows = whole_series(min(STAGE_ROWS, power_of_two_from(block_rows)), data.series_rows)
     return InMemoryEngine(data, kernels, blocks, threads or available_cores(), stage_rows)
 
 
@@ -184,7 +185,7 @@ def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
         n_parts = -(-(data.n_rows - start) // capacity)
         n_parts = min(n_parts, max(PIECE_BYTES // (8 * n_buffers * capacity), 1))
         for memory in aligned_empty(n_parts, n_buffers, capacity):
-            stage = Stage(n_coords, weighted, capacity, memory)
+            stage = Stage(n_coords, weighted, capacity, memory, flagged=bool(data.series_axes))
             while start < data.n_rows and not stage.full:
                 start = stage.fill(block, start)
             if stage.n_rows:
@@ -193,7 +194,11 @@ def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
                 return
 
 
-def part_rows(n_rows: int) -> int:
-    """Rows of a buffer: a power of two, so that the kernel is compiled for few shapes."""
+def part_rows(n_rows: int, series_rows: int = 1) -> int:
+    """Rows of a buffer: a power of two, so that the kernel is compiled for few shapes.
+
+    Of series the buffer holds a power of two.
+    """
     wanted = n_rows if n_rows < THREADING_ROWS else -(-n_rows // MIN_PARTS)
-    return min(max(power_of_two_from(wanted), MIN_PART_ROWS), STAGE_ROWS)
+    rows = min(max(power_of_two_from(wanted), MIN_PART_ROWS), STAGE_ROWS)
+    return whole_series(rows, series_rows)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nlsq_dask.core.lane_certify import basis_of, doubtful
 from nlsq_dask.core.lane_step import NO_SLOPE, RUNNING
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.io.stage import ALIGNMENT, aligned
 from nlsq_dask.kernels.lanes import (
     ConstantRows,
     LaneData,
@@ -120,7 +121,9 @@ class LaneSearch:
     def run(self, batches: Iterator[tuple[NDArray[np.int64], FloatArray, LaneData]]) -> None:
         """Fit all batches: the numbers (n,) of the series, states and data of tiles."""
         for number, states, data in batches:
-            self._advance(number, states, data, int(LEFT * self.shape.lanes))
+            # The lanes of a single tile would meet again in one tile of the pool.
+            is_single = number.size == self.shape.lanes
+            self._advance(number, states, data, 0 if is_single else int(LEFT * self.shape.lanes))
             while self._pooled() >= self.batch:
                 self._advance_pool(int(LEFT * self.shape.lanes))
         while self._pooled():
@@ -163,35 +166,40 @@ class LaneSearch:
     ) -> None:
         """Run tiles until few lanes run. Lanes that are done are final, the others go to the pool.
 
-        `number` (B L,) is -1 for lanes without a series.
+        `number` (T L,) is -1 for lanes of the first T tiles without a series; the other tiles have
+        none.
         """
         if self._kernel is None:
             made = {"differenced": self._phase == "differenced", "based": self._phase == "based"}
             self._kernel = self.kernel_of(**made)
-        found = self._kernel(states, data, self.stat_tol, self.max_nfev, least)
-        flat = np.moveaxis(found, 1, 0).reshape(found.shape[1], -1)
+        tiles = number.size // self.shape.lanes
+        found = self._kernel(states, data, self.stat_tol, self.max_nfev, least, tiles)
+        flat, constants = _lanes_of(found, tiles), _lanes_of(data.constants, tiles)
         status = flat[-1]  # the last field of a state
         done = (number >= 0) & (status != RUNNING)
         if self._phase == "based":
-            constants = np.moveaxis(data.constants, 1, 0).reshape(data.constants.shape[1], -1)
             self.again.append(InBasis(number[done], flat[:, done], constants[:, done]))
         else:
             self.finals[:, number[done]] = flat[:, done]
         if self._phase == "all":
-            self._set_aside(number, flat, data, done)
+            self._set_aside(number, flat, data, constants, done)
         rest = np.flatnonzero((number >= 0) & ~done)
         if rest.size:
             self._pool.append(self._columns(number, flat, data, rest))
         self._shared = data
 
     def _set_aside(
-        self, number: NDArray[np.int64], flat: FloatArray, data: LaneData, done: NDArray[np.bool_]
+        self,
+        number: NDArray[np.int64],
+        flat: FloatArray,
+        data: LaneData,
+        constants: FloatArray,
+        done: NDArray[np.bool_],
     ) -> None:
         """Keep the rows of series that are fitted again by another program."""
         lost = np.flatnonzero(done & (flat[-1] == NO_SLOPE))
         if lost.size:
             self._without_slope.append(self._columns(number, flat, data, lost))
-        constants = np.moveaxis(data.constants, 1, 0).reshape(data.constants.shape[1], -1)
         state = unpacked_state(flat, self.size)
         flags = done & doubtful(state, constants[self.where.lower], constants[self.where.upper])
         if flags.any():
@@ -217,7 +225,7 @@ class LaneSearch:
         n = min(len(columns.number), self.batch)
         self._pool = [columns.part(slice(n, None))] if n < len(columns.number) else []
         first = columns.part(slice(0, n))
-        number = np.full(self.batch, -1, np.int64)
+        number = np.full(-(-n // self.shape.lanes) * self.shape.lanes, -1, np.int64)
         number[:n] = first.number
         assert self._shared is not None
         states, y, constants, *rest = first.tables
@@ -233,13 +241,26 @@ class LaneSearch:
         Coordinates of an empty lane are then as those of other lanes: a model may loop until it
         converges.
         """
-        full = np.empty((self.batch, columns.shape[1]))
+        width = -(-len(columns) // self.shape.lanes) * self.shape.lanes
+        full = np.empty((width, columns.shape[1]))
         full[: len(columns)] = columns
         full[len(columns) :] = columns[-1] if fill is None else fill
         return to_tiles(full.T, self.shape)
 
 
 def to_tiles(rows: FloatArray, shape: TileShape) -> FloatArray:
-    """Tiles (B, rows, L) of rows (rows, B L)."""
-    cut = rows.reshape(len(rows), shape.tiles, shape.lanes)
-    return np.ascontiguousarray(cut.transpose(1, 0, 2))
+    """Tiles (B, rows, L) of rows (rows, T L), in aligned memory; the other tiles hold zeros.
+
+    Pages that nothing is written to take no time. JAX uses aligned memory without a copy.
+    """
+    used = rows.shape[1] // shape.lanes
+    n_bytes = 8 * shape.tiles * len(rows) * shape.lanes
+    raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
+    tiles = aligned(raw, n_bytes).view(np.float64).reshape(shape.tiles, len(rows), shape.lanes)
+    tiles[:used] = rows.reshape(len(rows), used, shape.lanes).transpose(1, 0, 2)
+    return tiles
+
+
+def _lanes_of(tiles: FloatArray, used: int) -> FloatArray:
+    """Rows (rows, T L) of the first T of tiles (B, rows, L)."""
+    return np.moveaxis(tiles[:used], 1, 0).reshape(tiles.shape[1], -1)

@@ -13,7 +13,11 @@ from nlsq_dask.questions.question import AnyQuestion
 
 
 class PassLedger(Protocol):
-    """The answers of the groups of one pass."""
+    """The answers of the groups of one pass.
+
+    Where blocks that cannot be read are left out, an answer is a
+    :class:`~nlsq_dask.engines.partial.Partial`.
+    """
 
     @property
     def known(self) -> Mapping[int, Any]:

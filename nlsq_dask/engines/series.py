@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ class Field:
     is_vector: bool
 
 
+@cache
 def fields_of(n_params: int, *, covariance: bool, max_nfev: int) -> tuple[Field, ...]:
     """The fields of the answer, in the order of their planes."""
     bits = next(b for b in (8, 16, 32, 64) if n_params <= b or b == 64)

@@ -183,13 +183,18 @@ class SeriesBlock:
             batch = self._batch(part)
             constants[:, part] = batch.constants[:, :n]
             starts[:, part] = batch.start[:, :n]
-            number = np.full(width, -1, np.int64)
+            number = np.full(self.width(part), -1, np.int64)
             number[:n] = np.arange(part.start, part.stop)
             yield (
                 number,
                 to_tiles(batch.states, self.shape),
                 self.tiles(batch.rows, batch.constants),
             )
+
+    def width(self, part: slice) -> int:
+        """Lanes of the tiles that some series take."""
+        n: int = part.stop - part.start
+        return -(-n // self.shape.lanes) * self.shape.lanes
 
     def counted(self, rows: BlockRows, constants: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Rows that count (B L,), and the sum of their squared weighted observations."""
@@ -210,7 +215,7 @@ class SeriesBlock:
         )
 
     def _batch(self, part: slice) -> _Batch:
-        """The rows and the constants of some series, of the width of a batch."""
+        """The rows and the constants of some series, of the width of their tiles."""
         rows = self.rows(part)
         y, coords, weights, bad = rows.y, rows.coords, rows.weights, rows.bad
         constants = np.zeros((self.where.height(based=False), y.shape[1]))
@@ -230,7 +235,7 @@ class SeriesBlock:
         return _Batch(rows, constants, start, states)
 
     def rows(self, part: slice) -> BlockRows:
-        """The rows of some series, of the width of a batch."""
+        """The rows of some series, of the width of their tiles."""
         y = self._cut(("y", 0), part, np.nan)
         coords = self._coords(part)
         has_sigma = ("sigma", 0) in self.tables
@@ -246,7 +251,7 @@ class SeriesBlock:
         """Rows of a table for a batch of tiles; one column where it is the same for all series."""
         table, role = self.tables[key], self.roles[key]
         columns = table[:, part] if role.varies else table
-        width = self.shape.tiles * self.shape.lanes if role.varies else 1
+        width = self.width(part) if role.varies else 1
         found = np.full((self.shape.rows if role.along else 1, width), fill)
         found[: len(columns), : columns.shape[1]] = np.ma.getdata(columns)
         return found
@@ -258,7 +263,7 @@ class SeriesBlock:
             table, varies = self.tables["x", index], self.roles["x", index].varies
             columns = table[:, part] if varies else table
             full = np.broadcast_to(np.asarray(columns, np.float64), (self.n_rows, columns.shape[1]))
-            width = self.shape.tiles * self.shape.lanes if varies else 1
+            width = self.width(part) if varies else 1
             more = ((0, self.shape.rows - self.n_rows), (0, width - full.shape[1]))
             found.append(np.pad(full, more, mode="edge"))
         return found

@@ -82,6 +82,8 @@ class BlockSums:
         best = self.best
         if best is None or {len(best.answers), len(self._of_y)} != {len(n_blocks)}:
             return None
+        if any(a.n_points != y.n_points for a, y in zip(best.answers, self._of_y, strict=True)):
+            return None  # blocks were lost in between
         answers = [
             replace(a, moments=a.moments.with_y_of(y.moments), largest=y.largest, scores=None)
             for a, y in zip(best.answers, self._of_y, strict=True)
@@ -98,8 +100,14 @@ def has_sums(question: Any) -> bool:
 
 def too_large(question: Any, n_groups: int) -> bool:
     """Whether the sums of so many groups take more memory than is kept."""
-    sums = _sums_in(question)
-    return sums is not None and n_groups * sums.basis.shape[1] ** 2 * 8 > MOST_BYTES
+    return n_groups * _numbers_in(question) * 8 > MOST_BYTES
+
+
+def _numbers_in(question: Any) -> int:
+    """Numbers of the matrices of the sums that a question asks for."""
+    if isinstance(question, Several):
+        return sum(map(_numbers_in, question.questions))
+    return int(question.basis.shape[1]) ** 2 if isinstance(question, SumsAt) else 0
 
 
 def _sums_in(question: Any) -> SumsAt | None:

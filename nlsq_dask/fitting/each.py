@@ -225,12 +225,7 @@ def prepare_each(
     return job
 
 
-def run_each(job: EachJob, reading: SeriesReading | None) -> Mapping[str, Array]:
-    """The fields of the answer by name: arrays of NumPy, or of Dask for lazy data."""
-    return job.problem.unpacked(_packed_answer(job, reading))
-
-
-def _packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
+def packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
     if reading is None:
         return fit_in_threads(job.problem, job.arrays, available_cores())

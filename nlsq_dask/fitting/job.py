@@ -68,7 +68,7 @@ class Job:
     spec : ModelSpec
         The model; its names are the parameters'.
     row_wise : bool
-        Whether the model may be evaluated block by block.
+        Whether the model may be evaluated block by block: row by row, or whole series.
     reduction : Reduction
         How the parameters follow from the free ones, which the solver sees.
     start, lower, upper : ndarray, shape (q,), float64
@@ -186,6 +186,7 @@ class Job:
             **({"times": list(map(str, data.times))} if any(data.times) else {}),
             **({"missing_chunks": "omit"} if self.missing_chunks == "omit" else {}),
             **({"diagnostics": True} if self.diagnostics else {}),
+            **({"series": list(data.series_axes)} if data.series_axes else {}),
             **groups,
         }
 

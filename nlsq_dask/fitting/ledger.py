@@ -20,12 +20,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from nlsq_dask import _errors
-from nlsq_dask.core.questions import RowQuestion
+from nlsq_dask.core.questions import RowQuestion, Several
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
-from nlsq_dask.fitting.block_sums import BlockSums, has_sums, too_large
+from nlsq_dask.engines.partial import LostBlock, Partial
+from nlsq_dask.fitting.block_sums import MOST_BYTES, BlockSums, has_sums, too_large
 from nlsq_dask.fitting.checkpoint import check_problem
 from nlsq_dask.fitting.checkpoint_content import decode as decode_file
 from nlsq_dask.fitting.checkpoint_content import encode as encode_file
@@ -36,13 +37,19 @@ from nlsq_dask.fitting.ledger_content import (
     encode,
     is_kept,
     key_of,
+    left_out_to_json,
+    parts_of,
     read_groups,
+    read_left_out,
     read_pilot,
 )
+from nlsq_dask.fitting.ledger_means import bytes_of_means
+from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out
 from nlsq_dask.fitting.pilot import Pilot
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.codec import dumps, to_json
 from nlsq_dask.io.files import Folder
+from nlsq_dask.questions.collapse import MeansOf
 from nlsq_dask.questions.question import AnyQuestion
 
 if TYPE_CHECKING:
@@ -87,22 +94,35 @@ class _Entry:
         Answers of groups, by number.
     texts : dict
         Those of them that are encoded, as JSON texts; None for an answer that is not kept.
+    lost : dict
+        Blocks that were lost while groups answered, by number of the group.
     whole : str or None
         JSON text of the answer of all groups.
+    omitted : frozenset of tuple of int
+        Blocks that are left out after the answer of all groups.
     """
 
     question: Any
     n_groups: int
     answers: dict[int, Any] = field(default_factory=dict)
     texts: dict[int, str | None] = field(default_factory=dict)
+    lost: dict[int, tuple[LostBlock, ...]] = field(default_factory=dict)
     whole: str | None = None
+    omitted: Blocks = frozenset()
 
     def text(self) -> str:
         """The JSON text of the entry."""
-        return (
-            f'{{"n_groups": {self.n_groups}, "whole": {self.whole or "null"}, '
-            f'"groups": {{{", ".join(self._groups())}}}}}'
-        )
+        texts = {"n_groups": dumps(self.n_groups), "whole": self.whole or "null"}
+        texts["groups"] = f"{{{', '.join(self._groups())}}}"
+        others = left_out_to_json(self.lost, self.omitted)
+        if isinstance(self.question, Several):
+            others["parts"] = parts_of(self.question)
+        return _object(texts | {name: dumps(value) for name, value in others.items()})
+
+    def answered(self, answer: str | None, omitted: Blocks) -> None:
+        """Take note of the answer of all groups, and of all blocks that are left out of it."""
+        self.whole, self.omitted = answer, omitted
+        self.answers, self.texts, self.lost = {}, {}, {}
 
     def _groups(self) -> list[str]:
         """Names and values of the groups, as many as may be kept."""
@@ -135,17 +155,24 @@ class _Pass:
     def note(self, answers: Mapping[int, Any]) -> None:
         """Keep answers, and compare those of groups that an earlier process had answered.
 
+        A group that has lost a block since then is not compared.
+
         Raises
         ------
         DataChangedError
             If a group has another answer than before.
         """
-        for number, answer in answers.items():
-            if number in self.expected and differs(
-                self.entry.question, self.expected[number], answer, ROUNDING
+        entry = self.entry
+        for number, found in answers.items():
+            lost = found.lost if isinstance(found, Partial) else ()
+            answer = found.answer if isinstance(found, Partial) else found
+            if lost:
+                entry.lost[number] = lost
+            elif number in self.expected and differs(
+                entry.question, self.expected[number], answer, ROUNDING
             ):
-                raise _errors.ledger_of_other_data(self.ledger.path, number, self.entry.n_groups)
-        self.entry.answers.update(answers)
+                raise _errors.ledger_of_other_data(self.ledger.path, number, entry.n_groups)
+            entry.answers[number] = answer
         self.ledger.write_if_due()
 
 
@@ -187,8 +214,12 @@ class Ledger:
         self._engine = engine
         rows = engine_of_rows(engine)
         self._keeps = keeps
+        self._omits = False
+        self._grid: tuple[int, ...] = ()
         if keeps and not isinstance(rows, InMemoryEngine):
             rows.ledger = self
+            self._omits = rows.streaming.omits
+            self._grid = tuple(map(len, rows.stream.chunks))
         self._directory = directory
         self._problem = json.loads(dumps(problem))
         self._versions = dict(versions)
@@ -252,14 +283,18 @@ class Ledger:
 
     def knows(self, question: RowQuestion[Any]) -> bool:
         """Whether an earlier process left answers to a question."""
-        return bool(self._left) and is_kept(question) and key_of(question) in self._left
+        return bool(self._left) and is_kept(question) and self._key_of(question) in self._left
+
+    def _key_of(self, question: AnyQuestion[Any]) -> str:
+        """Key of a question to the blocks that are not left out now."""
+        return key_of(question, blocks_omitted(self._engine))
 
     def trust(self, question: RowQuestion[Any], answers: Mapping[int, Any], n_groups: int) -> None:
         """Take the answers of some groups, as JSON values, for what a pass would find.
 
         They are not compared in the pass.
         """
-        key = key_of(question)
+        key = self._key_of(question)
         left = self._left.get(key)
         known = left["groups"] if isinstance(left, dict) and "groups" in left else {}
         groups = {str(number): answer for number, answer in answers.items()} | dict(known)
@@ -276,36 +311,50 @@ class Ledger:
             Bounds of the free parameters.
         """
         if self._pilot_left is not None:
-            kept = self._read(lambda: read_pilot(self._pilot_left, box))
+            kept = self._read(lambda: self._pilot_of(self._pilot_left, box))
             self._pilot, self._pilot_left = self._pilot_left, None
             if kept is not None:
-                found, n_passes = kept
+                (found, n_passes), omitted = kept
+                leave_out(self._engine, omitted)
                 self._replay(n_passes)
                 return found
         before = self._engine.n_passes
         found = find()
         self._entries.clear()  # of the sample
         of_pilot = [] if found is None else [found]
-        self._pilot = {"found": to_json(of_pilot), "n_passes": self._engine.n_passes - before}
+        self._pilot = {
+            "found": to_json(of_pilot),
+            "n_passes": self._engine.n_passes - before,
+            **left_out_to_json({}, blocks_omitted(self._engine)),
+        }
         self.write_if_due()
         return found
+
+    def _pilot_of(self, left: Any, box: Box) -> tuple[tuple[Pilot | None, int], Blocks]:
+        """What an earlier process left of the pilot, and the blocks that it left out."""
+        found = read_pilot(left, box)
+        return found, self._omitted_of(left)
 
     def ask(self, question: RowQuestion[Any]) -> Any:
         """Put a question to the engine, unless an earlier process left the answer."""
         in_few = isinstance(self._engine, CollapsedEngine)  # its questions need no passes
         if in_few or not self._keeps or not is_kept(question):
             return self._engine.ask(question)
-        answer = self._whole(question)
+        key = self._key_of(question)
+        answer = self._whole(question, key)
         if answer is None:
             answer = self._engine.ask(question)
         else:
             self._replay(1)
-        entry = self._entries.setdefault(key_of(question), _Entry(question, 0))
-        self.blocks.see(question, entry.answers, entry.n_groups)
-        entry.whole = encode(question, answer)
-        entry.answers, entry.texts = {}, {}
+        entry = self._entries.setdefault(key, _Entry(question, 0))
+        self._see(question, entry)
+        entry.answered(encode(question, answer), blocks_omitted(self._engine))
         self.write_if_due()
         return answer
+
+    def _see(self, question: RowQuestion[Any], entry: _Entry) -> None:
+        """Take note of the sums of the groups of a pass."""
+        self.blocks.see(question, entry.answers, entry.n_groups)
 
     def _replay(self, n_passes: int) -> None:
         """Count passes of an earlier process."""
@@ -314,30 +363,61 @@ class Ledger:
 
     def of_pass(self, question: AnyQuestion[Any], n_groups: int) -> PassLedger:
         """Begin a pass, or go on with it; see :class:`nlsq_dask.engines.ledger.Ledger`."""
-        if not is_kept(question) or too_large(question, n_groups):
+        if not is_kept(question) or self._too_large(question, n_groups):
             return NO_PASS_LEDGER
-        key = key_of(question)
+        key = self._key_of(question)
         left = self._left.pop(key, None)
         kept: dict[int, Any] = {}
+        lost: dict[int, tuple[LostBlock, ...]] = {}
         if left is not None:
-            kept = self._read(lambda: read_groups(question, left, n_groups)) or {}
-        numbers = sorted(kept)
-        few = max(1, min(MOST_COMPARED, len(numbers) // GROUPS_COMPARED))
+            kept, lost = self._read(lambda: self._groups_of(question, left, n_groups)) or ({}, {})
+        whole = [number for number in sorted(kept) if number not in lost]
+        few = max(1, min(MOST_COMPARED, len(whole) // GROUPS_COMPARED))
         if key in self._trusted:
             few = 0
-        compared = {numbers[i] for i in spread_blocks([len(numbers)], few)} if numbers else set()
-        known = {number: kept[number] for number in numbers if number not in compared}
-        self._entries[key] = entry = _Entry(question, n_groups, dict(known))
-        expected = {number: kept[number] for number in compared}
+        compared = {whole[i] for i in spread_blocks([len(whole)], few)} if whole else set()
+        expected = {number: kept.pop(number) for number in compared}
+        self._entries[key] = entry = _Entry(question, n_groups, dict(kept), lost=lost)
+        known = {n: Partial(a, lost.get(n, ())) if self._omits else a for n, a in kept.items()}
         return _Pass(self, entry, known, expected, has_sums(question))
 
-    def _whole(self, question: RowQuestion[Any]) -> Any:
+    def _too_large(self, question: AnyQuestion[Any], n_groups: int) -> bool:
+        """Whether the answers of all groups take more memory than is kept."""
+        if not isinstance(question, MeansOf):
+            return too_large(question, n_groups)
+        rows = engine_of_rows(self._engine)
+        assert not isinstance(rows, InMemoryEngine), "its questions have no groups"
+        return bytes_of_means(question, rows.stream.groups) > MOST_BYTES
+
+    def _groups_of(
+        self, question: AnyQuestion[Any], left: Any, n_groups: int
+    ) -> tuple[dict[int, Any], dict[int, tuple[LostBlock, ...]]]:
+        """What an earlier process left of groups: their answers, and blocks that were lost.
+
+        Groups that lost blocks are asked again where no block may be lost.
+        """
+        kept = read_groups(question, left, n_groups)
+        lost = {n: blocks for n, blocks in read_left_out(left, self._grid)[0].items() if n in kept}
+        if not self._omits:
+            kept = {n: answer for n, answer in kept.items() if n not in lost}
+        return dict(sorted(kept.items())), lost if self._omits else {}
+
+    def _whole(self, question: RowQuestion[Any], key: str) -> Any:
         """The answer of all groups, if an earlier process left it; else None."""
-        left = self._left.get(key_of(question))
+        left = self._left.get(key)
         if not isinstance(left, dict) or left.get("whole") is None:
             return None
-        del self._left[key_of(question)]
-        return self._read(lambda: decode(question, left["whole"]))
+        del self._left[key]
+        found = self._read(lambda: (decode(question, left["whole"]), self._omitted_of(left)))
+        if found is None:
+            return None
+        answer, omitted = found
+        leave_out(self._engine, omitted)
+        return answer
+
+    def _omitted_of(self, left: Any) -> Blocks:
+        """The blocks that an earlier process left out of an answer."""
+        return read_left_out(left, self._grid)[1]
 
     def _read(self, read: Callable[[], T]) -> T | None:
         """Read values of an earlier process; None, with a warning, if they are damaged."""

@@ -1,13 +1,14 @@
 """Answers of groups as JSON values, and the key of a question.
 
-A key names a question by its kind and all its numbers, so that an answer is never taken for that of
-another question. Answers are read with doubt: by the types of their fields, and arrays by the
-shapes that the question gives them.
+A key names a question by its kind and all its numbers, and the blocks that are left out, so that an
+answer is never taken for that of another question or of other rows. Answers are read with doubt: by
+the types of their fields, and arrays by the shapes that the question gives them.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,47 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.questions import Answers, CostsAt, Several, SumsAt
 from nlsq_dask.core.reflective import Box
+from nlsq_dask.engines.partial import LostBlock
 from nlsq_dask.fitting.checkpoint_content import check_linearization
+from nlsq_dask.fitting.ledger_means import means_compared, means_from_json, means_to_json
+from nlsq_dask.fitting.omitted import Blocks
 from nlsq_dask.fitting.pilot import Pilot
-from nlsq_dask.io.codec import check_shape, checksum, dumps, floats_from_json, from_json, to_json
+from nlsq_dask.io.codec import (
+    check_shape,
+    checksum,
+    dumps,
+    fields_from_json,
+    floats_from_json,
+    from_json,
+    to_json,
+)
+from nlsq_dask.questions.collapse import Means, MeansOf
 from nlsq_dask.questions.question import AnyQuestion
 from nlsq_dask.questions.sample import Sample, Thinned
 
 FORMAT = "nlsq_dask ledger 1"
 
+NO_BLOCKS: Blocks = frozenset()
+
 
 def is_kept(question: AnyQuestion[Any]) -> bool:
-    """Whether the answers to a question are kept: sums, costs and samples."""
+    """Whether the answers to a question are kept: sums, costs, samples and means."""
     if isinstance(question, Several):
         return all(map(is_kept, question.questions))
-    return isinstance(question, SumsAt | CostsAt | Thinned)
+    return isinstance(question, SumsAt | CostsAt | Thinned | MeansOf)
 
 
-def key_of(question: AnyQuestion[Any]) -> str:
-    """Key of a question."""
-    return checksum(dumps(_named(question)))
+def key_of(question: AnyQuestion[Any], omitted: Blocks = NO_BLOCKS) -> str:
+    """Key of a question to all blocks but some."""
+    named = _named(question)
+    return checksum(dumps([named, sorted(omitted)] if omitted else named))
+
+
+def parts_of(question: AnyQuestion[Any]) -> list[str]:
+    """Keys of the single questions of several."""
+    if isinstance(question, Several):
+        return [key for part in question.questions for key in parts_of(part)]
+    return [key_of(question)]
 
 
 def _named(question: Any) -> Any:
@@ -64,6 +87,8 @@ def _encoded(question: AnyQuestion[Any], answer: Any) -> Any:
         arrays = (answer.y, *answer.coords, *([] if answer.sigma is None else [answer.sigma]))
         is_finite = all(np.isfinite(array).all() for array in arrays)
         return [array.tolist() for array in arrays] if is_finite else None
+    if isinstance(question, MeansOf):
+        return means_to_json(answer)
     return to_json(answer)
 
 
@@ -84,6 +109,8 @@ def decode(question: AnyQuestion[Any], value: Any) -> Any:
         costs = floats_from_json(value)
         check_shape("costs", costs, (len(question.candidates),))
         return costs
+    if isinstance(question, MeansOf):
+        return means_from_json(value, question)
     return _sample(question, value)
 
 
@@ -136,6 +163,8 @@ def _compared(answer: Any) -> FloatArray:
     if isinstance(answer, NormalEquations):
         numbers = (answer.n_points, answer.n_skipped, answer.cost, answer.moments.sq_residuals)
         return np.array([*numbers, *np.diag(answer.gram)], np.float64)
+    if isinstance(answer, Means):
+        return means_compared(answer)
     return np.asarray(answer.y if isinstance(answer, Sample) else answer, np.float64)
 
 
@@ -155,6 +184,56 @@ def read_groups(question: AnyQuestion[Any], value: Any, n_groups: int) -> dict[i
             raise _errors.value_of_another_kind(value, "the answers of groups")
     numbers = {str(number): number for number in range(n_groups)}
     return {numbers[name]: decode(question, answer) for name, answer in groups.items()}
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """Blocks that are left out, as a file has them.
+
+    Attributes
+    ----------
+    lost : dict
+        Blocks that were lost in groups of a pass, by number of the group.
+    omitted : tuple of tuple of int
+        All blocks that are left out after an answer.
+    """
+
+    lost: dict[str, tuple[LostBlock, ...]] = field(default_factory=dict)
+    omitted: tuple[tuple[int, ...], ...] = ()
+
+
+def left_out_to_json(lost: Mapping[int, Sequence[LostBlock]], omitted: Blocks) -> dict[str, Any]:
+    """Blocks that are left out, as JSON values; nothing where there are none."""
+    named = {str(number): to_json(list(blocks)) for number, blocks in lost.items()}
+    found: dict[str, Any] = {"lost": named} if named else {}
+    return found | ({"omitted": sorted(map(list, omitted))} if omitted else {})
+
+
+def read_left_out(
+    value: Mapping[str, Any], grid: Sequence[int]
+) -> tuple[dict[int, tuple[LostBlock, ...]], Blocks]:
+    """Read the blocks that were lost in groups, and those that are left out after an answer.
+
+    Parameters
+    ----------
+    value : mapping
+        As from :func:`left_out_to_json`, among other values.
+    grid : sequence of int
+        Blocks along each dimension.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a value is no block of the grid.
+    """
+    own = {name: value[name] for name in ("lost", "omitted") if name in value}
+    found = _LeftOut(**fields_from_json(_LeftOut, own))
+    indices = [block.index for blocks in found.lost.values() for block in blocks]
+    for index in (*indices, *found.omitted):
+        pairs = zip(index, grid, strict=False)
+        if len(index) != len(grid) or not all(0 <= i < n for i, n in pairs):
+            raise _errors.value_out_of_range("omitted")
+    return {int(n): blocks for n, blocks in found.lost.items()}, frozenset(found.omitted)
 
 
 def read_pilot(value: Any, box: Box) -> tuple[Pilot | None, int]:

@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from nlsq_dask.core.questions import FoundT, RowQuestion, Search, Several, changed
-from nlsq_dask.engines.engine import Engine
+
+
+class Asks(Protocol):
+    """An engine, or what keeps the answers of an engine."""
+
+    def ask(self, question: Any) -> Any:
+        """Answer a question for all rows."""
+        ...
+
 
 #: Answers questions by the number of the search, in one reading.
 AskAll: TypeAlias = Callable[[Mapping[int, RowQuestion[Any]]], Mapping[int, Any]]
@@ -54,14 +62,14 @@ def answered_together(searches: Sequence[Search[FoundT]], ask: AskAll) -> list[F
     return [found[number] for number in range(len(searches))]
 
 
-def together(engines: Sequence[Engine], models: Sequence[int]) -> AskAll:
+def together(engines: Sequence[Asks], models: Sequence[int]) -> AskAll:
     """Ask the questions of several searches together.
 
     Parameters
     ----------
-    engines : sequence of Engine
-        The engine of each search; mostly one engine for all. Where models need the rows in other
-        pieces there are several, and each reads the rows once.
+    engines : sequence of Asks
+        The engine of each search, or its ledger; mostly one engine for all. Where models need the
+        rows in other pieces there are several, and each reads the rows once.
     models : sequence of int
         The number of each search's model in its engine.
     """

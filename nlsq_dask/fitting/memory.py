@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nlsq_dask import _errors
 from nlsq_dask._errors import ClusterWarning
 from nlsq_dask.core.memory_budget import GB, SAMPLE_COPIES, SOLVER_BYTES, size_sample
+from nlsq_dask.core.structure import whole_series
 from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES
 from nlsq_dask.engines.collapsed import varies_along
 from nlsq_dask.fitting.job import Job
@@ -52,7 +53,7 @@ def streaming_of(job: Job, streamed: Streamed) -> Streaming:
     return Streaming(
         stream=streamed.stream,
         client=streamed.client,
-        stage_rows=min(streamed.blocks.block_rows, STAGE_ROWS),
+        stage_rows=whole_series(min(streamed.blocks.block_rows, STAGE_ROWS), job.data.series_rows),
         threads=streamed.blocks.threads,
         cache=_cache_choice(job),
         cache_bytes=_cache_bytes(job, streamed),
@@ -69,7 +70,8 @@ def sampled(job: Job, streamed: Streamed) -> SampledBlocks | None:
     if job.n_distinct or not (job.pilot or job.guess is not None):
         return None
     few = job.data.n_rows <= FEW_ROWS or streamed.stream.n_blocks <= FEW_BLOCKS
-    return sampled_blocks(streamed.stream, sample_rows(job), whole=few and job.guess is not None)
+    whole = few and job.guess is not None and job.spec.series is None
+    return sampled_blocks(streamed.stream, sample_rows(job), whole=whole)
 
 
 def base_bytes(streamed: Streamed) -> int:

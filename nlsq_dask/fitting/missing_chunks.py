@@ -22,11 +22,11 @@ from nlsq_dask.io.locations import failures
 from nlsq_dask.io.missing_chunks import (
     ChunkIndex,
     absent_chunks,
+    chunk_label,
     declared_decoding,
     fill_means_missing,
     n_stored,
 )
-from nlsq_dask.io.places import chunk_key
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.absent import ArrayId, StoredOperand
@@ -174,7 +174,7 @@ def _used(
         if not chunks:
             continue
         array = checked[key].array
-        first = [chunk_key(array, index) for index in sorted(chunks)[:FEW_KEYS]]
+        first = [chunk_label(array, index) for index in sorted(chunks)[:FEW_KEYS]]
         text, fill = str(array.store), array.fill_value
         told.append(
             _errors.AbsentChunks(

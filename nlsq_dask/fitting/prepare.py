@@ -20,6 +20,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
 from nlsq_dask.core.solver_state import METHOD_NAMES, SolverOptions
+from nlsq_dask.core.structure import Series
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
 from nlsq_dask.fitting.job import Job, Source, logger, stream_of
@@ -27,6 +28,7 @@ from nlsq_dask.fitting.missing_chunks import MISSING_CHUNKS
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
+from nlsq_dask.io.series import SeriesAxes
 from nlsq_dask.io.sources import Observations, is_dask, observe
 from nlsq_dask.io.stored import (
     check_options,
@@ -125,6 +127,7 @@ class InputOptions:
     bounds: Any = (-np.inf, np.inf)
     fixed: Mapping[str, float] | None = None
     ties: Any = None
+    dim: Any = None
     loss: Any = "linear"
     f_scale: Any = 1.0
     jac: Any = None
@@ -151,18 +154,49 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     y, fill_value = with_fill_value(y, inputs.fill_value)
     bare = bare_data(x, y, sigma)
     sigma, correlated = split_sigma(bare.sigma, bare.y)
+    placed = _placed(bare.x, bare.y, sigma, mask, inputs.dim)
     data = observe(
-        bare.x,
-        bare.y,
-        sigma,
-        mask=mask,
+        placed.x,
+        placed.y,
+        placed.sigma,
+        mask=placed.mask,
         nan_policy=inputs.nan_policy,
         fill_value=fill_value,
         time_unit=inputs.time_unit,
     )
     labels = {**data.labels, **bare.labels}
-    data = replace(data, decode=inputs.decode, storage_options=options, labels=labels)
+    data = replace(
+        data,
+        decode=inputs.decode,
+        storage_options=options,
+        labels=labels,
+        structure="stacked" if placed.stacked else data.structure,
+        series_axes=placed.series_axes,
+    )
     return Source(data, correlated, of_checkpoint)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Arrays of the data, where each has the axes of y, and the axes of whole series."""
+
+    x: Any
+    y: Any
+    sigma: Any
+    mask: Any
+    stacked: bool = False
+    series_axes: tuple[int, ...] = ()
+
+
+def _placed(x: Any, y: Any, sigma: Any, mask: Any, dim: Any) -> _Placed:
+    """Place arrays of the shape of a series, or of the series, where the axes of series are."""
+    if dim is None:
+        return _Placed(x, y, sigma, mask)
+    y = y if hasattr(y, "shape") else np.asarray(y)
+    axes = SeriesAxes.of(y, x, dim)
+    coords, stacked = axes.coordinates(x)
+    sigma, mask = axes.rows(sigma, "sigma"), axes.rows(mask, "mask")
+    return _Placed(coords, y, sigma, mask, stacked, axes.fit)
 
 
 def prepare_on(
@@ -181,14 +215,20 @@ def prepare_on(
         raise _errors.lm_with_loss(spec.loss.name)
     spec = replace(spec, constant=tuple(np.flatnonzero(free.reduction.is_fixed).tolist()))
     dependence = _checked_dependence(spec, free, source)
-    row_wise = dependence is None and source.correlated is None
+    if dependence is None or source.correlated is not None:
+        source = replace(source, data=replace(data, series_axes=()))
+        data = source.data
+    elif data.series_axes:
+        spec = spec.in_series(Series(data.series_rows, data.series_axes))
+    in_series = spec.series is not None
+    row_wise = (dependence is None or in_series) and source.correlated is None
     plan, strategy = _strategy(source, len(free.reduction.names), row_wise, options)
     if not row_wise and not isinstance(strategy, Standard):
         if spec.whole is not None:
             raise _errors.untraceable_loop(spec.label, "")
         raise _errors.not_row_wise(dependence) if dependence else _errors.covariance_in_parts()
     solver_options = _solver_options(plan, options, free.reduction, inputs.absolute_sigma)
-    traced = PRECISION_ROWS if row_wise else _n_rows(data)
+    traced = PRECISION_ROWS if row_wise and not in_series else _n_rows(data)
     solver_options = replace(solver_options, model_eps=model_eps(spec, traced))
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
     job = Job(
@@ -206,7 +246,7 @@ def prepare_on(
         device=options.device,
         guess=getattr(model, "guess", None) if p0 is None else None,
         seed=options.seed,
-        pilot=_has_pilot(data, plan, row_wise, _checked_pilot(options.pilot)),
+        pilot=_has_pilot(data, plan, row_wise and not in_series, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
         retries=options.retries,
         on_error=checked_choice("on_error", options.on_error, ON_ERROR),
@@ -273,8 +313,9 @@ def _checked_dependence(spec: ModelSpec, free: _FreeParameters, source: Source) 
     if data.lazy:
         dependence = row_dependence(spec, at)
     else:
-        dependence = row_dependence(spec, at, lambda: data.thinned(SHOWN_ROWS).coords, data.n_rows)
-    if dependence is not None and several_axes and not data.lazy:
+        n_rows = data.series_rows if data.series_axes else data.n_rows
+        dependence = row_dependence(spec, at, lambda: data.thinned(SHOWN_ROWS).coords, n_rows)
+    if dependence is not None and several_axes and not data.lazy and not data.series_axes:
         raise _errors.not_row_wise_in_several_dimensions(dependence, data.y.shape)
     return dependence
 
@@ -311,7 +352,7 @@ def _spec(
 ) -> ModelSpec:
     """The model, with its Jacobian, loss and covariance."""
     # A model that takes all rows at once may accept no other number of rows.
-    rows = _n_rows(data) if data.n_rows <= MAX_TRIAL_ROWS else None
+    rows = _n_rows(data) if data.series_axes or data.n_rows <= MAX_TRIAL_ROWS else None
     spec = _traced_or_called(model, names, data, inputs.bounds, rows)
     jacobian = None
     if callable(inputs.jac):
@@ -325,6 +366,8 @@ def _spec(
 
 def _n_rows(data: Observations) -> int:
     """Rows that the model is called with, as far as known without reading."""
+    if data.series_axes:
+        return data.series_rows
     return data.count_rows() if data.selects and not data.lazy else data.n_rows
 
 
@@ -339,7 +382,7 @@ def _traced_or_called(
     try:
         return prepare_model(model, names, data.structure, len(data.coords), rows)
     except _errors.RowLoopError as error:
-        if data.lazy:
+        if data.lazy or data.series_axes:
             raise
         logger.info("the model is called as it is, without JAX: %s", error)
         called = RowsModel(model, *normalize_bounds(bounds, names))
@@ -476,6 +519,8 @@ def _plan(
             chunks=chunk,
             chunk_bytes=piece_bytes,
             held_bytes=held_bytes,
+            series_rows=data.series_rows,
+            series_axes=data.series_axes,
         ),
         Machine(options.memory_limit_gb, use_gpu=on_gpu, threads=threads, worker=worker),
         options.workflow,

@@ -43,6 +43,7 @@ from nlsq_dask.fitting.pilot import Pilot, first_pass, run_pilot
 from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.same_data import (
+    Knows,
     Look,
     check_digests,
     check_old_digests,
@@ -253,7 +254,8 @@ def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.Input
     if found is not None or error.params is None:
         return found or error
     rows = fitted_model(job).bad_rows(job.reduction.expand(np.array(error.params)))
-    return rows.error(job.data.names[1 : 1 + len(job.data.coords)], error)
+    names = job.data.names[1 : 1 + len(job.data.coords)]
+    return rows.error(names, error, in_series=job.spec.series is not None)
 
 
 @contextmanager
@@ -387,6 +389,7 @@ def solve(
     omitted: Callable[[], Blocks],
     ledger: Ledger | None = None,
     before: Appended | None = None,
+    knows: Knows | None = None,
 ) -> Search[tuple[Solution, Preparation]]:
     """Search for the optimum from a checkpoint, the pilot's answer, or the best start.
 
@@ -404,7 +407,8 @@ def solve(
     known = None if saved is None or saved.of_0_1 else saved
     state = None if known is None else known.state
     changing = job.data.lazy and not job.data.propagates
-    knows = nothing_known if ledger is None else ledger.knows
+    if knows is None:
+        knows = nothing_known if ledger is None else ledger.knows
     looked = looked_at(search, job.data)
     same = same_in_all_passes(looked, look if changing else None, state, knows)
     return without_lost_rows(same, omitted, None if known is None else known.omitted)

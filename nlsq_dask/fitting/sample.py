@@ -16,8 +16,9 @@ from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import sample_rows, sampled
 from nlsq_dask.fitting.strategy import Streamed
+from nlsq_dask.io.chunks import whole_box
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.questions.sample import Sample, Thinned
+from nlsq_dask.questions.sample import LongestSeries, OneSeries, Sample, Thinned
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine
@@ -39,7 +40,7 @@ Taken: TypeAlias = dict[int, Sample]
 class LazySample:
     """Rows of some blocks of streamed data, or every k-th row of data in memory.
 
-    Of collapsed rows the means are the sample.
+    Of collapsed rows the means are the sample. For a model of whole series it is one series.
 
     The sample is taken at the first call.
 
@@ -76,9 +77,10 @@ class LazySample:
     @property
     def _reads_all(self) -> bool:
         """Whether all blocks of streamed data are read."""
-        if not isinstance(self._job.strategy, Streamed) or self._job.n_distinct:
+        job = self._job
+        if not isinstance(job.strategy, Streamed) or job.n_distinct or job.spec.series is not None:
             return False
-        blocks = sampled(self._job, self._job.strategy)
+        blocks = sampled(job, job.strategy)
         return blocks is not None and blocks.whole
 
     def __call__(self) -> Observations:
@@ -90,6 +92,8 @@ class LazySample:
     def _take(self) -> tuple[Observations, bool]:
         """The rows, and whether all rows were read for them."""
         job, engine = self._job, self._engine
+        if job.spec.series is not None:
+            return _one_series(job, engine), False
         if isinstance(engine, CollapsedEngine):
             return engine.means.thinned(max(LEAST_SAMPLE_ROWS, sample_rows(job))), False
         if isinstance(engine, InMemoryEngine):
@@ -102,6 +106,23 @@ class LazySample:
             whole=self._reads_all,
             taken=self._taken,
         )
+
+
+def _one_series(job: Job, engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> Observations:
+    """One whole series: of the means, of all series in memory, or of some blocks."""
+    question, data = LongestSeries(len(job.data.coords)), job.data
+    if isinstance(engine, CollapsedEngine):
+        found = OneSeries.of(engine.means.block(whole_box(engine.means.y.shape)))
+    elif isinstance(engine, InMemoryEngine):
+        found = OneSeries.of(data.block(whole_box(data.y.shape)))
+    else:
+        from nlsq_dask.engines.dask.sampling import sample_blocks  # an engine, loaded for use
+
+        with engine.of_blocks(sample_blocks(engine.omissions.n_blocks)) as few:
+            found = few.ask(question)
+    if not found.y.size:
+        raise _errors.all_left_out(data.n_rows, data.causes)
+    return data.sample_of(found.y, found.coords, None)
 
 
 def sample_of(

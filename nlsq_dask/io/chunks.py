@@ -121,15 +121,19 @@ def largest_block(chunks: Chunks) -> int:
     return math.prod(map(max, chunks))
 
 
-def regular_chunks(shape: Sequence[int], max_rows: int) -> Chunks:
+def regular_chunks(shape: Sequence[int], max_rows: int, uncut: Sequence[int] = ()) -> Chunks:
     """Chunks of at most ``max_rows`` rows that are contiguous in C order.
 
     The last dimensions stay whole while they fit. The next dimension is cut to fit, and the
-    dimensions before it are cut into single indices.
+    dimensions before it are cut into single indices. The dimensions `uncut` are never cut; a chunk
+    then may have more rows.
     """
     chunks: list[tuple[int, ...]] = []
-    room = max_rows
-    for n in reversed(shape):
+    room = max_rows // max(math.prod(shape[d] for d in uncut), 1) if uncut else max_rows
+    for d, n in reversed(list(enumerate(shape))):
+        if d in uncut:
+            chunks.append((n,))
+            continue
         step = min(max(room, 1), max(n, 1))
         chunks.append(tuple(min(step, n - i) for i in range(0, n, step)) or (0,))
         room = room // n if step == n else 0

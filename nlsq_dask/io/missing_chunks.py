@@ -7,7 +7,7 @@ NaN, or the attributes say so), a chunk of it leaves rows out or is refused, and
 data.
 
 The keys of a store are listed, a thousand at a time in an object store. Of an array in shards the
-keys are those of the shards.
+keys are those of the shards, and a short read of each shard shows which chunks it lacks.
 """
 
 from __future__ import annotations
@@ -25,19 +25,30 @@ from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.libraries import inner_store
 from nlsq_dask.io.places import chunk_key, stored_lengths
+from nlsq_dask.io.shards import absent_in, chunks_of
 from nlsq_dask.io.stored import of_zarr
 
-#: Index of a stored chunk or shard.
+#: Index of a chunk; of an array in shards, of a chunk within a shard, among all chunks.
 ChunkIndex: TypeAlias = tuple[int, ...]
 
 
 def n_stored(array: Any) -> int:
-    """Number of chunks, or shards, that an array has if all are in the store."""
-    return math.prod(map(len, _ranges(array)))
+    """Number of chunks that an array has if all are in the store."""
+    return math.prod(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks, strict=True))
+
+
+def chunk_label(array: Any, index: ChunkIndex) -> str:
+    """Name of a chunk in messages: its key, or the key of its shard and its place in the shard."""
+    if not array.shards:
+        return chunk_key(array, index)
+    grids = [s // c for s, c in zip(array.shards, array.chunks, strict=True)]
+    shard = tuple(i // k for i, k in zip(index, grids, strict=True))
+    inside = ", ".join(str(i % k) for i, k in zip(index, grids, strict=True))
+    return f"{chunk_key(array, shard)}[{inside}]"
 
 
 def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
-    """Chunks, or shards, of a Zarr array that are not in its store.
+    """Chunks of a Zarr array that are not in its store, or not in their shard.
 
     Parameters
     ----------
@@ -52,8 +63,13 @@ def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
     metadata = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     if keys is None or (f"{array.path}/" if array.path else "") + metadata not in keys:
         return None
-    indices = itertools.product(*_ranges(array))
-    return frozenset(index for index in indices if chunk_key(array, index) not in keys)
+    named = {index: chunk_key(array, index) for index in itertools.product(*_ranges(array))}
+    absent = [index for index, key in named.items() if key not in keys]
+    if not array.shards:
+        return frozenset(absent)
+    stored = {index: key for index, key in named.items() if key in keys}
+    inside = absent_in(array, stored, _folder(array.store))
+    return frozenset(itertools.chain(*(chunks_of(array, shard) for shard in absent), inside))
 
 
 def fill_means_missing(array: Any, decoding: Decoding | None, fill_value: Any = None) -> bool:
@@ -94,9 +110,9 @@ def _listed(store: Any, path: str) -> frozenset[str] | None:
     """Keys of a store below a path."""
     if not store.supports_listing:
         return None
-    inner = inner_store(store)
-    if type(inner).__name__ == "LocalStore":
-        return frozenset(_files_below(Path(inner.root), path))
+    inner, folder = inner_store(store), _folder(store)
+    if folder is not None:
+        return frozenset(_files_below(folder, path))
     from zarr.core.sync import sync  # runs on the loop of Zarr, to which stores are tied
 
     if hasattr(inner, "fs"):  # of fsspec, which may remember what it listed before
@@ -105,6 +121,12 @@ def _listed(store: Any, path: str) -> frozenset[str] | None:
         return frozenset(sync(_collected(store.list_prefix(f"{path}/" if path else ""))))
     except NotImplementedError:
         return None
+
+
+def _folder(store: Any) -> Path | None:
+    """The folder of a local store; None for any other."""
+    inner = inner_store(store)
+    return Path(inner.root) if type(inner).__name__ == "LocalStore" else None
 
 
 async def _collected(keys: AsyncIterator[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -63,6 +64,8 @@ class Observations:
         For each coordinate how its times became numbers, if it had times.
     omitted : frozenset of tuple of int
         Blocks of Dask arrays that are left out, by their index in the chunk grid.
+    series_axes : tuple of int
+        Axes of ``y`` along which each block holds whole series; empty where rows are independent.
     """
 
     y: Array
@@ -80,6 +83,7 @@ class Observations:
     labels: Mapping[str, Label] = field(default_factory=dict)
     times: tuple[TimeAxis | None, ...] = ()
     omitted: frozenset[tuple[int, ...]] = frozenset()
+    series_axes: tuple[int, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -110,7 +114,13 @@ class Observations:
         varies = tuple(
             tuple(n == rows for n, rows in zip(a.shape, full, strict=True)) for a in self.operands
         )
-        return Layout(self.sigma is not None, len(self.masks), self.rule, names, varies)
+        n_masks = len(self.masks)
+        return Layout(self.sigma is not None, n_masks, self.rule, names, varies, self.series_axes)
+
+    @property
+    def series_rows(self) -> int:
+        """Rows of a series, rows that are left out included; 1 where rows are independent."""
+        return math.prod(self.y.shape[d] for d in self.series_axes)
 
     @property
     def units(self) -> dict[str, str]:
@@ -163,7 +173,7 @@ class Observations:
 
     def pieces(self) -> Iterator[tuple[Box, Block]]:
         """Boxes that cover all rows in order, and views of their rows. For data in memory only."""
-        for _, box in block_boxes(regular_chunks(self.y.shape, PIECE_ROWS)):
+        for _, box in block_boxes(regular_chunks(self.y.shape, PIECE_ROWS, self.series_axes)):
             yield box, self.block(box)
 
     def thinned(self, most: int) -> Observations:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.structure import series_order
 from nlsq_dask.io.announced import FLAGS, NUMBERS, Announced
 from nlsq_dask.io.chunks import Box, box_size, broadcast_box, lengths, row_boxes, whole_box
 from nlsq_dask.io.missing import NO_RULE, MissingRule
@@ -56,6 +57,9 @@ class Block:
         True where a row is left out, each shaped like a coordinate.
     rule : MissingRule
         Which values leave a row out.
+    series_axes : tuple of int
+        Axes of series that stay whole: rows that are left out keep their places. Empty where rows
+        are independent.
     """
 
     y: NDArray[np.generic]
@@ -63,6 +67,7 @@ class Block:
     sigma: NDArray[np.generic] | None = None
     masks: tuple[NDArray[np.bool_], ...] = ()
     rule: MissingRule = NO_RULE
+    series_axes: tuple[int, ...] = ()
 
     @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
@@ -85,6 +90,18 @@ class Block:
             flags |= missing
         return flags
 
+    def in_series(self) -> Block:
+        """Views of the same rows in the order of the series, whose rows are then neighbours."""
+        order = series_order(self.series_axes, self.y.ndim)
+        return replace(
+            self,
+            y=self.y.transpose(order),
+            coords=tuple(c.transpose(order) for c in self.coords),
+            sigma=None if self.sigma is None else self.sigma.transpose(order),
+            masks=tuple(m.transpose(order) for m in self.masks),
+            series_axes=tuple(range(self.y.ndim - len(self.series_axes), self.y.ndim)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -102,6 +119,8 @@ class Layout:
     varies : tuple of tuple of bool
         For each array and each dimension of y, whether the array varies along it. If not, the
         length of the array along the dimension is 1.
+    series_axes : tuple of int
+        As those of a block.
     """
 
     weighted: bool
@@ -109,6 +128,7 @@ class Layout:
     rule: MissingRule = NO_RULE
     names: tuple[str, ...] = ()
     varies: tuple[tuple[bool, ...], ...] = ()
+    series_axes: tuple[int, ...] = ()
 
     def check(self, arrays: Sequence[Any], shapes: Sequence[Shape], index: Shape, box: Box) -> None:
         """Compare the computed arrays of a block with their announcement.
@@ -170,7 +190,8 @@ class Layout:
         masks += [m for a in arrays[:n_values] if (m := np.ma.getmask(a)) is not np.ma.nomask]
         values = [np.ma.getdata(a, subok=False) for a in arrays[:n_values]]
         sigma = values.pop() if self.weighted else None
-        return Block(values[0], tuple(values[1:]), sigma, tuple(masks), self.rule)
+        coords = tuple(values[1:])
+        return Block(values[0], coords, sigma, tuple(masks), self.rule, self.series_axes)
 
 
 def aligned_empty(*shape: int) -> FloatArray:
@@ -206,19 +227,23 @@ class Stage:
         Rows.
     memory : ndarray, shape (n_coords + 1, capacity) or (n_coords + 2, capacity), optional
         Memory of the buffers, with one more row if weighted; from :func:`aligned_empty`.
+    flagged : bool
+        Whether rows that are left out keep their places, for blocks of series.
 
     Attributes
     ----------
     y, weights : ndarray, shape (capacity,), float64
         Observations, and 1/sigma (None if not weighted).
     coords : tuple of ndarray, each (capacity,), float64
+    counted : ndarray, shape (capacity,), bool, or None
+        Which rows count, if rows that are left out keep their places; their y is 0.
     n_rows : int
         Rows filled so far. Values after these rows have no meaning.
     n_left_out : int
         Rows left out so far.
     """
 
-    __slots__ = ("capacity", "coords", "n_left_out", "n_rows", "weights", "y")
+    __slots__ = ("capacity", "coords", "counted", "n_left_out", "n_rows", "weights", "y")
 
     def __init__(
         self,
@@ -226,6 +251,8 @@ class Stage:
         weighted: bool,
         capacity: int = STAGE_ROWS,
         memory: FloatArray | None = None,
+        *,
+        flagged: bool = False,
     ) -> None:
         if memory is None:
             memory = aligned_empty(n_coords + 1 + weighted, capacity)
@@ -237,6 +264,10 @@ class Stage:
         self.y, *columns = memory
         self.coords = tuple(columns[:n_coords])
         self.weights = columns[n_coords] if weighted else None
+        self.counted: NDArray[np.bool_] | None = None
+        if flagged:
+            raw = np.zeros(capacity + ALIGNMENT, np.uint8)
+            self.counted = aligned(raw, capacity).view(np.bool_)
 
     @property
     def full(self) -> bool:
@@ -258,6 +289,8 @@ class Stage:
             The first row that was not examined. If rows were left out, the stage may have room
             although the block has more rows.
         """
+        if block.series_axes:
+            return self._fill_series(block.in_series(), start)
         room = self.capacity - self.n_rows
         if not block.selects:
             stop = min(block.y.size, start + room)
@@ -270,6 +303,38 @@ class Stage:
             if passed < last:
                 return passed
         return stop
+
+    def _fill_series(self, block: Block, start: int) -> int:
+        """Copy whole series, those rows included that are left out, as many as fit.
+
+        The axes of the series are the last. The capacity holds whole series.
+        """
+        assert self.counted is not None, "a stage for series"
+        stop = min(block.y.size, start + self.capacity - self.n_rows)
+        is_first = self.n_rows == 0
+        for first, last, box in row_boxes(block.y.shape, start, stop):
+            rows = slice(self.n_rows, self.n_rows + last - first)
+            self._copy(block, box, last - first)
+            self.counted[rows] = True
+            if block.selects:
+                left_out = block.left_out(box).reshape(-1)
+                self.counted[rows] = ~left_out
+                self.n_left_out += int(np.count_nonzero(left_out))
+                self.y[rows][left_out] = 0.0
+                if self.weights is not None:
+                    self.weights[rows][left_out] = 1.0
+        if is_first and self.n_rows < self.capacity:
+            self._repeat_first(math.prod(block.y.shape[d] for d in block.series_axes))
+        return stop
+
+    def _repeat_first(self, n_rows: int) -> None:
+        """Fill the coordinates after the last row with those of the first series.
+
+        A tile may have more series than are filled. A loop in the model might never end for numbers
+        that are no coordinates.
+        """
+        for coord in self.coords:
+            coord[self.n_rows :].reshape(-1, n_rows)[:] = coord[:n_rows]
 
     def _copy_counting(self, block: Block, first: int, last: int, box: Box) -> int:
         """Copy the rows of a box that are not left out; return the first that does not fit."""

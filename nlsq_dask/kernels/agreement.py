@@ -74,7 +74,9 @@ def check_agreement(
     if not rows.n or not (spec.is_numpy or of_jacobian):
         return
     picked = np.arange(rows.n)
-    if not whole and rows.n > COMPARED_ROWS:
+    if spec.series is not None:
+        picked, whole = np.arange(spec.series.rows), True
+    elif not whole and rows.n > COMPARED_ROWS:
         picked = np.linspace(0, rows.n - 1, COMPARED_ROWS).astype(np.int64)
     coords = tuple(np.asarray(c)[picked] for c in rows.coords)
     expected = _called(spec, coords, params, whole) if spec.is_numpy else np.zeros(picked.size)
@@ -110,7 +112,8 @@ def _buffers(rows: Rows, coords: Sequence[FloatArray], values: FloatArray) -> Ro
         return filled
 
     weights = None if rows.weights is None else buffer(np.ones(values.size))
-    return Rows(tuple(map(buffer, coords)), buffer(values), weights, values.size)
+    counted = None if rows.counted is None else np.ones(rows.y.shape, np.bool_)
+    return Rows(tuple(map(buffer, coords)), buffer(values), weights, values.size, counted)
 
 
 def _called(

@@ -189,7 +189,13 @@ class LaneKernel(CompiledKernel):
         self._search = self._jitted(self._searched)
 
     def __call__(
-        self, states: FloatArray, data: LaneData, stat_tol: float, max_nfev: int, least: int
+        self,
+        states: FloatArray,
+        data: LaneData,
+        stat_tol: float,
+        max_nfev: int,
+        least: int,
+        tiles: int,
     ) -> FloatArray:
         """Go on with the searches of tiles.
 
@@ -202,12 +208,15 @@ class LaneKernel(CompiledKernel):
         max_nfev : int
         least : int
             A tile is left when no more than so many of its lanes run.
+        tiles : int
+            Only so many of the tiles, the first, hold series.
 
         Returns
         -------
         ndarray, shape (B, s, L)
+            Zeros for the tiles that hold no series.
         """
-        numbers = np.array([stat_tol, float(max_nfev), float(least)])
+        numbers = np.array([stat_tol, float(max_nfev), float(least), float(tiles)])
         shapes = tuple(c.shape for c in data.coords)
         weights = None if data.weights is None else data.weights.shape
         layout = (states.shape, data.y.shape, shapes, weights)
@@ -220,21 +229,24 @@ class LaneKernel(CompiledKernel):
         weights_by_tile = data.weights is not None and jnp.ndim(data.weights) == 3
         options = LaneOptions(numbers[0], numbers[1], self._eps)  # type: ignore[arg-type]
 
-        def of_tile(arrays: tuple[jax.Array, ...]) -> jax.Array:
-            state, y, constants, coords, weights = arrays
-            own = iter(coords)
-            shared = zip(by_tile, data.coords, strict=True)
+        def add_tile(i: jax.Array, found: jax.Array) -> jax.Array:
+            def own(array: FloatArray, varies: bool = True) -> jax.Array:
+                return jnp.asarray(array)[i] if varies else jnp.asarray(array)
+
+            constants = own(data.constants)
             rows = LaneRows(
-                y,
-                tuple(next(own) if varies else jnp.asarray(c) for varies, c in shared),
-                weights if weights_by_tile else data.weights,  # type: ignore[arg-type]
+                own(data.y),
+                tuple(map(own, data.coords, by_tile)),
+                None if data.weights is None else own(data.weights, weights_by_tile),
                 **self._own(constants),
             )
-            return self._tile(state, rows, constants, options, numbers[2])
+            last = self._tile(states[i], rows, constants, options, numbers[2])
+            updated: jax.Array = jax.lax.dynamic_update_index_in_dim(found, last, i, 0)
+            return updated
 
-        coords = tuple(c for c, varies in zip(data.coords, by_tile, strict=True) if varies)
-        weights = data.weights if weights_by_tile else None
-        found: jax.Array = jax.lax.map(of_tile, (states, data.y, data.constants, coords, weights))
+        # A loop over so many tiles as there are: the others cost nothing.
+        tiles = numbers[3].astype(jnp.int32)
+        found: jax.Array = jax.lax.fori_loop(0, tiles, add_tile, jnp.zeros_like(states))
         return found
 
     def _own(self, constants: jax.Array) -> dict[str, Any]:

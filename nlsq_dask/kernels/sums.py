@@ -115,6 +115,7 @@ class BlockKernel(CompiledKernel):
         sums, n_differenced = self._sum(self._sums, at, rows), 0
         # The gradient, and Σ r², which is finite where all values of the model are.
         last_row = sums[q * (q + 1) : (q + 1) ** 2].tolist()
+        n_points = rows.n_counted
         chi2 = last_row[-1]
         is_spoilt = not math.isfinite(sum(last_row)) and math.isfinite(chi2)
         if is_spoilt and can_be_differenced(self._spec, rows.y.shape[0]):
@@ -135,14 +136,15 @@ class BlockKernel(CompiledKernel):
         largest = None
         moments = Moments(float(abs_errors), sq_errors, n_small=n_small)
         if observe_y:
-            of_y = moments_of_y(rows, self._spec.cholesky)
-            moments, largest = replace(moments, **of_y), largest_of(rows)
+            counted = rows.only_counted()
+            of_y = moments_of_y(counted, self._spec.cholesky)
+            moments, largest = replace(moments, **of_y), largest_of(counted)
         return NormalEquations(
             products[:-1, :-1],
             products[:-1, -1],
             cost=cost,
             chi2=chi2,
-            n_points=rows.n,
+            n_points=n_points,
             moments=moments,
             concave=concave,
             largest=largest,
@@ -155,9 +157,9 @@ class BlockKernel(CompiledKernel):
         self, function: Callable[..., jax.Array], at: tuple[FloatArray | np.bool_, ...], rows: Rows
     ) -> FloatArray:
         """Value of a jitted function ``function(*at, rows)``."""
-        layout = (rows.y.shape, rows.weights is None)
-        counted = Rows(rows.coords, rows.y, rows.weights, np.int64(rows.n))  # type: ignore[arg-type]
-        return self._run(function, at, counted, layout)
+        layout = (rows.y.shape, rows.weights is None, rows.counted is None)
+        given = rows._replace(n=np.int64(rows.n))  # type: ignore[arg-type]
+        return self._run(function, at, given, layout)
 
     def _compare(self, params: FloatArray, basis: FloatArray, rows: Rows) -> None:
         """Compare the kernel with its model. The comparison calls this kernel again."""
@@ -245,7 +247,9 @@ class BlockKernel(CompiledKernel):
         """The same sums of a robust loss, with its matrices, in the order of `__call__`."""
         q, loss = basis.shape[1], self._spec.loss
         weighted = rows.weights is not None or self._spec.cholesky is not None
-        products = products_for(q, 1 + loss.is_concave, rows.y.shape[0], self._tile_bytes)
+        # The tiles of series have other lengths than lanes need.
+        tile_bytes = None if self._spec.series else self._tile_bytes
+        products = products_for(q, 1 + loss.is_concave, rows.y.shape[0], tile_bytes)
 
         def weighted_rows(tile: Tile) -> tuple[jax.Array, list[jax.Array]]:
             directions, replaced = self._augmented(params, basis, tile, differenced)
@@ -341,7 +345,8 @@ class BlockKernel(CompiledKernel):
     ) -> Sums:
         """Sum a function of a tile over all tiles; see :func:`sum_over_tiles`."""
         self._count_compilation()
-        return sum_over_tiles(function, zero, self._tile_bytes, rows, size)
+        series_rows = self._spec.series_rows
+        return sum_over_tiles(function, zero, self._tile_bytes, rows, size, series_rows)
 
     def _augmented(
         self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool

@@ -54,5 +54,6 @@ class Kernels:
         if target.platform == "cpu":
             return rows
         with jax.enable_x64(True):
-            coords, y, weights = jax.device_put((rows.coords, rows.y, rows.weights), target)
-        return Rows(coords, y, weights, rows.n)
+            buffers = (rows.coords, rows.y, rows.weights, rows.counted)
+            coords, y, weights, counted = jax.device_put(buffers, target)
+        return Rows(coords, y, weights, rows.n, counted)

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 
@@ -21,15 +23,41 @@ Sums = TypeVar("Sums")
 
 
 class Rows(NamedTuple):
-    """Rows as a kernel takes them: 1-D float64 buffers; the first ``n`` rows count.
+    """Rows as a kernel takes them: 1-D float64 buffers; the first ``n`` rows are filled.
 
     In a function that JAX traces all parts are traced arrays.
+
+    Attributes
+    ----------
+    coords : tuple of array, each (capacity,)
+    y : array (capacity,)
+    weights : array (capacity,) or None
+    n : int
+    counted : array of bool (capacity,) or None
+        Which of the filled rows count, for rows in whole series; None if all do.
     """
 
     coords: tuple[jax.Array | FloatArray, ...]
     y: jax.Array | FloatArray
     weights: jax.Array | FloatArray | None
     n: int
+    counted: jax.Array | NDArray[np.bool_] | None = None
+
+    @property
+    def n_counted(self) -> int:
+        """Number of rows that count; for rows outside of JAX's traces."""
+        if self.counted is None:
+            return self.n
+        return int(np.count_nonzero(np.asarray(self.counted)[: self.n]))
+
+    def only_counted(self) -> Rows:
+        """The rows that count, without gaps; for rows outside of JAX's traces."""
+        if self.counted is None or self.n_counted == self.n:
+            return self
+        kept = np.flatnonzero(np.asarray(self.counted)[: self.n])
+        coords = tuple(np.asarray(c)[kept] for c in self.coords)
+        weights = None if self.weights is None else np.asarray(self.weights)[kept]
+        return Rows(coords, np.asarray(self.y)[kept], weights, kept.size)
 
 
 class Tile(NamedTuple):
@@ -47,6 +75,7 @@ def sum_over_tiles(
     tile_bytes: int | None,
     rows: Rows,
     size: int | None = None,
+    series_rows: int = 1,
 ) -> Sums:
     """Sum a function of a tile over all tiles, while JAX traces.
 
@@ -63,16 +92,21 @@ def sum_over_tiles(
         Buffers of one capacity.
     size : int or None
         Rows of a tile; None computes them from `tile_bytes`.
+    series_rows : int
+        Rows that are never cut.
     """
     tile = size or rows.y.shape[0]
     if size is None and tile_bytes is not None:
-        tile = min(tile, tile_rows(tile_bytes, jax.tree.leaves(zero)[0].shape[0]))
+        values = jax.tree.leaves(zero)[0].shape[0]
+        tile = min(tile, tile_rows(tile_bytes, values, series_rows))
 
     def add_tile(i: jax.Array, total: Sums) -> Sums:
         def cut(values: jax.Array | FloatArray) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(values, i * tile, tile)
 
         valid = i * tile + jnp.arange(tile) < rows.n
+        if rows.counted is not None:
+            valid &= jax.lax.dynamic_slice_in_dim(rows.counted, i * tile, tile)
         w = None if rows.weights is None else cut(rows.weights)
         share = function(Tile(tuple(cut(c) for c in rows.coords), cut(rows.y), w, valid))
         added: Sums = jax.tree.map(jnp.add, total, share)
@@ -82,6 +116,9 @@ def sum_over_tiles(
     return total
 
 
-def tile_rows(tile_bytes: int, size: int) -> int:
-    """Rows of a tile of ``size`` float64 values a row: a power of two, as buffers' lengths are."""
-    return 1 << max(tile_bytes // (8 * size), 1).bit_length() - 1
+def tile_rows(tile_bytes: int, size: int, series_rows: int = 1) -> int:
+    """Rows of a tile of ``size`` float64 values a row: a power of two, as buffers' lengths are.
+
+    Of series the tile holds a power of two, so many or one.
+    """
+    return series_rows << max(tile_bytes // (8 * size * series_rows), 1).bit_length() - 1

@@ -130,7 +130,9 @@ class RowKernel(CompiledKernel):
         """Join a function's values on all tiles; the function uses ``size`` numbers a row."""
         self._count_compilation()
         n = coords[0].shape[0]
-        tile = n if self._tile_bytes is None else min(n, tile_rows(self._tile_bytes, size))
+        tile = n
+        if self._tile_bytes is not None:
+            tile = min(n, tile_rows(self._tile_bytes, size, self._spec.series_rows))
         if tile == n:
             return function(coords)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, cast, overl
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.memory_budget import GB, GPU_MATRICES, SOLVER_BYTES, THREAD_BYTES
+from nlsq_dask.core.memory_budget import GB, SOLVER_BYTES, THREAD_BYTES, bytes_of_series
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.resources import available_cores
@@ -161,16 +161,18 @@ def _in_memory(job: Job) -> FitPlan:
     sample_rows = min(sample_rows, data.n_rows) if has_sample else 0
     row_bytes = 8 * (len(data.coords) + 1 + (data.sigma is not None))
     if job.n_distinct:
-        blocks = math.prod(map(len, regular_chunks(data.y.shape, PIECE_ROWS)))
+        blocks = math.prod(map(len, regular_chunks(data.y.shape, PIECE_ROWS, data.series_axes)))
         threads, memory = available_cores(), collapse_bytes(job)
     elif isinstance(strategy, Standard):
-        part = part_rows(data.n_rows) if job.row_wise else data.n_rows
+        part = part_rows(data.n_rows, data.series_rows) if job.row_wise else data.n_rows
         blocks, threads = -(-data.n_rows // part), available_cores()
         memory = blocks * part * row_bytes
         if not job.row_wise:
-            memory += 8 * GPU_MATRICES * data.n_rows * (len(job.spec.names) + 1)
+            memory += bytes_of_series(data.n_rows, len(job.spec.names))
+        elif data.series_axes:
+            memory += threads * bytes_of_series(data.series_rows, len(job.spec.names))
     else:
-        cuts = regular_chunks(data.y.shape, strategy.blocks.block_rows)
+        cuts = regular_chunks(data.y.shape, strategy.blocks.block_rows, data.series_axes)
         blocks, threads = math.prod(map(len, cuts)), strategy.blocks.threads
         memory = strategy.blocks.bytes_in_flight
     return replace(
@@ -236,9 +238,10 @@ def _first_question(job: Job) -> SumsAt | MeansOf:
 def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
     """Time a pass over a sample, or over all rows if the model needs all at once."""
     data = job.data
-    if job.row_wise:
+    thins = job.row_wise and not data.series_axes
+    if thins:
         data = data.thinned(max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
-    engine = sample_engine(job, data) if job.row_wise else engine_of(job, _silent)
+    engine = sample_engine(job, data) if thins else engine_of(job, _silent)
     params = _params(job)
     marks = [time.perf_counter()]
     with engine:

@@ -35,14 +35,19 @@ class BadRows:
     coords: tuple[float, ...] = ()
 
     def error(
-        self, names: Sequence[str], error: _errors.StartNotFiniteError
+        self, names: Sequence[str], error: _errors.StartNotFiniteError, *, in_series: bool
     ) -> _errors.StartNotFiniteError:
         """The error, naming the first row and its coordinates if there is such a row."""
         if not self.found.count or error.params is None:
             return error
         coords = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, self.coords, strict=True))
         return _errors.start_not_finite_at_row(
-            error.params, self.found.count, str(self.found.first), coords, self.found.value
+            error.params,
+            self.found.count,
+            str(self.found.first),
+            coords,
+            self.found.value,
+            in_series=in_series,
         )
 
     def __add__(self, other: BadRows) -> BadRows:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import A_PASS
-from nlsq_dask.io.chunks import broadcast_box
+from nlsq_dask.io.chunks import Box, broadcast_box
 from nlsq_dask.io.stage import Block, Shape
 from nlsq_dask.kernels.moments import ORDINARY
 from nlsq_dask.kernels.table import Kernels
@@ -125,9 +125,19 @@ class MeansOf(BlockQuestion[Means]):
     ----------
     varies : tuple of bool
         For each dimension of y, whether a coordinate varies along it.
+    shape : tuple of int
+        Numbers of distinct coordinates along each dimension. This and what follows tell one
+        question from another, and are not needed for an answer.
+    coords : tuple of tuple of int
+        Shapes of the coordinates.
+    weighted : bool
+        Whether there is a σ.
     """
 
     varies: tuple[bool, ...]
+    shape: Shape = ()
+    coords: tuple[Shape, ...] = ()
+    weighted: bool = False
     task_name: ClassVar[str] = A_PASS
     calls_model: ClassVar[bool] = False
 
@@ -139,13 +149,17 @@ class MeansOf(BlockQuestion[Means]):
         """Answer for rows of blocks that are left out as a whole."""
         return Means(n_left_out=n_rows)
 
+    def key(self, box: Box) -> BoxKey:
+        """The box that rows cut out of the distinct coordinates."""
+        ends = zip(box, self.varies, strict=True)
+        return tuple((s.start, s.stop) if varies else (0, 1) for s, varies in ends)
+
     def of_block(self, placed: PlacedBlock, kernels: Kernels) -> Means:  # noqa: ARG002
         """Answer for the rows of a block."""
         _, box, block = placed
         if not block.y.size:
             return self.zero()
-        ends = zip(box, self.varies, strict=True)
-        key = tuple((s.start, s.stop) if varies else (0, 1) for s, varies in ends)
+        key = self.key(box)
         shape = tuple(stop - start for start, stop in key)
         weighted, n_left_out, variance = None, 0, float(block.y.size)
         # NaN is expected here for values that are not finite: the cost is not finite either.

@@ -7,7 +7,7 @@ the data is enough.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -194,7 +194,7 @@ class Histogram(BlockQuestion[BinSums]):
         # A model that is not row-wise needs all rows at once.
         most = STAGE_ROWS if function.row_wise else block.y.size
         total = self.zero()
-        for _, box in block_boxes(regular_chunks(block.y.shape, most)):
+        for _, box in block_boxes(regular_chunks(block.y.shape, most, block.series_axes)):
             total = total + _bin_rows(function, self.grid, cut(block, box))
         return total
 
@@ -265,6 +265,10 @@ def cut(block: Block, box: Box) -> Block:
     def rows(array: NDArray[Any]) -> NDArray[Any]:
         return array[broadcast_box(box, array.shape)]
 
-    sigma = None if block.sigma is None else rows(block.sigma)
-    masks = tuple(rows(m) for m in block.masks)
-    return Block(rows(block.y), tuple(rows(c) for c in block.coords), sigma, masks, block.rule)
+    return replace(
+        block,
+        y=rows(block.y),
+        coords=tuple(rows(c) for c in block.coords),
+        sigma=None if block.sigma is None else rows(block.sigma),
+        masks=tuple(rows(m) for m in block.masks),
+    )

@@ -127,7 +127,7 @@ class Residuals(BlockQuestion[ResidualSums]):
             return
         # A model that is not row-wise needs all rows at once.
         most = block.y.size if whole else self.block_rows
-        for _, inner in block_boxes(regular_chunks(block.y.shape, most)):
+        for _, inner in block_boxes(regular_chunks(block.y.shape, most, block.series_axes)):
             first = [part.start + own.start for part, own in zip(box, inner, strict=True)]
             yield self._position(first), (None, inner, cut(block, inner))
 

@@ -10,9 +10,16 @@ from typing import Self
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.structure import whole_series
 from nlsq_dask.io.chunks import broadcast_box, row_boxes
 from nlsq_dask.io.observations import Array
-from nlsq_dask.io.stage import MIN_PART_ROWS, STAGE_ROWS, Block, aligned_empty, power_of_two_from
+from nlsq_dask.io.stage import (
+    MIN_PART_ROWS,
+    STAGE_ROWS,
+    Block,
+    aligned_empty,
+    power_of_two_from,
+)
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import row_kernel
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -56,7 +63,7 @@ class RowFunction:
 
     def for_blocks_of(self, rows: int) -> RowFunction:
         """The same function, with a buffer for blocks of up to `rows` rows."""
-        return replace(self, buffer_rows=_buffer_rows(rows))
+        return replace(self, buffer_rows=_buffer_rows(rows, self.spec.series_rows))
 
     def __call__(self, coords: Sequence[Array], shape: tuple[int, ...]) -> FloatArray:
         """Compute all rows, one buffer after the other.
@@ -73,17 +80,25 @@ class RowFunction:
         -------
         ndarray, shape ``shape``, float64
         """
+        if self.spec.series is None:
+            return self._in_order(coords, shape)
+        order = self.spec.series.order(len(shape))
+        turned = self._in_order([c.transpose(order) for c in coords], [shape[d] for d in order])
+        return turned.transpose(np.argsort(order))
+
+    def _in_order(self, coords: Sequence[Array], shape: Sequence[int]) -> FloatArray:
+        """The same for rows that are passed to the model in C order."""
         n = math.prod(shape)
         out = np.zeros(n)
         if n == 0 or (self.root is not None and self.root.shape[1] == 0):
             return out.reshape(shape)
         capacity = n
         if self.row_wise:
-            capacity = self.buffer_rows or _buffer_rows(n)
+            capacity = self.buffer_rows or _buffer_rows(n, self.spec.series_rows)
         buffers = tuple(aligned_empty(len(coords), capacity))
         for start in range(0, n, capacity):
             stop = min(start + capacity, n)
-            _fill(buffers, coords, shape, start, stop)
+            _fill(buffers, coords, shape, start, stop, self.spec.series_rows)
             out[start:stop] = self._of_rows(buffers)[: stop - start]
         return out.reshape(shape)
 
@@ -94,9 +109,10 @@ class RowFunction:
         return kernel.standard_errors(self.params, self.root, coords)
 
 
-def _buffer_rows(rows: int) -> int:
+def _buffer_rows(rows: int, series_rows: int) -> int:
     """Rows of a buffer: a power of two, so that the kernel is compiled for few lengths."""
-    return min(max(power_of_two_from(rows), MIN_PART_ROWS), STAGE_ROWS)
+    wanted = min(max(power_of_two_from(rows), MIN_PART_ROWS), STAGE_ROWS)
+    return whole_series(wanted, series_rows)
 
 
 def values_of_block(function: RowFunction, block: Block) -> FloatArray:
@@ -146,18 +162,20 @@ def without_mask(array: Array) -> Array:
 def _fill(
     buffers: Sequence[FloatArray],
     coords: Sequence[Array],
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     start: int,
     stop: int,
+    series_rows: int = 1,
 ) -> None:
     """Copy rows ``start`` to ``stop`` of the coordinates, broadcast to a shape, into buffers.
 
-    The rest of a buffer repeats the last row: a loop in the model might never end for numbers that
-    are no coordinates.
+    The rest of a buffer repeats the last row, or the last series: a loop in the model might never
+    end for numbers that are no coordinates.
     """
     for buffer, coord in zip(buffers, coords, strict=True):
         for first, last, box in row_boxes(shape, start, stop):
             rows = buffer[first - start : last - start]
             target = rows.reshape(tuple(s.stop - s.start for s in box))
             np.copyto(target, coord[broadcast_box(box, coord.shape)], casting="unsafe")
-        buffer[stop - start :] = buffer[stop - start - 1]
+        n = stop - start
+        buffer[n:].reshape(-1, series_rows)[:] = buffer[n - series_rows : n]

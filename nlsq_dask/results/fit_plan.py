@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import html
-import textwrap
 from dataclasses import dataclass
 
 from nlsq_dask._errors import in_units
 from nlsq_dask.core.memory_budget import GB, MemoryBudget, Strategy
-from nlsq_dask.results.tables import LEFT, html_rows
-
-# Characters of a line of the table.
-WIDTH = 96
+from nlsq_dask.results.tables import LEFT, html_rows, plural, wrapped
 
 
 @dataclass(frozen=True)
@@ -128,9 +124,9 @@ class FitPlan:
         width = max(len(name) for name, _ in rows)
         lines = [_title(self)]
         for name, text in rows:
-            lines += _wrapped(text, f"  {name:<{width}}  ")
+            lines += wrapped(text, f"  {name:<{width}}  ")
         for text in self.warnings:
-            lines += _wrapped(text, "  Warning: ")
+            lines += wrapped(text, "  Warning: ")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -141,8 +137,7 @@ class FitPlan:
 
 
 def _title(plan: FitPlan) -> str:
-    plural = "" if plan.params == 1 else "s"
-    return f"Plan of a fit of {plan.params} parameter{plural} to {plan.rows:,} rows"
+    return f"Plan of a fit of {plan.params} parameter{plural(plan.params)} to {plan.rows:,} rows"
 
 
 def _table(plan: FitPlan) -> list[tuple[str, str]]:
@@ -164,15 +159,15 @@ def _table(plan: FitPlan) -> list[tuple[str, str]]:
 
 
 def _pass_text(plan: FitPlan) -> str:
-    where = f"{plan.threads} thread{_s(plan.threads)}" if plan.threads else "no worker yet"
+    where = f"{plan.threads} thread{plural(plan.threads)}" if plan.threads else "no worker yet"
     if plan.workers:
-        where += f" of {plan.workers} worker{_s(plan.workers)}"
+        where += f" of {plan.workers} worker{plural(plan.workers)}"
     if plan.strategy != "streaming":
-        return f"{plan.groups:,} block{_s(plan.groups)} on {where}"
+        return f"{plan.groups:,} block{plural(plan.groups)} on {where}"
     once = f", and {in_units(plan.bytes_once)} once before" if plan.bytes_once else ""
     text = (
-        f"reads {in_units(plan.bytes_per_pass)}{once}: {plan.blocks:,} block{_s(plan.blocks)} in "
-        f"{plan.groups:,} task{_s(plan.groups)} on {where}"
+        f"reads {in_units(plan.bytes_per_pass)}{once}: {plan.blocks:,} block{plural(plan.blocks)} "
+        f"in {plan.groups:,} task{plural(plan.groups)} on {where}"
     )
     if not plan.kept:
         return text
@@ -194,7 +189,7 @@ def _passes_text(plan: FitPlan) -> str:
     passes = f"{_span(*map(str, plan.passes))} over all rows"
     if plan.n_distinct:
         means = "the mean at" if plan.n_distinct == 1 else "the means at"
-        place = f"{plan.n_distinct:,} distinct coordinate{_s(plan.n_distinct)}"
+        place = f"{plan.n_distinct:,} distinct coordinate{plural(plan.n_distinct)}"
         return f"{passes}, which collapses them to {means} {place}; all else is in memory"
     if plan.pilot:
         return f"{passes}, as most fits take that start from the answer of a sample"
@@ -227,10 +222,6 @@ def _span(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
-
-
 def in_time(seconds: float) -> str:
     """Write a duration with two digits."""
     if seconds < 0.0995:
@@ -239,14 +230,3 @@ def in_time(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.2g} {name}"
     return f"{seconds / 86_400:.2g} days"
-
-
-def _wrapped(text: str, head: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=head,
-        subsequent_indent=" " * len(head),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, SumsAt
-from nlsq_dask.core.structure import Structure, model_input
+from nlsq_dask.core.structure import Series, Structure, model_input
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
@@ -314,7 +314,7 @@ class FittedModel:
     @property
     def has_curve(self) -> bool:
         """Whether the model has one coordinate, so that it can be drawn as a curve."""
-        return self.spec.n_coords == 1 and self.row_wise
+        return self.spec.n_coords == 1 and self.row_wise and self.spec.series is None
 
     def curve(
         self,
@@ -363,9 +363,27 @@ class FittedModel:
             return Rows(data, data.y.shape, data.frame)
         dims = None if self.data is None or self.data.frame is None else self.data.frame.dims
         rows = rows_at(self.spec, self._numbers(x), dims)
+        if self.spec.series is not None:
+            axes = self._series_axes_of(rows)
+            rows = replace(rows, data=replace(rows.data, series_axes=axes))
         if rows.frame is None or self.data is None:
             return rows
         return replace(rows, frame=rows.frame.describing(self.data.frame))
+
+    def _series_axes_of(self, rows: Rows) -> tuple[int, ...]:
+        """Axes of new coordinates along which series run: by name, or as in y, or all axes."""
+        assert self.spec.series is not None, "a model of series"
+        assert self.data is not None, "a fitted model of series has its data"
+        own, ndim, frame = self.spec.series.axes, self.data.y.ndim, self.data.frame
+        if frame is not None and rows.frame is not None:
+            names = [frame.dims[d] for d in own]
+            if all(name in rows.frame.dims for name in names):
+                return tuple(rows.frame.dims.index(name) for name in names)
+        elif rows.data.y.ndim == ndim:
+            return own
+        elif rows.data.y.ndim == len(own):
+            return tuple(range(len(own)))
+        raise _errors.series_of_new_x(rows.shape, ndim, own)
 
     def _numbers(self, x: Any) -> Any:
         """Coordinates without names, times and units, in the units of the fit."""
@@ -388,6 +406,14 @@ class FittedModel:
     def _on_rows(self, rows: Rows, params: ArrayLike, root: FloatArray | None) -> Array:
         data = rows.data
         function = self._function(params, root)
+        if data.series_axes:
+            series = Series(data.series_rows, data.series_axes)
+            function = replace(function, spec=self.spec.in_series(series))
+        several = sum(n > 1 for n in data.y.shape) > 1
+        if not self.row_wise and several and not data.lazy:
+            reason = row_dependence(self.spec, function.params)
+            if reason is not None:
+                raise _errors.prediction_across_series(reason, data.y.shape)
         if not data.lazy:
             block = data.layout.block(data.operands)
             return values_of_block(function, block).reshape(rows.shape)

@@ -92,6 +92,7 @@ class FitMaps:
     values: Callable[..., Any] | None = field(default=None, repr=False)
     refit: Callable[[tuple[int, ...]], FitResult] | None = field(default=None, repr=False)
     rows: Callable[..., tuple[Any, Any, Any]] | None = field(default=None, repr=False)
+    packed: Array | None = field(default=None, repr=False)
 
     @property
     def popt(self) -> ParameterMaps:
@@ -194,9 +195,12 @@ class FitMaps:
             return self
         from dask.base import compute  # loaded for use
 
-        names = list(self.fields)
-        arrays = compute(*self.fields.values(), **options)
-        done = replace(self, fields=dict(zip(names, arrays, strict=True)))
+        if self.packed is not None:  # one array in place of a task for each field and block
+            (packed,) = compute(self.packed, **options)
+            done = replace(self, fields=self.problem.unpacked(packed), packed=None)
+        else:
+            arrays = compute(*self.fields.values(), **options)
+            done = replace(self, fields=dict(zip(self.fields, arrays, strict=True)))
         done.warn()
         return done
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterable, Sequence
+
+# Characters of a line of a plan.
+WIDTH = 96
 
 # Styles that hold on a light and on a dark page: they set no colours.
 LEFT = "text-align:left"
@@ -15,6 +19,23 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
     cells = list(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+
+
+def wrapped(text: str, head: str) -> list[str]:
+    """Lines of at most WIDTH characters: the first begins with a head, the others below its end."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def plural(count: int) -> str:
+    """The end of a noun that a number counts."""
+    return "" if count == 1 else "s"
 
 
 def html_table(

@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.structure import Structure, model_input
+from nlsq_dask.core.structure import Series, Structure, model_input
 from nlsq_dask.user_model.identity import UNPICKLABLE, ModuleData, changed_data, identify
 from nlsq_dask.user_model.loss import LINEAR, Loss
 from nlsq_dask.user_model.lru import LruTable
@@ -90,6 +90,9 @@ class ModelSpec:
         Why the function needs all rows in one call; the end of a sentence that begins with "it".
     source : str
         The token before the function is traced, as version 0.1 made it.
+    series : Series or None
+        The series that the function takes whole, one after the other; None where it takes any
+        number of rows.
     """
 
     names: tuple[str, ...]
@@ -111,6 +114,7 @@ class ModelSpec:
     is_numpy: bool = field(default=False, compare=False)
     whole: str | None = field(default=None, compare=False)
     source: str = field(default="", repr=False, compare=False)
+    series: Series | None = None
 
     @property
     def row_key(self) -> str:
@@ -120,6 +124,8 @@ class ModelSpec:
             parts.append(self.jacobian.token)
         if self.constant:
             parts.append(f"constant {self.constant}")
+        if self.series is not None:
+            parts.append(f"series of {self.series.rows}")
         return " ".join(parts)
 
     @property
@@ -129,6 +135,16 @@ class ModelSpec:
         if self.cholesky is not None:
             parts.append(hashlib.sha256(self.cholesky.tobytes()).hexdigest())
         return " ".join(parts)
+
+    @property
+    def series_rows(self) -> int:
+        """Rows that one call of the model takes at least: those of a series, or 1."""
+        return 1 if self.series is None else self.series.rows
+
+    def in_series(self, series: Series) -> ModelSpec:
+        """The same model, which takes whole series."""
+        jacobian = self.jacobian and replace(self.jacobian, series=series)
+        return replace(self, series=series, jacobian=jacobian)
 
     def untraced(self) -> ModelSpec:
         """The spec with the tokens of version 0.1, in which no trace takes part."""
@@ -230,7 +246,8 @@ def call_model(
 ) -> jax.Array:  # (n,)
     """Value of a model, traceable by JAX; to be called under ``jax.enable_x64(True)``.
 
-    By ``spec.returns`` the value may also be derivatives (n, p) or the terms of a loss (3, n).
+    By ``spec.returns`` the value may also be derivatives (n, p) or the terms of a loss (3, n). A
+    model of series is mapped over the series.
 
     Parameters
     ----------
@@ -255,7 +272,12 @@ def call_model(
     """
     # The same as params[i], without the cost of JAX's general indexing.
     scalars = [lax.squeeze(lax.slice(params, (i,), (i + 1,)), (0,)) for i in range(len(spec.names))]
-    return call_with_scalars(spec, coords, scalars)
+    n = coords[0].shape[0]
+    if spec.series is None or spec.series.rows == n:
+        return call_with_scalars(spec, coords, scalars)
+    cut = tuple(c.reshape(-1, spec.series.rows) for c in coords)
+    values: jax.Array = jax.vmap(lambda *own: call_with_scalars(spec, own, scalars))(*cut)
+    return values.reshape(n, *values.shape[2:])
 
 
 def call_with_scalars(

@@ -66,9 +66,17 @@ def _output_shape(
 
 
 class ModelErrors:
-    """Turns errors of the user's code into a ModelError with the original error as its cause."""
+    """Turns errors of the user's code into a ModelError with the original error as its cause.
 
-    def __init__(self, label: str, rows: int) -> None:
+    Parameters
+    ----------
+    label : str
+        Name of the model.
+    rows : int or None
+        Rows of the call; None for a call with the user's x, whose rows are not known.
+    """
+
+    def __init__(self, label: str, rows: int | None) -> None:
         self._label = label
         self._rows = rows
 

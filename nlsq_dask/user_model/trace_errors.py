@@ -103,7 +103,7 @@ class TracedValueError(TypeError):
         self.what = what
 
 
-def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
+def model_error(error: Exception, model: str, rows: int | None) -> _errors.ModelError:
     """Error to report for an error of a model that is traced.
 
     Parameters
@@ -112,8 +112,8 @@ def model_error(error: Exception, model: str, rows: int) -> _errors.ModelError:
         Raised by the model.
     model : str
         Name of the model.
-    rows : int
-        Number of rows of the call.
+    rows : int or None
+        Number of rows of the call, if it is known.
 
     Returns
     -------

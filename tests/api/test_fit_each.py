@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from dask.callbacks import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import (
     ConvergenceError,
     ConvergenceWarning,
+    CovarianceWarning,
     InputError,
     Status,
     fit_each,
@@ -20,6 +22,7 @@ from nlsq_dask import (
 )
 from nlsq_dask.fitting.series_parameters import series_parameters
 from nlsq_dask.io.series import SeriesAxes
+from nlsq_dask.kernels.lanes import LaneKernel
 from tests.support.series import (
     NAMES,
     ROWS,
@@ -236,6 +239,14 @@ def test_at_agrees_on_the_status_of_an_exact_series(adversaries):
     assert adversaries.at(list(SERIES).index("noise-free")).success
 
 
+def test_at_agrees_on_the_status_of_a_constant_series(adversaries):
+    """Its amplitude is a rounding error, and the residuals say nothing of its lifetime."""
+    with pytest.warns(CovarianceWarning):
+        result = adversaries.at(list(SERIES).index("constant"))
+    assert result.status is Status.UNDETERMINED
+    assert "lifetime" in result.undetermined
+
+
 def test_counts_and_the_error_of_a_failed_map(adversaries):
     counts = adversaries.counts()
     assert counts[Status.UNDETERMINED] == 3
@@ -399,6 +410,7 @@ def test_a_derivative_that_is_not_finite_is_a_difference():
 
 def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
     figure = maps.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:4] == [*NAMES, "status"]
     worst = np.unravel_index(np.argmax(maps.reduced_chi2), maps.shape)
@@ -430,3 +442,20 @@ def test_series_with_nearly_exchangeable_parameters_keep_their_digits():
     np.testing.assert_allclose(found.chi2, chi2, rtol=1e-7)
     np.testing.assert_allclose(found.perr["d"], deviation * 1e-3, rtol=1e-6)
     assert np.abs((found["d"] - coefficients[3] * 1e-3) / found.perr["d"]).max() < 1e-3
+
+
+def test_a_block_of_few_series_takes_one_call_and_one_task(monkeypatch):
+    calls, call = [], LaneKernel.__call__
+
+    def counted(self, states, *args):
+        calls.append(states.shape)
+        return call(self, states, *args)
+
+    lazy = fit_each(decay, T, da.from_array(FLAT, chunks=(-1, 5)), START)
+    tasks = []
+    monkeypatch.setattr(LaneKernel, "__call__", counted)
+    with Callback(posttask=lambda key, *_: tasks.append(key)):
+        done = lazy.compute(scheduler="synchronous")
+    assert len(calls) == FLAT.shape[1] // 5
+    assert len(tasks) <= 3 * len(calls)  # its chunk, perhaps fused; its fits; joined
+    assert same(done, fit_each(decay, T, FLAT, START))

@@ -565,8 +565,11 @@ ALONG_AN_AXIS = [convolved, cumulated, detrended, differences, spectrum, lagged]
 def test_model_along_an_axis_of_data_with_several(model):
     x = np.broadcast_to(X, (5, X.size))
     y = called(model, X, 2.0, 0.7) + np.zeros((5, 1))
-    with pytest.raises(NotRowWiseError, match=r"shape \(5, 60\).*one call of fit for each y\[i\]"):
+    with pytest.raises(NotRowWiseError, match=r"shape \(5, 60\).*fit\(\.\.\., dim=\)"):
         fit(model, x, y, [1.5, 0.5])
+    for collapse in (False, "auto"):
+        of_series = fit(model, X, y, [1.5, 0.5], dim=1, collapse=collapse)
+        np.testing.assert_allclose(of_series.popt, [2.0, 0.7], rtol=1e-6)
     for one in (y[0], y[:1], y[:1].T):
         result = fit(model, x[0].reshape(one.shape), one, [1.5, 0.5])
         np.testing.assert_allclose(result.popt, [2.0, 0.7], rtol=1e-6)

@@ -44,6 +44,29 @@ def test_odd_arguments_of_curve_fit():
         curve_fit(decay, X, [10**400] * X.size)
 
 
+#: Lists of several lengths, and a model that cannot use what it gets.
+RAGGED = [[1.0, 2.0], [3.0]]
+OF_CURVE_FIT = [
+    ("x", dict(xdata=RAGGED, ydata=np.float64(0.7))),
+    ("x", dict(xdata=RAGGED, ydata=[0.7])),
+    ("decay raised TypeError", dict(xdata=([1.0, 2.0], [3.0]), ydata=0.7)),
+    ("decay raised TypeError", dict(xdata={"x": X}, ydata=0.7)),
+    ("p0", dict(p0=RAGGED)),
+    ("p0", dict(p0=[1, [1], 0])),
+    *(("diag", dict(diag=value)) for value in (RAGGED, "auto", 10**400, [1, 0, 1], [1, 1, 1e-200])),
+    *((name, {name: np.zeros(3)}) for name in ("max_nfev", "full_output", "check_finite")),
+    ("max_nfev", dict(maxfev=np.zeros(3))),
+    ("x_scale", dict(x_scale=1e308)),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OF_CURVE_FIT)
+def test_ragged_and_odd_arguments_of_curve_fit(name, options):
+    given = {"xdata": X, "ydata": Y, "p0": [1, 1, 0], "method": "lm"} | options
+    with pytest.raises(FitError, match=name):
+        curve_fit(decay, **given)
+
+
 def test_numbers_of_any_kind_are_flags():
     for value in (0, None, np.False_):
         fit(decay, X, Y, p0=[1, 1, 0], absolute_sigma=value, diagnostics=value, resume=value)

@@ -105,6 +105,14 @@ def test_fixed_parameters_and_parameters_at_a_bound_stay():
     assert (table.shift[:, 0] != 0.0).all()
 
 
+def test_no_parameter_is_free_where_all_are_at_bounds(tmp_path):
+    """The only parameter that is not fixed ends at its bound."""
+    fixed, bounds = {"b": 1.3, "c": 0.5}, {"a": (0, 2)}
+    result = fitted(fixed=fixed, bounds=bounds, p0=[1, 1.3, 0.5], checkpoint=tmp_path)
+    assert result.active_mask[0] == 1
+    assert (result.block_diagnostics().shift == 0.0).all()
+
+
 def test_a_block_that_alone_determines_a_parameter():
     y, x = np.ones(90), np.zeros(90)
     x[:30] = np.linspace(0, 1, 30)

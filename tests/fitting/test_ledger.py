@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_dask import CheckpointWarning, DataChangedError, InputError, ReadingError, fit
+from nlsq_dask import CheckpointWarning, DataChangedError, InputError, ReadingError, fit, fit_models
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.questions import Answers, CostsAt, Several, SumsAt
 from nlsq_dask.fitting import ledger as ledger_module
 from nlsq_dask.fitting.ledger_content import decode, encode, key_of
+from nlsq_dask.questions.collapse import Cell, Means, MeansOf
 from nlsq_dask.questions.sample import Sample, Thinned
+from nlsq_dask.questions.spread import Spread
 from tests.support.mutated_files import content_of_checkpoint, seal_checkpoint
 from tests.support.same_result import assert_same_result
 
@@ -204,6 +206,77 @@ class Held(Reads):
     @property
     def holds(self):
         return self.log.read_bytes().count(LAST) > 1
+
+
+def line(x, a, b):
+    return a + b * x
+
+
+@pytest.mark.parametrize("fails_at", [LAST, BLOCKS + LAST])
+def test_a_pass_of_several_models_goes_on_where_it_was(fails_at, tmp_path):
+    """In its first pass, or in the second, after the models have written checkpoints."""
+
+    def both(reads, directory):
+        options = {"pilot": False, "cache": False, "retries": 0, "resume": True}
+        with dask.config.set(scheduler="synchronous"):
+            return fit_models(
+                [decay, line], X, reads.y, [[1, 1, 0], [1, 1]], checkpoint=directory, **options
+            )
+
+    calm, directory = Reads(tmp_path / "whole"), tmp_path / "checkpoints"
+    whole = both(calm, tmp_path / "calm")
+    with pytest.raises(ReadingError, match="the store is away"):
+        both(Reads(tmp_path / "first", fails_at), directory)
+    assert groups_in(directory) == LAST
+    reads = Reads(tmp_path / "second")
+    result = both(reads, directory)
+    for name in ("decay", "line"):
+        assert_same_result(result[name], whole[name])
+        assert result[name].n_passes == whole[name].n_passes
+    # All but the group that failed and one that is compared; and the pass before.
+    assert calm.count - reads.count == BLOCKS - REST + (fails_at - LAST)
+    assert not (directory / "ledger.json").exists()
+
+
+@pytest.mark.parametrize("sigma", [None, 0.1 * np.ones((1, 4))])
+def test_the_reading_of_a_collapsed_fit_goes_on_where_it_was(sigma, tmp_path):
+    """Its groups find the means of some rows at the distinct coordinates."""
+    x, y = X[:, None], Y[:, None] + 0.01 * np.arange(4.0)
+
+    def cube(reads):
+        lazy = da.from_array(y, chunks=(ROWS, 2))
+        return lazy.map_blocks(reads, dtype=float, meta=np.empty((0, 0)))
+
+    def collapsed(reads, directory=None):
+        options = {"sigma": sigma, "checkpoint": directory, "retries": 0, "collapse": True}
+        with dask.config.set(scheduler="synchronous"):
+            return fit(decay, x, cube(reads), p0=[1, 1, 0], resume=directory is not None, **options)
+
+    calm, directory = Reads(tmp_path / "whole"), tmp_path / "checkpoints"
+    whole = collapsed(calm, tmp_path / "calm")
+    with pytest.raises(ReadingError, match="the store is away"):
+        collapsed(Reads(tmp_path / "first", 2 * BLOCKS - 2), directory)
+    reads = Reads(tmp_path / "second")
+    result = collapsed(reads, directory)
+    assert whole.n_distinct == X.size
+    assert_same_result(result, whole)
+    # The group that failed, and one that is compared.
+    assert calm.count - reads.count == 2 * (BLOCKS - REST)
+
+
+@pytest.mark.parametrize("damage", ["box", "rows", "coords", "largest", "n_left_out"])
+def test_means_are_read_with_doubt(damage):
+    question = MeansOf((True, False), (4, 1), ((4, 1),), weighted=True)
+    rows = Spread(np.ones((2, 1)), np.full((2, 1), 0.1), np.full((2, 1), 1 / 3))
+    means = Means({((1, 3), (0, 1)): Cell(rows, rows, (np.ones((2, 1)),))}, 3, 2.5, np.ones(2))
+    value = json.loads(encode(question, means))
+    assert repr(decode(question, value)) == repr(means)
+    if damage in value:
+        value[damage] = [1.0] if damage == "largest" else -1
+    else:
+        value["cells"][0][damage] = [[1, 9], [0, 1]] if damage == "box" else [[1.0]]
+    with pytest.raises(ValueError, match="."):
+        decode(question, value)
 
 
 def interrupt(held, directory):

@@ -65,7 +65,8 @@ def with_zeros():
 
 @every_layout
 def test_missing_chunks_are_told_and_read_as_before(lossy):
-    with pytest.warns(TOLD, match=r"y lacks 2 of 10 chunks in the store \(.*3, .*7 of ") as told:
+    lacks = r"8 of 40 .*3\[0\], .*7\[1\]" if lossy.shards else "2 of 10 .*3, .*7 of "
+    with pytest.warns(TOLD, match=f"y lacks {lacks}") as told:
         result = fitted(lossy)
     assert len(told) == 1
     text = str(told[0].message)
@@ -93,6 +94,50 @@ def test_rows_of_missing_chunks_are_left_out(lossy):
     np.testing.assert_allclose(result.popt, expected.popt, rtol=1e-9)
     assert (result.n_points, result.n_skipped) == (8 * ROWS, 2 * ROWS)
     assert result.blocks_omitted == ((3,), (7,))
+
+
+@pytest.fixture(params=["local", "memory", "start"])
+def holed(tmp_path, request):
+    """An array of 10 shards of 4 chunks, of which chunks 5 and 30 were never written."""
+    store = MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "y.zarr")
+    codec = zarr.codecs.ShardingCodec(
+        chunk_shape=(ROWS // 4,),
+        index_location="start" if request.param == "start" else "end",
+    )
+    array = zarr.create(
+        Y.shape, chunks=(ROWS,), dtype="f8", codecs=[codec], fill_value=0.0, store=store
+    )
+    array[...] = np.where(rows_in_holes(), 0.0, Y)
+    return array
+
+
+def rows_in_holes():
+    number = np.arange(Y.size) // (ROWS // 4)
+    return (number == 5) | (number == 30)
+
+
+def test_a_chunk_that_its_shard_does_not_hold(holed):
+    """It is told, refused and left out as a chunk with a key of its own."""
+    assert holed.shards == (ROWS,)
+    assert absent_chunks(holed) == {(5,), (30,)}
+    lacks = r"y lacks 2 of 40 chunks in the store \(c/1\[1\], c/7\[2\] of "
+    with pytest.warns(TOLD, match=lacks):
+        fitted(holed)
+    with pytest.raises(ReadingError, match=lacks):
+        fitted(holed, missing_chunks="raise")
+    by_chunk = fitted(da.from_zarr(holed), missing_chunks="omit")
+    expected = fitted(da.from_array(Y, chunks=ROWS // 4), mask=rows_in_holes())
+    np.testing.assert_allclose(by_chunk.popt, expected.popt, rtol=1e-9)
+    assert by_chunk.blocks_omitted == ((5,), (30,))
+    by_shard = fitted(holed, missing_chunks="omit")
+    assert by_shard.blocks_omitted == ((1,), (7,))
+
+
+def test_an_array_whose_last_shard_is_not_full(tmp_path):
+    array = stored(tmp_path / "y.zarr", Y[: 2 * ROWS + 3 * (ROWS // 4)], "shards")
+    assert absent_chunks(array) == frozenset()
+    (tmp_path / "y.zarr" / "c" / "2").unlink()
+    assert absent_chunks(array) == {(8,), (9,), (10,)}
 
 
 def test_small_chunks_are_not_joined_to_be_left_out(tmp_path):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 
 from nlsq_dask import InputError, MissingDataWarning, ReadingError, fit, fit_models
 from nlsq_dask.engines.dask.reading import Retries
+from nlsq_dask.engines.partial import LostBlock
+from nlsq_dask.fitting.ledger_content import left_out_to_json, read_left_out
 from nlsq_dask.io.sources import observe
 from nlsq_dask.results.result import FitResult
 from tests.engines.test_faults import (
@@ -311,3 +315,126 @@ def test_a_block_that_cannot_be_read_in_the_sample(tmp_path):
     assert len(told) == 1
     assert len(flaky.reads(0)) == 1
     np.testing.assert_allclose(result.popt, expected_without(0).popt, rtol=1e-6)
+
+
+# Kept for a later process
+
+
+class Reads:
+    """Makes blocks of y, counts them in a file, cannot read some, and is away from one on."""
+
+    def __init__(self, log: Path, broken=(), away=np.inf):
+        self.log, self.broken, self.away = log, broken, away
+        log.touch()
+
+    def __call__(self, block, block_info=None):
+        number = block_info[0]["chunk-location"][0]
+        count = self.count
+        with self.log.open("ab") as file:
+            file.write(bytes([number]))
+        if count >= self.away:
+            raise Killed
+        if (number, count // N) in self.broken:
+            raise OSError("gone")
+        return block
+
+    @property
+    def count(self):
+        return self.log.stat().st_size
+
+    @property
+    def y(self):
+        return da.from_array(Y, chunks=ROWS).map_blocks(self, dtype=float, meta=np.empty(0))
+
+
+def kept(reads, directory=None, **options):
+    with dask.config.set(scheduler="synchronous"):
+        return omitting(reads.y, checkpoint=directory, resume=True, cache=False, **options)
+
+
+@pytest.mark.parametrize("lost_in", [0, 1])
+def test_a_killed_pass_goes_on_without_the_blocks_that_it_lost(lost_in, tmp_path, monkeypatch):
+    """The block is lost in the pass that is killed, or in the pass before."""
+    monkeypatch.setattr("nlsq_dask.fitting.ledger.SECONDS", 0.0)
+    monkeypatch.setattr("nlsq_dask.fitting.ledger.TIMES_LONGER", 0.0)
+    broken = {(4, lost_in)}
+    away = N + 9 if lost_in else N + 8  # in the second pass, of which a block less is read
+    directory = tmp_path / "checkpoints"
+    calm = Reads(tmp_path / "whole", broken)
+    with pytest.warns(LOST):
+        whole = kept(calm, tmp_path / "calm")
+    reads = Reads(tmp_path / "second")  # all blocks can be read again
+    with pytest.warns(LOST) as told:
+        with pytest.raises(Killed):
+            kept(Reads(tmp_path / "first", broken, away), directory)
+        resumed = kept(reads, directory)
+    assert len(told) == 1
+    assert_same_result(resumed, whole)
+    assert resumed.blocks_omitted == ((4,),)
+    assert 4 not in reads.log.read_bytes()
+    # A pass and all groups but two of another: that which is compared, and that which was killed.
+    assert calm.count - reads.count == N + (N - 1 + lost_in) - 2
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_whole_answers_are_kept_with_the_blocks_that_they_leave_out(tmp_path, monkeypatch):
+    """A search over starts makes no checkpoint, and its first pass loses a block."""
+    monkeypatch.setattr("nlsq_dask.fitting.ledger.SECONDS", 0.0)
+    monkeypatch.setattr("nlsq_dask.fitting.ledger.TIMES_LONGER", 0.0)
+    monkeypatch.setattr("nlsq_dask.fitting.run.run_pilot", lambda *_: None)
+    broken, options = {(4, 0)}, {"pilot": True, "n_starts": 2}
+    calm = Reads(tmp_path / "whole", broken)
+    with pytest.warns(LOST):
+        whole = kept(calm, tmp_path / "calm", **options)
+    sampled = 1 + (whole.n_passes > 0)  # the sample has a block or two
+    directory = tmp_path / "checkpoints"
+    with pytest.warns(LOST), pytest.raises(Killed):
+        kept(Reads(tmp_path / "first", broken, 4 * N + sampled), directory, **options)
+    reads = Reads(tmp_path / "second")
+    resumed = kept(reads, directory, **options)
+    assert_same_result(resumed, whole)
+    assert resumed.blocks_omitted == ((4,),)
+    assert 4 not in reads.log.read_bytes()
+    assert resumed.n_passes_before >= 2
+
+
+def test_blocks_in_a_ledger_are_read_with_doubt():
+    known = ({3: (LostBlock((3, 1), "gone"),)}, frozenset({(3, 1), (0, 0)}))
+    values = json.loads(json.dumps(left_out_to_json(*known)))
+    assert read_left_out(values, (4, 2)) == known
+    assert read_left_out({}, (4, 2)) == ({}, frozenset())
+    for grid in [(4,), (3, 2), (4, 1)]:
+        with pytest.raises(ValueError, match="omitted"):
+            read_left_out(values, grid)
+    with pytest.raises(ValueError, match="list"):
+        read_left_out({"omitted": 3}, (4, 2))
+
+
+def test_the_table_of_the_blocks_has_those_that_are_left_out(tmp_path):
+    with pytest.warns(LOST):
+        result = omitting(Flaky(tmp_path / "blocks", {4: 2}).y, diagnostics=True)
+    table = result.block_diagnostics()
+    assert table.n_points.tolist() == [0 if i == 4 else ROWS for i in range(N)]
+    assert table.n_skipped.tolist() == [ROWS if i == 4 else 0 for i in range(N)]
+    a, b, c = result.popt
+    residuals = (Y - a * np.exp(-b * X) - c).reshape(N, ROWS)
+    others = np.arange(N) != 4
+    np.testing.assert_allclose(table.chi2_per_row[others], (residuals**2).mean(1)[others], 1e-9)
+    assert (table.shift[4] == 0.0).all()
+
+
+def test_rows_are_appended_to_a_fit_that_left_blocks_out(tmp_path):
+    """The sums of the old groups leave the block out, and so does the new fit."""
+    flaky, directory = Flaky(tmp_path / "blocks", {4: 2}), tmp_path / "checkpoints"
+    n = 8 * ROWS
+    with pytest.warns(LOST):
+        fit(
+            *(decay, X[:n], flaky.y[:n]),
+            **(OPTIONS | {"on_error": "omit", "retries": 0, "checkpoint": directory}),
+        )
+    flaky.failing = {}
+    longer = omitting(flaky.y, checkpoint=directory, append=True)
+    assert longer.blocks_omitted == ((4,),)
+    np.testing.assert_allclose(longer.popt, expected_without(4).popt, rtol=1e-6)
+    assert len(flaky.reads(4)) == 2

@@ -306,3 +306,13 @@ def test_a_fit_that_is_no_success_is_not_ranked():
     with pytest.raises(ConvergenceError, match="decay"):
         _ = lost.best
     assert "best: none" in repr(lost)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("height", [5.0, 1e-3, -7.7, 1e150])
+def test_a_constant_says_nothing_of_a_lifetime(height, method):
+    """The amplitude ends at rounding errors, the residuals at rounding errors or at 0."""
+    with pytest.warns(CovarianceWarning):
+        result = fit(decay, X[:40], np.full(40, height), p0=[1, 1, 0], method=method)
+    assert result.status is Status.UNDETERMINED
+    assert "tau" in result.undetermined

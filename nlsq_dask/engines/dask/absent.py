@@ -24,7 +24,6 @@ from nlsq_dask.io.lazy_arrays import stored_positions, zarr_below
 from nlsq_dask.io.libraries import is_dask
 from nlsq_dask.io.missing_chunks import ChunkIndex
 from nlsq_dask.io.observations import Array, Observations
-from nlsq_dask.io.places import stored_lengths
 
 #: A Zarr array in this process, by its store and its path.
 ArrayId: TypeAlias = tuple[int, str]
@@ -159,9 +158,9 @@ def _reader(value: Any) -> Any | None:
 
 
 def _chunks_in(value: Any, array: Any, box: tuple[slice, ...]) -> Iterator[ChunkIndex]:
-    """The stored chunks of an array that a part of a value reads which is made of it."""
+    """The chunks of an array that a part of a value reads which is made of it."""
     positions = stored_positions(value, box)
     if positions is None:
         return
-    lengths = zip(positions, stored_lengths(array), strict=True)
+    lengths = zip(positions, array.chunks, strict=True)
     yield from itertools.product(*(np.unique(p // chunk).tolist() for p, chunk in lengths))

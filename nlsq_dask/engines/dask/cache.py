@@ -259,7 +259,9 @@ def _copied(stage: Stage) -> Rows:
         return own
 
     weights = None if stage.weights is None else copy(stage.weights)
-    return Rows(tuple(copy(c) for c in stage.coords), copy(stage.y), weights, stage.n_rows)
+    counted = None if stage.counted is None else stage.counted.copy()
+    coords = tuple(copy(c) for c in stage.coords)
+    return Rows(coords, copy(stage.y), weights, stage.n_rows, counted)
 
 
 def _give_back(place: str, n_bytes: int) -> None:

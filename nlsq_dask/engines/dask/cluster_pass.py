@@ -18,10 +18,10 @@ from dask.typing import Key
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.groups import Group
-from nlsq_dask.engines.dask.omitted import LostBlock
 from nlsq_dask.engines.dask.tree import BlockProgress
 from nlsq_dask.engines.dask.watch import GUILTY, LOOK_SECONDS, SUSPICIOUS, Watch
 from nlsq_dask.engines.ledger import PassLedger
+from nlsq_dask.engines.partial import LostBlock
 from nlsq_dask.io.places import Place
 
 if TYPE_CHECKING:

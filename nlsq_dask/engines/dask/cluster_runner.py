@@ -26,7 +26,7 @@ from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
 from nlsq_dask.engines.dask.cluster_pass import ClusterPass
 from nlsq_dask.engines.dask.fit_board import is_open
 from nlsq_dask.engines.dask.groups import Stream
-from nlsq_dask.engines.dask.omitted import LostBlock, answer_of_readable, without_killers
+from nlsq_dask.engines.dask.omitted import answer_of_readable, without_killers
 from nlsq_dask.engines.dask.reading import shared_nodes
 from nlsq_dask.engines.dask.signals import Ears, Show, listen, logger
 from nlsq_dask.engines.dask.span import Span
@@ -35,6 +35,7 @@ from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.dask.vectors import NarrowVectorsError, wide_workers
 from nlsq_dask.engines.dask.watch import LOOK_SECONDS, WAIT_OPTION, Watch, longest_wait
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
+from nlsq_dask.engines.partial import LostBlock
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -20,7 +20,7 @@ from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choos
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.group_parts import stream_without
 from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
-from nlsq_dask.engines.dask.omitted import Omissions, Partial, answer_of_readable
+from nlsq_dask.engines.dask.omitted import Omissions, answer_of_readable
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
@@ -28,6 +28,7 @@ from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
 from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
 from nlsq_dask.engines.ledger import NO_LEDGER, NO_PASS_LEDGER, Ledger
+from nlsq_dask.engines.partial import Partial
 from nlsq_dask.io.chunks import largest_block, spread_blocks
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
@@ -227,16 +228,18 @@ class DaskEngine:
     ) -> AnswerT:
         """Answer a question for all blocks, or for the first chosen block of each group."""
         lost = self.omissions.lost
+        ledger = NO_PASS_LEDGER
+        if chosen is None:
+            ledger = self.ledger.of_pass(question, len(self.stream.groups))
         if self.streaming.omits:
             args = (question, lost) if chosen is None else (question, lost, chosen)
-            found: Partial[AnswerT] = self._runner.run(name, answer_of_readable, *args)
+            found: Partial[AnswerT] = self._runner.run(
+                name, answer_of_readable, *args, ledger=ledger
+            )
             self.omissions.add(found.lost)
             return found.answer
         ask: Callable[..., AnswerT] = answer_of_group if chosen is None else answer_of_first
         given: list[Any] = [chosen] if chosen is not None else []
-        ledger = NO_PASS_LEDGER
-        if chosen is None:
-            ledger = self.ledger.of_pass(question, len(self.stream.groups))
         given += [lost] if lost else []
         answer: AnswerT = self._runner.run(name, ask, question, *given, ledger=ledger)
         return answer

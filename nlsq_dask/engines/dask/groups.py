@@ -264,10 +264,11 @@ def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS
 
     The grid has, along each dimension, the edges of the chunks of all Dask arrays that vary along
     it. If there are Dask arrays of full size, only their edges count: smaller arrays cost next to
-    nothing to join. A dimension along which no Dask array varies is cut so that a block has up to
+    nothing to join. Dimensions along which series run are not cut: all chunks along them are
+    joined. A dimension along which no Dask array varies is cut so that a block has up to
     `unchunked_rows` rows.
     """
-    shape = data.y.shape
+    shape, uncut = data.y.shape, data.series_axes
     lazy = [a for a in data.operands if is_dask(a)]
     lazy = [a for a in lazy if a.shape == shape] or lazy
     cuts: list[set[int] | None] = [None] * len(shape)
@@ -276,6 +277,8 @@ def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS
             if n == full:
                 edges = set(itertools.accumulate(array.chunks[d], initial=0))
                 cuts[d] = edges | (cuts[d] or set())
+    for d in uncut:
+        cuts[d] = {0, shape[d]}
     free = tuple(n if cuts[d] is None else 1 for d, n in enumerate(shape))
     lengths = [max(c) if c else 1 for c in (_lengths(e) for e in cuts)]
     default = regular_chunks(free, max(1, unchunked_rows // math.prod(lengths)))

@@ -33,8 +33,8 @@ def chunks_of_rows(data: Observations) -> Chunks:
     """Chunk grid of values of all rows: that of the first array of y's shape, else a common one."""
     for array in data.operands:
         if is_dask(array) and array.shape == data.y.shape:
-            chunks: Chunks = array.chunks
-            return chunks
+            whole = ((n,) if d in data.series_axes else None for d, n in enumerate(array.shape))
+            return tuple(w or own for w, own in zip(whole, array.chunks, strict=True))
     return common_chunks(data)
 
 
@@ -83,7 +83,7 @@ def _as_one_task(function: RowFunction) -> Delayed:
     Its name is made from the model's token: equal models have equal names in any process.
     """
     spec = function.spec
-    numbers = (function.params, function.root, function.buffer_rows)
+    numbers = (function.params, function.root, function.buffer_rows, spec.series)
     what = (spec.row_key, spec.style, *numbers, function.device)
     model: Delayed = delayed(function, name=f"nlsq-model-{tokenize(*what)}", traverse=False)
     return model

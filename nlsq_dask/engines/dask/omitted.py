@@ -8,51 +8,15 @@ in it. A block is known by its index in the chunk grid.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import ReadingError
 from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.engines.dask.task import AnyGroup, Work, answer_of_first, answer_of_group
+from nlsq_dask.engines.partial import Index, LostBlock, Partial
 from nlsq_dask.questions.question import AnyQuestion
-
-#: Index of a block in the chunk grid.
-Index: TypeAlias = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LostBlock:
-    """A block that could not be read.
-
-    Attributes
-    ----------
-    index : tuple of int
-        Of the block in the chunk grid.
-    what : str
-        The block and the cause, in words.
-    """
-
-    index: Index
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Partial(Generic[AnswerT]):
-    """The answer of the blocks that could be read, and the other blocks.
-
-    Attributes
-    ----------
-    answer : object
-    lost : tuple of LostBlock
-        Blocks that were not known as left out before.
-    """
-
-    answer: AnswerT
-    lost: tuple[LostBlock, ...] = ()
-
-    def __add__(self, other: Partial[AnswerT]) -> Partial[AnswerT]:
-        return Partial(self.answer + other.answer, self.lost + other.lost)
 
 
 class Omissions:

@@ -28,6 +28,28 @@ SMALL = "small"
 LEGEND_STYLE: dict[str, Any] = {"fontsize": SMALL, "frameon": False}
 
 
+def new_figure(method: str, size: tuple[float, float]) -> Figure:
+    """A figure that notebooks show by itself.
+
+    Parameters
+    ----------
+    method : str
+        Method that draws, for messages.
+    size : pair of float
+        Width and height, in inches.
+
+    Raises
+    ------
+    MissingLibraryError
+        If matplotlib is not installed.
+    """
+    try:
+        from nlsq_dask.results.drawing.picture import Picture  # matplotlib, loaded for use
+    except ImportError as error:
+        raise _errors.plot_needs_matplotlib(method) from error
+    return Picture(figsize=size, layout="constrained")
+
+
 def new_axes(
     method: str,
     ax: Any,
@@ -73,9 +95,7 @@ def new_axes(
 
     count = rows * columns
     if ax is None:
-        from nlsq_dask.results.drawing.picture import Picture  # matplotlib, loaded for use
-
-        figure = Picture(figsize=size, layout="constrained")
+        figure = new_figure(method, size)
         made = figure.subplots(rows, columns, squeeze=False, **grid)
         return figure, list(made.ravel())
     given = [ax] if isinstance(ax, Axes) else list(np.ravel(ax))

@@ -85,7 +85,7 @@ def plot_images(
     names = dimension_names(data)
     dims = _chosen_dims(shown.dims, names)
     cuts = _chosen_cuts(shown.at, names, data.y.shape, dims)
-    if cuts and not model.row_wise:
+    if cuts and (not model.row_wise or set(cuts) & set(data.series_axes)):
         raise _errors.slice_not_row_wise()
     sliced = _sliced(data, cuts)
     rows, columns = (min(data.y.shape[dim], MAX_PIXELS) for dim in dims)

@@ -12,7 +12,16 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask.results.drawing.figures import BLUE, SMALL, VERMILLION
+from nlsq_dask.results.drawing.figures import (
+    BLUE,
+    SMALL,
+    VALUES,
+    VERMILLION,
+    colour_bar,
+    map_of,
+    new_figure,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,18 +39,13 @@ SIZE = 2.8
 
 def plot_maps(maps: FitMaps) -> Figure:
     """Draw the maps; see :meth:`nlsq_dask.FitMaps.plot`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _errors.plot_needs_matplotlib("plot()") from error
-
     if len(maps.shape) not in (1, 2):
         raise _errors.maps_not_drawn(maps.shape)
     names, status = maps.names, np.asarray(maps.fields["status"])
     n_maps = len(names) + 1
     columns = min(COLUMNS, n_maps)
     height = math.ceil(n_maps / columns) + 1
-    figure = Figure(figsize=(SIZE * columns, SIZE * height), layout="constrained")
+    figure = new_figure("plot()", (SIZE * columns, SIZE * height))
     grid = figure.add_gridspec(height, columns)
     places = [figure.add_subplot(grid[divmod(i, columns)]) for i in range(n_maps)]
     for axes, name, values in zip(places, names, np.asarray(maps.fields["popt"]), strict=False):
@@ -69,8 +73,9 @@ def _draw_map(figure: Figure, axes: Axes, values: Any, title: str) -> None:
         axes.plot(values, color=BLUE, lw=1.0)
         return
     low, high = np.quantile(known, COLOURED) if known.size else (0.0, 1.0)
-    image = axes.imshow(values, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=SMALL)
+    colours = map_of(VALUES)  # a series without an answer is grey
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+    colour_bar(figure, image, axes, "", shrink=0.8)
 
 
 def _draw_status(figure: Figure, axes: Axes, status: Any) -> None:
@@ -125,5 +130,4 @@ def _draw_series(axes: Axes, maps: FitMaps, title: str, index: tuple[int, ...]) 
     axes.plot(x[order], values[order], color=VERMILLION, lw=1.2, label="fit")
     ratio = float(np.asarray(maps.fields["reduced_chi2"])[index])
     axes.set_title(f"{title}: {index}, reduced chi-square {ratio:.3g}", fontsize=SMALL)
-    axes.tick_params(labelsize=SMALL)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy([axes])

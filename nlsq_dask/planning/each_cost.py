@@ -1,0 +1,179 @@
+"""The cost of many fits before they run: blocks, bytes, memory. Nothing is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nlsq_dask import _errors
+from nlsq_dask.core.memory_budget import GB, SAFETY_FACTOR, SOLVER_BYTES
+from nlsq_dask.core.resources import available_cores, available_memory
+from nlsq_dask.core.worker_memory import WORKER_BASE_BYTES, fitting_chunks
+from nlsq_dask.fitting.each import EachJob
+from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.sources import is_dask
+from nlsq_dask.kernels.lanes import LANES, TileShape, constant_rows, n_state_rows
+from nlsq_dask.results.maps_plan import MapsPlan
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Copies of the rows of a batch of tiles: as float64, as tiles, and as they go to the pool.
+BATCH_COPIES = 3
+
+# Copies of the answers of a block: as they are computed, packed, and as maps.
+ANSWER_COPIES = 3
+
+# A block of fewer series costs as much as one of so many: the program works on tiles.
+FEW_SERIES = LANES // 4
+
+# Blocks from which small blocks are worth a warning: fewer take less than a second together.
+MANY_BLOCKS = 100
+
+# Series of a recommended block: those of some calls of the program.
+GOOD_SERIES = 16 * LANES
+
+
+def plan_of_each(job: EachJob, client: Client | None = None, *, stored: bool = False) -> MapsPlan:
+    """State what many fits will cost.
+
+    Parameters
+    ----------
+    job : EachJob
+        With y in regions, where the maps are stored.
+    client : distributed.Client or None
+        Cluster that the fits run on.
+    stored : bool
+        Whether the maps are written to a store.
+    """
+    grid, joined = _grid(job)
+    largest = tuple(map(max, grid))
+    series = math.prod(largest)
+    blocks = math.prod(map(len, grid))
+    workers, threads, at_one_time, available = _machine(job, client, blocks)
+    block_bytes = _block_bytes(job, largest)
+    task = _task_bytes(job, series, block_bytes, joined=joined)
+    base = SOLVER_BYTES if client is None else WORKER_BASE_BYTES
+    memory = base + at_one_time * task
+    maps = sum(
+        math.prod(job.axes.map_shape) * (f.planes.stop - f.planes.start) * f.dtype.itemsize
+        for f in job.problem.fields
+    )
+    if not stored and not workers:
+        memory += maps
+    return MapsPlan(
+        series=math.prod(job.axes.map_shape),
+        rows=job.axes.n_rows,
+        params=len(job.problem.reduction.names),
+        strategy="streaming" if job.lazy else "standard",
+        blocks=blocks,
+        joined=joined,
+        block_series=series,
+        block_bytes=block_bytes,
+        workers=workers,
+        threads=threads,
+        data_bytes=sum(int(a.nbytes) for a in job.arrays),
+        readings=1,
+        bytes_read=_bytes_read(job),
+        bytes_of_maps=maps,
+        stored=stored,
+        memory_bytes=memory,
+        available_bytes=available,
+        warnings=tuple(_warnings(job, grid, blocks, memory, available, base, at_one_time)),
+        decoded=job.data.decoded,
+    )
+
+
+def _grid(job: EachJob) -> tuple[Chunks, int]:
+    """Lengths of the blocks of the map, and chunks of y that a block joins."""
+    if not job.lazy:
+        return tuple((n,) for n in job.axes.map_shape), 1
+    from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
+
+    y = job.arrays[0]
+    joined = math.prod(len(y.chunks[d]) for d in job.axes.fit) if is_dask(y) else 1
+    return map_chunks(job.problem, job.arrays), joined
+
+
+def _machine(job: EachJob, client: Client | None, blocks: int) -> tuple[int, int, int, int]:
+    """Workers, all threads, tasks at one time in a process, and bytes of its memory."""
+    if not job.lazy:  # the series of the one block are shared out to threads
+        return 0, available_cores(), 1, available_memory()
+    from nlsq_dask.engines.dask.cluster import smallest_worker, worker_threads  # loaded for use
+    from nlsq_dask.engines.dask.scheduler import local_threads
+
+    if client is None:
+        threads = local_threads()
+        return 0, threads, min(threads, blocks), available_memory()
+    threads_of = worker_threads(client)
+    worker = smallest_worker(client)
+    available = available_memory() if worker is None else worker.memory_bytes
+    at_one_time = max(threads_of, default=1) if worker is None else worker.threads
+    return len(threads_of), sum(threads_of), at_one_time, available
+
+
+def _block_bytes(job: EachJob, largest: tuple[int, ...]) -> int:
+    """Decoded bytes of the largest block of all arrays."""
+    sizes = dict(zip(job.axes.map, largest, strict=True))
+    return sum(
+        math.prod(min(n, sizes.get(d, n)) for d, n in enumerate(a.shape)) * int(a.dtype.itemsize)
+        for a in job.arrays
+    )
+
+
+def _task_bytes(job: EachJob, series: int, block_bytes: int, *, joined: int) -> int:
+    """Memory of a task: its block, one batch of tiles, and the answers."""
+    problem = job.problem
+    n_params, size = problem.reduction.matrix.shape
+    shape = TileShape.of(problem.model(job.axes.n_rows))
+    batch = min(-(-series // shape.lanes), shape.tiles) * shape.lanes
+    varying = sum(role.along and role.varies for role in problem.roles)
+    state = n_state_rows(size) + constant_rows(n_params, size).height(based=False)
+    of_rows = BATCH_COPIES * shape.rows * varying
+    if not problem.row_wise:  # the derivatives of a tile are stored
+        of_rows += shape.rows * (size + 1) // shape.tiles
+    block = block_bytes * (2 if joined > 1 else 1) if job.lazy else 0
+    answer = ANSWER_COPIES * (state + problem.n_planes) * series
+    return block + 8 * (batch * (of_rows + state) + answer)
+
+
+def _bytes_read(job: EachJob) -> int:
+    """Bytes of one reading: each piece is made once, and decodes whole Zarr chunks."""
+    if not job.lazy:
+        return 0
+    from nlsq_dask.engines.dask.pieces import pieced_arrays_in  # an engine, loaded for use
+
+    found = (p for a in job.arrays if is_dask(a) for p in pieced_arrays_in(a))
+    pieces = {p.name: p for p in found}.values()
+    return sum(int(p.piece_bytes().sum()) for p in pieces if not p.in_memory)
+
+
+def _warnings(
+    job: EachJob,
+    grid: Chunks,
+    blocks: int,
+    memory: int,
+    available: int,
+    base: int,
+    at_one_time: int,
+) -> Iterator[str]:
+    """What makes the fits slow, or too large, and the call that helps."""
+    largest = tuple(map(max, grid))
+    usable = max(available * SAFETY_FACTOR - base, available / 4)
+    if memory > base + usable and job.lazy:
+        series = math.prod(largest)
+        share = usable / max(memory - base, 1)
+        fitting = fitting_chunks(largest, int(series * share))
+        yield _errors.blocks_of_series_too_large(
+            memory / GB, available / GB, at_one_time, _chunks_of_y(job, fitting)
+        )
+    elif blocks > MANY_BLOCKS and math.prod(largest) < FEW_SERIES:
+        wanted = fitting_chunks(job.axes.map_shape, GOOD_SERIES)
+        yield _errors.blocks_of_few_series(blocks, math.prod(largest), _chunks_of_y(job, wanted))
+
+
+def _chunks_of_y(job: EachJob, largest: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks of y that hold whole series of such a part of the map."""
+    sizes = dict(zip(job.axes.map, largest, strict=True))
+    return tuple(sizes.get(d, n) for d, n in enumerate(job.axes.shape))
