@@ -20,10 +20,11 @@ from nlsq_dask.core.questions import Answers, AnswerT
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
-from nlsq_dask.engines.dask.groups import Group, without_collections
+from nlsq_dask.engines.dask.groups import without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of, tell_board
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.tree import TREE_WIDTH
 from nlsq_dask.engines.dask.vectors import check_vectors
 from nlsq_dask.io.reused_memory import ReusedMemory
