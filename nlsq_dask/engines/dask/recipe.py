@@ -201,8 +201,8 @@ class _Finder:
                 raise _OtherwiseError
             elif argument in layer.io_deps:
                 found.different[token] = self._different(layer.io_deps[argument])  # type: ignore[index]
-            elif tuple(layer.numblocks[argument]) == self._n_blocks:
-                found.arrays[token] = self.find(argument)  # type: ignore[index]
+            elif tuple(layer.numblocks[str(argument)]) == self._n_blocks:
+                found.arrays[token] = self.find(str(argument))  # type: ignore[index]
             else:
                 raise _OtherwiseError
         self.layers[name] = found
@@ -212,7 +212,7 @@ class _Finder:
         """An argument that is the same for all blocks."""
         if not isinstance(argument, TaskRef):
             return argument if isinstance(argument, GraphNode) else DataNode(None, argument)
-        layer = self._graph.layers.get(argument.key)
+        layer = self._graph.layers.get(str(argument.key))
         if not isinstance(layer, MaterializedLayer) or argument.key not in layer:
             raise _OtherwiseError
         node = convert_legacy_graph({argument.key: layer[argument.key]})[argument.key]
