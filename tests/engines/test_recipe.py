@@ -112,7 +112,7 @@ def test_blocks_that_are_made_of_nothing(monkeypatch):
         pytest.param(lambda a: a[::-1], id="another order"),
         pytest.param(lambda a: a + np.arange(100.0), id="an array in memory"),
         pytest.param(lambda a: da.concatenate([a[:50], a[50:]]), id="two arrays"),
-        pytest.param(lambda a: da.map_overlap(np.negative, a, depth=1, dtype=float), id="neighbours"),
+        pytest.param(lambda a: da.map_overlap(np.negative, a, depth=1), id="neighbours"),
     ],
 )
 def test_arrays_that_no_recipe_makes_have_their_graph(make):

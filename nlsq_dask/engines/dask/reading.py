@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,7 +25,6 @@ from nlsq_dask.engines.dask.signals import NOBODY, Signals, signals_of
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place, stored_chunks
-from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 
 T = TypeVar("T")
 
@@ -103,14 +102,11 @@ class Reading:
         Of the task.
     tells : bool
         Whether the task tells each block that it begins.
-    memory : ReusedMemory
-        Memory that chunks are read into.
     """
 
     retries: Retries
     signals: Signals
     tells: bool = False
-    memory: ReusedMemory = field(default_factory=ReusedMemory)
 
     def begin(self, block: tuple[int, ...]) -> None:
         """Begin a block, by its index; raise if nobody waits for the task."""
@@ -135,7 +131,7 @@ class Reading:
         """
         for number in range(self.retries.count + 1):
             attempt = _Attempt(place, self.retries.count - number, number)
-            with attempt, reusing(self.memory):
+            with attempt:
                 return read()
             self._wait(attempt, number)
         raise AssertionError("the last attempt returns or raises")
@@ -163,6 +159,8 @@ class _Attempt:
 
     A context manager sees every kind of error, of libraries that are not known here.
     """
+
+    __slots__ = ("_left", "_number", "cause", "place")
 
     def __init__(self, place: Callable[[], Place], left: int, number: int) -> None:
         self.place = place
