@@ -297,8 +297,8 @@ class Stage:
         room = self.capacity - self.n_rows
         if not block.selects:
             stop = min(block.y.size, start + room)
-            if stop - start == block.y.size:
-                self._copy(block, None, stop)
+            if stop - start == block.y.size and block.sigma is None:
+                self._copy_whole(block)
                 return stop
             for first, last, box in row_boxes(block.y.shape, start, stop):
                 self._copy(block, box, last - first)
@@ -342,6 +342,20 @@ class Stage:
         for coord in self.coords:
             coord[self.n_rows :].reshape(-1, n_rows)[:] = coord[:n_rows]
 
+    def _copy_whole(self, block: Block) -> None:
+        """Append all rows of a block without sigma: a fast path, for data in many small blocks."""
+        y = block.y
+        rows = slice(self.n_rows, self.n_rows + y.size)
+        if y.ndim == 1:
+            self.y[rows] = y
+            for buffer, array in zip(self.coords, block.coords, strict=True):
+                buffer[rows] = array
+        else:
+            self.y[rows].reshape(y.shape)[...] = y
+            for buffer, array in zip(self.coords, block.coords, strict=True):
+                buffer[rows].reshape(y.shape)[...] = array
+        self.n_rows = rows.stop
+
     def _copy_counting(self, block: Block, first: int, last: int, box: Box) -> int:
         """Copy the rows of a box that are not left out; return the first that does not fit."""
         # NumPy copies by indices up to five times as fast as by flags, if the flags alternate.
@@ -356,17 +370,16 @@ class Stage:
         return last
 
     def _copy(
-        self, block: Block, box: Box | None, n_rows: int, places: NDArray[np.intp] | None = None
+        self, block: Block, box: Box, n_rows: int, places: NDArray[np.intp] | None = None
     ) -> None:
-        """Append rows of a box, or of the whole block: all of them, or those at some places."""
+        """Append rows of a box: all of them, or those at some places."""
         rows = slice(self.n_rows, self.n_rows + n_rows)
-        shape = block.y.shape if box is None else lengths(box)
+        shape = lengths(box)
 
         def copy(buffer: FloatArray, array: NDArray[np.generic]) -> None:
-            piece = array if box is None else array[broadcast_box(box, array.shape)]
+            piece = array[broadcast_box(box, array.shape)]
             if places is None:
-                target = buffer[rows]
-                (target if len(shape) == 1 else target.reshape(shape))[...] = piece
+                np.copyto(buffer[rows].reshape(shape), piece, casting="unsafe")
             else:
                 numbers = np.broadcast_to(piece, shape).astype(np.float64, copy=False)
                 # "clip" writes directly into the buffer; "raise" fills a copy first.
