@@ -4,7 +4,7 @@ Measured, in seconds, in turn: a pass (a exp(-b x) + c, p=3) over both, on Dask'
 clusters of 2 processes with 1 thread and of 1 process with 2 threads; and the planning of the small
 ones, once a fit. Chunks are made of one number, so that none of it is reading.
 
-Bar, small/large: 3.
+Bar, small/large: 2.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure(scheduler: str, client: Client | None, n_chunks: int, repeat: int) -
     found = ratio(seconds["small"], seconds["large"])
     times = {name: float(np.median(values)) for name, values in seconds.items()}
     head: Row = {"scheduler": scheduler, "chunks": n_chunks} | times
-    return head | {"small/large": found} | judge(found, at_most=3) | {"planning": planning["small"]}
+    return head | {"small/large": found} | judge(found, at_most=2) | {"planning": planning["small"]}
 
 
 if __name__ == "__main__":

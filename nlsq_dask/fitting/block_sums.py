@@ -15,7 +15,7 @@ from nlsq_dask.io.codec import to_json
 from nlsq_dask.results.blocks import BlockDiagnostics
 
 if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.groups import Group
+    from nlsq_dask.engines.dask.steps import Group
 
 # Largest bytes of the sums of all groups that are kept.
 MOST_BYTES = 256_000_000

@@ -20,7 +20,7 @@ from nlsq_dask.questions.collapse import BoxKey, Cell, Means, MeansOf
 from nlsq_dask.questions.spread import Spread
 
 if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.groups import Group
+    from nlsq_dask.engines.dask.steps import Group
 
 # Bytes of the means of a distinct coordinate: weight, mean and scatter, with and without sigma.
 BYTES_A_MEAN = 48

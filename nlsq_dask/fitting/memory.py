@@ -21,8 +21,8 @@ from nlsq_dask.io.stage import STAGE_ROWS
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.cache import CacheChoice
     from nlsq_dask.engines.dask.engine import Streaming
-    from nlsq_dask.engines.dask.groups import Group
     from nlsq_dask.engines.dask.sampling import SampledBlocks
+    from nlsq_dask.engines.dask.steps import Group
 
 # A model's guess sees all rows of streamed data of at most so many rows, or so many blocks. A guess
 # that misses a peak, which lies in a block that was not sampled, leads to another minimum. So few

@@ -36,6 +36,15 @@ Sizes = tuple[int, ...]
 # takes 4 ms beside its bytes, which is the time to read 2**20 rows; through h5py it takes 0.01 ms.
 LEAST_ROWS = 1 << 18
 
+# Classes of xarray that read numbers of a Zarr array, and change none.
+UNDECODING = (
+    "CopyOnWriteArray",
+    "ImplicitToExplicitIndexingAdapter",
+    "LazilyIndexedArray",
+    "MemoryCachedArray",
+    "ZarrArrayWrapper",
+)
+
 # Files that a worker process keeps open for later blocks.
 OPEN_FILES = 32
 
@@ -238,7 +247,9 @@ def data_of_variable(variable: Any) -> Any:
     kept = [_kept_positions(variable, d) if variable.size else None for d in range(variable.ndim)]
     chunks = block_chunks(variable.shape, stored, kept)
     by_name = dict(zip(variable.dims, chunks, strict=True))
-    return variable.chunk(by_name, from_array_kwargs=_as_it_is()).data
+    # A key of the graph, and no part of each task: a leaf can take the place of the object.
+    options = _as_it_is() | {"inline_array": False}
+    return variable.chunk(by_name, from_array_kwargs=options).data
 
 
 def zarr_inside(value: Any) -> Any | None:
@@ -255,6 +266,20 @@ def zarr_inside(value: Any) -> Any | None:
                 return None
         value = inner
     return value
+
+
+def undecoded(value: Any) -> Any | None:
+    """The Zarr array of which a value of a Dask graph gives all numbers as they are stored.
+
+    None for other values, and for an object of xarray that decodes numbers, or selects some.
+    """
+    inner = value
+    while not is_zarr(inner):
+        if type(inner).__name__ not in UNDECODING:
+            return None
+        inner = _inner(inner)
+    whole = zarr_inside(value)
+    return whole if value is whole or value.dtype == inner.dtype else None
 
 
 def zarr_below(value: Any) -> Any | None:

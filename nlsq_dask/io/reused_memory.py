@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ GRANULE = 1 << 16
 # Pieces that are kept while nothing uses them: those of the arrays of two blocks.
 MOST_IDLE = 8
 
-_local = threading.local()
+_memory: ContextVar[ReusedMemory | None] = ContextVar("nlsq_dask_memory", default=None)
 
 
 class ReusedMemory:
@@ -67,16 +68,15 @@ class ReusedMemory:
 
 @contextmanager
 def reusing(memory: ReusedMemory) -> Iterator[None]:
-    """Let this thread read into reused memory."""
-    before = getattr(_local, "memory", None)
-    _local.memory = memory
+    """Let this thread, and threads that run in a copy of its context, read into reused memory."""
+    token = _memory.set(memory)
     try:
         yield
     finally:
-        _local.memory = before
+        _memory.reset(token)
 
 
 def memory_of_thread() -> ReusedMemory:
     """The memory that this thread reads into; memory of its own outside of :func:`reusing`."""
-    memory: ReusedMemory | None = getattr(_local, "memory", None)
+    memory = _memory.get()
     return ReusedMemory() if memory is None else memory

@@ -42,7 +42,7 @@ MIN_PART_ROWS = 1 << 10
 MIN_SCAN_ROWS = 1 << 12
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take three times as long to make
 class Block:
     """Rows as read: observations, and arrays that broadcast to their shape.
 
@@ -150,10 +150,11 @@ class Layout:
             If an array has another shape or kind of dtype. The message names the first such array.
         """
         n_values = len(arrays) - self.n_masks
-        for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+        for number, array in enumerate(arrays):
             kinds = NUMBERS if number < n_values else FLAGS
             # A fast path, for data in many small blocks.
-            if type(array) is np.ndarray and array.shape == shape and array.dtype.kind in kinds:
+            known = type(array) is np.ndarray and array.dtype.kind in kinds
+            if known and array.shape == shapes[number]:
                 continue
             self.announced(number, index, box, kinds).check(array)
 
@@ -186,9 +187,11 @@ class Layout:
     def block(self, arrays: Sequence[Any]) -> Block:
         """Compose a block of arrays. A masked array gives its values and one more mask."""
         n_values = len(arrays) - self.n_masks
-        masks = [np.ma.filled(mask, True) for mask in arrays[n_values:]]
-        masks += [m for a in arrays[:n_values] if (m := np.ma.getmask(a)) is not np.ma.nomask]
-        values = [np.ma.getdata(a, subok=False) for a in arrays[:n_values]]
+        values, masks = list(arrays[:n_values]), list(arrays[n_values:])
+        if {*map(type, arrays)} != {np.ndarray}:
+            masks = [np.ma.filled(mask, True) for mask in masks]
+            masks += [m for a in values if (m := np.ma.getmask(a)) is not np.ma.nomask]
+            values = [np.ma.getdata(a, subok=False) for a in values]
         sigma = values.pop() if self.weighted else None
         coords = tuple(values[1:])
         return Block(values[0], coords, sigma, tuple(masks), self.rule, self.series_axes)
@@ -294,6 +297,9 @@ class Stage:
         room = self.capacity - self.n_rows
         if not block.selects:
             stop = min(block.y.size, start + room)
+            if stop - start == block.y.size and block.sigma is None:
+                self._copy_whole(block)
+                return stop
             for first, last, box in row_boxes(block.y.shape, start, stop):
                 self._copy(block, box, last - first)
             return stop
@@ -336,6 +342,20 @@ class Stage:
         for coord in self.coords:
             coord[self.n_rows :].reshape(-1, n_rows)[:] = coord[:n_rows]
 
+    def _copy_whole(self, block: Block) -> None:
+        """Append all rows of a block without sigma: a fast path, for data in many small blocks."""
+        y = block.y
+        rows = slice(self.n_rows, self.n_rows + y.size)
+        if y.ndim == 1:
+            self.y[rows] = y
+            for buffer, array in zip(self.coords, block.coords, strict=True):
+                buffer[rows] = array
+        else:
+            self.y[rows].reshape(y.shape)[...] = y
+            for buffer, array in zip(self.coords, block.coords, strict=True):
+                buffer[rows].reshape(y.shape)[...] = array
+        self.n_rows = rows.stop
+
     def _copy_counting(self, block: Block, first: int, last: int, box: Box) -> int:
         """Copy the rows of a box that are not left out; return the first that does not fit."""
         # NumPy copies by indices up to five times as fast as by flags, if the flags alternate.
@@ -354,7 +374,7 @@ class Stage:
     ) -> None:
         """Append rows of a box: all of them, or those at some places."""
         rows = slice(self.n_rows, self.n_rows + n_rows)
-        shape = tuple(s.stop - s.start for s in box)
+        shape = lengths(box)
 
         def copy(buffer: FloatArray, array: NDArray[np.generic]) -> None:
             piece = array[broadcast_box(box, array.shape)]

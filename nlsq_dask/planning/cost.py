@@ -115,6 +115,7 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
     from nlsq_dask.engines.dask.pieces import pieced_arrays_of
     from nlsq_dask.planning import bytes_read  # engines, loaded for use
     from nlsq_dask.planning.chunk_advice import advise
+    from nlsq_dask.planning.ways import ways_of
 
     stream, data = streamed.stream, job.data
     workers, threads = parallel(streamed)
@@ -149,6 +150,7 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
         bytes_once=a_pass.once,
         memory_bytes=streaming_bytes(job, streamed) + cache.worker_bytes,
         warnings=notes,
+        ways=ways_of(stream, data.layout.names) if data.lazy else (),
     )
 
 

@@ -14,8 +14,9 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
-from nlsq_dask.engines.dask.groups import Group, Stream
+from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.runners import runner_of
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.task import Work, answer_of_group, load
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block

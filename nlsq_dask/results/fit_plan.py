@@ -61,6 +61,8 @@ class FitPlan:
         below `memory_bytes`.
     decoded : tuple of str
         Arguments whose stored numbers become other values, each with the attributes that say so.
+    ways : tuple of str
+        How Zarr arrays are read: directly from the files of their chunks, or through Zarr, and why.
     """
 
     rows: int
@@ -91,6 +93,7 @@ class FitPlan:
     n_distinct: int = 0
     warnings: tuple[str, ...] = ()
     decoded: tuple[str, ...] = ()
+    ways: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> tuple[int, int]:
@@ -149,6 +152,7 @@ def _table(plan: FitPlan) -> list[tuple[str, str]]:
         ("data", in_units(plan.data_bytes) + (", decoded" if streaming else " in memory")),
         *(("decoded", line) for line in plan.decoded),
         ("a pass", _pass_text(plan)),
+        *(("from Zarr", line) for line in plan.ways),
         ("pilot" if plan.pilot else "start", _first_text(plan)),
         ("passes", _passes_text(plan)),
         ("reads", f"{_span(*map(in_units, plan.total_bytes))} in all" if streaming else ""),

@@ -176,6 +176,14 @@ RUNS = [
         marks=(slow, pytest.mark.skipif(find_spec("moto") is None, reason="moto serves S3")),
     ),
     pytest.param(
+        "planning",
+        ["--chunks", "200", "--repeat", "1"],
+        3,
+        ("as passed", "elementwise", "cut anew"),
+        id="planning",
+        marks=slow,
+    ),
+    pytest.param(
         "small_chunks",
         ["--chunks", "2000", "--repeat", "1"],
         3,

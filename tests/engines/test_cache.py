@@ -21,9 +21,10 @@ from nlsq_dask.core.worker_memory import WORKER_BASE_BYTES
 from nlsq_dask.engines.dask import cache
 from nlsq_dask.engines.dask.cache import KeptGroup, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
-from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
+from nlsq_dask.engines.dask.groups import Stream, make_stream
 from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.engines.dask.reading import Retries
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.io.sources import observe
 from nlsq_dask.questions.scores import ScoresAt
 from tests.engines.conformance import EngineConformance

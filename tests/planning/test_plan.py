@@ -12,6 +12,8 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zarr
+from zarr.codecs import GzipCodec
 
 from nlsq_dask import FitPlan, InputError, fit, plan
 from tests.support.counting_store import stored
@@ -421,3 +423,60 @@ def test_a_plan_for_a_cluster_counts_its_workers(client, disk):
     assert planned.kept == 1
     assert planned.memory_bytes > 400e6
     assert "on each worker" in str(planned)
+
+
+# The way in which Zarr arrays are read
+
+
+def test_a_plan_says_how_each_zarr_array_is_read(tmp_path):
+    x = zarr.create_array(tmp_path / "x", data=T, chunks=6000)
+    y = zarr.create_array(tmp_path / "y", data=Y, chunks=6000, compressors=GzipCodec())
+    cost = plan(decay, da.from_zarr(x) - 0.5, y, p0=P0, time=False)
+    assert cost.ways == (
+        "x: directly, file by file",
+        "y: through Zarr, because of its codecs",
+    )
+    for line in cost.ways:
+        assert line in str(cost)
+
+
+@pytest.mark.parametrize(
+    ("y", "way"),
+    [
+        pytest.param(lambda a: a, "through Zarr, because it lies in no local folder", id="memory"),
+        pytest.param(
+            lambda a: da.map_blocks(np.full, 6000, 1.0, a, chunks=((6000,) * 20,), dtype="f8"),
+            "through Zarr, because a function takes the array itself",
+            id="function",
+        ),
+    ],
+)
+def test_a_plan_says_why_zarr_reads_an_array(y, way):
+    cost = plan(decay, T, y(zarr.array(Y, chunks=6000)), p0=P0, time=False)
+    assert cost.ways == (f"y: {way}",)
+
+
+def test_a_plan_of_data_without_zarr_says_nothing_of_it():
+    assert plan(decay, T, da.from_array(Y, chunks=6000), p0=P0, time=False).ways == ()
+    assert plan(decay, T, Y, p0=P0, time=False).ways == ()
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("chunks", [{}, None])
+def test_arrays_that_xarray_opens_are_read_directly_if_it_changes_nothing(chunks, tmp_path):
+    xr = pytest.importorskip("xarray")
+    ds = xr.Dataset({"y": ("t", Y), "packed": ("t", np.rint(Y * 1000))}).chunk(t=6000)
+    packed = {"dtype": "i4", "scale_factor": 0.001, "_FillValue": -1}
+    ds.to_zarr(tmp_path / "ds", encoding={"packed": packed})
+    opened = xr.open_zarr(tmp_path / "ds", chunks=chunks)
+
+    def way(values):
+        return plan(decay, T[: values.size], values, p0=P0, time=False).ways
+
+    assert way(opened.y) == ("y: directly, file by file",)
+    through_xarray = ("y: through Zarr, because xarray decodes it or selects from it",)
+    assert way(opened.packed) == through_xarray
+    if chunks is None:
+        assert way(opened.y[600:]) == through_xarray
+    found = [fit(decay, T, y, p0=P0).popt for y in (opened.y, opened.y.load())]
+    np.testing.assert_allclose(*found, rtol=1e-6)

@@ -18,8 +18,9 @@ from dask._task_spec import Alias, DataNode, GraphNode
 from dask.highlevelgraph import MaterializedLayer
 from dask.typing import Key
 
-from nlsq_dask.engines.dask.groups import Group, Stream, without_collections
+from nlsq_dask.engines.dask.groups import Stream, without_collections
 from nlsq_dask.engines.dask.reading import zarr_reads
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.io.lazy_arrays import stored_positions, zarr_below
 from nlsq_dask.io.libraries import is_dask
 from nlsq_dask.io.missing_chunks import ChunkIndex

@@ -29,7 +29,8 @@ from dask._task_spec import Alias, DataNode
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import accumulate, add_rows
-from nlsq_dask.engines.dask.groups import Group, Stream
+from nlsq_dask.engines.dask.groups import Stream
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage, aligned
 from nlsq_dask.kernels.compiled import find_device
 from nlsq_dask.kernels.table import Kernels

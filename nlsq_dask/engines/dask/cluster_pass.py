@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dask.typing import Key
 
 from nlsq_dask import _errors
-from nlsq_dask.engines.dask.groups import Group
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.tree import BlockProgress
 from nlsq_dask.engines.dask.watch import GUILTY, LOOK_SECONDS, SUSPICIOUS, Watch
 from nlsq_dask.engines.ledger import PassLedger

@@ -19,13 +19,14 @@ from nlsq_dask.core.resources import available_memory
 from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
 from nlsq_dask.engines.dask.cluster import worker_rooms
 from nlsq_dask.engines.dask.group_parts import stream_without
-from nlsq_dask.engines.dask.groups import Group, Stream, make_stream
+from nlsq_dask.engines.dask.groups import Stream, make_stream
 from nlsq_dask.engines.dask.omitted import Omissions, answer_of_readable
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
 from nlsq_dask.engines.dask.runners import runner_of
 from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
 from nlsq_dask.engines.ledger import NO_LEDGER, NO_PASS_LEDGER, Ledger
 from nlsq_dask.engines.partial import Partial

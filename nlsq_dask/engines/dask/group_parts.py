@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
-from nlsq_dask.engines.dask.groups import (
-    Group,
-    Step,
-    Stream,
-    make_group,
-    without_collections,
-)
+from nlsq_dask.engines.dask.alike import AlikeStep
+from nlsq_dask.engines.dask.groups import Stream, without_collections
+from nlsq_dask.engines.dask.steps import Group, Step, make_group
+from nlsq_dask.io.chunks import box_size
 
 
 def group_without(group: Group, omitted: Container[tuple[int, ...]]) -> Group:
@@ -42,6 +39,9 @@ def _group_of(group: Group, steps: Sequence[Step]) -> Group:
     """A group of some of the blocks, which makes what they share with the others, too."""
     if len(steps) == len(group.steps):
         return group
+    if isinstance(group.steps[0], AlikeStep):
+        n_rows = sum(box_size(step.box) for step in steps)
+        return replace(group, steps=tuple(steps), n_rows=n_rows, n_left_out=0)
     graph = {node.key: node for step in group.steps for node, _ in step.nodes}
     blocks = [(step.index, step.box, step.shapes, step.operands) for step in steps]
     return make_group(graph, blocks, {}, group.announced)

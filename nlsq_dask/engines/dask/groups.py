@@ -1,9 +1,7 @@
 """The stream of a fit: its Dask graph, cut into groups of neighbouring blocks. Pure.
 
-Each task of a pass runs one group. A group has the part of the optimised Dask graph that makes its
-blocks, as a list of steps, one for each block: make the arrays of the block, use them, drop what no
-later block needs. An array that two blocks share is made once in a group. The memory of a group is
-that of one block, however many blocks the group has.
+Each task of a pass runs one group (:mod:`~nlsq_dask.engines.dask.steps`). If one recipe makes all
+blocks (:mod:`~nlsq_dask.engines.dask.recipe`), the graph of the chunks is not made at all.
 
 Nodes of the graph on which many groups depend directly (an ``x.mean()`` upstream) are not part of
 any group. They are computed once, before the first pass, and handed to every group.
@@ -14,39 +12,37 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
+from dask._task_spec import GraphNode, Task, TaskRef, convert_legacy_graph
 from dask.array.optimization import optimize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
+from nlsq_dask.engines.dask.alike import alike_groups
 from nlsq_dask.engines.dask.grouping import (
+    Grouping,
     group_appended,
     group_blocks,
     group_sample,
     most_open,
 )
 from nlsq_dask.engines.dask.leaves import with_leaves
-from nlsq_dask.engines.dask.pieces import (
-    MAX_TASKS_TO_REPEAT,
-    pieced_arrays_of,
-    shared_bytes,
-    with_repeats,
-)
+from nlsq_dask.engines.dask.node_order import culled
+from nlsq_dask.engines.dask.pieces import pieced_arrays_of, shared_bytes, with_repeats
+from nlsq_dask.engines.dask.recipe import recipe_of
+from nlsq_dask.engines.dask.shared_keys import shared_keys
+from nlsq_dask.engines.dask.steps import Group, Operand, make_group
 from nlsq_dask.io.announced import Announced, kinds_of
 from nlsq_dask.io.chunks import (
     Box,
     Chunks,
     block_boxes,
-    box_size,
     broadcast_box,
     largest_block,
     regular_chunks,
@@ -63,67 +59,6 @@ UNCHUNKED_BLOCK_ROWS = 1 << 20
 
 # Most blocks that are a group, and so a task, each.
 MOST_SINGLE = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """One array of a block: a key of the graph, or a slice of a NumPy array."""
-
-    key: Key | None
-    value: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One block: the graph nodes that make it, and the keys to drop after each and at the end.
-
-    Attributes
-    ----------
-    index : tuple of int
-        Index of the block in the chunk grid.
-    box : tuple of slice
-        Rows of the block.
-    shapes : tuple of tuple of int
-        Announced shapes of its arrays.
-    nodes : tuple of (GraphNode, tuple of key)
-        Nodes in the order in which they run, each with the keys to drop after it.
-    operands : tuple of Operand
-        Arrays of the block.
-    drop : tuple of key
-        Keys to drop after the block is used.
-    """
-
-    index: tuple[int, ...]
-    box: Box
-    shapes: tuple[Shape, ...]
-    nodes: tuple[tuple[GraphNode, tuple[Key, ...]], ...]
-    operands: tuple[Operand, ...]
-    drop: tuple[Key, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """What one task does.
-
-    Attributes
-    ----------
-    steps : tuple of Step
-        Its blocks, in order.
-    external : tuple of key
-        Keys whose values are handed to the task.
-    n_rows : int
-        Rows of its blocks.
-    announced : dict
-        Shape and kind to expect of each chunk that blocks are cut from, by key.
-    n_left_out : int
-        Rows of blocks that were taken out of the group.
-    """
-
-    steps: tuple[Step, ...]
-    external: tuple[Key, ...]
-    n_rows: int
-    announced: Mapping[Key, Announced] = field(default_factory=dict)
-    n_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,50 +148,82 @@ def make_stream(
     chunks = common_chunks(data, unchunked_rows)
     pieced_arrays = pieced_arrays_of(data)
     arrays = [match_chunks(a, chunks) for a in data.operands]
-    blocks = [(index, box) for index, box in block_boxes(chunks) if box_size(box)]
+    sizes = _block_bytes(arrays, chunks)
     grouping = None
     if most_blocks is not None:
         chosen = spread_blocks(list(map(len, chunks)), most_blocks)
         grouping = group_sample(chosen, chunks, pieced_arrays)
-        blocks = [blocks[i] for i in chosen]
-    elif each and first is None and len(blocks) <= MOST_SINGLE:
-        grouping = group_sample(range(len(blocks)), chunks, pieced_arrays)
-    one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal tuples are sent once
-    layout = data.layout
-    shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
-    sizes = [sum(_operand_bytes(a, box) for a in arrays) for _, box in blocks]
+        sizes = [sizes[i] for i in chosen]
+    elif each and first is None and len(sizes) <= MOST_SINGLE:
+        grouping = group_sample(range(len(sizes)), chunks, pieced_arrays)
     if first is not None:
-        grouping = group_appended(sizes, first, each and len(blocks) <= MOST_SINGLE)
+        grouping = group_appended(sizes, first, each and len(sizes) <= MOST_SINGLE)
     grouping = grouping or group_blocks(sizes, chunks, pieced_arrays)
-    groups = grouping.groups
-    operands = [tuple(operand_of(a, index, box) for a in arrays) for index, box in blocks]
-    announced = cut_pieces(data.operands, layout.names, chunks)
-    graph = optimized_graph([a for a in arrays if is_dask(a)], list(announced))
-    # Chunks of the large arrays `own` are made by each group for itself.
     pieced_arrays = with_repeats(pieced_arrays, chunks, grouping.tasks)
+    # Chunks of the large arrays `own` are made by each group for itself.
     own = {pieced.operand for pieced in pieced_arrays if pieced.repeated}
-    pairs = zip(data.operands, arrays, strict=True)
-    own |= {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
-    shared_keys = keys_to_share(graph, [[operands[i] for i in group] for group in groups], own)
-    made = tuple(
-        make_group(
-            graph,
-            [(*blocks[i], shapes[i], operands[i]) for i in group],
-            shared_keys,
-            announced,
-        )
-        for group in groups
-    )
+    groups, shared, keys = _groups_of(data, arrays, chunks, grouping, own)
     return Stream(
-        made,
-        shared_graph(graph, shared_keys, announced),
-        tuple(shared_keys),
+        groups,
+        shared,
+        keys,
         chunks,
         max(sizes),
         _piece_bytes(data, max(sizes) + most_open(pieced_arrays, chunks, grouping)),
         shared_bytes(pieced_arrays, chunks, grouping.tasks),
-        names_of(data.operands, arrays, layout.names),
+        names_of(data.operands, arrays, data.layout.names),
     )
+
+
+def _groups_of(
+    data: Observations, arrays: Sequence[Array], chunks: Chunks, grouping: Grouping, own: set[str]
+) -> tuple[tuple[Group, ...], dict[Key, GraphNode], tuple[Key, ...]]:
+    """The groups, the graph that they share, and the keys of that graph that they need.
+
+    Parameters
+    ----------
+    data : Observations
+    arrays : sequence of (dask.array.Array or ndarray)
+        The operands of the data, in the chunks of the grid.
+    chunks : tuple of tuple of int
+        The grid.
+    grouping : Grouping
+    own : set of str
+        Dask arrays of which each group makes the chunks that it needs.
+    """
+    lazy = [a for a in arrays if is_dask(a)]
+    if lazy and all(a.chunks == chunks and any(a is b for b in data.operands) for a in lazy):
+        recipe = recipe_of(lazy, chunks)
+        if recipe is not None:
+            return alike_groups(recipe, arrays, chunks, grouping), {}, ()
+    return _groups_of_nodes(data, arrays, chunks, grouping, own)
+
+
+def _groups_of_nodes(
+    data: Observations, arrays: Sequence[Array], chunks: Chunks, grouping: Grouping, own: set[str]
+) -> tuple[tuple[Group, ...], dict[Key, GraphNode], tuple[Key, ...]]:
+    """The groups, as :func:`_groups_of`, from the graph of all chunks."""
+    boxes = list(block_boxes(chunks))
+    blocks = [boxes[i] for i in grouping.blocks]
+    one_of: dict[tuple[Shape, ...], tuple[Shape, ...]] = {}  # equal tuples are sent once
+    layout = data.layout
+    shapes = [one_of.setdefault(s, s) for s in (layout.shapes_in(box) for _, box in blocks)]
+    operands = [tuple(operand_of(a, index, box) for a in arrays) for index, box in blocks]
+    announced = cut_pieces(data.operands, layout.names, chunks)
+    graph = optimized_graph([a for a in arrays if is_dask(a)], list(announced))
+    pairs = zip(data.operands, arrays, strict=True)
+    own = own | {matched.name for a, matched in pairs if is_dask(a) and a.name in own}
+    keys = shared_keys(graph, [[operands[i] for i in group] for group in grouping.groups], own)
+    made = tuple(
+        make_group(
+            graph,
+            [(*blocks[i], shapes[i], operands[i]) for i in group],
+            keys,
+            announced,
+        )
+        for group in grouping.groups
+    )
+    return made, shared_graph(graph, keys, announced), tuple(keys)
 
 
 def common_chunks(data: Observations, unchunked_rows: int = UNCHUNKED_BLOCK_ROWS) -> Chunks:
@@ -354,131 +321,23 @@ def operand_of(array: Array, index: tuple[int, ...], box: Box) -> Operand:
     return Operand((array.name, *block))
 
 
-def _operand_bytes(array: Array, box: Box) -> int:
-    part = broadcast_box(box, array.shape)
-    return box_size(part) * int(array.dtype.itemsize)
-
-
-def keys_to_share(
-    graph: Mapping[Key, GraphNode],
-    groups: list[list[tuple[Operand, ...]]],
-    own_names: Container[str],
-) -> dict[Key, None]:
-    """Keys to compute once: those that more than MAX_TASKS_TO_REPEAT groups need directly.
-
-    Chunks of the arrays `own_names` are never shared: each group makes them for itself.
-
-    A group needs a node *directly* if the node is an operand of the group, or an input of a node
-    that this group and few others need. In ``x - x.mean()`` all groups need the mean directly. All
-    groups depend on every chunk of x through the mean, but only one group needs a chunk directly.
-    Once the mean is shared, few groups need that chunk at all. The search is repeated until it
-    finds no more keys.
-    """
-
-    def is_own(key: Key) -> bool:
-        return isinstance(key, tuple) and key[0] in own_names
-
-    shared: dict[Key, None] = {}
-    order = _reverse_topological(graph)
-    while True:
-        users = _users(graph, order, groups, shared)
-        direct = _operand_users(groups)
-        for key in order:
-            of = users[key] if len(users[key]) <= MAX_TASKS_TO_REPEAT else None
-            if of is None and isinstance(graph[key], Alias) and not is_own(key):
-                of = direct[key]  # who needs a name needs what it stands for
-            if key not in shared and of:
-                for needed in graph[key].dependencies:
-                    direct[needed] |= of
-        new = [
-            key
-            for key in order
-            if key not in shared
-            and len(direct[key]) > MAX_TASKS_TO_REPEAT
-            and not _is_light(graph[key])
-            and not is_own(key)
-        ]
-        if not new:
-            return dict.fromkeys(sorted(shared, key=str))
-        shared.update(dict.fromkeys(new))
-
-
-def _is_light(node: GraphNode) -> bool:
-    """Whether every group may hold a copy of a node: a name or a handle, but no array in memory."""
-    if isinstance(node, DataNode):
-        return not isinstance(node.value, np.ndarray)
-    return isinstance(node, Alias)
-
-
-def _users(
-    graph: Mapping[Key, GraphNode],
-    order: list[Key],
-    groups: list[list[tuple[Operand, ...]]],
-    shared: Mapping[Key, None],
-) -> dict[Key, set[int]]:
-    """Groups that depend on each node, counted until there are more than MAX_TASKS_TO_REPEAT."""
-    users = _operand_users(groups)
-    for key in order:
-        if key in shared:
-            continue
-        for needed in graph[key].dependencies:
-            if len(users[needed]) <= MAX_TASKS_TO_REPEAT:
-                users[needed] |= users[key]
-    return users
-
-
-def _operand_users(groups: list[list[tuple[Operand, ...]]]) -> dict[Key, set[int]]:
-    """Groups that use each key as an operand of one of their blocks."""
-    users: dict[Key, set[int]] = defaultdict(set)
-    for g, operands in enumerate(groups):
-        for operand in itertools.chain.from_iterable(operands):
-            if operand.key is not None:
-                users[operand.key].add(g)
-    return users
-
-
-def _reverse_topological(graph: Mapping[Key, GraphNode]) -> list[Key]:
-    """Keys of the graph, each before the keys that it depends on."""
-    postorder: dict[Key, None] = {}
-    for key in graph:
-        _visit(graph, key, postorder)
-    return list(reversed(postorder))
-
-
-def _visit(graph: Mapping[Key, GraphNode], key: Key, done: dict[Key, None]) -> None:
-    """Append a key to `done`, after the keys that it depends on.
-
-    A recursive function would overflow the stack on deep graphs.
-    """
-    stack: list[tuple[Key, bool]] = [(key, False)]
-    while stack:
-        current, expanded = stack.pop()
-        if current in done or current not in graph:
-            continue
-        if expanded:
-            done[current] = None
-        else:
-            stack.append((current, True))
-            stack.extend((k, False) for k in _inputs(graph[current]))
-
-
-def _inputs(node: GraphNode) -> list[Key]:
-    """Keys that a node depends on, in an order that does not depend on the hash seed."""
-    return sorted(node.dependencies, key=str)
-
-
-def _cull(graph: Mapping[Key, GraphNode], keys: Iterable[Key]) -> dict[Key, GraphNode]:
-    needed: dict[Key, None] = {}
-    for key in keys:
-        _visit(graph, key, needed)
-    return {key: graph[key] for key in needed}
+def _block_bytes(arrays: Sequence[Array], chunks: Chunks) -> list[int]:
+    """Decoded bytes of the arrays of each block, in C order of the grid."""
+    total = np.zeros(list(map(len, chunks)), np.int64)
+    for array in arrays:
+        own = np.array(array.dtype.itemsize, np.int64)
+        for n, cuts in zip(array.shape, chunks, strict=True):
+            own = np.multiply.outer(own, np.ones(1, np.int64) if n == 1 else np.array(cuts))
+        total += own
+    sizes: list[int] = total.ravel().tolist()
+    return sizes
 
 
 def shared_graph(
     graph: Mapping[Key, GraphNode], keys: Iterable[Key], announced: Mapping[Key, Announced]
 ) -> dict[Key, GraphNode]:
     """The part of a graph that makes some keys, for groups to share."""
-    return _compared(_cull(graph, keys), announced)
+    return _compared(culled(graph, keys), announced)
 
 
 def _compared(
@@ -495,48 +354,3 @@ def _compared(
         compared[made] = node.substitute({}, key=made)
         compared[key] = Task(key, announced[key].checked, TaskRef(made))
     return compared
-
-
-def make_group(
-    graph: Mapping[Key, GraphNode],
-    blocks: list[tuple[tuple[int, ...], Box, tuple[Shape, ...], tuple[Operand, ...]]],
-    shared: Mapping[Key, None],
-    announced: Mapping[Key, Announced],
-) -> Group:
-    """Order the nodes of a group by block, and find the last use of each array."""
-    made: dict[Key, None] = dict.fromkeys(shared)
-    runs: list[list[Key]] = []
-    last_use: dict[Key, tuple[int, int]] = {}
-    external: dict[Key, None] = {}
-    for b, (*_, operands) in enumerate(blocks):
-        first = len(made)
-        keys = [o.key for o in operands if o.key is not None]
-        for key in keys:
-            _visit(graph, key, made)
-        run = list(itertools.islice(made, first, None))
-        for position, key in enumerate(run):
-            for needed in _inputs(graph[key]):
-                last_use[needed] = (b, position)
-        for key in keys:
-            last_use[key] = (b, len(run))
-        needs = itertools.chain(keys, *(_inputs(graph[key]) for key in run))
-        external.update((k, None) for k in needs if k in shared or k not in graph)
-        runs.append(run)
-    drops: dict[tuple[int, int], list[Key]] = defaultdict(list)
-    for key, place in last_use.items():
-        drops[place].append(key)
-    steps = tuple(
-        Step(
-            index,
-            box,
-            shapes,
-            tuple((graph[key], tuple(drops[b, i])) for i, key in enumerate(run)),
-            operands,
-            tuple(drops[b, len(run)]),
-        )
-        for b, (run, (index, box, shapes, operands)) in enumerate(zip(runs, blocks, strict=True))
-    )
-    n_rows = sum(box_size(box) for _, box, *_ in blocks)
-    used = itertools.chain(external, *runs)
-    pieces = {key: announced[key] for key in used if key in announced}
-    return Group(steps, tuple(external), n_rows, pieces)

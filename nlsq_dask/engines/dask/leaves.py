@@ -8,20 +8,26 @@ from dask._task_spec import DataNode, GraphNode, Task, TaskRef
 from dask.array.optimization import GETTERS
 from dask.typing import Key
 
+from nlsq_dask.io.lazy_arrays import undecoded
 from nlsq_dask.io.leaf import Leaf
-from nlsq_dask.io.libraries import is_zarr
 
 
 def with_leaves(graph: Mapping[Key, GraphNode]) -> dict[Key, GraphNode]:
     """The graph, with a leaf for each Zarr array that tasks only read slices of.
 
-    A Zarr array that a user's function takes as an argument stays as it is.
+    A Zarr array that a user's function takes as an argument stays as it is. A leaf also takes the
+    place of an object of xarray that reads a whole Zarr array, and changes no value.
     """
-    arrays = {k for k, n in graph.items() if isinstance(n, DataNode) and is_zarr(n.value)}
+    arrays = {
+        key: array
+        for key, node in graph.items()
+        if isinstance(node, DataNode) and (array := undecoded(node.value)) is not None
+    }
     if arrays:
         for node in graph.values():
-            arrays -= set(_other_uses(node))
-    leaves = {key: DataNode(key, Leaf(graph[key].value)) for key in arrays}  # type: ignore[attr-defined]
+            for key in _other_uses(node):
+                arrays.pop(key, None)
+    leaves = {key: DataNode(key, Leaf(array)) for key, array in arrays.items()}
     return {**graph, **leaves}
 
 

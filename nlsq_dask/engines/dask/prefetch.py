@@ -13,15 +13,16 @@ from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 from dask._task_spec import DataNode, GraphNode, Task
 from dask.typing import Key
 
 from nlsq_dask import _errors
-from nlsq_dask.engines.dask.groups import Group, Step, Stream
+from nlsq_dask.engines.dask.alike import AlikeStep
+from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
-from nlsq_dask.io.announced import Announced
+from nlsq_dask.engines.dask.steps import Group, Making, Step
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.libraries import inner_store
 from nlsq_dask.io.places import Place
@@ -58,43 +59,23 @@ def read_blocks(
         group.announced[key].check(values[key])
     for step in group.steps:
         reading.begin(step.index)
-        left = deque(step.nodes)
-        place = partial(_place, left, values, group, step, layout)
+        making = step.making(values, group.announced)
         try:
-            reading.run(partial(_run_nodes, left, values, group.announced), place)
+            arrays = reading.run(making.run, partial(_place, making, group, step, layout))
         except _errors.ReadingError as error:
             error.block = step.index
             raise
-        arrays = [o.value if o.key is None else values[o.key] for o in step.operands]
         layout.check(arrays, step.shapes, step.index, step.box)
         yield layout.block(arrays)
         del arrays
-        for key in step.drop:
-            del values[key]
+        making.drop()
 
 
-# Nodes of a block that have not run, each with the keys to drop after it.
-_Left: TypeAlias = deque[tuple[GraphNode, tuple[Key, ...]]]
-
-
-def _run_nodes(left: _Left, values: dict[Key, Any], announced: Mapping[Key, Announced]) -> None:
-    """Run the nodes that are left, and drop what no later node needs."""
-    while left:
-        node, drop = left[0]
-        values[node.key] = node(values)
-        if node.key in announced:
-            announced[node.key].check(values[node.key])
-        for key in drop:
-            del values[key]
-        left.popleft()
-
-
-def _place(
-    left: _Left, values: Mapping[Key, Any], group: Group, step: Step, layout: Layout
-) -> Place:
-    """What the first node that is left, which failed, is a part of."""
-    node, _ = left[0]
-    nodes = {n.key: n for s in group.steps for n, _ in s.nodes}
+def _place(making: Making, group: Group, step: Step, layout: Layout) -> Place:
+    """What the node that failed is a part of."""
+    node, values = making.failed()
+    steps = [step] if isinstance(step, AlikeStep) else group.steps
+    nodes = {n.key: n for s in steps for n, _ in s.nodes}
     operands = [
         (operand.key, layout.announced(number, step.index, step.box))
         for number, operand in enumerate(step.operands)
@@ -151,6 +132,8 @@ def depth_of(groups: Iterable[Group], block_bytes: int) -> int:
 def _independent(group: Group) -> bool:
     """Whether each block can be made by itself, from the values that are handed to the group."""
     for step in group.steps:
+        if isinstance(step, AlikeStep):
+            return True  # as all others
         known = set(group.external)
         for node, _ in step.nodes:
             if not node.dependencies <= known:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,7 +25,6 @@ from nlsq_dask.engines.dask.signals import NOBODY, Signals, signals_of
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.places import Place, stored_chunks
-from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 
 T = TypeVar("T")
 
@@ -103,8 +102,6 @@ class Reading:
         Of the task.
     tells : bool
         Whether the task tells each block that it begins.
-    memory : ReusedMemory
-        Memory that chunks are read into.
     failed : callable
         ``failed(place, cause, attempts)`` makes the error of a reading that failed.
     done : str
@@ -114,7 +111,6 @@ class Reading:
     retries: Retries
     signals: Signals
     tells: bool = False
-    memory: ReusedMemory = field(default_factory=ReusedMemory)
     failed: Callable[[Place, str, int], _errors.ReadingError] = _errors.reading_failed
     done: str = "read"
 
@@ -141,7 +137,7 @@ class Reading:
         """
         for number in range(self.retries.count + 1):
             attempt = _Attempt(place, self.retries.count - number, number, self.failed)
-            with attempt, reusing(self.memory):
+            with attempt:
                 return read()
             self._wait(attempt, number)
         raise AssertionError("the last attempt returns or raises")
@@ -169,6 +165,8 @@ class _Attempt:
 
     A context manager sees every kind of error, of libraries that are not known here.
     """
+
+    __slots__ = ("_failed", "_left", "_number", "cause", "place")
 
     def __init__(
         self,

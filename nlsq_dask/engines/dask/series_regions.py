@@ -27,10 +27,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.dask.group_parts import group_without
 from nlsq_dask.engines.dask.groups import (
-    Group,
     cut_pieces,
-    keys_to_share,
-    make_group,
     match_chunks,
     names_of,
     operand_of,
@@ -41,13 +38,16 @@ from nlsq_dask.engines.dask.groups import (
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
 from nlsq_dask.engines.dask.series import TASK_NAME
+from nlsq_dask.engines.dask.shared_keys import shared_keys
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.engines.dask.steps import Group, make_group
 from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.engines.frame_rows import IntArray
 from nlsq_dask.engines.frames import fit_frames
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.chunks import Box, Chunks, block_boxes, largest_block
 from nlsq_dask.io.observations import Array
+from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Block, Layout
 
@@ -133,7 +133,7 @@ def region_answer(
     # Chunks of the arrays that are as large as y are made by each task for itself.
     full = {a.name for a in (*arrays, *matched) if is_dask(a) and a.shape == shape}
     used = [[operands for *_, operands in own] for own in blocks.values()]
-    shared = keys_to_share(graph, used, full)
+    shared = shared_keys(graph, used, full)
     groups = {r: make_group(graph, own, shared, announced) for r, own in blocks.items()}
     work = RegionWork(
         problem=problem,
@@ -170,9 +170,10 @@ def _lazy(
 def fit_region(group: Group, external: Sequence[Any], work: RegionWork) -> FloatArray:
     """The task: the packed answer (k, ...) of a region."""
     frames = GroupFrames(group, dict(zip(group.external, external, strict=True)), work)
-    if work.gathered_bytes is None:
-        return fit_block(work.problem, frames.joined())
-    return fit_frames(work.problem, frames, frames.map_shape, work.gathered_bytes)
+    with reusing(ReusedMemory()):
+        if work.gathered_bytes is None:
+            return fit_block(work.problem, frames.joined())
+        return fit_frames(work.problem, frames, frames.map_shape, work.gathered_bytes)
 
 
 @dataclass

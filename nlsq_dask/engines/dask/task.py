@@ -20,13 +20,14 @@ from nlsq_dask.core.questions import Answers, AnswerT
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
-from nlsq_dask.engines.dask.groups import Group, without_collections
+from nlsq_dask.engines.dask.groups import without_collections
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of, tell_board
+from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.tree import TREE_WIDTH
 from nlsq_dask.engines.dask.vectors import check_vectors
-from nlsq_dask.io.reused_memory import ReusedMemory
+from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -113,19 +114,20 @@ def answer_of_group(
     whole = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(whole.external, external, strict=True))
     group = group_without(whole, omitted) if omitted else whole
-    reading = Reading(work.retries, signals_of(work.fit), work.tells, work.memory)
+    reading = Reading(work.retries, signals_of(work.fit), work.tells)
     blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
-    if isinstance(question, BlockQuestion):
-        total = question.left_out(group.n_left_out)
-        for step, block in zip(group.steps, blocks, strict=True):
-            total = total + question.of_block((step.index, step.box, block), work.kernels)
-        return total
-    weighted = work.layout.weighted
-    if isinstance(task_group, KeptGroup):
-        which = None if group is whole else frozenset(step.index for step in group.steps)
-        total = task_group.answer(question, work.kernels, blocks, weighted, work.stage_rows, which)
-    else:
-        total = accumulate(question, work.kernels, blocks, weighted, work.stage_rows)
+    with reusing(work.memory):
+        if isinstance(question, BlockQuestion):
+            total = question.left_out(group.n_left_out)
+            for step, block in zip(group.steps, blocks, strict=True):
+                total = total + question.of_block((step.index, step.box, block), work.kernels)
+            return total
+        rows = work.layout.weighted, work.stage_rows
+        if isinstance(task_group, KeptGroup):
+            which = None if group is whole else frozenset(step.index for step in group.steps)
+            total = task_group.answer(question, work.kernels, blocks, *rows, which)
+        else:
+            total = accumulate(question, work.kernels, blocks, *rows)
     return total + question.zero(group.n_left_out) if group.n_left_out else total
 
 

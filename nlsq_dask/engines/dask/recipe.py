@@ -1,0 +1,303 @@
+"""The recipe of blocks that are all made in the same way, from the layers of a Dask graph. Pure.
+
+Of elementwise operations on Zarr arrays, or of a function for each chunk, Dask keeps a graph in
+layers: one task for all chunks of an array, whose arguments are the same for all chunks, or the
+position of the chunk. A recipe is these tasks as a list of calls. The nodes of single chunks, some
+30 µs each, are not made. What a call does, and in which order, is what Dask's task does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
+from dask.blockwise import Blockwise, blockwise_token, optimize_blockwise
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.layers import ArrayBlockIdDep, ArrayChunkShapeDep, ArraySliceDep
+from dask.typing import Key
+
+from nlsq_dask.engines.dask.leaves import with_leaves
+from nlsq_dask.engines.dask.node_order import visit
+from nlsq_dask.engines.dask.reading import FUSED
+from nlsq_dask.io.chunks import Box, Chunks, lengths
+from nlsq_dask.io.observations import Array
+
+#: Number of a value that a block is made from or makes.
+Slot: TypeAlias = int
+
+# The first values are what differs from block to block: its rows, its index and its shape.
+BOX, INDEX, SHAPE = range(N_DIFFERENT := 3)
+DIFFERENT = {ArraySliceDep: BOX, ArrayBlockIdDep: INDEX, ArrayChunkShapeDep: SHAPE}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """How all chunks of an array are made.
+
+    Attributes
+    ----------
+    name : str
+        Of the array in the graph.
+    task : Task
+        With names in the place of what differs.
+    same : dict
+        By name, what is the same for all chunks: a node, or a reference to a leaf.
+    different : dict
+        By name, the slot of what differs from chunk to chunk.
+    arrays : dict
+        By name, the array whose chunk at the same place is used.
+    """
+
+    name: str
+    task: Task
+    same: Mapping[Key, GraphNode | TaskRef] = field(default_factory=dict)
+    different: Mapping[Key, Slot] = field(default_factory=dict)
+    arrays: Mapping[Key, str] = field(default_factory=dict)
+
+    def node(self, index: tuple[int, ...], box: Box) -> GraphNode:
+        """The node of one chunk, as Dask would make it."""
+        known = (box, index, lengths(box))
+        subs: dict[Key, Any] = dict(self.same)
+        subs |= {name: DataNode(None, known[slot]) for name, slot in self.different.items()}
+        subs |= {name: (array, *index) for name, array in self.arrays.items()}
+        return self.task.substitute(subs, key=(self.name, *index))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a function.
+
+    Attributes
+    ----------
+    layer : int
+        Number of the layer that the call is a part of.
+    function : callable
+    args : tuple
+        Arguments; None in the places of values.
+    places : tuple of (int, int)
+        Position of an argument, and the slot of its value.
+    kwargs : dict
+        Arguments by name.
+    drop : tuple of int
+        Slots that no later call needs.
+    """
+
+    layer: int
+    function: Any
+    args: tuple[Any, ...]
+    places: tuple[tuple[int, Slot], ...]
+    kwargs: Mapping[str, Any]
+    drop: tuple[Slot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the Dask arrays of all blocks are made.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        Each after those that it uses.
+    leaves : dict
+        What all blocks read from, by key.
+    calls : tuple of Call
+        The calls that make the arrays of a block. The first of them gives slot 3.
+    names : tuple of str
+        Name of each array in the graph, in the order of the operands.
+    made : tuple of int
+        Slot of each array.
+    """
+
+    layers: tuple[Layer, ...]
+    leaves: Mapping[Key, DataNode]
+    calls: tuple[Call, ...]
+    names: tuple[str, ...]
+    made: tuple[Slot, ...]
+
+    def graph(self, index: tuple[int, ...], box: Box) -> dict[Key, GraphNode]:
+        """The nodes that make one block."""
+        nodes = [layer.node(index, box) for layer in self.layers]
+        return {**self.leaves, **{node.key: node for node in nodes}}
+
+
+class _OtherwiseError(Exception):
+    """An array whose chunks are made in another way."""
+
+
+def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> Recipe | None:
+    """The recipe of Dask arrays whose chunk grid is that of the blocks.
+
+    Parameters
+    ----------
+    arrays : sequence of dask.array.Array
+    chunks : tuple of tuple of int
+        The grid.
+
+    Returns
+    -------
+    Recipe or None
+        None if the chunks are not all made in the same way, each from the same place of what it is
+        made from; then Dask must make the graph of all chunks.
+    """
+    graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
+    # Dask compares the names in the keys alone.
+    keys = [(a.name, *(0 for _ in a.chunks)) for a in arrays]
+    finder = _Finder(optimize_blockwise(graph, keys=keys), chunks)
+    try:
+        names = [finder.find(a.name) for a in arrays]
+        layers, leaves = finder.layers, finder.leaves
+        calls = _Calls(leaves)
+        slots: dict[str, Slot] = {}
+        for number, layer in enumerate(layers.values()):
+            slots[layer.name] = calls.add_layer(number, layer, slots)
+    except _OtherwiseError:
+        return None
+    made = tuple(slots[name] for name in names)
+    return Recipe(tuple(layers.values()), leaves, calls.with_drops(made), tuple(names), made)
+
+
+class _Finder:
+    """Finds the layers that arrays are made by."""
+
+    def __init__(self, graph: HighLevelGraph, chunks: Chunks) -> None:
+        self._graph = graph
+        self._chunks = chunks
+        self._n_blocks = tuple(map(len, chunks))
+        self._leaves: dict[Key, GraphNode] = {}
+        self.layers: dict[str, Layer] = {}
+
+    @property
+    def leaves(self) -> dict[Key, DataNode]:
+        """What all blocks read from, in the form in which this library reads it."""
+        index = tuple(0 for _ in self._chunks)
+        box = tuple(slice(0, sizes[0]) for sizes in self._chunks)
+        nodes = [layer.node(index, box) for layer in self.layers.values()]
+        graph = with_leaves(self._leaves | {node.key: node for node in nodes})
+        found = {key: graph[key] for key in self._leaves}
+        return {key: node for key, node in found.items() if isinstance(node, DataNode)}
+
+    def find(self, name: str) -> str:
+        """Find the layer of an array, after those that it uses; return the name."""
+        if name in self.layers:
+            return name
+        layer = self._graph.layers.get(name)
+        if (
+            not isinstance(layer, Blockwise)
+            or layer.output_blocks is not None
+            or tuple(layer.dims[i] for i in layer.output_indices) != self._n_blocks
+        ):
+            raise _OtherwiseError
+        found = Layer(name, layer.task, {}, {}, {})
+        for number, (argument, index) in enumerate(layer.indices):
+            token = blockwise_token(number)
+            if token not in layer.task.dependencies:
+                continue
+            if index is None:
+                found.same[token] = self._same(argument)  # type: ignore[index]
+            elif index != layer.output_indices:
+                raise _OtherwiseError
+            elif argument in layer.io_deps:
+                found.different[token] = self._different(layer.io_deps[argument])  # type: ignore[index]
+            elif tuple(layer.numblocks[str(argument)]) == self._n_blocks:
+                found.arrays[token] = self.find(str(argument))  # type: ignore[index]
+            else:
+                raise _OtherwiseError
+        self.layers[name] = found
+        return name
+
+    def _same(self, argument: Any) -> GraphNode | TaskRef:
+        """An argument that is the same for all blocks."""
+        if not isinstance(argument, TaskRef):
+            return argument if isinstance(argument, GraphNode) else DataNode(None, argument)
+        layer = self._graph.layers.get(str(argument.key))
+        if not isinstance(layer, MaterializedLayer) or argument.key not in layer:
+            raise _OtherwiseError
+        node = convert_legacy_graph({argument.key: layer[argument.key]})[argument.key]
+        # An array in memory is not a part of each group.
+        if not isinstance(node, DataNode) or isinstance(node.value, np.ndarray):
+            raise _OtherwiseError
+        self._leaves[argument.key] = node
+        return argument
+
+    def _different(self, argument: Any) -> Slot:
+        """An argument that tells of the place of the block."""
+        slot = DIFFERENT.get(type(argument))
+        if slot is None or argument.chunks != self._chunks:
+            raise _OtherwiseError
+        return slot
+
+
+@dataclass(frozen=True, slots=True)
+class _Same:
+    """An argument that is the same for all blocks."""
+
+    value: Any
+
+
+class _Calls:
+    """Writes the tasks of layers as calls."""
+
+    def __init__(self, leaves: Mapping[Key, DataNode]) -> None:
+        self._leaves = leaves
+        self._calls: list[Call] = []
+        self._layer = 0
+
+    def add_layer(self, number: int, layer: Layer, slots: Mapping[str, Slot]) -> Slot:
+        """Add the calls of a layer; return the slot of its chunk."""
+        self._layer = number
+        known: dict[Key, Slot | _Same] = dict(layer.different)
+        known |= {token: slots[name] for token, name in layer.arrays.items()}
+        leaves = {key: _Same(leaf.value) for key, leaf in self._leaves.items()}
+        known |= {token: self._value(node, leaves) for token, node in layer.same.items()}
+        slot = self._value(layer.task, known)
+        if isinstance(slot, _Same):
+            raise _OtherwiseError
+        return slot
+
+    def with_drops(self, made: Sequence[Slot]) -> tuple[Call, ...]:
+        """All calls, each with the slots that it is the last to use."""
+        last = {slot: n for n, call in enumerate(self._calls) for _, slot in call.places}
+        drops: dict[int, list[Slot]] = {}
+        for slot, number in last.items():
+            if slot >= N_DIFFERENT and slot not in made:
+                drops.setdefault(number, []).append(slot)
+        return tuple(
+            Call(c.layer, c.function, c.args, c.places, c.kwargs, tuple(drops.get(n, ())))
+            for n, c in enumerate(self._calls)
+        )
+
+    def _value(self, node: Any, known: Mapping[Key, Slot | _Same]) -> Slot | _Same:
+        """Where the value of a node, or of an argument, is to be found."""
+        if isinstance(node, (TaskRef, Alias)):
+            key = node.key if isinstance(node, TaskRef) else node.target
+            if key not in known:
+                raise _OtherwiseError
+            return known[key]
+        if isinstance(node, DataNode):
+            return _Same(node.value)
+        if not isinstance(node, GraphNode):
+            return _Same(node)
+        if not isinstance(node, Task):
+            raise _OtherwiseError
+        if getattr(node.func, "__name__", "") == FUSED:
+            return self._fused(node, known)
+        if any(isinstance(value, GraphNode | TaskRef) for value in node.kwargs.values()):
+            raise _OtherwiseError
+        values = [self._value(argument, known) for argument in node.args]
+        args = tuple(v.value if isinstance(v, _Same) else None for v in values)
+        places = tuple((i, v) for i, v in enumerate(values) if not isinstance(v, _Same))
+        self._calls.append(Call(self._layer, node.func, args, places, node.kwargs))
+        return N_DIFFERENT - 1 + len(self._calls)
+
+    def _fused(self, node: Task, known: Mapping[Key, Slot | _Same]) -> Slot | _Same:
+        """Where the value of nodes that Dask has fused to one is to be found."""
+        inner, key, names, *given = node.args
+        own = {n: self._value(g, known) for n, g in zip(names, given, strict=True)}
+        order: dict[Key, None] = dict.fromkeys(own)
+        visit(inner, key, order)
+        for needed in list(order)[len(own) :]:
+            own[needed] = self._value(inner[needed], own)
+        return own[key]
