@@ -187,7 +187,8 @@ def _takes_arctangents(spec: ModelSpec) -> bool:
     of complex numbers take arctangents for angles.
     """
     parts = (spec, spec.jacobian, spec.loss.function)
-    traces = (trace_model(part, part.rows) for part in parts if isinstance(part, ModelSpec))
+    models = (part for part in parts if isinstance(part, ModelSpec))
+    traces = (trace_model(m, m.rows if m.series is None else m.series.rows) for m in models)
     return any(
         eqn.primitive.name in ARCTANGENTS
         or any(jnp.iscomplexobj(result.aval) for result in eqn.outvars)
