@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask._errors import no_such_device
@@ -21,7 +22,11 @@ from nlsq_dask.core.resources import VECTOR_OPTION, WIDE_VECTOR_BITS, XLA_VECTOR
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import check_trace
-from nlsq_dask.user_model.model_spec import ModelSpec
+from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
+from nlsq_dask.user_model.traces import operations
+
+# Operations that XLA computes with an arctangent.
+ARCTANGENTS = frozenset(["acos", "asin", "atan", "atan2"])
 
 # Kernels kept in one process. Each holds its compiled code, some hundred kilobytes.
 MAX_KERNELS = 64
@@ -60,7 +65,8 @@ class CompiledKernel:
         self._device = device
         self._is_whole = whole
         self._options: dict[str, bool | str] | None = None
-        if device.platform == "cpu" and vector_bits != XLA_VECTOR_BITS:
+        wide = device.platform == "cpu" and vector_bits != XLA_VECTOR_BITS
+        if wide and not _takes_arctangents(spec):
             self._options = {VECTOR_OPTION: str(vector_bits)}
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()
@@ -171,6 +177,24 @@ def find_device(platform: str | None) -> jax.Device:
         return jax.local_devices(backend=platform)[0]
     except RuntimeError as error:
         raise no_such_device(platform, jax.default_backend()) from error
+
+
+def _takes_arctangents(spec: ModelSpec) -> bool:
+    """Whether a model, its Jacobian or its loss may take an arctangent.
+
+    In JAX 0.10 XLA compiles an arctangent of eight numbers to a function that does not expect
+    vectors of 512 bits, and calls this function with such vectors: the values are wrong. Functions
+    of complex numbers take arctangents for angles.
+    """
+    parts = (spec, spec.jacobian, spec.loss.function)
+    models = (part for part in parts if isinstance(part, ModelSpec))
+    traces = (trace_model(m, m.rows if m.series is None else m.series.rows) for m in models)
+    return any(
+        eqn.primitive.name in ARCTANGENTS
+        or any(jnp.iscomplexobj(result.aval) for result in eqn.outvars)
+        for trace in traces
+        for eqn in operations(trace)
+    )
 
 
 @cache

@@ -41,10 +41,14 @@ from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, sample_of_y, solved
 from nlsq_dask.kernels.products import (
+    Columns,
+    Laned,
+    Multiplied,
     computed_once,
     no_products,
     products_for,
     products_of_scores,
+    sums_by_lanes,
 )
 from nlsq_dask.kernels.tiles import Rows, Sums, Tile, sum_over_tiles
 from nlsq_dask.user_model.loss import HALF_OF_ROWS
@@ -217,7 +221,9 @@ class BlockKernel(CompiledKernel):
     ) -> jax.Array:
         if not self._spec.loss.is_linear:
             return self._robust_sums(params, basis, scores, rows, differenced)
-        weighted = rows.weights is not None or self._spec.cholesky is not None
+        if sums_by_lanes(basis.shape[1], rows.y.shape[0], self._tile_bytes_of_lanes):
+            return self._laned_sums(params, basis, rows, differenced)
+        weighted = self._is_weighted(rows)
 
         def sums(tile: Tile) -> tuple[jax.Array, ...]:
             directions, replaced = self._augmented(params, basis, tile, differenced)
@@ -236,6 +242,57 @@ class BlockKernel(CompiledKernel):
         )
         return jnp.concatenate([s.ravel() for s in self._over_tiles(sums, zero, rows)])
 
+    def _laned_sums(
+        self, params: jax.Array, basis: jax.Array, rows: Rows, differenced: bool
+    ) -> jax.Array:
+        """The same sums of linear loss by lanes, in the order of `__call__`."""
+        lanes = Laned(basis.shape[1], 1)
+        values = partial(self._weighted_rows, lanes, params, basis, differenced)
+
+        def sums(tile: Tile) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+            columns, residuals, errors, replaced = self._once(values, tile, rows.n > 0)
+            squares = [residuals**2, *[e**2 for e in errors]]
+            absolute = jnp.abs(errors[0] if errors else residuals)
+            extra = [squares[0], absolute, *squares[1:], *replaced]
+            of_columns = lanes.of_tile(columns, [None], residuals)
+            return of_columns, tuple(lanes.total(e) for e in extra)
+
+        n_extra = 2 + self._is_weighted(rows) + differenced
+        zero = lanes.zero(), (lanes.no_row,) * n_extra
+        found, extras = self._over_tiles(sums, zero, rows, lanes.tile)
+        (gram,), gradient = lanes.finish(found)
+        totals = jnp.stack([jnp.sum(e) for e in extras])
+        return _joined(gram, gradient, totals[:1], totals[1:])
+
+    @property
+    def _tile_bytes_of_lanes(self) -> int | None:
+        """The tiles of series have other lengths than lanes need."""
+        return None if self._spec.series else self._tile_bytes
+
+    def _is_weighted(self, rows: Rows) -> bool:
+        return rows.weights is not None or self._spec.cholesky is not None
+
+    def _weighted_rows(
+        self,
+        products: Multiplied | Laned,
+        params: jax.Array,
+        basis: jax.Array,
+        differenced: bool,
+        tile: Tile,
+    ) -> tuple[Columns, jax.Array, list[jax.Array], list[jax.Array]]:
+        """J S and the residuals of a tile, and lists of at most one array.
+
+        The lists hold the errors, where they are not the residuals, and the flags of rows with
+        differences.
+        """
+        along, error, replaced = self._derived(params, basis, tile, differenced)
+        errors = []
+        if tile.weights is not None or self._spec.cholesky is not None:
+            errors = [jnp.where(tile.valid, error, 0.0)]
+        # Not joined to one matrix, which XLA would write and read once more.
+        columns, residuals = self._weighted(along, tile), self._weighted(error[None], tile)[0]
+        return products.held(columns), residuals, errors, replaced
+
     def _robust_sums(
         self,
         params: jax.Array,
@@ -246,26 +303,18 @@ class BlockKernel(CompiledKernel):
     ) -> jax.Array:
         """The same sums of a robust loss, with its matrices, in the order of `__call__`."""
         q, loss = basis.shape[1], self._spec.loss
-        weighted = rows.weights is not None or self._spec.cholesky is not None
-        # The tiles of series have other lengths than lanes need.
-        tile_bytes = None if self._spec.series else self._tile_bytes
-        products = products_for(q, 1 + loss.is_concave, rows.y.shape[0], tile_bytes)
-
-        def weighted_rows(tile: Tile) -> tuple[jax.Array, list[jax.Array]]:
-            directions, replaced = self._augmented(params, basis, tile, differenced)
-            errors = [jnp.where(tile.valid, directions[-1], 0.0)] if weighted else []
-            return self._weighted(directions, tile), [*errors, *replaced]
+        products = products_for(q, 1 + loss.is_concave, rows.y.shape[0], self._tile_bytes_of_lanes)
+        values = partial(self._weighted_rows, products, params, basis, differenced)
 
         def sums(tile: Tile) -> tuple[tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]]:
-            directions, rest = self._once(weighted_rows, tile, rows.n > 0)
-            columns, residuals = directions[:-1], directions[-1]
+            columns, residuals, errors, replaced = self._once(values, tile, rows.n > 0)
             costs, of_scores, row_weights = self._once(
                 lambda tile: loss.of_rows(residuals, tile.valid, _call_loss), tile, rows.n > 0
             )
             small = tile.valid & (jnp.abs(residuals) <= HALF_OF_ROWS * loss.f_scale)
             extra = [costs, residuals**2, jnp.where(small, 1.0, 0.0)]
-            errors, replaced = rest[0] if weighted else residuals, rest[weighted:]
-            extra = [jnp.abs(errors), *extra, *[errors**2] * weighted, *replaced]
+            absolute = jnp.abs(errors[0] if errors else residuals)
+            extra = [absolute, *extra, *[e**2 for e in errors], *replaced]
             asked = jax.lax.cond(scores, products_of_scores, no_products, columns, of_scores)
             return (
                 products.of_tile(columns, row_weights, of_scores),
@@ -273,14 +322,12 @@ class BlockKernel(CompiledKernel):
                 tuple(products.total(e) for e in extra),
             )
 
-        n_extra = 4 + weighted + differenced
+        n_extra = 4 + self._is_weighted(rows) + differenced
         zero = products.zero(), jnp.zeros((q, q)), (products.no_row,) * n_extra
         found, asked, extras = self._over_tiles(sums, zero, rows, products.tile)
         (gram, *concave), gradient = products.finish(found)
         totals = jnp.stack([jnp.sum(e) for e in extras])
-        above = jnp.concatenate([gram, gradient[:, None]], axis=1)
-        last = jnp.concatenate([gradient, totals[2:3]])  # Σ r²
-        return jnp.concatenate([m.ravel() for m in (above, last, *concave, asked, totals)])
+        return _joined(gram, gradient, totals[2:3], *concave, asked, totals)
 
     def _once(
         self, function: Callable[[Tile], Sums], tile: Tile, has_rows: jax.Array | bool
@@ -351,7 +398,14 @@ class BlockKernel(CompiledKernel):
     def _augmented(
         self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), with the unweighted errors e = f - y.
+        """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), and the list of :meth:`_derived`."""
+        along, error, replaced = self._derived(params, basis, tile, differenced)
+        return jnp.concatenate([along, error[None]]), replaced
+
+    def _derived(
+        self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """``(J S)ᵀ`` of one tile, (q, tile), and the unweighted errors e = f - y, (tile,).
 
         The list holds the flags (tile,) of rows with differences, if `differenced`.
         """
@@ -359,16 +413,22 @@ class BlockKernel(CompiledKernel):
             values, along, replaced = with_differences(
                 self._spec, tile.coords, params, basis, tile.valid
             )
-            return jnp.concatenate([along, (values - tile.y)[None]]), [replaced]
+            return along, values - tile.y, [replaced]
         if self._spec.jacobian is not None:
             jacobian = call_jacobian(self._spec, tile.coords, params)
-            return jnp.concatenate([(jacobian @ basis).T, self._error(params, tile)[None]]), []
-        e, derivative = jax.linearize(lambda theta: self._error(theta, tile), params)
-        along = jax.vmap(derivative, in_axes=1)(basis)
-        return jnp.concatenate([along, e[None]]), []
+            return (jacobian @ basis).T, self._error(params, tile), []
+        error, derivative = jax.linearize(lambda theta: self._error(theta, tile), params)
+        return jax.vmap(derivative, in_axes=1)(basis), error, []
 
     def _error(self, params: jax.Array, tile: Tile) -> jax.Array:
         return call_model(self._spec, tile.coords, params) - tile.y
+
+
+def _joined(gram: jax.Array, gradient: jax.Array, square: jax.Array, *rest: jax.Array) -> jax.Array:
+    """The augmented matrix of a Gram matrix, a gradient and Σ r² (1,), and the rest, flat."""
+    above = jnp.concatenate([gram, gradient[:, None]], axis=1)
+    last = jnp.concatenate([gradient, square])
+    return jnp.concatenate([m.ravel() for m in (above, last, *rest)])
 
 
 def _taken(sums: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:

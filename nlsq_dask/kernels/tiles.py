@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.kernels.one_function import looped
 
 # Bytes of the values of one tile on a CPU; in the kernel, of the matrix A. Speed is flat within
 # 20 % from 32 KiB to 1 MiB, the sizes of the caches. The matrix product packs A into temporary
@@ -91,7 +92,7 @@ def sum_over_tiles(
     rows : Rows
         Buffers of one capacity.
     size : int or None
-        Rows of a tile; None computes them from `tile_bytes`.
+        Rows of a tile of sums by lanes; None computes them from `tile_bytes`.
     series_rows : int
         Rows that are never cut.
     """
@@ -112,7 +113,10 @@ def sum_over_tiles(
         added: Sums = jax.tree.map(jnp.add, total, share)
         return added
 
-    total: Sums = jax.lax.fori_loop(0, (rows.n + tile - 1) // tile, add_tile, zero)
+    n_tiles = (rows.n + tile - 1) // tile
+    if size is not None:
+        return looped(add_tile, zero, n_tiles)
+    total: Sums = jax.lax.fori_loop(0, n_tiles, add_tile, zero)
     return total
 
 
