@@ -32,9 +32,10 @@ def steps_without(grams: FloatArray, gradients: FloatArray) -> FloatArray:
     ndarray, shape (n, q), float64
         NaN for a block without which the data do not determine all parameters.
     """
-    gram, gradient = grams.sum(axis=0), gradients.sum(axis=0)
-    with_all = _steps(gram[None], gradient[None])
-    return _steps(gram - grams, gradient - gradients) - with_all
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN says what is not determined
+        gram, gradient = grams.sum(axis=0), gradients.sum(axis=0)
+        with_all = _steps(gram[None], gradient[None])
+        return _steps(gram - grams, gradient - gradients) - with_all
 
 
 def _steps(grams: FloatArray, gradients: FloatArray) -> FloatArray:

@@ -141,8 +141,8 @@ def diagnostics(
     along = _free_directions(sums.basis, np.array(held, np.bool_))
     grams = np.array([along.T @ a.gram @ along for a in sums.answers])
     gradients = np.array([along.T @ a.gradient for a in sums.answers])
-    moves = steps_without(grams, gradients) @ (sums.basis @ along).T
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        moves = steps_without(grams, gradients) @ (sums.basis @ along).T
         shift = np.where(moves == 0.0, 0.0, moves / errors)
         shift[:, ~np.isfinite(errors)] = np.nan
         per_row = np.array([a.chi2 for a in sums.answers]) / n_points

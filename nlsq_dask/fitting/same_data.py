@@ -152,7 +152,7 @@ def _differing(first: Moments, now: Moments) -> str | None:
     sizes = {
         "weight": first.weight,
         "mean": _size(first),
-        "scatter": first.scatter + first.weight * first.mean**2,
+        "scatter": first.scatter + first.weight * first.mean * first.mean,  # ** would raise
     }
     for name, size in sizes.items():
         difference = abs(getattr(now, name) - getattr(first, name))

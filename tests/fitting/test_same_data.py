@@ -181,3 +181,10 @@ def test_checkpoints_of_several_models_are_compared_as_well(tmp_path):
     assert resumed.n_passes_before == resumed.n_passes
     with pytest.raises(DataChangedError):
         fit_models([decay], X, Y + 0.01 * X, **options, resume=True)
+
+
+def test_moments_whose_squares_exceed_float64_are_compared():
+    """As those of a checkpoint with odd content: Python's power would raise an OverflowError."""
+    huge = Moments(weight=1.0, mean=1e200, scatter=1.0)
+    assert _differing(huge, Moments(weight=1.0, mean=0.0, scatter=1.0)) == "mean"
+    assert _differing(huge, huge) is None
