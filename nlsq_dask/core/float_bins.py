@@ -38,8 +38,8 @@ SHOWN_DEVIATIONS = 5.0
 # least error of a histogram asks for (Scott, Biometrika 66, 1979).
 FEWEST_BARS, MOST_BARS, BARS_A_ROOT = 10, 50, 5.0
 
-# Exponents of the width of a bar, whose multiples are ordinary numbers also in a browser.
-LEAST_EXPONENT, LARGEST_EXPONENT = -900, 900
+# Least exponent of the width of a bar, whose multiples are normal numbers.
+LEAST_EXPONENT = -1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ class FloatBins:
         heights = np.zeros(numbers[-1] - low + 1, np.int64)
         np.add.at(heights, numbers - low, counts)
         edges = low + np.arange(heights.size + 1, dtype=np.float64)
-        return np.ldexp(edges, exponent), heights
+        largest = np.finfo(np.float64).max
+        with np.errstate(over="ignore"):
+            return np.clip(np.ldexp(edges, exponent), -largest, largest), heights
 
 
 def total(parts: Sequence[FloatBins]) -> FloatBins:
@@ -132,4 +134,4 @@ def _exponent(middles: FloatArray, n: int) -> int:
     # Powers of two above the width, and at least the width of the largest bin.
     found = [math.frexp(width)[1]] if width else []
     found += [math.frexp(finest)[1] - 1] if finest else []
-    return min(max(max(found, default=0), LEAST_EXPONENT), LARGEST_EXPONENT)
+    return max(max(found, default=0), LEAST_EXPONENT)

@@ -168,6 +168,8 @@ def test_many_parameters_are_drawn_in_part(board):
 
 # In a browser
 
+MODEL = "Bokeh.documents[0].get_model_by_name"
+
 SCHEDULER = [
     "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0",
     "--preload", "nlsq_dask.engines.dask.fit_plugin",
@@ -218,16 +220,17 @@ def test_a_browser_shows_the_numbers_of_the_result(elsewhere):
         result = fit(decays, *lazy, [10.0], client=elsewhere, pilot=False)
         page.get_by_text(f"converged: {result.message}").wait_for()
         page.get_by_role("cell", name=f"{result.cost:.6g}").wait_for()
-        points = page.evaluate("Bokeh.documents[0].get_model_by_name('points').data")
-        shown = page.evaluate("Bokeh.documents[0].get_model_by_name('parameter-0').data")
-        page.wait_for_function(f"{TITLE} == 'Residuals of all 2,000 rows, last pass'")
-        bars = page.evaluate("Bokeh.documents[0].get_model_by_name('residuals').data")
+        points = page.evaluate(f"{MODEL}('points').data")
+        shown = page.evaluate(f"{MODEL}('parameter-0').data")
+        title = f"{MODEL}('histogram').title.text"
+        page.wait_for_function(f"{title} == 'Residuals of all 2,000 rows, last pass'")
+        bars = page.evaluate(f"{MODEL}('residuals').data")
         browser.close()
     assert list(points["cost"])[-1] == result.cost
     assert list(shown["value"])[-1] == result.popt[0]
     error = (shown["upper"][-1] - shown["lower"][-1]) / 2
     assert error == pytest.approx(float(result.pcov[0, 0]) ** 0.5)
-    residuals = y - np.exp(-result.popt[0] * x) * (result.popt[1] if result.popt.size > 1 else 1.0)
+    residuals = y - np.exp(-result.popt[0] * x)
     counts, _ = np.histogram(residuals, [*bars["left"], list(bars["right"])[-1]])
     assert list(bars["count"]) == counts.tolist()
     assert counts.sum() == x.size

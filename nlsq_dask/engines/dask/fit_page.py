@@ -311,7 +311,7 @@ class Page:
         return plot
 
     def _histogram_of_residuals(self) -> Any:
-        plot = _figure("Residuals", "y − f", visible=False, tooltips=BAR_TIPS, width=460)
+        plot = _figure("Residuals", "y − f", name="histogram", visible=False, tooltips=BAR_TIPS)
         plot.quad(
             left="left",
             right="right",
