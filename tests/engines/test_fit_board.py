@@ -129,7 +129,7 @@ def test_the_board_has_the_numbers_of_the_result(client):
     chi2 = sum(fit.chi2_rows[i] * n for i, n in enumerate(n_rows))
     assert chi2 == pytest.approx(result.chi2, rel=1e-9)
     bars = fit.histogram()
-    counts, _ = np.histogram(Y - np.exp(-result.popt[0] * X), bars.edges)
+    counts, _ = np.histogram(Y - np.exp(-result.popt[0] / 12 * X), bars.edges)
     assert bars.counts == counts.tolist()
     assert bars.n_shown == bars.n_rows == X.size
 
@@ -144,7 +144,7 @@ def test_the_same_bits_come_with_and_without_the_page(client):
     assert (shown.cost, shown.n_passes) == (alone.cost, alone.n_passes)
     fit = list(board_of(client).fits.values())[-1]
     assert fit.weighted
-    counts, _ = np.histogram((Y - np.exp(-shown.popt[0] * X)) / 0.01, fit.histogram().edges)
+    counts, _ = np.histogram((Y - np.exp(-shown.popt[0] / 12 * X)) / 0.01, fit.histogram().edges)
     assert fit.histogram().counts == counts.tolist()
 
 

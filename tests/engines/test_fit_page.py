@@ -230,7 +230,7 @@ def test_a_browser_shows_the_numbers_of_the_result(elsewhere):
     assert list(shown["value"])[-1] == result.popt[0]
     error = (shown["upper"][-1] - shown["lower"][-1]) / 2
     assert error == pytest.approx(float(result.pcov[0, 0]) ** 0.5)
-    residuals = y - np.exp(-result.popt[0] * x)
+    residuals = y - np.exp(-result.popt[0] / 12 * x)
     counts, _ = np.histogram(residuals, [*bars["left"], list(bars["right"])[-1]])
     assert list(bars["count"]) == counts.tolist()
     assert counts.sum() == x.size
