@@ -311,7 +311,9 @@ class Page:
         return plot
 
     def _histogram_of_residuals(self) -> Any:
-        plot = _figure("Residuals", "y − f", name="histogram", visible=False, tooltips=BAR_TIPS)
+        plot = _figure(
+            "Residuals", "y − f", name="histogram", visible=False, width=570, tooltips=BAR_TIPS
+        )
         plot.quad(
             left="left",
             right="right",
