@@ -10,10 +10,10 @@ from typing import Any
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.questions import Answers, AnswerT
 from nlsq_dask.engines.dask.look import Look, ShownSums
-from nlsq_dask.engines.partial import Partial
 from nlsq_dask.engines.dask.signals import tell_board
 from nlsq_dask.engines.dask.task import AnyGroup, Work, add_in_order
 from nlsq_dask.engines.dask.tree import TREE_WIDTH
+from nlsq_dask.engines.partial import Partial
 
 
 def looking(
