@@ -56,6 +56,7 @@ class BoardFace:
         self._points: list[dict[str, Any]] = []
         names = list(job.spec.names)
         begun = {"title": job.spec.label, "names": names, "began": time.time(), **place}
+        begun["weighted"] = job.data.sigma is not None
         assert job.client is not None, "a fit on a cluster"
         where = {"client": str(job.client.id), "host": f"{socket.gethostname()}:{os.getpid()}"}
         self._tell("begin", begun | where)
@@ -122,14 +123,13 @@ def board_faces(
     rows = engine_of_rows(engine)
     if client is None or isinstance(rows, InMemoryEngine):
         return []
-    from nlsq_dask.engines.dask.fit_board import open_board  # an engine, loaded for use
+    # An engine, loaded for use.
+    from nlsq_dask.engines.dask.fit_board import names_of_fits, open_board
 
     if not open_board(client):
         return []
-    if len(jobs) == 1:
-        return [BoardFace(jobs[0], rows.fit, _place(rows), names[0])]
-    named = enumerate(zip(jobs, names, strict=True))
-    return [BoardFace(job, f"{rows.fit}-{i}", {}, name) for i, (job, name) in named]
+    place, fits = _place(rows), names_of_fits(rows.fit, len(jobs))
+    return [BoardFace(*own) for own in zip(jobs, fits, [place] * len(jobs), names, strict=True)]
 
 
 def standard_errors(job: Job, state: SolverState) -> FloatArray:

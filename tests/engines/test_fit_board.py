@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask import InputError, fit, fit_models
+from nlsq_dask.core.float_bins import FloatBins
 from nlsq_dask.engines.dask.fit_board import MOST_FITS, MOST_RATES, PLUGIN_NAME, FitBoard
 from nlsq_dask.engines.dask.signals import BOARD_TOPIC
 from tests.support.problems import decays
@@ -40,8 +41,11 @@ def test_a_board_keeps_what_it_is_told():
     begin(board, "f", client="c", grid=[4], groups=[[0, 1], [2, 3]])
     moment = {"fit": "f", "kind": "moment", "phase": "pass", "seconds": 1.5, "number": 1}
     board.take(moment | {"bytes_per_second": 1e6, "blocks": [1, 4], "new_points": [POINT]})
-    board.take({"fit": "f", "kind": "groups", "first": 0, "chi2_rows": [1.0, 2.0]})
-    board.take({"fit": "f", "kind": "groups", "first": 1, "chi2_rows": [3.0]})
+    groups = {"fit": "f", "kind": "groups"}
+    board.take(groups | {"first": 0, "chi2_rows": [1.0, 2.0], "rows": [5, 5]})
+    board.take(groups | {"first": 1, "chi2_rows": [3.0], "rows": [4]})
+    counts = FloatBins.of(np.array([0.0, 0.1, 0.2])).as_json()
+    board.take({"fit": "f", "kind": "residuals", "group": 1, **counts})
     board.take({"fit": "f", "kind": "end", "outcome": "converged", "success": True})
     (told,) = json.loads(json.dumps(board.as_json()))
     assert (told["title"], told["phase"], told["seconds"]) == ("decay", "pass", 1.5)
@@ -49,6 +53,8 @@ def test_a_board_keeps_what_it_is_told():
     assert told["rates"] == [[1.5, 1e6]]
     assert told["moment"]["blocks"] == [1, 4]
     assert told["chi2_rows"] == {"0": 1.0, "1": 3.0}
+    assert sum(told["histogram"]["counts"]) == told["histogram"]["n_shown"] == 3
+    assert told["histogram"]["n_rows"] == 9
     assert told["success"]
 
 
@@ -122,6 +128,24 @@ def test_the_board_has_the_numbers_of_the_result(client):
     n_rows = [100 * len(group) for group in fit.groups]
     chi2 = sum(fit.chi2_rows[i] * n for i, n in enumerate(n_rows))
     assert chi2 == pytest.approx(result.chi2, rel=1e-9)
+    bars = fit.histogram()
+    counts, _ = np.histogram(Y - np.exp(-result.popt[0] / 12 * X), bars.edges)
+    assert bars.counts == counts.tolist()
+    assert bars.n_shown == bars.n_rows == X.size
+
+
+@pytest.mark.cluster
+def test_the_same_bits_come_with_and_without_the_page(client):
+    shown = lazy_fit(client, sigma=np.full(X.size, 0.01))
+    with dask.config.set({"nlsq_dask.fit-page": False}):
+        alone = lazy_fit(client, sigma=np.full(X.size, 0.01))
+    assert shown.popt.tobytes() == alone.popt.tobytes()
+    assert shown.pcov.tobytes() == alone.pcov.tobytes()
+    assert (shown.cost, shown.n_passes) == (alone.cost, alone.n_passes)
+    fit = list(board_of(client).fits.values())[-1]
+    assert fit.weighted
+    counts, _ = np.histogram((Y - np.exp(-shown.popt[0] / 12 * X)) / 0.01, fit.histogram().edges)
+    assert fit.histogram().counts == counts.tolist()
 
 
 @pytest.mark.cluster
@@ -133,6 +157,8 @@ def test_several_models_are_several_fits(client):
     assert [one.title, two.title] == ["one", "two"]
     assert two.points[-1].params == tuple(found["two"].popt)
     assert all(point.params for point in one.points)
+    for model in (one, two):
+        assert model.histogram().n_shown == sum(model.rows.values()) == X.size
 
 
 @pytest.mark.cluster
@@ -165,8 +191,7 @@ def test_fits_are_not_told_where_dask_is_told_otherwise(client):
     with dask.config.set({"nlsq_dask.fit-page": False}):
         lazy_fit(client)
     board_of(client)
-    told = [m for _, m in client.get_events(BOARD_TOPIC)[n:] if m["kind"] != "groups"]
-    assert told == []
+    assert [m for _, m in client.get_events(BOARD_TOPIC)[n:]] == []
 
 
 @pytest.mark.cluster
@@ -210,5 +235,5 @@ def test_a_scheduler_that_cannot_have_the_plugin_goes_without():
 
     tasks, client = [], Client()
     asyncio.run(all_tasks())
-    assert not fit_board.is_open(client)
+    assert fit_board.shown_fits(client, "f", 1) == []
     assert client.sent == 0

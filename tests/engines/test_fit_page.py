@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from nlsq_dask import fit
-from nlsq_dask.engines.dask.fit_board import MOST_FITS, FitBoard
+from nlsq_dask.core.float_bins import FloatBins
+from nlsq_dask.engines.dask.fit_board import MOST_FITS, FitBoard, Histogram
 from tests.support.problems import decays
 
 pytest.importorskip("bokeh", reason="bokeh is not installed")
@@ -106,7 +107,8 @@ def test_the_map_has_each_block_once(board, grid):
     n = math.prod(grid)
     groups = [[2 * i, 2 * i + 1] for i in range(n // 2)]
     told(board, grid=grid, groups=groups)
-    board.take({"fit": "f", "kind": "groups", "first": 0, "chi2_rows": list(range(n // 2))})
+    told_of = {"chi2_rows": list(range(n // 2)), "rows": [1] * (n // 2)}
+    board.take({"fit": "f", "kind": "groups", "first": 0, **told_of})
     cells = fit_page.map_of(board.fits["f"])
     assert cells["block"] == list(range(n))
     assert cells["chi2_row"] == [i // 2 for i in range(n)]
@@ -115,17 +117,44 @@ def test_the_map_has_each_block_once(board, grid):
         assert (max(cells["x"]), max(cells["y"])) == (2, 1)
 
 
+def of_group(group, values):
+    counts = FloatBins.of(np.array(values)).as_json()
+    return {"fit": "f", "kind": "residuals", "group": group, **counts}
+
+
 def test_residuals_are_drawn_if_they_are_told(board):
-    told(board, points=[1.0])
+    told(board, points=[1.0], weighted=True)
     page = fit_page.Page(board)
     page.update()
-    (plot,) = [p for p in page.root.select({"type": Plot}) if p.title.text == "Residuals"]
+    (plot,) = [p for p in page.root.select({"type": Plot}) if p.title.text.startswith("Residuals")]
     assert not plot.visible
-    told_later = {"edges": [-1.0, 0.0, 1.0], "counts": [3, 4]}
-    board.take({"fit": "f", "kind": "moment", "histogram": told_later})
+    values = np.random.default_rng(2).normal(0, 3, 400)
+    board.take(of_group(0, [5.0, 6.0]))
+    page.update()
+    assert plot.title.text == "Residuals of 2 rows, last pass"
+    board.take(of_group(0, values[:200]))  # of the next pass
+    board.take(of_group(7, values[200:]))
+    groups = {"first": 0, "chi2_rows": [9.0] * 8, "rows": [400] * 8}
+    board.take({"fit": "f", "kind": "groups", **groups})
     page.update()
     assert plot.visible
-    assert data_of(page, "residuals") == {"left": [-1.0, 0.0], "right": [0.0, 1.0], "count": [3, 4]}
+    assert plot.title.text == "Residuals of 400 of 3,200 rows, last pass"
+    assert plot.xaxis[0].axis_label == "(y − f) / σ"
+    bars = data_of(page, "residuals")
+    counts, _ = np.histogram(values, [*bars["left"], bars["right"][-1]])
+    assert bars["count"] == counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("found", "title"),
+    [
+        (Histogram([0.0, 1.0], [9], 9, 9), "Residuals of all 9 rows, last pass"),
+        (Histogram([0.0, 1.0], [7], 9, 9), "Residuals of all 9 rows, last pass; 2 beyond"),
+        (Histogram([0.0, 1.0], [9], 9, 0), "Residuals of 9 rows, last pass"),
+    ],
+)
+def test_the_title_says_which_rows_are_shown(found, title):
+    assert fit_page.title_of(found) == title
 
 
 def test_many_parameters_are_drawn_in_part(board):
@@ -138,6 +167,8 @@ def test_many_parameters_are_drawn_in_part(board):
 
 
 # In a browser
+
+MODEL = "Bokeh.documents[0].get_model_by_name"
 
 SCHEDULER = [
     "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0",
@@ -177,7 +208,8 @@ def elsewhere(tmp_path):
 def test_a_browser_shows_the_numbers_of_the_result(elsewhere):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     x = np.linspace(0, 4, 2000)
-    lazy = (da.from_array(a, chunks=100) for a in (x, np.exp(-1.3 * x)))
+    y = np.exp(-1.3 * x) + np.random.default_rng(3).normal(0, 0.01, x.size)
+    lazy = (da.from_array(a, chunks=100) for a in (x, y))
     port = elsewhere.scheduler_info()["services"]["dashboard"]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -188,10 +220,17 @@ def test_a_browser_shows_the_numbers_of_the_result(elsewhere):
         result = fit(decays, *lazy, [10.0], client=elsewhere, pilot=False)
         page.get_by_text(f"converged: {result.message}").wait_for()
         page.get_by_role("cell", name=f"{result.cost:.6g}").wait_for()
-        points = page.evaluate("Bokeh.documents[0].get_model_by_name('points').data")
-        shown = page.evaluate("Bokeh.documents[0].get_model_by_name('parameter-0').data")
+        points = page.evaluate(f"{MODEL}('points').data")
+        shown = page.evaluate(f"{MODEL}('parameter-0').data")
+        title = f"{MODEL}('histogram').title.text"
+        page.wait_for_function(f"{title} == 'Residuals of all 2,000 rows, last pass'")
+        bars = page.evaluate(f"{MODEL}('residuals').data")
         browser.close()
     assert list(points["cost"])[-1] == result.cost
     assert list(shown["value"])[-1] == result.popt[0]
     error = (shown["upper"][-1] - shown["lower"][-1]) / 2
     assert error == pytest.approx(float(result.pcov[0, 0]) ** 0.5)
+    residuals = y - np.exp(-result.popt[0] / 12 * x)
+    counts, _ = np.histogram(residuals, [*bars["left"], list(bars["right"])[-1]])
+    assert list(bars["count"]) == counts.tolist()
+    assert counts.sum() == x.size

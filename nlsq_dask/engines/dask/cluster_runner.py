@@ -22,15 +22,17 @@ from dask.typing import Key
 
 from nlsq_dask import _errors
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
+from nlsq_dask.engines.dask.board_tasks import add_telling, looking
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
 from nlsq_dask.engines.dask.cluster_pass import ClusterPass
-from nlsq_dask.engines.dask.fit_board import is_open
+from nlsq_dask.engines.dask.fit_board import shown_fits
 from nlsq_dask.engines.dask.groups import Stream
+from nlsq_dask.engines.dask.look import Look, ShownSums, shown_sums, steps_of
 from nlsq_dask.engines.dask.omitted import answer_of_readable, without_killers
 from nlsq_dask.engines.dask.reading import shared_nodes
 from nlsq_dask.engines.dask.signals import Ears, Show, listen, logger
 from nlsq_dask.engines.dask.span import Span
-from nlsq_dask.engines.dask.task import Work, add_in_order, add_telling, packed, telling, unpacked
+from nlsq_dask.engines.dask.task import Work, add_in_order, packed, telling, unpacked
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.dask.vectors import NarrowVectorsError, wide_workers
 from nlsq_dask.engines.dask.watch import LOOK_SECONDS, WAIT_OPTION, Watch, longest_wait
@@ -88,6 +90,9 @@ class ClusterRunner:
         self._groups: list[Future[Any]] = []
         self._external: list[list[Future[Any]]] = []
         self._keys: set[Key] = set()  # of the tasks of the fit, and of its last pass
+        self._n_models = len(work.kernels.specs)
+        # A model that needs all rows at once has no residuals of some rows.
+        self._steps = {} if work.kernels.whole else steps_of(stream.groups)
         self._span = Span(work.kernels.specs, self.fit)
         self._ears = Ears(show)
         listen(client)
@@ -122,10 +127,12 @@ class ClusterRunner:
     ) -> Any:
         """Sum over all groups; see :class:`~nlsq_dask.engines.dask.runners.Runner`."""
         self._keys = set(self._lasting)
+        shown = shown_sums(args[0], shown_fits(self._client, self.fit, self._n_models))
         only, named = self._wide_workers(anew=False), name
         for attempt in count(1):
             with suppress(NarrowVectorsError):
-                return self._run_on(only, _Submit(self, only, named, function, args), ledger)
+                submit = _Submit(self, only, named, function, args, shown)
+                return self._run_on(only, submit, ledger)
             logger.info("pass %s begins again, on other workers", name)
             only, named = self._wide_workers(anew=True), f"{name}-elsewhere-{attempt}"
         raise AssertionError("count() never ends")
@@ -166,15 +173,22 @@ class ClusterRunner:
         function: Callable[..., Any],
         args: Sequence[Any],
         only: Sequence[str],
+        shown: tuple[ShownSums, ...],
     ) -> list[Future[Any]]:
-        """Submit a function of some groups, by number, to some workers only if any are named."""
+        """Submit a function of some groups, by number, to some workers only if any are named.
+
+        Some groups tell the board of fits residuals at the points that it shows.
+        """
         wanted = [self._workers[i] for i in numbers]
         if only:
             wanted = [worker if worker in only else None for worker in wanted]
+        steps = self._steps
+        looks = [Look(shown, i, steps[i]) if i in steps else None for i in numbers]
         return self._map(
             f"nlsq {name}",
-            function,
+            partial(looking, function) if shown else function,
             wanted,
+            *([looks] if shown else []),
             [self._groups[i] for i in numbers],
             [self._external[i] for i in numbers],
             self._work * len(numbers),
@@ -183,16 +197,17 @@ class ClusterRunner:
             only=only,
         )
 
-    def submit_tree(self, name: str, groups: Sequence[Any]) -> list[Future[Any]]:
+    def submit_tree(
+        self, name: str, groups: Sequence[Any], shown: tuple[ShownSums, ...]
+    ) -> list[Future[Any]]:
         """Submit the tree that adds the answers of all groups: futures, or known answers."""
         parts: dict[Key, Any] = dict(enumerate(groups))
         nodes = []
-        tells = is_open(self._client)
         for node, keys in tree(list(parts), f"nlsq reduce-{name}-{self.fit}"):
             self._keys.add(node)
             added = [parts[k] for k in keys]
             _, level, number = node
-            add = partial(add_telling, self.fit, number) if tells and not level else add_in_order
+            add = partial(add_telling, shown, number) if shown and not level else add_in_order
             parts[node] = self._client.submit(add, added, key=node, pure=False)
             nodes.append(parts[node])
         return nodes
@@ -271,6 +286,7 @@ class _Submit:
     name: str
     function: Callable[..., Any]
     args: Sequence[Any]
+    shown: tuple[ShownSums, ...]
 
     @property
     def omits(self) -> bool:
@@ -289,11 +305,11 @@ class _Submit:
     def _submitted(
         self, name: str, numbers: Sequence[int], function: Callable[..., Any]
     ) -> list[Future[Any]]:
-        return self.runner.submit_groups(name, numbers, function, self.args, self.only)
+        return self.runner.submit_groups(name, numbers, function, self.args, self.only, self.shown)
 
     def tree(self, groups: Sequence[Any], attempt: int) -> list[Future[Any]]:
         name = f"{self.name}-again-{attempt}" if attempt else self.name
-        return self.runner.submit_tree(name, groups)
+        return self.runner.submit_tree(name, groups, self.shown)
 
     def values(self, futures: Mapping[int, Future[Any]]) -> dict[int, Any]:
         return self.runner.values(futures)

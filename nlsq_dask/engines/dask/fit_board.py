@@ -11,12 +11,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from dask import config
 
+from nlsq_dask.core.float_bins import FloatBins, total
 from nlsq_dask.engines.dask.signals import BOARD_TOPIC
 
 if TYPE_CHECKING:
@@ -61,6 +62,26 @@ class Point:
     errors: list[float]
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Residuals of some rows in bars.
+
+    Attributes
+    ----------
+    edges : list of float
+        Ends of the bars, which have one width.
+    counts : list of int
+        Rows in each bar.
+    n_shown, n_rows : int
+        Rows whose residuals are known, and all rows. Residuals far from the others are in no bar.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    n_shown: int
+    n_rows: int
+
+
 @dataclass
 class BoardFit:
     """What the board knows of a fit.
@@ -92,10 +113,12 @@ class BoardFit:
         Numbers of blocks along each dimension.
     groups : list of list of int
         Blocks of each group, by number in the grid.
-    chi2_rows : dict
-        Sum of squares a row, by the number of the group, in the last pass.
-    histogram : dict
-        Edges and counts of the residuals, if they are told.
+    chi2_rows, rows : dict
+        Sum of squares a row, and rows, by the number of the group, in the last pass.
+    weighted : bool
+        Whether residuals are divided by sigma.
+    residuals : dict
+        Residuals of some rows, by the number of the group, in the last pass.
     """
 
     fit: str
@@ -115,12 +138,26 @@ class BoardFit:
     grid: list[int] = field(default_factory=list)
     groups: list[list[int]] = field(default_factory=list)
     chi2_rows: dict[int, float] = field(default_factory=dict)
-    histogram: dict[str, list[float]] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
+    weighted: bool = False
+    residuals: dict[int, FloatBins] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
         """Whether the fit has ended."""
         return bool(self.outcome)
+
+    def histogram(self) -> Histogram:
+        """The residuals in bars."""
+        found = total(list(self.residuals.values()))
+        edges, counts = found.bars()
+        return Histogram(edges.tolist(), counts.tolist(), found.n, sum(self.rows.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as values of JSON, with the residuals as a histogram."""
+        told = asdict(replace(self, residuals={}))
+        del told["residuals"]
+        return told | {"histogram": asdict(self.histogram())}
 
 
 class FitBoard:
@@ -137,7 +174,20 @@ class FitBoard:
         self.version = 0
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """Take note of a message; see :func:`tell`."""
+        """Take note of a message.
+
+        Parameters
+        ----------
+        message : mapping
+            ``fit`` is the identifier of the fit. ``kind`` is one of these:
+
+            - "begin", "moment" and "end", from a client. ``new_points`` are added to the points.
+              All else are fields of the record, or parts of the moment.
+            - "groups", of neighbouring groups of a pass: the number of the ``first``, their
+              ``chi2_rows`` and ``rows``.
+            - "residuals", of one ``group`` of a pass: ``bins`` and ``counts`` of
+              :class:`~nlsq_dask.core.float_bins.FloatBins`.
+        """
         kind, known = message.get("kind"), dict(message)
         fit = self.fits.get(known.pop("fit", ""))
         if kind == "begin":
@@ -150,6 +200,10 @@ class FitBoard:
         if kind == "groups":
             first = known["first"]
             fit.chi2_rows |= {first + i: float(v) for i, v in enumerate(known["chi2_rows"])}
+            fit.rows |= {first + i: int(n) for i, n in enumerate(known["rows"])}
+            return
+        if kind == "residuals":
+            fit.residuals[known["group"]] = FloatBins.from_json(known)
             return
         fit.points += [Point(**point) for point in known.pop("new_points", ())]
         for name in list(known):
@@ -170,7 +224,7 @@ class FitBoard:
 
     def as_json(self) -> list[dict[str, Any]]:
         """All fits as values of JSON."""
-        return [asdict(fit) for fit in self.fits.values()]
+        return [fit.as_json() for fit in self.fits.values()]
 
     def _forget_some(self) -> None:
         over = [name for name, fit in self.fits.items() if fit.is_over]
@@ -190,11 +244,14 @@ class _Link:
         Whether the scheduler has the plugin.
     waiting : int
         Messages that are to be sent.
+    fits : set of str
+        Fits that have begun, and have not ended.
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_open: bool = False
     waiting: int = 0
+    fits: set[str] = field(default_factory=set)
 
 
 _links: WeakKeyDictionary[Client, _Link] = WeakKeyDictionary()
@@ -216,10 +273,15 @@ def open_board(client: Client) -> bool:
     return True
 
 
-def is_open(client: Client) -> bool:
-    """Whether the scheduler of a client has a board."""
-    link = _links.get(client)
-    return link is not None and link.is_open
+def names_of_fits(fit: str, n_models: int) -> list[str]:
+    """Identifiers on the board of the fits of one engine, by the number of the model."""
+    return [fit] if n_models == 1 else [f"{fit}-{i}" for i in range(n_models)]
+
+
+def shown_fits(client: Client, fit: str, n_models: int) -> list[str]:
+    """Identifiers of the fits of one engine, if the scheduler of the client has a board of them."""
+    link, names = _links.get(client), names_of_fits(fit, n_models)
+    return names if link is not None and link.is_open and link.fits.issuperset(names) else []
 
 
 def tell(client: Client, message: Mapping[str, Any], *, at_last: bool = False) -> None:
@@ -230,13 +292,15 @@ def tell(client: Client, message: Mapping[str, Any], *, at_last: bool = False) -
     client : distributed.Client
         For which a board was opened.
     message : mapping
-        ``fit`` is the identifier of the fit. ``kind`` is "begin", "moment", "end", or "groups"
-        with ``first`` and ``chi2_rows``. ``new_points`` are added to the points. All else are
-        fields of the record, or parts of the moment.
+        See :meth:`FitBoard.take`.
     at_last : bool
         Whether the message must not be dropped where the scheduler is slow.
     """
     link = _links[client]
+    if message["kind"] == "begin":
+        link.fits.add(message["fit"])
+    elif message["kind"] == "end":
+        link.fits.discard(message["fit"])
     if at_last or link.waiting < MOST_WAITING:
         link.waiting += 1
         _soon(client, _send, client, link, dict(message))

@@ -26,7 +26,7 @@ from distributed.dashboard.core import BokehApplication
 from distributed.dashboard.scheduler import template_variables
 from tornado.ioloop import IOLoop
 
-from nlsq_dask.engines.dask.fit_board import BoardFit, FitBoard
+from nlsq_dask.engines.dask.fit_board import BoardFit, FitBoard, Histogram
 
 # Milliseconds between two looks at the board.
 INTERVAL = 500
@@ -166,6 +166,15 @@ def map_of(fit: BoardFit) -> Columns:
     return cells
 
 
+def title_of(histogram: Histogram) -> str:
+    """The title of a histogram of residuals: of which rows it is."""
+    shown, n_rows = histogram.n_shown, histogram.n_rows
+    beyond = shown - sum(histogram.counts)
+    which = f"all {shown:,}" if shown == n_rows else f"{shown:,}"
+    which += f" of {n_rows:,}" if shown < n_rows else ""
+    return f"Residuals of {which} rows, last pass" + (f"; {beyond:,} beyond" if beyond else "")
+
+
 class Page:
     """The models of the page, and what they show.
 
@@ -222,15 +231,18 @@ class Page:
             "rate": [rate / 1e6 for _, rate in fit.rates],
         }
         self._map.data = map_of(fit)
-        edges = fit.histogram.get("edges", [])
-        self._residuals.visible = bool(edges)
-        self._histogram.data = {
-            "left": edges[:-1],
-            "right": edges[1:],
-            "count": fit.histogram.get("counts", []),
-        }
+        self._show_residuals(fit)
         for j, source in enumerate(self._parameters):
             source.data = parameter_of(fit, j)
+
+    def _show_residuals(self, fit: BoardFit) -> None:
+        """Show the histogram of residuals, if any residual is told."""
+        found = fit.histogram()
+        self._residuals.visible = bool(found.counts)
+        self._residuals.title.text = title_of(found)
+        self._residuals.xaxis.axis_label = "(y − f) / σ" if fit.weighted else "y − f"
+        edges = {"left": found.edges[:-1], "right": found.edges[1:]}
+        self._histogram.data = edges | {"count": found.counts}
 
     def _draw_parameters(self, fit: BoardFit) -> None:
         """Draw a figure for each parameter of another fit."""
@@ -299,14 +311,25 @@ class Page:
         return plot
 
     def _histogram_of_residuals(self) -> Any:
-        plot = _figure("Residuals", "residual / σ", visible=False)
-        plot.quad(
-            left="left", right="right", top="count", bottom=0.0, source=self._histogram, alpha=0.6
+        plot = _figure(
+            "Residuals", "y − f", name="histogram", visible=False, width=570, tooltips=BAR_TIPS
         )
+        plot.quad(
+            left="left",
+            right="right",
+            top="count",
+            bottom=0.0,
+            source=self._histogram,
+            fill_alpha=0.6,
+            line_color="white",
+        )
+        plot.y_range.start = 0.0
+        plot.yaxis.axis_label = "rows"
         return plot
 
 
 MAP_TIPS = [("block", "@block"), ("χ² a row", "@chi2_row")]
+BAR_TIPS = [("from", "@left"), ("to", "@right"), ("rows", "@count{0,0}")]
 
 
 def _figure(title: str, label: str, **options: Any) -> Any:

@@ -176,20 +176,16 @@ class _OfWorker:
         sync(self._worker.loop, self._worker.scheduler.log_event, topic=TOPIC, msg=note)
 
 
-def tell_board(fit: str, first: int, chi2_rows: list[float]) -> None:
-    """Tell the board of fits the sum of squares a row of some groups, from a task of a worker.
+def tell_board(message: dict[str, Any]) -> None:
+    """Tell the board of fits of a pass, from a task of a worker.
 
     Parameters
     ----------
-    fit : str
-        Identifier of the fit on the board.
-    first : int
-        Number of the first group.
-    chi2_rows : list of float
+    message : dict
+        See :meth:`~nlsq_dask.engines.dask.fit_board.FitBoard.take`.
     """
     from distributed import get_worker
 
-    message = {"fit": fit, "kind": "groups", "first": first, "chi2_rows": chi2_rows}
     get_worker().log_event(BOARD_TOPIC, message)
 
 

@@ -10,27 +10,26 @@ import pickle
 import zlib
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
 from typing import Any
 
 import cloudpickle
 
-from nlsq_dask.core.normal_equations import NormalEquations
-from nlsq_dask.core.questions import Answers, AnswerT
+from nlsq_dask.core.questions import AnswerT
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import without_collections
+from nlsq_dask.engines.dask.look import Look
 from nlsq_dask.engines.dask.prefetch import read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
-from nlsq_dask.engines.dask.signals import signals_of, tell_board
+from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group
-from nlsq_dask.engines.dask.tree import TREE_WIDTH
 from nlsq_dask.engines.dask.vectors import check_vectors
 from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
+from nlsq_dask.questions.shown_residuals import WithResiduals
 
 AnyGroup = Group | KeptGroup
 
@@ -57,6 +56,8 @@ class Work:
         Whether each block is told before it is read, since workers have died with the group.
     memory : ReusedMemory
         Memory of this process that blocks are read into.
+    look : Look or None
+        Rows whose residuals the board of fits is told.
     """
 
     kernels: Kernels
@@ -67,6 +68,7 @@ class Work:
     fit: str = ""
     tells: bool = False
     memory: ReusedMemory = field(default_factory=ReusedMemory)
+    look: Look | None = None
 
 
 @without_collections()
@@ -122,12 +124,15 @@ def answer_of_group(
             for step, block in zip(group.steps, blocks, strict=True):
                 total = total + question.of_block((step.index, step.box, block), work.kernels)
             return total
+        watched = question if work.look is None else work.look.during(question)
         rows = work.layout.weighted, work.stage_rows
         if isinstance(task_group, KeptGroup):
             which = None if group is whole else frozenset(step.index for step in group.steps)
-            total = task_group.answer(question, work.kernels, blocks, *rows, which)
+            total = task_group.answer(watched, work.kernels, blocks, *rows, which)
         else:
-            total = accumulate(question, work.kernels, blocks, *rows)
+            total = accumulate(watched, work.kernels, blocks, *rows)
+    if work.look is not None and isinstance(watched, WithResiduals):
+        work.look.tell(watched)
     return total + question.zero(group.n_left_out) if group.n_left_out else total
 
 
@@ -158,31 +163,6 @@ def telling(
 ) -> AnswerT:
     """Run a function of a group such that each block is told before it is read."""
     return function(task_group, external, replace(work, tells=True), *args)
-
-
-def add_telling(fit: str, number: int, answers: Sequence[AnswerT]) -> AnswerT:
-    """Add answers of groups, and tell the board of fits the sum of squares a row of each.
-
-    Parameters
-    ----------
-    fit : str
-        Identifier of the fit on the board.
-    number : int
-        Number of the node among those that add answers of groups.
-    answers : sequence
-    """
-    found = [_sums_in(answer) for answer in answers]
-    if all(sums is not None for sums in found):
-        rows = [float(s.chi2) / s.n_points if s is not None and s.n_points else nan for s in found]
-        tell_board(fit, number * TREE_WIDTH, rows)
-    return add_in_order(answers)
-
-
-def _sums_in(answer: Any) -> NormalEquations | None:
-    """The normal equations of an answer about one model."""
-    parts = answer if isinstance(answer, Answers) else (answer,)
-    sums = [part for part in parts if isinstance(part, NormalEquations)]
-    return sums[0] if len(sums) == 1 else None
 
 
 def add_in_order(answers: Sequence[AnswerT]) -> AnswerT:
