@@ -44,7 +44,7 @@ def test_a_board_keeps_what_it_is_told():
     groups = {"fit": "f", "kind": "groups"}
     board.take(groups | {"first": 0, "chi2_rows": [1.0, 2.0], "rows": [5, 5]})
     board.take(groups | {"first": 1, "chi2_rows": [3.0], "rows": [4]})
-    counts = FloatBins.of(np.array([0.0, 0.1, 0.2])).as_json()
+    counts = FloatBins.of(np.array([0.0, 0.1, 0.2])).as_bytes()
     board.take({"fit": "f", "kind": "residuals", "group": 1, **counts})
     board.take({"fit": "f", "kind": "end", "outcome": "converged", "success": True})
     (told,) = json.loads(json.dumps(board.as_json()))

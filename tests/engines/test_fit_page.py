@@ -118,7 +118,7 @@ def test_the_map_has_each_block_once(board, grid):
 
 
 def of_group(group, values):
-    counts = FloatBins.of(np.array(values)).as_json()
+    counts = FloatBins.of(np.array(values)).as_bytes()
     return {"fit": "f", "kind": "residuals", "group": group, **counts}
 
 

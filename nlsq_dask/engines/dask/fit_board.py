@@ -203,7 +203,7 @@ class FitBoard:
             fit.rows |= {first + i: int(n) for i, n in enumerate(known["rows"])}
             return
         if kind == "residuals":
-            fit.residuals[known["group"]] = FloatBins.from_json(known)
+            fit.residuals[known["group"]] = FloatBins.from_bytes(known)
             return
         fit.points += [Point(**point) for point in known.pop("new_points", ())]
         for name in list(known):

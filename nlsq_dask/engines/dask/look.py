@@ -72,7 +72,7 @@ class Look:
         """Tell the board what the question has seen."""
         for own, residuals in zip(self.shown, question.residuals(), strict=True):
             told = {"fit": own.fit, "kind": "residuals", "group": self.group}
-            tell_board(told | residuals.as_json())
+            tell_board(told | residuals.as_bytes())
 
 
 def shown_sums(question: AnyQuestion[Any], fits: Sequence[str]) -> tuple[ShownSums, ...]:
