@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.kernels.one_function import looped
 
 # Bytes of the values of one tile on a CPU; in the kernel, of the matrix A. Speed is flat within
 # 20 % from 32 KiB to 1 MiB, the sizes of the caches. The matrix product packs A into temporary
@@ -114,8 +113,6 @@ def sum_over_tiles(
         return added
 
     n_tiles = (rows.n + tile - 1) // tile
-    if size is not None:
-        return looped(add_tile, zero, n_tiles)
     total: Sums = jax.lax.fori_loop(0, n_tiles, add_tile, zero)
     return total
 

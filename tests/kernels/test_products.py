@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nlsq_dask.kernels import products
 from nlsq_dask.kernels.compiled import find_device
-from nlsq_dask.kernels.one_function import is_one_function
 from nlsq_dask.kernels.products import (
     LANED_ROWS,
     LARGE_BUFFER,
@@ -113,14 +110,3 @@ def test_lanes_with_derivatives_that_are_not_finite(laned):
     jacobian = np.stack([-0.25 * values, values * np.log(np.where(x > 0, x / 2.0, 1.0))], axis=1)
     assert sums.n_differenced == 1
     np.testing.assert_allclose(sums.gram, jacobian.T @ jacobian, rtol=1e-12)
-
-
-def test_only_known_operations_become_one_function():
-    def body(function):
-        return lambda i, sums: tuple(s + function(s) for s in sums)
-
-    zero = (jnp.zeros(8),)
-    assert not is_one_function(body(jnp.sort), zero)
-    assert not is_one_function(body(lambda s: jnp.cumsum(s)), zero)
-    recent = jax.__version_info__[:2]
-    assert is_one_function(body(jnp.exp), zero) is ((0, 10) <= recent < (0, 11))
