@@ -98,12 +98,19 @@ def test_threads(expected, expected_by_default, threads):
 
 
 @pytest.mark.cluster
-def test_clusters_of_one_and_three_processes(expected, expected_by_default):
+def test_a_cluster_of_two_processes(client, expected, expected_by_default):
+    assert bits(run(client)) == expected
+    assert bits(run(client, DEFAULTS)) == expected_by_default
+
+
+@pytest.mark.thorough
+@pytest.mark.cluster
+def test_clusters_of_one_two_and_four_processes(expected, expected_by_default):
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        for n_workers in (1, 3):
+        for n_workers in (1, 2, 4):
             cluster.scale(n_workers)
             client.wait_for_workers(n_workers)
             assert bits(run(client)) == expected

@@ -329,6 +329,7 @@ def wait_for_release(client):
     pytest.fail("workers still keep rows")
 
 
+@pytest.mark.thorough
 @pytest.mark.cluster
 def test_a_client_that_is_gone_takes_its_rows_along(quiet_cluster, problem, zarrs):
     with Client(quiet_cluster.scheduler.address, set_as_default=False) as other:

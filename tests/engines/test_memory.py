@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -54,7 +55,11 @@ def peak_of_a_fit(n_blocks):
         path=sys.path, block_rows=BLOCK_ROWS, n_blocks=n_blocks, threads=THREADS
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env={**os.environ, "XLA_FLAGS": ""},  # millions of rows: a fast kernel costs less
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)
 
@@ -62,11 +67,11 @@ def peak_of_a_fit(n_blocks):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_blocks():
     baseline, few, _ = peak_of_a_fit(4)
-    _, many, n_passes = peak_of_a_fit(40)
+    _, many, n_passes = peak_of_a_fit(32)
     assert n_passes >= 2
     assert abs(many - few) < 0.15 * few
     # A block of x and of y, and one being made, in each thread; besides it JAX and its code.
     block_bytes = 2 * 8 * BLOCK_ROWS
     assert many - baseline < THREADS * 3 * block_bytes + 400e6
     # The data themselves would not fit into that.
-    assert 40 * block_bytes > THREADS * 3 * block_bytes + 400e6
+    assert 32 * block_bytes > THREADS * 3 * block_bytes + 400e6

@@ -26,6 +26,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def fast_kernels(monkeypatch):
+    """Let new processes compile fully: millions of rows cost more than the compilation."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
 @pytest.mark.parametrize(("kind", "limit"), CASES)
 def test_a_fit_stays_below_its_threshold(kind, limit):
     row = in_fresh_process(measure, kind, ROWS, limit)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, NotRowWiseError
@@ -68,6 +68,7 @@ def as_float(x):
 
 
 @pytest.mark.slow
+@settings(max_examples=10)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_rows_of_any_shape_equal_dense_numpy(data, seed):
     problem = data.draw(problems())
