@@ -96,8 +96,9 @@ class FloatBins:
         cumulated = np.cumsum(self.counts)
         at = np.searchsorted(cumulated, np.array([0.25, 0.5, 0.75]) * cumulated[-1])
         first, median, third = middles[at]
-        reach = SHOWN_DEVIATIONS / QUARTILES_APART * (third - first)
-        near = np.abs(middles - median) <= reach
+        with np.errstate(over="ignore"):  # of values near the largest of float64
+            reach = SHOWN_DEVIATIONS / QUARTILES_APART * (third - first)
+            near = np.abs(middles - median) <= reach
         shown, counts = middles[near], self.counts[near]
         exponent = _exponent(shown, self.n)
         numbers = np.floor(np.ldexp(shown, -exponent)).astype(np.int64)

@@ -113,9 +113,9 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
     """The plan of a fit that reads its blocks in tasks."""
     from nlsq_dask.engines.dask.cache import KeptGroup
     from nlsq_dask.engines.dask.pieces import pieced_arrays_of
+    from nlsq_dask.engines.dask.ways import ways_of
     from nlsq_dask.planning import bytes_read  # engines, loaded for use
     from nlsq_dask.planning.chunk_advice import advise
-    from nlsq_dask.planning.ways import ways_of
 
     stream, data = streamed.stream, job.data
     workers, threads = parallel(streamed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nlsq_dask.core.float_bins import MOST_BARS, FloatBins, total
@@ -39,6 +39,7 @@ def test_rows_that_are_far_off_do_not_spoil_the_bars():
     assert np.diff(edges).max() < 0.5
 
 
+@example(np.array([0.0, 4.8e307]))
 @given(VALUES)
 def test_bars_are_finite_and_few(values):
     edges, counts = FloatBins.of(values).bars()
