@@ -43,6 +43,7 @@ def test_a_success_is_at_the_optimum_whatever_the_units(case):
         assert away.arrived, away
 
 
+@pytest.mark.thorough
 def test_fits_succeed_where_scipy_does_in_natural_units():
     results = {case: (result, there) for case in CASES for result, _, there in [outcome(case)]}
     missing = [label(case) for case, (result, there) in results.items() if there > result.success]

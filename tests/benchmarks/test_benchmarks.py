@@ -122,7 +122,7 @@ RUNS = [
         2,
         ("share kept", "kept", "in memory", "same bits"),
         id="cached",
-        marks=(cluster, slow),
+        marks=(cluster, pytest.mark.thorough),
     ),
     pytest.param(
         "pages",
@@ -306,6 +306,7 @@ def test_nlsq_is_run_in_its_own_environment(tmp_path, monkeypatch):
         assert row["apart"] < 0.01
 
 
+@pytest.mark.thorough
 @slow
 def test_evaluations_of_two_versions_are_compared_where_both_end_in_the_same_minimum(
     tmp_path, capsys

@@ -106,7 +106,7 @@ def test_same_optimum_as_scipy(seed: int, p: int, extra_rows: int, noise: float)
         assert np.all((problem.lower < point) & (point < problem.upper))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_path_as_short_as_that_of_scipy():
     """The scaling for the bounds has no units, unlike SciPy's; it takes no longer."""
     problems = [random_problem(seed, 1 + seed % 6, 8 + seed % 23, 0.1) for seed in range(250)]

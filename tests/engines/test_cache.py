@@ -339,6 +339,7 @@ def test_a_client_that_is_gone_takes_its_rows_along(quiet_cluster, problem, zarr
     wait_for_release(quiet_cluster)
 
 
+@pytest.mark.thorough
 @pytest.mark.cluster
 def test_a_worker_that_is_killed_costs_a_reading_of_its_rows(quiet_cluster, problem, zarrs):
     with kept_engine(problem, zarrs, client=quiet_cluster) as engine:

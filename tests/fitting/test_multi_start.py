@@ -134,8 +134,7 @@ PEAKS = noisy(
 SEEDS = range(8)
 
 
-@pytest.mark.every(4)
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("problem", "least"),
     [
@@ -156,8 +155,7 @@ def test_twenty_starts_find_the_global_minimum_where_one_does_not(problem, least
     assert sum(problem.found(result) for result in results) >= least
 
 
-@pytest.mark.every(2)
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("problem", "least"),
     [pytest.param(WAVES, 3, id="two waves"), pytest.param(PEAKS, 5, id="two peaks")],

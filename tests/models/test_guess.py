@@ -50,7 +50,7 @@ def test_a_few_fits_even_in_strong_noise(model):
     assert reached >= 9
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_peaks_are_found_even_where_they_may_overlap():
     reached = 0
     for seed in range(20):

@@ -234,7 +234,7 @@ def test_fit_from_the_guess_is_scipys(model):
     np.testing.assert_allclose(ours.perr, errors, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_streamed_sum_of_models_is_the_fit_in_memory():
     model = models.Voigt() + models.Gaussian() + models.Linear()
     rng = np.random.default_rng(2)

@@ -293,7 +293,7 @@ def test_intervals_cover_as_often_as_they_say(rows, known):
     np.testing.assert_allclose(hits, REPLICATES * level, atol=3 * deviation)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_sandwich_is_the_scatter_of_estimates_from_rows_of_unequal_variance():
     x = np.linspace(0.0, 3.0, 200)
     estimates, robust, plain = [], [], []
