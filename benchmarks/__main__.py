@@ -30,6 +30,7 @@ RUNS: dict[str, list[str]] = {
     "budget": [],
     "overhead": [],
     "small_chunks": [],
+    "planning": [],
     "object_store": [],
     "scaling": [],
     "nist_table": ["--replicate", "1000"],

@@ -112,8 +112,7 @@ def sum_over_tiles(
         added: Sums = jax.tree.map(jnp.add, total, share)
         return added
 
-    n_tiles = (rows.n + tile - 1) // tile
-    total: Sums = jax.lax.fori_loop(0, n_tiles, add_tile, zero)
+    total: Sums = jax.lax.fori_loop(0, (rows.n + tile - 1) // tile, add_tile, zero)
     return total
 
 
