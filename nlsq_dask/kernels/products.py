@@ -33,6 +33,10 @@ MOST_COLUMNS_OF_A_MATRIX = 4
 # Rows of a large buffer. Only data of about a million rows have such buffers.
 LARGE_BUFFER = 1 << 17
 
+# Whether XLA makes one function of a loop of many small parts. Else each part of a microsecond is
+# a call: linear loss takes as long by lanes as by a matrix product, and compiles for longer.
+LOOPS_ARE_FUNCTIONS = jax.__version_info__ >= (0, 12)
+
 # Rows of a tile and lanes of a sum. Eight rows a lane are unrolled: 1024/128 and 2048/256 are
 # equally fast, other ratios and 4096/512 up to twice as slow.
 LANES = 128
@@ -176,9 +180,8 @@ def products_for(
 
 def sums_by_lanes(columns: int, capacity: int, tile_bytes: int | None) -> bool:
     """Whether lanes are the faster kind for linear loss; parameters as of :func:`products_for`."""
-    return (
-        columns <= MOST_LANED_COLUMNS and capacity >= LARGE_BUFFER and _fits(capacity, tile_bytes)
-    )
+    large = capacity >= LARGE_BUFFER and _fits(capacity, tile_bytes)
+    return LOOPS_ARE_FUNCTIONS and large and columns <= MOST_LANED_COLUMNS
 
 
 def _fits(capacity: int, tile_bytes: int | None) -> bool:

@@ -72,8 +72,9 @@ def test_lanes_are_taken_for_few_columns_of_whole_tiles():
 
 @pytest.fixture
 def laned(monkeypatch):
-    """Kernels of a spec, whose buffers of any length count as large."""
+    """Kernels of a spec, whose buffers of any length count as large, with any version of JAX."""
     monkeypatch.setattr(products, "LARGE_BUFFER", 0)
+    monkeypatch.setattr(products, "LOOPS_ARE_FUNCTIONS", True)
     return lambda spec: BlockKernel(spec, CPU_TILE_BYTES, find_device("cpu"), whole=False)
 
 
