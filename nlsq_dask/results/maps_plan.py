@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Literal
 
 from nlsq_dask._errors import in_units
-from nlsq_dask.results.tables import LEFT, html_rows, plural, wrapped
+from nlsq_dask.results.plan_text import plan_html, plan_text, where_text
+from nlsq_dask.results.tables import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +73,10 @@ class MapsPlan:
     decoded: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        rows = _table(self)
-        width = max(len(name) for name, _ in rows)
-        lines = [_title(self)]
-        for name, text in rows:
-            lines += wrapped(text, f"  {name:<{width}}  ")
-        for text in self.warnings:
-            lines += wrapped(text, "  Warning: ")
-        return "\n".join(lines)
+        return plan_text(_title(self), _table(self), self.warnings)
 
     def _repr_html_(self) -> str:
-        rows = html_rows(_table(self), scope="", style=LEFT)
-        notes = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
-        listed = f"<p>Warnings</p><ul>{notes}</ul>" if notes else ""
-        return f"<p>{html.escape(_title(self))}</p><table>{rows}</table>{listed}"
+        return plan_html(_title(self), _table(self), self.warnings)
 
 
 def _title(plan: MapsPlan) -> str:
@@ -119,9 +109,7 @@ def _strategy_text(plan: MapsPlan) -> str:
 
 
 def _tasks_text(plan: MapsPlan) -> str:
-    where = f"{plan.threads} thread{plural(plan.threads)}" if plan.threads else "no worker yet"
-    if plan.workers:
-        where += f" of {plan.workers} worker{plural(plan.workers)}"
+    where = where_text(plan.threads, plan.workers)
     return f"{plan.blocks:,} block{plural(plan.blocks)} on {where}"
 
 
