@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 Box = tuple[slice, ...]
 Chunks = tuple[tuple[int, ...], ...]
@@ -114,6 +117,14 @@ def lengths(box: Box) -> tuple[int, ...]:
 def box_size(box: Box) -> int:
     """Rows in a box."""
     return math.prod(s.stop - s.start for s in box)
+
+
+def block_sizes(lengths: Iterable[Sequence[int] | NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Sizes of all blocks of a grid, in C order, from their lengths along each dimension."""
+    sizes = np.ones(1, np.int64)
+    for own in lengths:
+        sizes = np.multiply.outer(sizes, np.asarray(own, np.int64)).ravel()
+    return sizes
 
 
 def largest_block(chunks: Chunks) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import numpy as np
 from dask._task_spec import GraphNode
 from dask.typing import Key
 
@@ -18,7 +17,7 @@ from nlsq_dask.engines.dask.grouping import Grouping
 from nlsq_dask.engines.dask.recipe import N_DIFFERENT, Recipe
 from nlsq_dask.engines.dask.steps import Group, Making, NodeRun, Operand, Step, make_group
 from nlsq_dask.io.announced import Announced
-from nlsq_dask.io.chunks import Box, Chunks, lengths
+from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Shape
@@ -198,9 +197,7 @@ def alike_groups(
     """
     edges = tuple(tuple(itertools.accumulate(sizes, initial=0)) for sizes in chunks)
     in_memory = [None if is_dask(a) else _parts(a, edges) for a in arrays]
-    sizes = np.ones(1, np.int64)
-    for cuts in chunks:
-        sizes = np.multiply.outer(sizes, np.array(cuts, np.int64)).ravel()
+    sizes = block_sizes(chunks)
     groups = []
     for group in grouping.groups:
         numbers = grouping.blocks[group.start : group.stop]

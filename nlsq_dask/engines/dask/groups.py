@@ -43,6 +43,7 @@ from nlsq_dask.io.chunks import (
     Box,
     Chunks,
     block_boxes,
+    block_sizes,
     broadcast_box,
     largest_block,
     regular_chunks,
@@ -323,13 +324,12 @@ def operand_of(array: Array, index: tuple[int, ...], box: Box) -> Operand:
 
 def _block_bytes(arrays: Sequence[Array], chunks: Chunks) -> list[int]:
     """Decoded bytes of the arrays of each block, in C order of the grid."""
-    total = np.zeros(list(map(len, chunks)), np.int64)
+    total = np.zeros(math.prod(map(len, chunks)), np.int64)
     for array in arrays:
-        own = np.array(array.dtype.itemsize, np.int64)
-        for n, cuts in zip(array.shape, chunks, strict=True):
-            own = np.multiply.outer(own, np.ones(1, np.int64) if n == 1 else np.array(cuts))
-        total += own
-    sizes: list[int] = total.ravel().tolist()
+        pairs = zip(array.shape, chunks, strict=True)
+        own = [(1,) * len(cuts) if n == 1 else cuts for n, cuts in pairs]
+        total += array.dtype.itemsize * block_sizes(own)
+    sizes: list[int] = total.tolist()
     return sizes
 
 

@@ -18,7 +18,7 @@ from dask.highlevelgraph import MaterializedLayer
 from dask.layers import ArraySliceDep
 from numpy.typing import NDArray
 
-from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.chunks import Chunks, block_sizes
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
@@ -95,10 +95,7 @@ class PiecedArray:
 
     def piece_bytes(self) -> IntArray:
         """Bytes that are decoded to read each piece, shape (pieces,), in C order of the pieces."""
-        total = np.array([self.itemsize], np.int64)
-        for lengths in self.decoded_lengths():
-            total = np.multiply.outer(total, lengths).ravel()
-        return total
+        return self.itemsize * block_sizes(self.decoded_lengths())
 
 
 def pieced_arrays_of(data: Observations) -> list[PiecedArray]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from nlsq_dask.engines.dask.groups import Stream
-from nlsq_dask.io.chunks import spread_blocks
+from nlsq_dask.io.chunks import block_sizes, spread_blocks
 
 # A sample reads this fraction of the blocks, or SAMPLE_BLOCKS if that is more, but of few blocks at
 # most one in SAMPLE_PART. Along sorted data, a peak narrower than the gaps would be missed.
@@ -53,10 +51,7 @@ def sampled_blocks(stream: Stream, most: int, *, whole: bool = False) -> Sampled
     """
     count = stream.n_blocks if whole else sample_blocks(stream.n_blocks)
     chosen = spread_blocks([len(cuts) for cuts in stream.chunks], count)
-    sizes = np.ones(1, np.int64)
-    for cuts in stream.chunks:
-        sizes = np.multiply.outer(sizes, np.array(cuts, np.int64)).ravel()
-    rows = sizes[chosen]
+    rows = block_sizes(stream.chunks)[chosen]
     step = -(-int(rows.sum()) // most)
     reads_all = len(chosen) == stream.n_blocks
     return SampledBlocks(chosen, int((-(-rows // step)).sum()), reads_all)
