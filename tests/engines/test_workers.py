@@ -20,7 +20,8 @@ from nlsq_dask import (
     fit,
     plan,
 )
-from nlsq_dask.engines.dask import watch
+from nlsq_dask.engines.dask import cluster, watch
+from nlsq_dask.engines.dask.ask_workers import ask_workers
 from nlsq_dask.engines.dask.cluster import check_versions
 from nlsq_dask.io.sources import observe
 from tests.engines.test_faults import PROBLEM, QUESTION, Blocks, left_on, shown_engine
@@ -193,14 +194,12 @@ def test_clients_that_cannot_run_a_fit():
     ],
 )
 def test_workers_with_other_versions(package, there, told, monkeypatch):
+    def answered(client, function, *args, workers):
+        found = ask_workers(client, function, *args, workers=workers)
+        return dict.fromkeys(found, there) if args == (package,) else found
+
+    monkeypatch.setattr(cluster, "ask_workers", answered)
     with workers_here(1) as client:
-        run = client.run
-
-        def answered(function, *args, **options):
-            found = run(function, *args, **options)
-            return dict.fromkeys(found, there) if args == (package,) else found
-
-        monkeypatch.setattr(client, "run", answered)
         if told is None:
             assert check_versions(client) is None
             return
@@ -270,3 +269,15 @@ def test_a_block_that_kills_its_workers_is_left_out(tmp_path):
     with dask_engine(replace(data, omitted=frozenset({(7,)})), PROBLEM.spec) as engine:
         expected = engine.ask(QUESTION).gram.tobytes()
     assert sums.gram.tobytes() == again.gram.tobytes() == expected
+
+
+def test_workers_that_have_left_are_not_waited_for():
+    """``Client.run`` would try to connect to the address that is gone for ten minutes."""
+    patient = {"distributed.comm.timeouts.connect": "600s"}
+    with dask.config.set(patient), workers_here(2) as client:
+        here = sorted(client.nthreads())
+        gone = here[0].rpartition(":")[0] + ":1"
+        told = ask_workers(client, abs, -3, workers=[*here, gone])
+        assert told == dict.fromkeys(here, 3)
+        failed = ask_workers(client, abs, "x", workers=here)
+        assert [type(error) for error in failed.values()] == [TypeError, TypeError]

@@ -13,6 +13,7 @@ from dask import config
 
 from nlsq_dask import _errors
 from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES, WorkerMemory
+from nlsq_dask.engines.dask.ask_workers import ask_workers
 from nlsq_dask.engines.dask.cache import WorkerRoom
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ TARGET_SHARE = 0.6
 # The same at which it pauses (``distributed.worker.memory.pause``), by Dask's own default.
 PAUSE_SHARE = 0.8
 
-# Errors of a worker that lacks a package; and how errors of workers come back: as values.
+# Errors of a worker that lacks a package.
 MISSING = (ImportError, AttributeError)
-_QUIET: dict[str, Any] = {"on_error": "return"}
 
 _looked_at: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()  # workers of each client
 
@@ -113,12 +113,12 @@ def check_versions(client: Client) -> None:
     here = {"nlsq_dask": sys.modules["nlsq_dask"].__version__, "jax": metadata.version("jax")}
     # Functions of the standard library, which every worker can unpickle. JAX is not imported.
     there = {
-        "nlsq_dask": client.run(resolve_name, "nlsq_dask:__version__", workers=new, **_QUIET),
-        "jax": client.run(metadata.version, "jax", workers=new, **_QUIET),
+        "nlsq_dask": ask_workers(client, resolve_name, "nlsq_dask:__version__", workers=new),
+        "jax": ask_workers(client, metadata.version, "jax", workers=new),
     }
     for name, versions in there.items():
         found = {a: None if isinstance(v, MISSING) else v for a, v in versions.items()}
-        # A worker that has just left has another kind of error, and nothing to run.
+        # A worker that has just left has another kind of error or no value, and nothing to run.
         wrong = {a: v for a, v in found.items() if v is None or isinstance(v, str)}
         wrong = {a: v for a, v in wrong.items() if v != here[name]}
         if wrong:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
+from nlsq_dask.engines.dask.ask_workers import ask_workers
 from nlsq_dask.kernels.table import Kernels
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def _bits_of_workers(client: Client) -> dict[str, int]:
     there = list(client.nthreads())
     new = [address for address in there if address not in known]
     if new:
-        told = client.run(vector_bits, workers=new, on_error="return")
-        # A worker that has just left answers with an error, and gets no group either.
+        told = ask_workers(client, vector_bits, workers=new)
+        # A worker that has just left answers with an error, or not at all, and gets no group.
         known.update({a: bits for a, bits in told.items() if isinstance(bits, int)})
+        there = [address for address in there if address in known or address in told]
     return {address: known.get(address, XLA_VECTOR_BITS) for address in there}
