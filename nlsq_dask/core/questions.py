@@ -259,6 +259,21 @@ def relayed(
         see(answer)
 
 
+def advanced(search: Search[Any], answer: Any) -> RowQuestion[Any]:
+    """The next question of a search, which gets the answer to its last question.
+
+    Products of numbers near the largest float64 overflow. A search judges its trials by whether
+    their sums are finite.
+
+    Raises
+    ------
+    StopIteration
+        With what the search returns.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return search.send(answer)
+
+
 def answered(search: Search[FoundT], ask: Ask) -> FoundT:
     """Run a search to its end.
 
@@ -276,7 +291,7 @@ def answered(search: Search[FoundT], ask: Ask) -> FoundT:
     answer = None
     while True:
         try:
-            question = search.send(answer)
+            question = advanced(search, answer)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         answer = ask(question)

@@ -65,6 +65,8 @@ class InMemoryEngine:
     ----------
     n_passes : int
         Readings of all rows so far.
+    n_arrays : int
+        Number of arrays that the rows have: y, the coordinates, and sigma if there is one.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class InMemoryEngine:
     ) -> None:
         self.kernels = kernels.compare_anew()
         self.n_passes = 0
+        self.n_arrays = len(data.values)
         self._data = data
         self._parts = parts
         self._stage_rows = stage_rows

@@ -213,6 +213,7 @@ class Ledger:
         self.blocks = BlockSums()
         self._engine = engine
         rows = engine_of_rows(engine)
+        self._n_arrays = rows.n_arrays
         self._keeps = keeps
         self._omits = False
         self._grid: tuple[int, ...] = ()
@@ -396,7 +397,7 @@ class Ledger:
 
         Groups that lost blocks are asked again where no block may be lost.
         """
-        kept = read_groups(question, left, n_groups)
+        kept = read_groups(question, left, n_groups, self._n_arrays)
         lost = {n: blocks for n, blocks in read_left_out(left, self._grid)[0].items() if n in kept}
         if not self._omits:
             kept = {n: answer for n, answer in kept.items() if n not in lost}
@@ -408,7 +409,10 @@ class Ledger:
         if not isinstance(left, dict) or left.get("whole") is None:
             return None
         del self._left[key]
-        found = self._read(lambda: (decode(question, left["whole"]), self._omitted_of(left)))
+        whole = left["whole"]
+        found = self._read(
+            lambda: (decode(question, whole, self._n_arrays), self._omitted_of(left))
+        )
         if found is None:
             return None
         answer, omitted = found

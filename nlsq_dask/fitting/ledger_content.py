@@ -92,8 +92,16 @@ def _encoded(question: AnyQuestion[Any], answer: Any) -> Any:
     return to_json(answer)
 
 
-def decode(question: AnyQuestion[Any], value: Any) -> Any:
+def decode(question: AnyQuestion[Any], value: Any, n_arrays: int) -> Any:
     """Read an answer.
+
+    Parameters
+    ----------
+    question : AnyQuestion
+    value : object
+        JSON value.
+    n_arrays : int
+        Number of arrays that the rows have: y, the coordinates, and sigma if there is one.
 
     Raises
     ------
@@ -102,9 +110,10 @@ def decode(question: AnyQuestion[Any], value: Any) -> Any:
     """
     if isinstance(question, Several):
         parts = _list_of(len(question.questions), value)
-        return Answers(tuple(map(decode, question.questions, parts)))
+        pairs = zip(question.questions, parts, strict=True)
+        return Answers(tuple(decode(of, part, n_arrays) for of, part in pairs))
     if isinstance(question, SumsAt):
-        return _checked(from_json(NormalEquations, value), question)
+        return _checked(from_json(NormalEquations, value), question, n_arrays)
     if isinstance(question, CostsAt):
         costs = floats_from_json(value)
         check_shape("costs", costs, (len(question.candidates),))
@@ -114,15 +123,15 @@ def decode(question: AnyQuestion[Any], value: Any) -> Any:
     return _sample(question, value)
 
 
-def _checked(sums: NormalEquations, question: SumsAt) -> NormalEquations:
+def _checked(sums: NormalEquations, question: SumsAt, n_arrays: int) -> NormalEquations:
     """Refuse sums of another shape, or with numbers that no rows give."""
     q = question.basis.shape[1]
     check_shape("gradient", sums.gradient, (q,))
     for name in ("gram", "concave", "scores"):
         if (matrix := getattr(sums, name)) is not None:
             check_shape(name, matrix, (q, q))
-    if sums.largest is not None and sums.largest.ndim != 1:
-        raise _errors.value_out_of_range("largest")
+    if sums.largest is not None:
+        check_shape("largest", sums.largest, (n_arrays,))
     if (sums.largest is None) == question.observe and sums.n_points:
         raise _errors.value_out_of_range("largest")
     if not np.isfinite([sums.cost, sums.chi2, *sums.gradient, *np.ravel(sums.gram)]).all():
@@ -168,8 +177,12 @@ def _compared(answer: Any) -> FloatArray:
     return np.asarray(answer.y if isinstance(answer, Sample) else answer, np.float64)
 
 
-def read_groups(question: AnyQuestion[Any], value: Any, n_groups: int) -> dict[int, Any]:
+def read_groups(
+    question: AnyQuestion[Any], value: Any, n_groups: int, n_arrays: int
+) -> dict[int, Any]:
     """Read the answers of groups by number; none if they are of another number of groups.
+
+    The arguments are those of :func:`decode`.
 
     Raises
     ------
@@ -183,7 +196,7 @@ def read_groups(question: AnyQuestion[Any], value: Any, n_groups: int) -> dict[i
         case _:
             raise _errors.value_of_another_kind(value, "the answers of groups")
     numbers = {str(number): number for number in range(n_groups)}
-    return {numbers[name]: decode(question, answer) for name, answer in groups.items()}
+    return {numbers[name]: decode(question, answer, n_arrays) for name, answer in groups.items()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
-from nlsq_dask.core.questions import FoundT, RowQuestion, Search, Several, changed
+from nlsq_dask.core.questions import FoundT, RowQuestion, Search, Several, advanced, changed
 
 
 class Asks(Protocol):
@@ -55,7 +55,7 @@ def answered_together(searches: Sequence[Search[FoundT]], ask: AskAll) -> list[F
         questions: dict[int, RowQuestion[Any]] = {}
         for number, answer in answers.items():
             try:
-                questions[number] = searches[number].send(answer)
+                questions[number] = advanced(searches[number], answer)
             except StopIteration as end:
                 found[number] = end.value
         answers = ask(questions) if questions else {}

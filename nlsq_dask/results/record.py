@@ -182,7 +182,8 @@ class FitRecord:
     @property
     def perr(self) -> FloatArray:
         """Standard errors of the estimates, shape (p,): square roots of ``pcov``'s diagonal."""
-        errors: FloatArray = np.sqrt(np.diagonal(self.pcov))
+        with np.errstate(invalid="ignore"):  # a variance below zero has no root: NaN
+            errors: FloatArray = np.sqrt(np.diagonal(self.pcov))
         return errors
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -313,3 +314,27 @@ def test_loose_tolerances_wait_for_the_distance(method: str):
     waited = minimized(engine, p0, *free_of(3), replace(loose, arrival_tol=1e-2))
     assert early.distance > 1e-2 > waited.distance
     assert waited.status.success
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("column", [1e-160, 1e150])
+def test_sums_near_the_largest_number_overflow_in_silence(method, column):
+    """Products of the sums have no float64. A step that has none is not taken."""
+    engine = Extreme(column)
+    options = SolverOptions(method=method, max_nfev=20)
+    with suppress(InputError):
+        solution = minimized(engine, np.array([1.0, 2.0]), *free_of(2), options)
+        assert solution.status is not None and not solution.status.success
+
+
+class Extreme:
+    """Answers with sums in which the residuals are large and the columns are long or short."""
+
+    def __init__(self, column):
+        self.column = column
+
+    def ask(self, question):
+        gram = np.diag([self.column**2, 1.0])
+        gradient = 1e150 * np.array([min(self.column, 1e120), 1e80])
+        cost = 1e300 / (1.0 + np.abs(question.params).sum())
+        return NormalEquations(gram, gradient, cost, 2.0 * cost, 100, moments=Moments(0, 1, 1, 1))

@@ -270,13 +270,13 @@ def test_means_are_read_with_doubt(damage):
     rows = Spread(np.ones((2, 1)), np.full((2, 1), 0.1), np.full((2, 1), 1 / 3))
     means = Means({((1, 3), (0, 1)): Cell(rows, rows, (np.ones((2, 1)),))}, 3, 2.5, np.ones(2))
     value = json.loads(encode(question, means))
-    assert repr(decode(question, value)) == repr(means)
+    assert repr(decode(question, value, 3)) == repr(means)
     if damage in value:
         value[damage] = [1.0] if damage == "largest" else -1
     else:
         value["cells"][0][damage] = [[1, 9], [0, 1]] if damage == "box" else [[1.0]]
     with pytest.raises(ValueError, match="."):
-        decode(question, value)
+        decode(question, value, 3)
 
 
 def interrupt(held, directory):
@@ -440,8 +440,11 @@ def test_answers_read_back_to_the_same_bits(data, observe):
     costs = np.array([data.draw(st.floats()), 1.0])
     sample = Sample(np.array([data.draw(finite)]), (np.ones(1),), None)
     answer = Answers((data.draw(sums(observe)), costs, sample))
-    read = decode(question, json.loads(encode(question, answer)))
-    assert repr(read) == repr(answer)
+    value = json.loads(encode(question, answer))
+    assert repr(decode(question, value, 2)) == repr(answer)
+    if observe:
+        with pytest.raises(ValueError, match="largest"):
+            decode(question, value, 3)
 
 
 def test_questions_have_keys_of_their_own():

@@ -150,6 +150,8 @@ class DaskEngine:
         Which groups keep their rows. Kept rows are read once, and again only if a worker is lost.
     ledger : Ledger
         Keeps the answers of groups for a later process; by default nothing.
+    n_arrays : int
+        Number of arrays that the rows have: y, the coordinates, and sigma if there is one.
     """
 
     def __init__(
@@ -171,7 +173,8 @@ class DaskEngine:
         self._progress = progress
         self._show = show
         self._is_pass = True
-        self.keeping = self.streaming.keeping(len(data.values))
+        self.n_arrays = len(data.values)
+        self.keeping = self.streaming.keeping(self.n_arrays)
         self._runner = runner_of(
             self.stream,
             self.streaming.work(kernels, data.layout),
