@@ -1,8 +1,9 @@
 """The engine of data in this process's memory.
 
-The *standard* engine copies the rows into aligned buffers once. The *chunked* engine stages them in
-every pass. Both cut the rows into parts by the shape of the data alone, work on the parts in one
-thread for each core (the kernel releases the interpreter lock), and add the answers in row order.
+The *standard* engine copies the rows into aligned buffers once, in the threads of the first pass:
+the kernel then finds a part in the cache. The *chunked* engine stages the rows in every pass. Both
+cut the rows into parts by the shape of the data alone, work on the parts in one thread for each
+core (the kernel releases the interpreter lock), and add the answers in row order.
 So the same data give the same bits on any number of cores.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Self
 
 from nlsq_dask._errors import all_left_out
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.structure import whole_series
@@ -43,6 +46,34 @@ PIECE_BYTES = 1 << 26
 THREADING_ROWS = 1 << 16
 
 
+@dataclass(slots=True)
+class Uncopied:
+    """A part whose rows are copied into aligned buffers at its first use.
+
+    Attributes
+    ----------
+    block : Block
+        All rows, none of them left out and in no series.
+    start : int
+        First row of the part.
+    memory : ndarray, shape (k, capacity), float64
+        The buffers. The part ends where they are full, or at the last row.
+    copied : Rows or None
+        The rows in the buffers, once they are copied.
+    """
+
+    block: Block
+    start: int
+    memory: FloatArray
+    copied: Rows | None = None
+
+    def rows(self) -> Rows:
+        """The rows in aligned buffers. One thread at a time calls this."""
+        if self.copied is None:
+            self.copied = rows_of_stage(_filled_from(self.block, self.start, self.memory)[0])
+        return self.copied
+
+
 class InMemoryEngine:
     """Answers questions of data in memory, part by part in threads.
 
@@ -52,7 +83,7 @@ class InMemoryEngine:
         The data.
     kernels : Kernels
         Of the models that questions are about.
-    parts : sequence of Rows or Block
+    parts : sequence of Rows, Uncopied or Block
         The same data in parts, in row order. A thread works on one part at a time.
     threads : int
         Threads to use.
@@ -73,7 +104,7 @@ class InMemoryEngine:
         self,
         data: Observations,
         kernels: Kernels,
-        parts: Sequence[Rows] | Sequence[Block],
+        parts: Sequence[Rows] | Sequence[Uncopied] | Sequence[Block],
         threads: int,
         stage_rows: int = STAGE_ROWS,
         n_left_out: int = 0,
@@ -112,7 +143,9 @@ class InMemoryEngine:
     def _of_block(self, question: BlockQuestion[AnswerT], box: Box, block: Block) -> AnswerT:
         return question.of_block((None, box, block), self.kernels)
 
-    def _of_part(self, question: RowQuestion[AnswerT], part: Rows | Block) -> AnswerT:
+    def _of_part(self, question: RowQuestion[AnswerT], part: Rows | Uncopied | Block) -> AnswerT:
+        if isinstance(part, Uncopied):
+            part = part.rows()
         if isinstance(part, Rows):
             return question.of_rows(part, self.kernels)
         weighted = part.sigma is not None
@@ -142,6 +175,9 @@ def standard_engine(data: Observations, kernels: Kernels) -> InMemoryEngine:
         If all rows are left out.
     """
     capacity = data.count_rows() if kernels.whole else part_rows(data.n_rows, data.series_rows)
+    if not data.selects and not data.series_axes and kernels.on_cpu:
+        threads = available_cores() if data.n_rows >= THREADING_ROWS else 1
+        return InMemoryEngine(data, kernels, list(_uncopied_parts(data, capacity)), threads)
     rows = [kernels.put(part) for part in _aligned_parts(data, capacity)]
     n_points = sum(part.n_counted for part in rows)
     if not n_points:
@@ -178,23 +214,46 @@ def chunked_engine(
     return InMemoryEngine(data, kernels, blocks, threads or available_cores(), stage_rows)
 
 
+def _uncopied_parts(data: Observations, capacity: int) -> Iterator[Uncopied]:
+    """All rows in parts of one capacity, whose memory is reserved and not yet written."""
+    block = data.block(whole_box(data.y.shape))
+    starts = range(0, data.n_rows, capacity)
+    for start, memory in zip(starts, _buffers(data, capacity, len(starts)), strict=True):
+        yield Uncopied(block, start, memory)
+
+
 def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
     """Copy all rows that count into aligned buffers of one capacity; 0 if no row counts."""
+    if not capacity:
+        return
     block = data.block(whole_box(data.y.shape))
-    n_coords, weighted = len(data.coords), data.sigma is not None
-    n_buffers = n_coords + 1 + weighted
     start = 0
-    while capacity and start < data.n_rows:
-        n_parts = -(-(data.n_rows - start) // capacity)
-        n_parts = min(n_parts, max(PIECE_BYTES // (8 * n_buffers * capacity), 1))
-        for memory in aligned_empty(n_parts, n_buffers, capacity):
-            stage = Stage(n_coords, weighted, capacity, memory, flagged=bool(data.series_axes))
-            while start < data.n_rows and not stage.full:
-                start = stage.fill(block, start)
-            if stage.n_rows:
-                yield rows_of_stage(stage)
-            if start == data.n_rows:
-                return
+    for memory in _buffers(data, capacity, -(-data.n_rows // capacity)):
+        stage, start = _filled_from(block, start, memory)
+        if stage.n_rows:
+            yield rows_of_stage(stage)
+        if start == data.n_rows:
+            return
+
+
+def _buffers(data: Observations, capacity: int, n_parts: int) -> Iterator[FloatArray]:
+    """Memory of the buffers of so many parts, (k, capacity) each, allocated piece by piece."""
+    n_buffers = len(data.coords) + 1 + (data.sigma is not None)
+    most = max(PIECE_BYTES // (8 * n_buffers * capacity), 1)
+    for first in range(0, n_parts, most):
+        yield from aligned_empty(min(most, n_parts - first), n_buffers, capacity)
+
+
+def _filled_from(block: Block, start: int, memory: FloatArray) -> tuple[Stage, int]:
+    """A stage in some memory, filled with rows from `start` on, and the first row not examined."""
+    weighted, flagged = block.sigma is not None, bool(block.series_axes)
+    stage = Stage(
+        len(block.coords), weighted, memory.shape[1], memory, flagged=flagged, zeroed=False
+    )
+    while start < block.y.size and not stage.full:
+        start = stage.fill(block, start)
+    stage.clear_rest()
+    return stage, start
 
 
 def part_rows(n_rows: int, series_rows: int = 1) -> int:

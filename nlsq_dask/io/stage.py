@@ -232,6 +232,9 @@ class Stage:
         Memory of the buffers, with one more row if weighted; from :func:`aligned_empty`.
     flagged : bool
         Whether rows that are left out keep their places, for blocks of series.
+    zeroed : bool
+        Whether to fill the buffers with zeros. If not, call :meth:`clear_rest` after the last row:
+        fresh memory is then written once.
 
     Attributes
     ----------
@@ -256,12 +259,14 @@ class Stage:
         memory: FloatArray | None = None,
         *,
         flagged: bool = False,
+        zeroed: bool = True,
     ) -> None:
         if memory is None:
             memory = aligned_empty(n_coords + 1 + weighted, capacity)
         # The kernel also computes the rows after n_rows in the last tile, and masks them. Zeros
         # there avoid NaN traps and slow subnormal numbers.
-        memory[:] = 0.0
+        if zeroed:
+            memory[:] = 0.0
         self.capacity = capacity
         self.n_rows = self.n_left_out = 0
         self.y, *columns = memory
@@ -398,6 +403,13 @@ class Stage:
             if not weights.min(initial=1.0) > 0.0:
                 weights[weights == 0.0] = np.inf
         self.n_rows += n_rows
+
+    def clear_rest(self) -> None:
+        """Fill the places after the last row with zeros, except coordinates of whole series."""
+        weights = () if self.weights is None else (self.weights,)
+        coords = () if self.counted is not None and self.n_rows else self.coords
+        for buffer in (self.y, *weights, *coords):
+            buffer[self.n_rows :] = 0.0
 
     def clear(self) -> None:
         """Forget all rows. Call it only after the kernel that reads the rows has returned."""

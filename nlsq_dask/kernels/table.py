@@ -45,14 +45,20 @@ class Kernels:
             self[model].compare_anew()
         return self
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the kernels run on a CPU, where they read buffers without a copy."""
+        platform: str = find_device(self.device).platform
+        return platform == "cpu"
+
     def put(self, rows: Rows) -> Rows:
         """Place rows on the device, where they stay between passes.
 
         On a CPU the kernel reads the aligned buffers themselves. Do not write to them afterwards.
         """
-        target = find_device(self.device)
-        if target.platform == "cpu":
+        if self.on_cpu:
             return rows
+        target = find_device(self.device)
         with jax.enable_x64(True):
             buffers = (rows.coords, rows.y, rows.weights, rows.counted)
             coords, y, weights, counted = jax.device_put(buffers, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines import in_memory
 from nlsq_dask.io.sources import observe
-from nlsq_dask.io.stage import STAGE_ROWS
+from nlsq_dask.io.stage import STAGE_ROWS, Stage, aligned_empty
 from nlsq_dask.kernels.sums import BlockKernel
 from nlsq_dask.user_model.model import prepare_model
 from tests.engines.conformance import EngineConformance
@@ -94,6 +95,35 @@ def test_the_same_bits_whatever_pieces_the_memory_comes_in(piece_bytes, missing,
     assert sums[0].n_points == (400_000 if missing else 600_000)
     assert sums[1].gram.tobytes() == sums[0].gram.tobytes()
     assert sums[1].moments == sums[0].moments
+
+
+def test_rows_are_copied_once_in_the_threads_of_the_first_pass(monkeypatch):
+    problem, threads, fill = plain_problem(300_001), [], Stage.fill
+
+    def spied(stage, block, start):
+        threads.append(threading.current_thread().name)
+        return fill(stage, block, start)
+
+    def not_zero(*shape):
+        return np.full_like(aligned_empty(*shape), np.nan)
+
+    monkeypatch.setattr(Stage, "fill", spied)
+    monkeypatch.setattr(in_memory, "aligned_empty", not_zero)
+    monkeypatch.setattr(in_memory, "available_cores", lambda: 2)
+    with standard_engine(observe(problem.x, problem.y, problem.sigma), problem.spec) as engine:
+        assert not threads
+        first = engine.ask(SumsAt(problem.params, problem.basis))
+        assert threads
+        assert all(name.startswith("nlsq") for name in threads)
+        threads.clear()
+        again = engine.ask(SumsAt(problem.params, problem.basis))
+
+    assert not threads
+    assert np.isfinite(first.gram).all()
+    assert again.gram.tobytes() == first.gram.tobytes()
+    last = engine._parts[-1].rows()
+    assert 0 < last.n < last.y.size
+    assert not any(buffer[last.n :].any() for buffer in (last.y, *last.coords, last.weights))
 
 
 def test_available_cores_are_those_of_this_process():
