@@ -400,7 +400,7 @@ class BlockKernel(CompiledKernel):
     ) -> tuple[jax.Array, list[jax.Array]]:
         """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), and the list of :meth:`_derived`."""
         along, error, replaced = self._derived(params, basis, tile, differenced)
-        # Without the barrier XLA joins rows to a matrix and multiplies by weights in one slow loop: a
+        # Without the barrier XLA joins rows to a matrix and multiplies by weights in one loop. A
         # pass takes 2 to 3.5 times as long (docs/kernel.md).
         return jax.lax.optimization_barrier(jnp.concatenate([along, error[None]])), replaced
 
