@@ -402,7 +402,9 @@ class BlockKernel(CompiledKernel):
         along, error, replaced = self._derived(params, basis, tile, differenced)
         # Without the barrier XLA joins rows to a matrix and multiplies by weights in one loop. A
         # pass takes 2 to 3.5 times as long (docs/kernel.md).
-        return jax.lax.optimization_barrier(jnp.concatenate([along, error[None]])), replaced
+        joined = jnp.concatenate([along, error[None]])
+        held: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
+        return held, replaced
 
     def _derived(
         self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool
