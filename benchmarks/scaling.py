@@ -1,112 +1,189 @@
 """What a pass costs the scheduler of a cluster, by the number of workers.
 
-Measured on clusters of simulated workers, all in this process, over chunks that cost next to
-nothing to make, of one pass:
+The scheduler is a process of its own. The workers are simulated, all in another process. Chunks
+cost nothing to make, and the question asks nothing of their rows. So the workers only take tasks
+and give answers. Of one pass:
 
 - tasks: groups and their sums;
+- scheduler ms, client ms: processor time of the process, for each task;
+- in flight: most tasks that are with the workers at one time;
 - KB to client: messages that the client receives, and the answer;
-- CPU ms: processor time of scheduler, workers and client together, which share this process;
 - setup s: what is done once a fit, before the first pass.
 
-No bar. Tasks and bytes are the same on every cluster, and grow with the rows up to 4096 groups
-only; the processor time of a task should not grow with the number of workers.
+No bar: docs/reference/benchmarks.md derives from these figures what 1 TB and 100 TB cost.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import multiprocessing
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
+import dask
 import dask.array as da
 import jax.numpy as jnp
 import numpy as np
-from distributed import Client, LocalCluster
+from distributed import Client, Scheduler, SchedulerPlugin, Worker
 from distributed.protocol import dumps
 
 from benchmarks.common import Row, arguments, report, stopwatch
 from benchmarks.problems import EXPONENTIAL, FloatArray
-from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.open_engine import open_engine
-from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
+from nlsq_dask.questions.question import BlockQuestion, PlacedBlock
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.signature import parameter_names
 
-#: Rows that a chunk is said to have: x and y are 64 MB, what a group holds. In fact it has one.
+#: Rows of a chunk: x and y are 64 MB, what a group holds.
 CHUNK_ROWS = 4_000_000
-WORKERS = (2, 4, 8, 16, 32, 64)
+WORKERS = (64, 256, 1000)
+
+#: Workers that start at one time.
+STARTED_TOGETHER = 50
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Run the benchmark and print its table."""
-    parser = arguments(__doc__, groups=1024, most_workers=64, repeat=3)
+    parser = arguments(__doc__, groups=4096, most_workers=1000, repeat=3)
     options = parser.parse_args(argv)
-    rows = [
-        measure(n, options.groups, options.repeat) for n in WORKERS if n <= options.most_workers
-    ]
+    wanted = [n for n in WORKERS if n <= options.most_workers] or [options.most_workers]
+    rows = [measure(n, options.groups, options.repeat) for n in wanted]
     return report(f"scaling: a pass of {options.groups} groups", rows, options.json)
 
 
 def measure(n_workers: int, n_groups: int, repeat: int) -> Row:
     """One cluster."""
-    with (
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address=None,
-            memory_limit=0,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(n_workers) as address, Client(address, set_as_default=False) as client:
         client.wait_for_workers(n_workers)
-        # The chunks are not as long as they say, so that they cost nothing: it is not looked at.
-        with patch.object(Announced, "check", lambda *_: None):
-            return _measure(client, n_workers, n_groups, repeat)
+        client.register_plugin(InFlight())
+        return {"workers": n_workers} | _measure(client, n_groups, repeat)
 
 
-def _measure(client: Client, n_workers: int, n_groups: int, repeat: int) -> Row:
+def _measure(client: Client, n_groups: int, repeat: int) -> Row:
     chunks = ((CHUNK_ROWS,) * n_groups,)
-    x, y = (da.map_blocks(one_row, i, chunks=chunks, dtype=float) for i in (1.0, 2.0))
+    x, y = (da.map_blocks(one_value, i, chunks=chunks, dtype=float) for i in (1.0, 2.0))
     model = EXPONENTIAL.model(jnp)
     spec = prepare_model(model, parameter_names(model))
-    params, basis = np.array(EXPONENTIAL.start), np.eye(len(EXPONENTIAL.start))
     received = _counted_messages(client)
     setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), client))
-    figures: dict[str, list[float]] = {"pass s": [], "CPU ms": [], "tasks": [], "KB to client": []}
+    passes: list[dict[str, float]] = []
     with engine:
-        sums = engine.ask(SumsAt(params, basis))
-        for _ in range(repeat):
-            began, tasks, n_bytes = time.process_time(), _finished(client), sum(received)
-            figures["pass s"].append(stopwatch(lambda: engine.ask(SumsAt(params, basis)))[0])
-            figures["CPU ms"].append(1e3 * (time.process_time() - began))
-            figures["tasks"].append(_finished(client) - tasks)
-            answer = len(pickle.dumps(sums))
-            figures["KB to client"].append((sum(received) - n_bytes + answer) / 1e3)
         n_groups = len(engine.stream.groups)
-    medians = {name: float(np.median(values)) for name, values in figures.items()}
-    return {
-        "workers": n_workers,
+        for number in range(1 + repeat):
+            before, n_bytes, began = used(client), sum(received), time.process_time()
+            answer = engine.ask(Nothing())
+            own, after = time.process_time() - began, used(client)
+            if number:  # workers learn in the first pass how long a task takes
+                n_tasks = after["tasks"] - before["tasks"]
+                passes.append(
+                    {
+                        "tasks": n_tasks,
+                        "scheduler ms": 1e3 * (after["seconds"] - before["seconds"]) / n_tasks,
+                        "client ms": 1e3 * own / n_tasks,
+                        "in flight": after["in flight"],
+                        "KB to client": (sum(received) - n_bytes + len(pickle.dumps(answer))) / 1e3,
+                    }
+                )
+    return {name: float(np.median([row[name] for row in passes])) for name in passes[0]} | {
         "groups": n_groups,
-        "tasks": int(medians.pop("tasks")),
-        **medians,
         "setup s": setup,
     }
 
 
-def _finished(client: Client) -> int:
-    """Tasks that the cluster has finished so far."""
-    scheduler = client.cluster.scheduler
-    return sum(prefix.state_counts["memory"] for prefix in scheduler.task_prefixes.values())
+class Nothing(BlockQuestion[int]):
+    """Asks nothing of a block. The answer is the number of blocks."""
+
+    task_name = "nothing"
+    calls_model = False
+
+    def zero(self) -> int:
+        return 0
+
+    def of_block(self, placed: PlacedBlock, kernels: Kernels) -> int:  # noqa: ARG002
+        return 1
 
 
-def one_row(value: float) -> FloatArray:
-    """What stands for a chunk."""
-    return np.full(1, value)
+class InFlight(SchedulerPlugin):
+    """Counts the tasks that have ended, and the tasks that are with the workers."""
+
+    name = "in-flight"
+    ended = here = most = 0
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **__: Any) -> None:
+        del key
+        self.here += (finish == "processing") - (start == "processing")
+        self.ended += start == "processing" and finish == "memory"
+        self.most = max(self.most, self.here)
+
+
+def used(client: Client) -> dict[str, float]:
+    """Processor time of the scheduler, its tasks, and the most in flight since the last call."""
+    found: dict[str, float] = client.run_on_scheduler(_used)
+    return found
+
+
+def _used(dask_scheduler: Scheduler) -> dict[str, float]:
+    plugin: Any = dask_scheduler.plugins[InFlight.name]
+    most, plugin.most = plugin.most, 0
+    return {"seconds": time.process_time(), "tasks": plugin.ended, "in flight": most}
+
+
+def one_value(value: float) -> FloatArray:
+    """A chunk of equal values, which takes no memory."""
+    chunk: FloatArray = np.broadcast_to(np.float64(value), CHUNK_ROWS)
+    return chunk
+
+
+@contextmanager
+def cluster_of(n_workers: int) -> Iterator[str]:
+    """The address of a scheduler in a process, with workers in another process."""
+    context = multiprocessing.get_context("spawn")
+    address: Any = context.Queue()
+    scheduler = context.Process(target=_run_scheduler, args=(address,), daemon=True)
+    scheduler.start()
+    found = address.get()
+    workers = context.Process(target=_run_workers, args=(found, n_workers), daemon=True)
+    workers.start()
+    try:
+        yield found
+    finally:
+        for process in (workers, scheduler):
+            process.kill()
+            process.join()
+
+
+def _run_scheduler(address: Any) -> None:
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+    async def run() -> None:
+        async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+            address.put(scheduler.address)
+            await scheduler.finished()
+
+    asyncio.run(run())
+
+
+def _run_workers(address: str, n_workers: int) -> None:
+    # Each worker would count the open files of the process that it shares with all others.
+    dask.config.set({"distributed.admin.system-monitor.interval": "1h"})
+    dask.config.set({"distributed.worker.profile.enabled": False})
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+    async def run() -> None:
+        workers = [
+            Worker(address, nthreads=1, memory_limit=0, dashboard=False) for _ in range(n_workers)
+        ]
+        for first in range(0, n_workers, STARTED_TOGETHER):
+            await asyncio.gather(*workers[first : first + STARTED_TOGETHER])
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+    asyncio.run(run())
 
 
 def _counted_messages(client: Client) -> list[int]:

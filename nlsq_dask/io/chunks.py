@@ -20,9 +20,16 @@ Chunks = tuple[tuple[int, ...], ...]
 # of the time to decode so many bytes at 1 GB/s. A lost task is soon repeated, and progress is seen.
 GROUP_BYTES = 64_000_000
 
-# Most tasks in a pass. A scheduler handles about 1,000 to 2,000 tasks a second, so a pass costs it
-# a few seconds at most, and a cluster of a thousand threads still has work for each thread.
+# Most tasks in a pass over up to MANY_BYTES. A scheduler handles about 1,000 to 2,000 tasks a
+# second, so a pass costs it a few seconds at most, and a cluster of a thousand threads still has
+# work for each thread.
 MAX_GROUPS = 4096
+
+# Bytes from which on there are more tasks: twice as many for ten times the bytes. A cluster that
+# reads 100 TB in a minute has a thousand nodes. It needs a task for each of their 16 threads, and
+# the scheduler needs less time than the reading.
+MANY_BYTES = 1e12
+GROWTH = math.log10(2)
 
 # Fewest groups, where there are so many blocks: small data also use several workers.
 MIN_GROUPS = 16
@@ -207,7 +214,8 @@ def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -
     n_blocks, total = len(block_bytes), sum(block_bytes)
     if n_blocks == 0:
         return []
-    wanted = max(min(n_blocks, MIN_GROUPS), min(MAX_GROUPS, math.ceil(total / GROUP_BYTES)))
+    most = round(MAX_GROUPS * max(total / MANY_BYTES, 1.0) ** GROWTH)
+    wanted = max(min(n_blocks, MIN_GROUPS), min(most, math.ceil(total / GROUP_BYTES)))
     target = total / wanted
     groups: list[range] = []
     first, done, filled = 0, 0, 0

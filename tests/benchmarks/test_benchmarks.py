@@ -194,8 +194,8 @@ RUNS = [
     pytest.param(
         "scaling",
         ["--groups", "20", "--most-workers", "4", "--repeat", "1"],
-        2,
-        ("tasks", "KB to client", "CPU ms"),
+        1,
+        ("tasks", "KB to client", "scheduler ms", "in flight"),
         id="scaling",
         marks=(cluster, slow),
     ),

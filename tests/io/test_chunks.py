@@ -122,7 +122,8 @@ def test_groups_cover_all_blocks_in_order_within_limits(sizes):
         pytest.param(1000, 8, MIN_GROUPS, id="small blocks"),
         pytest.param(1000, 8_000_000, 125, id="8 blocks of 8 MB a group"),
         pytest.param(1000, 200_000_000, 1000, id="blocks larger than a group"),
-        pytest.param(100_000, 100_000_000, MAX_GROUPS, id="no more than a scheduler bears"),
+        pytest.param(10_000, 100_000_000, MAX_GROUPS, id="no more than a scheduler bears"),
+        pytest.param(100_000, 100_000_000, 2 * MAX_GROUPS, id="twice as many for tenfold data"),
     ],
 )
 def test_number_of_groups_of_equal_blocks(n_blocks, block_bytes, expected):
