@@ -15,6 +15,10 @@ from nlsq_dask.core.memory_budget import SAFETY_FACTOR, SOLVER_BYTES
 #: Rows of each series that are fitted in memory before the frames are read.
 PILOT_ROWS = 64
 
+#: Readings of all frames that fits take: 5.0 to 5.1 at 512 and 2,048 frames
+#: (``python -m benchmarks.each_store``).
+FRAME_READINGS = 5
+
 # Copies of the rows of a region where blocks are joined: the blocks, and the joined array.
 COPIES = 2
 

@@ -35,10 +35,13 @@ class SeriesReading:
         Lengths of the regions along the axes of the map, a task each.
     gathered_bytes : float or None
         Where blocks are frames, bytes of a task for the rows of series that are gathered.
+    task_bytes : float
+        Where blocks are frames, bytes of a task: sums and gathered rows.
     """
 
     regions: Chunks
     gathered_bytes: float | None = None
+    task_bytes: float = 0.0
 
     @property
     def strategy(self) -> Strategy:
@@ -91,11 +94,14 @@ def reading_of(
         raise _errors.series_too_large(needed, room, bands(largest, most))
     if wants(problem):
         raise _errors.neighbours_of_frames(needed, room, bands(largest, most))
+    room = _room(memory_limit_gb, client)  # a chunk is cut into several regions, a task each
     fitting = int(room * SHARE_OF_STATES // sizes.state_bytes(1))
     cut = bands(largest, max(fitting, 1))
     regions = tuple(_cut(own, most) for own, most in zip(grid, cut, strict=True))
-    rest = room - sizes.state_bytes(math.prod(cut))
-    return SeriesReading(regions, max(rest, room * (1.0 - SHARE_OF_STATES)))
+    of_states = sizes.state_bytes(math.prod(cut))
+    gathered = max(room - of_states, room * (1.0 - SHARE_OF_STATES))
+    rows = min(gathered, sizes.whole_bytes(math.prod(cut)))
+    return SeriesReading(regions, gathered, of_states + rows)
 
 
 def _cut(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
@@ -118,7 +124,9 @@ def _sizes(
     )
 
 
-def _room(memory_limit_gb: float | None, client: Client | None, n_regions: int) -> float:
+def _room(
+    memory_limit_gb: float | None, client: Client | None, n_regions: float = math.inf
+) -> float:
     """Bytes of a task: its share of the memory of this process, or of the smallest worker."""
     from nlsq_dask.engines.dask.cluster import smallest_worker  # an engine, loaded for use
     from nlsq_dask.engines.dask.scheduler import local_threads
@@ -129,7 +137,7 @@ def _room(memory_limit_gb: float | None, client: Client | None, n_regions: int) 
         memory = worker.memory_bytes if given is None else given
         return task_room(memory, worker.threads, worker.base_bytes)
     memory_here = float(available_memory()) if given is None else given
-    return task_room(memory_here, max(min(local_threads(), n_regions), 1))
+    return task_room(memory_here, max(int(min(local_threads(), n_regions)), 1))
 
 
 def names_of(problem: SeriesProblem) -> list[str]:

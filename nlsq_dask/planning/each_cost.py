@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from nlsq_dask import _errors
 from nlsq_dask.core.memory_budget import GB, SAFETY_FACTOR, SOLVER_BYTES
 from nlsq_dask.core.resources import available_cores, available_memory
+from nlsq_dask.core.series_memory import FRAME_READINGS
 from nlsq_dask.core.worker_memory import WORKER_BASE_BYTES, fitting_chunks
-from nlsq_dask.fitting.each import EachJob
+from nlsq_dask.fitting.each import EachJob, series_reading
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.kernels.lanes import LANES, TileShape, constant_rows, n_state_rows
@@ -47,13 +48,18 @@ def plan_of_each(job: EachJob, client: Client | None = None, *, stored: bool = F
     stored : bool
         Whether the maps are written to a store.
     """
-    grid, joined = _grid(job)
+    reading = series_reading(job, client)
+    grid = tuple((n,) for n in job.axes.map_shape) if reading is None else reading.regions
+    in_frames = reading is not None and reading.strategy == "frames"
+    joined = 1 if in_frames else _joined(job)
     largest = tuple(map(max, grid))
     series = math.prod(largest)
     blocks = math.prod(map(len, grid))
     workers, threads, at_one_time, available = _machine(job, client, blocks)
     block_bytes = _block_bytes(job, largest)
     task = _task_bytes(job, series, block_bytes, joined=joined)
+    if reading is not None and in_frames:
+        task = int(reading.task_bytes)
     base = SOLVER_BYTES if client is None else WORKER_BASE_BYTES
     memory = base + at_one_time * task
     maps = sum(
@@ -66,7 +72,7 @@ def plan_of_each(job: EachJob, client: Client | None = None, *, stored: bool = F
         series=math.prod(job.axes.map_shape),
         rows=job.axes.n_rows,
         params=len(job.problem.reduction.names),
-        strategy="streaming" if job.lazy else "standard",
+        strategy="standard" if reading is None else reading.strategy,
         blocks=blocks,
         joined=joined,
         block_series=series,
@@ -74,41 +80,43 @@ def plan_of_each(job: EachJob, client: Client | None = None, *, stored: bool = F
         workers=workers,
         threads=threads,
         data_bytes=sum(int(a.nbytes) for a in job.arrays),
-        readings=1,
-        bytes_read=_bytes_read(job),
+        readings=FRAME_READINGS if in_frames else 1,
+        bytes_read=_bytes_read(job) * (_frames_decoded(job, blocks) if in_frames else 1),
         bytes_of_maps=maps,
         stored=stored,
         memory_bytes=memory,
         available_bytes=available,
-        warnings=tuple(_warnings(job, grid, blocks, memory, available, base, at_one_time)),
+        warnings=tuple(
+            _warnings(job, grid, blocks, memory, available, base, at_one_time, in_frames=in_frames)
+        ),
         decoded=job.data.decoded,
     )
 
 
-def _grid(job: EachJob) -> tuple[Chunks, int]:
-    """Lengths of the blocks of the map, and chunks of y that a block joins."""
-    if not job.lazy:
-        return tuple((n,) for n in job.axes.map_shape), 1
-    from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
-
+def _joined(job: EachJob) -> int:
+    """Chunks of y that a block joins to whole series."""
     y = job.arrays[0]
-    joined = math.prod(len(y.chunks[d]) for d in job.axes.fit) if is_dask(y) else 1
-    return map_chunks(job.problem, job.arrays), joined
+    return math.prod(len(y.chunks[d]) for d in job.axes.fit) if is_dask(y) else 1
 
 
 def _machine(job: EachJob, client: Client | None, blocks: int) -> tuple[int, int, int, int]:
     """Workers, all threads, tasks at one time in a process, and bytes of its memory."""
+    memory_here = available_memory()
+    if job.memory_limit_gb is not None:
+        memory_here = int(job.memory_limit_gb * GB)
     if not job.lazy:  # the series of the one block are shared out to threads
-        return 0, available_cores(), 1, available_memory()
+        return 0, available_cores(), 1, memory_here
     from nlsq_dask.engines.dask.cluster import smallest_worker, worker_threads  # loaded for use
     from nlsq_dask.engines.dask.scheduler import local_threads
 
     if client is None:
         threads = local_threads()
-        return 0, threads, min(threads, blocks), available_memory()
+        return 0, threads, min(threads, blocks), memory_here
     threads_of = worker_threads(client)
     worker = smallest_worker(client)
-    available = available_memory() if worker is None else worker.memory_bytes
+    available = memory_here
+    if worker is not None and job.memory_limit_gb is None:
+        available = worker.memory_bytes
     at_one_time = max(threads_of, default=1) if worker is None else worker.threads
     return len(threads_of), sum(threads_of), at_one_time, available
 
@@ -138,6 +146,14 @@ def _task_bytes(job: EachJob, series: int, block_bytes: int, *, joined: int) -> 
     return block + 8 * (batch * (of_rows + state) + answer)
 
 
+def _frames_decoded(job: EachJob, regions: int) -> int:
+    """How often each frame is decoded: in each reading, for each region of its chunk of the map."""
+    from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
+
+    chunks = math.prod(map(len, map_chunks(job.problem, job.arrays)))
+    return FRAME_READINGS * -(-regions // chunks)
+
+
 def _bytes_read(job: EachJob) -> int:
     """Bytes of one reading: each piece is made once, and decodes whole Zarr chunks."""
     if not job.lazy:
@@ -157,11 +173,16 @@ def _warnings(
     available: int,
     base: int,
     at_one_time: int,
+    *,
+    in_frames: bool,
 ) -> Iterator[str]:
-    """What makes the fits slow, or too large, and the call that helps."""
+    """What makes the fits slow, or too large, and the call that helps.
+
+    Regions of frames are cut such that they fit.
+    """
     largest = tuple(map(max, grid))
     usable = max(available * SAFETY_FACTOR - base, available / 4)
-    if memory > base + usable and job.lazy:
+    if memory > base + usable and job.lazy and not in_frames:
         series = math.prod(largest)
         share = usable / max(memory - base, 1)
         fitting = fitting_chunks(largest, int(series * share))

@@ -20,8 +20,9 @@ class MapsPlan:
     ----------
     series, rows, params : int
         Series, rows of a series, and parameters that are fitted to each.
-    strategy : {"standard", "streaming"}
-        How the data are read: in memory, or in tasks that read whole series.
+    strategy : {"standard", "streaming", "frames"}
+        How the data are read: in memory, in tasks that read whole series, or in tasks that add up
+        sums over frames.
     blocks : int
         Blocks of the map, a task each.
     joined : int
@@ -33,7 +34,7 @@ class MapsPlan:
     data_bytes : int
         All arrays, decoded.
     readings : int
-        Readings of all data.
+        Readings of all data. Frames are read about as often.
     bytes_read : int
         Bytes of all readings: each Zarr chunk counts decoded and whole, each time it is decoded. 0
         for data in memory.
@@ -55,7 +56,7 @@ class MapsPlan:
     series: int
     rows: int
     params: int
-    strategy: Literal["standard", "streaming"]
+    strategy: Literal["standard", "streaming", "frames"]
     blocks: int
     joined: int
     block_series: int
@@ -87,7 +88,7 @@ def _title(plan: MapsPlan) -> str:
 
 def _table(plan: MapsPlan) -> list[tuple[str, str]]:
     """Names and texts of the rows of the table, in order."""
-    streaming = plan.strategy == "streaming"
+    streaming = plan.strategy != "standard"
     return [
         ("strategy", _strategy_text(plan)),
         ("data", in_units(plan.data_bytes) + (", decoded" if streaming else " in memory")),
@@ -103,6 +104,8 @@ def _table(plan: MapsPlan) -> list[tuple[str, str]]:
 def _strategy_text(plan: MapsPlan) -> str:
     if plan.strategy == "standard":
         return "standard: all series are in memory"
+    if plan.strategy == "frames":
+        return "frames: sums of each series are added up over the frames, a few rows at a time"
     if plan.joined == 1:
         return "streaming: each chunk holds whole series"
     return f"streaming: each block joins {plan.joined:,} chunks to whole series"
@@ -114,11 +117,11 @@ def _tasks_text(plan: MapsPlan) -> str:
 
 
 def _reading_text(plan: MapsPlan) -> str:
-    count = "one reading" if plan.readings == 1 else f"{plan.readings} readings"
+    count = "one reading" if plan.readings == 1 else f"about {plan.readings} readings"
     return f"{in_units(plan.bytes_read)} in {count} of all data"
 
 
 def _memory_text(plan: MapsPlan) -> str:
     of = f"at most {in_units(plan.memory_bytes)} of {in_units(plan.available_bytes)}"
     where = " on each worker" if plan.workers else " in this process"
-    return of + where + ("" if plan.strategy == "streaming" else ", beside the data")
+    return of + where + (", beside the data" if plan.strategy == "standard" else "")

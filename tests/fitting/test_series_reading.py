@@ -11,7 +11,15 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_dask import ConvergenceWarning, InputError, ReadingError, Status, fit_each, models
+from nlsq_dask import (
+    ConvergenceWarning,
+    InputError,
+    ReadingError,
+    Status,
+    fit_each,
+    models,
+    plan_each,
+)
 from nlsq_dask.core.series_memory import SeriesSizes, bands
 from nlsq_dask.engines.dask import reading
 from nlsq_dask.engines.frames import pilot_rows
@@ -136,7 +144,10 @@ def test_each_frame_is_read_some_five_times_and_series_that_fit_are_gathered(tmp
     store = stored(tmp_path / "y.zarr", y, (1, 20, 20))
     room = {"memory_limit_gb": 0.011, "p0": START, "store": tmp_path / "maps.zarr"}
     with dask.config.set(scheduler="synchronous", num_workers=1):
+        planned = plan_each(decay, T, store, **room)
         maps = fit_each(decay, T, store, **room)
+    assert (planned.strategy, planned.blocks, planned.readings) == (maps.strategy, 1, 5)
+    assert 0.4 < store.store.bytes_read / planned.bytes_read < 1.02
     assert maps.strategy == "frames"
     assert "read frame by frame" in str(maps.compute())
     assert sum(store.store.reads.values()) < 5.1 * ROWS

@@ -1,5 +1,6 @@
 """The plan of many fits: the way, the blocks and the bytes, without reading."""
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.support.series import ROWS, START, T, cube, decay
 
 SHAPE = (6, 8)
 CUBE = cube(SHAPE)
+GIGABYTE = {"memory_limit_gb": 1.0}
 
 
 def unread(chunks, shape=(ROWS, *SHAPE), dtype=np.float32):
@@ -60,14 +62,28 @@ def test_a_store_is_planned_for_and_not_opened(tmp_path):
 
 
 def test_blocks_that_do_not_fit_and_blocks_of_few_series_are_warned_of():
-    frames = unread((1, 4096, 4096), (1000, 4096, 4096))
-    found = plan_each(decay, np.arange(1000.0), frames, START)
+    few = unread((1, 4096, 4096), (40, 4096, 4096))
+    found = plan_each(decay, np.arange(40.0), few.rechunk((40, 4096, 4096)), START, **GIGABYTE)
     assert found.memory_bytes > found.data_bytes
-    assert "y.rechunk((1000, " in found.warnings[0]
+    assert "y.rechunk((40, " in found.warnings[0]
     small = unread((ROWS, 1, 2), (ROWS, 32, 16))
     (warning,) = plan_each(decay, T, small, START).warnings
     assert "256 blocks have 2 series or fewer" in warning
     assert not plan_each(decay, T, unread((ROWS, 32, 16), (ROWS, 32, 16)), START).warnings
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_tasks_at_one_time_share_the_memory_for_frames(threads):
+    frames = unread((1, 4096, 4096), (1000, 4096, 4096))
+    with dask.config.set(num_workers=threads):
+        found = plan_each(decay, np.arange(1000.0), frames, START, memory_limit_gb=8.0)
+    assert found.strategy == "frames"
+    assert not found.warnings
+    assert found.memory_bytes < found.available_bytes == 8e9
+    assert found.blocks > threads
+    # Each region of the one chunk of the map decodes the frames by itself.
+    assert found.bytes_read == found.readings * found.blocks * 4 * 1000 * 4096**2
+    assert "about 5 readings" in str(found)
 
 
 def test_arguments_are_checked_as_those_of_the_fits():
