@@ -171,7 +171,7 @@ RUNS = [
         "object_store",
         ["--rows", "5000", "--chunk-rows", "1500", "--repeat", "1"],
         4,
-        ("disk", "obstore", "fsspec"),
+        ("disk", "obstore", "fsspec", "read"),
         id="object_store",
         marks=(slow, pytest.mark.skipif(find_spec("moto") is None, reason="moto serves S3")),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import dask.array as da
@@ -16,11 +17,13 @@ from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.prefetch import (
     AHEAD_BYTES,
-    REMOTE_DEPTH,
+    FIRST_DEPTH,
+    MOST_DEPTH,
     prefetch_depth,
     read_ahead,
     read_blocks,
 )
+from nlsq_dask.engines.dask.reading import Retries
 from nlsq_dask.io.sources import observe
 from tests.engines.test_dask import in_dask_arrays
 from tests.support.engines import dask_engine
@@ -29,6 +32,28 @@ from tests.support.problems import plain_problem, problems
 
 class FarStore(MemoryStore):
     """A store of which nothing is known."""
+
+
+class BusyStore(MemoryStore):
+    """A store that answers no request for a chunk before so many are under way."""
+
+    wanted = 1
+
+    def __init__(self):
+        super().__init__()
+        self.under_way = 0
+        self.enough = asyncio.Event()
+
+    async def get(self, key, prototype, byte_range=None):
+        if "c/" in key:
+            self.under_way += 1
+            if self.under_way >= self.wanted:
+                self.enough.set()
+            try:
+                await asyncio.wait_for(self.enough.wait(), 60)
+            finally:
+                self.under_way -= 1
+        return await super().get(key, prototype, byte_range)
 
 
 def one_group(n_blocks, make):
@@ -100,9 +125,9 @@ def zarr_array(store, chunks=100):
 @pytest.mark.parametrize(
     ("wrap", "depth"),
     [
-        pytest.param(lambda a: a, REMOTE_DEPTH, id="zarr.Array"),
-        pytest.param(da.from_zarr, REMOTE_DEPTH, id="from_zarr"),
-        pytest.param(lambda a: da.from_zarr(a) * 2 + 1, REMOTE_DEPTH, id="work upstream"),
+        pytest.param(lambda a: a, MOST_DEPTH, id="zarr.Array"),
+        pytest.param(da.from_zarr, MOST_DEPTH, id="from_zarr"),
+        pytest.param(lambda a: da.from_zarr(a) * 2 + 1, MOST_DEPTH, id="work upstream"),
     ],
 )
 def test_stores_that_are_not_local_are_read_ahead(wrap, depth):
@@ -131,6 +156,22 @@ def test_large_blocks_are_not_read_ahead_in_number():
     plan = make_stream(observe(x, y))  # 8 bytes of x and of y in each row
     assert plan.block_bytes == AHEAD_BYTES
     assert prefetch_depth(plan) == 1
+
+
+def test_groups_of_one_block_are_read_ahead_together():
+    """More requests are under way than tasks, and the sums have the same bits."""
+    problem = plain_problem(1600, p=2, sigma=False)
+    sums = []
+    for wanted in (1, FIRST_DEPTH + 1):
+        store = BusyStore()
+        data = observe(problem.x, zarr_array(store))
+        store.wanted = wanted
+        options = {"stage_rows": 64, "threads": 2, "retries": Retries(0)}
+        with dask_engine(data, problem.spec, **options) as engine:
+            assert all(len(group.steps) == 1 for group in engine.stream.groups)
+            sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
+    assert sums[0].gram.tobytes() == sums[1].gram.tobytes()
+    assert sums[0].gradient.tobytes() == sums[1].gradient.tobytes()
 
 
 @pytest.mark.slow

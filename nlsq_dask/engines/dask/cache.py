@@ -122,6 +122,11 @@ class KeptGroup:
         self._rows, self._blocks = kept, indices
         return total
 
+    @property
+    def keeps(self) -> bool:
+        """Whether rows are kept now."""
+        return self._rows is not None
+
     def forget(self) -> None:
         """Drop the rows."""
         self._rows = None

@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dask._task_spec import DataNode, List, Task, TaskRef
+from dask.order import order
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.cache import Keeping, KeptGroup, keep_nothing
 from nlsq_dask.engines.dask.cluster_runner import ClusterRunner
 from nlsq_dask.engines.dask.groups import Stream
-from nlsq_dask.engines.dask.reading import shared_nodes
-from nlsq_dask.engines.dask.scheduler import local_get
-from nlsq_dask.engines.dask.signals import Ears, Show, show_nothing
-from nlsq_dask.engines.dask.task import Work, add_in_order
+from nlsq_dask.engines.dask.prefetch import ReadAhead, is_independent
+from nlsq_dask.engines.dask.reading import Reading, shared_nodes
+from nlsq_dask.engines.dask.scheduler import local_get, local_threads, runs_here
+from nlsq_dask.engines.dask.signals import Ears, Show, show_nothing, signals_of
+from nlsq_dask.engines.dask.task import Work, add_in_order, answer_of_group
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 
@@ -121,6 +123,45 @@ class LocalRunner:
         ledger: PassLedger = NO_PASS_LEDGER,
     ) -> Any:
         """Sum over all groups; see :class:`Runner`."""
+        ahead = self._ahead(ledger) if function is answer_of_group and len(args) == 1 else None
+        work = replace(self._work, ahead=ahead)
+        try:
+            total = self._sum(name, function, work, args, ledger)
+        except BaseException:
+            if ahead is not None:
+                ahead.close(wait=False)  # what waits for a store ends with the fit
+            raise
+        if ahead is not None:
+            ahead.close()
+        return total
+
+    def _ahead(self, ledger: PassLedger) -> ReadAhead | None:
+        """Reads the blocks of all groups that a pass must read; None to read group by group."""
+        depth = self._work.read_ahead * min(local_threads(), self._threads or local_threads())
+        if depth < 1 or not runs_here():
+            return None
+        read = [
+            task_group.group if isinstance(task_group, KeptGroup) else task_group
+            for i, task_group in enumerate(self._groups)
+            if i not in ledger.known
+            if not (isinstance(task_group, KeptGroup) and task_group.keeps)
+        ]
+        known = [
+            (group, {key: self._shared[key] for key in group.external})
+            for group in read
+            if is_independent(group)
+        ]
+        reading = Reading(self._work.retries, signals_of(self._work.fit))
+        return ReadAhead(known, self._work.layout, depth, reading)
+
+    def _sum(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        work: Work,
+        args: tuple[Any, ...],
+        ledger: PassLedger,
+    ) -> Any:
         blocks: dict[Key, int] = {}
         graph: dict[Key, Any] = {}
         for i, (group, task_group) in enumerate(
@@ -132,11 +173,15 @@ class LocalRunner:
                 graph[key] = DataNode(key, ledger.known[i])
                 continue
             external = tuple(self._shared[k] for k in group.external)
-            inputs = (DataNode(None, v) for v in (task_group, external, self._work, *args))
+            inputs = (DataNode(None, v) for v in (task_group, external, work, *args))
             graph[key] = Task(key, function, *inputs)
         for node, parts in tree(list(graph), f"nlsq reduce-{name}"):
             graph[node] = Task(node, add_in_order, List(*(TaskRef(part) for part in parts)))
         root = next(reversed(graph))
+        if work.ahead is not None:
+            ranks = order(graph)  # as Dask's local scheduler runs the tasks
+            first = sorted(range(len(blocks)), key=lambda i: ranks[f"nlsq {name}", i])
+            work.ahead.follow(self._stream.groups[i] for i in first)
         counter = _BlockCounter(blocks, self._progress, ledger)
         (total,) = local_get(graph, [root], self._threads, counter)
         return total

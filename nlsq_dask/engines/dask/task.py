@@ -20,7 +20,7 @@ from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import without_collections
 from nlsq_dask.engines.dask.look import Look
-from nlsq_dask.engines.dask.prefetch import read_ahead
+from nlsq_dask.engines.dask.prefetch import ReadAhead, read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group
@@ -58,6 +58,8 @@ class Work:
         Memory of this process that blocks are read into.
     look : Look or None
         Rows whose residuals the board of fits is told.
+    ahead : ReadAhead or None
+        Reads the blocks of this pass ahead of the tasks of this process.
     """
 
     kernels: Kernels
@@ -69,6 +71,7 @@ class Work:
     tells: bool = False
     memory: ReusedMemory = field(default_factory=ReusedMemory)
     look: Look | None = None
+    ahead: ReadAhead | None = None
 
 
 @without_collections()
@@ -117,7 +120,10 @@ def answer_of_group(
     values = dict(zip(whole.external, external, strict=True))
     group = group_without(whole, omitted) if omitted else whole
     reading = Reading(work.retries, signals_of(work.fit), work.tells)
-    blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
+    if work.ahead is not None and group in work.ahead:
+        blocks = work.ahead.blocks(group)
+    else:
+        blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
     with reusing(work.memory):
         if isinstance(question, BlockQuestion):
             total = question.left_out(group.n_left_out)
