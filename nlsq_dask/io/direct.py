@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask.io.libraries import local_folder
 from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_thread
 
 #: Decodes the bytes of a file into an array; False if the file has not the length of the array.
@@ -145,19 +146,19 @@ def direct_reader(array: Any) -> DirectReader | None:
     ----------
     array : zarr.Array
     """
-    if why_not_direct(array):
+    root = local_folder(array.store)
+    if root is None or why_not_direct(array):
         return None
-    folder, dtype = Path(array.store.root, array.path), np.dtype(array.dtype)
+    folder, dtype = root / array.path, np.dtype(array.dtype)
     return DirectReader(array, folder, dtype, tuple(array.chunks), DECODERS[_compression(array)])
 
 
 def why_not_direct(array: Any) -> str:
     """Why Zarr must read an array, as the end of a sentence; empty if its files can be read."""
     import zarr
-    from zarr.storage import LocalStore
 
     dtype = np.dtype(array.dtype)
-    if type(array) is not zarr.Array or type(array.store) is not LocalStore:
+    if type(array) is not zarr.Array or local_folder(array.store) is None:
         return "it lies in no local folder"
     if zarr.config.get("codec_pipeline.path") != PIPELINE or zarr.config.get("buffer") != BUFFER:
         return "Zarr has other settings"

@@ -6,6 +6,7 @@ While a library is not imported, no value is an instance of its classes.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -39,6 +40,29 @@ def inner_store(store: Any) -> Any:
     while hasattr(store, "_store"):
         store = store._store  # noqa: SLF001  # there is no public name
     return store
+
+
+def local_folder(store: Any) -> Path | None:
+    """The folder of a store of Zarr whose keys are files on this machine; None for any other store.
+
+    Dask opens a path by fsspec, whose local file system reads the files that Zarr's store reads.
+    """
+    if _has_name(store, "zarr", "LocalStore"):
+        return Path(store.root)
+    system = getattr(store, "fs", None)
+    system = getattr(system, "sync_fs", system)
+    if not _has_name(store, "zarr", "FsspecStore") or not _has_name(
+        system, "fsspec", "LocalFileSystem"
+    ):
+        return None
+    folder = Path(store.path)
+    return folder if folder.is_absolute() else None  # fsspec may expand a relative path
+
+
+def _has_name(value: Any, package: str, name: str) -> bool:
+    """Whether the class of a value, not one above it, has such a name in a package."""
+    kind = type(value)
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == package
 
 
 def is_instance(value: Any, module: str, name: str) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding
-from nlsq_dask.io.libraries import inner_store
+from nlsq_dask.io.libraries import inner_store, local_folder
 from nlsq_dask.io.places import chunk_key, stored_lengths
 from nlsq_dask.io.shards import absent_in, chunks_of
 from nlsq_dask.io.stored import of_zarr
@@ -68,7 +68,7 @@ def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
     if not array.shards:
         return frozenset(absent)
     stored = {index: key for index, key in named.items() if key in keys}
-    inside = absent_in(array, stored, _folder(array.store))
+    inside = absent_in(array, stored, local_folder(inner_store(array.store)))
     return frozenset(itertools.chain(*(chunks_of(array, shard) for shard in absent), inside))
 
 
@@ -110,7 +110,8 @@ def _listed(store: Any, path: str) -> frozenset[str] | None:
     """Keys of a store below a path."""
     if not store.supports_listing:
         return None
-    inner, folder = inner_store(store), _folder(store)
+    inner = inner_store(store)
+    folder = local_folder(inner)
     if folder is not None:
         return frozenset(_files_below(folder, path))
     from zarr.core.sync import sync  # runs on the loop of Zarr, to which stores are tied
@@ -121,12 +122,6 @@ def _listed(store: Any, path: str) -> frozenset[str] | None:
         return frozenset(sync(_collected(store.list_prefix(f"{path}/" if path else ""))))
     except NotImplementedError:
         return None
-
-
-def _folder(store: Any) -> Path | None:
-    """The folder of a local store; None for any other."""
-    inner = inner_store(store)
-    return Path(inner.root) if type(inner).__name__ == "LocalStore" else None
 
 
 async def _collected(keys: AsyncIterator[str]) -> list[str]:

@@ -87,6 +87,36 @@ def test_other_chunks_are_left_to_zarr(tmp_path, kind):
     np.testing.assert_array_equal(Leaf(array)[1:5, 3:8], array[1:5, 3:8])
 
 
+@pytest.mark.parametrize("open_path", ["Dask", "URL"])
+def test_files_of_a_path_that_fsspec_opens_are_read(tmp_path, open_path, monkeypatch):
+    import dask.array as da
+
+    stored(tmp_path / "a b", (6, 8), (3, 2))
+    if open_path == "Dask":
+        graph = dict(da.from_zarr(str(tmp_path / "a b"), storage_options={}).__dask_graph__())
+        (array,) = (value for value in graph.values() if isinstance(value, zarr.Array))
+    else:
+        store = zarr.storage.FsspecStore.from_url(f"file://{tmp_path / 'a b'}", read_only=True)
+        array = zarr.open_array(store, mode="r")
+    assert type(array.store).__name__ == "FsspecStore"
+    assert direct.why_not_direct(array) == ""
+    read = counted(monkeypatch)
+    np.testing.assert_array_equal(Leaf(array)[1:5, 3:8], array[1:5, 3:8])
+    assert len(read) == 6
+
+
+def test_other_file_systems_are_left_to_zarr(tmp_path):
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Changed(LocalFileSystem):
+        """It may read anything."""
+
+    stored(tmp_path / "a", (6, 8), (3, 2))
+    folder = Changed().get_mapper(str(tmp_path / "a"))
+    store = zarr.storage.FsspecStore.from_mapper(folder, read_only=True)
+    assert direct.why_not_direct(zarr.open_array(store, mode="r"))
+
+
 def test_other_indices_are_left_to_zarr(tmp_path):
     array = stored(tmp_path, (6, 8), (3, 2))
     for index in (..., slice(None), (slice(None, None, 2), slice(None)), (1, slice(None))):
