@@ -145,6 +145,7 @@ def assert_near(popt, expected, perr, part=1e-5):
     np.testing.assert_array_equal(np.abs(popt - expected) <= part * perr, True)
 
 
+@pytest.mark.slow
 @pytest.mark.every(4)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -249,6 +250,7 @@ def test_a_covariance_matrix_and_constraints():
     np.testing.assert_allclose(result.perr, np.sqrt(np.diag(whole)), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
 def test_starts_keep_what_is_fixed_and_tied(strategy):
     problem = PROBLEMS["a ratio and a fixed distance"]
@@ -266,6 +268,7 @@ def test_starts_keep_what_is_fixed_and_tied(strategy):
                 assert point[4] == pytest.approx(point[1] + 2.0, rel=1e-14)
 
 
+@pytest.mark.slow
 def test_a_constrained_fit_resumes_to_the_same_bits(tmp_path):
     problem = PROBLEMS["bounds that hold"]
     whole = fit_pair(problem, "streaming")

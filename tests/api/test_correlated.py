@@ -66,6 +66,7 @@ def test_the_answer_is_scipy_s(options, absolute_sigma):
     assert result.rmse == pytest.approx(np.sqrt(np.mean(errors**2)))
 
 
+@pytest.mark.slow
 def test_a_loss_of_whitened_residuals():
     options = dict(loss="soft_l1", f_scale=0.7)
     result = fit(decay, X, Y, P0, sigma=COVARIANCE, ftol=1e-12, **options)
@@ -81,6 +82,7 @@ def test_a_loss_of_whitened_residuals():
     np.testing.assert_allclose(result.pcov, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_one_s_own_are_whitened_too():
     own = fit(decay, X, Y, P0, sigma=COVARIANCE, jac=jacobian)
     automatic = fit(decay, X, Y, P0, sigma=COVARIANCE)
@@ -104,6 +106,7 @@ def test_r_squared_is_that_of_generalised_least_squares():
     assert result.r_squared == pytest.approx(1 - result.chi2 / constant.chi2, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_model_of_all_rows_is_no_obstacle():
     """All rows are evaluated together anyway."""
     result = fit(lambda x, a, b: a * (x - x.mean()) + b, X, Y, sigma=COVARIANCE)
@@ -125,6 +128,7 @@ MISSING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISSING)
 def test_rows_left_out_take_their_row_and_column_along(name):
     kept = ~LEFT_OUT
@@ -133,6 +137,7 @@ def test_rows_left_out_take_their_row_and_column_along(name):
     assert (result.n_points, result.n_skipped) == (145, 5)
 
 
+@pytest.mark.slow
 def test_a_covariance_need_be_known_only_for_rows_that_count():
     unknown = COVARIANCE.copy()
     unknown[LEFT_OUT] = unknown[:, LEFT_OUT] = np.nan
@@ -170,6 +175,7 @@ def test_what_is_no_covariance_matrix_is_refused_as_by_scipy(sigma, text):
         scipy_fit(sigma=sigma)
 
 
+@pytest.mark.slow
 def test_a_matrix_that_is_not_symmetric_is_refused():
     """Where SciPy uses its lower triangle."""
     sigma = COVARIANCE.copy()

@@ -85,6 +85,7 @@ def test_x_without_rows_is_not():
         curve_fit(*FORMS["None"], strategy="chunked")
 
 
+@pytest.mark.slow
 def test_a_column_of_a_table_is_rows():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"x": X, "y": Y})
@@ -200,6 +201,7 @@ def test_what_a_model_raises_on_the_way_is_raised():
         curve_fit(model, X, Y, [1, 0.5, 0])
 
 
+@pytest.mark.slow
 def test_each_fit_hears_of_its_own_errors(monkeypatch):
     """The second fit is of the same model and data, and may not be served by the first's code."""
 

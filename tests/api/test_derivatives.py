@@ -153,6 +153,7 @@ def test_scipys_optimum_is_reached(case, how):
     np.testing.assert_array_less(np.abs(result.popt - expected.x), 0.01 * result.perr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a clipped power", "a spot"])
 def test_a_model_in_numpy(name):
     case = CASES[name]
@@ -214,6 +215,7 @@ def test_fixed_and_tied_parameters_and_a_robust_loss():
     np.testing.assert_array_less(np.abs(robust.popt - alone.popt), 2.0 * alone.perr)
 
 
+@pytest.mark.slow
 def test_a_start_on_a_bound_at_which_the_model_ends():
     case = CASES["a root at zero"]
     with pytest.warns(DerivativeWarning):

@@ -247,6 +247,7 @@ def test_sums_are_float64_whatever_the_dtype(dtype, strategy):
     np.testing.assert_allclose(result.popt, solution, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_automatic_strategy():
     rows, columns = np.arange(30.0)[:, None], np.arange(40.0)
     image = 2 * rows + 3 * columns

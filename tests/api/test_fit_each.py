@@ -58,6 +58,7 @@ def same(a, b, order=slice(None)):
     return True
 
 
+@pytest.mark.slow
 def test_each_series_has_the_answer_of_scipy(maps):
     popt, perr = by_scipy(FLAT)
     found, errors = maps.popt.array.reshape(3, -1), maps.perr.array.reshape(3, -1)
@@ -80,6 +81,7 @@ def test_sigma_of_a_series_scales_chi2_and_errors_as_in_scipy(absolute):
     np.testing.assert_allclose(found.perr.array.reshape(3, -1), perr, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_sigma_along_the_rows_weighs_as_in_scipy():
     sigma = np.linspace(0.02, 0.2, ROWS)
     popt, perr = by_scipy(FLAT, sigma[:, None], True)
@@ -120,6 +122,7 @@ def test_bits_do_not_depend_on_the_order_of_the_series(maps):
     assert same(maps, turned)
 
 
+@pytest.mark.slow
 @settings(max_examples=3)
 @given(st.integers(9, ROWS), st.integers(1, 5), st.integers(3, 7))
 def test_bits_do_not_depend_on_the_chunks(maps, rows, height, width):
@@ -131,6 +134,7 @@ def test_bits_do_not_depend_on_the_chunks(maps, rows, height, width):
     assert same(maps, lazy.compute(scheduler="synchronous"))
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_neighbours():
     # More series than one call takes, some of them slow: these are gathered from all tiles.
     slow = np.tile(FLAT, (1, 140))
@@ -144,6 +148,7 @@ def test_bits_do_not_depend_on_the_neighbours():
         np.testing.assert_array_equal(array[..., 1900:1935], apart.fields[name])
 
 
+@pytest.mark.slow
 def test_maps_of_p0_bounds_fixed_and_sigma_are_those_of_each_series():
     low = np.linspace(0.1, 0.4, 5)[:, None]
     p0 = {
@@ -196,6 +201,7 @@ def test_a_fixed_map_reaches_the_parameters_tied_to_it():
     np.testing.assert_array_equal(found.maps["fixed", 2], CUBE.params[2][None])
 
 
+@pytest.mark.slow
 def test_starts_without_p0_are_guessed_for_each_series():
     model = models.ExponentialDecay() + models.Constant()
     found = fit_each(model, T, CUBE.y)
@@ -339,6 +345,7 @@ def plane(x, height, slope_x, slope_y):
     return height + slope_x * x[0] + slope_y * x[1]
 
 
+@pytest.mark.slow
 def test_two_fitted_dimensions_and_two_coordinates_meet_the_closed_form():
     draw = np.random.default_rng(2)
     rows, columns = np.arange(5.0), np.arange(8.0)
@@ -358,6 +365,7 @@ def smeared(t, amplitude, lifetime):
     return jnp.convolve(amplitude * jnp.exp(-t / lifetime), response)[: t.shape[0]]
 
 
+@pytest.mark.slow
 def test_a_model_that_mixes_the_rows_of_a_series_gets_whole_series():
     t = np.linspace(0.0, 5.0, 41)
     lifetimes = np.array([[0.7, 1.1, 1.9]])
@@ -408,6 +416,7 @@ def test_a_derivative_that_is_not_finite_is_a_difference():
     assert np.abs((found.popt.array - [slope**2, offset]) / errors).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
     figure = maps.plot()
     assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it

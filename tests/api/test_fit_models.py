@@ -78,6 +78,7 @@ def assert_those_of_separate_fits(comparison, models, x, y, starts, **options):
 
 
 # The residuals of a model that misses the data are no noise, but a fit alone cannot know.
+@pytest.mark.slow
 @pytest.mark.every(6)
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize(

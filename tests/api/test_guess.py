@@ -170,6 +170,7 @@ def test_a_guess_never_sees_rows_that_are_left_out():
         np.testing.assert_allclose(result.popt, TRUTH, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_guess_of_streamed_data_reads_a_sample_of_them(tmp_path):
     """Whole chunks, few of them, once; and the passes are no more than without a guess."""
     n_rows, chunk = 26 * X.size, 13_000  # more than are all read
@@ -185,6 +186,7 @@ def test_a_guess_of_streamed_data_reads_a_sample_of_them(tmp_path):
     assert max(reads.values()) <= result.n_passes + 1
 
 
+@pytest.mark.slow
 def test_a_model_of_the_library_needs_no_start():
     result = fit(Gaussian(), *data_for("streaming"))
     np.testing.assert_allclose(result.popt, TRUTH, rtol=0.02)
@@ -221,6 +223,7 @@ def test_a_guess_from_all_rows_is_a_pass(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 def test_several_models_guess_from_all_of_few_streamed_rows(order):
     """Whichever of them it is that guesses."""

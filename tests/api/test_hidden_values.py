@@ -175,6 +175,7 @@ def test_curve_fit_looks_as_far_as_scipy_does():
         curve_fit(replaced, as_dask(x), as_dask(Y))
 
 
+@pytest.mark.slow
 def test_good_data_are_read_once_a_pass(tmp_path):
     """Looking takes no reading of its own."""
     x = stored(tmp_path / "x", NANOSECONDS, (100,), fill_value=0)
@@ -346,6 +347,7 @@ MANY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.every(3)
 @pytest.mark.parametrize("name", MANY)
 def test_many_numbers_are_not_printed_whole(name):

@@ -47,6 +47,7 @@ def test_the_package_loads_nothing_heavy(program):
     assert not set(HEAVY) & set(loaded)
 
 
+@pytest.mark.slow
 def test_a_fit_in_memory_loads_no_dask():
     loaded = run_python(
         "import numpy as np\n"
@@ -100,6 +101,7 @@ def imports_of(tree):
             yield from imports_of(node)
 
 
+@pytest.mark.slow
 def test_only_the_dask_engine_knows_what_dask_is_made_of():
     found = {
         (path.relative_to(PACKAGE).as_posix(), module)

@@ -104,6 +104,7 @@ def test_it_gets_coordinates_as_the_model_does(structure):
     np.testing.assert_allclose(fit(plane, x, y, jac=jac).popt, [2, 3], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_all_rows_at_once():
     """Where the model is not row-wise, its derivatives are not either."""
 

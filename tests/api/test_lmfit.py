@@ -50,6 +50,7 @@ def assert_same_parameters(found, expected):
         assert parameter.min <= found[name].min < found[name].max <= parameter.max, name
 
 
+@pytest.mark.slow
 def test_fixed_bounded_and_tied_parameters_end_as_in_lmfit():
     model, params, y = peaks()
     params["a_center"].set(vary=False)

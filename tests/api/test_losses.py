@@ -99,6 +99,7 @@ def assert_near(popt, expected, perr, part=1e-5):
     np.testing.assert_array_less(np.abs(popt - expected), part * perr)
 
 
+@pytest.mark.slow
 @pytest.mark.every(3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("loss", LOSSES)
@@ -402,6 +403,7 @@ def test_outliers_count_less():
     assert np.all(away["cauchy"] < away["linear"])
 
 
+@pytest.mark.slow
 def test_rows_left_out_have_no_loss():
     y = np.where(np.arange(Y.size) % 7 == 3, np.nan, Y)
     kept = ~np.isnan(y)
@@ -426,6 +428,7 @@ def test_starts_are_compared_by_the_loss(strategy):
     assert result.cost <= reference.cost * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_fit_with_a_loss_resumes_to_the_same_bits(tmp_path):
     whole = fit_with("cauchy", "streaming")
 

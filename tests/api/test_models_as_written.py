@@ -113,6 +113,7 @@ def test_model_that_is_read_otherwise_is_called_as_it_is_or_refused(model):
         fit(model, X, y, START)
 
 
+@pytest.mark.slow
 def test_refusal_where_rows_are_streamed_or_read_together():
     model = by_the_type_of_x
     x, y = (da.from_array(a, chunks=20) for a in (X, called(model, X, *PARAMS)))
@@ -260,6 +261,7 @@ def state(tmp_path, monkeypatch):
     HIDING.k = 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.every(3)
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("case", STATE)

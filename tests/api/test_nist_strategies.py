@@ -44,6 +44,7 @@ def assert_certified(problem, result, times=1):
         assert result.chi2 == pytest.approx(times * problem.rss, rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.every(3)
 @pytest.mark.parametrize(("name", "start"), CASES)
 def test_certified_digits(name, start):

@@ -60,6 +60,7 @@ def assert_close(popt, expected):
     assert np.abs((popt - expected.popt) / expected.perr).max() < 0.02
 
 
+@pytest.mark.slow
 def test_each_chunk_is_read_once_a_pass(options, expected, caplog):
     with caplog.at_level(logging.INFO, "werkzeug"):
         result = fit(decay, f"{URL}/t", f"{URL}/y", P0, cache=False, **options)
@@ -71,6 +72,7 @@ def test_each_chunk_is_read_once_a_pass(options, expected, caplog):
     assert set(chunks.values()) == {result.n_passes}
 
 
+@pytest.mark.slow
 def test_every_call_takes_urls(options, expected):
     popt, _ = curve_fit(decay, f"{URL}/t", f"{URL}/y", P0, **options)
     assert_close(popt, expected)
@@ -78,6 +80,7 @@ def test_every_call_takes_urls(options, expected):
     assert_close(result.popt, expected)
 
 
+@pytest.mark.slow
 def test_fsspec_reads_the_same(options, expected, monkeypatch):
     pytest.importorskip("s3fs")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

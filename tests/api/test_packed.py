@@ -49,6 +49,7 @@ def assert_same(result, expected):
     assert result.n_points == expected.n_points == ROWS - 60
 
 
+@pytest.mark.slow
 def test_the_values_of_the_attributes_are_fitted(y, expected, tmp_path):
     """Each chunk is read and decoded once a pass, in one task with its sums."""
     result = fit(decay, X, y, P0, nan_policy="omit", cache=False, **TIGHT)
@@ -84,6 +85,7 @@ def test_fill_value_is_the_stored_number(y, expected, attributes):
         fit(decay, X, y, P0, fill_value=40_000)
 
 
+@pytest.mark.slow
 def test_every_argument_is_decoded(tmp_path, expected):
     """Also the coordinates that ``predict`` gets later, and the curve_fit of SciPy's form."""
     x = stored(tmp_path / "x", np.arange(ROWS, dtype="i4"), (CHUNK,), fill_value=0)

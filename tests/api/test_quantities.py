@@ -80,6 +80,7 @@ def assert_same(result, expected, rtol=1e-12):
     np.testing.assert_allclose(result.pcov, expected.pcov, rtol=10 * rtol)
 
 
+@pytest.mark.slow
 def test_sigma_is_converted_to_the_unit_of_y(quantity, expected):
     y, sigma = quantity(Y, "m"), quantity(100 * SIGMA, "cm")
     assert_same(fit(decay, X, y, P0, sigma=sigma, absolute_sigma=True), expected)

@@ -9,6 +9,7 @@ from nlsq_dask import ConvergenceWarning, Status, fit_each, models
 from tests.support.series import decay
 
 
+@pytest.mark.slow
 def test_a_direction_that_is_lost_in_rounding_has_no_error_bar():
     """A peak between two samples: its height and width cannot be told apart."""
     x = np.linspace(0.0, 10.0, 60)
@@ -31,6 +32,7 @@ def test_a_direction_that_is_lost_in_rounding_has_no_error_bar():
     assert 0 < determined.sum() < 160
 
 
+@pytest.mark.slow
 def test_a_constant_that_a_slow_decay_fits_exactly_is_undetermined():
     # Found by benchmarks/each_fuzz.py: with few digits, these series are fitted again in a basis.
     y = np.tile([-16.62143905405615, -16.625402991499623, 100.0], (60, 1))

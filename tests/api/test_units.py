@@ -35,6 +35,7 @@ def outcome(case):
         return result, away, task.natural.scipy_gets_there(case.method)
 
 
+@pytest.mark.slow
 @pytest.mark.every(4)
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_a_success_is_at_the_optimum_whatever_the_units(case):
@@ -50,6 +51,7 @@ def test_fits_succeed_where_scipy_does_in_natural_units():
     assert len(missing) <= 0.02 * sum(there for _, there in results.values()), missing
 
 
+@pytest.mark.slow
 def test_the_sweep_covers_every_two_levels():
     def levels(cases):
         return {pair for case in cases for pair in case.pairs()}

@@ -79,6 +79,7 @@ def data_for(way, y):
     return da.from_array(y, chunks=GRID) if way == "streaming" else y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_series_is_evaluated_whole(way):
     result = fit(piled, T, data_for(way, Y), START, dim=0, **WAYS[way])
@@ -117,6 +118,7 @@ def test_masks_leave_out_series_and_rows():
     assert agrees(fit(piled, T, Y, START, dim=0, mask=series, collapse=False), one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "loss"), [("chunked", "huber"), ("streaming", "cauchy")])
 def test_robust_losses(way, loss):
     y = GAPS.copy()
@@ -178,6 +180,7 @@ def test_labelled_series():
         fit(piled, "t", y, START, dim="time")
 
 
+@pytest.mark.slow
 def test_fixed_ties_bounds_and_a_jacobian():
     def jacobian(t, height, lifetime, offset):
         first = jnp.cumsum(jnp.exp(-t / lifetime)) / t.shape[0]
@@ -206,6 +209,7 @@ def test_a_model_of_single_rows_is_fitted_as_without_dim():
     np.testing.assert_array_equal(named.popt, placed.popt)
 
 
+@pytest.mark.slow
 def test_several_models_share_the_readings():
     lazy = data_for("streaming", Y)
     options = {"dim": 0, "collapse": False}
@@ -235,6 +239,7 @@ def test_the_bits_do_not_depend_on_the_workers(client):
     np.testing.assert_array_equal(here.pcov, there.pcov)
 
 
+@pytest.mark.slow
 def test_a_guess_sees_one_series():
     class Guessing:
         seen: tuple[int, ...] = ()

@@ -144,6 +144,7 @@ def test_every_goal_is_tested():
     assert [name for name, *_ in GOALS] == [goal.value for goal in OptimizationGoal]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("goal", "strategy", "adaptive", "fixed", "starts"), GOALS)
 def test_goals(goal, strategy, adaptive, fixed, starts):
     spellings = [goal, goal.upper(), goal.title(), OptimizationGoal(goal)]
@@ -376,6 +377,7 @@ def test_the_budget_of_dask_arrays_is_the_memory_of_what_reads_them():
     assert result.budget == MemoryBudget.compute(N, 3, memory_limit_gb=4.0)
 
 
+@pytest.mark.slow
 def test_the_sample_that_starts_are_tried_on_obeys_the_limit(many, engines):
     x, y, expected = many
     result = fit(decay, x, y, p0=START, bounds=BOUNDS, ftol=1e-12, memory_limit_gb=1e-4, n_starts=4)

@@ -116,6 +116,7 @@ def test_dogbox_ends_where_that_of_scipy_does(name: str):
 # Bounds
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -301,6 +302,7 @@ def test_a_start_at_the_optimum_costs_one_pass(method: str):
     assert (again.status, engine.n_passes) == (Status.STATISTICAL, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_loose_tolerances_wait_for_the_distance(method: str):
     """With many rows the cost changes little where the estimates still move by many errors."""

@@ -52,6 +52,7 @@ def random_case(seed: int, size: int, wide: bool):
     return model, params, newton, float(np.linalg.norm(newton)), box
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 6))
 def test_step_is_feasible_and_at_least_a_gradient_step(seed: int, size: int):

@@ -139,6 +139,7 @@ def test_passes_of_all_kinds_use_the_same_rows(problem, zarrs):
     assert chunk_reads(*zarrs) - before == 64
 
 
+@pytest.mark.slow
 def test_rows_that_are_left_out_stay_so(problem, zarrs):
     mask = np.arange(N_ROWS) % 7 == 0
     mask[1000:3000] = True  # a group without rows

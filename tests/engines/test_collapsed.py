@@ -62,6 +62,7 @@ class TestCollapsed(CostlyEngineConformance):
             assert engine.n_passes == 2
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(case=gappy_problems(sizes=(1,)), layout=seeds)
 def test_sums_equal_dense_numpy_on_the_rows_that_remain(case, layout):
@@ -94,6 +95,7 @@ def bits(sums):
     )
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_rows():
     problem = cube()
     data = observe(problem.x, problem.y, problem.sigma)

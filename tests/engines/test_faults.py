@@ -118,6 +118,7 @@ def test_errors_that_may_pass(error, passing):
     assert is_passing(error) is passing
 
 
+@pytest.mark.slow
 @on_threads_and_cluster
 def test_a_store_that_fails_for_a_while_changes_no_bit(place, tmp_path):
     errors = {"threads": ConnectionResetError("reset"), "cluster": TimeoutError()}
@@ -170,6 +171,7 @@ def test_retries_that_are_no_number(value):
         fit(decays, np.ones(9), da.ones(9), retries=value)
 
 
+@pytest.mark.slow
 def test_a_fit_says_that_it_waits(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(reading, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(faces, "FILE_INTERVAL", 0.0)

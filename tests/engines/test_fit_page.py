@@ -54,6 +54,7 @@ def data_of(page, name):
     return {s.name: s.data for s in page.root.select({"type": fit_page.ColumnDataSource})}[name]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_newest_fit_and_a_table_of_all(board):
     told(board, "old", [9.0])
     told(board, "new", [4.0, 3.0, -0.0])
@@ -73,6 +74,7 @@ def test_the_page_shows_the_newest_fit_and_a_table_of_all(board):
     assert data_of(page, "rates") == {"seconds": [1.0, 2.0, 3.0], "rate": [2.0] * 3}
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_over_stays_and_another_can_be_chosen(board):
     told(board, "old", [9.0])
     board.take({"fit": "old", "kind": "end", "outcome": "converged", "message": "it is"})
@@ -90,6 +92,7 @@ def test_a_fit_that_is_over_stays_and_another_can_be_chosen(board):
     assert "converged: it is" in title.text
 
 
+@pytest.mark.slow
 def test_a_chosen_fit_that_is_dropped_gives_way_to_the_newest(board):
     told(board, "old", [9.0])
     page = fit_page.Page(board)
@@ -122,6 +125,7 @@ def of_group(group, values):
     return {"fit": "f", "kind": "residuals", "group": group, **counts}
 
 
+@pytest.mark.slow
 def test_residuals_are_drawn_if_they_are_told(board):
     told(board, points=[1.0], weighted=True)
     page = fit_page.Page(board)
@@ -157,6 +161,7 @@ def test_the_title_says_which_rows_are_shown(found, title):
     assert fit_page.title_of(found) == title
 
 
+@pytest.mark.slow
 def test_many_parameters_are_drawn_in_part(board):
     names = [f"p{j}" for j in range(fit_page.MOST_PARAMETERS + 3)]
     told(board, names=names)

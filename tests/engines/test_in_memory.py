@@ -54,6 +54,7 @@ def kernel_rows(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [standard_engine, chunked_engine])
 def test_one_reading_of_every_row_in_a_pass(make, kernel_rows):
     problem = plain_problem(1_000_003, p=2)
@@ -64,6 +65,7 @@ def test_one_reading_of_every_row_in_a_pass(make, kernel_rows):
             assert sum(kernel_rows) == problem.y.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [standard_engine, chunked_engine])
 def test_the_same_bits_on_any_number_of_cores(make, monkeypatch):
     problem = plain_problem(600_000)

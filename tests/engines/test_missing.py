@@ -312,6 +312,7 @@ def test_masked_arrays_are_fitted_without_the_rows_they_hide(strategy):
     assert result.n_points == keep.sum()
 
 
+@pytest.mark.slow
 def test_a_mask_in_zarr_is_read_once_a_pass(tmp_path):
     problem = plain_problem(20_000, p=2, sigma=False)
     x = stored(tmp_path / "x", problem.x, (1530,))

@@ -66,6 +66,7 @@ def one_group(n_blocks, make):
     return type(groups[0])(steps, (), 10 * n_blocks), data.layout
 
 
+@pytest.mark.slow
 @given(problem=problems(sizes=(1,)), layout=st.integers(0, 2**32 - 1), depth=st.integers(0, 5))
 def test_the_same_blocks_in_the_same_order(problem, layout, depth):
     data = in_dask_arrays(problem.x, problem.y, problem.sigma, layout)

@@ -81,6 +81,7 @@ def test_a_release_of_jax_without_the_option(monkeypatch):
     assert not compiled.compiles_for_wide_vectors.__wrapped__()
 
 
+@pytest.mark.slow
 @wide_only
 def test_a_result_says_the_width(monkeypatch):
     wide = fit_decay()
@@ -90,6 +91,7 @@ def test_a_result_says_the_width(monkeypatch):
     np.testing.assert_allclose(wide.popt, narrow.popt, rtol=1e-7)
 
 
+@pytest.mark.slow
 @wide_only
 def test_series_have_the_same_bits_with_vectors_of_any_width(monkeypatch):
     """So a worker of any processor may fit any block."""
@@ -104,6 +106,7 @@ def test_series_have_the_same_bits_with_vectors_of_any_width(monkeypatch):
         np.testing.assert_array_equal(narrow.fields[name], values)
 
 
+@pytest.mark.slow
 @wide_only
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_fit_goes_on_with_the_width_of_its_checkpoint(lazy, tmp_path, monkeypatch):

@@ -124,6 +124,7 @@ def test_old_rows_that_have_changed(tmp_path):
         fitted(X.size, tmp_path, y=Y + 0.01, append=True)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_appended(tmp_path):
     with pytest.raises(InputError, match="append=True needs checkpoint"):
         fitted(X.size, append=True)

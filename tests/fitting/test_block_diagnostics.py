@@ -48,6 +48,7 @@ def estimate(params, jac, errors):
     return params - np.linalg.lstsq(jac.reshape(-1, 3), errors.ravel(), rcond=None)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [None, SIGMA])
 def test_the_table_is_that_of_dense_rows(sigma):
     result = fitted(sigma=sigma)
@@ -99,12 +100,14 @@ def test_with_checkpoints_a_block_is_a_group_of_chunks(tmp_path):
         finished.block_diagnostics()
 
 
+@pytest.mark.slow
 def test_fixed_parameters_and_parameters_at_a_bound_stay():
     table = fitted(fixed={"b": 1.3}, bounds={"c": (0.6, 2)}, p0=[1, 1, 1]).block_diagnostics()
     assert (table.shift[:, 1:] == 0.0).all()
     assert (table.shift[:, 0] != 0.0).all()
 
 
+@pytest.mark.slow
 def test_no_parameter_is_free_where_all_are_at_bounds(tmp_path):
     """The only parameter that is not fixed ends at its bound."""
     fixed, bounds = {"b": 1.3, "c": 0.5}, {"a": (0, 2)}

@@ -161,6 +161,7 @@ def test_a_fit_that_was_stopped_goes_on_from_its_checkpoint(tmp_path, strategy):
     assert [shown.nit for shown in record.seen] == list(range(2, whole.nit + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["standard", "streaming"])
 def test_starts_are_not_shown(strategy):
     record = Recorder()

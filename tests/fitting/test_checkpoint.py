@@ -147,6 +147,7 @@ def test_the_fields_of_the_solver_s_state_are_all_covered():
     assert {f.name for f in fields(Linearization)} == names
 
 
+@pytest.mark.slow
 @given(state=states(), n_passes=counts)
 def test_every_state_reads_back_to_the_same_bits(state, n_passes, tmp_path_factory):
     store = CheckpointStore(tmp_path_factory.mktemp("round"), {"p": 1}, VERSIONS)
@@ -509,6 +510,7 @@ def test_a_fit_resumed_after_any_pass_has_the_same_bits(name, tmp_path, all_kept
         assert len(checkpoints_in(directory)) == len(files) - i
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_reads_only_what_is_left(tmp_path, all_kept):
     reads = []
 

@@ -35,6 +35,7 @@ def both(y=Y, p0=P0, model=decay, **options):
     return result, rows
 
 
+@pytest.mark.slow
 @pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
@@ -73,6 +74,7 @@ def test_a_default_fit_is_within_a_fiftieth_of_a_standard_error(y):
     assert result.distance_to_optimum_sigma < 0.01
 
 
+@pytest.mark.slow
 def test_every_chunk_is_read_once(tmp_path):
     y = stored(tmp_path / "y", Y, (20, 100))
     result = fit(decay, T, y, P0, pilot=True, n_starts=5, progress=False)
@@ -106,6 +108,7 @@ def test_a_guess_is_made_from_the_means(tmp_path):
     np.testing.assert_allclose(seen[0][1], Y.mean(axis=1))
 
 
+@pytest.mark.slow
 def test_several_models_share_the_reading(tmp_path):
     y = stored(tmp_path / "y", Y, (20, 100))
     starts = {"decay": P0, "two_decays": [1.0, 1.0, 1.0, 0.1]}
@@ -205,6 +208,7 @@ def root(x, a, b):
     return a + jnp.sqrt(b * x)
 
 
+@pytest.mark.slow
 def test_rows_with_differences_for_derivatives_are_counted_as_rows():
     mask = np.zeros(Y.shape, bool)
     mask[0, :7] = True

@@ -41,6 +41,7 @@ def assert_same(maps, expected):
         assert computed.fields[name].dtype == values.dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chunks",
     [None, (-1, 10, 15), (10, 8, 30), (40, (3, 10, 7), (7, 23)), (1, 20, 30)],
@@ -55,6 +56,7 @@ def test_stored_maps_are_those_in_memory(chunks, expected, tmp_path):
     assert maps.at(3, 4).popt == pytest.approx(expected.at(3, 4).popt)
 
 
+@pytest.mark.slow
 def test_the_store_is_a_dataset(tmp_path):
     place = tmp_path / "maps.zarr"
     y = xr.DataArray(
@@ -71,6 +73,7 @@ def test_the_store_is_a_dataset(tmp_path):
     xr.testing.assert_equal(maps.to_dataset().compute(), expected.to_dataset())
 
 
+@pytest.mark.slow
 def test_failed_series_are_counted_once_and_stored(tmp_path):
     y = Y.copy()
     y[:, 0, :5] = np.nan
@@ -96,6 +99,7 @@ def stopping(after, log):
     return y.map_blocks(read, dtype=float, meta=np.empty((0, 0, 0)))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_another_stopped(expected, tmp_path):
     place, log = tmp_path / "maps.zarr", []
     with dask.config.set(scheduler="synchronous"):
@@ -113,6 +117,7 @@ def test_a_run_goes_on_where_another_stopped(expected, tmp_path):
     assert_same(again, expected)
 
 
+@pytest.mark.slow
 def test_a_region_whose_status_is_half_written_is_fitted_again(expected, tmp_path):
     place, log = tmp_path / "maps.zarr", []
     fit_each(decay, T, stopping(99, log), START, store=place)
@@ -125,6 +130,7 @@ def test_a_region_whose_status_is_half_written_is_fitted_again(expected, tmp_pat
     assert_same(maps, expected)
 
 
+@pytest.mark.slow
 def test_each_chunk_of_a_column_is_decoded_once(expected, tmp_path):
     source = stored(tmp_path / "y.zarr", Y, (8, 10, 15))
     maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr")
@@ -132,6 +138,7 @@ def test_each_chunk_of_a_column_is_decoded_once(expected, tmp_path):
     assert_same(maps, expected)
 
 
+@pytest.mark.slow
 def test_stores_that_are_refused(tmp_path):
     def run(place, **options):
         return fit_each(decay, T, Y, **({"p0": START} | options), store=place)

@@ -127,6 +127,7 @@ def interrupted(tmp_path, fails_at=BLOCKS + LAST, client=None, **changes):
     return directory
 
 
+@pytest.mark.slow
 def test_a_pass_goes_on_where_it_was(tmp_path):
     whole = run(Reads(tmp_path / "whole").y)
     directory = interrupted(tmp_path)
@@ -138,6 +139,7 @@ def test_a_pass_goes_on_where_it_was(tmp_path):
     assert not (directory / "ledger.json").exists()
 
 
+@pytest.mark.slow
 def test_the_first_pass_goes_on_where_it_was(tmp_path):
     whole = run(Reads(tmp_path / "whole").y)
     directory = interrupted(tmp_path, fails_at=LAST)
@@ -212,6 +214,7 @@ def line(x, a, b):
     return a + b * x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails_at", [LAST, BLOCKS + LAST])
 def test_a_pass_of_several_models_goes_on_where_it_was(fails_at, tmp_path):
     """In its first pass, or in the second, after the models have written checkpoints."""
@@ -238,6 +241,7 @@ def test_a_pass_of_several_models_goes_on_where_it_was(fails_at, tmp_path):
     assert not (directory / "ledger.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [None, 0.1 * np.ones((1, 4))])
 def test_the_reading_of_a_collapsed_fit_goes_on_where_it_was(sigma, tmp_path):
     """Its groups find the means of some rows at the distinct coordinates."""

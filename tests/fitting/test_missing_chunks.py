@@ -63,6 +63,7 @@ def with_zeros():
     return np.where(rows_of(3, 7), 0.0, Y)
 
 
+@pytest.mark.slow
 @every_layout
 def test_missing_chunks_are_told_and_read_as_before(lossy):
     lacks = r"8 of 40 .*3\[0\], .*7\[1\]" if lossy.shards else "2 of 10 .*3, .*7 of "
@@ -87,6 +88,7 @@ def test_missing_chunks_are_refused_before_the_first_pass(lossy, monkeypatch):
     assert not passes
 
 
+@pytest.mark.slow
 @every_layout
 def test_rows_of_missing_chunks_are_left_out(lossy):
     result = fitted(lossy, missing_chunks="omit")
@@ -116,6 +118,7 @@ def rows_in_holes():
     return (number == 5) | (number == 30)
 
 
+@pytest.mark.slow
 def test_a_chunk_that_its_shard_does_not_hold(holed):
     """It is told, refused and left out as a chunk with a key of its own."""
     assert holed.shards == (ROWS,)
@@ -140,6 +143,7 @@ def test_an_array_whose_last_shard_is_not_full(tmp_path):
     assert absent_chunks(array) == {(8,), (9,), (10,)}
 
 
+@pytest.mark.slow
 def test_small_chunks_are_not_joined_to_be_left_out(tmp_path):
     """A missing chunk costs its own rows, and not those of its neighbours."""
     y = stored(tmp_path / "y.zarr", np.arange(1.0, 20_001.0), chunks=(100,))
@@ -191,6 +195,7 @@ def test_masks_are_left_alone(choice, tmp_path):
     assert result.blocks_omitted == ()
 
 
+@pytest.mark.slow
 @pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["_FillValue", "nan", "xarray", "fill_value"])
 def test_a_fill_value_that_means_missing(kind, tmp_path):
@@ -298,6 +303,7 @@ def listing():
     return Listing(MemoryStore())
 
 
+@pytest.mark.slow
 def test_a_store_is_listed_once_and_not_asked_for_each_chunk(listing):
     y = stored(None, store=listing, name="y")
     x = stored(None, X + 1.0, store=listing, name="x")

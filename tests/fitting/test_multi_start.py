@@ -168,6 +168,7 @@ def test_a_sample_of_the_chunks_is_enough_to_find_it(problem, least):
     assert {result.strategy for result in results} == {"streaming"}
 
 
+@pytest.mark.slow
 def test_nist_s_parameters():
     result = BOXBOD.fit(20)
     np.testing.assert_allclose(result.popt, [2.1380940889e02, 5.4723748542e-01], rtol=1e-6)
@@ -327,6 +328,7 @@ def test_a_basin_is_a_standard_error_wide(sigmas, shared):
     assert _number_basins({3: other, 7: end}) == {7: 0, 3: 0 if shared else 1}
 
 
+@pytest.mark.slow
 def test_equal_minima_in_two_places_are_two_basins():
     result = PEAKS.fit(20, seed=2)
     swapped = [s for s in result.starts if s.cost is not None and s.cost < PEAKS.cost * 1.0001]
@@ -334,12 +336,14 @@ def test_equal_minima_in_two_places_are_two_basins():
     assert {bool(start.params[1] < start.params[4]) for start in swapped} == {True, False}
 
 
+@pytest.mark.slow
 def test_data_without_noise_have_basins_too():
     x = np.linspace(0, 2, 50)
     result = fit(lambda x, a, b: a * jnp.exp(-b * x), x, 2 * np.exp(-x), p0=[1, 0.5], n_starts=8)
     assert {start.basin for start in result.starts} <= {0, None}
 
 
+@pytest.mark.slow
 def test_a_start_reads_back_from_json():
     starts = (*PEAKS.fit(5).starts, Start(np.array([1.0, -0.0]), math.inf))
     for start in starts:
@@ -351,6 +355,7 @@ def test_a_start_reads_back_from_json():
 # What they cost
 
 
+@pytest.mark.slow
 def test_all_starts_are_screened_in_one_pass(monkeypatch):
     calls = []
     ask = InMemoryEngine.ask

@@ -29,6 +29,7 @@ def maps():
         return fit_each(peak, X, Y, START, refine="neighbours")
 
 
+@pytest.mark.slow
 def test_series_are_fitted_again_from_the_answers_of_neighbours(maps):
     with pytest.warns(ConvergenceWarning):
         alone = fit_each(peak, X, Y, START)
@@ -43,6 +44,7 @@ def test_series_are_fitted_again_from_the_answers_of_neighbours(maps):
     assert maps.status[5, 5] == Status.TOO_FEW_ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("chunks", "is_stored"), [((-1, 7, 20), False), ((10, 14, (8, 3, 9)), True)]

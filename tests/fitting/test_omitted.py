@@ -221,6 +221,7 @@ class Killed(BaseException):
     """Ends a fit as a killed process does."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lost_in", "after"), [(2, 2), (3, 1)])
 def test_a_resumed_fit_leaves_out_the_same_blocks(lost_in, after, tmp_path):
     """The block was lost before the fit was killed, or is lost after it was resumed."""
@@ -352,6 +353,7 @@ def kept(reads, directory=None, **options):
         return omitting(reads.y, checkpoint=directory, resume=True, cache=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost_in", [0, 1])
 def test_a_killed_pass_goes_on_without_the_blocks_that_it_lost(lost_in, tmp_path, monkeypatch):
     """The block is lost in the pass that is killed, or in the pass before."""
@@ -424,6 +426,7 @@ def test_the_table_of_the_blocks_has_those_that_are_left_out(tmp_path):
     assert (table.shift[4] == 0.0).all()
 
 
+@pytest.mark.slow
 def test_rows_are_appended_to_a_fit_that_left_blocks_out(tmp_path):
     """The sums of the old groups leave the block out, and so does the new fit."""
     flaky, directory = Flaky(tmp_path / "blocks", {4: 2}), tmp_path / "checkpoints"

@@ -63,6 +63,7 @@ def test_two_or_three_passes_are_left(name, order):
     assert result.distance_to_optimum_sigma < STAT_TOL
 
 
+@pytest.mark.slow
 def test_a_start_at_the_optimum_costs_one_pass_more_at_most():
     case = peak_case()
     there = case.fit(pilot=False, **CONVERGED)

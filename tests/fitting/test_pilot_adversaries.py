@@ -202,6 +202,7 @@ def test_a_sample_of_another_curve_is_not_followed(caplog):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.slow
 def test_a_minimum_that_only_the_sample_has_is_left_for_the_start(caplog):
     # The gaps between the sampled chunks make minima between the true frequency and its multiples.
     # The search from the start on all rows ends at the true frequency, 2.

@@ -86,6 +86,7 @@ def test_values_that_change_are_noticed_in_the_pass_that_reads_them(from_pass):
     assert changing.reads == 10 * from_pass
 
 
+@pytest.mark.slow
 def test_data_that_stay_are_not_complained_about():
     """Also for a model that is not finite at several trials in a row."""
 

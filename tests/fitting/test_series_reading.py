@@ -84,8 +84,9 @@ def one_region():
         return in_frames(decay, T, y, START, covariance=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
-@settings(max_examples=3)
+@settings(max_examples=2)  # each is read some five times, frame by frame
 @given(st.integers(1, 60), st.integers(3, 6), st.integers(4, 7))
 def test_frames_have_the_answers_and_statuses_of_series_in_memory(
     expected, one_region, rows, height, width
@@ -127,6 +128,7 @@ def peaks():
     return y + 0.02 * draw.normal(size=y.shape)
 
 
+@pytest.mark.slow
 def test_frames_of_xarray_and_zarr_with_guesses(tmp_path):
     y = peaks()
     labelled = xr.DataArray(y, {"t": T}, ("t", "row", "column"), "signal")
@@ -139,6 +141,7 @@ def test_frames_of_xarray_and_zarr_with_guesses(tmp_path):
     assert_equal(in_frames(models.Gaussian(), T, store, dim=-1), turned)
 
 
+@pytest.mark.slow
 def test_each_frame_is_read_some_five_times_and_series_that_fit_are_gathered(tmp_path):
     y = cube((20, 20))
     store = stored(tmp_path / "y.zarr", y, (1, 20, 20))
@@ -184,6 +187,7 @@ def test_whole_series_are_read_where_they_fit():
     assert (maps.status == Status.STATISTICAL).sum().compute() == 42 - 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [SMALL, 1.0], ids=["frames", "whole series"])
 def test_a_block_that_cannot_be_read_is_named_and_read_again(memory, monkeypatch, tmp_path):
     monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
@@ -208,6 +212,7 @@ def test_a_block_that_cannot_be_read_is_named_and_read_again(memory, monkeypatch
     assert (maps.status.compute() == Status.STATISTICAL).sum() == 42 - 4
 
 
+@pytest.mark.slow
 def test_maps_that_cannot_be_written_are_named_and_written_again(monkeypatch, tmp_path):
     monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
     left = [1]

@@ -158,6 +158,7 @@ def test_fixed_parameters_have_no_distance():
     assert dense_distance(gauss, x, y, result.popt) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_an_exact_fit_ends(name):
     # Its standard errors are those of rounding, within which no pass can come.
@@ -279,6 +280,7 @@ def test_that_ftol_alone_would():
     assert result.distance_to_optimum_sigma > STAT_TOL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [1.0, 0.1, 1e-4])
 def test_it_is_as_near_as_asked(tolerance):
     x, y = data("gauss", 50_000)
@@ -289,6 +291,7 @@ def test_it_is_as_near_as_asked(tolerance):
     assert distance / math.sqrt(there.reduced_chi2) < 2 * tolerance
 
 
+@pytest.mark.slow
 def test_it_ends_at_a_bound_too():
     x, y = data("gauss", 50_000)
     bounds = ([0, 0, 0, 0], [2.5, 10, 10, 10])

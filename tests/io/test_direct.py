@@ -58,6 +58,7 @@ def stored(folder, shape, chunks, dtype="f8", **options):
     return zarr.open_array(folder, mode="r")
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
 def test_the_values_are_those_of_zarr(tmp_path_factory, data):
@@ -221,6 +222,7 @@ def counted(monkeypatch):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passed", ["Zarr", "Dask", "Dask, shifted"])
 def test_a_fit_reads_files_and_has_the_bits_of_zarr_s_way(decays, passed, monkeypatch):
     import dask.array as da

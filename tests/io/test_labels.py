@@ -39,6 +39,7 @@ def same(found, wanted):
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())
 def test_the_order_of_rows_and_dimensions_does_not_matter(seed, turned, lazily):

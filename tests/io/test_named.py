@@ -84,6 +84,7 @@ def test_all_callers_take_names():
     assert plan(line, "time", "power", p0=[1, 1], data=data, **options).rows == 30
 
 
+@pytest.mark.slow
 def test_coordinates_of_y():
     y = xr.DataArray(
         POWER[:, None] + np.arange(4.0),

@@ -78,6 +78,7 @@ def laned(monkeypatch):
     return lambda spec: BlockKernel(spec, CPU_TILE_BYTES, find_device("cpu"), whole=False)
 
 
+@pytest.mark.slow
 @pytest.mark.every(2)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("p", [3, 5])
@@ -95,6 +96,7 @@ def test_lanes_of_linear_loss(laned, p, weighted):
     np.testing.assert_array_equal(sums.gram, sums.gram.T)
 
 
+@pytest.mark.slow
 def test_lanes_of_no_rows(laned):
     problem = plain_problem(LANED_ROWS, 3)
     rows = buffers(problem, 4 * LANED_ROWS)._replace(n=0)
@@ -103,6 +105,7 @@ def test_lanes_of_no_rows(laned):
     assert not sums.gram.any()
 
 
+@pytest.mark.slow
 def test_lanes_with_derivatives_that_are_not_finite(laned):
     spec = prepare_model(lambda x, t, b: (x / t) ** b, ["t", "b"])
     x = np.linspace(0.0, 1.0, LANED_ROWS)

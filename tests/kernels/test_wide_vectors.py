@@ -48,6 +48,7 @@ def test_arctangents_have_the_values_of_numpy(model):
     np.testing.assert_allclose(sums.gram[0, 0], slopes @ slopes, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_user_may_take_an_arctangent():
     def rho(z):
         return jnp.stack([jnp.arctan(z), 1 / (1 + z**2), -2 * z / (1 + z**2) ** 2])

@@ -114,6 +114,7 @@ def test_grids_images_and_broken_rows_are_taken():
     assert model.guess(rows, with_gaps) == model.guess(tuple(c[keep] for c in rows), image[keep])
 
 
+@pytest.mark.slow
 def test_a_small_spot_in_a_large_image_is_found():
     x, y = np.meshgrid(np.arange(300.0), np.arange(250.0))
     model = models.Gaussian2D() + models.Constant()

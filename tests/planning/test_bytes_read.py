@@ -48,6 +48,7 @@ def test_every_chunk_is_read_once_a_pass(tmp_path, wrap):
     assert_read(y, result.n_passes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["auto", True])
 def test_every_chunk_is_read_once_a_fit_where_rows_are_kept(tmp_path, cache):
     x, y = stored(tmp_path / "x", X, (1530,)), stored(tmp_path / "y", Y, (1530,))
@@ -60,6 +61,7 @@ def test_every_chunk_is_read_once_a_fit_where_rows_are_kept(tmp_path, cache):
     assert result.pcov.tobytes() == again.pcov.tobytes()
 
 
+@pytest.mark.slow
 def test_rejected_trials_cost_one_pass_each_and_accepted_ones_no_second(tmp_path):
     x, y = stored(tmp_path / "x", X, (2000,)), stored(tmp_path / "y", Y, (2000,))
     result = fit(decay, x, y, p0=[1, 5, 1], cache=False)
@@ -83,6 +85,7 @@ def test_a_second_look_at_the_optimum_is_one_more_pass(tmp_path):
     assert_read(x, result.n_passes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("upstream", "missing"),
     [
@@ -104,6 +107,7 @@ def test_work_upstream_fuses(tmp_path, upstream, missing):
     assert_read(x, result.n_passes, missing)
 
 
+@pytest.mark.slow
 def test_a_mean_upstream_is_computed_once(tmp_path):
     x = stored(tmp_path / "x", X, (500,))
     lazy = da.from_zarr(x)
@@ -199,6 +203,7 @@ def test_reads_on_a_cluster(tmp_path, client):
     assert_read(y, result.n_passes)
 
 
+@pytest.mark.slow
 def test_small_chunks_are_read_several_at_one_time(tmp_path):
     """Each is read once a pass all the same, and the plan counts the blocks."""
     x = stored(tmp_path / "x", X, (100,))

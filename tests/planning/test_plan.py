@@ -121,6 +121,7 @@ def bytes_of(planned, n_passes):
     return replace(planned, passes=(n_passes, n_passes)).total_bytes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.every(4)
 @pytest.mark.parametrize("cache", ["auto", False])
 @pytest.mark.parametrize("pilot", [True, False])
@@ -226,6 +227,7 @@ def test_arrays_in_memory_are_timed_where_it_is_asked_for(strategy):
     assert timed.blocks == planned.blocks >= timed.groups
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_all_rows_is_planned_and_timed():
     def scaled(x, a):
         return a * x / jnp.sum(x)
@@ -461,6 +463,7 @@ def test_a_plan_of_data_without_zarr_says_nothing_of_it():
     assert plan(decay, T, Y, p0=P0, time=False).ways == ()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize("chunks", [{}, None])
 def test_arrays_that_xarray_opens_are_read_directly_if_it_changes_nothing(chunks, tmp_path):

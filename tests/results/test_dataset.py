@@ -28,6 +28,7 @@ RESULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "h5netcdf"])
 @pytest.mark.parametrize("name", RESULTS)
 def test_files_give_the_same_dataset_back(name, form, tmp_path):

@@ -67,6 +67,7 @@ def assert_labelled(array, y, expected):
     np.testing.assert_allclose(array.values, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_results_have_the_labels_and_chunks_of_y(fitted):
     y, result = fitted
     a, b, c = result.popt
@@ -102,6 +103,7 @@ def test_predictions_at_coordinates_have_the_dimensions_of_the_coordinates(fitte
     assert lower.coords.identical(at.coords)
 
 
+@pytest.mark.slow
 def test_coordinates_are_paired_by_their_labels():
     lat, lon = xr.DataArray(LAT, dims="row"), xr.DataArray(LAT**2, dims="row")
     lat, lon = (v.assign_coords(row=list("abcdef")) for v in (lat, lon))
@@ -130,6 +132,7 @@ def test_coordinates_are_paired_by_their_labels():
     np.testing.assert_allclose(turned.predict(x), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_names_and_dates_are_coordinates_of_a_prediction_as_of_a_fit():
     dates = pd.date_range("2026-01-01", periods=12, freq="s", name="time")
     y = cube({"time": 5}).assign_coords(time=dates)
@@ -189,6 +192,7 @@ def test_no_lazy_coordinate_is_read():
     assert counted.read == 0
 
 
+@pytest.mark.slow
 def test_results_without_labels_have_none(tmp_path):
     with pytest.warns(CovarianceWarning):
         one = fit(constant, 1.0, xr.DataArray(3.0))

@@ -194,6 +194,7 @@ def test_the_profile_of_a_parameter_at_its_bound_has_one_side():
     assert np.sqrt(rise) == pytest.approx(stats.t.ppf(0.975, result.dof), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_interval_is_infinite_where_the_sum_of_squares_does_not_rise():
     x = np.array([0.5, 1.0, 1.5, 2.0, 3.0])
     y = np.array([0.96, 1.03, 0.98, 1.02, 1.01])
