@@ -193,7 +193,7 @@ def test_a_model_of_the_library_needs_no_start():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rows", "chunk"), [(1000, 137), (60_000, 1000), (1_600_000, 100_000)])
+@pytest.mark.parametrize(("rows", "chunk"), [(1000, 137), (60_000, 1000), (1_200_000, 100_000)])
 def test_a_guess_sees_all_of_few_streamed_rows(rows, chunk):
     """Of sorted rows in few blocks, a quarter of them shows neither peak."""
     x = np.linspace(0, 10, rows)

@@ -19,7 +19,7 @@ def test_demo_on_few_rows(tmp_path):
     scratch.mkdir()
 
     run = subprocess.run(
-        [sys.executable, str(DEMO), "--rows", "1_200_000", "--output", str(picture)],
+        [sys.executable, str(DEMO), "--rows", "400_000", "--output", str(picture)],
         env={**os.environ, "TMPDIR": str(scratch)},
         capture_output=True,
         text=True,

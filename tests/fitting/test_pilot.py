@@ -51,10 +51,10 @@ PROBLEMS = {
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_two_or_three_passes_are_left(name, order):
     model, (low, high), truth, noise, p0, most = PROBLEMS[name]
-    x = np.linspace(low, high, 400_000)
+    x = np.linspace(low, high, 100_000)
     x = {"sorted": x, "reversed": x[::-1].copy(), "random": rng().permutation(x)}[order]
     y = computed(model, x, *truth) + noise * rng().normal(size=x.size)
-    case = Case(model, x, y, p0, chunk=4000)
+    case = Case(model, x, y, p0, chunk=1000)
     result, cold = case.fit(), case.fit(pilot=False)
     assert result.pilot.used
     assert result.n_passes <= most + 1  # one may be for the covariance
