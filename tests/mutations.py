@@ -27,7 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = "nlsq_dask"
 COPIED = (PACKAGE, "tests", "benchmarks", "docs", "examples", "pyproject.toml", "README.md")
-QUICK = "not slow and not cluster and not thorough"
+#: Tests of the files that are named with a change, and of all files.
+NAMED = "not cluster and not thorough"
+QUICK = f"not slow and {NAMED}"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - |$)", re.MULTILINE)
 
 
@@ -312,8 +314,10 @@ def broken(path: Path, mutation: Mutation) -> Iterator[None]:
         path.write_text(whole, encoding="utf-8")
 
 
-def run_tests(folder: Path, paths: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run the quick tests of some files in the copy, up to the first that fails."""
+def run_tests(
+    folder: Path, paths: Sequence[str], marks: str = NAMED
+) -> subprocess.CompletedProcess[str]:
+    """Run tests of some files in the copy, up to the first that fails."""
     # Kernels that a mutation does not change were compiled for the suite itself.
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
@@ -322,7 +326,7 @@ def run_tests(folder: Path, paths: Sequence[str]) -> subprocess.CompletedProcess
         "PYTHONDONTWRITEBYTECODE": "1",  # two changes within a second would look the same
         "CI": "1",  # the same examples of Hypothesis for all
     }
-    options = ["-x", "-q", "-m", QUICK, "-p", "no:cacheprovider", "--tb=no"]
+    options = ["-x", "-q", "-m", marks, "-p", "no:cacheprovider", "--tb=no"]
     options.append("--hypothesis-profile=first failure")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, *paths],
@@ -338,7 +342,10 @@ def noticed_by(folder: Path, mutation: Mutation, check: bool) -> str | None:
     """The first test that fails with a mutation; None where none does."""
     tests = folder / "tests"
     with broken(place_of(mutation, folder / PACKAGE), mutation):
-        done = run_tests(folder, [str(tests)] if check else files_of(mutation, tests))
+        if check:
+            done = run_tests(folder, [str(tests)], QUICK)
+        else:
+            done = run_tests(folder, files_of(mutation, tests))
     failed = FAILED.search(done.stdout)
     if done.returncode == 1 and failed:
         return failed[1]
