@@ -25,10 +25,44 @@ from nlsq_dask._errors.kinds import (
 )
 
 
-def no_such_device(platform: str, available: str) -> InputError:
+def no_such_device(platform: object, available: str) -> InputError:
     return InputError(
         f"device={platform!r} is not available: JAX runs on {available!r} here. "
         "Pass device='cpu', 'gpu' or None, or install a JAX that supports the device."
+    )
+
+
+def no_devices() -> InputError:
+    return InputError(
+        "device=[] names no device. Pass jax.local_devices(), or None for JAX's default."
+    )
+
+
+def device_twice(names: Sequence[str]) -> InputError:
+    return InputError(
+        f"device names {join_names(names)} more than once: pass each device once. A device takes "
+        "blocks in turn with the others."
+    )
+
+
+def mixed_devices(platforms: Sequence[str]) -> InputError:
+    return InputError(
+        f"device names devices of {join_names(platforms)}, whose sums differ in their last bits: "
+        "pass devices of one platform."
+    )
+
+
+def device_of_another_process(name: str, process: int) -> InputError:
+    return InputError(
+        f"device names {name}, a device of JAX process {process}: pass devices of this process, "
+        "as in jax.local_devices()."
+    )
+
+
+def devices_on_a_cluster(names: Sequence[str]) -> InputError:
+    return InputError(
+        f"device names {join_names(names)} of this process, but workers of a cluster compute: pass "
+        "device='cpu', 'gpu' or None, and each worker takes its own devices."
     )
 
 

@@ -23,6 +23,7 @@ from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
 from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.run import ReportOptions, run
+from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.planning.cost import DryRun, plan_of, with_dry_run
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.provenance import Provenance, written_arguments
@@ -83,7 +84,7 @@ def fit(
     resume: bool = False,
     append: bool = False,
     client: Client | None = None,
-    device: Literal["cpu", "gpu"] | None = None,
+    device: DeviceArgument = None,
     progress: bool | None = None,
     callback: Callable[..., Any] | None = None,
     verbose: Literal[0, 1, 2] = 0,
@@ -276,8 +277,10 @@ def fit(
         these rows it is as ``resume=True``. False by default.
     client : distributed.Client, optional
         Cluster for streaming. The default is the active client, or Dask's local scheduler.
-    device : {"cpu", "gpu"}, optional
-        Where the kernel runs. The default is a GPU if JAX has a GPU.
+    device : {"cpu", "gpu"}, jax.Device or a list of devices, optional
+        Where the kernel runs. The default is all GPUs if JAX has a GPU. Several devices take blocks
+        in turn, and the sums have the same bits as with one of them. On a cluster each worker takes
+        all GPUs that it sees, and a list is refused.
     progress : bool, optional
         Whether to show where the fit is: in the output of a notebook's cell, or on standard error.
         True shows progress from the start; in a file at most a line a minute, and one at the end.
@@ -358,7 +361,7 @@ def fit(
         x_scale=x_scale,
         memory_limit_gb=memory_limit_gb,
         client=client,
-        device=device,
+        device=checked_device(device),
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),

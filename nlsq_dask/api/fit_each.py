@@ -23,6 +23,7 @@ from nlsq_dask.fitting.each import (
 from nlsq_dask.fitting.prepare import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
 from nlsq_dask.fitting.series_values import map_values
+from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.results.maps import FitMaps
 from nlsq_dask.results.result import FitResult
 
@@ -60,7 +61,7 @@ def fit_each(
     retries: int = 3,
     client: Client | None = None,
     progress: bool | None = None,
-    device: Literal["cpu", "gpu"] | None = None,
+    device: DeviceArgument = None,
 ) -> FitMaps:
     """Fit a model to each series of an array by itself: one fit a pixel, spectrum or light curve.
 
@@ -133,8 +134,8 @@ def fit_each(
         Cluster that the fits run on, where there is a store; by default the active one.
     progress : bool, optional
         Whether to show a line of progress, where there is a store; by default on a terminal.
-    device : {"cpu", "gpu"}, optional
-        Where the fits run. The default is a GPU if JAX has a GPU.
+    device : {"cpu", "gpu"}, jax.Device or a list of devices, optional
+        Where the fits run, as for :func:`fit`.
 
     Returns
     -------
@@ -183,7 +184,7 @@ def fit_each(
         stat_tol=stat_tol,
         max_nfev=max_nfev,
         covariance=covariance,
-        device=device,
+        device=checked_device(device),
         memory_limit_gb=memory_limit_gb,
         retries=retries,
         refine=refine,

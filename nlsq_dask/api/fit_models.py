@@ -50,6 +50,7 @@ from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.shared_ledger import SharedLedger, shared_ledger
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.folders import below, checked_place
+from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.results.comparison import ModelComparison
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.signature import model_label
@@ -107,7 +108,7 @@ def fit_models(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     client: Client | None = None,
-    device: Literal["cpu", "gpu"] | None = None,
+    device: DeviceArgument = None,
     progress: bool | None = None,
 ) -> ModelComparison:
     """Fit several models to the same data, in as many readings as one fit takes.
@@ -191,7 +192,7 @@ def fit_models(
         x_scale="jac",
         memory_limit_gb=memory_limit_gb,
         client=client,
-        device=device,
+        device=checked_device(device),
         cache=cache,
         collapse=collapse,
         retries=checked_retries(retries),

@@ -12,6 +12,7 @@ from nlsq_dask.core.constraints import Reduction
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.io.missing import MissingRule
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.lane_sums import LaneModel
 from nlsq_dask.models.base import Model
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -118,7 +119,7 @@ class SeriesProblem:
         Precision of the model's values.
     covariance : bool
         Whether the answer contains covariances.
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
     refine : "neighbours" or None
         Whether series get a second chance, see :mod:`nlsq_dask.engines.neighbours`.
     vector_bits : int
@@ -143,7 +144,7 @@ class SeriesProblem:
     max_nfev: int
     eps: float
     covariance: bool
-    device: str | None = None
+    device: DeviceChoice = None
     refine: Literal["neighbours"] | None = None
     vector_bits: int = XLA_VECTOR_BITS
 

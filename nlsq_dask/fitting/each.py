@@ -35,6 +35,7 @@ from nlsq_dask.io.sources import is_dask, observe
 from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
 from nlsq_dask.io.units import bare_data
 from nlsq_dask.kernels.derivatives import model_eps
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.models.base import Model
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.row_wise import row_dependence
@@ -59,7 +60,7 @@ class EachOptions:
     stat_tol: Any = STAT_TOL
     max_nfev: int | None = None
     covariance: bool = False
-    device: str | None = None
+    device: DeviceChoice = None
     memory_limit_gb: Any = None
     retries: Any = 3
     refine: Any = None

@@ -32,6 +32,7 @@ from nlsq_dask.io.map_store import (
 )
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
+from nlsq_dask.kernels.devices import check_names_no_devices
 from nlsq_dask.results.maps_dataset import Maps, variables_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def run_to_store(
     from nlsq_dask.engines.dask.signals import Ears, listen
 
     client = active_client(options.client)
+    if client is not None:
+        check_names_no_devices(job.problem.device)
     group = open_group(options.store, options.storage_options)
     if client is not None and is_in_memory(group):
         raise _errors.map_store_in_memory()

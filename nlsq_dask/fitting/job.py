@@ -19,6 +19,7 @@ from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
 from nlsq_dask.fitting.strategy import Standard, Strategy, Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.user_model.loss import LINEAR
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -79,7 +80,7 @@ class Job:
     options : SolverOptions
     strategy : Standard, Chunked or Streamed
         How the rows are read.
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
     guess : callable or None
         The model's own guess of a start, where the caller gave none.
     seed : int
@@ -117,7 +118,7 @@ class Job:
     plan: WorkflowPlan
     options: SolverOptions
     strategy: Strategy
-    device: str | None
+    device: DeviceChoice
     guess: Callable[..., Any] | None
     seed: int
     pilot: bool

@@ -38,8 +38,9 @@ from nlsq_dask.io.stored import (
     with_fill_value,
 )
 from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
-from nlsq_dask.kernels.compiled import compiles_for_wide_vectors, find_device
+from nlsq_dask.kernels.compiled import compiles_for_wide_vectors
 from nlsq_dask.kernels.derivatives import model_eps
+from nlsq_dask.kernels.devices import DeviceChoice, check_names_no_devices, find_device
 from nlsq_dask.user_model.called_back import RowsModel
 from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -101,7 +102,7 @@ class RunOptions:
     x_scale: Any
     memory_limit_gb: float | None
     client: Client | None
-    device: str | None
+    device: DeviceChoice
     cache: CacheChoice = "auto"
     collapse: CollapseChoice = "auto"
     retries: int = 3
@@ -328,6 +329,8 @@ def _strategy(
     client, stream = None, None
     if data.lazy:
         client, stream = _active_client(options.client), source.stream
+        if client is not None:
+            check_names_no_devices(options.device)
     plan = _plan(data, n_params, row_wise, options, client, stream)
     blocks = plan.config
     if blocks is None:
@@ -466,7 +469,7 @@ def _active_client(wanted: Client | None) -> Client | None:
     return client
 
 
-def bits_of_process(device: str | None) -> int:
+def bits_of_process(device: DeviceChoice) -> int:
     """Bits of the vectors that this process can compile kernels for."""
     here = vector_bits()
     if here == XLA_VECTOR_BITS or find_device(device).platform != "cpu":
@@ -474,7 +477,7 @@ def bits_of_process(device: str | None) -> int:
     return here if compiles_for_wide_vectors() else XLA_VECTOR_BITS
 
 
-def _bits_for(strategy: Strategy, device: str | None) -> int:
+def _bits_for(strategy: Strategy, device: DeviceChoice) -> int:
     """Bits of the vectors that this process and all workers can compile kernels for."""
     here = bits_of_process(device)
     if here == XLA_VECTOR_BITS:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlsq_dask._errors import no_such_device
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import VECTOR_OPTION, WIDE_VECTOR_BITS, XLA_VECTOR_BITS
-from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
+from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import check_trace
 from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
@@ -44,8 +44,8 @@ class CompiledKernel:
     tile_bytes : int or None
         Bytes of the values of a tile. None evaluates a buffer in one call of the model, for models
         whose rows depend on each other.
-    device : jax.Device
-        Where the kernel runs.
+    devices : tuple of jax.Device
+        Where the kernel runs: the devices take buffers in turn.
     whole : bool
         Whether a buffer holds all rows, for a model that needs all rows at once.
     vector_bits : int
@@ -56,16 +56,16 @@ class CompiledKernel:
         self,
         spec: ModelSpec,
         tile_bytes: int | None,
-        device: jax.Device,
+        devices: tuple[jax.Device, ...],
         whole: bool,
         vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
         self._spec = spec
         self._tile_bytes = tile_bytes
-        self._device = device
+        self._devices = devices
         self._is_whole = whole
         self._options: dict[str, bool | str] | None = None
-        wide = device.platform == "cpu" and vector_bits != XLA_VECTOR_BITS
+        wide = devices[0].platform == "cpu" and vector_bits != XLA_VECTOR_BITS
         if wide and not _takes_arctangents(spec):
             self._options = {VECTOR_OPTION: str(vector_bits)}
         self._compiled: set[tuple[object, ...]] = set()
@@ -94,12 +94,13 @@ class CompiledKernel:
         layout : hashable
             Sizes of the buffers. Each layout is a compilation.
         """
-        shapes = (function, *(a.shape for a in at), layout)
+        device = self._device_for(rows)
+        shapes = (function, *(a.shape for a in at), layout, device)
         if shapes in self._compiled:
-            return self._fetch(function, at, rows)
+            return self._fetch(function, at, rows, device)
         with self._compiling:  # one thread compiles, the others wait for its code
             check_trace(self._spec)
-            result = self._fetch(function, at, rows)
+            result = self._fetch(function, at, rows, device)
             self._compiled.add(shapes)
         return result
 
@@ -108,10 +109,17 @@ class CompiledKernel:
         function: Callable[..., jax.Array],
         at: tuple[FloatArray | np.bool_, ...],
         rows: Any,
+        device: jax.Device,
     ) -> FloatArray:
-        with jax.enable_x64(True), jax.default_device(self._device):
+        with jax.enable_x64(True), jax.default_device(device):
             # Fetching waits for the kernel. After that the buffers may be refilled.
             return np.asarray(function(*at, rows))
+
+    def _device_for(self, rows: Any) -> jax.Device:
+        """The device that has the rows, or the next in turn for rows in NumPy arrays."""
+        if len(self._devices) > 1 and isinstance(rows, Rows) and isinstance(rows.y, jax.Array):
+            return next(iter(rows.y.devices()))
+        return next_device(self._devices)
 
     def _count_compilation(self) -> None:
         """Count a compilation; to be called in traced code, which runs once a compilation."""
@@ -126,7 +134,7 @@ def kept_kernel(
     kind: type[KernelT],
     key: str,
     spec: ModelSpec,
-    device: str | None,
+    device: DeviceChoice,
     whole: bool,
     vector_bits: int = XLA_VECTOR_BITS,
 ) -> KernelT:
@@ -140,8 +148,8 @@ def kept_kernel(
         Identity of the functions that the kernel computes.
     spec : ModelSpec
         The model.
-    device : {"cpu", "gpu"} or None
-        Platform; None takes JAX's default.
+    device : str, tuple of str or None
+        Choice of devices; None takes JAX's default.
     whole : bool
         Evaluate each buffer in one call of the model, without tiles.
     vector_bits : int
@@ -152,31 +160,13 @@ def kept_kernel(
     InputError
         If JAX has no such device.
     """
-    target = find_device(device)
-    tile_bytes = None if whole or target.platform != "cpu" else CPU_TILE_BYTES
+    target = find_devices(device)
+    tile_bytes = None if whole or target[0].platform != "cpu" else CPU_TILE_BYTES
     identity = (kind, key, tile_bytes, target, whole, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:
         kept = _kernels.keep(identity, kind(spec, tile_bytes, target, whole, vector_bits))
     return cast("KernelT", kept)
-
-
-def find_device(platform: str | None) -> jax.Device:
-    """First local device of a platform, or JAX's default device.
-
-    Raises
-    ------
-    InputError
-        If the platform is not "cpu" or "gpu", or JAX has no such device.
-    """
-    if platform is None:
-        return jax.local_devices()[0]
-    if not isinstance(platform, str) or platform not in ("cpu", "gpu"):
-        raise no_such_device(platform, jax.default_backend())
-    try:
-        return jax.local_devices(backend=platform)[0]
-    except RuntimeError as error:
-        raise no_such_device(platform, jax.default_backend()) from error
 
 
 def _takes_arctangents(spec: ModelSpec) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from nlsq_dask.core.lane_step import LaneSums
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
-from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, find_device
+from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel
+from nlsq_dask.kernels.devices import DeviceChoice, find_devices
 from nlsq_dask.kernels.lane_sums import LaneModel, LaneRows
 from nlsq_dask.kernels.lanes import LaneData, constant_rows, model_identity
 from nlsq_dask.user_model.lru import LruTable
@@ -26,15 +27,15 @@ class FrameKernel(CompiledKernel):
     Parameters
     ----------
     model : LaneModel
-    device : jax.Device
+    devices : tuple of jax.Device
     vector_bits : int
         Bits of the vectors of a CPU that the code prefers. A lane has the same bits for any width.
     """
 
     def __init__(
-        self, model: LaneModel, device: jax.Device, vector_bits: int = XLA_VECTOR_BITS
+        self, model: LaneModel, devices: tuple[jax.Device, ...], vector_bits: int = XLA_VECTOR_BITS
     ) -> None:
-        super().__init__(model.spec, None, device, False, vector_bits)
+        super().__init__(model.spec, None, devices, False, vector_bits)
         self._model = model
         self._added = self._jitted(self._with_rows)
 
@@ -108,10 +109,10 @@ _kernels: LruTable[tuple[object, ...], FrameKernel] = LruTable(MAX_KERNELS)
 
 
 def frame_kernel(
-    model: LaneModel, device: str | None, vector_bits: int = XLA_VECTOR_BITS
+    model: LaneModel, device: DeviceChoice, vector_bits: int = XLA_VECTOR_BITS
 ) -> FrameKernel:
     """The program of a model in this process, made at the first call."""
-    target = find_device(device)
+    target = find_devices(device)
     identity = (*model_identity(model), target, vector_bits)
     kept = _kernels.get(identity)
     if kept is None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, find_device
+from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel
+from nlsq_dask.kernels.devices import DeviceChoice, find_devices
 from nlsq_dask.kernels.lane_sums import LaneModel, LaneRows
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -22,11 +23,11 @@ class LaneValues(CompiledKernel):
     ----------
     spec : ModelSpec
     row_wise : bool
-    device : jax.Device
+    devices : tuple of jax.Device
     """
 
-    def __init__(self, spec: ModelSpec, row_wise: bool, device: jax.Device) -> None:
-        super().__init__(spec, None, device, not row_wise)
+    def __init__(self, spec: ModelSpec, row_wise: bool, devices: tuple[jax.Device, ...]) -> None:
+        super().__init__(spec, None, devices, not row_wise)
         self._values = self._jitted(self._of_lanes)
 
     def __call__(self, coords: Sequence[FloatArray], params: FloatArray) -> FloatArray:
@@ -50,7 +51,7 @@ _kernels: LruTable[tuple[object, ...], LaneValues] = LruTable(MAX_KERNELS)
 def lane_values(
     spec: ModelSpec,
     row_wise: bool,
-    device: str | None,
+    device: DeviceChoice,
     coords: Sequence[FloatArray],
     params: FloatArray,
 ) -> FloatArray:
@@ -60,11 +61,11 @@ def lane_values(
     ----------
     spec : ModelSpec
     row_wise : bool
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
     coords : sequence of ndarray, each (m,) or (m, L)
     params : ndarray, shape (p, L), float64
     """
-    target = find_device(device)
+    target = find_devices(device)
     identity = (spec.row_key, row_wise, target)
     kept = _kernels.get(identity)
     if kept is None:

@@ -29,10 +29,10 @@ from nlsq_dask.core.lane_step import (
 )
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
-from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel, compilations, find_device
+from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel
+from nlsq_dask.kernels.devices import DeviceChoice, find_devices
 from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
 from nlsq_dask.user_model.lru import LruTable
-from nlsq_dask.user_model.model_spec import ModelSpec
 
 # Lanes of a tile. With 256 lanes the values and derivatives of some sixty rows fit a second-level
 # cache; with 128 or 512 a fit takes some ten per cent longer.
@@ -173,7 +173,7 @@ class LaneKernel(CompiledKernel):
     Parameters
     ----------
     model : LaneModel
-    device : jax.Device
+    devices : tuple of jax.Device
     eps : float
         Precision of the model's values.
     vector_bits : int
@@ -181,9 +181,13 @@ class LaneKernel(CompiledKernel):
     """
 
     def __init__(
-        self, model: LaneModel, device: jax.Device, eps: float, vector_bits: int = XLA_VECTOR_BITS
+        self,
+        model: LaneModel,
+        devices: tuple[jax.Device, ...],
+        eps: float,
+        vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
-        super().__init__(model.spec, None, device, not model.row_wise, vector_bits)
+        super().__init__(model.spec, None, devices, not model.row_wise, vector_bits)
         self._model = model
         self._eps = eps
         self._search = self._jitted(self._searched)
@@ -293,18 +297,18 @@ _kernels: LruTable[tuple[object, ...], LaneKernel] = LruTable(MAX_KERNELS)
 
 
 def lane_kernel(
-    model: LaneModel, device: str | None, eps: float, vector_bits: int = XLA_VECTOR_BITS
+    model: LaneModel, device: DeviceChoice, eps: float, vector_bits: int = XLA_VECTOR_BITS
 ) -> LaneKernel:
     """The program of a model in this process, made at the first call.
 
     Parameters
     ----------
     model : LaneModel
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
     eps : float
     vector_bits : int
     """
-    target = find_device(device)
+    target = find_devices(device)
     n_rows = None if model.row_wise else model.n_rows
     variant = (n_rows, model.differenced, model.based)
     identity = (*model_identity(model), *variant, target, eps, vector_bits)
@@ -318,8 +322,3 @@ def model_identity(model: LaneModel) -> tuple[object, ...]:
     """What tells a model of the free parameters from others, for the kernels of a process."""
     matrix = hashlib.sha256(model.matrix.tobytes()).hexdigest()
     return (model.spec.row_key, matrix, model.matrix.shape, model.has_offset)
-
-
-def lane_compilations(spec: ModelSpec) -> int:
-    """Number of compilations of a model's program for series in this process."""
-    return compilations(LaneKernel, spec)

@@ -39,6 +39,7 @@ from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.moments import largest_of, moments_of_y, sample_of_y, solved
 from nlsq_dask.kernels.products import (
     Columns,
@@ -65,11 +66,11 @@ class BlockKernel(CompiledKernel):
         self,
         spec: ModelSpec,
         tile_bytes: int | None,
-        device: jax.Device,
+        devices: tuple[jax.Device, ...],
         whole: bool,
         vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
-        super().__init__(spec, tile_bytes, device, whole, vector_bits)
+        super().__init__(spec, tile_bytes, devices, whole, vector_bits)
         self._sums = self._jitted(self._sums_of_tiles)
         self._costs = self._jitted(self._costs_of_tiles)
         self._score_products = self._jitted(self._score_products_of_tiles)
@@ -446,7 +447,7 @@ def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:
 
 def block_kernel(
     spec: ModelSpec,
-    device: str | None = None,
+    device: DeviceChoice = None,
     whole: bool = False,
     vector_bits: int = XLA_VECTOR_BITS,
 ) -> BlockKernel:

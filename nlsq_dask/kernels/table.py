@@ -8,7 +8,7 @@ from typing import Self
 import jax
 
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
-from nlsq_dask.kernels.compiled import find_device
+from nlsq_dask.kernels.devices import DeviceChoice, find_device, find_devices, next_device
 from nlsq_dask.kernels.sums import BlockKernel, block_kernel
 from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -22,7 +22,7 @@ class Kernels:
     ----------
     specs : tuple of ModelSpec
         The models.
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
         Where the kernels run; None takes JAX's default.
     whole : bool
         Whether a model needs all rows in one call.
@@ -32,7 +32,7 @@ class Kernels:
     """
 
     specs: tuple[ModelSpec, ...]
-    device: str | None = None
+    device: DeviceChoice = None
     whole: bool = False
     vector_bits: int = XLA_VECTOR_BITS
 
@@ -51,14 +51,14 @@ class Kernels:
         platform: str = find_device(self.device).platform
         return platform == "cpu"
 
-    def put(self, rows: Rows) -> Rows:
-        """Place rows on the device, where they stay between passes.
+    def put(self, rows: Rows, device: jax.Device | None = None) -> Rows:
+        """Place rows on a device, by default the next in turn, where they stay between passes.
 
         On a CPU the kernel reads the aligned buffers themselves. Do not write to them afterwards.
         """
         if self.on_cpu:
             return rows
-        target = find_device(self.device)
+        target = device or next_device(find_devices(self.device))
         with jax.enable_x64(True):
             buffers = (rows.coords, rows.y, rows.weights, rows.counted)
             coords, y, weights, counted = jax.device_put(buffers, target)

@@ -24,6 +24,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.tiles import tile_rows
 from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
 
@@ -38,11 +39,11 @@ class RowKernel(CompiledKernel):
         self,
         spec: ModelSpec,
         tile_bytes: int | None,
-        device: jax.Device,
+        devices: tuple[jax.Device, ...],
         whole: bool,
         vector_bits: int = XLA_VECTOR_BITS,
     ) -> None:
-        super().__init__(spec, tile_bytes, device, whole, vector_bits)
+        super().__init__(spec, tile_bytes, devices, whole, vector_bits)
         self._values = self._jitted(self._values_of_tiles)
         self._errors = self._jitted(self._errors_of_tiles)
         self._differenced_errors = self._jitted(partial(self._errors_of_tiles, differenced=True))
@@ -146,7 +147,7 @@ class RowKernel(CompiledKernel):
         return result
 
 
-def row_kernel(spec: ModelSpec, device: str | None = None, whole: bool = False) -> RowKernel:
+def row_kernel(spec: ModelSpec, device: DeviceChoice = None, whole: bool = False) -> RowKernel:
     """Row kernel of a model; parameters and errors as for :func:`kept_kernel`."""
     return kept_kernel(RowKernel, spec.row_key, spec, device, whole)
 

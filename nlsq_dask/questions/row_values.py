@@ -20,6 +20,7 @@ from nlsq_dask.io.stage import (
     aligned_empty,
     power_of_two_from,
 )
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import row_kernel
 from nlsq_dask.user_model.model_spec import ModelSpec
@@ -37,7 +38,7 @@ class RowFunction:
     root : ndarray, shape (p, q), float64, or None
         Square root of the covariance of the parameters, to compute standard errors; None to compute
         values.
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
         Device of the kernel; None is JAX's default.
     row_wise : bool
         False evaluates the model on all rows at once.
@@ -49,7 +50,7 @@ class RowFunction:
     spec: ModelSpec
     params: FloatArray
     root: FloatArray | None = None
-    device: str | None = None
+    device: DeviceChoice = None
     row_wise: bool = True
     buffer_rows: int | None = None
 

@@ -23,6 +23,7 @@ from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.stored import stored_argument
 from nlsq_dask.io.times import TimeAxis, as_numbers
 from nlsq_dask.io.units import bare_coordinates
+from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
 from nlsq_dask.questions.bad_rows import BadRows, BadRowsAt
@@ -61,7 +62,7 @@ class FittedModel:
         The model.
     data : Observations or None
         Data of the fit; None for a loaded result.
-    device : {"cpu", "gpu"} or None
+    device : str, tuple of str or None
         Device that computes the model.
     client : distributed.Client or None
         Cluster that reads lazy data for sums over rows.
@@ -79,7 +80,7 @@ class FittedModel:
 
     spec: ModelSpec
     data: Observations | None = None
-    device: str | None = None
+    device: DeviceChoice = None
     client: Client | None = None
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None

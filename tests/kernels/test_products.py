@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask.kernels import products
-from nlsq_dask.kernels.compiled import find_device
+from nlsq_dask.kernels.devices import find_device
 from nlsq_dask.kernels.products import (
     LANED_ROWS,
     LARGE_BUFFER,
@@ -75,7 +75,7 @@ def laned(monkeypatch):
     """Kernels of a spec, whose buffers of any length count as large, with any version of JAX."""
     monkeypatch.setattr(products, "LARGE_BUFFER", 0)
     monkeypatch.setattr(products, "LOOPS_ARE_FUNCTIONS", True)
-    return lambda spec: BlockKernel(spec, CPU_TILE_BYTES, find_device("cpu"), whole=False)
+    return lambda spec: BlockKernel(spec, CPU_TILE_BYTES, (find_device("cpu"),), whole=False)
 
 
 @pytest.mark.slow

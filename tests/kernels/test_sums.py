@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nlsq_dask import InputError
 from nlsq_dask.io.stage import aligned_empty
 from nlsq_dask.kernels import compiled as compiled_module
-from nlsq_dask.kernels.compiled import find_device
+from nlsq_dask.kernels.devices import find_device
 from nlsq_dask.kernels.moments import PIECE_ROWS, moments_of_y
 from nlsq_dask.kernels.sums import (
     BlockKernel,
@@ -173,10 +173,10 @@ def test_tiles_are_the_largest_power_of_two_that_fits(p, size):
 @pytest.mark.slow
 def test_a_tile_does_not_change_more_than_the_rounding():
     problem = plain_problem(4096)
-    device = find_device("cpu")
+    devices = (find_device("cpu"),)
     exact = exact_sums(problem)
     for tile_bytes in (None, 1 << 8, 1 << 12, 1 << 20):
-        sums = BlockKernel(problem.spec, tile_bytes, device, whole=tile_bytes is None)(
+        sums = BlockKernel(problem.spec, tile_bytes, devices, whole=tile_bytes is None)(
             problem.params, problem.basis, buffers(problem, 4096)
         )
         exact.assert_equal(sums, 4096, rtol=1e-13)

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import numpy as np
 from dask._task_spec import Alias, DataNode
 
@@ -32,7 +33,7 @@ from nlsq_dask.engines.accumulate import accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.io.stage import ALIGNMENT, Block, Stage, aligned
-from nlsq_dask.kernels.compiled import find_device
+from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
 
@@ -105,12 +106,13 @@ class KeptGroup:
         rows = self._rows
         if rows is not None:
             return add_rows(question, kernels, rows)
-        if not self._claim(kernels.device):
+        device = self._claim(kernels.device)
+        if device is None:
             return accumulate(question, kernels, blocks, weighted, stage_rows)
         kept: list[tuple[Rows, int]] = []
 
         def keep(stage: Stage) -> Rows:
-            rows = kernels.put(_copied(stage))
+            rows = kernels.put(_copied(stage), device)
             kept.append((rows, stage.n_left_out))
             return rows
 
@@ -134,21 +136,22 @@ class KeptGroup:
             self._release()
             self._release = None
 
-    def _claim(self, device: str | None) -> bool:
-        """Reserve memory for the rows; False if this worker has too little left."""
-        place = f"{_worker_address()} {device}"
+    def _claim(self, choice: DeviceChoice) -> jax.Device | None:
+        """Reserve memory for the rows on a device; None if this worker has too little left."""
+        place = f"{_worker_address()} {choice}"
         with _lock:
             while _returned:
                 returned, n_bytes = _returned.popleft()
                 _kept_bytes[returned] -= n_bytes
             # A task may be tried again while the first try still runs. The second keeps nothing.
             if self._release is not None or _kept_bytes[place] + self.n_bytes > self.limit:
-                return False
-            if not _device_has_room(device, self.n_bytes):
-                return False
+                return None
+            device = _device_with_room(choice, self.n_bytes)
+            if device is None:
+                return None
             _kept_bytes[place] += self.n_bytes
         self._release = weakref.finalize(self, _give_back, place, self.n_bytes)
-        return True
+        return device
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +278,19 @@ def _give_back(place: str, n_bytes: int) -> None:
     _returned.append((place, n_bytes))
 
 
-def _device_has_room(device: str | None, n_bytes: int) -> bool:
+def _device_with_room(choice: DeviceChoice, n_bytes: int) -> jax.Device | None:
+    """The next device in turn that has room for so many bytes more; None if there is none."""
+    devices = find_devices(choice)
+    turns = (next_device(devices) for _ in devices)
+    return next((device for device in turns if _has_room(device, n_bytes)), None)
+
+
+def _has_room(device: jax.Device, n_bytes: int) -> bool:
     """Whether a GPU has room for so many bytes more; always True for a CPU.
 
     The limit of a KeptGroup bounds the memory of a CPU.
     """
-    stats = find_device(device).memory_stats()
+    stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         return True
     return bool(stats["bytes_in_use"] + n_bytes <= DEVICE_SHARE * stats["bytes_limit"])
