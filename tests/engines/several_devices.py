@@ -1,4 +1,4 @@
-"""Fits on simulated devices of the CPU, run as a program with three of them.
+"""Fits on simulated devices of the CPU, run as a program with two of them.
 
 Prints the names of the cases that passed.
 """
@@ -8,9 +8,11 @@ import dask.array as da
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from nlsq_dask import InputError, fit, fit_each
 from nlsq_dask.kernels import compiled
+from nlsq_dask.kernels.devices import check_names_no_devices, checked_device
 
 N_ROWS, CHUNK = 100_000, 12_500
 
@@ -56,32 +58,35 @@ def bits(result):
 
 
 def check_fits(devices, placed):
-    start = [1.0, 1.0, 0.0]
+    start, plain = [1.0, 1.0, 0.0], {"pilot": False, "collapse": False}
     for name, (x, y), options in cases():
-        alone = fit(model, x, y, start, device=devices[:1], **options)
+        alone = fit(model, x, y, start, device=devices[:1], **plain, **options)
         placed.update(dict.fromkeys(placed, 0))
-        together = fit(model, x, y, start, device=devices, **options)
+        together = fit(model, x, y, start, device=devices, **plain, **options)
         assert bits(alone) == bits(together), name
         assert min(placed.values()) > 0, (name, placed)
         print(name)
     placed.update(dict.fromkeys(placed, 0))
-    fit(model, x, y, start, **options)
+    fit(model, x, y, start, **plain, **options)
     assert [d for d, n in placed.items() if n] == [devices[0]], "one device of a CPU by default"
 
 
 def check_maps(devices):
     x = np.linspace(0.0, 3.0, 20)
-    y = np.exp(-np.linspace(0.5, 1.5, 64)[:, None] * x) + 0.5
+    y = np.exp(-x[:, None] * np.linspace(0.5, 1.5, 64)) + 0.5
     maps = [fit_each(model, x, y, p0=[1.0, 1.0, 0.0], device=d) for d in (devices, None)]
-    assert np.array_equal(maps[0].params.a, maps[1].params.a)
+    assert np.array_equal(maps[0].popt, maps[1].popt)
     print("maps")
 
 
 def check_errors(devices):
+    assert checked_device(["cpu"]) == checked_device(devices) == ("cpu:0", "cpu:1")
+    assert checked_device(devices[1]) == ("cpu:1",)
     first = devices[0]
     wrong = {
         "names no device": [],
-        "more than once": [first, first],
+        "cpu:0 more than once": [first, "cpu"],
+        "devices of cpu and gpu": ["cpu:0", "gpu:0"],
         "'cpu:9' is not available": ["cpu:9"],
         "device=3 is not available": 3,
         "device='tpu' is not available": "tpu",
@@ -93,13 +98,19 @@ def check_errors(devices):
             assert text in str(error), error
         else:
             raise AssertionError(text)
+    with pytest.raises(InputError, match="workers of a cluster compute"):
+        check_names_no_devices(("cpu:0", "cpu:1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_index", lambda: 1)
+        with pytest.raises(InputError, match="a device of JAX process 0"):
+            checked_device(devices)
     print("errors")
 
 
 if __name__ == "__main__":
     dask.config.set(scheduler="threads", num_workers=2)
     devices = jax.devices("cpu")
-    assert len(devices) == 3
+    assert len(devices) == 2
     placed = count_placements()
     check_fits(devices, placed)
     check_maps(devices)

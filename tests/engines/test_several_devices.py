@@ -12,7 +12,7 @@ import nlsq_dask
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("several_devices.py")
-FLAGS = "--xla_force_host_platform_device_count=3"
+FLAGS = "--xla_force_host_platform_device_count=2"
 CASES = [
     "standard",
     "streaming",
