@@ -28,6 +28,10 @@ from nlsq_dask.core.trust_region import reduction_ratio, update_radius
 #: Keeps the radius of a search that cannot move from underflowing.
 LEAST_RADIUS = 1e-100
 
+# Effect of a parameter on the residuals whose square has few digits, or none, in float64. Data that
+# are zero leave no rounding errors to compare effects with.
+LEAST_EFFECT = float(np.sqrt(np.finfo(np.float64).tiny))
+
 #: Rounding errors of a difference of two costs, in units of the rounding of its parts: two sums,
 #: and a model whose value is rounded about twice.
 COST_ROUNDING = 4.0
@@ -131,8 +135,8 @@ def moved_to(
     chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
     # A start of 0 tells no size, and at an optimum of 0 every effect is small.
     # Residuals that are rounding errors themselves show nothing, whatever their pattern.
-    by_chance = explained <= max(chance, rounding)
-    without = (state.sizes > 0.0) & (effects <= rounding) & by_chance
+    by_chance = explained <= max(chance, rounding, LEAST_EFFECT)
+    without = (state.sizes > 0.0) & (effects <= max(rounding, LEAST_EFFECT)) & by_chance
     linear = linear.without(without if idle is None else without | idle)
     return replace(
         state,

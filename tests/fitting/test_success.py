@@ -316,3 +316,12 @@ def test_a_constant_says_nothing_of_a_lifetime(height, method):
         result = fit(decay, X[:40], np.full(40, height), p0=[1, 1, 0], method=method)
     assert result.status is Status.UNDETERMINED
     assert "tau" in result.undetermined
+
+
+def test_zeros_say_nothing_of_a_lifetime():
+    """The amplitude ends where squares of its effects have no float64."""
+    with pytest.warns((CovarianceWarning, ConvergenceWarning)):
+        result = fit(decay, X[:40], np.zeros(40), p0=[1, 1, 0])
+    assert not result.success
+    assert result.undetermined == ("tau",)
+    assert np.isinf(result.perr).all()

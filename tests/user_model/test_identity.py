@@ -359,7 +359,7 @@ def test_a_model_is_loaded_before_it_is_traced(tmp_path, monkeypatch):
     spec = pickle.loads(sent)
     assert "computing_module" not in sys.modules
     y = 2.0 * X + 3.0
-    kernel = BlockKernel(spec, None, jax.local_devices()[0], False)
+    kernel = BlockKernel(spec, None, (jax.local_devices()[0],), False)
     costs = kernel.costs(np.array([[2.0], [3.0]]), Rows((X,), y, None, X.size))
     np.testing.assert_allclose(costs, [0.0, 0.5 * X @ X], rtol=1e-15)
 
