@@ -20,7 +20,7 @@ PROGRAM = textwrap.dedent(
     """
     import sys
     sys.path[:] = {path!r}
-    import json, resource
+    import json
     import dask, dask.array as da, jax.numpy as jnp, numpy as np
     from nlsq_dask import fit
 
@@ -35,7 +35,9 @@ PROGRAM = textwrap.dedent(
         return da.map_blocks(make, chunks=chunks, dtype=float, meta=np.empty(0))
 
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Not ru_maxrss, which begins with the peak of the process that started this one.
+        with open("/proc/self/status") as lines:
+            return 1024 * next(int(l.split()[1]) for l in lines if l.startswith("VmHWM:"))
 
     baseline = peak()
     with dask.config.set(num_workers={threads}):
