@@ -23,7 +23,7 @@ from nlsq_dask.fitting.each import (
 from nlsq_dask.fitting.prepare import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
 from nlsq_dask.fitting.series_values import map_values
-from nlsq_dask.kernels.devices import DeviceArgument, checked_device
+from nlsq_dask.kernels.devices import DeviceArgument
 from nlsq_dask.results.maps import FitMaps
 from nlsq_dask.results.result import FitResult
 
@@ -184,7 +184,7 @@ def fit_each(
         stat_tol=stat_tol,
         max_nfev=max_nfev,
         covariance=covariance,
-        device=checked_device(device),
+        device=device,
         memory_limit_gb=memory_limit_gb,
         retries=retries,
         refine=refine,

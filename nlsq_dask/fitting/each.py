@@ -35,7 +35,7 @@ from nlsq_dask.io.sources import is_dask, observe
 from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
 from nlsq_dask.io.units import bare_data
 from nlsq_dask.kernels.derivatives import model_eps
-from nlsq_dask.kernels.devices import DeviceChoice
+from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.models.base import Model
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.row_wise import row_dependence
@@ -60,7 +60,7 @@ class EachOptions:
     stat_tol: Any = STAT_TOL
     max_nfev: int | None = None
     covariance: bool = False
-    device: DeviceChoice = None
+    device: DeviceArgument = None
     memory_limit_gb: Any = None
     retries: Any = 3
     refine: Any = None
@@ -333,6 +333,7 @@ def _problem(
         raise _errors.unknown_choice("refine", options.refine, REFINEMENTS)
     given = options.max_nfev
     most = EVALUATIONS_PER_PARAMETER * size if given is None else checked_count("max_nfev", given)
+    device = checked_device(options.device)
     return SeriesProblem(
         spec=spec,
         reduction=reduction,
@@ -351,7 +352,7 @@ def _problem(
         max_nfev=most,
         eps=model_eps(spec, axes.n_rows),
         covariance=bool(options.covariance),
-        device=options.device,
+        device=device,
         refine=options.refine,
-        vector_bits=bits_of_process(options.device),
+        vector_bits=bits_of_process(device),
     )

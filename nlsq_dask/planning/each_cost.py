@@ -101,9 +101,8 @@ def _joined(job: EachJob) -> int:
 
 def _machine(job: EachJob, client: Client | None, blocks: int) -> tuple[int, int, int, int]:
     """Workers, all threads, tasks at one time in a process, and bytes of its memory."""
-    memory_here = available_memory()
-    if job.memory_limit_gb is not None:
-        memory_here = int(job.memory_limit_gb * GB)
+    given = job.memory_limit_gb
+    memory_here = available_memory() if given is None else int(given * GB)
     if not job.lazy:  # the series of the one block are shared out to threads
         return 0, available_cores(), 1, memory_here
     from nlsq_dask.engines.dask.cluster import smallest_worker, worker_threads  # loaded for use
@@ -114,9 +113,7 @@ def _machine(job: EachJob, client: Client | None, blocks: int) -> tuple[int, int
         return 0, threads, min(threads, blocks), memory_here
     threads_of = worker_threads(client)
     worker = smallest_worker(client)
-    available = memory_here
-    if worker is not None and job.memory_limit_gb is None:
-        available = worker.memory_bytes
+    available = memory_here if worker is None or given is not None else worker.memory_bytes
     at_one_time = max(threads_of, default=1) if worker is None else worker.threads
     return len(threads_of), sum(threads_of), at_one_time, available
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import InputError, fit, fit_each
+from nlsq_dask import InputError, fit, fit_each, plan_each
 from nlsq_dask.kernels import compiled
 from nlsq_dask.kernels.devices import check_names_no_devices, checked_device
 
@@ -76,6 +76,7 @@ def check_maps(devices):
     y = np.exp(-x[:, None] * np.linspace(0.5, 1.5, 64)) + 0.5
     maps = [fit_each(model, x, y, p0=[1.0, 1.0, 0.0], device=d) for d in (devices, None)]
     assert np.array_equal(maps[0].popt, maps[1].popt)
+    assert plan_each(model, x, y, p0=[1.0, 1.0, 0.0], device=devices).strategy == "standard"
     print("maps")
 
 
