@@ -22,6 +22,7 @@ PROGRAM = textwrap.dedent(
     sys.path[:] = {path!r}
     import json
     import dask, dask.array as da, jax.numpy as jnp, numpy as np
+    from benchmarks.memory import peak_bytes
     from nlsq_dask import fit
 
     def column(number):
@@ -34,12 +35,7 @@ PROGRAM = textwrap.dedent(
         chunks = (({block_rows},) * {n_blocks},)
         return da.map_blocks(make, chunks=chunks, dtype=float, meta=np.empty(0))
 
-    def peak():
-        # Not ru_maxrss, which begins with the peak of the process that started this one.
-        with open("/proc/self/status") as lines:
-            return 1024 * next(int(l.split()[1]) for l in lines if l.startswith("VmHWM:"))
-
-    baseline = peak()
+    baseline = peak_bytes()
     with dask.config.set(num_workers={threads}):
         result = fit(
             lambda x, a, b, c: a * jnp.exp(-b * x) + c,
@@ -49,7 +45,7 @@ PROGRAM = textwrap.dedent(
             cache=False,
         )
     assert result.n_points == {block_rows} * {n_blocks}
-    print(json.dumps([baseline, peak(), result.n_passes]))
+    print(json.dumps([baseline, peak_bytes(), result.n_passes]))
     """
 )
 
