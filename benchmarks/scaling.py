@@ -42,7 +42,7 @@ from nlsq_dask.user_model.signature import parameter_names
 
 #: Rows of a chunk: x and y are 64 MB, what a group holds.
 CHUNK_ROWS = 4_000_000
-WORKERS = (64, 256, 1000)
+WORKERS = (64, 256)
 
 #: Workers that start at one time.
 STARTED_TOGETHER = 50
@@ -50,7 +50,7 @@ STARTED_TOGETHER = 50
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Run the benchmark and print its table."""
-    parser = arguments(__doc__, groups=4096, most_workers=1000, repeat=3)
+    parser = arguments(__doc__, groups=2048, most_workers=256, repeat=3)
     options = parser.parse_args(argv)
     wanted = [n for n in WORKERS if n <= options.most_workers] or [options.most_workers]
     rows = [measure(n, options.groups, options.repeat) for n in wanted]
