@@ -22,7 +22,7 @@ therefore at the same point as the fit in A.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from nlsq_dask._errors import Status
 from nlsq_dask.core.factor import EPS, nonzero
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Trial,
@@ -147,7 +148,7 @@ def judged(
             status = Status.STALLED
     if status is None and state.nfev >= options.evaluations(state.params.size):
         status = Status.MAX_EVALUATIONS
-    return replace(state, met=met if state.met is None else state.met, status=status)
+    return with_changes(state, met=met if state.met is None else state.met, status=status)
 
 
 def _criterion(

@@ -16,7 +16,6 @@ other:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from nlsq_dask.core.dogbox import Dogbox
 from nlsq_dask.core.lm import LevenbergMarquardt
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import Search, SumsAt
+from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Method,
@@ -96,7 +96,7 @@ def confirmed(state: SolverState, box: Box, options: SolverOptions) -> Search[So
     state = yield from _displaced(state, PROBE * directions, box, options)
     if not _is_end(state.status):
         return state
-    return replace(state, status=Status.UNDETERMINED) if success else state
+    return with_changes(state, status=Status.UNDETERMINED) if success else state
 
 
 def _is_end(status: Status | None) -> bool:
@@ -106,13 +106,13 @@ def _is_end(status: Status | None) -> bool:
 def rescaled(state: SolverState, box: Box, options: SolverOptions, **changes: Any) -> SolverState:
     """The state with the scales and the optimality of its point, and with other changes."""
     optimality = METHODS[options.method].optimality(state, box)
-    return replace(state, scale_inv=scales(state, options), optimality=optimality, **changes)
+    return with_changes(state, scale_inv=scales(state, options), optimality=optimality, **changes)
 
 
 def restarted(state: SolverState, box: Box, options: SolverOptions) -> SolverState:
     """Scale the parameters at a starting point, and choose the first radius there."""
     state = rescaled(state, box, options, alpha=0.0, n_rejected=0, n_contradicted=0)
-    return replace(state, radius=METHODS[options.method].first_radius(state, box))
+    return with_changes(state, radius=METHODS[options.method].first_radius(state, box))
 
 
 def refined(
@@ -124,12 +124,12 @@ def refined(
     """
     basis = state.linearization.whitening
     sums = yield SumsAt(state.params, basis.forward, observe, options.scores)
-    again = replace(state, n_refined=state.n_refined + 1, refined=True)
+    again = with_changes(state, n_refined=state.n_refined + 1, refined=True)
     # In another basis a model near overflow may overflow. Then the earlier sums stay.
     if not is_finite(sums):
         return again
     if observe:
-        again = replace(again, moments=sums.moments)
+        again = with_changes(again, moments=sums.moments)
     # A column without an effect comes back from another basis as rounding errors of the others.
     idle = state.linearization.norms == 0.0
     return moved_to(again, state.params, sums, basis, box, options, idle)
@@ -137,7 +137,7 @@ def refined(
 
 def restated(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
     """Evaluate the best point again, without rows that were lost."""
-    again = replace(state, nfev=state.nfev + 1, status=None)
+    again = with_changes(state, nfev=state.nfev + 1, status=None)
     again = yield from refined(again, box, options, observe=True)
     return rescaled(again, box, options)
 
@@ -162,14 +162,14 @@ def record(
         accepted=accepted,
         distance=distance(state, options),
     )
-    return replace(state, history=(*state.history, entry))
+    return with_changes(state, history=(*state.history, entry))
 
 
 def _judged_again(state: SolverState, box: Box, options: SolverOptions) -> Search[SolverState]:
     """Judge a point again, with all digits of its factor: confirm the end, or go on."""
     status = state.status
     state = yield from refined(state, box, options)
-    state = replace(state, status=None)
+    state = with_changes(state, status=None)
     length, deviation = state.left.length, standard_deviation(state, options)
     here = judged(state, box, options)
     if here.status is not None and here.status.success:
@@ -184,7 +184,7 @@ def _judged_again(state: SolverState, box: Box, options: SolverOptions) -> Searc
         or (status is Status.ROUNDING and length <= rounding)
         or (status not in (Status.STALLED, Status.INCONSISTENT) and has_arrived)
     ):
-        return replace(here, status=Status.NEAR if status is Status.STALLED else status)
+        return with_changes(here, status=Status.NEAR if status is Status.STALLED else status)
     return here if here.status is not None else restarted(here, box, options)
 
 
@@ -194,22 +194,22 @@ def _displaced(
     """Restart without a status from the first step that lowers the cost, if any step does."""
     if state.n_probed >= MOST_DISPLACEMENTS:
         return state
-    state = replace(state, n_probed=state.n_probed + 1)
+    state = with_changes(state, n_probed=state.n_probed + 1)
     basis = state.linearization.whitening
     for step in steps:
         if state.nfev >= options.evaluations(state.params.size):
             break
         params = stopped_at_bounds(state.params, step, box.lower, box.upper)
         sums = yield SumsAt(params, basis.forward)
-        state = replace(state, nfev=state.nfev + 1)
+        state = with_changes(state, nfev=state.nfev + 1)
         length = float(np.linalg.norm(params - state.params))
         if is_finite(sums) and state.cost - sums.cost > rounding_of_cost(state):
-            moved = replace(state, njev=state.njev + 1, refined=False, status=None)
+            moved = with_changes(state, njev=state.njev + 1, refined=False, status=None)
             there = moved_to(moved, params, sums, basis, box, options)
             there = restarted(there, box, options)
             there = record(there, options, cost=sums.cost, step_norm=length, accepted=True)
             if there.nfev >= options.evaluations(state.params.size):
-                return replace(there, status=Status.MAX_EVALUATIONS)
+                return with_changes(there, status=Status.MAX_EVALUATIONS)
             return there
         state = record(state, options, cost=sums.cost, step_norm=length, accepted=False)
     return state

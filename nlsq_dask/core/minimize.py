@@ -33,6 +33,7 @@ from nlsq_dask.core.ending import (
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.questions import RowsLostError, Search, SumsAt
+from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import (
     Trial,
@@ -233,7 +234,7 @@ def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[Solv
         # The cost at the trial is comparable with that of the same rows at the present point.
         sums = error.answer
         state = yield from restated(state, box, options)
-    tried = replace(state, nfev=state.nfev + 1, alpha=trial.alpha)
+    tried = with_changes(state, nfev=state.nfev + 1, alpha=trial.alpha)
     respond = _accept_displacement if displacement else _accept_or_reject
     after = respond(tried, trial, sums, basis, box, options)
     after = record(
@@ -310,7 +311,9 @@ def _observed(state: SolverState, observer: Callable[[SolverState], None] | None
         try:
             observer(state)
         except StopIteration:
-            return replace(state, status=Status.CALLBACK if state.status is None else state.status)
+            return with_changes(
+                state, status=Status.CALLBACK if state.status is None else state.status
+            )
     return state
 
 
@@ -355,7 +358,7 @@ def _accept_displacement(
 ) -> SolverState:
     """Restart from the displaced point, unless it is far worse."""
     if is_finite(sums) and sums.cost <= WORST_DISPLACED_COST * state.cost:
-        moved = replace(state, njev=state.njev + 1, refined=False)
+        moved = with_changes(state, njev=state.njev + 1, refined=False)
         state = restarted(moved_to(moved, trial.params, sums, basis, box, options), box, options)
     return judged(state, box, options)
 
@@ -379,7 +382,7 @@ def _accept_or_reject(
     accepted = there is not None and method.accepts(trial, actual)
     outcome = Outcome(before=state, trial=trial, actual=actual, accepted=accepted, slope=slope)
     if there is None or not accepted:
-        after = replace(
+        after = with_changes(
             state,
             radius=radius,
             alpha=alpha,

@@ -12,7 +12,7 @@ cost does, and is no small difference of large numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
 from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
+from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
@@ -138,7 +139,7 @@ def moved_to(
     by_chance = explained <= max(chance, rounding, LEAST_EFFECT)
     without = (state.sizes > 0.0) & (effects <= max(rounding, LEAST_EFFECT)) & by_chance
     linear = linear.without(without if idle is None else without | idle)
-    return replace(
+    return with_changes(
         state,
         params=params,
         cost=sums.cost,

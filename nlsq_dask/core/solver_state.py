@@ -136,7 +136,7 @@ class IterationRecord:
     distance: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for quick copies
 class BestPoint:
     """The best point of a search, and how the search came there.
 
@@ -182,7 +182,7 @@ class BestPoint:
     history: tuple[IterationRecord, ...] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for quick copies
 class SolverState(BestPoint):
     """The state of a search between two evaluations.
 
