@@ -32,6 +32,8 @@ import cloudpickle
 import jax
 import numpy as np
 
+from nlsq_dask.user_model.closed import is_closed_code, is_closed_value, names_of
+
 # Errors of pickling. A RecursionError comes from graphs of objects deeper than the stack, the
 # others come from the objects' own methods.
 UNPICKLABLE = (
@@ -74,11 +76,15 @@ class Identity(NamedTuple):
         Plain data that the model reads from modules that are pickled by name.
     uses_jax : bool
         Whether the model can reach JAX, or a library that imports JAX.
+    modules : tuple of str, or None
+        Modules that the names of a closed model stand for. The trace of a closed model depends on
+        the digest, on these modules and on JAX's settings alone. None for an open model.
     """
 
     digest: str | None
     module_data: tuple[ModuleData, ...]
     uses_jax: bool
+    modules: tuple[str, ...] | None
 
 
 def identify(function: Callable[..., Any]) -> Identity:
@@ -97,11 +103,12 @@ def identify(function: Callable[..., Any]) -> Identity:
     try:
         pickler.dump(function)
     except UNPICKLABLE:
-        return Identity(None, (), True)
+        return Identity(None, (), uses_jax=True, modules=None)
     return Identity(
         hashlib.sha256(stream.getbuffer()).hexdigest(),
         tuple(sorted(set(pickler.module_data))),
         pickler.uses_jax,
+        tuple(pickler.modules) if pickler.is_closed else None,
     )
 
 
@@ -126,12 +133,16 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
         self._own = own
         self.module_data: list[ModuleData] = []
         self.uses_jax = False
+        self.is_closed = True
+        self.modules: list[str] = []
 
     def reducer_override(self, obj: Any) -> Any:
         name = obj.__name__ if isinstance(obj, types.ModuleType) else type(obj).__module__
         owner = getattr(obj, "__module__", None)
         self.uses_jax |= _imports_jax(name) or (isinstance(owner, str) and _imports_jax(owner))
         parts = self._parts(obj)
+        if self.is_closed and not (isinstance(obj, types.FunctionType) and isinstance(parts, dict)):
+            self.is_closed = is_closed_value(obj)
         return super().reducer_override(obj) if parts is None else (tuple, (), parts)
 
     def _parts(self, obj: Any) -> Any:
@@ -148,6 +159,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
         return self._library_name(obj)
 
     def _function_parts(self, function: types.FunctionType) -> dict[str, Any]:
+        self.is_closed = self.is_closed and is_closed_code(function)
         return {
             "code": function.__code__,
             "defaults": (function.__defaults__, function.__kwdefaults__),
@@ -157,7 +169,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
         }
 
     def _named_globals(self, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-        names = _names(function.__code__)
+        names = names_of(function.__code__)
         by_name = _is_importable(function)
         for name in names:
             if name in function.__globals__:
@@ -169,6 +181,7 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
             else:
                 continue
             if isinstance(value, types.ModuleType):
+                self.modules.append(value.__name__)
                 self.uses_jax |= _imports_jax(value.__name__)
                 yield from self._module_values(value, names, frozenset())
             else:
@@ -233,15 +246,6 @@ def _code_parts(code: types.CodeType) -> list[Any]:
         code.co_flags,
         code.co_exceptiontable,
     ]
-
-
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Names of globals and attributes in code, with those of nested functions."""
-    names = dict.fromkeys(code.co_names)
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            names.update(dict.fromkeys(_names(const)))
-    return tuple(names)
 
 
 def _cell_contents(cell: types.CellType) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,7 @@ MANY_A_ROW = 10
 _examinations: LruTable[str, _Examination] = LruTable(MAX_EXAMINATIONS)
 _just_traced: LruTable[str, bool] = LruTable(MAX_MODELS)
 _traces: LruTable[tuple[str, str, int, Content], str] = LruTable(MAX_TRACES)
+_closed: LruTable[Hashable, str] = LruTable(MAX_EXAMINATIONS)
 
 
 def prepare_model(
@@ -147,11 +148,16 @@ class _Examination:
 def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
     """The spec of a model as it is now. Its token depends on everything that the value depends on.
 
-    Each preparation traces the model again. Only the trace shows the data that a model reads from
-    files, from the environment, or from the settings of a library.
+    Each preparation traces a model again that is not closed. Only the trace shows the data that
+    such a model reads from files, from the environment, or from the settings of a library.
     """
     base = spec
     known = _examinations.get(base.token)
+    if known is not None and base.modules is not None:
+        spec = _as_examined(base, known, n_rows)
+        name = _closed.get(_trace_key(spec))
+        if name is not None:
+            return _named_by_trace(spec, name)
     found = None if known is None else _trial(_as_examined(base, known, n_rows))
     if known is None or found is None or isinstance(found, _errors.ModelError):
         known, found = _examine(base, n_rows)
@@ -165,13 +171,27 @@ def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
         if isinstance(again, _errors.ModelError) or content(again) != seen:
             raise _errors.model_random(spec.label)
         name = _traces.keep((base.token, spec.style, spec.rows, seen), digest(seen))
-    # The style is a part of the token: functions whose global is numpy or jax.numpy may have the
-    # same trace, and only the second can be called with the arrays of JAX.
-    token = digest_of(f"{base.token} {spec.style} {name}")
-    spec = replace(spec.named(token), traced=f"{jax.__version__} {name}")
+    if base.modules is not None:
+        _closed.put(_trace_key(spec), name)
+    spec = _named_by_trace(spec, name)
     if is_new:
         _just_traced.put(spec.token, True)
     return spec
+
+
+def _trace_key(spec: ModelSpec) -> Hashable:
+    """What the trace of a closed model depends on."""
+    return spec.token, spec.modules, spec.style, spec.rows, tuple(jax.config.values.values())
+
+
+def _named_by_trace(spec: ModelSpec, name: str) -> ModelSpec:
+    """The spec of a model under the token of its trace.
+
+    The style is a part of the token: functions whose global is numpy or jax.numpy may have the same
+    trace, and only the second can be called with the arrays of JAX.
+    """
+    token = digest_of(f"{spec.token} {spec.style} {name}")
+    return replace(spec.named(token), traced=f"{jax.__version__} {name}")
 
 
 def _as_examined(spec: ModelSpec, found: _Examination, n_rows: int | None) -> ModelSpec:

@@ -93,6 +93,9 @@ class ModelSpec:
     series : Series or None
         The series that the function takes whole, one after the other; None where it takes any
         number of rows.
+    modules : tuple of str, or None
+        Modules that a closed function names; None for an open function. See
+        :mod:`nlsq_dask.user_model.closed`.
     """
 
     names: tuple[str, ...]
@@ -115,6 +118,7 @@ class ModelSpec:
     whole: str | None = field(default=None, compare=False)
     source: str = field(default="", repr=False, compare=False)
     series: Series | None = None
+    modules: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def row_key(self) -> str:
@@ -210,6 +214,7 @@ class ModelSpec:
             returns,
             is_numpy=not identity.uses_jax,
             source=token,
+            modules=identity.modules,
         )
         return spec.named(token)
 
