@@ -66,6 +66,13 @@ def test_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch, capsys)
             assert_same_text(shown, text)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_that_writes_a_store_can_be_run_again(page):
+    code = "".join(code for code, _ in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")))
+    made = re.findall(r"""zarr\.create_(?:array|group)\(["'][^\n]+""", code)
+    assert [call for call in made if "overwrite=True" not in call] == []
+
+
 def test_a_wrong_word_or_number_is_noticed():
     assert_same_text("a = 1.500 +- 0.02", "a  =  1.501 +- 0.02")
     for other in ("b = 1.500 +- 0.02", "a = 1.700 +- 0.02", "a = 1.500"):
