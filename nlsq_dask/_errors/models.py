@@ -372,3 +372,9 @@ def guess_without_rows(model: str) -> InputError:
         f"{model} cannot guess its parameters, since no row of x and y is finite: pass data, or "
         "starting values."
     )
+
+
+def guess_failed(model: str, cause: object) -> ModelError:
+    return ModelError(
+        f"the guess of the model {model} failed ({cause}): pass p0, one starting value a parameter."
+    )

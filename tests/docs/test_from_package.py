@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nlsq_dask import Status, _errors
-from nlsq_dask._errors import data, files, running, solver
+from nlsq_dask._errors import data, files, memory, solver
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {path: path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
@@ -70,7 +70,7 @@ def test_nearly_every_text_has_message_and_remedy(troubleshooting):
         data.unknown_chunks("counts"),
         data.fill_value_does_not_fit(3.5, "int16"),
         files.path_unusable("checkpoint", "a\0b"),
-        running.memory_too_small(10**9, 4, 2e9),
+        memory.memory_too_small(10**9, 4, 2e9),
         solver.p0_length(2, ["a", "b", "c"]),
     ],
     ids=lambda error: type(error).__name__,
