@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nlsq_dask import _errors
 from nlsq_dask.results.binning import Scales
-from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.drawing import course
 from nlsq_dask.results.drawing.images import ImageOptions, plot_images
 from nlsq_dask.results.drawing.residuals import plot_residuals
 from nlsq_dask.results.drawing.rows import RowOptions, plot_rows
-from nlsq_dask.results.predictions import Predictions
-from nlsq_dask.results.profile import Profile
 from nlsq_dask.results.record import interval_quantile
+from nlsq_dask.results.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,14 +20,12 @@ if TYPE_CHECKING:
 KINDS = ("auto", "rows", "images")
 
 
-class Pictures(Predictions):
+class Pictures(Uncertainty):
     """What :class:`nlsq_dask.FitResult` draws.
 
     Every method takes ``ax``, to draw into axes of a figure of the caller, and returns the figure.
     A new figure is not known to pyplot: notebooks show the figure, and ``savefig`` writes it.
     """
-
-    blocks: BlockDiagnostics | None
 
     def plot(
         self,
@@ -215,19 +211,6 @@ class Pictures(Predictions):
             As :meth:`block_diagnostics`.
         """
         return course.plot_blocks(self.block_diagnostics(), ax)
-
-    def block_diagnostics(self) -> BlockDiagnostics:
-        """Return the table of the blocks; the result of a fit can."""
-        raise NotImplementedError
-
-    def profile(self, name: str, level: float = 0.95) -> Profile:
-        """Compute the profile of a parameter; the result of a fit can."""
-        raise NotImplementedError
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether there are sums of blocks, for :meth:`block_diagnostics` and its picture."""
-        return self.blocks is not None
 
     @property
     def _has_images(self) -> bool:

@@ -1,24 +1,19 @@
-"""The result of a fit."""
+"""The result of a fit: its fields, report and files. Base classes have its further methods."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from nlsq_dask import _errors
-from nlsq_dask.core import statistics
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.results import dataset, page, report, saving
 from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.lmfit_params import to_lmfit_params
 from nlsq_dask.results.pictures import Pictures
-from nlsq_dask.results.profile import Profile
 from nlsq_dask.results.record import Parameter, interval_quantile
 
 if TYPE_CHECKING:
@@ -147,104 +142,6 @@ class FitResult(Pictures):
     fitted: FittedModel | None = field(default=None, repr=False)
     blocks: BlockDiagnostics | None = field(default=None, repr=False)
 
-    def confidence_intervals(
-        self, level: float = 0.95, method: Literal["symmetric", "profile"] = "symmetric"
-    ) -> FloatArray:
-        """Confidence intervals of the parameters, ``popt ± t perr`` or by profiles.
-
-        t is the quantile of Student's distribution with `dof` degrees of freedom. If
-        `absolute_sigma`, no variance is estimated, and t is the quantile of the normal
-        distribution. The symmetric intervals assume that the model is linear within a few standard
-        errors of the answer (Seber & Wild, "Nonlinear Regression", 1989, section 5.1). At an active
-        bound the interval ends at the bound, and is one-sided.
-
-        An interval by profile holds the values at which the sum of squares, with the other
-        parameters fitted again, rises by at most t² times the variance of the rows (Bates & Watts,
-        "Nonlinear Regression Analysis and Its Applications", 1988, section 6.1), as in
-        ``lmfit.conf_interval``. Such intervals need not be symmetric, and do not depend on how the
-        model is parametrised. They take some sixteen fits for each parameter, which share a few
-        readings of the data.
-
-        Parameters
-        ----------
-        level : float
-            Probability with which an interval covers the true value, in (0, 1).
-        method : {"symmetric", "profile"}
-            How the ends are computed.
-
-        Returns
-        -------
-        ndarray, shape (p, 2), float64
-            Lower and upper ends. They are equal for a fixed parameter, and infinite for a parameter
-            that the data do not determine. Where the sum of squares does not rise so far, the end
-            of an interval by profile is a bound, or infinite.
-
-        Raises
-        ------
-        InputError
-            If `level` is no probability in (0, 1), `method` is unknown, or there are no profiles;
-            see :meth:`profile`.
-
-        Warns
-        -----
-        ConvergenceWarning
-            As :meth:`profile`.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from nlsq_dask import fit
-        >>> x = np.arange(6.0)
-        >>> result = fit(lambda x, a, b: a * x + b, x, np.array([1.1, 2.9, 5.2, 6.8, 9.1, 10.9]))
-        >>> result.confidence_intervals().round(2)
-        array([[1.84, 2.1 ],
-               [0.69, 1.48]])
-        """
-        if method == "symmetric":
-            return super().confidence_intervals(level)
-        if method != "profile":
-            raise _errors.unknown_choice("method", method, ("symmetric", "profile"))
-        free = [name for name in self.names if name not in self.fixed]
-        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
-        made = self._profiled(free, quantile, 'confidence_intervals(method="profile")')
-        ends = np.column_stack([self.popt, self.popt])
-        for name in free:
-            ends[self.names.index(name)] = made[name].interval(quantile)
-        return ends
-
-    def profile(self, name: str, level: float = 0.95) -> Profile:
-        """Rise of the sum of squares where a parameter is held away from its estimate.
-
-        The other parameters are fitted again at each of some sixteen values. All these fits share a
-        few readings of the data (Bates & Watts, "Nonlinear Regression Analysis and Its
-        Applications", 1988, section 6.1). The profile of a level is computed once.
-
-        Parameters
-        ----------
-        name : str
-            A parameter that is not fixed, and not tied to more than one other parameter.
-        level : float
-            Confidence level, in (0, 1), that the values reach on each side.
-
-        Returns
-        -------
-        Profile
-
-        Raises
-        ------
-        InputError
-            If the result has no data; if the fit is no success, has a robust loss, no degrees of
-            freedom or no residuals; if the parameter has no profile; if a value has a lower cost
-            than the fit; or if `level` is no probability in (0, 1).
-
-        Warns
-        -----
-        ConvergenceWarning
-            If the fit of the other parameters does not converge at some values.
-        """
-        quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
-        return self._profiled([name], quantile, "profile()")[name]
-
     @property
     def mae(self) -> float:
         """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units.
@@ -254,61 +151,6 @@ class FitResult(Pictures):
         """
         return super().mae if self.n_distinct == 0 or self.fitted is None else self._mae_of_rows
 
-    def block_diagnostics(self) -> BlockDiagnostics:
-        """A table of the blocks: rows, residuals, and how far each moves the estimates.
-
-        The sums are those of the last pass, so that nothing is read. With ``diagnostics=True`` in
-        :func:`nlsq_dask.fit` a block is a chunk, up to 10,000 chunks. With `checkpoint`, and for
-        more chunks, it is a group of neighbouring chunks.
-
-        Returns
-        -------
-        BlockDiagnostics
-
-        Raises
-        ------
-        InputError
-            If the fit has kept no sums of blocks.
-        """
-        if self.blocks is None:
-            raise _errors.no_block_diagnostics(self.strategy, self.n_distinct)
-        return self.blocks
-
-    def robust_pcov(self) -> FloatArray:
-        """Covariance of the estimates without the assumption of equal or known variances.
-
-        The sandwich ``n / dof · (JᵀJ)⁻¹ (Σ r² j jᵀ) (JᵀJ)⁻¹`` of weighted residuals and derivatives
-        is called HC1 (MacKinnon & White, J. Econometrics 29, 1985). It is right for many
-        independent rows, whatever their variances are. Each call reads the data once.
-
-        With a robust loss it is the sandwich of the M-estimator, ``n / dof · H⁻¹ (Σ ψ² j jᵀ) H⁻¹``,
-        with the derivative ψ of the loss by the residual and the second derivatives H of the cost
-        (Huber & Ronchetti, "Robust Statistics", 2nd ed. 2009, section 7.6). The fit computes it
-        in its last reading, and `pcov` is the same. It describes noise and not a bias: outliers on
-        one side shift the estimates.
-
-        Returns
-        -------
-        ndarray, shape (p, p), float64
-            Covariance: zero for fixed parameters, infinite if the data do not determine the
-            parameters.
-
-        Raises
-        ------
-        InputError
-            If the result has no model or no data, and no robust loss. Also if the result has a
-            robust loss and comes from a file of an earlier release.
-        """
-        if self.sandwich:
-            return self.pcov.copy()
-        if self.loss != "linear":
-            raise _errors.sandwich_not_kept(self.loss)
-        model = self._model("robust_pcov()")
-        scale = 1.0 if self.absolute_sigma else self.reduced_chi2
-        # A perfect fit has no residuals, and its pcov is zero already.
-        bread = self.pcov if scale == 0.0 else self.pcov / scale
-        return statistics.sandwich(bread, model.score_products(self.popt), self.n_points, self.dof)
-
     def summary(self) -> str:
         """The full report: estimates with intervals, statistics, correlations, cost of the fit.
 
@@ -317,12 +159,7 @@ class FitResult(Pictures):
         half-width. The report computes no profiles itself, as they need the data.
         """
         quantile = interval_quantile(report.LEVEL, self.dof, known_scale=self.absolute_sigma)
-        profiled = {
-            name: made.interval(quantile)
-            for (name, reach), made in sorted(self._profiles.items(), reverse=True, key=_reach)
-            if reach >= quantile
-        }
-        return report.full_report(self, profiled)
+        return report.full_report(self, self._known_intervals(quantile))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields but `fitted`, in plain JSON types.
@@ -477,30 +314,5 @@ class FitResult(Pictures):
         return {**vars(self), "fitted": None}
 
     @cached_property
-    def _profiles(self) -> dict[tuple[str, float], Profile]:
-        """Profiles computed so far, by name and by the quantile that they reach."""
-        return {}
-
-    @cached_property
     def _mae_of_rows(self) -> float:
         return self._model("mae").abs_residuals(self.popt) / self.n_points
-
-    def _profiled(
-        self, names: Sequence[str], quantile: float, method: str
-    ) -> Mapping[str, Profile]:
-        """Profiles that reach a quantile. Missing profiles are computed together."""
-        known = {n: made for (n, reach), made in self._profiles.items() if reach == quantile}
-        missing = [name for name in names if name not in known]
-        if missing:
-            profiles = self._model(method).profiles
-            if profiles is None:
-                raise _errors.result_without_data(method)
-            made: dict[str, Profile] = profiles(self, missing, quantile)
-            self._profiles.update({(name, quantile): made[name] for name in missing})
-            known |= made
-        return known
-
-
-def _reach(entry: tuple[tuple[str, float], Profile]) -> float:
-    """The quantile that a profile reaches."""
-    return entry[0][1]
