@@ -24,9 +24,6 @@ from nlsq_dask.core.resources import available_memory
 from nlsq_dask.io.folders import is_url
 from nlsq_dask.results.result import FitResult
 
-#: Model, x and y.
-Positional = tuple[Any, Any, Any]
-
 
 class Exit(IntEnum):
     """Exit status of the command.

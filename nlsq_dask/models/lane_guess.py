@@ -96,11 +96,6 @@ class _Found:
     scales: tuple[FloatArray, ...]
 
 
-def can_guess(model: Any) -> bool:
-    """Whether :func:`lane_guess` takes a model: one of :mod:`nlsq_dask.models`."""
-    return isinstance(model, Model)
-
-
 def lane_guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> FloatArray:
     """Starting values for the fits of many series.
 

@@ -144,23 +144,6 @@ class Binned:
         """Edges of the bins of the standardised residuals, shape (n_z + 1,)."""
         return self.grid.z_edges
 
-    @property
-    def mean(self) -> FloatArray:
-        """Mean standardised residual by abscissa, shape (n_x,); NaN in a bin without rows."""
-        return self._per_row(self.sums.total)
-
-    @property
-    def rms(self) -> FloatArray:
-        """Root mean square of standardised residuals by abscissa, (n_x,); NaN without rows."""
-        rms: FloatArray = np.sqrt(self._per_row(self.sums.squares))
-        return rms
-
-    def _per_row(self, sums: FloatArray) -> FloatArray:
-        n = self.sums.n
-        per_row = np.full(n.shape, np.nan)
-        np.divide(sums, n, out=per_row, where=n > 0)
-        return per_row
-
 
 @dataclass(frozen=True, slots=True)
 class Histogram(BlockQuestion[BinSums]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask import models
-from nlsq_dask.models.lane_guess import can_guess, lane_guess
+from nlsq_dask.models.lane_guess import lane_guess
 from tests.models.problems import DRAWS, SUMS, draw_params, draw_problem
 from tests.models.test_guess import TWO_PEAKS, cost_from
 
@@ -156,8 +156,3 @@ def test_poor_series(model):
     assert not np.isinf(lane_guess(model, one_x, y)).any()
     nowhere = tuple(np.full_like(c, np.nan) for c in coords)
     assert np.isnan(lane_guess(model, nowhere, y)).all()
-
-
-def test_which_models_are_guessed():
-    assert can_guess(PEAK)
-    assert not can_guess(lambda x, a: a * x)
