@@ -249,10 +249,10 @@ def maps_of(
         return _fit_of_series(job, fields, index)
 
     return FitMaps(
-        job.parameters.names,
-        fields,
-        job.axes,
-        job.problem,
+        names=job.parameters.names,
+        fields=fields,
+        axes=job.axes,
+        problem=job.problem,
         strategy="standard" if reading is None else reading.strategy,
         frame=job.frame,
         units=job.parameters.units,

@@ -105,7 +105,7 @@ class BoardFace:
         }
 
     def _tell(self, kind: str, message: dict[str, Any], *, at_last: bool = True) -> None:
-        from nlsq_dask.engines.dask.fit_board import tell  # an engine, loaded for use
+        from nlsq_dask.engines.dask.board_link import tell  # an engine, loaded for use
 
         assert self._job.client is not None, "a fit on a cluster"
         message = {"fit": self._fit, "kind": kind, "new_points": self._points, **message}
@@ -124,7 +124,7 @@ def board_faces(
     if client is None or isinstance(rows, InMemoryEngine):
         return []
     # An engine, loaded for use.
-    from nlsq_dask.engines.dask.fit_board import names_of_fits, open_board
+    from nlsq_dask.engines.dask.board_link import names_of_fits, open_board
 
     if not open_board(client):
         return []

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nlsq_dask import _errors
-
-if TYPE_CHECKING:
-    from nlsq_dask.results.maps import FitMaps
+from nlsq_dask.results.maps_record import MapsRecord
 
 # Quantiles of the maps that a report shows.
 SHOWN = (0.05, 0.5, 0.95)
 
 
-def report(maps: FitMaps) -> str:
+def report(maps: MapsRecord) -> str:
     """The report that ``print(maps)`` shows. Lazy maps are not computed."""
     axes = maps.axes
     along = [str(axes.dims[d] if axes.dims else f"axis {d}") for d in axes.fit]
@@ -38,7 +36,7 @@ def report(maps: FitMaps) -> str:
     return "\n".join(lines)
 
 
-def _row(maps: FitMaps, i: int, name: str) -> list[str]:
+def _row(maps: MapsRecord, i: int, name: str) -> list[str]:
     good = np.asarray(maps.fields["status"]) > 0
     values, errors = (np.asarray(maps.fields[f][i])[good] for f in ("popt", "perr"))
     if not good.any():

@@ -96,7 +96,7 @@ def board_of(client):
     """The board of a cluster, once its scheduler has taken all messages."""
 
     async def flushed():
-        from nlsq_dask.engines.dask.fit_board import _links
+        from nlsq_dask.engines.dask.board_link import _links
 
         async with _links[client].lock:
             pass
@@ -209,7 +209,7 @@ def address_of(client, page):
 
 def test_a_scheduler_that_cannot_have_the_plugin_goes_without():
     """A stand-in for a client: the real way needs a scheduler without this package."""
-    from nlsq_dask.engines.dask import fit_board
+    from nlsq_dask.engines.dask import board_link
 
     class Client:
         sent = 0
@@ -229,11 +229,11 @@ def test_a_scheduler_that_cannot_have_the_plugin_goes_without():
             return SimpleNamespace(add_callback=lambda f, *a: tasks.append(f(*a)))
 
     async def all_tasks():
-        assert fit_board.open_board(client)
-        fit_board.tell(client, {"fit": "f", "kind": "begin"})
+        assert board_link.open_board(client)
+        board_link.tell(client, {"fit": "f", "kind": "begin"})
         await asyncio.gather(*tasks)
 
     tasks, client = [], Client()
     asyncio.run(all_tasks())
-    assert fit_board.shown_fits(client, "f", 1) == []
+    assert board_link.shown_fits(client, "f", 1) == []
     assert client.sent == 0

@@ -22,10 +22,10 @@ from dask.typing import Key
 
 from nlsq_dask import _errors
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
+from nlsq_dask.engines.dask.board_link import shown_fits
 from nlsq_dask.engines.dask.board_tasks import add_telling, looking
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
 from nlsq_dask.engines.dask.cluster_pass import ClusterPass
-from nlsq_dask.engines.dask.fit_board import shown_fits
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.look import Look, ShownSums, shown_sums, steps_of
 from nlsq_dask.engines.dask.omitted import answer_of_readable, without_killers

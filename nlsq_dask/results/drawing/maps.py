@@ -22,12 +22,11 @@ from nlsq_dask.results.drawing.figures import (
     new_figure,
     tidy,
 )
+from nlsq_dask.results.maps_record import MapsRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from nlsq_dask.results.maps import FitMaps
 
 # Quantiles of a map between which its colours vary: single wild pixels would leave the rest alike.
 COLOURED = (0.02, 0.98)
@@ -37,7 +36,7 @@ COLUMNS = 4
 SIZE = 2.8
 
 
-def plot_maps(maps: FitMaps) -> Figure:
+def plot_maps(maps: MapsRecord) -> Figure:
     """Draw the maps; see :meth:`nlsq_dask.FitMaps.plot`."""
     if len(maps.shape) not in (1, 2):
         raise _errors.maps_not_drawn(maps.shape)
@@ -61,7 +60,7 @@ def plot_maps(maps: FitMaps) -> Figure:
     return figure
 
 
-def _title(maps: FitMaps, name: str) -> str:
+def _title(maps: MapsRecord, name: str) -> str:
     unit = maps.units.get(name)
     return f"{name} [{unit}]" if unit else name
 
@@ -97,7 +96,7 @@ def _draw_status(figure: Figure, axes: Axes, status: Any) -> None:
     bar.ax.set_yticklabels(names, fontsize=SMALL)
 
 
-def _label(axes: Axes, maps: FitMaps) -> None:
+def _label(axes: Axes, maps: MapsRecord) -> None:
     """Names of the dimensions along the sides of a map."""
     axes.tick_params(labelsize=SMALL)
     dims = [] if maps.frame is None else [str(dim) for dim in maps.frame.dims]
@@ -107,7 +106,7 @@ def _label(axes: Axes, maps: FitMaps) -> None:
         axes.set_ylabel(dims[0], fontsize=SMALL)
 
 
-def _shown(maps: FitMaps, status: Any) -> list[tuple[str, tuple[int, ...]]]:
+def _shown(maps: MapsRecord, status: Any) -> list[tuple[str, tuple[int, ...]]]:
     """Titles and indexes of the series to draw."""
     good = np.flatnonzero(status.ravel() > 0)
     if not good.size:
@@ -121,7 +120,7 @@ def _shown(maps: FitMaps, status: Any) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
-def _draw_series(axes: Axes, maps: FitMaps, title: str, index: tuple[int, ...]) -> None:
+def _draw_series(axes: Axes, maps: MapsRecord, title: str, index: tuple[int, ...]) -> None:
     """Rows of a series, and the model at its estimates."""
     assert maps.rows is not None
     x, y, values = maps.rows(maps, index)
