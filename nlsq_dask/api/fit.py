@@ -105,7 +105,7 @@ def fit(
         each row. Models of lmfit are accepted, with their ``lmfit.Parameters`` as ``p0``.
     x : array_like or tuple of array_like
         Coordinates: an array of ``y``'s shape; an array (k, n), for k coordinates of ``y`` (n,); or
-        a tuple of arrays that broadcast to ``y``'s shape, which are never expanded. The model gets
+        a tuple of arrays that broadcast to ``y``'s shape. They are never expanded. The model gets
         the same structure, with a 1-D array for each coordinate. Lists, NumPy arrays, memory maps,
         JAX, Dask, Zarr, xarray and pandas arrays and variables of HDF5 and netCDF files are
         accepted. A string is the name of a coordinate of ``y``, or of a variable of `data`; else it
@@ -123,9 +123,9 @@ def fit(
         Dimensions of ``y`` along which the model takes whole series: names for an array of xarray,
         else axes. The model may then mix the rows of a series, as a convolution with an instrument
         response or a cumulative sum does. It is called with the rows of one series, and all series
-        share the parameters. Blocks hold whole series, for which chunks along these dimensions are
-        joined. ``x`` may have the shape of a series, and `sigma` and `mask` that of a series or of
-        the other dimensions. Rows of ``y`` that are left out keep their places in ``x``. By
+        share the parameters. Blocks hold whole series: chunks along these dimensions are joined.
+        ``x`` may have the shape of a series. `sigma` and `mask` may have the shape of a series, or
+        of the other dimensions. Rows of ``y`` that are left out keep their places in ``x``. By
         default each row is evaluated by itself.
     sigma : float or array_like, optional
         Standard deviations of ``y``, positive and finite, which broadcast to its shape. For ``y``
@@ -138,7 +138,7 @@ def fit(
         True leaves a row out, as in ``numpy.ma``. The mask broadcasts to ``y``'s shape. Masked
         arrays are accepted, too.
     nan_policy : {"raise", "omit"}
-        "raise" (default): NaN in ``y``, ``x`` or ``sigma`` are an error, which says where they are.
+        "raise" (default): NaN in ``y``, ``x`` or ``sigma`` is an error that says where it is.
         "omit": rows with NaN are left out.
     fill_value : float, optional
         Number that marks a missing value of ``y``, as it is stored. Such rows are left out.
@@ -146,12 +146,12 @@ def fit(
         "cf" (default): Zarr and HDF5 arrays have the values that their attributes declare by the CF
         conventions. ``scale_factor`` and ``add_offset`` scale the stored numbers; numbers equal to
         ``_FillValue`` or ``missing_value``, or outside of ``valid_range``, become NaN. The task
-        that reads a chunk decodes it. Arrays of xarray with such attributes are refused, as xarray
-        was told not to decode them. False fits the numbers as they are stored.
+        that reads a chunk decodes it. Arrays of xarray with such attributes are refused, because
+        xarray was told not to decode them. False fits the numbers as they are stored.
     storage_options : dict, optional
-        Options of the object store of arrays that are passed as URLs, and of a `checkpoint` in such
-        a store, such as its endpoint and credentials, with the names of obstore or of fsspec's file
-        system. By default the store finds its credentials in the environment of each worker.
+        Options of an object store, such as its endpoint and credentials, for arrays that are passed
+        as URLs and for a `checkpoint` in the store. They have the names of obstore, or of fsspec's
+        file system. By default the store finds its credentials in the environment of each worker.
     data : mapping, optional
         Data set whose variables ``x``, ``y``, `sigma` and `mask` may name: an ``xarray.Dataset``, a
         ``pandas.DataFrame``, a dictionary, or a group of a Zarr, HDF5 or netCDF file.
@@ -192,7 +192,7 @@ def fit(
         Distance from the optimum, in standard errors, that is negligible. The other tolerances end
         a fit only within this distance. "auto" (default) is 0.01, and a streaming fit then ends
         within this distance without a pass to confirm the optimum. With a number, a fit in memory
-        does so, too. A fit of collapsed rows counts as a fit in memory. None is 0.1.
+        also ends without this pass. A fit of collapsed rows counts as a fit in memory. None is 0.1.
     max_nfev : int, optional
         Most evaluations of the model; by default 100 p.
     strategy : {"auto", "standard", "chunked", "streaming"}
@@ -235,26 +235,25 @@ def fit(
         the distinct coordinates are at most a tenth of the rows and their means fit the memory
         budget. True does so whatever their number is, or refuses. False never does.
     retries : int
-        Times that a chunk of streamed data is read again after an error of reading: of the
-        operating system, or of the store. A wait comes before each: of about 2, 10 and 50 s, so
-        that a store that is away for a minute costs a minute. The answer has the same bits. The
-        default is 3; 0 ends the fit at the first error.
+        How often a chunk of streamed data is read again after an error of the operating system or
+        of the store. The fit first waits, for about 2, then 10, then 50 s. So a store that does not
+        answer for a minute costs a minute. The answer has the same bits. The default is 3; 0 ends
+        the fit at the first error.
     on_error : {"raise", "omit"}
         What happens to a block of streamed data that cannot be read after all `retries`, is
         corrupt, or kills each worker that reads it. "raise" (default) ends the fit with an error
         that names the block. "omit" leaves the block out of this and all later passes, and warns;
-        ``result.blocks_omitted`` lists such blocks. A block that is lost after the first pass costs
-        one pass more, which evaluates the present point again without the block. Errors of the
+        ``result.blocks_omitted`` lists such blocks. If a block is lost after the first pass, one
+        more pass evaluates the present point again without the block. Errors of the
         model and of your own code always end the fit.
     missing_chunks : {"warn", "raise", "omit", "fill"}
-        What happens to chunks of Zarr arrays that are not in the store, or not in their shard, and
-        which Zarr reads as the fill value. They were lost or never written; or they hold the fill
+        What happens to chunks of Zarr arrays that are not in the store, or not in their shard. Zarr
+        reads such chunks as the fill value. They were lost or never written; or they hold the fill
         value alone, as Zarr does not store such chunks unless it is told to. "warn" (default) takes
         them for data, and gives their number. "raise" is an error before the first pass. "omit"
         leaves their rows out, whole blocks at a time; ``result.blocks_omitted`` lists the blocks.
-        "fill" takes them for data without a word. Masks are never checked. Unless rows are left
-        out, neither are arrays whose fill value is NaN or means NaN by their attributes or
-        `fill_value`.
+        "fill" takes them for data without a warning. Masks are never checked. Arrays whose fill
+        value is NaN, or means NaN by their attributes or `fill_value`, are checked for "omit" only.
     diagnostics : bool
         Whether the result keeps the sums of each chunk of streamed data, for its
         ``block_diagnostics()``. A task then reads one chunk, up to 10,000 chunks, so that a pass
@@ -267,14 +266,14 @@ def fit(
     resume : bool
         Whether to go on from the newest checkpoint in that directory, if there is a checkpoint. The
         result has the same bits as that of an uninterrupted fit. Data that differ from those of the
-        checkpoint are an error, as far as the first pass, or of a finished fit a few blocks, show
-        it. False by default.
+        checkpoint are an error. The first pass compares the number of rows and sums of ``y``. Of a
+        finished fit, a few blocks are compared. False by default.
     append : bool
         Whether rows have been appended, along the first dimension, to the streamed data of the
-        finished fit in that directory. The sums of the old chunks at its answer are then taken from
-        its last checkpoint, and only new chunks are read for the sums of all rows there. The search
-        goes on from these. Without a checkpoint it is a fit of all rows, and with a checkpoint of
-        these rows it is as ``resume=True``. False by default.
+        finished fit in that directory. Its last checkpoint has the sums of the old chunks at its
+        answer. The first pass then reads only the new chunks, and the search goes on from there.
+        Without a checkpoint, all rows are fitted. With a checkpoint of the same rows, ``append`` is
+        the same as ``resume``. False by default.
     client : distributed.Client, optional
         Cluster for streaming. The default is the active client, or Dask's local scheduler.
     device : {"cpu", "gpu"}, jax.Device or a list of devices, optional

@@ -111,9 +111,9 @@ def fit_each(
     max_nfev : int, optional
         Most evaluations of a series; by default 100 for each free parameter.
     refine : "neighbours", optional
-        A second chance for series without an answer, or that ended in a worse minimum than the
-        estimates of a neighbour in the map lead to. The answer of a series then depends on the
-        series up to six steps away, and not on the chunks.
+        Fit some series again, from the estimates of a neighbour in the map: series without an
+        answer, and series for which these estimates lead to a better minimum. The answer of a
+        series then depends on the series up to six steps away, and not on the chunks.
     covariance : bool
         Whether to keep the covariance of the parameters of each series. False by default.
     store : path-like, str or zarr.Group, optional
@@ -122,14 +122,15 @@ def fit_each(
         arrays of what is stored. The names are those of ``to_dataset()``, so that
         ``xarray.open_zarr(store, consolidated=False)`` opens the store.
     resume : bool
-        Go on with the maps that an earlier run left in the store: with those of its regions that
-        it did not finish. The maps have the same bits. A store of another problem is refused.
+        Whether to go on with the maps that an earlier run left in the store: only the regions that
+        this run did not finish are fitted. The maps have the same bits. A store of another problem
+        is refused.
     memory_limit_gb : float, optional
         Memory of this process, or of each worker, in GB; by default the free memory. Series in
         several chunks that do not fit are read frame by frame, see :attr:`FitMaps.strategy`.
     retries : int
-        How often a failed reading, or writing, is tried again, as for :func:`fit`; where there is a
-        store, or for frames.
+        How often a failed reading or writing is tried again, as for :func:`fit`. Used if there is a
+        `store`, and for data that are read frame by frame.
     client : distributed.Client, optional
         Cluster that the fits run on, where there is a store; by default the active one.
     progress : bool, optional
@@ -146,7 +147,7 @@ def fit_each(
     Raises
     ------
     InputError, InputTypeError, ModelError
-        As :func:`fit`, and if a map does not fit to ``y``.
+        As :func:`fit`, and if the shape of a map does not match ``y``.
 
     Warns
     -----
@@ -287,7 +288,7 @@ def _rows_of_series(
 def _fit_of_series(job: EachJob, fields: Mapping[str, Any], index: tuple[int, ...]) -> FitResult:
     """The fit of one series, from its answer, or else from its start.
 
-    An answer that is exact to rounding says nothing of the sizes of the parameters.
+    An answer that is exact to rounding is not used: it tells nothing of the sizes of parameters.
     """
     series = job.series(index)
     found = np.asarray(fields["popt"][(slice(None), *index)])

@@ -1,7 +1,7 @@
 """Models and parameters of lmfit as arguments of ``fit``.
 
 Values are starting values, ``vary=False`` fixes, ``min`` and ``max`` are bounds, and a linear
-``expr`` is a tie. lmfit is not imported: its objects are there only where the caller imported it.
+``expr`` is a tie. lmfit is not imported here: a caller who passes its objects has imported it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def without_lmfit(model: Any, x: Any, p0: Any, inputs: InputOptions) -> Argument
 
 @contextmanager
 def naming_lmfit(model: Any) -> Iterator[None]:
-    """Say of a model of lmfit that cannot be traced what takes its place."""
+    """If a model of lmfit cannot be traced, say in the error what to use instead."""
     try:
         yield
     except _errors.UntraceableModelError as error:

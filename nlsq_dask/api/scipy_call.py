@@ -99,7 +99,7 @@ class ScipyCall:
             if host.error is None:
                 raise
             if host.calls == 0 and not isinstance(host.error, _errors.FitError):
-                raise traced from host.error  # it fails for numbers, too; the first error says more
+                raise traced from host.error  # it fails for numbers, too: the first error says more
             raise host.error from None
         finally:
             host.release()
@@ -161,7 +161,7 @@ def scipy_call(
         raise _errors.ydata_empty(y.shape)
     if y.size == 1 and not (
         isinstance(x, np.ndarray) and x.size == 1
-    ):  # it stands for as many rows as the model has
+    ):  # one observation stands for as many rows as the model has
         value = _value_at(f, x, start)
         y = np.full(value.shape, y.item()) if value.size != 1 else y
     if y.ndim == 0:
@@ -203,7 +203,7 @@ def _numbers(value: Any, name: str) -> Any:
 
 
 def _value_at(f: Callable[..., Any], x: Any, start: FloatArray) -> FloatArray:
-    """The model's value at the user's x, whatever that is, which tells the rows of the model.
+    """The model's value at the user's x. Its shape tells how many rows the model has.
 
     Raises
     ------

@@ -213,7 +213,7 @@ class HostModel(Wrapper):
 
 
 class _Keep:
-    """Stores the exception that the user's code raises, of which JAX passes on only the text."""
+    """Stores the exception that the user's code raises: JAX passes on only its text."""
 
     def __init__(self, model: HostModel) -> None:
         self._model = model

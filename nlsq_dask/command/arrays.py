@@ -1,4 +1,4 @@
-"""Arrays by their location on a command line: files here, and what a fit opens by itself."""
+"""Arrays by their location on a command line: files are opened here, Zarr arrays by the fit."""
 
 from __future__ import annotations
 

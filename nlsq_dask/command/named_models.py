@@ -74,7 +74,7 @@ def _imported(text: str, name: str) -> ModuleType:
 
 
 def _of_name(name: str, here: Path) -> ModuleType:
-    if str(here) not in sys.path:  # a command does not look there by itself
+    if str(here) not in sys.path:  # Python does not search this directory for a command
         sys.path.insert(0, str(here))
     return importlib.import_module(name)
 

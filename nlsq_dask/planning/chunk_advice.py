@@ -31,10 +31,10 @@ GOOD_CHUNK_BYTES = 16_000_000
 # Most bytes that are recommended for a chunk of one array, if joined chunks match.
 MAX_JOINED_BYTES = 64_000_000
 
-# Readings of each Zarr chunk in a pass from which a warning is worthwhile. Edges alone cause fewer.
+# Warn if each Zarr chunk is read this many times in a pass. Edges alone cause fewer readings.
 NOTABLE_REPEATS = 1.1
 
-# Least bytes for which idle threads matter: one thread reads less data in a moment.
+# Idle threads matter from this many bytes on: one thread reads less data in a moment.
 MIN_BYTES_TO_SHARE = 10_000_000
 
 Named = Mapping[str, Array]
@@ -147,7 +147,7 @@ class _Advisor:
         )
 
     def _most(self, most: int, full: Named) -> int:
-        """Most bytes of a chunk with which every thread has a chunk, where that matters."""
+        """Largest chunk, in bytes, with a chunk for every thread, where idle threads matter."""
         size = min(int(array.nbytes) for array in full.values())
         return min(most, size // self.threads) if size >= MIN_BYTES_TO_SHARE else most
 

@@ -101,7 +101,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
 
 
 def _noting_memory(plan: FitPlan, fixed: int) -> FitPlan:
-    """Warn of a memory limit below the planned memory; `fixed` bytes of it are needed anyway."""
+    """Warn of a memory limit below the planned memory. The program itself needs `fixed` bytes."""
     available = plan.budget.available_gb * GB
     if plan.memory_bytes <= available:
         return plan
@@ -230,7 +230,7 @@ def _work(job: Job, streamed: Streamed) -> Work:
 
 
 def _first_question(job: Job) -> SumsAt | MeansOf:
-    """What a pass is timed with."""
+    """The question that is asked to time a pass."""
     if job.n_distinct:
         return MeansOf(varies_along(job.data))
     params = _params(job)

@@ -26,10 +26,10 @@ BATCH_COPIES = 3
 # Copies of the answers of a block: as they are computed, packed, and as maps.
 ANSWER_COPIES = 3
 
-# A block of fewer series costs as much as one of so many: the program works on tiles.
+# A block with fewer series costs as much as a block of this many: the program works on tiles.
 FEW_SERIES = LANES // 4
 
-# Blocks from which small blocks are worth a warning: fewer take less than a second together.
+# Fewer small blocks than this take less than a second together, and need no warning.
 MANY_BLOCKS = 100
 
 # Series of a recommended block: those of some calls of the program.

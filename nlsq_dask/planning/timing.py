@@ -1,4 +1,4 @@
-"""Timing of a few tasks of a pass, from which the time of a pass follows."""
+"""The time of a pass, from the timing of a few of its tasks."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def time_group(
     group: Group, external: Sequence[Any], work: Work, question: SumsAt | MeansOf
 ) -> FloatArray:
     """Seconds to read and sum a group, and to sum it again from memory; shape (2,)."""
-    kept = KeptGroup(group, 0, 0)  # kept for a moment, and counted as reading
+    kept = KeptGroup(group, 0, 0)  # rows are kept for the second sum, as a part of reading
     marks = [time.perf_counter()]
     for _ in range(2):
         answer_of_group(kept, external, work, question)

@@ -50,7 +50,7 @@ def _is_near(saved: dict[str, Any]) -> bool:
     if np.isnan(distance) or distance <= max(saved["tolerances"].get("stat_tol") or 0.0, NEAR_TOL):
         return True
     norms, free = column_norms(saved["r_factor"]), _free(saved, saved["popt"])
-    if free.size != norms.size:  # ties: the file does not tell the free parameters
+    if free.size != norms.size:  # parameters are tied: the file does not tell which are free
         free = np.zeros_like(norms)
     variance = 1.0
     if not saved["absolute_sigma"]:

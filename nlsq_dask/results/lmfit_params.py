@@ -11,7 +11,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.results.record import FitRecord
 
-# Step of a difference, in standard errors: the expressions of lmfit are smooth over so little.
+# Step of a difference, in standard errors. The expressions of lmfit are smooth over such a step.
 STEP = 1e-3
 
 

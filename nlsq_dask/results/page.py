@@ -90,7 +90,7 @@ def page(result: Pictures, title: str = "Report of a fit") -> str:
 
 
 def write(result: Pictures, place: str | os.PathLike[str]) -> None:
-    """Write the report of a result to a file, which is replaced if there is one.
+    """Write the report of a result to a file. An existing file is replaced.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def _span_of_bytes(ends: tuple[int, int]) -> str:
 
 
 def _data_rows(result: Pictures) -> list[Row]:
-    """Shapes, types and chunks of the data, units, and what became of stored numbers."""
+    """Shapes, types and chunks of the data, units, and how stored numbers were decoded."""
     data = None if result.fitted is None else result.fitted.data
     rows = [] if data is None else [*_array_rows(data)]
     rows += [(f"unit of {name}", unit) for name, unit in result.data_units.items()]

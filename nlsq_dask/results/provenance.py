@@ -1,4 +1,4 @@
-"""How a result was made: the call, the time that it took, and the plan it can be compared with."""
+"""How a result was made: the call, the time of the fit, and the plan to compare with."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ class Provenance:
     plan: Callable[[], FitPlan] = field(repr=False)
 
     def planned(self) -> FitPlan | None:
-        """The plan of the fit; None if it cannot be made any more, as without the cluster."""
+        """The plan of the fit; None if planning fails now, as after the cluster was closed."""
         try:
             return self.plan()
         except (_errors.FitError, OSError, RuntimeError, ValueError):
             return None
 
     def source(self) -> str:
-        """Source of the model, as far as Python knows it; empty if it does not."""
+        """Source of the model; empty if Python does not know the source."""
         model = self.model
         function = model if inspect.isroutine(model) else type(model)
         if (getattr(function, "__module__", None) or "").partition(".")[0] == "nlsq_dask":
-            return ""  # the name of a model of this package says all
+            return ""  # a model of this package is known by its name
         try:
             text = textwrap.dedent(inspect.getsource(function))
         except (OSError, TypeError):  # of a prompt, or compiled
@@ -80,7 +80,7 @@ class Provenance:
 def written_arguments(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[str, ...]:
     """The arguments of a call that say what was fitted and how, as code.
 
-    They are written at once, so that no array of the caller is kept.
+    The code is written now, so that no array of the caller is kept.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ from nlsq_dask.results.tables import aligned, html_table
 # Least correlation that the report lists: above it, a standard error alone says little. The report
 # lists at most MOST_CORRELATIONS, as p parameters have p² / 2 pairs.
 NOTABLE_CORRELATION = 0.5
-# Least correlation with which the data hardly tell two parameters apart. The standard error of each
-# is 1 / sqrt(1 - 0.99²) = 7 times its standard error if the other were known.
+# From this correlation on, the data hardly tell two parameters apart. The standard error of each is
+# 1 / sqrt(1 - 0.99²) = 7 times as large as if the other parameter were known.
 DEPENDENT_CORRELATION = 0.99
 MOST_CORRELATIONS = 10
 # Least difference between the ends of two intervals that the report mentions, in half-widths.
@@ -115,7 +115,7 @@ def estimates_table(record: FitRecord, caption: str = "") -> str:
 
 
 def remarks(record: FitRecord) -> list[str]:
-    """What a reader of the estimates should know: bounds, correlations, differenced rows."""
+    """Remarks on the estimates: active bounds, strong correlations, differenced rows."""
     lines = _remark_lines(record)
     if record.undetermined:
         lines.append(str(_errors.covariance_undetermined(record.undetermined)))
@@ -138,7 +138,7 @@ def _estimates(record: FitRecord) -> list[tuple[str, Parameter, str]]:
 
 
 def _title(record: FitRecord, name: str) -> str:
-    """Name of a parameter, with its unit if it has one."""
+    """Name of a parameter, with its unit if there is one."""
     unit = record.param_units.get(name)
     return f"{name} [{unit}]" if unit else name
 
@@ -192,7 +192,7 @@ def _mae(record: FitRecord) -> str:
 
 
 def _time_rows(record: FitRecord) -> list[Row]:
-    """What the numbers mean that took the place of times. Stacked coordinates have one meaning."""
+    """Unit and origin of the numbers that stand for times. Stacked coordinates share them."""
     names = coordinate_names(record.structure, record.n_coords)
     named = [argument_name(record.structure, name) for name in names]
     times = {n: t for n, t in zip(named, record.times, strict=False) if t is not None}

@@ -1,4 +1,4 @@
-"""Results in files: JSON that reads back to the same bits, and says when it does not.
+"""Results in files: JSON that reads back to the same bits, with a checksum.
 
 A file is one JSON object: the name and version of the format, a checksum, and the fields of the
 result as :mod:`nlsq_dask.io.codec` writes them. Its size follows from the number of parameters,
@@ -26,8 +26,8 @@ from nlsq_dask.results.record import FitRecord
 FORMAT = "nlsq_dask result"
 VERSION = 1
 
-# The name of the format is within so many bytes of the beginning, so that a large file of something
-# else is refused before it is read.
+# The name of the format is in the first bytes of a file. So a large file of something else is
+# refused before it is read.
 HEAD_BYTES = 256
 
 
@@ -44,14 +44,14 @@ def to_fields(record: FitRecord) -> dict[str, Any]:
 
 
 def write(record: FitRecord, place: str | os.PathLike[str]) -> None:
-    """Write a result to a file, which is replaced if there is one.
+    """Write a result to a file. An existing file is replaced.
 
     Raises
     ------
     InputError, InputTypeError
         If the place is unusable.
     OSError
-        If the file cannot be written; one that was there is as it was.
+        If the file cannot be written. An existing file then stays as it was.
     """
     plain = to_fields(record)
     envelope = {
@@ -64,14 +64,14 @@ def write(record: FitRecord, place: str | os.PathLike[str]) -> None:
 
 
 def put(place: str | os.PathLike[str], raw: bytes) -> None:
-    """Write a file here or in a store, which is replaced if there is one.
+    """Write a file here or in a store. An existing file is replaced.
 
     Raises
     ------
     InputError, InputTypeError
         If the place is unusable.
     OSError
-        If the file cannot be written; one that was there is as it was.
+        If the file cannot be written. An existing file then stays as it was.
     """
     path = checked_place(place, "path", _errors.result_not_a_path)
     if isinstance(path, Path):
@@ -90,7 +90,7 @@ def read(place: str | os.PathLike[str]) -> dict[str, Any]:
         If the file is of something else, damaged, or in a later version of the format; or if the
         place is unusable.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     path = checked_place(place, "path", _errors.result_not_a_path)
     shown = str(path) if isinstance(path, Path) else shown_url(path)

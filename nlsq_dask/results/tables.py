@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 # Characters of a line of a plan.
 WIDTH = 96
 
-# Styles that hold on a light and on a dark page: they set no colours.
+# Styles for light and dark pages alike: they set no colours.
 LEFT = "text-align:left"
 CELL = f"{LEFT};padding:0.1em 1em 0.1em 0"
 
@@ -34,7 +34,7 @@ def wrapped(text: str, head: str) -> list[str]:
 
 
 def plural(count: int) -> str:
-    """The end of a noun that a number counts."""
+    """The ending of a noun after a number: "s" unless the number is 1."""
     return "" if count == 1 else "s"
 
 
