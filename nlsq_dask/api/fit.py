@@ -20,9 +20,10 @@ from nlsq_dask.core.checks import checked_flag, checked_progress, checked_retrie
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.job import Job
-from nlsq_dask.fitting.prepare import InputOptions, RunOptions, prepare
+from nlsq_dask.fitting.options import InputOptions, ReportOptions, RunOptions
+from nlsq_dask.fitting.prepare import prepare
 from nlsq_dask.fitting.progress import Progress
-from nlsq_dask.fitting.run import ReportOptions, run
+from nlsq_dask.fitting.run import run
 from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.planning.cost import DryRun, plan_of, with_dry_run
 from nlsq_dask.results.fit_plan import FitPlan

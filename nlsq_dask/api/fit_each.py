@@ -20,7 +20,7 @@ from nlsq_dask.fitting.each import (
     prepare_each,
     series_reading,
 )
-from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.kernels.devices import DeviceArgument

@@ -15,7 +15,7 @@ from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.core.checks import checked_progress, checked_retries, checked_seed
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.faces import faces_of
-from nlsq_dask.fitting.prepare import InputOptions, RunOptions
+from nlsq_dask.fitting.options import InputOptions, RunOptions
 from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.several_models import prepare_models, results_of, run_models
 from nlsq_dask.kernels.devices import DeviceArgument, checked_device

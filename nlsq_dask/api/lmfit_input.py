@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.io.libraries import is_instance
 from nlsq_dask.user_model.lmfit_models import (
     LINESHAPES,

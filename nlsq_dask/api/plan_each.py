@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 from nlsq_dask.api.fit_each import fit_each
 from nlsq_dask.api.keywords import refuse_unknown_keywords
 from nlsq_dask.fitting.each import EachOptions, prepare_each
-from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.planning.each_cost import plan_of_each
 from nlsq_dask.results.maps_plan import MapsPlan
 

@@ -23,7 +23,8 @@ from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
 from nlsq_dask.engines.fit_block import fit_in_threads
 from nlsq_dask.engines.series import Role, SeriesProblem
-from nlsq_dask.fitting.prepare import InputOptions, bits_of_process
+from nlsq_dask.fitting.choose_strategy import bits_of_process
+from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
 from nlsq_dask.fitting.series_reading import SeriesReading, lazy_answer_of, reading_of
 from nlsq_dask.io.finite import is_deviation

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import by_name, normalize_bounds, parameter_count
+from nlsq_dask.core.bounds import normalize_bounds
 from nlsq_dask.core.constraints import (
     Reduction,
-    reduce_bounds,
-    reduce_parameters,
-    reduce_start,
 )
-from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.process import check_not_forked
-from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
-from nlsq_dask.core.solver_state import METHOD_NAMES, SolverOptions
+from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.structure import Series
-from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
-from nlsq_dask.fitting.collapse import CollapseChoice, checked_collapse, collapsed
-from nlsq_dask.fitting.job import Job, Source, logger, stream_of
+from nlsq_dask.core.workflow import WorkflowPlan
+from nlsq_dask.fitting.choose_strategy import bits_for, check_client, chosen_strategy
+from nlsq_dask.fitting.collapse import checked_collapse, collapsed
+from nlsq_dask.fitting.free_parameters import (
+    FreeParameters,
+    free_parameters,
+    sizes_of,
+    without_units,
+)
+from nlsq_dask.fitting.job import Job, Source, logger
 from nlsq_dask.fitting.missing_chunks import MISSING_CHUNKS
-from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
+from nlsq_dask.fitting.options import InputOptions, RunOptions
+from nlsq_dask.fitting.strategy import Standard
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.io.sources import Observations, is_dask, observe
+from nlsq_dask.io.sources import Observations, observe
 from nlsq_dask.io.stored import (
     check_options,
     in_blocks,
@@ -37,21 +40,15 @@ from nlsq_dask.io.stored import (
     stored_argument,
     with_fill_value,
 )
-from nlsq_dask.io.units import BareParameters, bare_bounds, bare_data, bare_fixed
-from nlsq_dask.kernels.compiled import compiles_for_wide_vectors
+from nlsq_dask.io.units import bare_data
 from nlsq_dask.kernels.derivatives import model_eps
-from nlsq_dask.kernels.devices import DeviceChoice, check_names_no_devices, find_device
 from nlsq_dask.user_model.called_back import RowsModel
 from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
 from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
-from nlsq_dask.user_model.signature import parameter_names
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from nlsq_dask.engines.dask.cache import CacheChoice
-    from nlsq_dask.engines.dask.groups import Stream
 
 # Rows of data in memory on which the model is tried, to see whether the model is row-wise.
 SHOWN_ROWS = 64
@@ -66,6 +63,7 @@ DIFFERENCES = ("2-point", "3-point", "cs")
 # Least number of rows for which a pilot pays. A pass over streamed data costs tasks, too. In memory
 # a pass over so many rows takes as long as a pilot.
 PILOT_ROWS_STREAMED = 100_000
+
 PILOT_ROWS_IN_MEMORY = 500_000
 
 # A fit has arrived at a distance of this many standard errors from the optimum. For streamed data
@@ -80,58 +78,6 @@ ON_ERROR = ("raise", "omit")
 
 # Rows with which a row-wise model is traced to find its float types.
 PRECISION_ROWS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What the caller of ``fit`` says about how the fit is run; see there.
-
-    ``tolerances`` holds only the tolerances that were inputs.
-    """
-
-    workflow: str | None
-    goal: Any
-    strategy: str
-    n_starts: int | None
-    tolerances: Mapping[str, float | None]
-    seed: int
-    pilot: bool | None
-    stat_tol: Any
-    method: str
-    max_nfev: int | None
-    x_scale: Any
-    memory_limit_gb: float | None
-    client: Client | None
-    device: DeviceChoice
-    cache: CacheChoice = "auto"
-    collapse: CollapseChoice = "auto"
-    retries: int = 3
-    on_error: str = "raise"
-    diagnostics: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputOptions:
-    """Arguments of :func:`nlsq_dask.fit` about the data and the residuals."""
-
-    sigma: Any = None
-    absolute_sigma: bool = False
-    mask: Any = None
-    nan_policy: Any = "raise"
-    fill_value: Any = None
-    decode: Any = "cf"
-    storage_options: Any = field(default=None, repr=False)  # credentials
-    data: Any = None
-    time_unit: str = "s"
-    missing_chunks: str = "warn"
-    checkpoint: Any = field(default=None, repr=False)  # a URL may have credentials
-    bounds: Any = (-np.inf, np.inf)
-    fixed: Mapping[str, float] | None = None
-    ties: Any = None
-    dim: Any = None
-    loss: Any = "linear"
-    f_scale: Any = 1.0
-    jac: Any = None
 
 
 def prepare(
@@ -205,10 +151,10 @@ def prepare_on(
 ) -> Job:
     """Decide how a model is fitted to data that are checked already."""
     if options.client is not None:
-        _check_client(options.client)
+        check_client(options.client)
     data = source.data
-    p0, inputs, units = _without_units(model, p0, inputs)
-    free = _free_parameters(model, p0, inputs, options.method)
+    p0, inputs, units = without_units(model, p0, inputs)
+    free = free_parameters(model, p0, inputs, options.method)
     if data.n_rows < free.start.size:
         raise _errors.too_few_rows(free.start.size, data.n_rows)
     spec = _spec(model, free.names, data, inputs, source.correlated)
@@ -223,7 +169,7 @@ def prepare_on(
         spec = spec.in_series(Series(data.series_rows, data.series_axes))
     in_series = spec.series is not None
     row_wise = (dependence is None or in_series) and source.correlated is None
-    plan, strategy = _strategy(source, len(free.reduction.names), row_wise, options)
+    plan, strategy = chosen_strategy(source, len(free.reduction.names), row_wise, options)
     if not row_wise and not isinstance(strategy, Standard):
         if spec.whole is not None:
             raise _errors.untraceable_loop(spec.label, "")
@@ -255,7 +201,7 @@ def prepare_on(
         diagnostics=options.diagnostics,
         param_units=units,
         checkpoint_options=source.checkpoint_options,
-        vector_bits=_bits_for(strategy, options.device),
+        vector_bits=bits_for(strategy, options.device),
     )
     if options.diagnostics and options.collapse == "auto":
         return job  # means of many blocks tell nothing of one
@@ -263,45 +209,7 @@ def prepare_on(
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
 
 
-@dataclass(frozen=True)
-class _FreeParameters:
-    """Names (p) of the parameters, and start and bounds (q,) of the free parameters."""
-
-    names: Sequence[str]
-    reduction: Reduction
-    start: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-
-
-def _without_units(
-    model: Callable[..., Any], p0: Any, inputs: InputOptions
-) -> tuple[Any, InputOptions, dict[str, str]]:
-    """Starting values, bounds and fixed values as numbers, and the units of the parameters."""
-    start = BareParameters.of(p0)
-    p0 = by_name(start.p0)
-    # Where p0 is a dictionary, the model's signature says which parameters there are.
-    names = parameter_names(model, parameter_count(p0))
-    fixed, units = bare_fixed(inputs.fixed, start.units(names))
-    bounds = bare_bounds(inputs.bounds, units, names)
-    return p0, replace(inputs, fixed=fixed, bounds=bounds), units
-
-
-def _free_parameters(
-    model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
-) -> _FreeParameters:
-    if not isinstance(method, str) or method not in METHOD_NAMES:
-        raise _errors.unknown_choice("method", method, METHOD_NAMES)
-    names = parameter_names(model, parameter_count(p0))
-    reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
-    lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))
-    if method == "lm" and np.isfinite([lower, upper]).any():
-        raise _errors.lm_bounded()
-    start = reduce_start(reduction, p0, names, lower, upper)
-    return _FreeParameters(names, reduction, start, lower, upper)
-
-
-def _checked_dependence(spec: ModelSpec, free: _FreeParameters, source: Source) -> str | None:
+def _checked_dependence(spec: ModelSpec, free: FreeParameters, source: Source) -> str | None:
     """Describe what a value depends on beside its row; None for a row-wise model.
 
     Correlated rows of one dimension are evaluated together anyway.
@@ -319,31 +227,6 @@ def _checked_dependence(spec: ModelSpec, free: _FreeParameters, source: Source) 
     if dependence is not None and several_axes and not data.lazy and not data.series_axes:
         raise _errors.not_row_wise_in_several_dimensions(dependence, data.y.shape)
     return dependence
-
-
-def _strategy(
-    source: Source, n_params: int, row_wise: bool, options: RunOptions
-) -> tuple[WorkflowPlan, Strategy]:
-    """The workflow, and how the rows are read."""
-    data = source.data
-    client, stream = None, None
-    if data.lazy:
-        client, stream = _active_client(options.client), source.stream
-        if client is not None:
-            check_names_no_devices(options.device)
-    plan = _plan(data, n_params, row_wise, options, client, stream)
-    blocks = plan.config
-    if blocks is None:
-        return plan, Standard()
-    if plan.strategy != "streaming":
-        return plan, Chunked(blocks)
-    if stream is None:
-        # Data in memory go to a cluster only if the caller names the cluster: on the active cluster
-        # they would take the same memory once more.
-        client, stream = options.client, stream_of(data, blocks)
-    if options.diagnostics:
-        stream = stream_of(data, None if data.lazy else blocks, each=True)
-    return plan, Streamed(blocks, stream, client)
 
 
 def _spec(
@@ -439,119 +322,9 @@ def _solver_options(
         gtol=plan.tolerances["gtol"],
         arrival_tol=arrival_tol,
         max_nfev=options.max_nfev,
-        x_scale=_sizes(options.x_scale, reduction),
+        x_scale=sizes_of(options.x_scale, reduction),
         method=options.method,  # type: ignore[arg-type]
         stat_tol=stat_tol,
         residual_variance=1.0 if absolute_sigma else None,
         scores=False,  # asked for by the search on all rows alone
     )
-
-
-def _check_client(client: Any) -> None:
-    """Refuse what is no client, and clients with which a fit would hang."""
-    if not hasattr(client, "scheduler"):
-        raise _errors.not_a_client(client)
-    if not hasattr(client, "submit"):
-        raise _errors.cluster_as_client(client)
-    # An asynchronous client that was not awaited is not connected, either.
-    if client.asynchronous:
-        raise _errors.client_asynchronous()
-    if client.status != "running":
-        raise _errors.client_not_running(client.status)
-
-
-def _active_client(wanted: Client | None) -> Client | None:
-    from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
-
-    client = active_client(wanted)
-    if client is not None:
-        _check_client(client)
-    return client
-
-
-def bits_of_process(device: DeviceChoice) -> int:
-    """Bits of the vectors that this process can compile kernels for."""
-    here = vector_bits()
-    if here == XLA_VECTOR_BITS or find_device(device).platform != "cpu":
-        return XLA_VECTOR_BITS
-    return here if compiles_for_wide_vectors() else XLA_VECTOR_BITS
-
-
-def _bits_for(strategy: Strategy, device: DeviceChoice) -> int:
-    """Bits of the vectors that this process and all workers can compile kernels for."""
-    here = bits_of_process(device)
-    if here == XLA_VECTOR_BITS:
-        return here
-    if isinstance(strategy, Streamed) and strategy.client is not None:
-        from nlsq_dask.engines.dask.vectors import narrowest_vectors  # an engine, loaded for use
-
-        return min(here, narrowest_vectors(strategy.client))
-    return here
-
-
-def _plan(
-    data: Observations,
-    n_params: int,
-    row_wise: bool,
-    options: RunOptions,
-    client: Client | None,
-    stream: Stream | None,
-) -> WorkflowPlan:
-    worker, threads = None, None
-    if client is not None:
-        from nlsq_dask.engines.dask.cluster import smallest_worker  # an engine, loaded for use
-
-        worker = smallest_worker(client)
-    elif data.lazy:
-        from nlsq_dask.engines.dask.scheduler import local_threads  # an engine, loaded for use
-
-        threads = local_threads()
-    on_gpu = client is None and find_device(options.device).platform != "cpu"
-    chunk, piece_bytes, held_bytes = None, 0, 0
-    if stream is not None:
-        chunk = _largest_chunk(data, stream)
-        piece_bytes, held_bytes = stream.piece_bytes, stream.shared_bytes
-    return plan_workflow(
-        Problem(
-            data.n_rows,
-            n_params,
-            len(data.coords),
-            lazy=data.lazy,
-            row_wise=row_wise,
-            broadcasts=not data.flat,
-            chunks=chunk,
-            chunk_bytes=piece_bytes,
-            held_bytes=held_bytes,
-            series_rows=data.series_rows,
-            series_axes=data.series_axes,
-        ),
-        Machine(options.memory_limit_gb, use_gpu=on_gpu, threads=threads, worker=worker),
-        options.workflow,
-        options.goal,
-        strategy=options.strategy,
-        n_starts=options.n_starts,
-        tolerances=options.tolerances,
-    )
-
-
-def _largest_chunk(data: Observations, stream: Stream) -> tuple[int, ...]:
-    """Largest shape that a thread reads at a time.
-
-    Where the chunks of the arrays differ, blocks are cut from larger chunks.
-    """
-    full = (a for a in data.operands if is_dask(a) and a.shape == data.y.shape)
-    grids = [stream.chunks, *(a.chunks for a in full)]
-    return tuple(max(map(max, cuts)) for cuts in zip(*grids, strict=True))
-
-
-def _sizes(x_scale: Any, reduction: Reduction) -> Any:
-    """``x_scale`` of the free parameters."""
-    if isinstance(x_scale, str):
-        return x_scale
-    try:
-        sizes = np.asarray(x_scale, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise _errors.x_scale_invalid(x_scale) from None
-    if sizes.shape == reduction.offset.shape and reduction.leaders is not None:
-        return sizes[list(reduction.leaders)]
-    return sizes

@@ -21,26 +21,23 @@ from nlsq_dask.fitting.lock_step import AskAll, answered_together, together
 from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
 from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same_rows
 from nlsq_dask.fitting.open_engine import engine_of
-from nlsq_dask.fitting.prepare import InputOptions, RunOptions, open_source, prepare_on
+from nlsq_dask.fitting.options import InputOptions, RunOptions
+from nlsq_dask.fitting.prepare import open_source, prepare_on
 from nlsq_dask.fitting.progress import Progress
-from nlsq_dask.fitting.run import (
-    Outcome,
+from nlsq_dask.fitting.resume import (
     Preparation,
-    bad_values,
     check_resumed,
-    naming_rows,
-    next_pass,
     open_checkpoints,
-    result_of,
     save_state,
-    solve,
-    start_problem,
     with_vectors_of,
 )
+from nlsq_dask.fitting.run import bad_values, naming_rows, next_pass, start_problem
 from nlsq_dask.fitting.same_data import digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.shared_ledger import SharedLedger, shared_ledger
+from nlsq_dask.fitting.solve import solve
 from nlsq_dask.fitting.strategy import Standard, Streamed
+from nlsq_dask.fitting.to_result import Outcome, result_of
 from nlsq_dask.io.folders import below, checked_place
 from nlsq_dask.results.result import FitResult
 

@@ -13,7 +13,7 @@ import nlsq_dask
 from nlsq_dask import InputError, InputTypeError, MissingLibraryError, ModelError
 from nlsq_dask.api.lmfit_input import without_lmfit
 from nlsq_dask.core.constraints import reduce_parameters
-from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.options import InputOptions
 
 lmfit = pytest.importorskip("lmfit")
 models = pytest.importorskip("lmfit.models")

@@ -16,7 +16,7 @@ from zarr.core.buffer import cpu
 from zarr.core.sync import sync
 
 from nlsq_dask import InputError, ReadingError, curve_fit, fit, fit_models, plan
-from nlsq_dask.fitting.prepare import InputOptions
+from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.io import leaf
 
 pytest.importorskip("moto")

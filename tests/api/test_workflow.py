@@ -27,7 +27,7 @@ from nlsq_dask.core.workflow import (
     calculate_adaptive_tolerances,
 )
 from nlsq_dask.engines.dask.engine import DaskEngine
-from nlsq_dask.fitting import prepare, run
+from nlsq_dask.fitting import choose_strategy, run
 from nlsq_dask.fitting.prepare import STAT_TOL
 from nlsq_dask.io.sources import observe
 from tests.support.counting_store import stored
@@ -337,7 +337,7 @@ def blocks_and_threads(engine):
 @pytest.mark.parametrize("lazy", [False, True])
 def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, engines, monkeypatch):
     # Numbers that no default has.
-    original = prepare.plan_workflow
+    original = choose_strategy.plan_workflow
 
     def plan_workflow(*args, **kwargs):
         return dataclasses.replace(
@@ -346,7 +346,7 @@ def test_blocks_and_threads_of_the_plan_reach_the_engine(lazy, engines, monkeypa
 
     expected = fit(decay, X, Y, p0=START)
     engines.clear()
-    monkeypatch.setattr(prepare, "plan_workflow", plan_workflow)
+    monkeypatch.setattr(choose_strategy, "plan_workflow", plan_workflow)
     data = X, Y
     if lazy:
         data = tuple(da.from_array(a, chunks=700) for a in data)

@@ -182,7 +182,7 @@ def test_a_sample_goes_on_where_it_was(tmp_path):
 @pytest.mark.thorough
 def test_a_search_over_starts_goes_on_where_it_was(tmp_path, monkeypatch):
     # On all rows, as where the sample says nothing.
-    monkeypatch.setattr("nlsq_dask.fitting.run.run_pilot", lambda *_: None)
+    monkeypatch.setattr("nlsq_dask.fitting.solve.run_pilot", lambda *_: None)
     whole = run(Reads(tmp_path / "whole").y, n_starts=2)
     passes = 3
     directory = interrupted(tmp_path, SAMPLED + passes * BLOCKS + LAST, n_starts=2)

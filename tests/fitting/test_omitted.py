@@ -384,7 +384,7 @@ def test_whole_answers_are_kept_with_the_blocks_that_they_leave_out(tmp_path, mo
     """A search over starts makes no checkpoint, and its first pass loses a block."""
     monkeypatch.setattr("nlsq_dask.fitting.ledger.SECONDS", 0.0)
     monkeypatch.setattr("nlsq_dask.fitting.ledger.TIMES_LONGER", 0.0)
-    monkeypatch.setattr("nlsq_dask.fitting.run.run_pilot", lambda *_: None)
+    monkeypatch.setattr("nlsq_dask.fitting.solve.run_pilot", lambda *_: None)
     broken, options = {(4, 0)}, {"pilot": True, "n_starts": 2}
     calm = Reads(tmp_path / "whole", broken)
     with pytest.warns(LOST):
