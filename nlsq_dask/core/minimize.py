@@ -220,9 +220,7 @@ def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[Solv
         search is over.
     """
     displacement = _displacement(state, box) if state.nfev == 1 else None
-    # A model that overflows makes a trial that is not finite, which is rejected without a warning.
-    with np.errstate(over="ignore", invalid="ignore"):
-        trial = displacement or METHODS[options.method].propose(state, box)
+    trial = displacement or METHODS[options.method].propose(state, box)
     if np.array_equal(trial.params, state.params):  # the step is lost in rounding
         outcome = Outcome(before=state, trial=trial, actual=-np.inf, accepted=False, slope=np.nan)
         return (yield from confirmed(judged(state, box, options, outcome), box, options))
@@ -297,8 +295,7 @@ def _first_sums(
         raise _errors.start_derivative_not_finite(point)
     if interior and not n_more and not np.array_equal(point, p0):
         linear = factorize(sums, basis)
-        with np.errstate(over="ignore", under="ignore"):
-            steps = np.abs(linear.gradient / nonzero(linear.norms)) / nonzero(linear.norms)
+        steps = np.abs(linear.gradient / nonzero(linear.norms)) / nonzero(linear.norms)
         point = np.where(
             point == p0, p0, off_bounds(p0, box.lower, box.upper, START_MARGIN * steps)
         )

@@ -129,8 +129,7 @@ def moved_to(
     """
     moments = sums.moments.with_y_of(state.moments)
     linear = factorize(sums, basis)
-    with np.errstate(over="ignore"):
-        effects = linear.norms * np.maximum(np.abs(params), state.sizes)
+    effects = linear.norms * np.maximum(np.abs(params), state.sizes)
     rounding = rounding_length(params, moments, linear.norms, options.model_eps)
     explained = np.abs(linear.gradient) / nonzero(linear.norms)
     chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
@@ -168,10 +167,9 @@ def rounding_length(params: FloatArray, moments: Moments, norms: FloatArray, eps
     eps : float
         Relative precision ε of the model's values.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        terms = float(np.linalg.norm(norms * params))
-        values = float(np.hypot(moments.scatter**0.5, moments.weight**0.5 * moments.mean))
-        return RESIDUAL_ROUNDING * eps * float(np.hypot(terms, values))
+    terms = float(np.linalg.norm(norms * params))
+    values = float(np.hypot(moments.scatter**0.5, moments.weight**0.5 * moments.mean))
+    return RESIDUAL_ROUNDING * eps * float(np.hypot(terms, values))
 
 
 def residual_length(state: SolverState) -> float:
@@ -190,8 +188,7 @@ def relative_gradient(state: SolverState, box: Box) -> float:
         return 0.0
     room, towards = box.distance_along_descent(state.params, gradient)
     cosines = np.abs(gradient) / nonzero(state.linearization.norms) / length
-    with np.errstate(over="ignore", invalid="ignore"):
-        gains = np.where(towards == 0.0, np.inf, np.abs(gradient) / length * (room / length))
+    gains = np.where(towards == 0.0, np.inf, np.abs(gradient) / length * (room / length))
     return float(np.max(np.minimum(cosines, gains)))
 
 

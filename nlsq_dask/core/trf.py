@@ -95,6 +95,5 @@ def _coleman_li(state: SolverState, box: Box) -> tuple[FloatArray, FloatArray]:
     length = residual_length(state) or 1.0
     bounded = derivative != 0.0
     relative = np.where(bounded, np.minimum(v * (state.scale_inv / length), 1.0), 1.0)
-    with np.errstate(over="ignore", invalid="ignore"):  # of parameters without bounds
-        curvature = np.where(bounded, np.abs(gradient) * relative / v / state.scale_inv**2, 0.0)
+    curvature = np.where(bounded, np.abs(gradient) * relative / v / state.scale_inv**2, 0.0)
     return np.sqrt(relative), curvature

@@ -34,31 +34,37 @@ class FreeParameters:
     upper: FloatArray
 
 
-def without_units(
-    model: Callable[..., Any], p0: Any, inputs: InputOptions
-) -> tuple[Any, InputOptions, dict[str, str]]:
+@dataclass(frozen=True)
+class BareInputs:
     """Starting values, bounds and fixed values as numbers, and the units of the parameters."""
+
+    names: tuple[str, ...]
+    p0: Any
+    inputs: InputOptions
+    units: dict[str, str]
+
+
+def without_units(model: Callable[..., Any], p0: Any, inputs: InputOptions) -> BareInputs:
+    """Take the units off the starting values, the bounds and the fixed values."""
     start = BareParameters.of(p0)
     p0 = by_name(start.p0)
     # Where p0 is a dictionary, the model's signature says which parameters there are.
     names = parameter_names(model, parameter_count(p0))
     fixed, units = bare_fixed(inputs.fixed, start.units(names))
     bounds = bare_bounds(inputs.bounds, units, names)
-    return p0, replace(inputs, fixed=fixed, bounds=bounds), units
+    return BareInputs(names, p0, replace(inputs, fixed=fixed, bounds=bounds), units)
 
 
-def free_parameters(
-    model: Callable[..., Any], p0: Any, inputs: InputOptions, method: str
-) -> FreeParameters:
+def free_parameters(bare: BareInputs, method: str) -> FreeParameters:
     """Check the start, the bounds, and the fixed and tied parameters of a model."""
+    names, inputs = bare.names, bare.inputs
     if not isinstance(method, str) or method not in METHOD_NAMES:
         raise _errors.unknown_choice("method", method, METHOD_NAMES)
-    names = parameter_names(model, parameter_count(p0))
     reduction = reduce_parameters(names, inputs.fixed, inputs.ties)
     lower, upper = reduce_bounds(reduction, names, *normalize_bounds(inputs.bounds, names))
     if method == "lm" and np.isfinite([lower, upper]).any():
         raise _errors.lm_bounded()
-    start = reduce_start(reduction, p0, names, lower, upper)
+    start = reduce_start(reduction, bare.p0, names, lower, upper)
     return FreeParameters(names, reduction, start, lower, upper)
 
 

@@ -10,9 +10,6 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_bounds
-from nlsq_dask.core.constraints import (
-    Reduction,
-)
 from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.structure import Series
@@ -153,8 +150,9 @@ def prepare_on(
     if options.client is not None:
         check_client(options.client)
     data = source.data
-    p0, inputs, units = without_units(model, p0, inputs)
-    free = free_parameters(model, p0, inputs, options.method)
+    bare = without_units(model, p0, inputs)
+    inputs = bare.inputs
+    free = free_parameters(bare, options.method)
     if data.n_rows < free.start.size:
         raise _errors.too_few_rows(free.start.size, data.n_rows)
     spec = _spec(model, free.names, data, inputs, source.correlated)
@@ -174,9 +172,14 @@ def prepare_on(
         if spec.whole is not None:
             raise _errors.untraceable_loop(spec.label, "")
         raise _errors.not_row_wise(dependence) if dependence else _errors.covariance_in_parts()
-    solver_options = _solver_options(plan, options, free.reduction, inputs.absolute_sigma)
     traced = PRECISION_ROWS if row_wise and not in_series else _n_rows(data)
-    solver_options = replace(solver_options, model_eps=model_eps(spec, traced))
+    solver_options = _solver_options(
+        plan,
+        options,
+        x_scale=sizes_of(options.x_scale, free.reduction),
+        model_eps=model_eps(spec, traced),
+        residual_variance=1.0 if inputs.absolute_sigma else None,
+    )
     logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
     job = Job(
         data=data,
@@ -191,7 +194,7 @@ def prepare_on(
         options=solver_options,
         strategy=strategy,
         device=options.device,
-        guess=getattr(model, "guess", None) if p0 is None else None,
+        guess=getattr(model, "guess", None) if bare.p0 is None else None,
         seed=options.seed,
         pilot=_has_pilot(data, plan, row_wise and not in_series, _checked_pilot(options.pilot)),
         cache=_checked_cache(options.cache),
@@ -199,7 +202,7 @@ def prepare_on(
         on_error=checked_choice("on_error", options.on_error, ON_ERROR),
         missing_chunks=checked_choice("missing_chunks", inputs.missing_chunks, MISSING_CHUNKS),
         diagnostics=options.diagnostics,
-        param_units=units,
+        param_units=bare.units,
         checkpoint_options=source.checkpoint_options,
         vector_bits=bits_for(strategy, options.device),
     )
@@ -307,9 +310,8 @@ def _checked_cache(cache: Any) -> CacheChoice:
     raise _errors.unknown_choice("cache", cache, ("auto", True, False))
 
 
-def _solver_options(
-    plan: WorkflowPlan, options: RunOptions, reduction: Reduction, absolute_sigma: bool
-) -> SolverOptions:
+def _solver_options(plan: WorkflowPlan, options: RunOptions, **others: Any) -> SolverOptions:
+    """Tolerances and method of the search, with other options of the solver."""
     stat_tol = options.stat_tol
     arrival_tol = LOOSE_STAT_TOL if stat_tol is None else stat_tol
     if isinstance(stat_tol, str):
@@ -322,9 +324,8 @@ def _solver_options(
         gtol=plan.tolerances["gtol"],
         arrival_tol=arrival_tol,
         max_nfev=options.max_nfev,
-        x_scale=sizes_of(options.x_scale, reduction),
         method=options.method,  # type: ignore[arg-type]
         stat_tol=stat_tol,
-        residual_variance=1.0 if absolute_sigma else None,
         scores=False,  # asked for by the search on all rows alone
+        **others,
     )

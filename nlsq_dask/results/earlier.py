@@ -55,7 +55,9 @@ def _is_near(saved: dict[str, Any]) -> bool:
     variance = 1.0
     if not saved["absolute_sigma"]:
         variance = estimated_variance(saved["cost"], saved["n_points"], saved["n_free"])
-    return bool(distance * variance**0.5 <= rounding_length(free, saved["moments"], norms, EPS))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounding = rounding_length(free, saved["moments"], norms, EPS)
+    return bool(distance * variance**0.5 <= rounding)
 
 
 def _undetermined(saved: dict[str, Any]) -> tuple[str, ...]:
