@@ -20,6 +20,7 @@ RUNS: dict[str, list[str]] = {
     "passes": [],
     "losses": [],
     "robust_pass": [],
+    "gpu": [],
     "coverage": [],
     "whole_fit": [],
     "cached": [],

@@ -217,6 +217,14 @@ RUNS = [
         marks=slow,
     ),
     pytest.param(
+        "gpu",
+        ["--cpu", "--rows", "1e4", "--repeat", "1"],
+        4,
+        ("resident ns/row", "share"),
+        id="gpu",
+        marks=slow,
+    ),
+    pytest.param(
         "fuzz",
         ["files", "--count", "60"],
         3,
