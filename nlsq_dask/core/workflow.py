@@ -129,6 +129,8 @@ class Machine:
         cluster's limit but not raise it.
     use_gpu : bool
         Whether the kernel runs on a GPU.
+    gpu_memory_gb : float or None
+        Memory of the GPUs of the fit, in GB; None takes the free memory of JAX's first GPU.
     threads : int or None
         Most threads of this process; None takes the number of cores.
     worker : WorkerMemory or None
@@ -138,6 +140,7 @@ class Machine:
     memory_limit_gb: float | None = None
     _: KW_ONLY
     use_gpu: bool = False
+    gpu_memory_gb: float | None = None
     threads: int | None = None
     worker: WorkerMemory | None = None
 
@@ -245,7 +248,7 @@ def plan_workflow(
         config: BlockConfig | None
         budget, config = _plan_worker(problem, machine, wanted)
     else:
-        budget = _budget(problem, machine.memory_limit_gb, machine.use_gpu)
+        budget = _budget(problem, machine.memory_limit_gb, machine.use_gpu, machine.gpu_memory_gb)
         chosen, reason = _choose(problem, budget, preset, wanted, named)
         config = blocks_for(
             chosen,
@@ -335,13 +338,19 @@ def _n_starts(explicit: int | None, preset: WorkflowPreset, goal: OptimizationGo
     return max(preset.n_starts, MULTI_STARTS) if several else 1
 
 
-def _budget(problem: Problem, memory_limit_gb: float | None, use_gpu: bool) -> MemoryBudget:
+def _budget(
+    problem: Problem,
+    memory_limit_gb: float | None,
+    use_gpu: bool,
+    gpu_memory_gb: float | None = None,
+) -> MemoryBudget:
     return MemoryBudget.compute(
         problem.n_points,
         problem.n_params,
         problem.n_features,
         memory_limit_gb=memory_limit_gb,
         use_gpu=use_gpu,
+        gpu_memory_gb=gpu_memory_gb,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nlsq_dask import _errors
+from nlsq_dask.core.memory_budget import GB
 from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
 from nlsq_dask.fitting.job import Source, stream_of
@@ -12,7 +13,7 @@ from nlsq_dask.fitting.options import RunOptions
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.sources import Observations, is_dask
 from nlsq_dask.kernels.compiled import compiles_for_wide_vectors
-from nlsq_dask.kernels.devices import DeviceChoice, check_names_no_devices, find_device
+from nlsq_dask.kernels.devices import DeviceChoice, check_names_no_devices, find_device, free_memory
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -105,6 +106,7 @@ def _plan(
 
         threads = local_threads()
     on_gpu = client is None and find_device(options.device).platform != "cpu"
+    free = free_memory(options.device) if on_gpu else None
     chunk, piece_bytes, held_bytes = None, 0, 0
     if stream is not None:
         chunk = _largest_chunk(data, stream)
@@ -123,7 +125,13 @@ def _plan(
             series_rows=data.series_rows,
             series_axes=data.series_axes,
         ),
-        Machine(options.memory_limit_gb, use_gpu=on_gpu, threads=threads, worker=worker),
+        Machine(
+            options.memory_limit_gb,
+            use_gpu=on_gpu,
+            gpu_memory_gb=None if free is None else free / GB,
+            threads=threads,
+            worker=worker,
+        ),
         options.workflow,
         options.goal,
         strategy=options.strategy,

@@ -100,6 +100,22 @@ def find_device(choice: DeviceChoice) -> jax.Device:
     return find_devices(choice)[0]
 
 
+def device_names(choice: DeviceChoice) -> tuple[str, ...]:
+    """Names of the devices of a choice, as ``device=`` takes them."""
+    return tuple(map(_name, find_devices(choice)))
+
+
+def free_memory(choice: DeviceChoice) -> int | None:
+    """Bytes that are free on all devices of a choice together; None where JAX does not tell.
+
+    The devices share the rows equally. Therefore the device with the least memory counts for each.
+    """
+    devices = find_devices(choice)
+    found = [device.memory_stats() for device in devices]
+    free = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in found if stats is not None]
+    return int(min(free)) * len(devices) if len(free) == len(devices) else None
+
+
 def next_device(devices: tuple[jax.Device, ...]) -> jax.Device:
     """The device that takes the next block."""
     if len(devices) == 1:

@@ -34,6 +34,7 @@ from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, SAMPLE_PART
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.chunks import regular_chunks
 from nlsq_dask.io.observations import PIECE_ROWS
+from nlsq_dask.kernels.devices import device_names
 from nlsq_dask.questions.collapse import MeansOf
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.result import FitResult
@@ -217,6 +218,7 @@ def _common(job: Job) -> FitPlan:
         memory_bytes=0,
         decoded=job.data.decoded,
         n_distinct=job.n_distinct,
+        devices=device_names(job.device) if job.client is None else (),
     )
 
 

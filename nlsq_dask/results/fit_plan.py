@@ -61,6 +61,9 @@ class FitPlan:
         below `memory_bytes`.
     decoded : tuple of str
         Arguments whose stored numbers become other values, each with the attributes that say so.
+    devices : tuple of str
+        Devices of this process that compute, which take blocks in turn. Empty on a cluster, whose
+        workers choose from the devices that they see.
     ways : tuple of str
         How Zarr arrays are read: directly from the files of their chunks, or through Zarr, and why.
     """
@@ -93,6 +96,7 @@ class FitPlan:
     n_distinct: int = 0
     warnings: tuple[str, ...] = ()
     decoded: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     ways: tuple[str, ...] = ()
 
     @property
@@ -145,6 +149,7 @@ def _table(plan: FitPlan) -> list[tuple[str, str]]:
         *(("from Zarr", line) for line in plan.ways),
         ("pilot" if plan.pilot else "start", _first_text(plan)),
         ("passes", _passes_text(plan)),
+        ("devices", _devices_text(plan)),
         ("reads", f"{_span(*map(in_units, plan.total_bytes))} in all" if streaming else ""),
         ("memory", _memory_text(plan)),
         ("time", _time_text(plan)),
@@ -186,6 +191,12 @@ def _passes_text(plan: FitPlan) -> str:
     if plan.pilot:
         return f"{passes}, as most fits take that start from the answer of a sample"
     return f"{passes}, as most fits take"
+
+
+def _devices_text(plan: FitPlan) -> str:
+    """The devices, unless it is the CPU, whose cores work together."""
+    is_usual = len(plan.devices) < 2 and all(name.startswith("cpu") for name in plan.devices)
+    return "" if is_usual else ", ".join(plan.devices)
 
 
 def _memory_text(plan: FitPlan) -> str:

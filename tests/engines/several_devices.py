@@ -3,6 +3,8 @@
 Prints the names of the cases that passed.
 """
 
+import tempfile
+
 import dask
 import dask.array as da
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlsq_dask import InputError, fit, fit_each, plan_each
+from nlsq_dask import ConvergenceWarning, InputError, fit, fit_each, plan, plan_each
 from nlsq_dask.kernels import compiled
 from nlsq_dask.kernels.devices import check_names_no_devices, checked_device
 
@@ -80,6 +82,41 @@ def check_maps(devices):
     print("maps")
 
 
+def stop_after_first(state):
+    raise StopIteration
+
+
+def check_resumed(devices, folder):
+    """A fit on one device goes on with two, to the same bits."""
+    x, y = next(cases())[1]
+    start, options = [1.0, 1.0, 0.0], {"pilot": False, "collapse": False}
+    options["strategy"] = "chunked"
+    whole = fit(model, x, y, start, device=devices[:1], **options)
+    with pytest.warns(ConvergenceWarning):
+        fit(
+            model,
+            x,
+            y,
+            start,
+            device=devices[:1],
+            checkpoint=folder,
+            callback=stop_after_first,
+            **options,
+        )
+    resumed = fit(model, x, y, start, device=devices, checkpoint=folder, resume=True, **options)
+    assert resumed.n_passes_before > 0
+    assert bits(resumed) == bits(whole)
+    print("resumed")
+
+
+def check_plan(devices):
+    x, y = next(cases())[1]
+    plans = [plan(model, x, y, [1.0, 1.0, 0.0], device=d) for d in (devices, None)]
+    assert [p.devices for p in plans] == [("cpu:0", "cpu:1"), ("cpu:0",)]
+    assert ["cpu:0, cpu:1" in str(p) for p in plans] == [True, False]
+    print("plan")
+
+
 def check_errors(devices):
     assert checked_device(["cpu"]) == checked_device(devices) == ("cpu:0", "cpu:1")
     assert checked_device(devices[1]) == ("cpu:1",)
@@ -115,4 +152,7 @@ if __name__ == "__main__":
     placed = count_placements()
     check_fits(devices, placed)
     check_maps(devices)
+    check_plan(devices)
+    with tempfile.TemporaryDirectory() as folder:
+        check_resumed(devices, folder)
     check_errors(devices)

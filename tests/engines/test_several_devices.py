@@ -19,6 +19,8 @@ CASES = [
     "kept rows",
     "chunked, robust, weights and a mask",
     "maps",
+    "plan",
+    "resumed",
     "errors",
 ]
 
