@@ -190,7 +190,7 @@ def fit_each(
         retries=retries,
         refine=refine,
     )
-    job = prepare_each(model, x, y, p0, dim, inputs, options)
+    job = prepare_each(model, x, y, p0=p0, dim=dim, inputs=inputs, options=options)
     if store is not None:
         return _stored_maps(job, store, resume, storage_options, client, progress)
     if resume:

@@ -74,8 +74,8 @@ def plan_each(*args: Any, **options: Any) -> MapsPlan:
 
     inputs = InputOptions(**chosen(InputOptions))
     own = EachOptions(**chosen(EachOptions))
-    model, x, y, p0, dim = (given[name] for name in ("model", "x", "y", "p0", "dim"))
-    job = prepare_each(model, x, y, p0, dim, inputs, own)
+    arguments = {name: given[name] for name in ("model", "x", "y", "p0", "dim")}
+    job = prepare_each(**arguments, inputs=inputs, options=own)
     if given["store"] is not None:
         from nlsq_dask.fitting.each_store import in_regions  # with Zarr, loaded for use
 

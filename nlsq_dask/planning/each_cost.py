@@ -87,7 +87,16 @@ def plan_of_each(job: EachJob, client: Client | None = None, *, stored: bool = F
         memory_bytes=memory,
         available_bytes=available,
         warnings=tuple(
-            _warnings(job, grid, blocks, memory, available, base, at_one_time, in_frames=in_frames)
+            _warnings(
+                job,
+                grid,
+                blocks=blocks,
+                memory=memory,
+                available=available,
+                base=base,
+                at_one_time=at_one_time,
+                in_frames=in_frames,
+            )
         ),
         decoded=job.data.decoded,
     )
@@ -165,12 +174,12 @@ def _bytes_read(job: EachJob) -> int:
 def _warnings(
     job: EachJob,
     grid: Chunks,
+    *,
     blocks: int,
     memory: int,
     available: int,
     base: int,
     at_one_time: int,
-    *,
     in_frames: bool,
 ) -> Iterator[str]:
     """What makes the fits slow, or too large, and the call that helps.

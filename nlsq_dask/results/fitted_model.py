@@ -394,7 +394,7 @@ class FittedModel:
         if frame is not None and any(isinstance(name, str) for name in names):
             # Only names and labels of y are asked for. The zero takes no memory.
             y = frame.filled(np.broadcast_to(0.0, frame.shape), "y", "zeros for")
-            x = named_arguments(x, y, None, None, None)[0]
+            x = named_arguments(x, y, sigma=None, mask=None, data=None)[0]
         given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
         x = stored_argument(x, "x", *given)
         several = self.spec.structure == "tuple"

@@ -14,8 +14,8 @@ from nlsq_dask.core.structure import Structure
 from nlsq_dask.user_model.loss import Loss, check_loss
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_spec import (
+    EXAMINED_ROWS,
     MAX_MODELS,
-    TRIAL_ROWS,
     ModelSpec,
     Style,
     digest_of,
@@ -32,7 +32,7 @@ MAX_EXAMINATIONS = 4096
 # Traces kept for comparison in one process. Each is some kilobytes.
 MAX_TRACES = 512
 
-# Rows of the calls that find a loop over rows, before the trial call: the loop has one more
+# Rows of the calls that find a loop over rows, before a model is examined: the loop has one more
 # operation for each row. Compiling a loop takes some 50 ms a row. Algorithms that halve the rows
 # (associative scans) have some 10 to 30 more operations for twice the rows. The last number tells
 # them from loops, if the first two numbers do not.
@@ -158,7 +158,7 @@ def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
         name = _closed.get(_trace_key(spec))
         if name is not None:
             return _named_by_trace(spec, name)
-    found = None if known is None else _trial(_as_examined(base, known, n_rows))
+    found = None if known is None else _traced(_as_examined(base, known, n_rows))
     if known is None or found is None or isinstance(found, _errors.ModelError):
         known, found = _examine(base, n_rows)
         _examinations.put(base.token, known)
@@ -167,7 +167,7 @@ def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
     name = _traces.get((base.token, spec.style, spec.rows, seen))
     is_new = name is None
     if name is None:
-        again = _trial(spec) if base.modules is None else found  # a closed model is not random
+        again = _traced(spec) if base.modules is None else found  # a closed model is not random
         if isinstance(again, _errors.ModelError) or content(again) != seen:
             raise _errors.model_random(spec.label)
         name = _traces.keep((base.token, spec.style, spec.rows, seen), digest(seen))
@@ -195,7 +195,7 @@ def _named_by_trace(spec: ModelSpec, name: str) -> ModelSpec:
 
 
 def _as_examined(spec: ModelSpec, found: _Examination, n_rows: int | None) -> ModelSpec:
-    rows = found.rows or n_rows or TRIAL_ROWS
+    rows = found.rows or n_rows or EXAMINED_ROWS
     return replace(spec, style=found.style, rows=rows, is_numpy=found.is_numpy)
 
 
@@ -203,24 +203,24 @@ def _examine(spec: ModelSpec, n_rows: int | None) -> tuple[_Examination, ClosedJ
     """Trace a model with JAX's arrays, or else through NumPy's dispatch."""
     styles = (spec, replace(spec, style="numpy"))
     errors = []
-    for trial in (replace(style, rows=TRIAL_ROWS) for style in styles):
+    for styled in (replace(style, rows=EXAMINED_ROWS) for style in styles):
         try:
-            found = _errors.untraceable_loop(spec.label, "") if _loops(trial) else _trial(trial)
+            found = _errors.untraceable_loop(spec.label, "") if _loops(styled) else _traced(styled)
         except _errors.ModelError as refusal:
             found = refusal
         if not isinstance(found, _errors.ModelError):
-            return _written_for_numpy(trial, TRIAL_ROWS, found)
+            return _written_for_numpy(styled, EXAMINED_ROWS, found)
         errors.append(found)
     for error in errors:
         if isinstance(error, _errors.RowLoopError):
             raise error
     if n_rows is not None:
-        for trial in styles:
-            found = _trial(replace(trial, rows=n_rows))
+        for styled in styles:
+            found = _traced(replace(styled, rows=n_rows))
             if not isinstance(found, _errors.ModelError):
                 if count_operations(found) >= max(n_rows, LOOP_ROWS[-1]):
                     raise _errors.untraceable_loop(spec.label, "")
-                return _written_for_numpy(replace(trial, rows=n_rows), None, found)
+                return _written_for_numpy(replace(styled, rows=n_rows), None, found)
     # Report the error of the style in which the model is written.
     first, second = errors
     needs_numpy = isinstance(first, _errors.UntraceableModelError) and not is_mixed(second)
@@ -238,7 +238,7 @@ def _written_for_numpy(
     makes a new array. A model that calls no function of JAX gets NumPy's meaning.
     """
     with watch_jax() as watch:
-        as_numpy = _trial(replace(spec, style="numpy"))
+        as_numpy = _traced(replace(spec, style="numpy"))
     style, is_numpy = spec.style, spec.is_numpy and not watch.used
     if not isinstance(as_numpy, _errors.ModelError):
         is_numpy = not watch.used
@@ -247,7 +247,7 @@ def _written_for_numpy(
     return _Examination(style, rows, is_numpy), found
 
 
-def _trial(spec: ModelSpec) -> ClosedJaxpr | _errors.ModelError:
+def _traced(spec: ModelSpec) -> ClosedJaxpr | _errors.ModelError:
     """Trace of a model for ``spec.rows`` rows, or the error of the call."""
     try:
         return trace_call(spec, spec.rows)

@@ -40,9 +40,9 @@ MAX_MODELS = 64
 # Bytes of a pickled function up to which the pickle is kept for the next fit of the same model.
 KEPT_BLOB = 1 << 16
 
-# Rows of the trial call. A prime, so that no reshape in the model divides it, and unlikely to be
-# the size of another array.
-TRIAL_ROWS = 1009
+# Rows of the call that examines a model. A prime, so that no reshape in the model divides it, and
+# unlikely to be the size of another array.
+EXAMINED_ROWS = 1009
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class ModelSpec:
     loss: Loss = LINEAR
     cholesky: FloatArray | None = field(default=None, repr=False, compare=False)
     constant: tuple[int, ...] = ()
-    rows: int = field(default=TRIAL_ROWS, compare=False)
+    rows: int = field(default=EXAMINED_ROWS, compare=False)
     traced: str = field(default="", compare=False)
     is_numpy: bool = field(default=False, compare=False)
     whole: str | None = field(default=None, compare=False)

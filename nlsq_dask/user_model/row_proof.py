@@ -8,7 +8,7 @@ SAME      the same value at every row; an axis of length n repeats one value
 ROW       slice i along one axis is a function of row i alone
 ELEMENT   inside a loop over rows: a function of the current row alone
 POSITION  slice i along one axis depends on i, as an index does
-UNSURE    not known; trials with numbers have to decide
+UNSURE    not known; evaluations with numbers have to decide
 COUPLED   a value depends on several rows, or on the number or the position of rows
 
 SAME or ROW of the model's value prove that the model is row-wise. COUPLED means that rows are

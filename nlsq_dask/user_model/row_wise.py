@@ -4,9 +4,9 @@ Only a row-wise model may be evaluated block by block. With ``x - x.mean()`` eve
 its own mean, and the fit would be wrong without an error.
 
 The model's jaxpr may prove that the model is row-wise, or that it is not (``row_proof``). If there
-is no proof (a loop that runs until all rows have converged, a sort that is undone), trials with
-numbers decide. They evaluate the same rows in another order, among other rows, and among fewer and
-more rows, for several parameters. A row-wise model keeps the values of its rows.
+is no proof (a loop that runs until all rows have converged, a sort that is undone), evaluations
+with numbers decide. They evaluate the same rows in another order, among other rows, and among fewer
+and more rows, for several parameters. A row-wise model keeps the values of its rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nlsq_dask._errors import ModelError
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import MAX_EXAMINATIONS
-from nlsq_dask.user_model.model_spec import TRIAL_ROWS, ModelSpec, trace_model
+from nlsq_dask.user_model.model_spec import EXAMINED_ROWS, ModelSpec, trace_model
 from nlsq_dask.user_model.row_proof import Kind, verdict
 from nlsq_dask.user_model.traces import content, count_operations, operations
 
@@ -39,7 +39,7 @@ MAX_OPERATIONS = 10_000
 # A second prime for the trace, for a model with an array whose size is the first prime.
 OTHER_ROWS = 1013
 
-# Numbers of rows of the trials with numbers, beside TRIAL_ROWS: fewer rows, and more rows than two
+# Rows of the evaluations with numbers, beside EXAMINED_ROWS: fewer rows, and more rows than two
 # of the kernel's tiles, for effects of a position far behind. Primes again.
 FEW_ROWS = 257
 LONG_ROWS = 8209
@@ -50,7 +50,7 @@ LONG_ROWS = 8209
 ROUNDING = 1e-9
 CONVERGENCE = 1e-5
 
-# Most turns of a loop in trials. With made-up coordinates and parameters a user's iteration may
+# Most turns of a loop in an evaluation. With made-up coordinates and parameters an iteration may
 # never converge. Newton's method takes some ten turns.
 MAX_TURNS = 100
 
@@ -100,7 +100,7 @@ def _examine(
 ) -> str | None:
     states, many, uniform = [], None, False
     try:
-        for n in (TRIAL_ROWS, OTHER_ROWS):
+        for n in (EXAMINED_ROWS, OTHER_ROWS):
             closed = trace_model(spec, n)
             state = verdict(closed, n, spec.n_coords)
             if state.kind < Kind.COUPLED:
@@ -117,7 +117,7 @@ def _examine(
     if state.kind == Kind.COUPLED:
         return state.reason
     long = min(LONG_ROWS, many_rows) if uniform else many_rows
-    seen = Trials(spec, params, sample, long).difference()
+    seen = Evaluations(spec, params, sample, long).difference()
     if seen is None:
         return None
     reason = state.reason or "computes something else for another number of rows"
@@ -125,19 +125,19 @@ def _examine(
 
 
 def _grows(spec: ModelSpec, closed: ClosedJaxpr, many_rows: int) -> bool:
-    """Whether a model, traced for the trial's rows, would have too many operations for many."""
+    """Whether a model, traced for EXAMINED_ROWS, would have too many operations for many."""
     usual = count_operations(closed)
-    if many_rows < 3 * TRIAL_ROWS:  # the trace takes about as long as for fewer rows
+    if many_rows < 3 * EXAMINED_ROWS:  # the trace takes about as long as for fewer rows
         return False
     try:
         fewer = count_operations(trace_model(spec, FEW_ROWS))
     except ModelError:  # the model needs more rows
         return False
-    a_row = (usual - fewer) / (TRIAL_ROWS - FEW_ROWS)
-    return usual + a_row * (many_rows - TRIAL_ROWS) > MAX_OPERATIONS
+    a_row = (usual - fewer) / (EXAMINED_ROWS - FEW_ROWS)
+    return usual + a_row * (many_rows - EXAMINED_ROWS) > MAX_OPERATIONS
 
 
-class Trials:
+class Evaluations:
     """Evaluations of the same rows in other surroundings.
 
     Parameters
@@ -168,8 +168,8 @@ class Trials:
 
     def difference(self) -> str | None:
         """A change that a row-wise model does not make; None if there is none."""
-        usual, fewer, more = (self._values(n) for n in (TRIAL_ROWS, FEW_ROWS, self._long))
-        ranges = list(self._rows(TRIAL_ROWS))
+        usual, fewer, more = (self._values(n) for n in (EXAMINED_ROWS, FEW_ROWS, self._long))
+        ranges = list(self._rows(EXAMINED_ROWS))
         for params in self._param_vectors():
             for rows, others in zip(ranges, ranges[1:] + ranges[:1], strict=True):
                 seen = self._surroundings(usual, params, rows, others) or self._compare(
@@ -181,8 +181,8 @@ class Trials:
                     return seen
         mixed = [np.resize(c, self._long) for c in np.concatenate(ranges, axis=1)]
         seen = self._surroundings(more, params, mixed, [c[::-1] for c in mixed]) or self._compare(
-            usual([c[:TRIAL_ROWS] for c in mixed], params),
-            more(mixed, params)[:TRIAL_ROWS],
+            usual([c[:EXAMINED_ROWS] for c in mixed], params),
+            more(mixed, params)[:EXAMINED_ROWS],
             "are more",
         )
         if seen is not None:

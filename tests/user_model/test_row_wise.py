@@ -11,14 +11,14 @@ from jax import lax
 
 from nlsq_dask.user_model import row_wise
 from nlsq_dask.user_model.model import prepare_model
-from nlsq_dask.user_model.model_spec import TRIAL_ROWS, call_model, trace_model
+from nlsq_dask.user_model.model_spec import EXAMINED_ROWS, call_model, trace_model
 from nlsq_dask.user_model.row_proof import Kind, verdict
 from nlsq_dask.user_model.row_wise import OTHER_ROWS, row_dependence
 from nlsq_dask.user_model.traces import content
 
 TABLE = np.linspace(0.0, 1.0, 7)
 CENTRES = np.linspace(-1.0, 1.0, 5)
-AS_LONG_AS_A_TRIAL = np.sort(np.random.default_rng(1).normal(size=TRIAL_ROWS))
+AS_LONG_AS_EXAMINED = np.sort(np.random.default_rng(1).normal(size=EXAMINED_ROWS))
 NOISE = np.random.default_rng(2).normal(size=10**6)
 KEY = jax.random.key(3)
 
@@ -148,7 +148,7 @@ PROVEN = {
     "jit": lambda x, a: jax.jit(lambda v: a * jnp.tanh(v))(x),
     "one random number": lambda x, a: a * x + jax.random.normal(KEY),
     "sum over a table of a trial's size": lambda x, a: (
-        a * jnp.exp(-((x[:, None] - AS_LONG_AS_A_TRIAL) ** 2))
+        a * jnp.exp(-((x[:, None] - AS_LONG_AS_EXAMINED) ** 2))
     ).sum(1),
 }
 
@@ -262,7 +262,7 @@ NOT_ROW_WISE = {
         lambda x, a: lax.cond(jnp.all(x > 0.5), lambda: a * x, lambda: x + 1.0),
         "which way to go",
     ),
-    "one number of rows": (lambda x, a: a * x + AS_LONG_AS_A_TRIAL, "some numbers of rows"),
+    "one number of rows": (lambda x, a: a * x + AS_LONG_AS_EXAMINED, "some numbers of rows"),
 }
 
 
@@ -273,7 +273,7 @@ def dependence(model, params=(1.5, 0.0), sample=None):
 
 def kinds(model):
     spec = prepare_model(model)
-    return [verdict(trace_model(spec, n), n, 1).kind for n in (TRIAL_ROWS, OTHER_ROWS)]
+    return [verdict(trace_model(spec, n), n, 1).kind for n in (EXAMINED_ROWS, OTHER_ROWS)]
 
 
 @pytest.mark.parametrize("name", PROVEN)

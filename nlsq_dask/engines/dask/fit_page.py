@@ -263,16 +263,18 @@ class Page:
 
     def _layout(self) -> Any:
         lines = [
-            self._line("Cost", "pass", "number", "cost", self._points, y_axis_type="log"),
+            self._line(
+                "Cost", "pass", x="number", y="cost", source=self._points, y_axis_type="log"
+            ),
             self._line(
                 "Distance to the optimum [σ]",
                 "pass",
-                "number",
-                "distance",
-                self._points,
+                x="number",
+                y="distance",
+                source=self._points,
                 y_axis_type="log",
             ),
-            self._line("MB/s", "seconds", "seconds", "rate", self._rates),
+            self._line("MB/s", "seconds", x="seconds", y="rate", source=self._rates),
         ]
         return column(
             self._table,
@@ -286,7 +288,7 @@ class Page:
         )
 
     def _line(
-        self, title: str, label: str, x: str, y: str, source: ColumnDataSource, **options: Any
+        self, title: str, label: str, *, x: str, y: str, source: ColumnDataSource, **options: Any
     ) -> Any:
         plot = _figure(title, label, **options)
         plot.line(x, y, source=source)

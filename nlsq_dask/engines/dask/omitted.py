@@ -100,7 +100,9 @@ def answer_of_readable(
             if chosen is None:
                 answer = answer_of_group(task_group, external, work, question, without)
             else:
-                answer = answer_of_first(task_group, external, work, question, chosen, without)
+                answer = answer_of_first(
+                    task_group, external, work, question, chosen=chosen, omitted=without
+                )
         except ReadingError as error:
             if error.block is None:  # many blocks need what could not be read
                 raise
@@ -120,5 +122,5 @@ def without_killers(
 ) -> Partial[AnswerT]:
     """Answer a question for the blocks of a group, without blocks that killed their workers."""
     without = omitted.union(block.index for block in killers)
-    found = answer_of_readable(task_group, external, work, question, without, chosen)
+    found = answer_of_readable(task_group, external, work, question, omitted=without, chosen=chosen)
     return replace(found, lost=killers + found.lost)

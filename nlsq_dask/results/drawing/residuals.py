@@ -156,4 +156,4 @@ def _draw_means(axes: Axes, sums: RowSums, x: FloatArray) -> None:
     """Draw the mean residual of each set with rows."""
     some = sums.n > 0
     n = sums.n[some].astype(np.float64)
-    draw_mean_points(axes, x[some], n, sums.total[some], sums.squares[some])
+    draw_mean_points(axes, x[some], n=n, total=sums.total[some], squares=sums.squares[some])

@@ -241,12 +241,17 @@ def _draw_means(axes: Axes, found: Binned, unit: float) -> None:
     edges = found.x_edges[[*starts, found.grid.n_x]]
     centres = middles(edges, log=found.grid.log_x)
     some = n > 0
-    sums = (n[some], total[some] * unit, squares[some] * unit**2)
-    draw_mean_points(axes, centres[some], *sums)
+    draw_mean_points(
+        axes,
+        centres[some],
+        n=n[some],
+        total=total[some] * unit,
+        squares=squares[some] * unit**2,
+    )
 
 
 def draw_mean_points(
-    axes: Axes, x: FloatArray, n: FloatArray, total: FloatArray, squares: FloatArray
+    axes: Axes, x: FloatArray, *, n: FloatArray, total: FloatArray, squares: FloatArray
 ) -> None:
     """Draw means with their standard errors, on an axis that is symmetric about zero.
 
