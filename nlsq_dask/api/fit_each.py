@@ -160,10 +160,10 @@ def fit_each(
     >>> import numpy as np
     >>> from nlsq_dask import fit_each, models
     >>> x = np.linspace(0, 4, 40)
-    >>> lifetime = np.array([[0.5, 1.0], [1.5, 2.0]])
-    >>> y = 3 * np.exp(-x[:, None, None] / lifetime)
+    >>> tau = np.array([[0.5, 1.0], [1.5, 2.0]])
+    >>> y = 3 * np.exp(-x[:, None, None] / tau)
     >>> maps = fit_each(models.ExponentialDecay(), x, y)
-    >>> maps["lifetime"].round(6)
+    >>> maps["tau"].round(6)
     array([[0.5, 1. ],
            [1.5, 2. ]])
     """

@@ -296,16 +296,6 @@ class FitRecord:
         ------
         InputError
             If `level` is no probability in (0, 1).
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from nlsq_dask import fit
-        >>> x = np.arange(6.0)
-        >>> result = fit(lambda x, a, b: a * x + b, x, np.array([1.1, 2.9, 5.2, 6.8, 9.1, 10.9]))
-        >>> result.confidence_intervals().round(2)
-        array([[1.84, 2.1 ],
-               [0.69, 1.48]])
         """
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
         ends = statistics.intervals(self.popt, self.perr, quantile)

@@ -72,8 +72,8 @@ class Uncertainty(Predictions):
         >>> x = np.arange(6.0)
         >>> result = fit(lambda x, a, b: a * x + b, x, np.array([1.1, 2.9, 5.2, 6.8, 9.1, 10.9]))
         >>> result.confidence_intervals().round(2)
-        array([[1.84, 2.1 ],
-               [0.69, 1.48]])
+        array([[1.87, 2.09],
+               [0.72, 1.39]])
         """
         if method == "symmetric":
             return super().confidence_intervals(level)

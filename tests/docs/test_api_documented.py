@@ -1,5 +1,7 @@
 """The API reference and the package's face name the same things, and each explains itself."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -9,6 +11,13 @@ import nlsq_dask
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|exception|data):: (\w+)$", re.MULTILINE)
+PACKAGE = Path(nlsq_dask.__file__).parent
+# Modules whose docstrings have examples. Those of the ready-made models run with their own tests.
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if ">>> " in path.read_text("utf-8") and path.parent.name != "models"
+)
 # Strings and the like have no docstring of their own.
 EXPLAINED = sorted(name for name in nlsq_dask.__all__ if callable(getattr(nlsq_dask, name)))
 
@@ -38,3 +47,9 @@ def test_function_documents_arguments_result_errors_and_an_example(name):
         if not re.search(rf"^ *{section}\n *-+$", text, re.MULTILINE)
     ]
     assert not missing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_docstrings_print_what_they_show(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
