@@ -388,17 +388,9 @@ def fit(
         f_scale=f_scale,
         jac=jac,
     )
-    reports = ReportOptions(
-        checkpoint=checkpoint,
-        resume=checked_flag("resume", resume),
-        append=checked_flag("append", append),
-        callback=callback,
-        verbose=verbose,
+    reports = _checked_reports(
+        checkpoint=checkpoint, resume=resume, append=append, callback=callback, verbose=verbose
     )
-    if reports.resume and checkpoint is None:
-        raise _errors.resume_without_checkpoint()
-    if reports.append and checkpoint is None:
-        raise _errors.append_without_checkpoint()
     is_dry = isinstance(dry_run, str) or checked_flag("dry_run", dry_run)
     call = without_lmfit(model, x, p0, inputs)
     shown = checked_progress(progress)
@@ -411,6 +403,17 @@ def fit(
         result = run(job, reports, watched)
     seconds = time.perf_counter() - start
     return _with_provenance(result, job, given | {"model": call.model}, seconds)
+
+
+def _checked_reports(**arguments: Any) -> ReportOptions:
+    """What the caller wants to see and to keep; a fit that goes on needs its checkpoint."""
+    flags = {name: checked_flag(name, arguments[name]) for name in ("resume", "append")}
+    reports = ReportOptions(**{**arguments, **flags})
+    if reports.resume and reports.checkpoint is None:
+        raise _errors.resume_without_checkpoint()
+    if reports.append and reports.checkpoint is None:
+        raise _errors.append_without_checkpoint()
+    return reports
 
 
 def _with_provenance(
