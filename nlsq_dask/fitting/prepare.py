@@ -160,12 +160,8 @@ def prepare_on(
         raise _errors.lm_with_loss(spec.loss.name)
     spec = replace(spec, constant=tuple(np.flatnonzero(free.reduction.is_fixed).tolist()))
     dependence = _checked_dependence(spec, free, source)
-    if dependence is None or source.correlated is not None:
-        source = replace(source, data=replace(data, series_axes=()))
-        data = source.data
-    elif data.series_axes:
-        spec = spec.in_series(Series(data.series_rows, data.series_axes))
-    in_series = spec.series is not None
+    source, spec = _in_series(source, spec, dependence)
+    data, in_series = source.data, spec.series is not None
     row_wise = (dependence is None or in_series) and source.correlated is None
     plan, strategy = chosen_strategy(source, len(free.reduction.names), row_wise, options)
     if not row_wise and not isinstance(strategy, Standard):
@@ -210,6 +206,16 @@ def prepare_on(
         return job  # means of many blocks tell nothing of one
     choice, is_auto = checked_collapse(options.collapse), isinstance(options.stat_tol, str)
     return collapsed(job, choice, stat_tol_is_auto=is_auto)
+
+
+def _in_series(source: Source, spec: ModelSpec, dependence: str | None) -> tuple[Source, ModelSpec]:
+    """Let a model that mixes the rows of a series take whole series, where rows form series."""
+    if dependence is None or source.correlated is not None:
+        return replace(source, data=replace(source.data, series_axes=())), spec
+    data = source.data
+    if data.series_axes:
+        spec = spec.in_series(Series(data.series_rows, data.series_axes))
+    return source, spec
 
 
 def _checked_dependence(spec: ModelSpec, free: FreeParameters, source: Source) -> str | None:

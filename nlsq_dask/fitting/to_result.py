@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
@@ -11,6 +11,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core import statistics
+from nlsq_dask.core.constraints import Reduction
 from nlsq_dask.core.covariance import covariance, robust_covariance
 from nlsq_dask.core.solver_state import Solution
 from nlsq_dask.fitting.block_sums import BlockSums, diagnostics
@@ -20,6 +21,7 @@ from nlsq_dask.fitting.profiles import profiles
 from nlsq_dask.fitting.resume import Preparation
 from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.results.fitted_model import FittedModel
+from nlsq_dask.results.record import Start
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.loss import HALF_OF_ROWS, Loss
 
@@ -87,6 +89,25 @@ def _problems(
         yield _errors.derivatives_differenced(solution.n_differenced, solution.n_points)
 
 
+def _of_all_parameters(reduction: Reduction, start: Start) -> Start:
+    """A start of the free parameters as a start of all parameters."""
+    params = None if start.params is None else reduction.expand(start.params)
+    return replace(start, p0=reduction.expand(start.p0), params=params)
+
+
+def _warn_of(
+    job: Job, solution: Solution, problems: Iterable[_errors.FitWarning], model: str | None
+) -> None:
+    """Give the warnings of a solution, under the name of its model where there are several."""
+    for problem in problems:
+        _errors.warn_caller(problem if model is None else _errors.of_model(model, problem))
+    # Residuals are noise only where the fit arrived, and only for one model: the poorer of several
+    # models leaves more than noise.
+    if not job.spec.loss.is_linear and solution.status.success and model is None:
+        for problem in scale_problems(job.spec.loss, solution):
+            _errors.warn_caller(problem)
+
+
 def result_of(
     job: Job, outcome: Outcome, store: CheckpointStore | None, model: str | None = None
 ) -> FitResult:
@@ -109,14 +130,7 @@ def result_of(
         )
     else:
         pcov, determined = robust_covariance(solution)
-    for problem in _problems(solution, undetermined, determined):
-        named = problem if model is None else _errors.of_model(model, problem)
-        _errors.warn_caller(named)
-    # Residuals are noise only where the fit arrived, and only for one model: the poorer of several
-    # models leaves more than noise.
-    if not spec.loss.is_linear and solution.status.success and model is None:
-        for problem in scale_problems(spec.loss, solution):
-            _errors.warn_caller(problem)
+    _warn_of(job, solution, _problems(solution, undetermined, determined), model)
     variance_known = job.absolute_sigma or solution.n_points > solution.params.size
     return FitResult(
         names=spec.names,
@@ -152,14 +166,7 @@ def result_of(
         tolerances=dict(job.plan.tolerances) | {"stat_tol": job.options.stat_tol},
         structure=spec.structure,
         n_coords=spec.n_coords,
-        starts=tuple(
-            replace(
-                start,
-                p0=reduction.expand(start.p0),
-                params=None if start.params is None else reduction.expand(start.params),
-            )
-            for start in outcome.preparation.starts
-        ),
+        starts=tuple(_of_all_parameters(reduction, s) for s in outcome.preparation.starts),
         pilot=outcome.preparation.pilot,
         checkpoint=None if store is None else str(store.directory),
         history=solution.history,
