@@ -83,18 +83,21 @@ def empty_if_large(folder: Path) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases that only a thorough run has.
+    """Mark the cases that only a longer run has.
 
-    Of a test with the mark ``every(n)``, all cases but each n-th are thorough.
+    Of a test with the mark ``every(n)``, all cases but each n-th are thorough. Of those that remain
+    of a test with the mark ``quick(n)``, all but each n-th are slow.
     """
-    cases: Counter[str] = Counter()
+    cases: Counter[tuple[str, str]] = Counter()
     for item in items:
-        every = item.get_closest_marker("every")
-        if every is not None:
-            test = item.nodeid.split("[")[0]
-            if cases[test] % every.args[0]:
-                item.add_marker(pytest.mark.thorough)
-            cases[test] += 1
+        for name, other in (("every", "thorough"), ("quick", "slow")):
+            mark = item.get_closest_marker(name)
+            if mark is None or item.get_closest_marker("thorough") is not None:
+                continue
+            case = (item.nodeid.split("[")[0], name)
+            if cases[case] % mark.args[0]:
+                item.add_marker(other)
+            cases[case] += 1
 
 
 @pytest.fixture(scope="session")

@@ -306,6 +306,7 @@ def test_curve_fit_raises_the_same(name):
     assert text in str(raised.value)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("data", "text"),
     [

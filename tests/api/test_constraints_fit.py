@@ -178,6 +178,7 @@ def test_bounds_of_a_tied_parameter_are_active_for_what_it_is_tied_to():
     assert result.params["a1"].value == 2 * result.params["a2"].value
 
 
+@pytest.mark.slow
 def test_a_matrix_of_ties():
     """Centres by their mean and half their distance."""
     matrix = np.zeros((7, 6))
@@ -192,6 +193,7 @@ def test_a_matrix_of_ties():
     assert (result.n_free, result.fixed) == (6, ())
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     "options",
     [

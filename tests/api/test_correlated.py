@@ -48,6 +48,7 @@ def assert_same(result, popt, pcov):
     np.testing.assert_allclose(result.pcov / scale, pcov / scale, atol=1e-5)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize(
     "options",
@@ -90,6 +91,7 @@ def test_derivatives_of_one_s_own_are_whitened_too():
     np.testing.assert_allclose(own.pcov, automatic.pcov, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_diagonal_covariance_is_standard_deviations():
     matrix = fit(decay, X, Y, P0, sigma=np.diag(DEVIATIONS**2))
     each = fit(decay, X, Y, P0, sigma=DEVIATIONS)
@@ -99,6 +101,7 @@ def test_a_diagonal_covariance_is_standard_deviations():
         assert getattr(matrix, name) == pytest.approx(getattr(each, name), rel=1e-9), name
 
 
+@pytest.mark.slow
 def test_r_squared_is_that_of_generalised_least_squares():
     """Compared with the constant that fits best under the same covariance."""
     result = fit(decay, X, Y, P0, sigma=COVARIANCE)

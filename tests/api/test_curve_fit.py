@@ -52,6 +52,7 @@ def test_the_signature_is_scipy_s():
     ]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("name", ["decay", "sigma a row", "loose bounds", "wave"])
 def test_the_call_of_scipy_gives_the_answer_of_scipy(name, absolute_sigma):
@@ -121,6 +122,7 @@ def test_a_workflow_that_is_named_wins_over_auto():
 # What the full output says
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("sigma", [None, 0.1, 0.1 + 0.05 * X, np.diag(0.1 + 0.05 * X)])
 @pytest.mark.parametrize("method", METHODS)
 def test_full_output(method, sigma):
@@ -316,6 +318,7 @@ def test_masked_rows_are_left_out():
 # Derivatives and options
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("sigma", [None, 2.0, 0.1 + X, np.diag((0.1 + X) ** 2)])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_jacobian(method, sigma):
@@ -341,6 +344,7 @@ def test_a_jacobian_by_columns():
     np.testing.assert_allclose(popt, expected, rtol=1e-6)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("method", "option"),
     [

@@ -60,6 +60,7 @@ FORMS = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["lm", "trf"])
 @pytest.mark.parametrize("name", FORMS)
@@ -151,6 +152,7 @@ MODELS = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)

@@ -261,6 +261,7 @@ def test_bands_and_the_robust_covariance_are_finite():
     np.testing.assert_allclose(result.robust_pcov(), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_models_that_are_compared_are_named():
     line = {"line": lambda t, a, b: a + b * t, "stretched": STRETCHED.of(jnp)}
     with pytest.warns(DerivativeWarning, match="^model 'stretched': in 1 of 400 rows") as given:

@@ -54,6 +54,7 @@ def as_user_data(problem, strategy):
     return x, y, sigma
 
 
+@pytest.mark.quick(4)
 @pytest.mark.every(3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -197,6 +198,7 @@ SOURCES = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(2)
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_of_data(sources, expected, name):
@@ -213,6 +215,7 @@ def test_all_sources_are_tried(sources):
     assert set(sources) == set(SOURCES)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize(
     "sigma",
@@ -229,6 +232,7 @@ def test_every_form_of_sigma(expected, lazy, sigma):
     np.testing.assert_allclose(absolute.pcov, relative.pcov / relative.reduced_chi2, rtol=1e-9)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("dtype", ["f4", "f2", "i4", "u1", "?"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_sums_are_float64_whatever_the_dtype(dtype, strategy):

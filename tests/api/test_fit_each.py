@@ -72,6 +72,7 @@ def test_each_series_has_the_answer_of_scipy(maps):
     assert (maps.distance_to_optimum_sigma < 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute", [False, True])
 def test_sigma_of_a_series_scales_chi2_and_errors_as_in_scipy(absolute):
     sigma = np.linspace(0.03, 0.07, 35).reshape(5, 7)
@@ -231,6 +232,7 @@ def adversaries():
     return found
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", SERIES)
 def test_a_series_that_cannot_be_fitted_has_a_status_and_no_error_bar(adversaries, name):
     k = list(SERIES).index(name)

@@ -105,6 +105,7 @@ def test_the_bits_of_separate_fits(options):
     assert_those_of_separate_fits(comparison, MODELS, x, y, STARTS, **options)
 
 
+@pytest.mark.slow
 def test_each_fit_ends_when_it_has_converged():
     comparison = fit_models(MODELS, *data(), STARTS)
     passes = [result.n_passes for result in comparison]
@@ -113,6 +114,7 @@ def test_each_fit_ends_when_it_has_converged():
     assert all(result.success for result in comparison)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pilot", [False, True])
 def test_the_bits_of_separate_fits_of_dask_arrays(pilot):
     x, y = data()
@@ -165,6 +167,7 @@ def test_a_model_whose_rows_depend_on_each_other_is_fitted_beside_others():
     assert_those_of_separate_fits(comparison, models, x, y, starts)
 
 
+@pytest.mark.slow
 def test_correlated_observations():
     x, y = data(60)
     sigma = 0.01 * np.exp(-np.abs(np.subtract.outer(x, x)))
@@ -183,6 +186,7 @@ class Guessing:
         return [float(y.max()), 1.0 + float(x.min())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda *a: a, lazy])
 def test_models_guess_from_one_sample(form):
     x, y = form(*data())
@@ -215,6 +219,7 @@ def test_a_guess_from_all_rows_is_that_model_s_own(tmp_path, order, pilot):
         assert comparison.n_passes == max(guessed, other + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("n_blocks", [1, 40])
 def test_a_resumed_comparison_has_the_passes_of_one_that_was_not(tmp_path, n_blocks, order):
@@ -230,6 +235,7 @@ def test_a_resumed_comparison_has_the_passes_of_one_that_was_not(tmp_path, n_blo
     assert resumed.n_passes == whole.n_passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 def test_few_rows_that_count_are_enough_for_some_models(tmp_path, order):
     """What one model has to read for its sample is none of the others' concern."""

@@ -79,6 +79,7 @@ def test_values_of_one_s_own_go_before_the_guess():
     assert not guess.calls
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     "answer",
     [

@@ -82,6 +82,7 @@ def with_value(array, value, index=BAD):
     return changed
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(3)
 @wraps
 @pytest.mark.parametrize("model", HIDING)
@@ -93,6 +94,7 @@ def test_nan_that_a_model_hides_is_named(model, wrap, options):
     assert "nan_policy='omit' leaves out the 1 with NaN" in str(raised.value)
 
 
+@pytest.mark.quick(3)
 @wraps
 @pytest.mark.parametrize("model", HIDING)
 def test_omit_leaves_such_rows_out(model, wrap):
@@ -104,6 +106,7 @@ def test_omit_leaves_such_rows_out(model, wrap):
     np.testing.assert_allclose(found.popt, rest.popt, rtol=1e-9)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("strategy", ["standard", "chunked", "streaming"])
 @pytest.mark.parametrize("name", ["x", "y", "sigma"])
 @settings(max_examples=8)
@@ -123,6 +126,7 @@ def forgiving(z):
     return jnp.stack([rest, jnp.isfinite(z) * 1.0, jnp.zeros_like(z)])
 
 
+@pytest.mark.quick(3)
 @wraps
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_hides_nothing_either(wrap, value):
@@ -210,6 +214,7 @@ def test_the_remedy_of_long_integers(wrap):
 NOT_LONG = (np.arange(400), np.arange(400) << 44, -X * 1e300)
 
 
+@pytest.mark.quick(3)
 @wraps
 @pytest.mark.parametrize("values", NOT_LONG, ids=["small", "below 2**53", "not whole"])
 def test_numbers_that_float64_holds_are_no_warning(wrap, values):
@@ -255,6 +260,7 @@ def check_size(wrap, size, sigma, absolute_sigma):
     assert not np.isnan([result.aic, result.bic, result.chi2]).any()
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(2)
 @pytest.mark.parametrize("wrap", [np.asarray, as_dask], ids=["memory", "Dask"])
 @pytest.mark.parametrize("size", SIZES[1:])
@@ -307,6 +313,7 @@ def explosion(x, a, b):
         return a * jnp.exp(b * x)
 
 
+@pytest.mark.quick(3)
 @wraps
 @pytest.mark.parametrize(
     ("model", "p0"), [(logarithm, [1.0, 1.0]), (explosion, [1.0, 200.0]), (explosion, [1.0, 99.0])]

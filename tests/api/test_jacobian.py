@@ -46,6 +46,7 @@ def data_for(strategy):
     return dict(x=X, y=Y, sigma=SIGMA)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("style", STYLES)
 def test_the_answer_is_scipy_s(style, strategy):

@@ -119,6 +119,7 @@ def test_the_optimum_is_scipy_s(loss, strategy):
     assert (2 * result.cost == result.chi2) == (loss == "linear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["linear", "soft_l1", "huber"])
 def test_the_search_takes_scipy_s_steps(loss):
     """The same evaluations to the same criterion, which another curvature would not take."""
@@ -206,6 +207,7 @@ def test_the_true_distance_in_a_concave_loss(loss, bounded):
         assert near.distance_to_optimum_sigma == pytest.approx(distance, rel=0.05)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.every(3)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("bounds", BOUNDS)
@@ -337,6 +339,7 @@ def test_intervals_of_robust_fits_cover(loss):
     np.testing.assert_allclose(hits / repeats, 0.9, atol=3.5 * deviation)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("strategy", ["chunked", "streaming"])
 @pytest.mark.parametrize("loss", ["soft_l1", "own"])
 def test_every_strategy_has_the_same_covariance(loss, strategy):
@@ -348,6 +351,7 @@ def test_every_strategy_has_the_same_covariance(loss, strategy):
 
 
 # Held by a bound, the model is as far from the rows as 1.4 times f_scale.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::nlsq_dask.LossScaleWarning")
 @pytest.mark.parametrize("loss", ["huber", "own"])
 @pytest.mark.parametrize("method", ["trf", "dogbox"])

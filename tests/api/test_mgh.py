@@ -54,6 +54,7 @@ def test_scipy_finds_nothing_lower_from_a_success(name, factor, method):
             assert problem.lower_from(result.popt) is None
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["trf", "lm"])
 @pytest.mark.parametrize("name", NAMES)

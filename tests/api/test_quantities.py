@@ -91,6 +91,7 @@ def test_sigma_is_converted_to_the_unit_of_y(quantity, expected):
     np.testing.assert_allclose(pcov, expected.pcov, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_covariance_is_converted_to_the_square_of_the_unit(quantity, expected):
     squared = quantity(1e4 * np.diag(SIGMA**2), "cm2" if quantity is of_class else "cm^2")
     result = fit(decay, X, quantity(Y, "m"), P0, sigma=squared, absolute_sigma=True)

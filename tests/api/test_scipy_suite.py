@@ -22,6 +22,7 @@ DEVIATIONS = {
 PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "coming_from_scipy.md"
 
 
+@pytest.mark.slow
 class TestCurveFit(scipy_tests.TestCurveFit):
     @pytest.fixture(autouse=True)
     def _ours(self, monkeypatch, request):

@@ -90,6 +90,7 @@ def test_a_series_is_evaluated_whole(way):
     np.testing.assert_allclose(np.asarray(result.residuals()), Y - model, atol=1e-12)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_that_are_left_out_keep_their_places(way):
     options = {"sigma": SIGMA, "nan_policy": "omit", **WAYS[way]}

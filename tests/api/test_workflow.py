@@ -108,6 +108,7 @@ def test_every_preset_is_tested():
     assert [name for name, *_ in PRESETS[1:]] == list(WORKFLOW_PRESETS)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("name", "strategy", "tolerance", "starts", "checkpoint"), PRESETS)
 def test_presets(name, strategy, tolerance, starts, checkpoint, engines, tmp_path):
     result = fit(decay, X, Y, p0=START, bounds=BOUNDS, workflow=name)
@@ -158,6 +159,7 @@ def test_goals(goal, strategy, adaptive, fixed, starts):
     assert calculate_adaptive_tolerances(N, goal) == dict.fromkeys(TOLERANCES, adaptive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("goal", "tolerance", "starts"),
     [("fast", 1e-9, 1), ("robust", 1e-10, 20), ("quality", 1e-12, 20)],
@@ -297,6 +299,7 @@ LIMITS = [
 ]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("limit", "strategy", "threads"), LIMITS)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_limit_chooses_strategy_blocks_and_threads(

@@ -68,6 +68,7 @@ def by_scipy(name: str, near: bool, method: str) -> OptimizeResult:
 # Certified problems; those of "trf" are in test_trf_nist.py
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["lm", "dogbox"])
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -95,6 +96,7 @@ def test_residuals_far_below_the_data_do_not_stall(method: str, near: bool):
 NEAR_LM = pytest.mark.parametrize("name", [n for n in PROBLEMS if n != "Lanczos1"])
 
 
+@pytest.mark.quick(3)
 @NEAR_LM
 def test_lm_takes_about_the_path_of_minpack(name: str):
     oracle = by_scipy(name, True, "lm")

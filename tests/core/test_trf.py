@@ -59,6 +59,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_an_undetermined_direction_does_not_slow_the_fit(case: str):
     model, p0 = DEGENERATE[case]

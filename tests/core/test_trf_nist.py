@@ -15,8 +15,16 @@ from tests.support.dense_engine import DenseEngine, model_functions
 from tests.support.engines import minimized
 
 PROBLEMS = nist.load_all()
+#: Over 1000 evaluations each.
+FAR = {("Bennett5", 0), ("MGH17", 0)}
 CASES = [
-    pytest.param(name, start, id=f"{name}-{start + 1}") for name in PROBLEMS for start in (0, 1)
+    pytest.param(
+        *(name, start),
+        id=f"{name}-{start + 1}",
+        marks=[pytest.mark.slow] * ((name, start) in FAR),
+    )
+    for name in PROBLEMS
+    for start in (0, 1)
 ]
 
 #: One setting for all: the gradient criterion is off because it knows no scale (the residuals of
@@ -34,6 +42,7 @@ def solve(name: str, start: int, options: SolverOptions) -> tuple[Solution, Dens
     return minimized(engine, problem.starts[start], -free, free, options), engine
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(("name", "start"), CASES)
 def test_certified_digits(name: str, start: int):
     problem = PROBLEMS[name]
@@ -55,6 +64,7 @@ def test_certified_digits(name: str, start: int):
     assert solution.n_refined <= 1
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(("name", "start"), CASES)
 def test_takes_the_path_of_scipy(name: str, start: int):
     problem = PROBLEMS[name]

@@ -81,6 +81,7 @@ def test_the_same_bits_on_any_number_of_cores(make, monkeypatch):
         assert other.chi2 == sums[0].chi2
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("piece_bytes", [1, 5 << 20])
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_same_bits_whatever_pieces_the_memory_comes_in(piece_bytes, missing, monkeypatch):

@@ -19,6 +19,7 @@ from tests.support.engines import chunked_engine, dask_engine, standard_engine
 from tests.support.problems import exact_sums, plain_problem, problems
 
 
+@pytest.mark.slow
 class TestPool(CostlyEngineConformance):
     # Every number of parameters is one more compilation in each process.
     problems: ClassVar = problems(sizes=(1, 12))

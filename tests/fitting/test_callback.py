@@ -56,6 +56,7 @@ class Recorder:
 # Callbacks
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("method", ["trf", "dogbox", "lm"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_callback_is_shown_every_step_that_is_taken(strategy, method):

@@ -602,6 +602,7 @@ OTHER = [
 ]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(("name", "first", "second"), OTHER)
 def test_a_checkpoint_of_another_fit_is_refused(name, first, second, tmp_path):
     fit_decay(tmp_path, **first)

@@ -175,6 +175,7 @@ def test_another_choice_is_refused(value):
 # In a fit
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("lost_in", [1, 2, 3])
 def test_a_block_stays_omitted(lost_in, tmp_path):
     flaky = Flaky(tmp_path / "blocks", {4: lost_in})

@@ -177,6 +177,7 @@ def test_several_starts_are_tried_on_the_sample():
     assert_same_answer(result, case.fit(pilot=False, n_starts=1, **CONVERGED))
 
 
+@pytest.mark.slow
 def test_the_record_says_what_it_was_good_for(caplog):
     case = peak_case()
     with caplog.at_level(logging.INFO, logger="nlsq_dask"):
@@ -213,6 +214,7 @@ def test_fixed_parameters_are_in_the_record(lazy):
 # When there is one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "lazy", "pilots"),
     [

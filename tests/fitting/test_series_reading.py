@@ -181,6 +181,7 @@ def test_a_model_that_mixes_rows_is_not_read_in_frames():
         fit_each(summed, T, y, [1, 0], memory_limit_gb=SMALL)
 
 
+@pytest.mark.slow
 def test_whole_series_are_read_where_they_fit():
     maps = fit_each(decay, T, da.from_array(Y, chunks=(10, 6, 7)), START, memory_limit_gb=1)
     assert maps.strategy == "streaming"

@@ -95,6 +95,7 @@ def assert_at(result: FitResult, popt, perr) -> None:
     assert result.perr == pytest.approx(perr, rel=1e-3)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("unit", [1e-18, 1e-12, 1e-3, 1e6, 1e18])
 @pytest.mark.parametrize("method", METHODS)
 def test_units_of_y_do_not_matter(method, unit):
@@ -106,6 +107,7 @@ def test_units_of_y_do_not_matter(method, unit):
     assert result.nfev == natural.nfev
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workflow", ["auto", "standard", "quality", "fast", "streaming"])
 def test_units_do_not_matter_to_a_workflow(workflow):
     popt, perr = in_natural_units(decay, X, Y, [1, 1, 0])
@@ -141,6 +143,7 @@ def test_one_large_parameter_does_not_hide_the_others(method):
     assert_at(result, np.add(popt, [0, FAR, 0]), perr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offset", [FAR, -2.46e6])
 def test_columns_that_are_nearly_collinear_are_told_apart(method, offset):

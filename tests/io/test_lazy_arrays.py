@@ -69,6 +69,7 @@ def netcdf(tmp_path_factory):
     return path
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("with_dask", [False, True])
 @pytest.mark.parametrize(
     "chosen",

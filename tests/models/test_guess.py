@@ -72,6 +72,7 @@ def test_terms_of_different_kinds_help_each_other():
     np.testing.assert_allclose(guess, [5.0, 2.0, 1.0, 1.3, 0.5, 20.0], rtol=0.2)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_guess_is_deterministic_named_and_blind_to_the_order_of_rows(model):
     x, y, _ = draw_problem(model, seed=3)

@@ -35,6 +35,7 @@ def tile_of(model, n_lanes=LANES, n_rows=60, seed=0, noise=0.05):
     return columns(coords), y
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_a_series_has_the_same_guess_in_any_place_next_to_any_other(model):
     coords, y = tile_of(model)

@@ -145,6 +145,7 @@ def test_the_calls_that_are_advised_help(given, structure, trouble, tmp_path):
     assert planned(x, y).blocks >= 4
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("given", IN_MEMORY + STORED)
 def test_cubes_are_cut_by_their_dimensions(given, tmp_path):
     shape, chunks = (40, 200, 200), [(20, 40, 50), (10, 100, 40)]

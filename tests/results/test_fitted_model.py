@@ -291,6 +291,7 @@ def test_a_model_of_all_rows_sees_only_rows_that_count():
     np.testing.assert_allclose(model.residuals([1.0]), [2, 2, np.nan, 2], atol=1e-14)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize(
     "how", ["mask", "NaN in y", "NaN in sigma", "fill value", "integer fill value", "masked array"]

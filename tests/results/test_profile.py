@@ -237,6 +237,7 @@ def test_fixed_and_tied_parameters():
     assert several.profile("a").interval(1.0)[0] < several.popt[0]
 
 
+@pytest.mark.slow
 def test_a_matrix_of_ties_is_profiled_by_its_parameters():
     matrix = [[2.0, 0.0], [0.0, 1.0], [0.0, -0.5]]
     by_matrix = fit(decay, X, Y, [2, 1, 0], ties=matrix).confidence_intervals(method="profile")
@@ -261,6 +262,7 @@ def test_the_intervals_of_a_strongly_curved_model_cover_as_often_as_they_say():
     assert (np.abs(covered[1] / n - 0.9) < 3.0 * np.sqrt(0.9 * 0.1 / n)).all()
 
 
+@pytest.mark.slow
 def test_the_summary_says_where_the_intervals_differ_once_there_are_profiles():
     result = fit(decay, X, Y, [1, 1, 0])
     assert "profile" not in result.summary()

@@ -270,6 +270,7 @@ def plane(x, a, b):
     return a * x[0] + b * x[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "x", "at"),
     [

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def residual_problem(
 ) -> Problem:
     """A function without data, as a model of the number of its row."""
     standard_start = np.array(start, np.float64)
-    m = np.shape(residuals(standard_start))[0]
+    m = jax.eval_shape(residuals, standard_start).shape[0]
 
     def model(row, *b):
         return residuals(jnp.stack(b))[row.astype(int)]

@@ -114,6 +114,7 @@ MUTABLE = [
 ]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("make", MUTABLE)
 def test_model_that_was_changed_is_compiled_anew(make):
     made = make(0.0) if make is closure else make()

@@ -85,6 +85,7 @@ def test_small_residuals_count_as_in_least_squares(name, residual):
     assert abs(second[0]) <= residual**2
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", DOCUMENTED)
 @pytest.mark.parametrize("residual", [0.0, 1.0, -1.0, 1e100])
 def test_terms_are_finite_where_residuals_are(name, residual):

@@ -160,6 +160,7 @@ def jacobian(spec, coords, params):
         )
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_traced_model_computes_what_numpy_computes(name):
@@ -405,6 +406,7 @@ UNTRACEABLE = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", UNTRACEABLE)
 def test_untraceable_model_names_the_call_and_its_twin(name):
     model, what, remedy = UNTRACEABLE[name]
@@ -423,6 +425,7 @@ def test_change_of_a_view_of_stacked_coordinates():
     np.testing.assert_allclose(evaluate(spec, tuple(coords), [1.3]), expected, rtol=1e-12)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("model", IN_PLACE, ids=lambda model: model.__name__)
 def test_array_changed_in_place_is_changed_under_all_its_names(model):
     x = np.linspace(0.1, 4.0, 60)

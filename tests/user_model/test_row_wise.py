@@ -276,6 +276,7 @@ def kinds(model):
     return [verdict(trace_model(spec, n), n, 1).kind for n in (EXAMINED_ROWS, OTHER_ROWS)]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", PROVEN)
 def test_structure_proves_a_model_row_wise(name):
     assert min(kinds(PROVEN[name])) <= Kind.ROW
@@ -290,6 +291,7 @@ def test_numbers_show_a_model_row_wise(name):
     assert dependence(TRIED[name]) is None
 
 
+@pytest.mark.quick(3)
 @pytest.mark.every(3)
 @pytest.mark.parametrize("name", NOT_ROW_WISE)
 def test_dependence_on_other_rows_is_named(name):
