@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,16 @@ from tests.support.engines import minimized
 PROBLEMS = nist.load_all()
 #: Over 1000 evaluations each.
 FAR = {("Bennett5", 0), ("MGH17", 0)}
-CASES = [
-    pytest.param(
-        *(name, start),
-        id=f"{name}-{start + 1}",
-        marks=[pytest.mark.slow] * ((name, start) in FAR),
-    )
-    for name in PROBLEMS
-    for start in (0, 1)
-]
+
+
+def cases(mark_of_far: pytest.MarkDecorator) -> list[Any]:
+    """All problems from both starts."""
+    pairs = [(name, start) for name in PROBLEMS for start in (0, 1)]
+    return [
+        pytest.param(*pair, id=f"{pair[0]}-{pair[1] + 1}", marks=[mark_of_far] * (pair in FAR))
+        for pair in pairs
+    ]
+
 
 #: One setting for all: the gradient criterion is off because it knows no scale (the residuals of
 #: Lanczos1 are 1e-13), and Bennett5 and MGH17 need over 1000 evaluations from afar, as SciPy does.
@@ -43,7 +45,7 @@ def solve(name: str, start: int, options: SolverOptions) -> tuple[Solution, Dens
 
 
 @pytest.mark.quick(5)
-@pytest.mark.parametrize(("name", "start"), CASES)
+@pytest.mark.parametrize(("name", "start"), cases(pytest.mark.slow))
 def test_certified_digits(name: str, start: int):
     problem = PROBLEMS[name]
     solution, engine = solve(name, start, ACCURATE)
@@ -65,7 +67,7 @@ def test_certified_digits(name: str, start: int):
 
 
 @pytest.mark.quick(5)
-@pytest.mark.parametrize(("name", "start"), CASES)
+@pytest.mark.parametrize(("name", "start"), cases(pytest.mark.thorough))
 def test_takes_the_path_of_scipy(name: str, start: int):
     problem = PROBLEMS[name]
     residuals, jacobian = model_functions(problem.model, problem.x, problem.y)

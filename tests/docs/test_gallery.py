@@ -24,7 +24,7 @@ LARGEST_PICTURE = 60_000  # bytes, in the repository
 ESTIMATE = re.compile(r"^(\w+) .* ([+-]\d+\.\d)$", re.MULTILINE)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GALLERY)
 def test_script_recovers_the_truth_and_draws_its_picture(name, tmp_path):

@@ -89,6 +89,7 @@ def expected_by_default():
     return bits(result)
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads(expected, expected_by_default, threads):

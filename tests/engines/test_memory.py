@@ -64,7 +64,7 @@ def peak_of_a_fit(n_blocks):
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # a fit that keeps its blocks breaks its budget: see planning/test_budget.py
 def test_memory_does_not_grow_with_the_number_of_blocks():
     baseline, few, _ = peak_of_a_fit(FEW)
     _, many, n_passes = peak_of_a_fit(MANY)

@@ -257,11 +257,11 @@ def test_in_memory_it_is_scipy_that_decides():
     [(1e-5, False, False), (1e-5, True, True), (1e-3, False, True), (1e-3, True, False)],
 )
 def test_a_loose_ftol_never_stops_standard_errors_short(tolerance, pilot, absolute):
-    x, y = data("decay", 4_000_000, noise=0.5)
+    x, y = data("decay", 1_000_000, noise=0.5)
     options: dict[str, Any] = {"ftol": tolerance, "xtol": tolerance, "pilot": pilot}
     if absolute:
         options |= {"sigma": 0.5, "absolute_sigma": True}
-    # Near enough for ftol, which lets go of √(1e-5 · 4e6) = 6 standard errors at least.
+    # Near enough for ftol, which lets go of √(1e-5 · 1e6) = 3 standard errors at least.
     start = [2.52, 1.31, 0.503]
     there = streamed("decay", x, y, start, pilot=False, **CONVERGED)
     result = streamed("decay", x, y, start, **options)
@@ -274,7 +274,7 @@ def test_a_loose_ftol_never_stops_standard_errors_short(tolerance, pilot, absolu
 @pytest.mark.slow
 def test_that_ftol_alone_would():
     # What the test above guards against is there.
-    x, y = data("decay", 4_000_000, noise=0.5)
+    x, y = data("decay", 1_000_000, noise=0.5)
     start = [2.52, 1.31, 0.503]
     result = streamed("decay", x, y, start, ftol=1e-3, xtol=1e-3, stat_tol=None, pilot=False)
     assert result.distance_to_optimum_sigma > STAT_TOL

@@ -26,7 +26,7 @@ def cost_from(model, x, y, start):
         return least_squares(residuals, list(start), x_scale="jac", max_nfev=300).cost
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_fits_from_the_guess_explain_the_data_as_the_truth_does(model):

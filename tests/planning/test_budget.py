@@ -41,6 +41,7 @@ def test_a_fit_stays_below_its_threshold(kind, limit):
     assert row["peak"] <= row["threshold"] < SIZE
 
 
+@pytest.mark.thorough
 def test_the_measurement_sees_a_copy_of_the_rows():
     row = in_fresh_process(partial(measure, strategy="standard"), "numpy", ROWS, 1.0)
     assert row["strategy"] == "standard"

@@ -122,7 +122,7 @@ def exact(value):
 
 
 @pytest.mark.slow
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(results())
 def test_every_field_comes_back_to_the_same_bits(tmp_path_factory, result):
     path = tmp_path_factory.mktemp("results") / "result.json"
