@@ -19,6 +19,8 @@ from nlsq_dask.kernels.sums import block_kernel
 from tests.kernels.test_sums import buffers
 from tests.support.problems import exact_sums, plain_problem
 
+pytestmark = pytest.mark.versions
+
 NARROW = f"--{VECTOR_OPTION}={XLA_VECTOR_BITS}"
 
 wide_only = pytest.mark.skipif(vector_bits() == XLA_VECTOR_BITS, reason="needs AVX-512")

@@ -21,6 +21,8 @@ from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fi
 from tests.support.counting_store import stored
 from tests.support.series import START, T, cube, decay
 
+pytestmark = pytest.mark.versions
+
 SHAPE = (20, 30)
 STORE_PROGRAM = Path(__file__).with_name("killed_maps.py")
 Y = cube(SHAPE, missing=0.0).y

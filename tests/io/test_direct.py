@@ -20,6 +20,8 @@ from nlsq_dask.io import direct
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.reused_memory import MOST_IDLE, ReusedMemory, reusing
 
+pytestmark = pytest.mark.versions
+
 #: Arguments of `zarr.create_array`, and whether its chunks are read from their files.
 PLAIN = {
     "default": {},

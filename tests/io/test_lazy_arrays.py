@@ -26,6 +26,8 @@ from nlsq_dask.io.lazy_arrays import HDF5Variable, NetCDFVariable, block_chunks
 from nlsq_dask.io.sources import is_dask, observe
 from tests.support.counting_store import CountingStore
 
+pytestmark = pytest.mark.versions
+
 T, ROW = np.arange(40.0), np.arange(30.0)
 CUBE = 2.0 + 0.5 * T[:, None] + np.zeros(30)
 POWER = xr.DataArray(CUBE, {"time": T, "row": ROW}, ("time", "row"), "power")

@@ -25,6 +25,8 @@ from nlsq_dask.user_model.model import prepare_model
 from tests.kernels.test_sums import buffers, dense_rows, rho
 from tests.support.problems import exact_sums, plain_problem
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.mark.every(3)
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.model_spec import call_model, trace_model
 from tests.support.models_as_written import IN_PLACE, OPERATORS, PARAMS
 
+pytestmark = pytest.mark.versions
+
 TABLE = np.linspace(-1.0, 3.0, 9)
 
 

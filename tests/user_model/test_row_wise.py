@@ -16,6 +16,8 @@ from nlsq_dask.user_model.row_proof import Kind, verdict
 from nlsq_dask.user_model.row_wise import OTHER_ROWS, row_dependence
 from nlsq_dask.user_model.traces import content
 
+pytestmark = pytest.mark.versions
+
 TABLE = np.linspace(0.0, 1.0, 7)
 CENTRES = np.linspace(-1.0, 1.0, 5)
 AS_LONG_AS_EXAMINED = np.sort(np.random.default_rng(1).normal(size=EXAMINED_ROWS))
