@@ -20,7 +20,7 @@ help:
 	@echo "make gallery   run the scripts of the gallery and draw the pictures of the documentation"
 	@echo "make check     run the tests that are quick: none that is slow or starts worker processes"
 	@echo "make test      run the test suite"
-	@echo "make test-thorough   run the cases that make test leaves out"
+	@echo "make test-thorough   run the cases that make test leaves out, and more examples"
 	@echo "make mutations break the package on purpose, and see that the suite notices"
 	@echo "make lint      check style, types and the layers of the package"
 	@echo "make format    rewrite the code in the project's style"
@@ -43,7 +43,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL) -m "not thorough"
 
 test-thorough: $(VENV)/.test
-	$(BIN)/python -m pytest $(PARALLEL) -m thorough
+	$(BIN)/python -m pytest $(PARALLEL) -m "thorough or hypothesis" --hypothesis-profile=thorough
 
 mutations: $(VENV)/.test
 	$(BIN)/python -m tests.mutations

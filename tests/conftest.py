@@ -47,11 +47,12 @@ gc.set_threshold(50_000)
 settings.register_profile(
     "suite",
     deadline=None,
-    max_examples=25,
+    max_examples=15,
     # The same examples in every run of CI, so that a commit is judged by itself; others by hand.
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
+settings.register_profile("thorough", settings.get_profile("suite"), max_examples=50)
 # Where it only matters that a test fails, no smaller example is looked for: see mutations.py.
 settings.register_profile(
     "first failure",
