@@ -267,7 +267,7 @@ def dense_sandwich(loss, popt, sigma, columns=None):
     return bread @ ((jac.T * (first * r) ** 2) @ jac) @ bread * Y.size / (Y.size - free)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("sigma", SIGMAS)

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import sys
+from typing import ClassVar
 
 import dask
 import dask.array as da
@@ -45,6 +46,8 @@ def identity(block):
 
 class TestKept(EngineConformance):
     """Everything that holds for passes that read holds for passes that do not."""
+
+    many_rows: ClassVar = 100_001
 
     def engine(self, spec, x, y, sigma=None, layout=0):
         data = in_dask_arrays(x, y, sigma, layout)

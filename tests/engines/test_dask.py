@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import ClassVar
 
 import dask
 import dask.array as da
@@ -57,6 +58,8 @@ def chunked_problem(n_rows=60_000, chunks=1000):
 
 class TestSmallStages(EngineConformance):
     """Buffers of which blocks fill many, and that are full in the middle of a block."""
+
+    many_rows: ClassVar = 100_001
 
     def engine(self, spec, x, y, sigma=None, layout=0):
         return dask_engine(in_dask_arrays(x, y, sigma, layout), spec, stage_rows=512)

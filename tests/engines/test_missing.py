@@ -97,7 +97,7 @@ def test_sums_on_a_cluster(client):
     check()
 
 
-def many_rows(share: float = 0.3, n_rows: int = 700_001) -> Gappy:
+def many_rows(share: float = 0.3, n_rows: int = 300_001) -> Gappy:
     """Several stages full of rows, with long gaps and short ones."""
     problem = plain_problem(n_rows, p=2)
     rng = np.random.default_rng(7)
