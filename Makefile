@@ -12,6 +12,9 @@ PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadsco
 
 GALLERY := diffusion_maps gaussian_beam hyperspectral_peak light_curve object_store packed_netcdf t2_relaxation xpcs
 
+# Without files of bytecode each process of the tests would compile all of them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo gallery check test test-thorough mutations lint format docs bench clean
 .DEFAULT_GOAL := help
 

@@ -28,7 +28,7 @@ RUNS = [
         2,
         ("kernel", "cost", "jacfwd"),
         id="kernel",
-        marks=slow,
+        marks=(slow, pytest.mark.thorough),
     ),
     pytest.param(
         "in_memory",

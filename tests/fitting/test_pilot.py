@@ -101,6 +101,7 @@ def test_two_per_cent_of_many_chunks(tmp_path):
     assert reads[result.n_passes] == (1 - SAMPLE_FRACTION) * 2000
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", [(6, 6, 6), (1, 20, 12), (2, 3, 50)])
 def test_chunks_of_every_dimension_are_sampled(grid, tmp_path):

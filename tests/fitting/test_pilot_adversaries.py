@@ -30,6 +30,7 @@ from tests.fitting.pilot_cases import (
 )
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("n_starts", [1, 5])
 def test_a_peak_in_one_chunk_that_was_not_sampled(n_starts, caplog):
@@ -139,6 +140,7 @@ def test_a_spot_is_never_lost(height, width, centre, off, seed):
     assert apart(result, cold) < 2 * CURVATURE * STAT_TOL
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["mask", "nan", "fill"])
 def test_all_sampled_rows_are_left_out(how):
@@ -174,6 +176,7 @@ def test_weights_in_one_chunk(where):
     assert_same_answer(result, case.fit(pilot=False, **CONVERGED))
 
 
+@pytest.mark.every(3)  # each loss and each share
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["linear", "cauchy"])
 @pytest.mark.parametrize("share", [0.3, 1.0])
