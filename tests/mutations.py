@@ -252,6 +252,18 @@ MUTATIONS = [
         "            pass",
         ("test_collapsed.py",),
     ),
+    Mutation(
+        "a bad value of a series is no bad input",
+        "status[running[counts.bad]] = Status.BAD_INPUT",
+        "status[running[counts.bad]] = Status.TOO_FEW_ROWS",
+        ("test_series_reading.py",),
+    ),
+    Mutation(
+        "a ledger forgets the groups that an earlier process knew",
+        " | dict(known)\n",
+        "\n",
+        ("test_append.py",),
+    ),
 ]
 
 
