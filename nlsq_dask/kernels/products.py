@@ -1,7 +1,7 @@
 """Products of the columns of a Jacobian, summed over the rows of a tile.
 
-Linear loss needs ``Aᵀ A`` of the columns A of the Jacobian and of the residuals. A robust loss
-needs ``Jᵀ diag(w) J`` for two weights w of its rows, of either sign, and ``Jᵀ u``:
+Linear loss needs ``A Aᵀ`` alone (:mod:`nlsq_dask.kernels.square`). A robust loss needs
+``Jᵀ diag(w) J`` for two weights w of its rows, of either sign, and ``Jᵀ u``:
 
 - :class:`Multiplied` makes a matrix product for each weight;
 - :class:`Laned` adds ``w J_j J_k`` for each pair of columns, row after row, into a vector of lanes,
@@ -10,7 +10,7 @@ needs ``Jᵀ diag(w) J`` for two weights w of its rows, of either sign, and ``J�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -32,10 +32,6 @@ MOST_COLUMNS_OF_A_MATRIX = 4
 
 # Rows of a large buffer. Only data of about a million rows have such buffers.
 LARGE_BUFFER = 1 << 17
-
-# Whether XLA makes one function of a loop of many small parts. Else each part of a microsecond is
-# a call: linear loss takes as long by lanes as by a matrix product, and compiles for longer.
-LOOPS_ARE_FUNCTIONS = jax.__version_info__ >= (0, 12)
 
 # Rows of a tile and lanes of a sum. Eight rows a lane are unrolled: 1024/128 and 2048/256 are
 # equally fast, other ratios and 4096/512 up to twice as slow.
@@ -138,15 +134,12 @@ class Laned:
         return tuple(jnp.zeros(LANES) for _ in range(pairs * self.weights + self.columns))
 
     def of_tile(
-        self, columns: Columns, weights: Sequence[jax.Array | None], other: jax.Array
+        self, columns: Columns, weights: list[jax.Array], other: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """Sums over the rows of a tile: columns (q, n), weights and another column (n,).
-
-        The weight None stands for ones.
-        """
+        """Sums over the rows of a tile: columns (q, n), weights and another column (n,)."""
         q = self.columns
         pairs = [columns[j] * columns[k] for j in range(q) for k in range(j, q)]
-        weighted = [pair if w is None else pair * w for w in weights for pair in pairs]
+        weighted = [pair * w for w in weights for pair in pairs]
         others = [columns[j] * other for j in range(q)]
         return tuple(self.total(rows) for rows in (*weighted, *others))
 
@@ -176,12 +169,6 @@ def products_for(
     most = MOST_LANED_COLUMNS if capacity >= LARGE_BUFFER else MOST_LANED_COLUMNS_SMALL
     kind = Laned if _fits(capacity, tile_bytes) and columns <= most else Multiplied
     return kind(columns, weights)
-
-
-def sums_by_lanes(columns: int, capacity: int, tile_bytes: int | None) -> bool:
-    """Whether lanes are the faster kind for linear loss; parameters as of :func:`products_for`."""
-    large = capacity >= LARGE_BUFFER and _fits(capacity, tile_bytes)
-    return LOOPS_ARE_FUNCTIONS and large and columns <= MOST_LANED_COLUMNS
 
 
 def _fits(capacity: int, tile_bytes: int | None) -> bool:

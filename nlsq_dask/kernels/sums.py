@@ -49,8 +49,8 @@ from nlsq_dask.kernels.products import (
     no_products,
     products_for,
     products_of_scores,
-    sums_by_lanes,
 )
+from nlsq_dask.kernels.square import LANES, TILE, TURNS, LanedSquare, added_turns, squares_by_lanes
 from nlsq_dask.kernels.tiles import Rows, Sums, Tile, sum_over_tiles
 from nlsq_dask.user_model.loss import HALF_OF_ROWS
 from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
@@ -222,8 +222,9 @@ class BlockKernel(CompiledKernel):
     ) -> jax.Array:
         if not self._spec.loss.is_linear:
             return self._robust_sums(params, basis, scores, rows, differenced)
-        if sums_by_lanes(basis.shape[1], rows.y.shape[0], self._tile_bytes_of_lanes):
-            return self._laned_sums(params, basis, rows, differenced)
+        # Differences are rare: they are not worth the compilation of another order of sums.
+        if not differenced and self._squares_by_lanes(basis, rows):
+            return self._laned_sums(params, basis, rows)
         weighted = self._is_weighted(rows)
 
         def sums(tile: Tile) -> tuple[jax.Array, ...]:
@@ -243,27 +244,30 @@ class BlockKernel(CompiledKernel):
         )
         return jnp.concatenate([s.ravel() for s in self._over_tiles(sums, zero, rows)])
 
-    def _laned_sums(
-        self, params: jax.Array, basis: jax.Array, rows: Rows, differenced: bool
-    ) -> jax.Array:
-        """The same sums of linear loss by lanes, in the order of `__call__`."""
-        lanes = Laned(basis.shape[1], 1)
-        values = partial(self._weighted_rows, lanes, params, basis, differenced)
+    def _squares_by_lanes(self, basis: jax.Array, rows: Rows) -> bool:
+        capacity = 0 if self._tile_bytes is None else rows.y.shape[0]
+        return squares_by_lanes(self._spec, basis.shape[1] + 1, capacity)
+
+    def _laned_sums(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
+        """The same sums of linear loss by lanes."""
+        square, weighted = LanedSquare(basis.shape[1] + 1), rows.weights is not None
 
         def sums(tile: Tile) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-            columns, residuals, errors, replaced = self._once(values, tile, rows.n > 0)
-            squares = [residuals**2, *[e**2 for e in errors]]
-            absolute = jnp.abs(errors[0] if errors else residuals)
-            extra = [squares[0], absolute, *squares[1:], *replaced]
-            of_columns = lanes.of_tile(columns, [None], residuals)
-            return of_columns, tuple(lanes.total(e) for e in extra)
+            along, error, _ = self._derived(params, basis, tile, differenced=False)
+            parts = [self._weighted(along, tile), self._weighted(error[None], tile)]
+            if weighted:
+                parts.append(jnp.where(tile.valid, error, 0.0)[None])
+            held = square.held(parts)
+            errors = [held[-1, turn] for turn in range(TURNS)]
+            extra = [added_turns([jnp.abs(e) for e in errors])]
+            if weighted:
+                extra.append(added_turns([e**2 for e in errors]))
+            return square.of_tile(held[: square.columns]), tuple(extra)
 
-        n_extra = 2 + self._is_weighted(rows) + differenced
-        zero = lanes.zero(), (lanes.no_row,) * n_extra
-        found, extras = self._over_tiles(sums, zero, rows, lanes.tile)
-        (gram,), gradient = lanes.finish(found)
-        totals = jnp.stack([jnp.sum(e) for e in extras])
-        return _joined(gram, gradient, totals[:1], totals[1:])
+        zero = square.zero(), (jnp.zeros(LANES),) * (1 + weighted)
+        found, extras = self._over_tiles(sums, zero, rows, TILE)
+        totals = [jnp.sum(e)[None] for e in extras]
+        return jnp.concatenate([square.finish(found).ravel(), *totals])
 
     @property
     def _tile_bytes_of_lanes(self) -> int | None:

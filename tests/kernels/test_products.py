@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nlsq_dask.kernels import products
-from nlsq_dask.kernels.devices import find_device
 from nlsq_dask.kernels.products import (
     LANED_ROWS,
     LARGE_BUFFER,
@@ -18,12 +16,11 @@ from nlsq_dask.kernels.products import (
     Multiplied,
     products_for,
 )
-from nlsq_dask.kernels.sums import BlockKernel, block_kernel
-from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows
+from nlsq_dask.kernels.sums import block_kernel
+from nlsq_dask.kernels.tiles import CPU_TILE_BYTES
 from nlsq_dask.user_model.loss import Loss
-from nlsq_dask.user_model.model import prepare_model
 from tests.kernels.test_sums import buffers, dense_rows, rho
-from tests.support.problems import exact_sums, plain_problem
+from tests.support.problems import plain_problem
 
 pytestmark = pytest.mark.versions
 
@@ -70,49 +67,3 @@ def test_lanes_are_taken_for_few_columns_of_whole_tiles():
     # Buffers shorter than a tile, and those of correlated rows or a graphics processor.
     assert products_for(few, 2, LANED_ROWS // 2, CPU_TILE_BYTES) == Multiplied(few, 2)
     assert products_for(few, 2, 4 * LANED_ROWS, None) == Multiplied(few, 2)
-
-
-@pytest.fixture
-def laned(monkeypatch):
-    """Kernels of a spec, whose buffers of any length count as large, with any version of JAX."""
-    monkeypatch.setattr(products, "LARGE_BUFFER", 0)
-    monkeypatch.setattr(products, "LOOPS_ARE_FUNCTIONS", True)
-    return lambda spec: BlockKernel(spec, CPU_TILE_BYTES, (find_device("cpu"),), whole=False)
-
-
-@pytest.mark.slow
-@pytest.mark.every(2)
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("p", [3, 5])
-def test_lanes_of_linear_loss(laned, p, weighted):
-    problem = plain_problem(3 * LANED_ROWS + 7, p)
-    if not weighted:
-        problem = replace(problem, sigma=np.ones_like(problem.sigma))
-    rows = buffers(problem, 4 * LANED_ROWS)
-    rows = rows if weighted else rows._replace(weights=None)
-    sums = laned(problem.spec)(problem.params, problem.basis, rows)
-    exact_sums(problem).assert_equal(sums, problem.y.size, rtol=1e-13)
-    errors = dense_rows(problem)[0]
-    np.testing.assert_allclose(sums.moments.abs_residuals, np.abs(errors).sum(), rtol=1e-13)
-    np.testing.assert_allclose(sums.moments.sq_residuals, errors @ errors, rtol=1e-13)
-    np.testing.assert_array_equal(sums.gram, sums.gram.T)
-
-
-@pytest.mark.slow
-def test_lanes_of_no_rows(laned):
-    problem = plain_problem(LANED_ROWS, 3)
-    rows = buffers(problem, 4 * LANED_ROWS)._replace(n=0)
-    sums = laned(problem.spec)(problem.params, problem.basis, rows)
-    assert sums.chi2 == 0.0
-    assert not sums.gram.any()
-
-
-@pytest.mark.slow
-def test_lanes_with_derivatives_that_are_not_finite(laned):
-    spec = prepare_model(lambda x, t, b: (x / t) ** b, ["t", "b"])
-    x = np.linspace(0.0, 1.0, LANED_ROWS)
-    sums = laned(spec)(np.array([2.0, 0.5]), np.eye(2), Rows((x,), 0 * x, None, x.size))
-    values = (x / 2.0) ** 0.5
-    jacobian = np.stack([-0.25 * values, values * np.log(np.where(x > 0, x / 2.0, 1.0))], axis=1)
-    assert sums.n_differenced == 1
-    np.testing.assert_allclose(sums.gram, jacobian.T @ jacobian, rtol=1e-12)

@@ -1,0 +1,82 @@
+"""Sums of linear loss by lanes, against dense NumPy and against the matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlsq_dask.kernels.products import LARGE_BUFFER
+from nlsq_dask.kernels.square import LANES, MOST_COLUMNS, TILE, TURNS, LanedSquare, squares_by_lanes
+from nlsq_dask.kernels.sums import block_kernel
+from nlsq_dask.kernels.tiles import Rows
+from nlsq_dask.user_model.model import prepare_model
+from tests.kernels.test_sums import buffers, dense_rows
+from tests.support.problems import exact_sums, plain_problem
+
+
+@pytest.mark.parametrize("columns", [1, 2, 6, 7, 13])
+def test_the_square_of_a_tile_is_the_matrix_product(columns):
+    square = LanedSquare(columns)
+    matrix = np.random.default_rng(columns).normal(size=(columns, TILE))
+    with jax.enable_x64(True):
+        tile = jnp.asarray(matrix).reshape(columns, TURNS, LANES)
+        found = np.asarray(square.finish(square.of_tile(tile)))
+        nothing = np.asarray(square.finish(square.zero()))
+    sizes = np.linalg.norm(matrix, axis=1)
+    np.testing.assert_array_less(
+        np.abs(found - matrix @ matrix.T), 1e-14 * np.outer(sizes, sizes) + 1e-300
+    )
+    np.testing.assert_array_equal(found, found.T)
+    assert nothing.shape == found.shape
+    assert not nothing.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("p", "weighted"), [(3, True), (6, False)])
+def test_sums_of_several_tiles(p, weighted):
+    problem = plain_problem(3 * TILE + 7, p)
+    if not weighted:
+        problem = replace(problem, sigma=np.ones_like(problem.sigma))
+    rows = buffers(problem, LARGE_BUFFER)
+    rows = rows if weighted else rows._replace(weights=None)
+    kernel = block_kernel(problem.spec, "cpu")
+    sums = kernel(problem.params, problem.basis, rows)
+    exact_sums(problem).assert_equal(sums, problem.y.size, rtol=1e-13)
+    errors = dense_rows(problem)[0]
+    np.testing.assert_allclose(sums.moments.abs_residuals, np.abs(errors).sum(), rtol=1e-13)
+    np.testing.assert_allclose(sums.moments.sq_residuals, errors @ errors, rtol=1e-13)
+    np.testing.assert_array_equal(sums.gram, sums.gram.T)
+    empty = kernel(problem.params, problem.basis, rows._replace(n=0))
+    assert empty.chi2 == 0.0
+    assert not empty.gram.any()
+
+
+@pytest.mark.slow
+def test_derivatives_that_are_not_finite():
+    spec = prepare_model(lambda x, t, b: (x / t) ** b, ["t", "b"])
+    x = np.linspace(0.0, 1.0, LARGE_BUFFER)
+    kernel = block_kernel(spec, "cpu")
+    sums = kernel(np.array([2.0, 0.5]), np.eye(2), Rows((x,), 0 * x, None, x.size))
+    values = (x / 2.0) ** 0.5
+    jacobian = np.stack([-0.25 * values, values * np.log(np.where(x > 0, x / 2.0, 1.0))], axis=1)
+    assert sums.n_differenced == 1
+    np.testing.assert_allclose(sums.gram, jacobian.T @ jacobian, rtol=1e-12)
+
+
+def looped(x, a):
+    return jax.lax.fori_loop(0, 3, lambda _, total: total + a * x, 0.0 * x)
+
+
+def test_models_and_buffers_that_lanes_suit():
+    plain = prepare_model(lambda x, a: a * x, ["a"])
+    with_a_loop = prepare_model(looped, ["a"])
+    assert squares_by_lanes(plain, MOST_COLUMNS, LARGE_BUFFER)
+    assert not squares_by_lanes(plain, MOST_COLUMNS + 1, LARGE_BUFFER)
+    assert not squares_by_lanes(plain, 2, LARGE_BUFFER // 2)
+    assert not squares_by_lanes(plain, 2, LARGE_BUFFER + TILE // 2)
+    assert not squares_by_lanes(plain, 2, 0)
+    assert not squares_by_lanes(with_a_loop, 2, LARGE_BUFFER)
