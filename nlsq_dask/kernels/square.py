@@ -24,16 +24,16 @@ from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
 from nlsq_dask.user_model.traces import operations
 
 # Lanes and turns of a tile. A of a tile of 256 rows and eleven columns fits the first-level cache.
-# Tiles of 512 or 1024 rows take a tenth longer in JAX 0.10; 16 lanes take up to twice as long.
+# Tiles of 512 or 1024 rows take a tenth to a quarter longer in JAX 0.10 (docs/kernel.md).
 LANES = 32
 TURNS = 8
 TILE = LANES * TURNS
 
 # Columns of one loop. Each loop costs compilation; all columns in one loop compute each product
-# twice, and take a tenth longer for eleven columns.
+# twice, and take up to a tenth longer for eleven columns.
 LOOP_COLUMNS = 6
 
-# Most columns of A. For more, a matrix product is faster (docs/kernel.md).
+# Most columns of A. For 32 a matrix product is faster (docs/kernel.md).
 MOST_COLUMNS = 26
 
 # Operations that cost as much for a few rows as for many: a larger tile has fewer of them.
