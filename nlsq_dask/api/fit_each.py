@@ -123,8 +123,8 @@ def fit_each(
         ``xarray.open_zarr(store, consolidated=False)`` opens the store.
     resume : bool
         Whether to go on with the maps that an earlier run left in the store: only the regions that
-        this run did not finish are fitted. The maps have the same bits. A store of another problem
-        is refused.
+        this run did not finish are fitted. The maps have the same bits, whatever memory there is
+        now. A store of another problem is refused.
     memory_limit_gb : float, optional
         Memory of this process, or of each worker, in GB; by default the free memory. Series in
         several chunks that do not fit are read frame by frame, see :attr:`FitMaps.strategy`.
@@ -216,14 +216,11 @@ def _stored_maps(
     from nlsq_dask.fitting.each_store import (  # with Zarr, loaded for use
         StoreOptions,
         in_regions,
-        run_to_store,
+        open_target,
         unread_answer,
     )
 
     job = in_regions(job)
-    reading = series_reading(job, client)
-    assert reading is not None
-    lazy = maps_of(job, job.problem.unpacked(unread_answer(job, reading)), reading)
     options = StoreOptions(
         store=store,
         resume=resume,
@@ -232,7 +229,10 @@ def _stored_maps(
         progress=progress,
         retries=job.retries,
     )
-    fields, counts = run_to_store(job, lazy, reading, options)
+    target = open_target(job, options)
+    reading = target.reading
+    lazy = maps_of(job, job.problem.unpacked(unread_answer(job, reading)), reading)
+    fields, counts = target.written(lazy)
     if any(not status.success for status in counts):
         _errors.warn_caller(_errors.series_not_converged(counts))
     return maps_of(job, fields, reading)

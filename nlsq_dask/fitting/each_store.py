@@ -19,16 +19,25 @@ from nlsq_dask.fitting.each import EachJob, logger
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.moment import SeriesDone
 from nlsq_dask.fitting.progress import Progress
-from nlsq_dask.fitting.series_reading import SeriesReading, lazy_answer_of
+from nlsq_dask.fitting.series_reading import (
+    SeriesReading,
+    StoredLayout,
+    lazy_answer_of,
+    reading_of,
+)
+from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.map_store import (
     STATUS,
     MapPlan,
+    check_problem,
     finished,
     is_in_memory,
     open_group,
     open_maps,
+    saved_problem,
     write_coordinates,
+    write_problem,
 )
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
@@ -40,6 +49,9 @@ if TYPE_CHECKING:
 
 # Bytes of y in a region of the map, where y is in memory.
 REGION_BYTES = 1 << 24
+
+# Parts of the description of a store that say how it is laid out, and not what is fitted.
+LAYOUT = ("regions", "strategy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +79,25 @@ def in_regions(job: EachJob) -> EachJob:
     return replace(job, arrays=(cut, *job.arrays[1:]))
 
 
-def run_to_store(
-    job: EachJob, maps: Maps, reading: SeriesReading, options: StoreOptions
-) -> tuple[dict[str, Array], dict[Status, int]]:
-    """Write the maps of all series to a store, or those that it lacks.
+def open_target(job: EachJob, options: StoreOptions) -> Target:
+    """Open the store of a job, and choose how its series are read.
+
+    A run that goes on reads series whole, or frame by frame, as the run did that began, and has the
+    regions of that run. The memory of its machine may be another: it decides only what is read at
+    one time.
 
     Parameters
     ----------
     job : EachJob
         With lazy data.
-    maps : Maps
-        Lazy maps of the job, from which the stored arrays have names and attributes.
-    reading : SeriesReading
     options : StoreOptions
 
-    Returns
-    -------
-    fields : dict
-        The fields of the answer by name, as Dask arrays of what is stored.
-    counts : dict
-        Number of series of each status.
+    Raises
+    ------
+    InputError, InputTypeError
+        If there is no such place, or if it cannot be gone on with.
     """
     from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
-    from nlsq_dask.engines.dask.signals import Ears, listen
 
     client = active_client(options.client)
     if client is not None:
@@ -97,48 +105,86 @@ def run_to_store(
     group = open_group(options.store, options.storage_options)
     if client is not None and is_in_memory(group):
         raise _errors.map_store_in_memory()
-    plans = plans_of(job.problem, maps)
-    with Progress(faces_of(checked_progress(options.progress))) as progress:
-        ears = Ears(progress.note)
-        if client is not None:
-            listen(client)
-        try:
-            target = _Target(job, group, plans, reading, options)
-            return target.written(client, ears.fit, progress)
-        except BaseException:
-            ears.stop()
-            raise
-        finally:
-            ears.close()
+    saved = saved_problem(group, resume=options.resume)
+    begun = None
+    if saved is not None:
+        layout = {name: saved[name] for name in LAYOUT if name in saved}
+        check_problem(group, saved, description(job, layout))
+        begun = layout_from(layout)
+    reading = reading_of(job.problem, job.arrays, job.memory_limit_gb, client, begun)
+    return Target(job, group, reading, options, client, is_begun=saved is not None)
 
 
 @dataclass(frozen=True)
-class _Target:
-    """A store that maps are written to."""
+class Target:
+    """A store that maps are written to.
+
+    Attributes
+    ----------
+    job : EachJob
+    group : zarr.Group
+    reading : SeriesReading
+    options : StoreOptions
+    client : distributed.Client or None
+        Cluster that the fits run on.
+    is_begun : bool
+        Whether the store holds maps of an earlier run.
+    """
 
     job: EachJob
     group: Any
-    plans: Sequence[MapPlan]
     reading: SeriesReading
     options: StoreOptions
+    client: Client | None
+    is_begun: bool
 
-    def written(
-        self, client: Client | None, fit: str, progress: Progress
+    def written(self, maps: Maps) -> tuple[dict[str, Array], dict[Status, int]]:
+        """Write the maps of all series, or those that the store lacks.
+
+        Parameters
+        ----------
+        maps : Maps
+            Lazy maps of the job, from which the stored arrays have names and attributes.
+
+        Returns
+        -------
+        fields : dict
+            The fields of the answer by name, as Dask arrays of what is stored.
+        counts : dict
+            Number of series of each status.
+        """
+        from nlsq_dask.engines.dask.signals import Ears, listen  # an engine, loaded for use
+
+        plans = plans_of(self.job.problem, maps)
+        with Progress(faces_of(checked_progress(self.options.progress))) as progress:
+            ears = Ears(progress.note)
+            if self.client is not None:
+                listen(self.client)
+            try:
+                return self._written(plans, ears.fit, progress)
+            except BaseException:
+                ears.stop()
+                raise
+            finally:
+                ears.close()
+
+    def _written(
+        self, plans: Sequence[MapPlan], fit: str, progress: Progress
     ) -> tuple[dict[str, Array], dict[Status, int]]:
-        """Fit and write the regions that the store lacks; see :func:`run_to_store`."""
         from nlsq_dask.engines.dask import map_store  # an engine, loaded for use
         from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries
 
-        job, resume, retries = self.job, self.options.resume, self.options.retries
-        answer = lazy_answer_of(job.problem, job.arrays, self.reading, retries, fit)
-        regions = map_store.with_regions(answer)
+        job, reading, retries = self.job, self.reading, self.options.retries
+        answer = lazy_answer_of(job.problem, job.arrays, reading, retries, fit)
+        regions = map_store.with_regions(answer, reading.stored)
         starts = map_store.starts_of(regions)
         sizes = tuple(own[0] for own in regions.chunks[1:])
-        problem = description(job, self.reading, regions.chunks[1:])
-        stored = open_maps(self.group, self.plans, problem, job.axes.map_shape, sizes, resume)
+        if not self.is_begun:
+            write_problem(self.group, description(job, layout_of(reading, regions.chunks[1:])))
+        stored = open_maps(self.group, plans, job.axes.map_shape, sizes)
         if job.frame is not None:
             write_coordinates(self.group, {str(name): c for name, c in job.frame.coords.items()})
-        ready = finished(stored[-1].array, starts) if resume else {}
+        ready = finished(stored[-1].array, starts) if self.is_begun else {}
         left = [index for index in np.ndindex(*regions.numblocks[1:]) if index not in ready]
         logger.info(
             "maps go to %s: %d of %d regions are left",
@@ -149,9 +195,9 @@ class _Target:
         total = sum(ready.values(), np.zeros(256, np.int64))
         report = _Report(progress, int(np.prod(job.axes.map_shape)), total)
         writing = map_store.Writing(tuple(stored), Retries(retries, FIRST_WAIT), fit)
-        map_store.write_regions(regions, writing, left, client, report)
+        map_store.write_regions(regions, writing, left, self.client, report)
         counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
-        return fields_of_store(job.problem, self.plans, {s.name: s.array for s in stored}), counts
+        return fields_of_store(job.problem, plans, {s.name: s.array for s in stored}), counts
 
 
 def unread_answer(job: EachJob, reading: SeriesReading) -> Any:
@@ -237,10 +283,20 @@ def fields_of_store(
     return fields
 
 
-def description(
-    job: EachJob, reading: SeriesReading, chunks: tuple[tuple[int, ...], ...]
-) -> dict[str, Any]:
-    """What makes this problem another one, as JSON values."""
+def layout_of(reading: SeriesReading, regions: Chunks) -> dict[str, Any]:
+    """How a store is laid out, and how its series are read, as JSON values."""
+    is_frames = reading.strategy == "frames"
+    return {"regions": to_json(regions), **({"strategy": "frames"} if is_frames else {})}
+
+
+def layout_from(layout: Mapping[str, Any]) -> StoredLayout:
+    """The layout of a store, from JSON values."""
+    regions = tuple(tuple(map(int, own)) for own in layout["regions"])
+    return StoredLayout(regions, in_frames="strategy" in layout)
+
+
+def description(job: EachJob, layout: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes this problem another one, with the layout of its store, as JSON values."""
     problem = job.problem
     reduction = problem.reduction
     return {
@@ -250,7 +306,6 @@ def description(
         "dtypes": [str(a.dtype) for a in job.arrays],
         "roles": [f"{role.kind} {role.index}" for role in problem.roles],
         "dim": list(problem.fit_axes),
-        "regions": to_json(chunks),
         "missing": repr(problem.rule),
         "fixed and ties": to_json([reduction.matrix, reduction.offset]),
         "bounds": to_json([problem.lower, problem.upper]),
@@ -263,7 +318,7 @@ def description(
         "arrays in memory": [_digest(a) for a in job.arrays[1:]],
         **({"decoded": list(job.data.decoded)} if job.data.decoded else {}),
         **({"refine": problem.refine} if problem.refine else {}),
-        **({"strategy": "frames"} if reading.strategy == "frames" else {}),
+        **layout,
     }
 
 

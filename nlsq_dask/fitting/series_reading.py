@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nlsq_dask import _errors
@@ -26,6 +26,22 @@ Strategy = Literal["standard", "streaming", "frames"]
 
 
 @dataclass(frozen=True)
+class StoredLayout:
+    """How a store of maps is laid out, and how the run that began it reads series.
+
+    Attributes
+    ----------
+    regions : tuple of tuple of int
+        Lengths of its regions along the axes of the map.
+    in_frames : bool
+        Whether series are read frame by frame.
+    """
+
+    regions: Chunks
+    in_frames: bool
+
+
+@dataclass(frozen=True)
 class SeriesReading:
     """How the series of lazy data are read.
 
@@ -37,11 +53,14 @@ class SeriesReading:
         Where blocks are frames, bytes of a task for the rows of series that are gathered.
     task_bytes : float
         Where blocks are frames, bytes of a task: sums and gathered rows.
+    stored : tuple of tuple of int or None
+        Lengths of the regions of a store that an earlier run began.
     """
 
     regions: Chunks
     gathered_bytes: float | None = None
     task_bytes: float = 0.0
+    stored: Chunks | None = None
 
     @property
     def strategy(self) -> Strategy:
@@ -54,12 +73,16 @@ def reading_of(
     arrays: Sequence[Array],
     memory_limit_gb: float | None,
     client: Client | None,
+    begun: StoredLayout | None = None,
 ) -> SeriesReading:
     """Choose how series are read.
 
     Series are read whole, unless they lie in several blocks along the fitted axes, and the rows of
     a region of the map do not fit in the memory of a task. A region is a chunk of the map. Frames
     are read in regions for whose sums there is room.
+
+    A run that goes on with a store reads as the run that began it, in smaller regions if needed:
+    whole series and frames have other bits, and the regions of either have none.
 
     Parameters
     ----------
@@ -69,21 +92,36 @@ def reading_of(
     memory_limit_gb : float or None
         Memory of this process or of each worker.
     client : distributed.Client or None
+    begun : StoredLayout or None
+        Of the store that a run goes on with.
 
     Raises
     ------
     InputError
         If whole series are needed and do not fit.
     """
+    found = _chosen(problem, arrays, memory_limit_gb, client, begun)
+    return found if begun is None else replace(found, stored=begun.regions)
+
+
+def _chosen(
+    problem: SeriesProblem,
+    arrays: Sequence[Array],
+    memory_limit_gb: float | None,
+    client: Client | None,
+    begun: StoredLayout | None,
+) -> SeriesReading:
     from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
     from nlsq_dask.engines.dask.series_halo import wide_chunks
     from nlsq_dask.engines.dask.series_regions import fit_chunks
 
     grid = wide_chunks(problem, arrays) if wants(problem) else map_chunks(problem, arrays)
     blocks = fit_chunks(problem, arrays)
+    sizes = _sizes(problem, arrays, blocks)
+    if begun is not None and begun.in_frames:
+        return _in_frames(sizes, begun.regions, _room(memory_limit_gb, client))
     if math.prod(map(len, blocks.values())) < 2:
         return SeriesReading(grid)
-    sizes = _sizes(problem, arrays, blocks)
     room = _room(memory_limit_gb, client, math.prod(map(len, grid)))
     largest = tuple(map(max, grid))
     needed = sizes.whole_bytes(math.prod(largest))
@@ -95,13 +133,26 @@ def reading_of(
     if wants(problem):
         raise _errors.neighbours_of_frames(needed, room, bands(largest, most))
     room = _room(memory_limit_gb, client)  # a chunk is cut into several regions, a task each
+    if begun is None:
+        return _in_frames(sizes, grid, room)
+    return SeriesReading(_parts(grid, int(room // sizes.whole_bytes(1))))
+
+
+def _in_frames(sizes: SeriesSizes, grid: Chunks, room: float) -> SeriesReading:
+    """Frames of the parts of a grid for whose sums a task has room."""
     fitting = int(room * SHARE_OF_STATES // sizes.state_bytes(1))
-    cut = bands(largest, max(fitting, 1))
-    regions = tuple(_cut(own, most) for own, most in zip(grid, cut, strict=True))
-    of_states = sizes.state_bytes(math.prod(cut))
+    regions = _parts(grid, fitting)
+    n_series = math.prod(map(max, regions))
+    of_states = sizes.state_bytes(n_series)
     gathered = max(room - of_states, room * (1.0 - SHARE_OF_STATES))
-    rows = min(gathered, sizes.whole_bytes(math.prod(cut)))
+    rows = min(gathered, sizes.whole_bytes(n_series))
     return SeriesReading(regions, gathered, of_states + rows)
+
+
+def _parts(grid: Chunks, most: int) -> Chunks:
+    """A grid cut into regions of at most so many series, and of one series at least."""
+    cut = bands(tuple(map(max, grid)), max(most, 1))
+    return tuple(_cut(own, most) for own, most in zip(grid, cut, strict=True))
 
 
 def _cut(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:

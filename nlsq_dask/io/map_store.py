@@ -103,60 +103,81 @@ def is_in_memory(group: zarr.Group) -> bool:
     return isinstance(group.store, MemoryStore)
 
 
+def saved_problem(group: zarr.Group, *, resume: bool) -> Mapping[str, Any] | None:
+    """The description of the fits whose maps a group holds; None if the group is empty.
+
+    Raises
+    ------
+    InputError
+        If the group has other content, or maps without `resume`.
+    """
+    saved = group.attrs.get(ATTRIBUTE)
+    place = str(group.store_path)
+    if saved is None:
+        if any(True for _ in group.keys()):  # noqa: SIM118 (a group is no mapping)
+            raise _errors.map_store_not_empty(place)
+        return None
+    if not resume:
+        raise _errors.map_store_in_use(place)
+    if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
+        raise _errors.map_store_of_another_release(place)
+    problem = saved.get("problem")
+    return problem if isinstance(problem, Mapping) else {}
+
+
+def check_problem(group: zarr.Group, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with the maps of a group if its fits have another description.
+
+    Parameters
+    ----------
+    group : zarr.Group
+    saved, now : mapping
+        Descriptions of the fits of the group, and of those that are to go on, in JSON values.
+
+    Raises
+    ------
+    InputError
+    """
+    content: Any = group.attrs[ATTRIBUTE]
+    now, digest = _described(now)
+    if content.get("sha256") == digest:
+        return
+    differing = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    first = (differing or ["sha256"])[0]
+    raise _errors.map_store_of_another_problem(
+        str(group.store_path), differing or [first], saved.get(first), now.get(first)
+    )
+
+
+def write_problem(group: zarr.Group, problem: Mapping[str, Any]) -> None:
+    """Write the description of the fits, in JSON values, to an empty group."""
+    described, digest = _described(problem)
+    group.attrs[ATTRIBUTE] = {"format": FORMAT, "sha256": digest, "problem": described}
+
+
+def _described(problem: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """A description as a file gives it back, and its digest."""
+    described: dict[str, Any] = json.loads(dumps(problem))
+    return described, checksum(dumps(described))
+
+
 def open_maps(
     group: zarr.Group,
     plans: Sequence[MapPlan],
-    problem: Mapping[str, Any],
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
-    resume: bool,
 ) -> list[StoredMap]:
-    """Make the arrays of the maps, or find those of a run that goes on.
+    """Make the arrays of the maps that a group lacks.
 
     Parameters
     ----------
     group : zarr.Group
     plans : sequence of MapPlan
         The last is the status.
-    problem : mapping
-        Description of the fits, in JSON values.
     shape, chunks : tuple of int
         Of the map and of its regions.
-    resume : bool
-
-    Raises
-    ------
-    InputError
-        If the group has other content, maps of another problem, or maps of this one without
-        `resume`.
     """
-    saved = group.attrs.get(ATTRIBUTE)
-    described = json.loads(dumps(problem))
-    digest = checksum(dumps(described))
-    if saved is None:
-        if any(True for _ in group.keys()):  # noqa: SIM118 (a group is no mapping)
-            raise _errors.map_store_not_empty(str(group.store_path))
-        content = {"format": FORMAT, "sha256": digest, "problem": described}
-        group.attrs[ATTRIBUTE] = content
-    elif not resume:
-        raise _errors.map_store_in_use(str(group.store_path))
-    else:
-        _check_problem(str(group.store_path), saved, described, digest)
     return [StoredMap(plan.name, _array(group, plan, shape, chunks), plan.planes) for plan in plans]
-
-
-def _check_problem(place: str, saved: Any, now: Mapping[str, Any], digest: str) -> None:
-    if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
-        raise _errors.map_store_of_another_release(place)
-    if saved.get("sha256") == digest:
-        return
-    before = saved.get("problem")
-    known = before if isinstance(before, Mapping) else {}
-    differing = [name for name in sorted({*known, *now}) if known.get(name) != now.get(name)]
-    first = (differing or ["sha256"])[0]
-    raise _errors.map_store_of_another_problem(
-        place, differing or [first], known.get(first), now.get(first)
-    )
 
 
 def _array(

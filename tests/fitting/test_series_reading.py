@@ -214,6 +214,47 @@ def test_a_block_that_cannot_be_read_is_named_and_read_again(memory, monkeypatch
     assert (maps.status.compute() == Status.STATISTICAL).sum() == 42 - 4
 
 
+def half_written(y, store, **options):
+    """Maps of the left half of the map, in a store; reading the right half fails."""
+
+    def read(block, block_id=None):
+        if block_id[2]:
+            raise OSError("the disk is gone")
+        return block
+
+    y = y.map_blocks(read, dtype=float, meta=np.empty((0, 0, 0)))
+    with dask.config.set(scheduler="synchronous"), pytest.raises(OSError, match="the disk is gone"):
+        fit_each(decay, T, y, START, store=store, retries=0, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("began", "goes_on", "strategy", "chunks"),
+    [
+        pytest.param(SMALL / 3, 1.0, "frames", (75, 6, 4), id="more"),
+        pytest.param(
+            SMALL / 3, SMALL / 5, "frames", (50, 6, 4), marks=pytest.mark.thorough, id="less"
+        ),
+        pytest.param(1.0, SMALL / 10, "streaming", (50, 6, 2), id="too little for whole series"),
+    ],
+)
+def test_a_store_is_gone_on_with_in_another_memory(began, goes_on, strategy, chunks, tmp_path):
+    data = cube((6, 6))
+    y = da.from_array(data, chunks=(50, 6, 3))
+    place = {"store": tmp_path / "half.zarr"}
+    with dask.config.set(num_workers=1):
+        half_written(y, **place, memory_limit_gb=began)
+        again = da.from_array(data, chunks=chunks)
+        options = {"resume": True, "memory_limit_gb": goes_on}
+        maps = fit_each(decay, T, again, START, **place, **options)
+        whole = fit_each(decay, T, y, START, memory_limit_gb=began, store=tmp_path / "whole.zarr")
+    assert maps.strategy == whole.strategy == strategy
+    assert maps.status.chunks == whole.status.chunks
+    whole = whole.compute()
+    for name, values in maps.compute().fields.items():
+        np.testing.assert_array_equal(values, whole.fields[name])
+
+
 @pytest.mark.slow
 def test_maps_that_cannot_be_written_are_named_and_written_again(monkeypatch, tmp_path):
     monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)

@@ -21,6 +21,7 @@ from nlsq_dask import _errors
 from nlsq_dask.engines.dask.reading import Reading, Retries
 from nlsq_dask.engines.dask.scheduler import local_get
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.map_store import STATUS, StoredMap, counts_of
 from nlsq_dask.io.places import Place
 
@@ -57,8 +58,13 @@ class Writing:
             writing.run(partial(target.write, region, packed), lambda: place)
 
 
-def with_regions(answer: Any) -> Any:
-    """The packed answer (k, ...) in regions of one size, but for the last along each axis."""
+def with_regions(answer: Any, stored: Chunks | None = None) -> Any:
+    """The packed answer (k, ...) in regions of one size, but for the last along each axis.
+
+    If some are stored already, these are the regions.
+    """
+    if stored is not None:
+        return answer.rechunk(dict(enumerate(stored, start=1)))
     sizes = {axis: max(own) for axis, own in enumerate(answer.chunks) if axis}
     regular = all(set(own[:-1]) <= {max(own)} for own in answer.chunks)
     return answer if regular else answer.rechunk(sizes)
