@@ -11,17 +11,20 @@ from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.api.fit import fit
 from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.fitting.each import (
     STAT_TOL,
     EachJob,
     EachOptions,
+    OneSeries,
     packed_answer,
     prepare_each,
     series_reading,
 )
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
+from nlsq_dask.fitting.series_result import REFUSED, agrees, result_of_answer
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.kernels.devices import DeviceArgument
 from nlsq_dask.results.maps import FitMaps
@@ -289,10 +292,25 @@ def _fit_of_series(job: EachJob, fields: Mapping[str, Any], index: tuple[int, ..
     """The fit of one series, from its answer, or else from its start.
 
     An answer that is exact to rounding is not used: it tells nothing of the sizes of parameters.
+    Where the fit gives no result, or one that the map contradicts, the result is the answer of the
+    map.
     """
     series = job.series(index)
-    found = np.asarray(fields["popt"][(slice(None), *index)])
-    is_exact = int(fields["status"][index]) == Status.ROUNDING
+    answer = {name: np.asarray(field[(..., *index)]) for name, field in fields.items()}
+    found, status = answer["popt"], Status(int(answer["status"]))
+    result = None
+    if status not in REFUSED:
+        result = _fit_alone(job, series, found, is_exact=status == Status.ROUNDING)
+    if result is not None and agrees(result, status):
+        return result
+    _, y, values = _rows_of_series(job, fields, index)
+    return result_of_answer(job, index, series, answer, (y, values))
+
+
+def _fit_alone(
+    job: EachJob, series: OneSeries, found: FloatArray, *, is_exact: bool
+) -> FitResult | None:
+    """The fit of one series by ``fit``; None if there is none in the units of the data."""
     is_known = np.isfinite(found).all() and not is_exact
     names = job.parameters.names
     start = found if is_known else series.start
@@ -314,6 +332,9 @@ def _fit_of_series(job: EachJob, fields: Mapping[str, Any], index: tuple[int, ..
         "device": problem.device,
     }
     p0 = None if np.isnan(start).any() else dict(zip(names, start.tolist(), strict=True))
-    result = fit(job.model, series.x, series.y, p0, **options)
+    try:
+        result = fit(job.model, series.x, series.y, p0, **options)
+    except _errors.StartNotFiniteError:
+        return None
     assert isinstance(result, FitResult)
     return result

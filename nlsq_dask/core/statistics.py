@@ -67,9 +67,14 @@ def deviance(chi2: float, n_points: int, *, known_scale: bool) -> float:
     """
     if known_scale:
         return chi2
-    mean = chi2 / n_points
+    of_row = mean(chi2, n_points)
     # A NaN passes through the logarithm.
-    return -math.inf if mean == 0.0 else n_points * math.log(mean)
+    return -math.inf if of_row == 0.0 else n_points * math.log(of_row)
+
+
+def mean(total: float, n_points: int) -> float:
+    """A sum over rows by their number; NaN without rows."""
+    return total / n_points if n_points else math.nan
 
 
 def correlation(pcov: FloatArray) -> FloatArray:

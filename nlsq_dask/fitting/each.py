@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import (
@@ -160,6 +161,24 @@ class EachJob:
         """Whether any array is a Dask array."""
         return any(map(is_dask, self.arrays))
 
+    def block(self, index: tuple[int, ...]) -> list[NDArray[Any]]:
+        """The arrays of one series, with the axes of y, read into memory.
+
+        Parameters
+        ----------
+        index : tuple of int
+            An index for each axis of the map.
+        """
+        at = dict(zip(self.axes.map, index, strict=True))
+        found = []
+        for array in self.arrays:
+            first = [min(at.get(d, 0), n - 1) for d, n in enumerate(array.shape)]
+            cut = array[
+                tuple(slice(i, i + 1) if d in at else slice(None) for d, i in enumerate(first))
+            ]
+            found.append(cut.compute() if is_dask(cut) else cut)
+        return found
+
     def series(self, index: tuple[int, ...]) -> OneSeries:
         """The arguments of one series, read into memory.
 
@@ -170,14 +189,8 @@ class EachJob:
         """
         axes, problem = self.axes, self.problem
         found: dict[tuple[str, int], Any] = {}
-        for role, array in zip(problem.roles, self.arrays, strict=True):
-            at = dict(zip(axes.map, index, strict=True))
-            own = tuple(
-                slice(None) if d in axes.fit else min(at[d], array.shape[d] - 1)
-                for d in range(array.ndim)
-            )
-            cut = array[own]
-            values = cut.compute() if is_dask(cut) else cut
+        for role, array in zip(problem.roles, self.block(index), strict=True):
+            values = array.reshape([n for d, n in enumerate(array.shape) if d in axes.fit])
             order = np.argsort(np.argsort(axes.fit))
             turned = np.ma.asanyarray(values).transpose(np.argsort(order))
             if role.kind in ("y", "x", "sigma", "mask"):

@@ -118,6 +118,9 @@ class FitMaps(MapsRecord):
     def at(self, *index: int, **by_name: int) -> FitResult:
         """The fit of one series as an ordinary result, by :func:`nlsq_dask.fit`.
 
+        The result of a series that :func:`nlsq_dask.fit` refuses, or judges otherwise, has the
+        numbers of the map, its status included.
+
         Parameters
         ----------
         *index : int
@@ -128,7 +131,7 @@ class FitMaps(MapsRecord):
         Raises
         ------
         InputError
-            If the index is not that of a series, or :func:`nlsq_dask.fit` refuses the series.
+            If the index is not that of a series.
         """
         place = self._index(index, by_name)
         assert self.refit is not None

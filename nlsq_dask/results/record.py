@@ -217,12 +217,12 @@ class FitRecord:
     @property
     def rmse(self) -> float:
         """Root of the mean squared residual ``sqrt(Σ (y - f)² / n)``, unweighted, in y's units."""
-        return math.sqrt(self.moments.sq_residuals / self.n_points)
+        return math.sqrt(statistics.mean(self.moments.sq_residuals, self.n_points))
 
     @property
     def mae(self) -> float:
         """Mean absolute residual ``Σ |y - f| / n``, unweighted, in y's units; NaN if not summed."""
-        return self.moments.abs_residuals / self.n_points
+        return statistics.mean(self.moments.abs_residuals, self.n_points)
 
     @property
     def r_squared(self) -> float:
@@ -249,7 +249,7 @@ class FitRecord:
     @property
     def bic(self) -> float:
         """Bayesian (Schwarz's) information criterion: as `aic`, with ``k ln n`` for ``2 k``."""
-        return self._deviance() + self.n_free * math.log(self.n_points)
+        return self._deviance() + self.n_free * math.log(max(self.n_points, 1))
 
     @property
     def success(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import NO_OPTIMUM
+from nlsq_dask.core.statistics import mean
 from nlsq_dask.core.structure import argument_name, coordinate_names
 from nlsq_dask.results.record import FitRecord, Parameter, n_basins
 from nlsq_dask.results.tables import aligned, html_table
@@ -185,7 +186,7 @@ def statistics_rows(record: FitRecord) -> list[Row]:
 
 
 def _mae(record: FitRecord) -> str:
-    mae = record.moments.abs_residuals / record.n_points
+    mae = mean(record.moments.abs_residuals, record.n_points)
     return (
         "not summed; `mae` of the result reads the data once" if math.isnan(mae) else f"{mae:.6g}"
     )

@@ -1,5 +1,6 @@
 """One fit for each series: against SciPy series by series, xarray's curvefit, and closed forms."""
 
+import html
 import warnings
 
 import dask.array as da
@@ -253,6 +254,42 @@ def test_at_agrees_on_the_status_of_a_constant_series(adversaries):
         result = adversaries.at(list(SERIES).index("constant"))
     assert result.status is Status.UNDETERMINED
     assert "lifetime" in result.undetermined
+
+
+@pytest.mark.filterwarnings("ignore::nlsq_dask.FitWarning")  # of fits that the map contradicts
+@pytest.mark.parametrize("name", [n for n in SERIES if n not in ("good", "noise-free")])
+def test_at_has_the_status_of_the_map_where_fit_refuses_a_series(adversaries, name):
+    k = list(SERIES).index(name)
+    result = adversaries.at(k)
+    assert result.status is SERIES[name][1]
+    assert result.n_points == adversaries.n_points[k]
+    np.testing.assert_array_equal(
+        np.isfinite(result.perr), np.isfinite(adversaries.perr.array[:, k])
+    )
+    for report in (str(result), result.summary(), result._repr_html_()):
+        assert result.message.split(":")[0] in html.unescape(report)
+    assert set(result.to_dict()) == set(adversaries.at(list(SERIES).index("good")).to_dict())
+
+
+@pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
+def test_at_has_a_status_in_units_without_squares():
+    """1e-155 has no square in float64, and 1e150 none of a sum."""
+    powers = np.array([-160, -151, 150, 160])
+    y = FLAT[:, [0]] * 10.0**powers
+    start = {"amplitude": 10.0**powers, "lifetime": 1.0, "offset": np.zeros(len(powers))}
+    found = fit_each(decay, T, y, start)
+    one = fit_each(decay, T, FLAT[:, [0]], START, covariance=True)
+    for k, power in enumerate(powers):
+        result = found.at(k)
+        assert result.status == found.status[k]
+        if not result.success:
+            continue
+        scale = np.array([10.0**power, 1.0, 10.0**power])
+        np.testing.assert_allclose(result.popt, scale * one.popt.array[:, 0], rtol=1e-4)
+        correlation = result.pcov / np.outer(result.perr, result.perr)
+        expected = one.pcov[..., 0] / np.outer(one.perr.array[:, 0], one.perr.array[:, 0])
+        np.testing.assert_allclose(correlation, expected, rtol=1e-3)
+    assert found.status[1] > 0
 
 
 def test_counts_and_the_error_of_a_failed_map(adversaries):
