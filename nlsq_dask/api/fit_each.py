@@ -132,8 +132,7 @@ def fit_each(
         Memory of this process, or of each worker, in GB; by default the free memory. Series in
         several chunks that do not fit are read frame by frame, see :attr:`FitMaps.strategy`.
     retries : int
-        How often a failed reading or writing is tried again, as for :func:`fit`. Used if there is a
-        `store`, and for data that are read frame by frame.
+        How often a failed reading or writing is tried again, as for :func:`fit`.
     client : distributed.Client, optional
         Cluster that the fits run on, where there is a store; by default the active one.
     progress : bool, optional

@@ -244,8 +244,7 @@ def packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
     if reading is None:
         return fit_in_threads(job.problem, job.arrays, available_cores())
-    retries = job.retries if reading.strategy == "frames" else None
-    return lazy_answer_of(job.problem, job.arrays, reading, retries)
+    return lazy_answer_of(job.problem, job.arrays, reading, job.retries)
 
 
 def series_reading(job: EachJob, client: Client | None = None) -> SeriesReading | None:

@@ -212,7 +212,7 @@ def lazy_answer_of(
     problem: SeriesProblem,
     arrays: Sequence[Array],
     reading: SeriesReading,
-    retries: int | None,
+    retries: int,
     fit: str = "",
 ) -> Any:
     """The packed answer (k, ...) of all series as a Dask array.
@@ -223,13 +223,13 @@ def lazy_answer_of(
     arrays : sequence of array
         As ``problem.roles`` says.
     reading : SeriesReading
-    retries : int or None
-        How often tasks read again that read themselves. None leaves the reading to Dask.
+    retries : int
+        How often tasks read again.
     fit : str
         Identifier of the fit that waits for the tasks.
     """
     from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries  # an engine, loaded for use
-    from nlsq_dask.engines.dask.series import lazy_answer, map_chunks
+    from nlsq_dask.engines.dask.series import map_chunks
     from nlsq_dask.engines.dask.series_halo import with_halo, without_halo
     from nlsq_dask.engines.dask.series_regions import region_answer
 
@@ -237,16 +237,13 @@ def lazy_answer_of(
     if wants(problem):
         arrays = with_halo(problem, arrays, regions)
         regions = map_chunks(problem, arrays)
-    if retries is None:
-        answer = lazy_answer(problem, arrays)
-    else:
-        answer = region_answer(
-            problem,
-            arrays,
-            names_of(problem),
-            regions,
-            retries=Retries(retries, FIRST_WAIT),
-            fit=fit,
-            gathered_bytes=reading.gathered_bytes,
-        )
+    answer = region_answer(
+        problem,
+        arrays,
+        names_of(problem),
+        regions,
+        retries=Retries(retries, FIRST_WAIT),
+        fit=fit,
+        gathered_bytes=reading.gathered_bytes,
+    )
     return without_halo(answer) if wants(problem) else answer

@@ -189,6 +189,18 @@ def test_whole_series_are_read_where_they_fit():
     assert (maps.status == Status.STATISTICAL).sum().compute() == 42 - 4
 
 
+def test_lazy_maps_name_the_block_that_cannot_be_read():
+    def read(block, block_id=None):
+        raise OSError("the disk is gone")
+
+    y = da.from_array(Y, chunks=(-1, 3, 7))
+    y = y.map_blocks(read, dtype=float, meta=np.empty((0, 0, 0)))
+    maps = fit_each(decay, T, y, START, retries=0)
+    with pytest.raises(ReadingError, match=r"block \(0, 0, 0\) of y") as caught:
+        maps.status[:2].compute(scheduler="synchronous")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", [SMALL, 1.0], ids=["frames", "whole series"])
 def test_a_block_that_cannot_be_read_is_named_and_read_again(memory, monkeypatch, tmp_path):

@@ -1,8 +1,6 @@
-"""Fits of many series in Dask arrays: a task for each block of the map.
+"""Values of the model for many series in Dask arrays, a task for each block of the map.
 
-A task gets its blocks of all arrays. Along the fitted axes it gets all chunks, joined, so that each
-stored chunk is decoded once. Maps of p0, bounds, fixed values and sigma are cut to the blocks of y,
-and are never expanded to its shape.
+Arrays are cut to the blocks of y along the map, and are never expanded to its shape.
 """
 
 from __future__ import annotations
@@ -15,74 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
 
-# Name of the tasks, in dashboards.
-TASK_NAME = "fit-each"
-
 # Index of the planes of the answer. The axes of y have the indexes 0, 1 and so on.
 PLANES = -1
-
-
-def lazy_answer(problem: SeriesProblem, arrays: Sequence[Array]) -> Any:
-    """The packed answer (k, ...) of all series, as a Dask array.
-
-    Parameters
-    ----------
-    problem : SeriesProblem
-    arrays : sequence of array
-        As ``problem.roles`` says, each with the axes of y. Those with chunks are Dask arrays.
-    """
-    grid = map_chunks(problem, arrays)
-    blocks, axes_of = _narrow(problem, arrays, grid, arrays[0].shape)
-    return da.blockwise(
-        _fit_blocks,
-        (PLANES, *problem.map_axes),
-        *blocks,
-        problem=problem,
-        axes_of=axes_of,
-        name=None,
-        token=TASK_NAME,
-        new_axes={PLANES: problem.n_planes},
-        concatenate=True,
-        align_arrays=False,
-        dtype=np.float64,
-        meta=np.empty((0,) * (1 + len(problem.map_axes))),
-    )
-
-
-def _narrow(
-    problem: SeriesProblem,
-    arrays: Sequence[Array],
-    grid: tuple[tuple[int, ...], ...],
-    full: tuple[int, ...],
-) -> tuple[list[Any], tuple[tuple[int, ...], ...]]:
-    """Arguments of blockwise: arrays without the axes along which they do not vary, and the axes.
-
-    Along the axes of the map they have the chunks of the answer.
-    """
-    blocks: list[Any] = []
-    axes_of = []
-    for array in arrays:
-        varying = tuple(d for d, n in enumerate(array.shape) if n > 1 or full[d] == 1)
-        narrow = array[tuple(slice(None) if d in varying else 0 for d in range(array.ndim))]
-        own = {
-            i: grid[problem.map_axes.index(d)]
-            for i, d in enumerate(varying)
-            if d in problem.map_axes
-        }
-        if is_dask(narrow):
-            narrow = narrow.rechunk(own) if own else narrow
-        else:
-            chunks = tuple(own.get(i, n) for i, n in enumerate(narrow.shape))
-            narrow = da.from_array(np.ma.asanyarray(narrow), chunks=chunks)
-        blocks += [narrow, varying]
-        axes_of.append(varying)
-    return blocks, tuple(axes_of)
 
 
 def lazy_values(
@@ -148,11 +85,34 @@ def map_chunks(problem: SeriesProblem, arrays: Sequence[Array]) -> tuple[tuple[i
     return tuple(grid)
 
 
-def _fit_blocks(
-    *blocks: NDArray[Any], problem: SeriesProblem, axes_of: tuple[tuple[int, ...], ...]
-) -> FloatArray:
-    """The task: the packed answer of a block, from arrays without the axes of length 1."""
-    return fit_block(problem, _wide(problem, blocks, axes_of))
+def _narrow(
+    problem: SeriesProblem,
+    arrays: Sequence[Array],
+    grid: tuple[tuple[int, ...], ...],
+    full: tuple[int, ...],
+) -> tuple[list[Any], tuple[tuple[int, ...], ...]]:
+    """Arguments of blockwise: arrays without the axes along which they do not vary, and the axes.
+
+    Along the axes of the map they have the chunks of the answer.
+    """
+    blocks: list[Any] = []
+    axes_of = []
+    for array in arrays:
+        varying = tuple(d for d, n in enumerate(array.shape) if n > 1 or full[d] == 1)
+        narrow = array[tuple(slice(None) if d in varying else 0 for d in range(array.ndim))]
+        own = {
+            i: grid[problem.map_axes.index(d)]
+            for i, d in enumerate(varying)
+            if d in problem.map_axes
+        }
+        if is_dask(narrow):
+            narrow = narrow.rechunk(own) if own else narrow
+        else:
+            chunks = tuple(own.get(i, n) for i, n in enumerate(narrow.shape))
+            narrow = da.from_array(np.ma.asanyarray(narrow), chunks=chunks)
+        blocks += [narrow, varying]
+        axes_of.append(varying)
+    return blocks, tuple(axes_of)
 
 
 def _values_of_blocks(

@@ -37,7 +37,6 @@ from nlsq_dask.engines.dask.groups import (
 )
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
-from nlsq_dask.engines.dask.series import TASK_NAME
 from nlsq_dask.engines.dask.shared_keys import shared_keys
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group, make_group
@@ -50,6 +49,9 @@ from nlsq_dask.io.observations import Array
 from nlsq_dask.io.reused_memory import ReusedMemory, reusing
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Block, Layout
+
+# Name of the tasks, in dashboards.
+TASK_NAME = "fit-each"
 
 
 @dataclass(frozen=True, slots=True)
