@@ -51,6 +51,10 @@ class SeriesSizes:
         All parameters, p.
     n_planes : int
         Numbers of the answer of a series.
+    map_bytes : int
+        Bytes of a series in all arrays that vary along the map alone.
+    guessed : bool
+        Whether the starts of a series follow from its rows.
     frame_rows : int
         Rows of the longest block along the fitted axes, but at least those of a call.
     """
@@ -61,21 +65,38 @@ class SeriesSizes:
     n_params: int
     n_planes: int
     frame_rows: int
+    map_bytes: int = 0
+    guessed: bool = False
 
     def whole_bytes(self, n_series: int) -> int:
         """Bytes of a task that joins the rows of so many series."""
         call = CALL_COPIES * 8 * min(n_series, CALL_SERIES)
         return self.n_rows * (COPIES * self.row_bytes * n_series + call)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a series from one reading of the frames to the next.
+
+        Estimates, trial, gradient and largest norms of the derivatives are q numbers each, JᵀJ is
+        q (q + 1) / 2, and nine numbers say where the search is. Three numbers and a flag tell what
+        was read.
+        """
+        q = self.n_free
+        search = 4 * q + q * (q + 1) // 2 + 9
+        return 8 * (search + 3 + q * self.guessed) + 1 + self.map_bytes
+
     def state_bytes(self, n_series: int) -> int:
-        """Bytes of a task that adds up the sums of so many series over frames."""
+        """Bytes of a task that adds up the sums of so many series over frames.
+
+        While frames are read there are also the sums, the trials that they are at, and the values
+        of fixed parameters; before, the rows of the pilot; in the end, the answers.
+        """
         q, p = self.n_free, self.n_params
-        sums = (q + 1) * (q + 2) // 2
-        state, constants = 4 * q + q * (q + 1) // 2 + 9, 2 * q + p + 4
-        numbers = state + 2 * (constants + sums + self.n_planes) + 3 * q
-        pilot = 2 * min(PILOT_ROWS, self.n_rows) * self.row_bytes
         frames = FRAME_COPIES * self.frame_rows * self.row_bytes
-        return n_series * (8 * numbers + pilot + frames)
+        pilot = min(PILOT_ROWS, self.n_rows) * self.row_bytes
+        sums = 8 * ((q + 1) * (q + 2) // 2 + q + p * (p > q))
+        most = max(pilot + frames, sums + frames, 8 * self.n_planes)
+        return n_series * (self.held_bytes + most)
 
 
 def task_room(memory_bytes: float, tasks: int, base_bytes: int = SOLVER_BYTES) -> float:

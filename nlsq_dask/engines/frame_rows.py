@@ -50,7 +50,7 @@ class Varying:
         """Number of tables that vary along both."""
         return sum(self.along[key] and self.varies[key] for key in self.along)
 
-    def series(self, tables: Tables, chosen: IntArray) -> Tables:
+    def series(self, tables: Tables, chosen: IntArray | slice) -> Tables:
         """The tables of some series."""
         return {key: t[:, chosen] if self.varies[key] else t for key, t in tables.items()}
 

@@ -52,14 +52,16 @@ class SlabSums:
     ----------
     problem : SeriesProblem
     trials : ndarray, shape (q, n), float64
-    constants : ndarray, shape (c, n), float64
+    offsets : ndarray, shape (p, n) or (p, 1), float64
+    scale : ndarray, shape (n,), float64
     counts : RowCounts or None
         Where the rows are counted, too.
     """
 
     problem: SeriesProblem
     trials: FloatArray
-    constants: FloatArray
+    offsets: FloatArray
+    scale: FloatArray
     counts: RowCounts | None = None
     _shape: TileShape = field(init=False)
     _totals: list[FloatArray] = field(init=False)
@@ -78,10 +80,10 @@ class SlabSums:
         block = SeriesBlock(self.problem, tables, n_rows, n, (n,), self._shape)
         for number, part in enumerate(self._parts()):
             rows = block.rows(part)
-            constants = self._wide(self.constants[:, part])
+            constants = self._constants(part)
             if self.counts is not None:
                 width = part.stop - part.start
-                n_points, square = block.counted(rows, constants)
+                n_points, square = block.counted(rows, constants[-1])
                 self.counts.n_points[part] += n_points[:width]
                 self.counts.square[part] += square[:width]
                 self.counts.bad[part] |= rows.bad[:width]
@@ -89,16 +91,24 @@ class SlabSums:
             data = block.tiles(rows, constants)
             self._totals[number] = self._kernel(self._totals[number], trials, data, n_rows)
 
-    def found(self) -> LaneSums:
-        """The sums of all series, arrays of (n,)."""
-        size, n = self.trials.shape
-        flat = [np.moveaxis(t, 1, 0).reshape(t.shape[1], -1) for t in self._totals]
-        return sums_of(np.concatenate(flat, axis=1)[:, :n], size)
+    def found(self) -> Iterator[tuple[slice, LaneSums]]:
+        """The sums of the series, some at a time: which these are, and arrays of their length."""
+        size = len(self.trials)
+        for part, totals in zip(self._parts(), self._totals, strict=True):
+            flat = np.moveaxis(totals, 1, 0).reshape(totals.shape[1], -1)
+            yield part, sums_of(flat[:, : part.stop - part.start], size)
 
     def _parts(self) -> Iterator[slice]:
         n, width = self.trials.shape[1], self._shape.tiles * self._shape.lanes
         for begin in range(0, n, width):
             yield slice(begin, min(begin + width, n))
+
+    def _constants(self, part: slice) -> FloatArray:
+        """Offsets and scale (p + 1, w) of some series."""
+        offsets = self.offsets if self.offsets.shape[1] == 1 else self.offsets[:, part]
+        found = np.empty((len(offsets) + 1, part.stop - part.start))
+        found[:-1], found[-1] = offsets, self.scale[part]
+        return self._wide(found)
 
     def _wide(self, values: FloatArray) -> FloatArray:
         """Values with those of the last series repeated up to the width of their tiles."""

@@ -21,22 +21,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
-from nlsq_dask.core.lane_answer import SeriesAnswers, answers_of
+from nlsq_dask.core.lane_answer import answers_of
 from nlsq_dask.core.lane_certify import doubtful
-from nlsq_dask.core.lane_step import RUNNING, LaneOptions, LaneState, LaneSums, next_state
+from nlsq_dask.core.lane_step import (
+    RUNNING,
+    LaneOptions,
+    Lanes,
+    LaneState,
+    LaneSums,
+    next_state,
+)
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.series_memory import PILOT_ROWS
 from nlsq_dask.engines.frame_rows import Frames, IntArray, Tables, Varying, WholeSeries
 from nlsq_dask.engines.frame_totals import CALL_ROWS, RowCounts, SlabSums
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.engines.series_block import SeriesBlock
-from nlsq_dask.kernels.lanes import TileShape, fresh_states, state_rows, unpacked_state
+from nlsq_dask.kernels.lanes import (
+    TileShape,
+    fresh_states,
+    n_state_rows,
+    state_rows,
+    unpacked_state,
+)
 
 # Evaluations of all rows before the rows of a series are gathered. A fit that starts from that of
 # the pilot needs three to five.
@@ -48,8 +61,8 @@ PILOT_TOL = 1e-2
 # Damping of the first step from the pilot's answer: nearly a Gauss-Newton step.
 PILOT_DAMPING = 1e-6
 
-# Series whose steps are computed together: their temporary arrays are some 50 MB.
-STEP_SERIES = 1 << 16
+# Series whose pilots and answers are computed together: their temporary arrays are some 10 MB.
+SOME_SERIES = 1 << 14
 
 # Seed of the places of the pilot's rows.
 PLACES_SEED = 20261
@@ -98,7 +111,12 @@ def pilot_rows(n_rows: int) -> IntArray:
 
 @dataclass
 class FrameFit:
-    """The fits of the n series of a block; see :func:`fit_frames`."""
+    """The fits of the n series of a block; see :func:`fit_frames`.
+
+    What is held of a series from one reading to the next is its search and what its rows told: the
+    number of the rows, the sum of their squares, and the scale of its units. All else follows from
+    the arguments, and is made for some series at a time. So is the answer.
+    """
 
     problem: SeriesProblem
     frames: Frames
@@ -108,54 +126,71 @@ class FrameFit:
     n_rows: int = field(init=False)
     varying: Varying = field(init=False)
     states: FloatArray = field(init=False)
-    constants: FloatArray = field(init=False)
-    starts: FloatArray = field(init=False)
+    counted: RowCounts = field(init=False)
+    scale: FloatArray = field(init=False)
+    guesses: FloatArray | None = field(init=False, default=None)
+    tables: Tables = field(init=False)
     whole: WholeSeries | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.size = len(self.problem.reduction.names)
         self.n_rows = sum(map(len, self.frames.rows))
         self.varying = Varying.of(self.problem)
+        n = self.n_series
+        self.states = np.empty((n_state_rows(self.size), n))
+        self.counted, self.scale = RowCounts.none(n), np.empty(n)
+        if self.problem.guess is not None:
+            self.guesses = np.empty((self.size, n))
 
     def fitted(self) -> FloatArray:
         """The packed answer (k, n)."""
-        block = self._start()
+        self._start()
         for number in range(MOST_EVALUATIONS):
             # The rows of all series are counted.
             running = np.flatnonzero((self.states[-1] == RUNNING) | (number == 0))
             if not running.size:
                 break
-            self._evaluate(block, running, is_first=number == 0)
+            self._evaluate(running, is_first=number == 0)
         self.states[-1][self.states[-1] == RUNNING] = Status.MAX_EVALUATIONS
-        answers = answers_of(self._state(), block.lanes(self.constants), self.starts)
-        packed = block.packed(answers, self.constants)
-        for series in self._parts(np.flatnonzero(self._left(block, answers))):
+        packed = np.empty((self.problem.n_planes, self.n_series))
+        left = np.zeros(self.n_series, np.bool_)
+        for part in self._slices():
+            packed[:, part], left[part] = self._answered(part)
+        for series in self._parts(np.flatnonzero(left)):
             packed[:, series] = self._in_memory(series)
         return packed
 
-    def _state(self) -> LaneState:
-        return unpacked_state(self.states, self.size)
+    def _slices(self) -> Iterator[slice]:
+        """All series, some at a time."""
+        for begin in range(0, self.n_series, SOME_SERIES):
+            yield slice(begin, min(begin + SOME_SERIES, self.n_series))
 
-    def _start(self) -> SeriesBlock:
-        """Fit the pilot, and start the fits of all rows at its answers.
-
-        Returns a block of what does not vary along the rows.
-        """
+    def _start(self) -> None:
+        """Fit the pilot, and start the fits of all rows at its answers."""
         wanted = pilot_rows(self.n_rows)
         inside = [np.flatnonzero(np.isin(own, wanted)) for own in self.frames.rows]
         chosen = [i for i, own in enumerate(inside) if own.size]
         frames = zip(chosen, self.frames.read(chosen), strict=True)
-        parts = [self.varying.part(self._tables(arrays), inside[i]) for i, arrays in frames]
+        rows = [self.varying.part(self._tables(arrays), inside[i]) for i, arrays in frames]
+        self.tables = {key: t for key, t in rows[0].items() if not self.varying.along[key]}
+        for part in self._slices():
+            own = self.varying.joined([self.varying.series(tables, part) for tables in rows])
+            self._start_at(part, own, len(wanted))
+
+    def _start_at(self, part: slice, tables: Tables, n_rows: int) -> None:
+        """Start the fits of some series at the answers of their pilot."""
         problem = replace(self.problem, stat_tol=max(PILOT_TOL, self.problem.stat_tol))
-        pilot = self._block(problem, self.varying.joined(parts), len(wanted), self.n_series)
-        answers, self.constants, self.starts = pilot.searched()
+        pilot = self._block(problem, tables, n_rows, part.stop - part.start)
+        answers, constants, starts = pilot.searched()
         bad, ended = answers.status == Status.BAD_INPUT, answers.status > 0
-        start = np.where(ended, answers.params, self.starts)
-        self.states = fresh_states(start, ~bad, np.where(bad, float(Status.BAD_INPUT), 0.0))
-        damping = self._state().damping
+        start = np.where(ended, answers.params, starts)
+        states = fresh_states(start, ~bad, np.where(bad, float(Status.BAD_INPUT), 0.0))
+        damping = unpacked_state(states, self.size).damping
         damping[...] = np.where(ended, PILOT_DAMPING, damping)
-        fixed = {key: t for key, t in pilot.tables.items() if not self.varying.along[key]}
-        return self._block(self.problem, fixed, 1, self.n_series)
+        self.states[:, part] = states
+        self.scale[part] = constants[pilot.where.scale]
+        if self.guesses is not None:
+            self.guesses[:, part] = starts
 
     def _block(self, problem: SeriesProblem, tables: Tables, n_rows: int, n: int) -> SeriesBlock:
         shape = TileShape.of(problem.model(n_rows))
@@ -164,51 +199,80 @@ class FrameFit:
     def _tables(self, arrays: Sequence[NDArray[Any]]) -> Tables:
         return SeriesBlock.of(self.problem, arrays).tables
 
-    def _evaluate(self, block: SeriesBlock, running: IntArray, *, is_first: bool) -> None:
+    def _some(self, series: IntArray | slice) -> Some:
+        """What stays the same in the fits of some series."""
+        scale, counted = self.scale[series], self.counted
+        n = len(scale)
+        block = self._block(self.problem, self.varying.series(self.tables, series), 1, n)
+        offset, low, high, _ = block.box(slice(0, n), n)
+        constants = np.empty((block.where.height(based=False), n))
+        constants[block.where.offset] = offset
+        constants[block.where.lower], constants[block.where.upper] = low, high
+        constants[block.where.n_points] = counted.n_points[series]
+        constants[block.where.square] = counted.square[series]
+        constants[block.where.scale] = scale
+        constants[block.where.variance] = block.variance(slice(0, n), scale)
+        return Some(block, constants, block.lanes(constants))
+
+    def _evaluate(self, running: IntArray, *, is_first: bool) -> None:
         """One evaluation of all rows of the series that run, and a step of each."""
-        trials = self.states[state_rows(self.size)[1]][:, running]
-        counts = RowCounts.none(running.size) if is_first else None
-        sums = SlabSums(self.problem, trials, self.constants[:, running], counts)
+        trials = self.states[state_rows(self.size)[1]]
+        scale = self.scale
+        if running.size < self.n_series:
+            trials, scale = trials[:, running], scale[running]
+        counts = self.counted if is_first else None
+        sums = SlabSums(self.problem, trials, self._offsets(running), scale, counts)
         if self.whole is not None and self.whole.holds(running):
             source: Iterable[Tables] = [self.whole.of(running, self.varying)]
         else:
-            source = self._read(running, None if is_first else np.flatnonzero(self._left(block)))
+            source = self._read(running, None if is_first else self._left())
         for tables in self.varying.slabs(source, CALL_ROWS):
             sums.add(tables)
-        if counts is not None:
-            self._note(block, running, counts)
-        found = sums.found()
-        for begin in range(0, running.size, STEP_SERIES):
-            part = slice(begin, begin + STEP_SERIES)
-            self._step(block, running[part], _part_of(found, part))
+        if is_first:
+            self._note()
+        for part, found in sums.found():
+            self._step(running[part], found)
 
-    def _note(self, block: SeriesBlock, running: IntArray, counts: RowCounts) -> None:
-        """Keep what the first reading counted."""
-        self.constants[block.where.n_points, running] = counts.n_points
-        self.constants[block.where.square, running] = counts.square
+    def _offsets(self, series: IntArray) -> FloatArray:
+        """Offsets (p, n) of the parameters of some series; (p, 1) if they are the same for all."""
+        fixed = {key: t for key, t in self.tables.items() if key[0] == "fixed"}
+        block = self._block(self.problem, self.varying.series(fixed, series), 1, series.size)
+        return block.offsets(slice(0, series.size), series.size if fixed else 1)
+
+    def _note(self) -> None:
+        """Keep what the first reading tells of the rows."""
         status = self.states[-1]
-        status[running[counts.n_points < self.size]] = Status.TOO_FEW_ROWS
-        status[running[counts.bad]] = Status.BAD_INPUT
+        status[self.counted.n_points < self.size] = Status.TOO_FEW_ROWS
+        status[self.counted.bad] = Status.BAD_INPUT
 
-    def _step(self, block: SeriesBlock, series: IntArray, sums: LaneSums) -> None:
+    def _step(self, series: IntArray, sums: LaneSums) -> None:
         """Judge the trials of some series by their sums, and choose the next ones."""
         packed = self.states[:, series]
-        lanes = block.lanes(self.constants[:, series])
         options = LaneOptions(self.problem.stat_tol, self.problem.max_nfev, self.problem.eps)
-        after = next_state(np, unpacked_state(packed, self.size), sums, lanes, options)
+        state, lanes = unpacked_state(packed, self.size), self._some(series).lanes
         found = np.empty_like(packed)
+        after = next_state(np, state, sums, lanes, options)
         for rows, values in zip(state_rows(self.size), after, strict=True):
             found[rows] = np.asarray(values)
         self.states[:, series] = found
 
-    def _left(self, block: SeriesBlock, answers: SeriesAnswers | None = None) -> NDArray[np.bool_]:
-        """Flags (n,) of series without a success so far, or with few digits in some pivot."""
-        status = self.states[-1] if answers is None else answers.status
-        lanes, state = block.lanes(self.constants), self._state()
-        few = doubtful(state, np.asarray(lanes.lower), np.asarray(lanes.upper))
-        without = (status <= 0) | (status >= RUNNING)
-        left: NDArray[np.bool_] = (without & ~np.isin(status, FROM_ROWS)) | few
-        return left
+    def _answered(self, part: slice) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """The packed answer (k, n) of some series, and flags (n,) of those that are left."""
+        some, state = self._some(part), unpacked_state(self.states[:, part], self.size)
+        starts = self.guesses
+        starts = some.block.starts() if starts is None else starts[:, part]
+        answers = answers_of(state, some.lanes, starts)
+        left = _without_success(answers.status, state, some.lanes)
+        return some.block.packed(answers, some.constants), left
+
+    def _left(self) -> IntArray:
+        """Series without a success so far, or with few digits in some pivot."""
+        found = []
+        for part in self._slices():
+            state = unpacked_state(self.states[:, part], self.size)
+            flags = _without_success(np.asarray(state.status), state, self._some(part).lanes)
+            found.append(part.start + np.flatnonzero(flags))
+        return np.concatenate(found)
 
     def _read(self, running: IntArray, left: IntArray | None) -> Iterator[Tables]:
         """The tables of some series, frame by frame.
@@ -247,7 +311,25 @@ class FrameFit:
         return self._block(self.problem, tables, self.n_rows, series.size).fitted()
 
 
-def _part_of(sums: LaneSums, part: slice) -> LaneSums:
-    """The sums of some series, each a tuple of arrays."""
-    gram, gradient = ([row[part] for row in rows] for rows in (sums.gram, sums.gradient))
-    return LaneSums(gram, gradient, sums.chi2[part])
+class Some(NamedTuple):
+    """What stays the same in the fits of some series.
+
+    Attributes
+    ----------
+    block : SeriesBlock
+        Of the arrays that do not vary along the rows.
+    constants : ndarray, shape (c, n), float64
+    lanes : Lanes
+    """
+
+    block: SeriesBlock
+    constants: FloatArray
+    lanes: Lanes
+
+
+def _without_success(status: NDArray[Any], state: LaneState, lanes: Lanes) -> NDArray[np.bool_]:
+    """Flags (n,) of series without a success so far, or with few digits in some pivot."""
+    few = doubtful(state, np.asarray(lanes.lower), np.asarray(lanes.upper))
+    without = (status <= 0) | (status >= RUNNING)
+    left: NDArray[np.bool_] = (without & ~np.isin(status, FROM_ROWS)) | few
+    return left

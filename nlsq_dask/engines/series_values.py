@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.series import SeriesProblem
-from nlsq_dask.engines.series_block import as_table
+from nlsq_dask.engines.series_tables import as_table
 from nlsq_dask.kernels.lane_values import lane_values
 from nlsq_dask.kernels.lanes import LANES
 

@@ -164,7 +164,9 @@ def _cut(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
 def _sizes(
     problem: SeriesProblem, arrays: Sequence[Array], blocks: dict[int, tuple[int, ...]]
 ) -> SeriesSizes:
-    full = [a for role, a in zip(problem.roles, arrays, strict=True) if role.along and role.varies]
+    named = list(zip(problem.roles, arrays, strict=True))
+    full = [a for role, a in named if role.along and role.varies]
+    maps = [a for role, a in named if role.varies and not role.along]
     return SeriesSizes(
         n_rows=math.prod(arrays[0].shape[d] for d in problem.fit_axes),
         row_bytes=sum(int(a.dtype.itemsize) for a in full),
@@ -172,6 +174,8 @@ def _sizes(
         n_params=len(problem.spec.names),
         n_planes=problem.n_planes,
         frame_rows=max(math.prod(map(max, blocks.values())), CALL_ROWS),
+        map_bytes=sum(int(a.dtype.itemsize) for a in maps),
+        guessed=problem.guess is not None,
     )
 
 

@@ -17,7 +17,7 @@ from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices
 from nlsq_dask.kernels.lane_sums import LaneModel, LaneRows
-from nlsq_dask.kernels.lanes import LaneData, constant_rows, model_identity
+from nlsq_dask.kernels.lanes import LaneData, model_identity
 from nlsq_dask.user_model.lru import LruTable
 
 
@@ -50,6 +50,7 @@ class FrameKernel(CompiledKernel):
         params : ndarray, shape (B, q, L)
             Point at which the sums are.
         data : LaneData
+            Constants (B, p + 1, L) are the offsets of all parameters and the scale.
         n_rows : int
             Rows of the data that count.
 
@@ -70,8 +71,6 @@ class FrameKernel(CompiledKernel):
         count = n_rows.astype(jnp.int64)
         by_tile = [jnp.ndim(c) == 3 for c in data.coords]
         weights_by_tile = data.weights is not None and jnp.ndim(data.weights) == 3
-        n_params, size = self._model.matrix.shape
-        where = constant_rows(n_params, size)
 
         def of_tile(arrays: tuple[jax.Array, ...]) -> jax.Array:
             before, free, y, constants, coords, weights = arrays
@@ -81,8 +80,8 @@ class FrameKernel(CompiledKernel):
                 y,
                 tuple(next(own) if varies else jnp.asarray(c) for varies, c in shared),
                 weights if weights_by_tile else data.weights,  # type: ignore[arg-type]
-                constants[where.scale],
-                tuple(constants[where.offset]),
+                constants[-1],
+                tuple(constants[:-1]),
             )
             return jnp.stack(self._model.added(rows, tuple(free), count, tuple(before)))
 
