@@ -155,6 +155,16 @@ def direct_reader(array: Any) -> DirectReader | None:
 
 def why_not_direct(array: Any) -> str:
     """Why Zarr must read an array, as the end of a sentence; empty if its files can be read."""
+    why = why_not_native(array)
+    if why:
+        return why
+    if array.metadata.zarr_format == 3 and not has_equal_chunks(array):
+        return "its chunks are unequal"
+    return "" if _compression(array) in DECODERS else "of its codecs"
+
+
+def why_not_native(array: Any) -> str:
+    """Why the bytes of an array are not local files of plain numbers; empty if they may be."""
     import zarr
 
     dtype = np.dtype(array.dtype)
@@ -164,12 +174,11 @@ def why_not_direct(array: Any) -> str:
         return "Zarr has other settings"
     if dtype.kind not in PLAIN_KINDS or not dtype.isnative or sys.byteorder != "little":
         return f"of its dtype {dtype}"
-    if array.metadata.zarr_format == 3 and not _has_equal_chunks(array):
-        return "its chunks are unequal"
-    return "" if _compression(array) in DECODERS else "of its codecs"
+    return ""
 
 
-def _has_equal_chunks(array: Any) -> bool:
+def has_equal_chunks(array: Any) -> bool:
+    """Whether all chunks have one shape, but for the ends of the axes."""
     return type(array.metadata.chunk_grid).__name__.startswith("RegularChunkGrid")
 
 
@@ -178,18 +187,18 @@ def _compression(array: Any) -> str:
     metadata = array.metadata
     if metadata.zarr_format == 2:
         plain = not metadata.filters and metadata.order == "C"
-        return _name(metadata.compressor) if plain else OTHER
+        return name_of_codec(metadata.compressor) if plain else OTHER
     first, *rest = metadata.codecs
     endian = getattr(first, "endian", None)
-    if _name(first) != "zarr.BytesCodec" or len(rest) > 1:
+    if name_of_codec(first) != "zarr.BytesCodec" or len(rest) > 1:
         return OTHER
     if getattr(endian, "value", endian) not in (None, "little"):
         return OTHER
-    return _name(rest[0]) if rest else NONE
+    return name_of_codec(rest[0]) if rest else NONE
 
 
-def _name(codec: Any) -> str:
-    """Package and class of a codec."""
+def name_of_codec(codec: Any) -> str:
+    """Package and class of a codec; "none" for None."""
     if codec is None:
         return NONE
     return f"{type(codec).__module__.partition('.')[0]}.{type(codec).__name__}"

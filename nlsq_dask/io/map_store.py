@@ -25,6 +25,7 @@ from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.io import locations
 from nlsq_dask.io.codec import checksum, dumps
+from nlsq_dask.io.direct_write import direct_writer
 from nlsq_dask.io.folders import is_url
 from nlsq_dask.io.libraries import is_zarr_group
 
@@ -69,7 +70,10 @@ class StoredMap:
     def write(self, region: tuple[slice, ...], packed: NDArray[Any]) -> None:
         """Write the map of a region, from the packed answer (k, ...) there."""
         values = packed[self.planes].astype(self.array.dtype)
-        self.array[(*(slice(None),) * self.planes.ndim, *region)] = values
+        box = (*(slice(None),) * self.planes.ndim, *region)
+        writer = direct_writer(self.array)
+        if writer is None or not writer.write(box, values):
+            self.array[box] = values
 
 
 def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
