@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nlsq_dask.core.lane_certify import basis_of, doubtful
 from nlsq_dask.core.lane_step import NO_SLOPE, RUNNING
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.io.stage import ALIGNMENT, aligned
+from nlsq_dask.io.reused_memory import memory_of_thread
 from nlsq_dask.kernels.lanes import (
     ConstantRows,
     LaneData,
@@ -251,13 +251,13 @@ class LaneSearch:
 def to_tiles(rows: FloatArray, shape: TileShape) -> FloatArray:
     """Tiles (B, rows, L) of rows (rows, T L), in aligned memory; the other tiles hold zeros.
 
-    Pages that nothing is written to take no time. JAX uses aligned memory without a copy.
+    JAX uses aligned memory without a copy.
     """
     used = rows.shape[1] // shape.lanes
-    n_bytes = 8 * shape.tiles * len(rows) * shape.lanes
-    raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
-    tiles = aligned(raw, n_bytes).view(np.float64).reshape(shape.tiles, len(rows), shape.lanes)
+    whole = (shape.tiles, len(rows), shape.lanes)
+    tiles = memory_of_thread().empty(whole, np.dtype(np.float64))
     tiles[:used] = rows.reshape(len(rows), used, shape.lanes).transpose(1, 0, 2)
+    tiles[used:] = 0.0
     return tiles
 
 

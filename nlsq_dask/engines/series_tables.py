@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nlsq_dask.core.lane_parameters import along, free_bounds
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.series import Role, SeriesProblem
+from nlsq_dask.io.reused_memory import memory_of_thread
 from nlsq_dask.kernels.lanes import ConstantRows, TileShape, constant_rows
 
 # Largest power of two by which observations are scaled.
@@ -108,7 +109,9 @@ class SeriesTables:
         table, role = self.tables[key], self.roles[key]
         columns = table[:, part] if role.varies else table
         width = self.width(part) if role.varies else 1
-        found = np.full((self.shape.rows if role.along else 1, width), fill)
+        whole = (self.shape.rows if role.along else 1, width)
+        found = memory_of_thread().empty(whole, np.dtype(np.float64))
+        found.fill(fill)
         found[: len(columns), : columns.shape[1]] = np.ma.getdata(columns)
         return found
 
@@ -265,7 +268,9 @@ def sizes_of(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Rows that count, sum of squared weighted observations in the lanes' units, and scale."""
     counted = ~np.isnan(y)
-    values = np.where(counted, y if weights is None else y * weights, 0.0)
+    values = memory_of_thread().empty(y.shape, np.dtype(np.float64))
+    np.multiply(y, 1.0 if weights is None else weights, out=values)
+    np.copyto(values, 0.0, where=~counted)
     largest = np.maximum(values.max(axis=0), -values.min(axis=0))
     exponent = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1]
     scale = np.ldexp(1.0, -np.clip(exponent, -MOST_POWER, MOST_POWER))
