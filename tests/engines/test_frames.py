@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 
 import dask.array as da
@@ -40,6 +41,7 @@ def traced(problem, n):
     try:
         fit = FrameFit(problem, frames, n, room=1e3)
         packed = fit.fitted()
+        gc.collect()
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -55,9 +57,9 @@ def test_the_memory_of_a_series_is_what_is_planned():
         n_rows=ROWS, row_bytes=4, n_free=3, n_params=3, n_planes=problem.n_planes, frame_rows=ROWS
     )
     assert sizes.held_bytes == 8 * 30 + 1
-    few, many = SOME_SERIES, 2 * SOME_SERIES
+    few, many = SOME_SERIES, 3 * SOME_SERIES
     traced(problem, 100)  # compiles
     held, peak = np.subtract(traced(problem, many), traced(problem, few)) / (many - few)
-    assert held == pytest.approx(sizes.held_bytes, rel=0.01)
+    assert held == pytest.approx(sizes.held_bytes, rel=0.03)  # 8 bytes more would show
     # The sums themselves belong to the compiled program, and are not traced.
     assert 0.5 * sizes.state_bytes(1) < peak < sizes.state_bytes(1)
