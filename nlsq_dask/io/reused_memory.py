@@ -6,9 +6,11 @@ of some megabytes that takes longer than filling them from the disk's cache.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 
 from nlsq_dask.io.stage import ALIGNMENT, aligned
 
-# Pieces of memory have a multiple of these bytes, so that chunks that compress to about the same
-# length share them.
+# Pieces of memory have a multiple of these bytes, and large pieces a multiple of such a fraction of
+# their size, so that chunks that compress to about the same length share them.
 GRANULE = 1 << 16
+STEPS_TO_DOUBLE = 8
 
 # Pieces that are kept while nothing uses them: those of the arrays of two blocks.
 MOST_IDLE = 8
@@ -32,20 +35,21 @@ class ReusedMemory:
     """Pieces of memory for the arrays that a process reads for a fit.
 
     A piece is free when no array refers to it. An array that somebody keeps is never overwritten.
-    Pickling gives an object without memory.
+    A pickle of the memory stands for that of the process that opens the pickle.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pieces: list[NDArray[np.uint8]] = []
 
-    def __reduce__(self) -> tuple[type[ReusedMemory], tuple[()]]:
-        return ReusedMemory, ()
+    def __reduce__(self) -> tuple[Callable[[], ReusedMemory], tuple[()]]:
+        return memory_of_process, ()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array without initial values."""
-        n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        piece = self._taken(max(-(-n_bytes // GRANULE), 1) * GRANULE)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        step = max(GRANULE, (1 << max(n_bytes - 1, 0).bit_length() >> 1) // STEPS_TO_DOUBLE)
+        piece = self._taken(max(-(-n_bytes // step), 1) * step)
         return aligned(piece, n_bytes).view(dtype).reshape(shape)
 
     def _taken(self, n_bytes: int) -> NDArray[np.uint8]:
@@ -64,6 +68,24 @@ class ReusedMemory:
     def _is_free(self, i: int) -> bool:
         # The list and the call refer to the piece; views of an array refer to its owner.
         return sys.getrefcount(self._pieces[i]) <= 2
+
+
+_LOCK = threading.Lock()
+_of_process: weakref.ref[ReusedMemory] | None = None
+
+
+def memory_of_process() -> ReusedMemory:
+    """The memory that the fits of this process share, while any of them holds it.
+
+    A fit reads its sample and its passes into the same memory.
+    """
+    global _of_process  # noqa: PLW0603  # one a process
+    with _LOCK:
+        memory = None if _of_process is None else _of_process()
+        if memory is None:
+            memory = ReusedMemory()
+            _of_process = weakref.ref(memory)
+        return memory
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import threading
+import weakref
 
 import jax.numpy as jnp
 import numcodecs
@@ -18,7 +20,7 @@ from nlsq_dask import fit
 from nlsq_dask.engines.dask.leaves import with_leaves
 from nlsq_dask.io import direct
 from nlsq_dask.io.leaf import Leaf
-from nlsq_dask.io.reused_memory import MOST_IDLE, ReusedMemory, reusing
+from nlsq_dask.io.reused_memory import MOST_IDLE, ReusedMemory, memory_of_process, reusing
 
 pytestmark = pytest.mark.versions
 
@@ -177,7 +179,24 @@ def test_few_pieces_of_memory_are_kept():
     for k in range(1, 40):
         memory.empty((k << 13,), np.dtype("f8"))
     assert len(memory._pieces) <= MOST_IDLE
-    assert pickle.loads(pickle.dumps(memory))._pieces == []
+
+
+def test_chunks_that_compress_to_about_the_same_length_share_memory():
+    memory = ReusedMemory()
+    for n_bytes in range(7_000_000, 7_300_000, 17_321):
+        memory.empty((n_bytes,), np.dtype("u1"))
+    assert len(memory._pieces) == 1
+    assert memory._pieces[0].size < 7_300_000 * 9 / 8
+
+
+def test_the_fits_of_a_process_share_memory_while_they_last():
+    memory = memory_of_process()
+    assert memory_of_process() is memory
+    assert pickle.loads(pickle.dumps(ReusedMemory())) is memory
+    ended = weakref.ref(memory)
+    del memory
+    gc.collect()
+    assert ended() is None
 
 
 def test_threads_never_share_a_piece():

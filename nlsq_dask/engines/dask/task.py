@@ -25,7 +25,7 @@ from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.vectors import check_vectors
-from nlsq_dask.io.reused_memory import ReusedMemory, reusing
+from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process, reusing
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -69,7 +69,7 @@ class Work:
     retries: Retries = DEFAULT_RETRIES
     fit: str = ""
     tells: bool = False
-    memory: ReusedMemory = field(default_factory=ReusedMemory)
+    memory: ReusedMemory = field(default_factory=memory_of_process)
     look: Look | None = None
     ahead: ReadAhead | None = None
 
