@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
+
+from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
-from nlsq_dask.io.stage import STAGE_ROWS, Block, Stage
+from nlsq_dask.io.stage import ALIGNMENT, STAGE_ROWS, Block, Stage
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
 
@@ -19,12 +22,14 @@ def accumulate(
     blocks: Iterable[Block],
     weighted: bool,
     stage_rows: int = STAGE_ROWS,
-    keep: Callable[[Stage], Rows] | None = None,
+    keep: Callable[[Rows, int], Rows] | None = None,
 ) -> AnswerT:
     """Answer a question for blocks, in their order.
 
     Blocks are packed into the stage, and the kernel runs each time that the stage is full, so small
-    blocks cost no more calls of the kernel than large ones.
+    blocks cost no more calls of the kernel than large ones. The kernel takes rows that need no
+    change from the block itself, as many at one time as the stage would hold: the sums are the
+    same.
 
     Parameters
     ----------
@@ -37,14 +42,10 @@ def accumulate(
     stage_rows : int
         Rows of the staging buffer.
     keep : callable, optional
-        Called with each filled stage. The kernel takes the rows that `keep` returns.
+        Called with the rows of each call of the kernel, and the number of rows that are left out
+        with them. The kernel takes the rows that `keep` returns.
     """
-    stages = _filled(blocks, weighted, stage_rows)
-    return add_rows(
-        question,
-        kernels,
-        ((rows_of_stage(s) if keep is None else keep(s), s.n_left_out) for s in stages),
-    )
+    return add_rows(question, kernels, _staged(blocks, weighted, stage_rows, keep or _as_they_are))
 
 
 def add_rows(
@@ -68,6 +69,7 @@ def add_rows(
         if n_left_out:
             part = part + question.zero(n_left_out)
         total = total + part
+        del rows  # the memory of their block is used again for the next block
     return total
 
 
@@ -76,23 +78,60 @@ def rows_of_stage(stage: Stage) -> Rows:
     return Rows(stage.coords, stage.y, stage.weights, stage.n_rows, stage.counted)
 
 
-def _filled(blocks: Iterable[Block], weighted: bool, stage_rows: int) -> Iterator[Stage]:
-    """Yield the stage each time that it is full, and at the end with the remaining rows."""
+def _as_they_are(rows: Rows, n_left_out: int) -> Rows:  # noqa: ARG001  # as `keep`
+    return rows
+
+
+def _staged(
+    blocks: Iterable[Block], weighted: bool, stage_rows: int, keep: Callable[[Rows, int], Rows]
+) -> Iterator[tuple[Rows, int]]:
+    """Rows for the kernel, and the number of rows that are left out with them.
+
+    The rows are those of the stage each time that it is full, and at the end the remaining rows.
+    """
     stage: Stage | None = None
     for block in blocks:
         if stage is None:
             flagged = bool(block.series_axes)
             stage = _take_stage(len(block.coords), weighted, stage_rows, flagged)
         start, size = 0, block.y.size
+        columns = _columns(block) if size >= stage_rows else None
         while start < size:
+            if columns is not None and not stage.n_rows and _fits(columns, start, stage_rows):
+                yield keep(_rows_in_place(columns, start, stage_rows), 0), 0
+                start += stage_rows
+                continue
             start = stage.fill(block, start)
             if stage.full:
-                yield stage
+                yield keep(rows_of_stage(stage), stage.n_left_out), stage.n_left_out
                 stage.clear()
-        del block
+        del block, columns
     if stage is not None:
-        yield stage
+        yield keep(rows_of_stage(stage), stage.n_left_out), stage.n_left_out
     _local.stage = stage
+
+
+def _columns(block: Block) -> list[FloatArray] | None:
+    """The values of a block as a kernel takes them, equally aligned; None if they are not so."""
+    if block.selects or block.series_axes or block.sigma is not None:
+        return None
+    for array in block.arrays:
+        plain = type(array) is np.ndarray and array.dtype == np.float64 and array.dtype.isnative
+        if not plain or array.shape != block.y.shape or not array.flags.c_contiguous:
+            return None
+    columns: list[FloatArray] = [array.reshape(-1) for array in block.arrays]  # type: ignore[misc]
+    places = {column.ctypes.data % ALIGNMENT for column in columns}
+    return columns if len(places) == 1 else None
+
+
+def _fits(columns: list[FloatArray], start: int, n: int) -> bool:
+    """Whether a kernel takes n rows from a row on without a copy."""
+    return columns[0].size - start >= n and columns[0][start:].ctypes.data % ALIGNMENT == 0
+
+
+def _rows_in_place(columns: list[FloatArray], start: int, n: int) -> Rows:
+    y, *coords = (column[start : start + n] for column in columns)
+    return Rows(tuple(coords), y, None, n)
 
 
 def _take_stage(n_coords: int, weighted: bool, capacity: int, flagged: bool) -> Stage:

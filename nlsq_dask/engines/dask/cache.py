@@ -21,7 +21,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.steps import Group
-from nlsq_dask.io.stage import ALIGNMENT, Block, Stage, aligned
+from nlsq_dask.io.stage import ALIGNMENT, Block, aligned
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
@@ -111,9 +111,9 @@ class KeptGroup:
             return accumulate(question, kernels, blocks, weighted, stage_rows)
         kept: list[tuple[Rows, int]] = []
 
-        def keep(stage: Stage) -> Rows:
-            rows = kernels.put(_copied(stage), device)
-            kept.append((rows, stage.n_left_out))
+        def keep(rows: Rows, n_left_out: int) -> Rows:
+            rows = kernels.put(_copied(rows), device)
+            kept.append((rows, n_left_out))
             return rows
 
         try:
@@ -257,20 +257,19 @@ def reads(group: Group) -> bool:
     return any(not isinstance(node, (DataNode, Alias)) for node in nodes)
 
 
-def _copied(stage: Stage) -> Rows:
-    """A copy of a stage's rows, in buffers of the same length."""
+def _copied(rows: Rows) -> Rows:
+    """A copy of rows, in buffers of the same length."""
 
-    def copy(buffer: FloatArray) -> FloatArray:
+    def copy(buffer: Any) -> FloatArray:
         # Pages of zeros that are never written take no memory, so that few rows take little.
-        raw = np.zeros(stage.capacity * 8 + ALIGNMENT, np.uint8)
-        own = aligned(raw, stage.capacity * 8).view(np.float64)
-        own[: stage.n_rows] = buffer[: stage.n_rows]
+        n_bytes = buffer.size * 8
+        own = aligned(np.zeros(n_bytes + ALIGNMENT, np.uint8), n_bytes).view(np.float64)
+        own[: rows.n] = buffer[: rows.n]
         return own
 
-    weights = None if stage.weights is None else copy(stage.weights)
-    counted = None if stage.counted is None else stage.counted.copy()
-    coords = tuple(copy(c) for c in stage.coords)
-    return Rows(coords, copy(stage.y), weights, stage.n_rows, counted)
+    weights = None if rows.weights is None else copy(rows.weights)
+    counted = None if rows.counted is None else np.array(rows.counted)
+    return Rows(tuple(copy(c) for c in rows.coords), copy(rows.y), weights, rows.n, counted)
 
 
 def _give_back(place: str, n_bytes: int) -> None:
