@@ -1,30 +1,29 @@
 """Read chunks of Zarr arrays from local files straight into memory that is used again.
 
 Zarr reads a chunk into fresh memory, decodes the chunk into fresh memory, and hands the work from
-thread to thread. A plain chunk file needs none of that. The values are those of Zarr: whatever is
-not plain goes Zarr's way, and so does every chunk that is not as expected (not written, of another
-length, damaged), so that Zarr decides which values or which error it gives.
+thread to thread. A chunk file, or a shard, needs none of that. The values are those of Zarr:
+whatever is not known here goes Zarr's way, and so does every box with a chunk that is not as
+expected (of another length, damaged, its file not there), so that Zarr decides which values or
+which error it gives.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask.io.chunk_codec import ChunkCodec, unknown_codec
 from nlsq_dask.io.libraries import local_folder
+from nlsq_dask.io.places import stored_lengths
 from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_thread
-
-#: Decodes the bytes of a file into an array; False if the file has not the length of the array.
-Decoder: TypeAlias = Callable[[NDArray[np.uint8], NDArray[Any]], bool]
+from nlsq_dask.io.shards import NOWHERE, ShardIndex
 
 # Kinds of dtypes whose stored bytes are their values.
 PLAIN_KINDS = "biuf"
@@ -33,34 +32,31 @@ PLAIN_KINDS = "biuf"
 PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 BUFFER = "zarr.buffer.cpu.Buffer"
 
-# Names of no compression, and of codecs that are not plain.
-NONE, OTHER = "none", "other"
-
-# Errors by which the decoders refuse what is not of their format.
-DAMAGED = (RuntimeError, ValueError)
-
 
 @dataclass(frozen=True, slots=True)
 class DirectReader:
-    """Reads boxes of a Zarr array whose chunks are plain files.
+    """Reads boxes of a Zarr array whose chunks, or shards, are files.
 
     Attributes
     ----------
     array : zarr.Array
-    folder : Path
-        Of the chunks' files.
-    dtype : dtype
+    folder : str
+        Of the files.
+    codec : ChunkCodec
     chunks : tuple of int
         Lengths of a chunk.
-    decoder : callable or None
-        None for chunks that are not compressed.
+    files : tuple of int
+        Lengths of the part of the array that is in one file.
+    index : ShardIndex or None
+        None for an array without shards.
     """
 
     array: Any
-    folder: Path
-    dtype: np.dtype[Any]
+    folder: str
+    codec: ChunkCodec
     chunks: tuple[int, ...]
-    decoder: Decoder | None
+    files: tuple[int, ...]
+    index: ShardIndex | None
 
     def read(self, index: Any) -> NDArray[Any] | None:
         """The values of a box, or None where Zarr must read them.
@@ -73,55 +69,111 @@ class DirectReader:
         box = _box(index, self.array.shape)
         if box is None:
             return None
-        memory = memory_of_thread()
-        values = memory.empty(tuple(stop - start for start, stop in box), self.dtype)
-        along = [
-            range(start // n, -(-stop // n))
-            for (start, stop), n in zip(box, self.chunks, strict=True)
-        ]
-        for coords in itertools.product(*along):
-            if not self._read_chunk(coords, box, values, memory):
+        memory, codec = memory_of_thread(), self.codec
+        values = codec.empty(tuple(stop - start for start, stop in box), memory)
+        for coords in itertools.product(*_cells(box, self.files)):
+            if not self._read_file(coords, box, values, memory):
                 return None
+        if not codec.dtype.isnative and np.dtype(self.array.dtype).isnative:
+            values = values.byteswap(inplace=True).view(self.array.dtype)
         return values
 
-    def _read_chunk(
+    def _read_file(
         self,
         coords: tuple[int, ...],
         box: list[tuple[int, int]],
         values: NDArray[Any],
         memory: ReusedMemory,
     ) -> bool:
-        """Read the part of a chunk that is in a box into the values of the box."""
+        """Read the part of a file that is in a box into the values of the box."""
+        try:
+            path = f"{self.folder}/{self.array.metadata.encode_chunk_key(coords)}"
+            with io.FileIO(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if self.index is None:
+                    return self._read_chunk(file, size, coords, box, values, memory)
+                return self._read_shard(file, size, coords, box, values, memory)
+        except OSError:
+            return False
+
+    def _read_shard(
+        self,
+        file: io.FileIO,
+        size: int,
+        coords: tuple[int, ...],
+        box: list[tuple[int, int]],
+        values: NDArray[Any],
+        memory: ReusedMemory,
+    ) -> bool:
+        """Read the part of a shard that is in a box."""
+        assert self.index is not None, "an array in shards"
+        places = self.index.places(self.index.read(file, size))
+        if places is None:
+            return False
+        grid = self.index.grid
+        corner = [i * k for i, k in zip(coords, grid, strict=True)]
+        inside = [
+            range(max(cells.start, first), min(cells.stop, first + k))
+            for cells, first, k in zip(_cells(box, self.chunks), corner, grid, strict=True)
+        ]
+        for chunk in itertools.product(*inside):
+            local = tuple(i - first for i, first in zip(chunk, corner, strict=True))
+            start, n_bytes = places[local].tolist()
+            if start == n_bytes == NOWHERE:
+                if not fills_missing(self.array):
+                    return False
+                values[self._overlap(chunk, box)[1]] = self.array.fill_value
+                continue
+            if start + n_bytes > size:
+                return False
+            file.seek(start)
+            if not self._read_chunk(file, n_bytes, chunk, box, values, memory):
+                return False
+        return True
+
+    def _read_chunk(
+        self,
+        file: io.FileIO,
+        size: int,
+        coords: tuple[int, ...],
+        box: list[tuple[int, int]],
+        values: NDArray[Any],
+        memory: ReusedMemory,
+    ) -> bool:
+        """Read the part of a chunk that is in a box, from the place of the chunk in a file."""
+        inside, target = self._overlap(coords, box)
+        part = values[target]
+        if part.shape == self.chunks:
+            stored = self.codec.in_order(part)
+            if stored is not None:
+                return self.codec.read(file, size, stored, memory)
+        chunk = self.codec.empty(self.chunks, memory)
+        stored = self.codec.in_order(chunk)
+        if stored is None or not self.codec.read(file, size, stored, memory):
+            return False
+        part[...] = chunk[inside]
+        return True
+
+    def _overlap(
+        self, coords: tuple[int, ...], box: list[tuple[int, int]]
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The part of a chunk that is in a box: where in the chunk, and where in the box."""
         inside, target = [], []
         for i, n, (start, stop) in zip(coords, self.chunks, box, strict=True):
             first, last = max(i * n, start), min((i + 1) * n, stop)
             inside.append(slice(first - i * n, last - i * n))
             target.append(slice(first - start, last - start))
-        part = values[tuple(target)]
-        if part.shape == self.chunks and part.flags.c_contiguous:
-            return self._decode(coords, part, memory)
-        chunk = memory.empty(self.chunks, self.dtype)
-        if not self._decode(coords, chunk, memory):
-            return False
-        part[...] = chunk[tuple(inside)]
-        return True
-
-    def _decode(self, coords: tuple[int, ...], chunk: NDArray[Any], memory: ReusedMemory) -> bool:
-        """Read the file of a chunk into an array."""
-        path = self.folder / self.array.metadata.encode_chunk_key(coords)
-        try:
-            with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if self.decoder is None:
-                    return bool(size == chunk.nbytes == file.readinto(_bytes(chunk).data))
-                stored = memory.empty((size,), np.dtype(np.uint8))
-                return size == file.readinto(stored.data) and self.decoder(stored, _bytes(chunk))
-        except OSError:
-            return False
+        return tuple(inside), tuple(target)
 
 
-def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return values.reshape(-1).view(np.uint8)
+def fills_missing(array: Any) -> bool:
+    """Whether Zarr reads a chunk that is not there as the fill value, as it does by default."""
+    return bool(getattr(getattr(array, "config", None), "read_missing_chunks", True))
+
+
+def _cells(box: list[tuple[int, int]], lengths: tuple[int, ...]) -> list[range]:
+    """Indices of the chunks, or of the shards, that a box has parts of."""
+    return [range(start // n, -(-stop // n)) for (start, stop), n in zip(box, lengths, strict=True)]
 
 
 def _box(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
@@ -149,8 +201,11 @@ def direct_reader(array: Any) -> DirectReader | None:
     root = local_folder(array.store)
     if root is None or why_not_direct(array):
         return None
-    folder, dtype = root / array.path, np.dtype(array.dtype)
-    return DirectReader(array, folder, dtype, tuple(array.chunks), DECODERS[_compression(array)])
+    codec = ChunkCodec.of(array)
+    assert codec is not None, "known, as there is no reason against it"
+    index = ShardIndex.of(array) if array.shards else None
+    lengths = tuple(array.chunks), stored_lengths(array)
+    return DirectReader(array, str(root / array.path), codec, *lengths, index)
 
 
 def why_not_direct(array: Any) -> str:
@@ -160,7 +215,9 @@ def why_not_direct(array: Any) -> str:
         return why
     if array.metadata.zarr_format == 3 and not has_equal_chunks(array):
         return "its chunks are unequal"
-    return "" if _compression(array) in DECODERS else "of its codecs"
+    if codec := unknown_codec(array):
+        return f"of its codec {codec}"
+    return "of the index of its shards" if array.shards and not ShardIndex.of(array) else ""
 
 
 def why_not_native(array: Any) -> str:
@@ -172,7 +229,7 @@ def why_not_native(array: Any) -> str:
         return "it lies in no local folder"
     if zarr.config.get("codec_pipeline.path") != PIPELINE or zarr.config.get("buffer") != BUFFER:
         return "Zarr has other settings"
-    if dtype.kind not in PLAIN_KINDS or not dtype.isnative or sys.byteorder != "little":
+    if dtype.kind not in PLAIN_KINDS or sys.byteorder != "little":
         return f"of its dtype {dtype}"
     return ""
 
@@ -180,76 +237,3 @@ def why_not_native(array: Any) -> str:
 def has_equal_chunks(array: Any) -> bool:
     """Whether all chunks have one shape, but for the ends of the axes."""
     return type(array.metadata.chunk_grid).__name__.startswith("RegularChunkGrid")
-
-
-def _compression(array: Any) -> str:
-    """The compressor of an array whose chunks are plain but for it; "other" for other arrays."""
-    metadata = array.metadata
-    if metadata.zarr_format == 2:
-        plain = not metadata.filters and metadata.order == "C"
-        return name_of_codec(metadata.compressor) if plain else OTHER
-    first, *rest = metadata.codecs
-    endian = getattr(first, "endian", None)
-    if name_of_codec(first) != "zarr.BytesCodec" or len(rest) > 1:
-        return OTHER
-    if getattr(endian, "value", endian) not in (None, "little"):
-        return OTHER
-    return name_of_codec(rest[0]) if rest else NONE
-
-
-def name_of_codec(codec: Any) -> str:
-    """Package and class of a codec; "none" for None."""
-    if codec is None:
-        return NONE
-    return f"{type(codec).__module__.partition('.')[0]}.{type(codec).__name__}"
-
-
-def _zstd(stored: NDArray[np.uint8], chunk: NDArray[np.uint8]) -> bool:
-    """Decode one frame of zstd that tells its length (RFC 8878, section 3.1.1.1)."""
-    head = stored[:18].tobytes()
-    if len(head) < 9 or head[:4] != b"\x28\xb5\x2f\xfd":
-        return False
-    flags = head[4]
-    single = flags >> 5 & 1
-    size = (single, 2, 4, 8)[flags >> 6]
-    start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
-    length = int.from_bytes(head[start : start + size], "little") + (256 if size == 2 else 0)
-    if not size or length != chunk.nbytes:
-        return False
-    return _decoded("zstd", stored, chunk)
-
-
-def _blosc(stored: NDArray[np.uint8], chunk: NDArray[np.uint8]) -> bool:
-    """Decode a buffer of blosc, whose header has the lengths (README_CHUNK_FORMAT of c-blosc)."""
-    head = stored[:16].tobytes()
-    length, packed = (int.from_bytes(head[i : i + 4], "little") for i in (4, 12))
-    if len(head) < 16 or length != chunk.nbytes or packed != stored.size:
-        return False
-    return _decoded("blosc", stored, chunk)
-
-
-def _lz4(stored: NDArray[np.uint8], chunk: NDArray[np.uint8]) -> bool:
-    """Decode a buffer of lz4 behind four bytes that tell its length, as numcodecs writes it."""
-    if int.from_bytes(stored[:4].tobytes(), "little") != chunk.nbytes:
-        return False
-    return _decoded("lz4", stored, chunk)
-
-
-def _decoded(codec: str, stored: NDArray[np.uint8], chunk: NDArray[np.uint8]) -> bool:
-    """Decode by a module of numcodecs, which Zarr brings."""
-    try:
-        import_module(f"numcodecs.{codec}").decompress(stored, chunk)
-    except DAMAGED:
-        return False
-    return True
-
-
-#: Codecs that decode into a given array, by package and class.
-DECODERS: dict[str, Decoder | None] = {
-    NONE: None,
-    "zarr.ZstdCodec": _zstd,
-    "zarr.BloscCodec": _blosc,
-    "numcodecs.Zstd": _zstd,
-    "numcodecs.Blosc": _blosc,
-    "numcodecs.LZ4": _lz4,
-}

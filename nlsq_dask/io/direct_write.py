@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.io.direct import has_equal_chunks, name_of_codec, why_not_native
+from nlsq_dask.io.chunk_codec import name_of_codec
+from nlsq_dask.io.direct import has_equal_chunks, why_not_native
 from nlsq_dask.io.libraries import local_folder
 
 # Codecs of a plain array, in the order in which they encode.

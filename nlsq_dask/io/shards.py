@@ -1,28 +1,36 @@
-"""Chunks that a shard of a Zarr array does not hold.
+"""Where the chunks of a shard of a Zarr array are, and which chunks the shard does not hold.
 
 A shard is one object of a store with several chunks. Its index has the place of each chunk, or two
 numbers of ones for a chunk that is not there ("Zarr sharding codec", version 1.0). The index has 16
-bytes a chunk, at the start or the end of the shard, so that a short read shows what is missing.
+bytes a chunk, at the start or the end of the shard, so that a short read shows what is missing. A
+checksum stands behind the index, as a rule.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-# Bytes of the index of a chunk, and of the checksum behind the index.
+from nlsq_dask.io.chunk_codec import CHECKSUM_BYTES, has_checksum
+
+# Bytes of the index of a chunk.
 BYTES_A_CHUNK = 16
-CHECKSUM_BYTES = {"crc32c": 4}
+
+# Codecs of an index, with a checksum and without.
+INDEX_CODECS = (["bytes"], ["bytes", "crc32c"])
 
 # Both numbers of a chunk that is not there.
-NOWHERE = np.iinfo(np.uint64).max
+NOWHERE = int(np.iinfo(np.uint64).max)
 
 # Indices that are asked for at one time. A store takes so many requests as fast as one.
 AT_ONCE = 64
@@ -40,11 +48,14 @@ class ShardIndex:
         Bytes of the index.
     at_end : bool
         Whether it is at the end of the shard.
+    has_checksum : bool
+        Whether a checksum stands behind it.
     """
 
     grid: tuple[int, ...]
     n_bytes: int
     at_end: bool
+    has_checksum: bool
 
     @classmethod
     def of(cls, array: Any) -> Self | None:
@@ -55,25 +66,52 @@ class ShardIndex:
             for codec in configuration.get("index_codecs", ())
         ]
         names = [codec["name"] for codec in codecs]
-        if not names or names[0] != "bytes" or not set(names[1:]) <= set(CHECKSUM_BYTES):
+        if names not in INDEX_CODECS:
             return None
         if codecs[0].get("configuration", {}).get("endian", "little") != "little":
             return None
         grid = tuple(s // c for s, c in zip(array.shards, array.chunks, strict=True))
-        checksums = sum(CHECKSUM_BYTES[name] for name in names[1:])
+        n_bytes = BYTES_A_CHUNK * math.prod(grid) + CHECKSUM_BYTES * (len(names) - 1)
         location = str(
             getattr(configuration.get("index_location"), "value", None)
             or configuration.get("index_location", "end")
         )
-        return cls(grid, BYTES_A_CHUNK * math.prod(grid) + checksums, location != "start")
+        return cls(grid, n_bytes, location != "start", len(names) > 1)
+
+    def read(self, file: io.FileIO, size: int) -> bytes | None:
+        """The bytes of the index of a shard in a file of some bytes; None if they are too few."""
+        if size < self.n_bytes:
+            return None
+        file.seek(size - self.n_bytes if self.at_end else 0)
+        return file.read(self.n_bytes)
+
+    def places(self, raw: bytes | None) -> NDArray[np.uint64] | None:
+        """First byte and number of bytes of each chunk; None if the index is cut off or damaged.
+
+        Parameters
+        ----------
+        raw : bytes or None
+            The index.
+
+        Returns
+        -------
+        ndarray, shape (*grid, 2), or None
+            Both numbers are NOWHERE for a chunk that the shard does not hold.
+        """
+        if raw is None or len(raw) != self.n_bytes:
+            return None
+        n_bytes = BYTES_A_CHUNK * math.prod(self.grid)
+        if self.has_checksum and not has_checksum(raw[:n_bytes], raw[n_bytes:]):
+            return None
+        return np.frombuffer(raw[:n_bytes], "<u8").reshape(*self.grid, 2)
 
     def absent(self, raw: bytes | None) -> Iterator[tuple[int, ...]]:
-        """Chunks of a shard that its index does not have; none if the index is cut off."""
-        if raw is None or len(raw) != self.n_bytes:
-            return  # the shard is damaged, as the fit will tell
-        places = np.frombuffer(raw, "<u8", 2 * math.prod(self.grid)).reshape(-1, 2)
-        for number in np.flatnonzero((places == NOWHERE).all(axis=1)):
-            yield tuple(int(i) for i in np.unravel_index(number, self.grid))
+        """Chunks of a shard that its index does not have; none if the index is damaged."""
+        places = self.places(raw)
+        if places is None:
+            return  # the fit will tell of a damaged shard
+        for chunk in np.argwhere((places == NOWHERE).all(axis=-1)).tolist():
+            yield tuple(chunk)
 
 
 def chunks_of(array: Any, shard: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -123,12 +161,8 @@ def absent_in(
 
 def _read(path: Path, index: ShardIndex) -> bytes | None:
     """The index of a shard in a file; None if the file is shorter."""
-    with path.open("rb") as file:
-        if index.at_end:
-            if file.seek(0, 2) < index.n_bytes:
-                return None
-            file.seek(-index.n_bytes, 2)
-        return file.read(index.n_bytes)
+    with io.FileIO(path) as file:
+        return index.read(file, os.fstat(file.fileno()).st_size)
 
 
 async def _asked(store: Any, keys: Iterable[str], index: ShardIndex) -> list[bytes | None]:
