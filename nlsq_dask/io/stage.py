@@ -152,11 +152,28 @@ class Layout:
         n_values = len(arrays) - self.n_masks
         for number, array in enumerate(arrays):
             kinds = NUMBERS if number < n_values else FLAGS
-            # A fast path, for data in many small blocks.
             known = type(array) is np.ndarray and array.dtype.kind in kinds
             if known and array.shape == shapes[number]:
                 continue
             self.announced(number, index, box, kinds).check(array)
+
+    def checked(
+        self, arrays: Sequence[Any], shapes: Sequence[Shape], index: Shape, box: Box
+    ) -> Block:
+        """Compose a block of computed arrays that are as announced; see :meth:`check`."""
+        if not self.weighted and not self.n_masks:  # a fast path, for data in many small blocks
+            for array, shape in zip(arrays, shapes, strict=True):
+                if (
+                    type(array) is not np.ndarray
+                    or array.shape != shape
+                    or array.dtype.kind not in NUMBERS
+                ):
+                    break
+            else:
+                y, *coords = arrays
+                return Block(y, tuple(coords), None, (), self.rule, self.series_axes)
+        self.check(arrays, shapes, index, box)
+        return self.block(arrays)
 
     def announced(self, number: int, index: Shape, box: Box, kinds: str = NUMBERS) -> Announced:
         """What an array announces for a block, by the number of the array.

@@ -49,6 +49,8 @@ class AlikeStep:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """Announced shapes of the arrays."""
+        if len(self.recipe.made) == len(self.in_memory):
+            return (self.shape,) * len(self.in_memory)
         return tuple([self.shape if part is None else part.shape for part in self.in_memory])
 
     @property
@@ -94,7 +96,8 @@ class _RecipeMaking:
     def run(self) -> list[Any]:
         """Make the calls that are left, and drop what no later call needs."""
         recipe, values = self._step.recipe, self._values
-        for call in recipe.calls[len(values) - N_DIFFERENT :]:
+        n_made = len(values) - N_DIFFERENT
+        for call in recipe.calls[n_made:] if n_made else recipe.calls:
             if call.places:
                 args = list(call.args)
                 for position, slot in call.places:
@@ -161,6 +164,10 @@ class AlikeSteps(Sequence[Step]):
             strict=True,
         )
         chosen = itertools.islice(found, self.first, self.first + self.n_blocks)
+        if len(self.recipe.made) == len(self.in_memory):
+            none = (None,) * len(self.in_memory)
+            yield from (AlikeStep(self.recipe, *different, none) for different in chosen)
+            return
         parts = [itertools.repeat(None) if part is None else part for part in self.in_memory]
         for (index, box, shape), *in_memory in zip(chosen, *parts, strict=False):
             yield AlikeStep(self.recipe, index, box, shape, tuple(in_memory))

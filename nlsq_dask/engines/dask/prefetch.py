@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -61,16 +60,19 @@ def read_blocks(
     values = dict(external)
     for key in group.announced.keys() & values.keys():
         group.announced[key].check(values[key])
+
+    def place() -> Place:
+        return _place(making, group, step, layout)
+
     for step in group.steps:
         reading.begin(step.index)
         making = step.making(values, group.announced)
         try:
-            arrays = reading.run(making.run, partial(_place, making, group, step, layout))
+            arrays = reading.run(making.run, place)
         except _errors.ReadingError as error:
             error.block = step.index
             raise
-        layout.check(arrays, step.shapes, step.index, step.box)
-        yield layout.block(arrays)
+        yield layout.checked(arrays, step.shapes, step.index, step.box)
         del arrays
         making.drop()
 

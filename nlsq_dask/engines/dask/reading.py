@@ -135,12 +135,13 @@ class Reading:
         ReadingError
             If it cannot be read.
         """
-        for number in range(self.retries.count + 1):
+        number = 0
+        while True:
             attempt = _Attempt(place, self.retries.count - number, number, self.failed)
-            with attempt:
+            with attempt:  # the last attempt returns or raises
                 return read()
             self._wait(attempt, number)
-        raise AssertionError("the last attempt returns or raises")
+            number += 1
 
     def _wait(self, attempt: _Attempt, number: int) -> None:
         """Say that the task waits, and wait."""
