@@ -91,8 +91,8 @@ class ChunkCodec:
         self,
         file: io.FileIO,
         size: int,
-        target: NDArray[np.uint8],
         memory: ReusedMemory,
+        target: NDArray[np.uint8],
     ) -> bool:
         """Read the bytes of a chunk, and decode them into others.
 
@@ -102,8 +102,8 @@ class ChunkCodec:
             At the place where the chunk begins.
         size : int
             Stored bytes.
-        target : ndarray of uint8
         memory : ReusedMemory
+        target : ndarray of uint8
 
         Returns
         -------
@@ -112,18 +112,25 @@ class ChunkCodec:
         """
         if self.decompress is not None:
             stored = memory.empty((size,), np.dtype(np.uint8))
-            if file.readinto(stored.data) != size:
-                return False
-            if self.has_checksum:
-                stored, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:].tobytes()
-                if not has_checksum(stored, checksum):
-                    return False
-            return self.decompress(stored, target)
+            return file.readinto(stored.data) == size and self.decode(stored, target)
         if size != target.size + CHECKSUM_BYTES * self.has_checksum:
             return False
         if file.readinto(target.data) != target.size:
             return False
         return not self.has_checksum or has_checksum(target, file.read(CHECKSUM_BYTES) or b"")
+
+    def decode(self, stored: NDArray[np.uint8], target: NDArray[np.uint8]) -> bool:
+        """Decode the bytes of a chunk into others; False if they are not those of a chunk."""
+        if self.has_checksum:
+            stored, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:].tobytes()
+            if not has_checksum(stored, checksum):
+                return False
+        if self.decompress is not None:
+            return self.decompress(stored, target)
+        if stored.size != target.size:
+            return False
+        target[:] = stored
+        return True
 
 
 def chunk_codecs(array: Any) -> tuple[Any, ...]:

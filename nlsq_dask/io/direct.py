@@ -1,4 +1,4 @@
-"""Read chunks of Zarr arrays from local files straight into memory that is used again.
+"""Read chunks of Zarr arrays, as stored, straight into memory that is used again.
 
 Zarr reads a chunk into fresh memory, decodes the chunk into fresh memory, and hands the work from
 thread to thread. A chunk file, or a shard, needs none of that. The values are those of Zarr:
@@ -13,15 +13,18 @@ import io
 import itertools
 import os
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.io.chunk_codec import ChunkCodec, unknown_codec
-from nlsq_dask.io.libraries import local_folder
-from nlsq_dask.io.places import stored_lengths
+from nlsq_dask.io.libraries import local_folder, object_store
+from nlsq_dask.io.objects import fetched
+from nlsq_dask.io.places import chunk_key, stored_lengths
 from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_thread
 from nlsq_dask.io.shards import NOWHERE, ShardIndex
 
@@ -41,7 +44,9 @@ class DirectReader:
     ----------
     array : zarr.Array
     folder : str
-        Of the files.
+        Of the files, on this machine.
+    objects : obstore.store.ObjectStore or None
+        Store that holds the files instead.
     codec : ChunkCodec
     chunks : tuple of int
         Lengths of a chunk.
@@ -53,6 +58,7 @@ class DirectReader:
 
     array: Any
     folder: str
+    objects: Any | None
     codec: ChunkCodec
     chunks: tuple[int, ...]
     files: tuple[int, ...]
@@ -71,12 +77,43 @@ class DirectReader:
             return None
         memory, codec = memory_of_thread(), self.codec
         values = codec.empty(tuple(stop - start for start, stop in box), memory)
-        for coords in itertools.product(*_cells(box, self.files)):
-            if not self._read_file(coords, box, values, memory):
-                return None
+        files = itertools.product(*_cells(box, self.files))
+        if self.objects is not None:
+            whole = self._read_objects(list(files), box, values, memory)
+        else:
+            whole = all(self._read_file(coords, box, values, memory) for coords in files)
+        if not whole:
+            return None
         if not codec.dtype.isnative and np.dtype(self.array.dtype).isnative:
             values = values.byteswap(inplace=True).view(self.array.dtype)
         return values
+
+    def requests(self, index: Any) -> tuple[Any, list[str]] | None:
+        """The object store and the keys that hold a box; None if it is read from no such store."""
+        box = None if self.objects is None else _box(index, self.array.shape)
+        if box is None:
+            return None
+        return self.objects, self._keys(itertools.product(*_cells(box, self.files)))
+
+    def _keys(self, chunks: Iterable[tuple[int, ...]]) -> list[str]:
+        return [chunk_key(self.array, coords) for coords in chunks]
+
+    def _read_objects(
+        self,
+        chunks: list[tuple[int, ...]],
+        box: list[tuple[int, int]],
+        values: NDArray[Any],
+        memory: ReusedMemory,
+    ) -> bool:
+        """Read the parts of chunks in an object store that are in a box."""
+        keys = self._keys(chunks)
+        for coords, stored in zip(chunks, fetched(self.objects, keys), strict=True):
+            if stored is None:
+                return False
+            decode = partial(self.codec.decode, stored)
+            if not self._read_chunk(decode, coords, box, values, memory):
+                return False
+        return True
 
     def _read_file(
         self,
@@ -91,7 +128,8 @@ class DirectReader:
             with io.FileIO(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if self.index is None:
-                    return self._read_chunk(file, size, coords, box, values, memory)
+                    read = partial(self.codec.read, file, size, memory)
+                    return self._read_chunk(read, coords, box, values, memory)
                 return self._read_shard(file, size, coords, box, values, memory)
         except OSError:
             return False
@@ -127,29 +165,29 @@ class DirectReader:
             if start + n_bytes > size:
                 return False
             file.seek(start)
-            if not self._read_chunk(file, n_bytes, chunk, box, values, memory):
+            read = partial(self.codec.read, file, n_bytes, memory)
+            if not self._read_chunk(read, chunk, box, values, memory):
                 return False
         return True
 
     def _read_chunk(
         self,
-        file: io.FileIO,
-        size: int,
+        read: Callable[[NDArray[np.uint8]], bool],
         coords: tuple[int, ...],
         box: list[tuple[int, int]],
         values: NDArray[Any],
         memory: ReusedMemory,
     ) -> bool:
-        """Read the part of a chunk that is in a box, from the place of the chunk in a file."""
+        """Read the part of a chunk that is in a box, by a function that fills a chunk's bytes."""
         inside, target = self._overlap(coords, box)
         part = values[target]
         if part.shape == self.chunks:
             stored = self.codec.in_order(part)
             if stored is not None:
-                return self.codec.read(file, size, stored, memory)
+                return read(stored)
         chunk = self.codec.empty(self.chunks, memory)
         stored = self.codec.in_order(chunk)
-        if stored is None or not self.codec.read(file, size, stored, memory):
+        if stored is None or not read(stored):
             return False
         part[...] = chunk[inside]
         return True
@@ -198,14 +236,15 @@ def direct_reader(array: Any) -> DirectReader | None:
     ----------
     array : zarr.Array
     """
-    root = local_folder(array.store)
-    if root is None or why_not_direct(array):
+    if why_not_direct(array):
         return None
+    root, objects = local_folder(array.store), object_store(array.store)
+    folder = "" if root is None else str(root / array.path)
     codec = ChunkCodec.of(array)
     assert codec is not None, "known, as there is no reason against it"
     index = ShardIndex.of(array) if array.shards else None
     lengths = tuple(array.chunks), stored_lengths(array)
-    return DirectReader(array, str(root / array.path), codec, *lengths, index)
+    return DirectReader(array, folder, objects, codec, *lengths, index)
 
 
 def why_not_direct(array: Any) -> str:
@@ -217,16 +256,19 @@ def why_not_direct(array: Any) -> str:
         return "its chunks are unequal"
     if codec := unknown_codec(array):
         return f"of its codec {codec}"
+    if array.shards and local_folder(array.store) is None:
+        return "its shards lie in an object store"
     return "of the index of its shards" if array.shards and not ShardIndex.of(array) else ""
 
 
 def why_not_native(array: Any) -> str:
-    """Why the bytes of an array are not local files of plain numbers; empty if they may be."""
+    """Why the bytes of an array are not stored as plain numbers; empty if they may be."""
     import zarr
 
     dtype = np.dtype(array.dtype)
-    if type(array) is not zarr.Array or local_folder(array.store) is None:
-        return "it lies in no local folder"
+    is_local = local_folder(array.store) is not None
+    if type(array) is not zarr.Array or not (is_local or object_store(array.store)):
+        return "it lies neither in a local folder nor in a store of obstore"
     if zarr.config.get("codec_pipeline.path") != PIPELINE or zarr.config.get("buffer") != BUFFER:
         return "Zarr has other settings"
     if dtype.kind not in PLAIN_KINDS or sys.byteorder != "little":

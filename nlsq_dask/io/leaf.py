@@ -95,6 +95,15 @@ class Leaf:
     def _direct(self) -> DirectReader | None:
         return direct_reader(self.array)
 
+    @property
+    def asks_a_store(self) -> bool:
+        """Whether chunks are requested from an object store, one by one."""
+        return self._direct is not None and self._direct.objects is not None
+
+    def requests(self, index: Any) -> tuple[Any, list[str]] | None:
+        """The object store and the keys that hold a piece; None if it is read in another way."""
+        return None if self._direct is None else self._direct.requests(index)
+
     def __getitem__(self, index: Any) -> NDArray[Any]:
         values = None if self._direct is None else self._direct.read(index)
         if values is None:

@@ -59,6 +59,13 @@ def local_folder(store: Any) -> Path | None:
     return folder if folder.is_absolute() else None  # fsspec may expand a relative path
 
 
+def object_store(store: Any) -> Any | None:
+    """The store of obstore whose objects a store of Zarr gives as they are; None for any other."""
+    inner = getattr(store, "store", None)
+    is_known = type(inner).__module__.partition(".")[0] == "obstore"
+    return inner if is_known and _has_name(store, "zarr", "ObjectStore") else None
+
+
 def _has_name(value: Any, package: str, name: str) -> bool:
     """Whether the class of a value, not one above it, has such a name in a package."""
     kind = type(value)

@@ -333,8 +333,8 @@ def counted(monkeypatch):
     """Numbers of the chunks that are read from their files."""
     read, of_chunk = [], direct.DirectReader._read_chunk
 
-    def counting(self, file, size, coords, *rest):
-        done = of_chunk(self, file, size, coords, *rest)
+    def counting(self, fill, coords, *rest):
+        done = of_chunk(self, fill, coords, *rest)
         read.extend([coords] * done)
         return done
 

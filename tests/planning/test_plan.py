@@ -445,7 +445,11 @@ def test_a_plan_says_how_each_zarr_array_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("y", "way"),
     [
-        pytest.param(lambda a: a, "through Zarr, because it lies in no local folder", id="memory"),
+        pytest.param(
+            lambda a: a,
+            "through Zarr, because it lies neither in a local folder nor in a store of obstore",
+            id="memory",
+        ),
         pytest.param(
             lambda a: da.map_blocks(np.full, 6000, 1.0, a, chunks=((6000,) * 20,), dtype="f8"),
             "through Zarr, because a function takes the array itself",
@@ -456,6 +460,14 @@ def test_a_plan_says_how_each_zarr_array_is_read(tmp_path):
 def test_a_plan_says_why_zarr_reads_an_array(y, way):
     cost = plan(decay, T, y(zarr.array(Y, chunks=6000)), p0=P0, time=False)
     assert cost.ways == (f"y: {way}",)
+
+
+def test_a_plan_says_that_objects_of_a_store_are_read():
+    obstore = pytest.importorskip("obstore.store")
+    store = zarr.storage.ObjectStore(obstore.MemoryStore())
+    y = zarr.create_array(store, data=Y, chunks=6000)
+    cost = plan(decay, T, y, p0=P0, time=False)
+    assert cost.ways == ("y: directly, object by object",)
 
 
 def test_a_plan_of_data_without_zarr_says_nothing_of_it():

@@ -18,6 +18,7 @@ from nlsq_dask.engines.dask.recipe import N_DIFFERENT, Recipe
 from nlsq_dask.engines.dask.steps import Group, Making, NodeRun, Operand, Step, make_group
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
+from nlsq_dask.io.objects import requested
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Shape
@@ -95,6 +96,15 @@ class _RecipeMaking:
 
     def run(self) -> list[Any]:
         """Make the calls that are left, and drop what no later call needs."""
+        asking, box = self._step.recipe.asking, self._step.box
+        if len(asking) < 2:
+            return self._run()
+        # All arrays of the block are on their way while this thread waits for the first.
+        wanted = (leaf.requests(box) for leaf in asking[1:])
+        with requested([w for w in wanted if w is not None]):
+            return self._run()
+
+    def _run(self) -> list[Any]:
         recipe, values = self._step.recipe, self._values
         n_made = len(values) - N_DIFFERENT
         for call in recipe.calls[n_made:] if n_made else recipe.calls:

@@ -23,6 +23,7 @@ from nlsq_dask.engines.dask.leaves import with_leaves
 from nlsq_dask.engines.dask.node_order import visit
 from nlsq_dask.engines.dask.reading import FUSED
 from nlsq_dask.io.chunks import Box, Chunks, lengths
+from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.observations import Array
 
 #: Number of a value that a block is made from or makes.
@@ -109,6 +110,8 @@ class Recipe:
         Name of each array in the graph, in the order of the operands.
     made : tuple of int
         Slot of each array.
+    asking : tuple of Leaf
+        Leaves whose chunks are requested from an object store, in the order of the calls.
     """
 
     layers: tuple[Layer, ...]
@@ -116,6 +119,7 @@ class Recipe:
     calls: tuple[Call, ...]
     names: tuple[str, ...]
     made: tuple[Slot, ...]
+    asking: tuple[Leaf, ...] = ()
 
     def graph(self, index: tuple[int, ...], box: Box) -> dict[Key, GraphNode]:
         """The nodes that make one block."""
@@ -156,7 +160,10 @@ def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> Recipe | None:
     except _OtherwiseError:
         return None
     made = tuple(slots[name] for name in names)
-    return Recipe(tuple(layers.values()), leaves, calls.with_drops(made), tuple(names), made)
+    steps = calls.with_drops(made)
+    read = {id(arg): arg for call in steps for arg in call.args if isinstance(arg, Leaf)}
+    asking = tuple(leaf for leaf in read.values() if leaf.asks_a_store)
+    return Recipe(tuple(layers.values()), leaves, steps, tuple(names), made, asking)
 
 
 class _Finder:

@@ -1,4 +1,4 @@
-"""How tasks read the Zarr arrays of a fit: from the files of the chunks, or through Zarr."""
+"""How tasks read the Zarr arrays of a fit: chunk by chunk as they are stored, or through Zarr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from nlsq_dask.io.direct import why_not_direct
 from nlsq_dask.io.lazy_arrays import zarr_below
 from nlsq_dask.io.leaf import Leaf
 
-# Reasons why Zarr reads an array whose chunk files this library could read.
+# How chunks are read as they are stored.
+FILES = "directly, file by file"
+OBJECTS = "directly, object by object"
+
+# Reasons why Zarr reads an array whose chunks this library could read.
 XARRAY = "xarray decodes it or selects from it"
 FUNCTION = "a function takes the array itself"
 
@@ -35,26 +39,25 @@ def ways_of(stream: Stream, names: Sequence[str]) -> tuple[str, ...]:
     named: dict[str, dict[str, None]] = defaultdict(dict)
     for name, operand in zip(names, step.operands, strict=True):
         if operand.key is not None:
-            for why in _reasons(culled(nodes, [operand.key])):
-                named[why][name] = None
-    return tuple(_line(why, list(arrays)) for why, arrays in sorted(named.items()))
+            for way in _ways(culled(nodes, [operand.key])):
+                named[way][name] = None
+    return tuple(f"{', '.join(arrays)}: {way}" for way, arrays in sorted(named.items()))
 
 
-def _reasons(nodes: Mapping[Key, GraphNode]) -> Iterator[str]:
-    """For each Zarr array, why its chunk files are not read directly; empty if they are."""
+def _ways(nodes: Mapping[Key, GraphNode]) -> Iterator[str]:
+    """How each Zarr array is read."""
     values = {node.key: node.value for node in nodes.values() if isinstance(node, DataNode)}
     for value, _ in zarr_reads(list(nodes.values()), values, _reader):
         if isinstance(value, Leaf):
-            yield why_not_direct(value.array)
+            why = why_not_direct(value.array)
         else:
-            yield FUNCTION if value is zarr_below(value) else XARRAY
+            why = FUNCTION if value is zarr_below(value) else XARRAY
+        if why:
+            yield f"through Zarr, because {why}"
+        else:
+            yield OBJECTS if value.asks_a_store else FILES
 
 
 def _reader(value: Any) -> Any | None:
     """A value through which a Zarr array is read; None for any other."""
     return None if zarr_below(value) is None else value
-
-
-def _line(why: str, names: Sequence[str]) -> str:
-    arrays = ", ".join(names)
-    return f"{arrays}: through Zarr, because {why}" if why else f"{arrays}: directly, file by file"
