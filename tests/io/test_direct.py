@@ -155,7 +155,7 @@ def damaged(draw, raw):
 
 @pytest.mark.slow
 @given(layout=layouts(), data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_values_and_errors_are_those_of_zarr(tmp_path_factory, layout, data):
     draw = data.draw
     shape, chunks, dtype, options = layout

@@ -14,6 +14,8 @@ from nlsq_dask.io import direct, objects
 from nlsq_dask.io.leaf import Leaf
 from tests.io.test_direct import LEFT_TO_ZARR, PLAIN, outcome, stored
 
+pytestmark = pytest.mark.versions
+
 obstore = pytest.importorskip("obstore")
 
 KINDS = [kind for kind in PLAIN if "shards" not in kind]
