@@ -271,7 +271,9 @@ def why_not_native(array: Any) -> str:
         return "it lies neither in a local folder nor in a store of obstore"
     if zarr.config.get("codec_pipeline.path") != PIPELINE or zarr.config.get("buffer") != BUFFER:
         return "Zarr has other settings"
-    if dtype.kind not in PLAIN_KINDS or sys.byteorder != "little":
+    # In format 3 the order of the stored bytes is that of a codec, and the array's own is another.
+    is_native = dtype.isnative or array.metadata.zarr_format == 2
+    if dtype.kind not in PLAIN_KINDS or not is_native or sys.byteorder != "little":
         return f"of its dtype {dtype}"
     return ""
 

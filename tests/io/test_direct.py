@@ -202,6 +202,14 @@ def test_other_chunks_are_left_to_zarr(tmp_path, kind):
     np.testing.assert_array_equal(Leaf(array)[1:5, 3:8], array[1:5, 3:8])
 
 
+def test_an_array_of_format_3_that_gives_swapped_numbers_is_left_to_zarr(tmp_path):
+    array = zarr.create_array(tmp_path / "a", shape=(6,), chunks=(3,), dtype=">f8")
+    array[:] = np.arange(6.0)
+    values = Leaf(array)[(slice(1, 5),)]
+    assert values.dtype == array[1:5].dtype
+    np.testing.assert_array_equal(values, array[1:5])
+
+
 @pytest.mark.parametrize("open_path", ["Dask", "URL"])
 def test_files_of_a_path_that_fsspec_opens_are_read(tmp_path, open_path, monkeypatch):
     import dask.array as da
