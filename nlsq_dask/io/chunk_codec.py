@@ -12,7 +12,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -26,6 +28,9 @@ Decoder: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.uint8]], bool]
 # Codecs that are no compression, by package and class.
 TRANSPOSE, BYTES, CRC32C = "zarr.TransposeCodec", "zarr.BytesCodec", "zarr.Crc32cCodec"
 SHARDS = "zarr.ShardingCodec"
+
+# Libraries for checksums, and their functions: of Zarr from 3.1 on, and of Zarr 3.0.
+CRC32C_LIBRARIES = (("google_crc32c", "value"), ("crc32c", "crc32c"))
 
 # Bytes of a checksum.
 CHECKSUM_BYTES = 4
@@ -151,7 +156,8 @@ def unknown_codec(array: Any) -> str:
         others += [] if name_of_codec(compressor) in DECODERS else [compressor]
     else:
         left = deque(chunk_codecs(array))
-        for known in ({TRANSPOSE}, {BYTES}, DECODERS, {CRC32C}):
+        checksum = {CRC32C} if crc32c_function() is not None else set()
+        for known in ({TRANSPOSE}, {BYTES}, DECODERS, checksum):
             if left and name_of_codec(left[0]) in known:
                 left.popleft()
         others = [*left]
@@ -159,9 +165,25 @@ def unknown_codec(array: Any) -> str:
 
 
 def has_checksum(data: Any, checksum: bytes) -> bool:
-    """Whether four bytes are the CRC-32C of others, as Zarr stores it: the lowest byte first."""
-    crc32c = import_module("google_crc32c")  # which Zarr brings
-    return checksum == int(crc32c.value(data)).to_bytes(CHECKSUM_BYTES, "little")
+    """Whether four bytes are the CRC-32C of others."""
+    return checksum == checksum_of(data)
+
+
+def checksum_of(data: Any) -> bytes:
+    """The CRC-32C of bytes, as Zarr stores it: the lowest byte first."""
+    crc32c = crc32c_function()
+    assert crc32c is not None, "looked for before arrays with checksums are read"
+    return int(crc32c(data)).to_bytes(CHECKSUM_BYTES, "little")
+
+
+@cache
+def crc32c_function() -> Callable[[Any], int] | None:
+    """Function for checksums of the library that Zarr brings; None if there is no such library."""
+    for module, name in CRC32C_LIBRARIES:
+        if find_spec(module) is not None:
+            found: Callable[[Any], int] = getattr(import_module(module), name)
+            return found
+    return None
 
 
 def name_of_codec(codec: Any) -> str:

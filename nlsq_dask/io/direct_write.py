@@ -12,22 +12,18 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.io.chunk_codec import name_of_codec
+from nlsq_dask.io.chunk_codec import ChunkCodec, checksum_of, name_of_codec
 from nlsq_dask.io.direct import has_equal_chunks, why_not_native
 from nlsq_dask.io.libraries import local_folder
 
 # Codecs of a plain array, in the order in which they encode.
 CODECS = ["zarr.BytesCodec", "zarr.ZstdCodec", "zarr.Crc32cCodec"]
-
-# The module that Zarr computes checksums with.
-CHECKSUMS = "google_crc32c"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +71,7 @@ def _encoded(chunk: NDArray[Any], level: int) -> bytes:
     """The bytes of a chunk, compressed, with their checksum in the last four."""
     compress: Callable[..., bytes] = import_module("numcodecs.zstd").compress
     packed = compress(chunk.reshape(-1).view(np.uint8), level)
-    checksum: int = import_module(CHECKSUMS).value(packed)
-    return packed + checksum.to_bytes(4, "little")
+    return packed + checksum_of(packed)
 
 
 def direct_writer(array: Any) -> DirectWriter | None:
@@ -87,12 +82,15 @@ def direct_writer(array: Any) -> DirectWriter | None:
     array : zarr.Array
     """
     root = local_folder(array.store)
-    if root is None or why_not_native(array) or find_spec(CHECKSUMS) is None:
+    if root is None or why_not_native(array):
         return None
     metadata = array.metadata
     if metadata.zarr_format != 3 or not has_equal_chunks(array):
         return None
     if [name_of_codec(codec) for codec in metadata.codecs] != CODECS:
+        return None
+    known = ChunkCodec.of(array)
+    if known is None or not known.dtype.isnative:
         return None
     zstd = metadata.codecs[1]
     return None if zstd.checksum else DirectWriter(array, root / array.path, zstd.level)

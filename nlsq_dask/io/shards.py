@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.io.chunk_codec import CHECKSUM_BYTES, has_checksum
+from nlsq_dask.io.chunk_codec import CHECKSUM_BYTES, crc32c_function, has_checksum
 
 # Bytes of the index of a chunk.
 BYTES_A_CHUNK = 16
@@ -59,14 +59,14 @@ class ShardIndex:
 
     @classmethod
     def of(cls, array: Any) -> Self | None:
-        """The index of the shards of an array; None if another codec wrote it."""
+        """The index of the shards of an array; None if only Zarr can read this index."""
         configuration = array.metadata.codecs[0].to_dict().get("configuration", {})
         codecs = [
             codec if isinstance(codec, Mapping) else codec.to_dict()
             for codec in configuration.get("index_codecs", ())
         ]
         names = [codec["name"] for codec in codecs]
-        if names not in INDEX_CODECS:
+        if names not in INDEX_CODECS or (len(names) > 1 and crc32c_function() is None):
             return None
         if codecs[0].get("configuration", {}).get("endian", "little") != "little":
             return None

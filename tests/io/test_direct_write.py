@@ -5,7 +5,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from nlsq_dask.io.direct_write import direct_writer
@@ -56,6 +56,7 @@ def test_parts_of_chunks_are_left_to_zarr(tmp_path):
         {"compressors": [ZstdCodec(level=1, checksum=True), Crc32cCodec()]},
         {"compressors": [BloscCodec(), Crc32cCodec()]},
         {"dtype": ">f8", **PLAIN},
+        {"serializer": BytesCodec(endian="big"), **PLAIN},
         {"zarr_format": 2, "compressors": None},
         {"shards": (2, 6, 8), "chunks": (2, 3, 4)},
     ],
