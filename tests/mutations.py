@@ -74,8 +74,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the last stage is lost",
-        "if stage is not None:\n        yield stage\n",
-        "if stage is not None and stage.full:\n        yield stage\n",
+        "if stage is not None:\n        yield keep(",
+        "if stage is not None and stage.full:\n        yield keep(",
         ("test_in_memory.py",),
     ),
     Mutation(
@@ -254,8 +254,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a bad value of a series is no bad input",
-        "status[running[counts.bad]] = Status.BAD_INPUT",
-        "status[running[counts.bad]] = Status.TOO_FEW_ROWS",
+        "status[self.counted.bad] = Status.BAD_INPUT",
+        "status[self.counted.bad] = Status.TOO_FEW_ROWS",
         ("test_series_reading.py",),
     ),
     Mutation(

@@ -167,7 +167,7 @@ def _examined(spec: ModelSpec, n_rows: int | None) -> ModelSpec:
     name = _traces.get((base.token, spec.style, spec.rows, seen))
     is_new = name is None
     if name is None:
-        again = _traced(spec) if base.modules is None else found  # a closed model is not random
+        again = _traced(spec)
         if isinstance(again, _errors.ModelError) or content(again) != seen:
             raise _errors.model_random(spec.label)
         name = _traces.keep((base.token, spec.style, spec.rows, seen), digest(seen))
