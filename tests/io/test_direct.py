@@ -29,7 +29,7 @@ from zarr.codecs import (
 
 from nlsq_dask import fit
 from nlsq_dask.engines.dask.leaves import with_leaves
-from nlsq_dask.io import direct
+from nlsq_dask.io import direct, reused_memory
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.reused_memory import MOST_IDLE, ReusedMemory, memory_of_process, reusing
 
@@ -296,7 +296,8 @@ def test_chunks_that_compress_to_about_the_same_length_share_memory():
     assert memory._pieces[0].size < 7_300_000 * 9 / 8
 
 
-def test_the_fits_of_a_process_share_memory_while_they_last():
+def test_the_fits_of_a_process_share_memory_while_they_last(monkeypatch):
+    monkeypatch.setattr(reused_memory, "_of_process", None)  # another test may hold a fit
     memory = memory_of_process()
     assert memory_of_process() is memory
     assert pickle.loads(pickle.dumps(ReusedMemory())) is memory
