@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import psutil
 
@@ -112,7 +113,12 @@ def gpu_memory() -> int | None:
         devices = jax.local_devices(backend="gpu")
     except RuntimeError:  # JAX has no such backend
         return None
-    stats = devices[0].memory_stats()
+    return free_bytes(devices[0])
+
+
+def free_bytes(device: Any) -> int | None:
+    """Free memory of a device of JAX, in bytes; None where JAX does not tell."""
+    stats = device.memory_stats()
     return None if stats is None else int(stats["bytes_limit"] - stats["bytes_in_use"])
 
 

@@ -22,8 +22,7 @@ from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import check_trace
-from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
-from nlsq_dask.user_model.traces import operations
+from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
 
 # Operations that XLA computes with an arctangent.
 ARCTANGENTS = frozenset(["acos", "asin", "atan", "atan2"])
@@ -178,12 +177,10 @@ def _takes_arctangents(spec: ModelSpec) -> bool:
     """
     parts = (spec, spec.jacobian, spec.loss.function)
     models = (part for part in parts if isinstance(part, ModelSpec))
-    traces = (trace_model(m, m.rows if m.series is None else m.series.rows) for m in models)
     return any(
         eqn.primitive.name in ARCTANGENTS
         or any(jnp.iscomplexobj(result.aval) for result in eqn.outvars)
-        for trace in traces
-        for eqn in operations(trace)
+        for eqn in operations_of(models)
     )
 
 

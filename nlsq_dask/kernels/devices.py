@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import jax
 
 from nlsq_dask import _errors
+from nlsq_dask.core.resources import free_bytes
 
 DeviceChoice: TypeAlias = str | tuple[str, ...] | None
 
@@ -110,10 +111,9 @@ def free_memory(choice: DeviceChoice) -> int | None:
 
     The devices share the rows equally. Therefore the device with the least memory counts for each.
     """
-    devices = find_devices(choice)
-    found = [device.memory_stats() for device in devices]
-    free = [stats["bytes_limit"] - stats["bytes_in_use"] for stats in found if stats is not None]
-    return int(min(free)) * len(devices) if len(free) == len(devices) else None
+    found = [free_bytes(device) for device in find_devices(choice)]
+    known = [free for free in found if free is not None]
+    return min(known) * len(found) if len(known) == len(found) else None
 
 
 def next_device(devices: tuple[jax.Device, ...]) -> jax.Device:

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nlsq_dask.kernels.products import LARGE_BUFFER
-from nlsq_dask.user_model.model_spec import ModelSpec, trace_model
-from nlsq_dask.user_model.traces import operations
+from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
 
 # Lanes and turns of a tile. A of a tile of 256 rows and eleven columns fits the first-level cache.
 # Tiles of 512 or 1024 rows take a tenth to a quarter longer in JAX 0.10 (docs/kernel.md).
@@ -122,6 +121,5 @@ def _loops(spec: ModelSpec) -> bool:
     models = (model for model in (spec, spec.jacobian) if model is not None)
     return any(
         eqn.primitive.name in LOOPS or "callback" in eqn.primitive.name
-        for model in models
-        for eqn in operations(trace_model(model, model.rows))
+        for eqn in operations_of(models)
     )

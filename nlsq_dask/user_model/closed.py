@@ -42,7 +42,7 @@ _STATEFUL_NAMES = _words(
 _BUILTINS = _words(
     "abs all any bool complex divmod enumerate filter float int isinstance len list map "
     "max min pow range reversed round slice sorted sum tuple type zip AssertionError "
-    "ValueError False None TypeError dict set str"
+    "ValueError TypeError dict set str"
 )
 
 # Functions by which arrays and numbers are pickled.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -18,7 +18,7 @@ import cloudpickle
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
@@ -29,6 +29,7 @@ from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_value import ModelErrors, Returns, checked_value
 from nlsq_dask.user_model.numpy_models import call_with_traced
 from nlsq_dask.user_model.signature import model_label
+from nlsq_dask.user_model.traces import operations
 
 Style = Literal["jax", "numpy"]
 
@@ -342,6 +343,13 @@ def trace_model(spec: ModelSpec, n_rows: int) -> ClosedJaxpr:
             return call_model(spec, coords, params)
 
         return jax.make_jaxpr(model)((row_values,) * spec.n_coords, params)
+
+
+def operations_of(models: Iterable[ModelSpec]) -> Iterator[JaxprEqn]:
+    """All operations of models, each traced for the rows of its first trace, or of its series."""
+    for model in models:
+        rows = model.rows if model.series is None else model.series.rows
+        yield from operations(trace_model(model, rows))
 
 
 def trace_call(spec: ModelSpec, n: int) -> ClosedJaxpr:
