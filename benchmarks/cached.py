@@ -27,6 +27,7 @@ from benchmarks.problems import EXPONENTIAL
 from nlsq_dask.core.normal_equations import NormalEquations
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.in_memory import standard_engine
 from nlsq_dask.io.sources import observe
@@ -56,9 +57,11 @@ def measure(scheduler: str, client: Client | None, n: int, chunk: int, repeat: i
     params, basis = np.array(EXPONENTIAL.start), np.eye(len(EXPONENTIAL.start))
     lazy = generated(n, chunk)
 
+    executor = executor_of(client, lazy=False)
+
     def streaming(cache: Literal[True, False]) -> DaskEngine:
         data = observe(*lazy)
-        streaming = Streaming(make_stream(data), client, cache=cache)
+        streaming = Streaming(make_stream(data), executor, cache=cache)
         return DaskEngine(data, Kernels((spec,), "cpu"), streaming)
 
     with ExitStack() as stack:

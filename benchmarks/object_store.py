@@ -74,7 +74,7 @@ def measure(path: Path, endpoint: str, repeat: int, chunk: int, wait: int) -> Ro
         for name, group in groups(path, endpoint).items():
             stored = (of_zarr(group[name], name) for name in "xy")
             data = observe(*in_blocks(*stored))
-            engine = stack.enter_context(open_engine(data, Kernels((spec,), "cpu"), None))
+            engine = stack.enter_context(open_engine(data, Kernels((spec,), "cpu")))
             passes[name] = partial(engine.ask, question)
         for most in IN_FLIGHT:
             passes[f"read, {most}"] = partial(read, path, endpoint, most)

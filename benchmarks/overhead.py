@@ -31,6 +31,7 @@ from benchmarks.common import (
 )
 from benchmarks.problems import EXPONENTIAL, FloatArray
 from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
@@ -71,7 +72,8 @@ def measure(scheduler: str, client: Client | None, n_chunks: int, repeat: int) -
         total: FloatArray = sums.sum(axis=0).compute()
         return total
 
-    setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), client))
+    executor = executor_of(client, lazy=False)
+    setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), executor))
     with engine:
         contestants: dict[str, Callable[[], object]] = {
             "groups": lambda: engine.ask(SumsAt(params, basis))

@@ -33,6 +33,7 @@ from distributed.protocol import dumps
 
 from benchmarks.common import Row, arguments, report, stopwatch
 from benchmarks.problems import EXPONENTIAL, FloatArray
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
@@ -71,7 +72,8 @@ def _measure(client: Client, n_groups: int, repeat: int) -> Row:
     model = EXPONENTIAL.model(jnp)
     spec = prepare_model(model, parameter_names(model))
     received = _counted_messages(client)
-    setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), client))
+    executor = executor_of(client)
+    setup, engine = stopwatch(lambda: open_engine(observe(x, y), Kernels((spec,), "cpu"), executor))
     passes: list[dict[str, float]] = []
     with engine:
         n_groups = len(engine.stream.groups)

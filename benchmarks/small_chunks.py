@@ -30,6 +30,7 @@ from benchmarks.common import (
 )
 from benchmarks.problems import EXPONENTIAL
 from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
@@ -65,8 +66,9 @@ def measure(scheduler: str, client: Client | None, n_chunks: int, repeat: int) -
             n_rows = SMALL_ROWS * n_chunks // n
             chunks = ((n_rows,) * n,)
             x, y = (da.map_blocks(np.full, n_rows, v, chunks=chunks, dtype=float) for v in (1, 2.0))
+            executor = executor_of(client, lazy=False)
             planning[name], engine = stopwatch(
-                partial(open_engine, observe(x, y), Kernels((spec,), "cpu"), client)
+                partial(open_engine, observe(x, y), Kernels((spec,), "cpu"), executor)
             )
             stack.enter_context(engine)
             passes[name] = partial(engine.ask, SumsAt(params, basis))

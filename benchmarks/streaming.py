@@ -25,6 +25,7 @@ from distributed import Client
 from benchmarks.common import Row, arguments, interleave, judge, local_cluster, ratio, report
 from benchmarks.problems import EXPONENTIAL
 from nlsq_dask.core.questions import SumsAt
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
@@ -88,10 +89,11 @@ def measure(
     model = EXPONENTIAL.model(jnp)
     spec = prepare_model(model, parameter_names(model))
     params, basis = np.array(EXPONENTIAL.start), np.eye(len(EXPONENTIAL.start))
+    executor = executor_of(client, lazy=False)
     for compression, bar in BARS.items():
         x, y = (da.from_zarr(str(paths[compression]), component=name) for name in "xy")
         total = x.sum() + y.sum()
-        with open_engine(observe(x, y), Kernels((spec,), "cpu"), client) as engine:
+        with open_engine(observe(x, y), Kernels((spec,), "cpu"), executor) as engine:
             seconds = interleave(
                 {"pass": lambda: engine.ask(SumsAt(params, basis)), "sum": total.compute}, repeat
             )

@@ -12,6 +12,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.api.fit import fit
 from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.fitting.each import (
     STAT_TOL,
@@ -197,7 +198,7 @@ def fit_each(
         return _stored_maps(job, store, resume, storage_options, client, progress)
     if resume:
         raise _errors.resume_without_store()
-    reading = series_reading(job, client)
+    reading = series_reading(job, executor_of(client, lazy=job.lazy))
     packed = packed_answer(job, reading)
     fields = job.problem.unpacked(packed)
     maps = maps_of(job, fields, reading, packed if job.lazy else None)
@@ -227,7 +228,7 @@ def _stored_maps(
         store=store,
         resume=resume,
         storage_options=storage_options,
-        client=client,
+        executor=executor_of(client),
         progress=progress,
         retries=job.retries,
     )

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 
 from nlsq_dask.api.fit_each import fit_each
 from nlsq_dask.api.keywords import refuse_unknown_keywords
+from nlsq_dask.engines.dask.executor import LOCAL, executor_of
 from nlsq_dask.fitting.each import EachOptions, prepare_each
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.planning.each_cost import plan_of_each
@@ -80,9 +81,5 @@ def plan_each(*args: Any, **options: Any) -> MapsPlan:
         from nlsq_dask.fitting.each_store import in_regions  # with Zarr, loaded for use
 
         job = in_regions(job)
-    client = None
-    if job.lazy:
-        from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
-
-        client = active_client(given["client"])
-    return plan_of_each(job, client, stored=given["store"] is not None)
+    executor = executor_of(given["client"]) if job.lazy else LOCAL
+    return plan_of_each(job, executor, stored=given["store"] is not None)

@@ -21,6 +21,7 @@ from nlsq_dask.fitting.moment import Moment
 from nlsq_dask.fitting.pace import Seconds
 
 if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.board_link import Board
     from nlsq_dask.engines.dask.engine import DaskEngine
     from nlsq_dask.results.result import FitResult
 
@@ -37,7 +38,8 @@ class BoardFace:
     Parameters
     ----------
     job : Job
-        Of a fit on a cluster, for which a board was opened.
+    board : Board
+        Of the cluster that the fit runs on.
     fit : str
         Identifier of the fit.
     place : dict
@@ -48,8 +50,11 @@ class BoardFace:
 
     delay = 0.0
 
-    def __init__(self, job: Job, fit: str, place: dict[str, Any], model: str = "") -> None:
+    def __init__(
+        self, job: Job, board: Board, fit: str, place: dict[str, Any], model: str = ""
+    ) -> None:
         self._job = job
+        self._board = board
         self._fit = fit
         self._model = model
         self._sent: float | None = None
@@ -57,8 +62,7 @@ class BoardFace:
         names = list(job.spec.names)
         begun = {"title": job.spec.label, "names": names, "began": time.time(), **place}
         begun["weighted"] = job.data.sigma is not None
-        assert job.client is not None, "a fit on a cluster"
-        where = {"client": str(job.client.id), "host": f"{socket.gethostname()}:{os.getpid()}"}
+        where = {"client": board.client_id, "host": f"{socket.gethostname()}:{os.getpid()}"}
         self._tell("begin", begun | where)
 
     def show(self, moment: Moment, now: float, event: Event) -> None:
@@ -105,12 +109,9 @@ class BoardFace:
         }
 
     def _tell(self, kind: str, message: dict[str, Any], *, at_last: bool = True) -> None:
-        from nlsq_dask.engines.dask.board_link import tell  # an engine, loaded for use
-
-        assert self._job.client is not None, "a fit on a cluster"
         message = {"fit": self._fit, "kind": kind, "new_points": self._points, **message}
         self._points = []
-        tell(self._job.client, message, at_last=at_last)
+        self._board.tell(message, at_last=at_last)
 
 
 def board_faces(
@@ -119,17 +120,14 @@ def board_faces(
     names: Sequence[str] = ("",),
 ) -> list[BoardFace]:
     """A face for each model of a fit on a cluster whose dashboard shows fits; else none."""
-    client, engine = jobs[0].client, engines[0]
-    rows = engine_of_rows(engine)
-    if client is None or isinstance(rows, InMemoryEngine):
+    rows, board = engine_of_rows(engines[0]), jobs[0].executor.board()
+    if board is None or isinstance(rows, InMemoryEngine):
         return []
-    # An engine, loaded for use.
-    from nlsq_dask.engines.dask.board_link import names_of_fits, open_board
+    from nlsq_dask.engines.dask.board_link import names_of_fits  # an engine, loaded for use
 
-    if not open_board(client):
-        return []
     place, fits = _place(rows), names_of_fits(rows.fit, len(jobs))
-    return [BoardFace(*own) for own in zip(jobs, fits, [place] * len(jobs), names, strict=True)]
+    told = zip(jobs, fits, names, strict=True)
+    return [BoardFace(job, board, fit, place, name) for job, fit, name in told]
 
 
 def standard_errors(job: Job, state: SolverState) -> FloatArray:

@@ -2,70 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nlsq_dask import _errors
 from nlsq_dask.core.memory_budget import GB
 from nlsq_dask.core.resources import XLA_VECTOR_BITS, vector_bits
 from nlsq_dask.core.workflow import Machine, Problem, WorkflowPlan, plan_workflow
+from nlsq_dask.engines.dask.executor import LOCAL, Executor
 from nlsq_dask.fitting.job import Source, stream_of
 from nlsq_dask.fitting.options import RunOptions
 from nlsq_dask.fitting.strategy import Chunked, Standard, Strategy, Streamed
 from nlsq_dask.io.sources import Observations, is_dask
 from nlsq_dask.kernels.compiled import compiles_for_wide_vectors
-from nlsq_dask.kernels.devices import DeviceChoice, check_names_no_devices, find_device, free_memory
+from nlsq_dask.kernels.devices import DeviceChoice, find_device, free_memory
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from nlsq_dask.engines.dask.groups import Stream
 
 
 def chosen_strategy(
-    source: Source, n_params: int, row_wise: bool, options: RunOptions
+    source: Source, n_params: int, row_wise: bool, options: RunOptions, executor: Executor
 ) -> tuple[WorkflowPlan, Strategy]:
-    """The workflow, and how the rows are read."""
+    """The workflow, and how the rows are read. Data in memory are planned for this process."""
     data = source.data
-    client, stream = None, None
+    stream = None
     if data.lazy:
-        client, stream = _active_client(options.client), source.stream
-        if client is not None:
-            check_names_no_devices(options.device)
-    plan = _plan(data, n_params, row_wise, options, client, stream)
+        stream = source.stream
+        executor.check_devices(options.device)
+    where = executor if data.lazy else LOCAL
+    plan = _plan(data, n_params, row_wise, options, where, stream)
     blocks = plan.config
     if blocks is None:
         return plan, Standard()
     if plan.strategy != "streaming":
         return plan, Chunked(blocks)
     if stream is None:
-        # Data in memory go to a cluster only if the caller names the cluster: on the active cluster
-        # they would take the same memory once more.
-        client, stream = options.client, stream_of(data, blocks)
+        stream = stream_of(data, blocks)
     if options.diagnostics:
         stream = stream_of(data, None if data.lazy else blocks, each=True)
-    return plan, Streamed(blocks, stream, client)
-
-
-def check_client(client: Any) -> None:
-    """Refuse what is no client, and clients with which a fit would hang."""
-    if not hasattr(client, "scheduler"):
-        raise _errors.not_a_client(client)
-    if not hasattr(client, "submit"):
-        raise _errors.cluster_as_client(client)
-    # An asynchronous client that was not awaited is not connected, either.
-    if client.asynchronous:
-        raise _errors.client_asynchronous()
-    if client.status != "running":
-        raise _errors.client_not_running(client.status)
-
-
-def _active_client(wanted: Client | None) -> Client | None:
-    from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
-
-    client = active_client(wanted)
-    if client is not None:
-        check_client(client)
-    return client
+    return plan, Streamed(blocks, stream, executor)
 
 
 def bits_of_process(device: DeviceChoice) -> int:
@@ -81,11 +55,7 @@ def bits_for(strategy: Strategy, device: DeviceChoice) -> int:
     here = bits_of_process(device)
     if here == XLA_VECTOR_BITS:
         return here
-    if isinstance(strategy, Streamed) and strategy.client is not None:
-        from nlsq_dask.engines.dask.vectors import narrowest_vectors  # an engine, loaded for use
-
-        return min(here, narrowest_vectors(strategy.client))
-    return here
+    return strategy.executor.vector_bits(here) if isinstance(strategy, Streamed) else here
 
 
 def _plan(
@@ -93,19 +63,10 @@ def _plan(
     n_params: int,
     row_wise: bool,
     options: RunOptions,
-    client: Client | None,
+    executor: Executor,
     stream: Stream | None,
 ) -> WorkflowPlan:
-    worker, threads = None, None
-    if client is not None:
-        from nlsq_dask.engines.dask.cluster import smallest_worker  # an engine, loaded for use
-
-        worker = smallest_worker(client)
-    elif data.lazy:
-        from nlsq_dask.engines.dask.scheduler import local_threads  # an engine, loaded for use
-
-        threads = local_threads()
-    on_gpu = client is None and find_device(options.device).platform != "cpu"
+    on_gpu = executor.uses_gpu(options.device)
     free = free_memory(options.device) if on_gpu else None
     chunk, piece_bytes, held_bytes = None, 0, 0
     if stream is not None:
@@ -129,8 +90,8 @@ def _plan(
             options.memory_limit_gb,
             use_gpu=on_gpu,
             gpu_memory_gb=None if free is None else free / GB,
-            threads=threads,
-            worker=worker,
+            threads=executor.local_threads() if data.lazy else None,
+            worker=executor.smallest_worker(),
         ),
         options.workflow,
         options.goal,

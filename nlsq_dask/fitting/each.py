@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
+from nlsq_dask.engines.dask.executor import LOCAL, Executor
 from nlsq_dask.engines.fit_block import fit_in_threads
 from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.fitting.choose_strategy import bits_of_process
@@ -41,9 +42,6 @@ from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.models.base import Model
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.row_wise import row_dependence
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 logger = logging.getLogger("nlsq_dask")
 
@@ -247,13 +245,11 @@ def packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     return lazy_answer_of(job.problem, job.arrays, reading, job.retries)
 
 
-def series_reading(job: EachJob, client: Client | None = None) -> SeriesReading | None:
+def series_reading(job: EachJob, executor: Executor = LOCAL) -> SeriesReading | None:
     """How the series of lazy data are read; None for data in memory."""
     if not job.lazy:
         return None
-    from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
-
-    return reading_of(job.problem, job.arrays, job.memory_limit_gb, active_client(client))
+    return reading_of(job.problem, job.arrays, job.memory_limit_gb, executor)
 
 
 def _observed(

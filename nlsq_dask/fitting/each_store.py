@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.checks import checked_progress
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.fitting.each import EachJob, logger
 from nlsq_dask.fitting.faces import faces_of
@@ -41,11 +42,7 @@ from nlsq_dask.io.map_store import (
 )
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
-from nlsq_dask.kernels.devices import check_names_no_devices
 from nlsq_dask.results.maps_dataset import Maps, variables_of
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 # Bytes of y in a region of the map, where y is in memory.
 REGION_BYTES = 1 << 24
@@ -61,7 +58,7 @@ class StoreOptions:
     store: Any
     resume: bool
     storage_options: Mapping[str, Any] | None
-    client: Client | None
+    executor: Executor
     progress: bool | None
     retries: int
 
@@ -97,13 +94,11 @@ def open_target(job: EachJob, options: StoreOptions) -> Target:
     InputError, InputTypeError
         If there is no such place, or if it cannot be gone on with.
     """
-    from nlsq_dask.engines.dask.scheduler import active_client  # an engine, loaded for use
-
-    client = active_client(options.client)
-    if client is not None:
-        check_names_no_devices(job.problem.device)
+    executor = options.executor
+    executor.check()
+    executor.check_devices(job.problem.device)
     group = open_group(options.store, options.storage_options)
-    if client is not None and is_in_memory(group):
+    if not executor.shares_memory and is_in_memory(group):
         raise _errors.map_store_in_memory()
     saved = saved_problem(group, resume=options.resume)
     begun = None
@@ -111,8 +106,8 @@ def open_target(job: EachJob, options: StoreOptions) -> Target:
         layout = {name: saved[name] for name in LAYOUT if name in saved}
         check_problem(group, saved, description(job, layout))
         begun = layout_from(layout)
-    reading = reading_of(job.problem, job.arrays, job.memory_limit_gb, client, begun)
-    return Target(job, group, reading, options, client, is_begun=saved is not None)
+    reading = reading_of(job.problem, job.arrays, job.memory_limit_gb, executor, begun)
+    return Target(job, group, reading, options, is_begun=saved is not None)
 
 
 @dataclass(frozen=True)
@@ -125,8 +120,6 @@ class Target:
     group : zarr.Group
     reading : SeriesReading
     options : StoreOptions
-    client : distributed.Client or None
-        Cluster that the fits run on.
     is_begun : bool
         Whether the store holds maps of an earlier run.
     """
@@ -135,7 +128,6 @@ class Target:
     group: Any
     reading: SeriesReading
     options: StoreOptions
-    client: Client | None
     is_begun: bool
 
     def written(self, maps: Maps) -> tuple[dict[str, Array], dict[Status, int]]:
@@ -153,13 +145,12 @@ class Target:
         counts : dict
             Number of series of each status.
         """
-        from nlsq_dask.engines.dask.signals import Ears, listen  # an engine, loaded for use
+        from nlsq_dask.engines.dask.signals import Ears  # an engine, loaded for use
 
         plans = plans_of(self.job.problem, maps)
         with Progress(faces_of(checked_progress(self.options.progress))) as progress:
             ears = Ears(progress.note)
-            if self.client is not None:
-                listen(self.client)
+            self.options.executor.listen()
             try:
                 return self._written(plans, ears.fit, progress)
             except BaseException:
@@ -195,7 +186,8 @@ class Target:
         total = sum(ready.values(), np.zeros(256, np.int64))
         report = _Report(progress, int(np.prod(job.axes.map_shape)), total)
         writing = map_store.Writing(tuple(stored), Retries(retries, FIRST_WAIT), fit)
-        map_store.write_regions(regions, writing, left, self.client, report)
+        executor = self.options.executor
+        map_store.write_regions(regions, writing, left, executor, report)
         counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
         return fields_of_store(job.problem, plans, {s.name: s.array for s in stored}), counts
 

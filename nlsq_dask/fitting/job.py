@@ -16,6 +16,7 @@ from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
+from nlsq_dask.engines.dask.executor import LOCAL, Executor
 from nlsq_dask.fitting.strategy import Standard, Strategy, Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
@@ -25,8 +26,6 @@ from nlsq_dask.user_model.loss import LINEAR
 from nlsq_dask.user_model.model_spec import ModelSpec
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from nlsq_dask.engines.dask.cache import CacheChoice
     from nlsq_dask.engines.dask.groups import Stream
 
@@ -133,9 +132,9 @@ class Job:
     vector_bits: int = XLA_VECTOR_BITS
 
     @property
-    def client(self) -> Client | None:
-        """The cluster that reads the data, if there is one."""
-        return self.strategy.client if isinstance(self.strategy, Streamed) else None
+    def executor(self) -> Executor:
+        """Where the data are read."""
+        return self.strategy.executor if isinstance(self.strategy, Streamed) else LOCAL
 
     @property
     def box(self) -> Box:

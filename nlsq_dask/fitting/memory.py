@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import ClusterWarning
-from nlsq_dask.core.memory_budget import GB, SAMPLE_COPIES, SOLVER_BYTES, size_sample
+from nlsq_dask.core.memory_budget import GB, SAMPLE_COPIES, size_sample
 from nlsq_dask.core.structure import whole_series
-from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD, WORKER_BASE_BYTES
+from nlsq_dask.core.worker_memory import CHUNKS_A_THREAD
 from nlsq_dask.engines.collapsed import varies_along
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.strategy import Streamed
@@ -34,17 +34,6 @@ FEW_BLOCKS = 16
 SPREAD_VALUES = 3
 
 
-def parallel(streamed: Streamed) -> tuple[int, int]:
-    """Number of workers, and number of threads that read at one time on all workers."""
-    from nlsq_dask.engines.dask.cluster import worker_threads  # loaded for use
-    from nlsq_dask.engines.dask.scheduler import local_threads
-
-    if streamed.client is not None:
-        threads = worker_threads(streamed.client)
-        return len(threads), sum(threads)
-    return 0, min(local_threads(), streamed.blocks.threads)
-
-
 def streaming_of(job: Job, streamed: Streamed) -> Streaming:
     """How a streaming fit reads: groups, threads, staging buffers, and what is kept."""
     from nlsq_dask.engines.dask import reading  # an engine, loaded for use
@@ -52,7 +41,7 @@ def streaming_of(job: Job, streamed: Streamed) -> Streaming:
 
     return Streaming(
         stream=streamed.stream,
-        client=streamed.client,
+        executor=streamed.executor,
         stage_rows=whole_series(min(streamed.blocks.block_rows, STAGE_ROWS), job.data.series_rows),
         threads=streamed.blocks.threads,
         cache=_cache_choice(job),
@@ -74,11 +63,6 @@ def sampled(job: Job, streamed: Streamed) -> SampledBlocks | None:
     return sampled_blocks(streamed.stream, sample_rows(job), whole=whole)
 
 
-def base_bytes(streamed: Streamed) -> int:
-    """Memory of a streaming fit in this process, or in each worker, without any data."""
-    return SOLVER_BYTES if streamed.client is None else WORKER_BASE_BYTES
-
-
 def streaming_bytes(job: Job, streamed: Streamed) -> int:
     """Memory of a streaming fit in this process, or in each worker, without kept rows."""
     sample = sampled(job, streamed)
@@ -94,15 +78,15 @@ def pausing(job: Job, streamed: Streamed) -> ClusterWarning | None:
 
     Kept rows do not count: they are given what is left, up to a lower threshold.
     """
-    from nlsq_dask.engines.dask.cluster import pause_bytes, smallest_worker  # loaded for use
+    from nlsq_dask.engines.dask.cluster import pause_bytes  # loaded for use
 
-    worker = None if streamed.client is None else smallest_worker(streamed.client)
+    worker = streamed.executor.smallest_worker()
     if worker is None:
         return None
     planned, most = reading_bytes(job, streamed), pause_bytes(worker)
     if planned <= most:
         return None
-    base = base_bytes(streamed)
+    base = streamed.executor.base_bytes
     return _errors.worker_may_pause(planned, worker.memory_bytes, most, base)
 
 
@@ -116,7 +100,7 @@ def reading_bytes(job: Job, streamed: Streamed) -> int:
     piece_bytes = max(stream.piece_bytes, largest_pieces(pieced_arrays_of(job.data)))
     piece_bytes += prefetch_depth(stream) * stream.block_bytes
     return (
-        base_bytes(streamed)
+        streamed.executor.base_bytes
         + stream.shared_bytes
         + blocks.threads * (blocks.thread_bytes + CHUNKS_A_THREAD * piece_bytes)
         + (_bytes_on_the_way(job, streamed) if job.n_distinct else 0)

@@ -54,12 +54,10 @@ def _engine_of_rows(
     """Open the engine that reads all rows."""
     strategy = job.strategy
     if isinstance(strategy, Streamed):
-        from nlsq_dask.engines.dask.cluster import check_versions  # an engine, loaded for use
-        from nlsq_dask.engines.dask.engine import DaskEngine
+        from nlsq_dask.engines.dask.engine import DaskEngine  # an engine, loaded for use
         from nlsq_dask.engines.dask.signals import show_nothing
 
-        if strategy.client is not None:
-            check_versions(strategy.client)
+        strategy.executor.check_versions()
         if (warning := pausing(job, strategy)) is not None:
             _errors.warn_caller(warning)
         streaming = streaming_of(job, strategy)

@@ -14,7 +14,8 @@ from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.structure import Series
 from nlsq_dask.core.workflow import WorkflowPlan
-from nlsq_dask.fitting.choose_strategy import bits_for, check_client, chosen_strategy
+from nlsq_dask.engines.dask.executor import executor_of
+from nlsq_dask.fitting.choose_strategy import bits_for, chosen_strategy
 from nlsq_dask.fitting.collapse import checked_collapse, collapsed
 from nlsq_dask.fitting.free_parameters import (
     FreeParameters,
@@ -147,9 +148,9 @@ def prepare_on(
     source: Source, model: Callable[..., Any], p0: Any, inputs: InputOptions, options: RunOptions
 ) -> Job:
     """Decide how a model is fitted to data that are checked already."""
-    if options.client is not None:
-        check_client(options.client)
     data = source.data
+    executor = executor_of(options.client, lazy=data.lazy)
+    executor.check()
     bare = without_units(model, p0, inputs)
     inputs = bare.inputs
     free = free_parameters(bare, options.method)
@@ -163,7 +164,8 @@ def prepare_on(
     source, spec = _in_series(source, spec, dependence)
     data, in_series = source.data, spec.series is not None
     row_wise = (dependence is None or in_series) and source.correlated is None
-    plan, strategy = chosen_strategy(source, len(free.reduction.names), row_wise, options)
+    n_params = len(free.reduction.names)
+    plan, strategy = chosen_strategy(source, n_params, row_wise, options, executor)
     if not row_wise and not isinstance(strategy, Standard):
         if spec.whole is not None:
             raise _errors.untraceable_loop(spec.label, "")

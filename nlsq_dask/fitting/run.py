@@ -197,7 +197,7 @@ def sums_to_append(job: Job, ledger: Ledger) -> dict[str, Any] | None:
 
 def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """The error of a start that is not finite: it names bad data, or the row of a bad value."""
-    with open_engine(job.data, Kernels(()), job.client) as engine:
+    with open_engine(job.data, Kernels(()), job.executor) as engine:
         found = bad_values(engine, job.data)
     if found is not None or error.params is None:
         return found or error

@@ -6,20 +6,18 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nlsq_dask import _errors
 from nlsq_dask.core.memory_budget import GB
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.core.series_memory import SHARE_OF_STATES, SeriesSizes, bands, task_room
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.frame_totals import CALL_ROWS
 from nlsq_dask.engines.neighbours import wants
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 #: In memory, in tasks with whole series, or in tasks that add up sums over frames.
 Strategy = Literal["standard", "streaming", "frames"]
@@ -72,7 +70,7 @@ def reading_of(
     problem: SeriesProblem,
     arrays: Sequence[Array],
     memory_limit_gb: float | None,
-    client: Client | None,
+    executor: Executor,
     begun: StoredLayout | None = None,
 ) -> SeriesReading:
     """Choose how series are read.
@@ -91,7 +89,8 @@ def reading_of(
         As ``problem.roles`` says.
     memory_limit_gb : float or None
         Memory of this process or of each worker.
-    client : distributed.Client or None
+    executor : Executor
+        Where the tasks run.
     begun : StoredLayout or None
         Of the store that a run goes on with.
 
@@ -100,7 +99,7 @@ def reading_of(
     InputError
         If whole series are needed and do not fit.
     """
-    found = _chosen(problem, arrays, memory_limit_gb, client, begun)
+    found = _chosen(problem, arrays, memory_limit_gb, executor, begun)
     return found if begun is None else replace(found, stored=begun.regions)
 
 
@@ -108,7 +107,7 @@ def _chosen(
     problem: SeriesProblem,
     arrays: Sequence[Array],
     memory_limit_gb: float | None,
-    client: Client | None,
+    executor: Executor,
     begun: StoredLayout | None,
 ) -> SeriesReading:
     from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
@@ -119,10 +118,10 @@ def _chosen(
     blocks = fit_chunks(problem, arrays)
     sizes = _sizes(problem, arrays, blocks)
     if begun is not None and begun.in_frames:
-        return _in_frames(sizes, begun.regions, _room(memory_limit_gb, client))
+        return _in_frames(sizes, begun.regions, _room(memory_limit_gb, executor))
     if math.prod(map(len, blocks.values())) < 2:
         return SeriesReading(grid)
-    room = _room(memory_limit_gb, client, math.prod(map(len, grid)))
+    room = _room(memory_limit_gb, executor, math.prod(map(len, grid)))
     largest = tuple(map(max, grid))
     needed = sizes.whole_bytes(math.prod(largest))
     if needed <= room:
@@ -132,7 +131,7 @@ def _chosen(
         raise _errors.series_too_large(needed, room, bands(largest, most))
     if wants(problem):
         raise _errors.neighbours_of_frames(needed, room, bands(largest, most))
-    room = _room(memory_limit_gb, client)  # a chunk is cut into several regions, a task each
+    room = _room(memory_limit_gb, executor)  # a chunk is cut into several regions, a task each
     if begun is None:
         return _in_frames(sizes, grid, room)
     return SeriesReading(_parts(grid, int(room // sizes.whole_bytes(1))))
@@ -179,15 +178,12 @@ def _sizes(
     )
 
 
-def _room(
-    memory_limit_gb: float | None, client: Client | None, n_regions: float = math.inf
-) -> float:
+def _room(memory_limit_gb: float | None, executor: Executor, n_regions: float = math.inf) -> float:
     """Bytes of a task: its share of the memory of this process, or of the smallest worker."""
-    from nlsq_dask.engines.dask.cluster import smallest_worker  # an engine, loaded for use
-    from nlsq_dask.engines.dask.scheduler import local_threads
+    from nlsq_dask.engines.dask.scheduler import local_threads  # an engine, loaded for use
 
     given = None if memory_limit_gb is None else memory_limit_gb * GB
-    worker = None if client is None else smallest_worker(client)
+    worker = executor.smallest_worker()
     if worker is not None:
         memory = worker.memory_bytes if given is None else given
         return task_room(memory, worker.threads, worker.base_bytes)

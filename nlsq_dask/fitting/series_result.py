@@ -105,7 +105,7 @@ def result_of_answer(
         history=(),
         bounds=np.array([series.bounds.get(name, (-np.inf, np.inf)) for name in names]),
         vector_bits=problem.vector_bits,
-        fitted=FittedModel(problem.spec, source.data, problem.device, None, problem.row_wise),
+        fitted=FittedModel(problem.spec, source.data, problem.device, row_wise=problem.row_wise),
     )
 
 

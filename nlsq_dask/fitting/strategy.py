@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from nlsq_dask.core.workflow import BlockConfig
+from nlsq_dask.engines.dask.executor import Executor
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from nlsq_dask.engines.dask.groups import Stream
 
 
@@ -41,15 +40,15 @@ class Streamed:
         Sizes of the blocks, and threads.
     stream : Stream
         The groups of blocks.
-    client : distributed.Client or None
-        Cluster that runs the tasks; None is Dask's local scheduler.
+    executor : Executor
+        Where the tasks run.
     recut : bool
         Whether the first groups are cut as those of an earlier fit of fewer rows.
     """
 
     blocks: BlockConfig
     stream: Stream
-    client: Client | None
+    executor: Executor
     recut: bool = False
 
     @property

@@ -48,8 +48,8 @@ def fitted_model(job: Job) -> FittedModel:
         job.spec,
         job.data,
         job.device,
-        job.client,
-        job.row_wise,
+        executor=job.executor,
+        row_wise=job.row_wise,
         profiles=makes_profiles,
         times=job.data.times,
     )

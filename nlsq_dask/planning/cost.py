@@ -20,9 +20,7 @@ from nlsq_dask.engines.in_memory import part_rows
 from nlsq_dask.fitting.expected import passes_of
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import (
-    base_bytes,
     collapse_bytes,
-    parallel,
     pausing,
     sample_bytes,
     sampled,
@@ -34,7 +32,6 @@ from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, SAMPLE_PART
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.chunks import regular_chunks
 from nlsq_dask.io.observations import PIECE_ROWS
-from nlsq_dask.kernels.devices import device_names
 from nlsq_dask.questions.collapse import MeansOf
 from nlsq_dask.results.fit_plan import FitPlan
 from nlsq_dask.results.result import FitResult
@@ -83,7 +80,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
     if not isinstance(streamed, Streamed):
         plan = _noting_memory(_in_memory(job), SOLVER_BYTES)
         return _timed_in_memory(job, plan) if timed else plan
-    plan = _noting_memory(_streaming(job, streamed), base_bytes(streamed))
+    plan = _noting_memory(_streaming(job, streamed), streamed.executor.base_bytes)
     if not timed or not plan.threads:
         return plan
     from nlsq_dask.planning.timing import time_groups  # an engine, loaded for use
@@ -91,7 +88,7 @@ def plan_of(job: Job, dry_run: DryRun = True) -> FitPlan:
     work = _work(job, streamed)
     n_coords = len(job.data.coords)
     question = _first_question(job)
-    timing = time_groups(streamed.stream, work, n_coords, question, streamed.client, plan.threads)
+    timing = time_groups(streamed.stream, work, n_coords, question, streamed.executor, plan.threads)
     return replace(
         plan,
         compile_seconds=timing.compile_seconds,
@@ -119,7 +116,7 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
     from nlsq_dask.planning.chunk_advice import advise
 
     stream, data = streamed.stream, job.data
-    workers, threads = parallel(streamed)
+    workers, threads = streamed.executor.parallel(streamed.blocks.threads)
     sources = pieced_arrays_of(data)
     cache = streaming_of(job, streamed).keeping(len(data.values))
     kept = [isinstance(group, KeptGroup) for group in cache.groups]
@@ -218,7 +215,7 @@ def _common(job: Job) -> FitPlan:
         memory_bytes=0,
         decoded=job.data.decoded,
         n_distinct=job.n_distinct,
-        devices=device_names(job.device) if job.client is None else (),
+        devices=job.executor.device_names(job.device),
     )
 
 

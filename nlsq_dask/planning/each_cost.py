@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from nlsq_dask import _errors
-from nlsq_dask.core.memory_budget import GB, SAFETY_FACTOR, SOLVER_BYTES
+from nlsq_dask.core.memory_budget import GB, SAFETY_FACTOR
 from nlsq_dask.core.resources import available_cores, available_memory
 from nlsq_dask.core.series_memory import FRAME_READINGS
-from nlsq_dask.core.worker_memory import WORKER_BASE_BYTES, fitting_chunks
+from nlsq_dask.core.worker_memory import fitting_chunks
+from nlsq_dask.engines.dask.executor import LOCAL, Executor
 from nlsq_dask.fitting.each import EachJob, series_reading
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.kernels.lanes import LANES, TileShape, constant_rows, n_state_rows
 from nlsq_dask.results.maps_plan import MapsPlan
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 # Copies of the rows of a batch of tiles: as float64, as tiles, and as they go to the pool.
 BATCH_COPIES = 3
@@ -36,31 +33,31 @@ MANY_BLOCKS = 100
 GOOD_SERIES = 16 * LANES
 
 
-def plan_of_each(job: EachJob, client: Client | None = None, *, stored: bool = False) -> MapsPlan:
+def plan_of_each(job: EachJob, executor: Executor = LOCAL, *, stored: bool = False) -> MapsPlan:
     """State what many fits will cost.
 
     Parameters
     ----------
     job : EachJob
         With y in regions, where the maps are stored.
-    client : distributed.Client or None
-        Cluster that the fits run on.
+    executor : Executor
+        Where the fits run.
     stored : bool
         Whether the maps are written to a store.
     """
-    reading = series_reading(job, client)
+    reading = series_reading(job, executor)
     grid = tuple((n,) for n in job.axes.map_shape) if reading is None else reading.regions
     in_frames = reading is not None and reading.strategy == "frames"
     joined = 1 if in_frames else _joined(job)
     largest = tuple(map(max, grid))
     series = math.prod(largest)
     blocks = math.prod(map(len, grid))
-    workers, threads, at_one_time, available = _machine(job, client, blocks)
+    workers, threads, at_one_time, available = _machine(job, executor, blocks)
     block_bytes = _block_bytes(job, largest)
     task = _task_bytes(job, series, block_bytes, joined=joined)
     if reading is not None and in_frames:
         task = int(reading.task_bytes)
-    base = SOLVER_BYTES if client is None else WORKER_BASE_BYTES
+    base = executor.base_bytes
     memory = base + at_one_time * task
     maps = sum(
         math.prod(job.axes.map_shape) * (f.planes.stop - f.planes.start) * f.dtype.itemsize
@@ -108,23 +105,18 @@ def _joined(job: EachJob) -> int:
     return math.prod(len(y.chunks[d]) for d in job.axes.fit) if is_dask(y) else 1
 
 
-def _machine(job: EachJob, client: Client | None, blocks: int) -> tuple[int, int, int, int]:
+def _machine(job: EachJob, executor: Executor, blocks: int) -> tuple[int, int, int, int]:
     """Workers, all threads, tasks at one time in a process, and bytes of its memory."""
     given = job.memory_limit_gb
     memory_here = available_memory() if given is None else int(given * GB)
     if not job.lazy:  # the series of the one block are shared out to threads
         return 0, available_cores(), 1, memory_here
-    from nlsq_dask.engines.dask.cluster import smallest_worker, worker_threads  # loaded for use
-    from nlsq_dask.engines.dask.scheduler import local_threads
-
-    if client is None:
-        threads = local_threads()
-        return 0, threads, min(threads, blocks), memory_here
-    threads_of = worker_threads(client)
-    worker = smallest_worker(client)
-    available = memory_here if worker is None or given is not None else worker.memory_bytes
-    at_one_time = max(threads_of, default=1) if worker is None else worker.threads
-    return len(threads_of), sum(threads_of), at_one_time, available
+    workers, threads = executor.parallel()
+    worker = executor.smallest_worker()
+    if worker is None:  # in this process, or on a cluster whose workers are still to come
+        return workers, threads, max(min(threads, blocks), 1), memory_here
+    available = worker.memory_bytes if given is None else memory_here
+    return workers, threads, worker.threads, available
 
 
 def _block_bytes(job: EachJob, largest: tuple[int, ...]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -14,16 +14,14 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.accumulate import accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.dask.groups import Stream
-from nlsq_dask.engines.dask.runners import runner_of
+from nlsq_dask.engines.dask.signals import show_nothing
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.task import Work, answer_of_group, load
 from nlsq_dask.io.chunks import spread_blocks
 from nlsq_dask.io.stage import Block
 from nlsq_dask.questions.collapse import MeansOf
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 # Tasks for each thread. The first may be slow and is not counted.
 TASKS_A_THREAD = 3
@@ -72,7 +70,7 @@ def time_groups(
     work: Work,
     n_coords: int,
     question: SumsAt | MeansOf,
-    client: Client | None,
+    executor: Executor,
     threads: int,
 ) -> Timing:
     """Compile the kernel without any data, then run some tasks of a pass, spread over the rows.
@@ -87,8 +85,8 @@ def time_groups(
         Number of coordinates.
     question : SumsAt or MeansOf
         What the tasks answer. Means call no model, and are fitted in this process.
-    client : distributed.Client or None
-        Cluster that runs the tasks; None for Dask's local scheduler.
+    executor : Executor
+        Where the tasks run.
     threads : int
         Threads of the cluster or scheduler.
     """
@@ -99,11 +97,13 @@ def time_groups(
     timed = [group for group in chosen if group not in warm]
     compile_seconds = 0.0
     if isinstance(question, SumsAt):
-        compile_seconds = _compile(work, n_coords, question.params, client)
+        compile_seconds = _compile(work, n_coords, question.params, executor)
     seconds = np.zeros(2)
     for groups in filter(None, (warm, timed)):
         few = replace(stream, groups=tuple(groups))
-        runner = runner_of(few, work, _silent, client=client, threads=threads)
+        runner = executor.runner(
+            few, work, _silent, threads=threads, keeping=None, show=show_nothing
+        )
         seconds = runner.run("plan timing", time_group, question)
         runner.close()
     rows = sum(group.n_rows for group in timed)
@@ -133,14 +133,11 @@ def compile_kernel(blob: bytes, n_coords: int, params: FloatArray) -> None:
     accumulate(question, work.kernels, [block], weighted, work.stage_rows)
 
 
-def _compile(work: Work, n_coords: int, params: FloatArray, client: Client | None) -> float:
-    """Compile on all workers, or in this process; return the seconds."""
+def _compile(work: Work, n_coords: int, params: FloatArray, executor: Executor) -> float:
+    """Compile in each process that runs tasks; return the seconds."""
     blob = cloudpickle.dumps(work)
     began = time.perf_counter()
-    if client is None:
-        compile_kernel(blob, n_coords, params)
-    else:
-        client.run(compile_kernel, blob, n_coords, params)
+    executor.in_each_process(compile_kernel, blob, n_coords, params)
     return time.perf_counter() - began
 
 

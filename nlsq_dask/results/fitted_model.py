@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, SumsAt
 from nlsq_dask.core.structure import Series, Structure, model_input
+from nlsq_dask.engines.dask.executor import LOCAL, Executor
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
@@ -42,9 +43,6 @@ from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
 from nlsq_dask.user_model.signature import model_label, parameter_names
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 # Values of x at which a curve is computed to find its range.
 CURVE_POINTS = 512
 
@@ -64,8 +62,8 @@ class FittedModel:
         Data of the fit; None for a loaded result.
     device : str, tuple of str or None
         Device that computes the model.
-    client : distributed.Client or None
-        Cluster that reads lazy data for sums over rows.
+    executor : Executor
+        Where lazy data are read for sums over rows.
     row_wise : bool
         Whether the model may be evaluated block by block.
     profiles : callable, optional
@@ -81,7 +79,7 @@ class FittedModel:
     spec: ModelSpec
     data: Observations | None = None
     device: DeviceChoice = None
-    client: Client | None = None
+    executor: Executor = LOCAL
     row_wise: bool = True
     profiles: Callable[..., Any] | None = None
     provenance: Provenance | None = None
@@ -351,7 +349,7 @@ class FittedModel:
 
     def _engine(self, data: Observations) -> Engine:
         kernels = Kernels((self.spec,), self.device, whole=not self.row_wise)
-        return open_engine(data, kernels, self.client)
+        return open_engine(data, kernels, self.executor)
 
     def _function(self, params: ArrayLike, root: FloatArray | None) -> RowFunction:
         at = np.asarray(params, np.float64)

@@ -198,7 +198,6 @@ def test_the_active_client_is_found_unless_dask_is_told_otherwise(client):
         assert active_client() is client
         with dask.config.set(scheduler="threads"):
             assert active_client() is None
-    assert active_client(client) is client
 
 
 def test_a_fit_runs_on_the_active_client(cluster, client):

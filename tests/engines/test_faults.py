@@ -20,6 +20,7 @@ from nlsq_dask._errors import without_secrets
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask import reading, signals
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.reading import Retries, is_passing
 from nlsq_dask.fitting import faces
@@ -199,9 +200,9 @@ def test_a_fit_hears_that_its_workers_wait(client, tmp_path):
     assert notes == ["waiting 0 s for the store"]
 
 
-def shown_engine(data, show, **options):
+def shown_engine(data, show, client=None, **options):
     """An engine whose notes are shown."""
-    streaming = Streaming(make_stream(data), **options)
+    streaming = Streaming(make_stream(data), executor_of(client, lazy=False), **options)
     return DaskEngine(data, Kernels((PROBLEM.spec,)), streaming, None, show)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask import InputError, fit
-from nlsq_dask.engines.dask import runners
+from nlsq_dask.engines.dask import cluster_executor
 from nlsq_dask.engines.dask.cluster import smallest_worker
 from nlsq_dask.engines.dask.scheduler import local_threads
 
@@ -115,13 +115,13 @@ def test_a_limit_lowers_what_a_worker_has_but_does_not_raise_it(client):
 @pytest.mark.cluster
 def test_arrays_in_memory_are_not_sent_to_a_cluster_that_was_not_named(client, monkeypatch):
     used = []
-    runner = runners.ClusterRunner
+    runner = cluster_executor.ClusterRunner
 
     def noted(*args):
         used.append(args)
         return runner(*args)
 
-    monkeypatch.setattr(runners, "ClusterRunner", noted)
+    monkeypatch.setattr(cluster_executor, "ClusterRunner", noted)
     with client.as_current():
         here = fit_decay(strategy="streaming")
     assert not used

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import InputError, NotRowWiseError
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.values import row_compilations
 from nlsq_dask.results import binning
@@ -450,9 +451,8 @@ def test_bins_and_scores_on_a_cluster(client):
     x, y = rng.uniform(0, 4, (2, 5000))
     spec = prepare_model(decay)
     here = FittedModel(spec, observe(x, y))
-    there = FittedModel(
-        spec, observe(*(da.from_array(a, chunks=600) for a in (x, y))), client=client
-    )
+    lazy = observe(*(da.from_array(a, chunks=600) for a in (x, y)))
+    there = FittedModel(spec, lazy, executor=executor_of(client))
     np.testing.assert_array_equal(
         binning.binned(there, PARAMS, 1.0).sums.observed,
         binning.binned(here, PARAMS, 1.0).sums.observed,

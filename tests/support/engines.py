@@ -11,6 +11,7 @@ from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import Solution, SolverOptions
 from nlsq_dask.engines import in_memory
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
+from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.fitting import sample
@@ -32,10 +33,15 @@ def chunked_engine(data: Observations, *specs: ModelSpec, **options: Any) -> Any
 
 
 def dask_engine(
-    data: Observations, *specs: ModelSpec, progress: Any = None, **options: Any
+    data: Observations,
+    *specs: ModelSpec,
+    progress: Any = None,
+    client: Any = None,
+    **options: Any,
 ) -> DaskEngine:
     """The streaming tier, with the options of :class:`Streaming`."""
-    return DaskEngine(data, Kernels(specs), Streaming(make_stream(data), **options), progress)
+    streaming = Streaming(make_stream(data), executor_of(client, lazy=False), **options)
+    return DaskEngine(data, Kernels(specs), streaming, progress)
 
 
 def sample_of(engine: DaskEngine, data: Observations, **options: Any) -> Observations:
@@ -46,7 +52,7 @@ def sample_of(engine: DaskEngine, data: Observations, **options: Any) -> Observa
 
 def finite_problem(data: Observations, client: Any = None) -> InputError | None:
     """What is wrong with the values of the data."""
-    with open_engine(data, Kernels(()), client) as engine:
+    with open_engine(data, Kernels(()), executor_of(client, lazy=False)) as engine:
         return engine.ask(BadValues(len(data.values))).error(data.names, data.marks)
 
 

@@ -105,6 +105,22 @@ def tell(client: Client, message: Mapping[str, Any], *, at_last: bool = False) -
         _soon(client, _send, client, link, dict(message))
 
 
+@dataclass(frozen=True)
+class Board:
+    """The board of fits of a cluster, which was opened for a client."""
+
+    client: Client
+
+    @property
+    def client_id(self) -> str:
+        """Identifier of the client."""
+        return str(self.client.id)
+
+    def tell(self, message: Mapping[str, Any], *, at_last: bool = False) -> None:
+        """Send a message to the board, and do not wait; see :func:`tell`."""
+        tell(self.client, message, at_last=at_last)
+
+
 def _soon(client: Client, function: Callable[..., Any], *args: Any) -> None:
     """Run a coroutine function in the event loop of a client, which is another thread."""
     loop = client.loop

@@ -2,8 +2,8 @@
 
 The stream (:mod:`~nlsq_dask.engines.dask.groups`) is made once a fit. A pass sends parameters and a
 basis to every group, and gets p x p numbers back. They are added in the order of the groups, so
-the bits are the same for any scheduler and any number of workers. Groups run on a
-:class:`distributed.Client`, or on Dask's local scheduler in this process.
+the bits are the same for any scheduler and any number of workers. Groups run on a cluster, or on
+Dask's local scheduler in this process (:mod:`~nlsq_dask.engines.dask.executor`).
 
 With a cache, groups keep their staged rows (:mod:`~nlsq_dask.engines.dask.cache`).
 """
@@ -12,19 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from nlsq_dask.core.questions import A_PASS, AnswerT
-from nlsq_dask.core.resources import available_memory
-from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, WorkerRoom, choose_keeping
-from nlsq_dask.engines.dask.cluster import worker_rooms
+from nlsq_dask.engines.dask.cache import CacheChoice, Keeping, choose_keeping
+from nlsq_dask.engines.dask.executor import LOCAL, Executor
 from nlsq_dask.engines.dask.group_parts import stream_without
 from nlsq_dask.engines.dask.groups import Stream, make_stream
 from nlsq_dask.engines.dask.omitted import Omissions, answer_of_readable
 from nlsq_dask.engines.dask.prefetch import prefetch_depth
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Retries
-from nlsq_dask.engines.dask.runners import runner_of
-from nlsq_dask.engines.dask.scheduler import runs_here
 from nlsq_dask.engines.dask.signals import Show, show_nothing
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.task import Work, answer_of_first, answer_of_group
@@ -35,12 +32,6 @@ from nlsq_dask.io.observations import Observations
 from nlsq_dask.io.stage import STAGE_ROWS, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-# Fraction of the memory available to this process that kept rows take by default.
-LOCAL_SHARE = 0.5
 
 # Called with the number of the pass, how many of its blocks are done, and the number of all blocks.
 PassProgress = Callable[[int, int, int], None]
@@ -54,8 +45,8 @@ class Streaming:
     ----------
     stream : Stream
         The groups of blocks.
-    client : distributed.Client or None
-        Cluster to run on; None runs on Dask's local scheduler.
+    executor : Executor
+        Where the groups run; by default Dask's local scheduler.
     stage_rows : int
         Rows of a thread's staging buffer.
     threads : int or None
@@ -75,7 +66,7 @@ class Streaming:
     """
 
     stream: Stream
-    client: Client | None = None
+    executor: Executor = LOCAL
     stage_rows: int = STAGE_ROWS
     threads: int | None = None
     cache: CacheChoice = False
@@ -100,16 +91,8 @@ class Streaming:
         row_values : int
             Number of float64 values of a staged row.
         """
-        rooms: list[WorkerRoom] = []
-        n_bytes = self.cache_bytes
-        if self.cache is False:
-            pass
-        elif self.client is not None:
-            ahead = (1 + self.read_ahead) * self.stream.block_bytes
-            rooms = worker_rooms(self.client, ahead, n_bytes)
-        elif runs_here():  # tasks in other processes keep no memory
-            here = int(LOCAL_SHARE * available_memory()) if n_bytes is None else n_bytes
-            rooms = [WorkerRoom(None, 1, here)]
+        ahead = (1 + self.read_ahead) * self.stream.block_bytes
+        rooms = [] if self.cache is False else self.executor.rooms(ahead, self.cache_bytes)
         return choose_keeping(self.stream, self.cache, row_values, self.stage_rows, rooms)
 
 
@@ -175,11 +158,10 @@ class DaskEngine:
         self._is_pass = True
         self.n_arrays = len(data.values)
         self.keeping = self.streaming.keeping(self.n_arrays)
-        self._runner = runner_of(
+        self._runner = self.streaming.executor.runner(
             self.stream,
             self.streaming.work(kernels, data.layout),
             self._report,
-            client=self.streaming.client,
             threads=self.streaming.threads,
             keeping=self.keeping,
             show=show,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
@@ -12,8 +11,8 @@ from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.dask.groups import common_chunks
-from nlsq_dask.engines.dask.scheduler import computed
 from nlsq_dask.io.announced import checked
 from nlsq_dask.io.chunks import Chunks, largest_block
 from nlsq_dask.io.observations import Array, Observations
@@ -24,9 +23,6 @@ from nlsq_dask.questions.row_values import (
     residuals_of_block,
     without_mask,
 )
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 
 def chunks_of_rows(data: Observations) -> Chunks:
@@ -115,9 +111,9 @@ def _residuals_of_block(
     return residuals_of_block(function, layout.block(operands))
 
 
-def finite_range(array: Array, client: Client | None) -> tuple[float, float]:
+def finite_range(array: Array, executor: Executor) -> tuple[float, float]:
     """Smallest and largest finite value of a Dask array, read once."""
     finite = da.isfinite(array)
     ends = (da.where(finite, array, np.inf).min(), da.where(finite, array, -np.inf).max())
-    low, high = computed(client, *ends)
+    low, high = executor.compute(*ends)
     return float(low), float(high)

@@ -7,10 +7,10 @@ data. Writing is tried again where a store fails, as reading is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -18,15 +18,12 @@ from dask.array.optimization import optimize
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.dask.reading import Reading, Retries
-from nlsq_dask.engines.dask.scheduler import local_get
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.map_store import STATUS, StoredMap, counts_of
 from nlsq_dask.io.places import Place
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 #: Called with the number of series of each status of a region that is done.
 Done = Callable[[NDArray[np.int64]], None]
@@ -79,7 +76,7 @@ def write_regions(
     answer: Any,
     writing: Writing,
     regions: Sequence[tuple[int, ...]],
-    client: Client | None,
+    executor: Executor,
     done: Done,
 ) -> None:
     """Fit and write some regions of the map.
@@ -91,8 +88,7 @@ def write_regions(
     writing : Writing
     regions : sequence of tuple of int
         Indices of the regions.
-    client : distributed.Client or None
-        None runs on Dask's local scheduler.
+    executor : Executor
     done : callable
         Called after each region.
     """
@@ -111,31 +107,7 @@ def write_regions(
     if not keys:
         return
     graph = dict(optimize(written.__dask_graph__(), keys))
-    if client is None:
-        wanted = set(keys)
-
-        def note(key: Any, result: Any, *_: object) -> None:
-            if key in wanted:
-                done(result.reshape(-1))
-
-        local_get(graph, list(keys), None, note)
-        return
-    _write_on_cluster(graph, keys, client, done)
-
-
-def _write_on_cluster(
-    graph: Mapping[Any, Any], keys: Sequence[Any], client: Client, done: Done
-) -> None:
-    from distributed import as_completed
-
-    futures = client.get(graph, list(keys), sync=False)
-    try:
-        for future in as_completed(futures, loop=client.loop):
-            done(future.result().reshape(-1))
-            future.release()
-    finally:
-        for future in futures:  # also of those that still run, where a region failed
-            future.release()
+    executor.run_each(graph, keys, lambda counts: done(counts.reshape(-1)))
 
 
 def _write_region(

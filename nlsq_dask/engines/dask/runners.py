@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from dask._task_spec import DataNode, List, Task, TaskRef
 from dask.order import order
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.cache import Keeping, KeptGroup, keep_nothing
-from nlsq_dask.engines.dask.cluster_runner import ClusterRunner
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.prefetch import ReadAhead, is_independent
 from nlsq_dask.engines.dask.reading import Reading, shared_nodes
@@ -20,9 +19,6 @@ from nlsq_dask.engines.dask.signals import Ears, Show, show_nothing, signals_of
 from nlsq_dask.engines.dask.task import Work, add_in_order, answer_of_group
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 
 class Runner(Protocol):
@@ -52,39 +48,6 @@ class Runner(Protocol):
     def close(self, *, failed: bool = False) -> None:
         """Release the runner's memory, here and on the cluster, and end what still runs."""
         ...
-
-
-def runner_of(
-    stream: Stream,
-    work: Work,
-    progress: BlockProgress,
-    *,
-    client: Client | None,
-    threads: int | None = None,
-    keeping: Keeping | None = None,
-    show: Show = show_nothing,
-) -> Runner:
-    """Runner of the groups of a stream, on a cluster or on Dask's local scheduler.
-
-    Parameters
-    ----------
-    stream : Stream
-    work : Work
-        What all groups have in common.
-    progress : callable
-        Called as ``progress(blocks_done, blocks)``.
-    client : distributed.Client or None
-        Cluster to run on; None runs on Dask's local scheduler.
-    threads : int, optional
-        Most groups at one time on the local scheduler.
-    keeping : Keeping, optional
-        Which groups keep their rows; by default none.
-    show : callable, optional
-        Called with a few words if tasks wait, as for a store that fails.
-    """
-    if client is None:
-        return LocalRunner(stream, work, progress, threads, keeping, show)
-    return ClusterRunner(stream, work, client, progress, keeping, show)
 
 
 class LocalRunner:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dask import config
-from dask.base import compute, get_scheduler
+from dask.base import get_scheduler
 from dask.callbacks import Callback
 from dask.local import get_sync as synchronous_get
 from dask.system import CPU_COUNT
@@ -19,26 +19,16 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def active_client(client: Client | None = None) -> Client | None:
-    """The client that is passed, else that of the cluster Dask would compute on now.
+def active_client() -> Client | None:
+    """The client of the cluster that Dask would compute on now.
 
     Dask's configuration decides, as for ``dask.compute``. None stands for a local scheduler.
     """
-    if client is not None:
-        return client
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
     owner = getattr(get_scheduler(), "__self__", None)
     return owner if isinstance(owner, distributed.Client) else None
-
-
-def computed(client: Client | None, *arrays: Any) -> Sequence[Any]:
-    """Compute Dask arrays together, on a cluster or on Dask's local scheduler."""
-    values: Sequence[Any] = (
-        compute(*arrays) if client is None else client.compute(arrays, sync=True)
-    )
-    return values
 
 
 def local_threads() -> int:

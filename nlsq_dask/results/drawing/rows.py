@@ -298,6 +298,4 @@ def _loaded(array: Any, model: FittedModel) -> Any:
     """Load an array of few rows into memory."""
     if isinstance(array, np.ndarray):
         return array
-    from nlsq_dask.engines.dask.scheduler import computed  # Dask, loaded for use
-
-    return computed(model.client, array)[0]
+    return model.executor.compute(array)[0]
