@@ -100,7 +100,7 @@ def values_not_finite() -> StartNotFiniteError:
 
 
 def squares_out_of_range(
-    y: float, weight: float, least: float, largest: float
+    y: float, weight: float, *, least: float, largest: float
 ) -> StartNotFiniteError:
     sizes, unit = f"y has values up to {y:.3g}", f"y is between {least:g} and {largest:g}"
     what = "y and the model by a number"

@@ -46,6 +46,7 @@ def _threads(n: int) -> str:
 
 def chunk_too_large(
     chunks: tuple[int, ...],
+    *,
     chunk_bytes: int,
     memory_bytes: int,
     threads: int,

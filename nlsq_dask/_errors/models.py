@@ -130,7 +130,9 @@ def model_output_shape(model: str, got: tuple[int, ...], rows: int) -> ModelErro
     )
 
 
-def untraceable_call(model: str, call: str, twin: str | None, line: str) -> UntraceableModelError:
+def untraceable_call(
+    model: str, call: str, *, twin: str | None, line: str
+) -> UntraceableModelError:
     remedy = (
         f"use {twin}"
         if twin is not None

@@ -165,7 +165,9 @@ def retries_invalid(value: object) -> InputError:
     )
 
 
-def worker_may_pause(planned: float, limit: float, pauses_at: float, base: float) -> ClusterWarning:
+def worker_may_pause(
+    planned: float, *, limit: float, pauses_at: float, base: float
+) -> ClusterWarning:
     return ClusterWarning(
         f"a worker with {in_units(limit)} of memory may take {in_units(planned)} for this fit, of "
         f"which {in_units(base)} are for the program itself, and Dask pauses a worker at "

@@ -17,7 +17,7 @@ def sigma_unit(of_sigma: str, of_y: str) -> InputError:
     )
 
 
-def unit_differs(name: str, got: str, wanted: str, of: str) -> InputError:
+def unit_differs(name: str, got: str, *, wanted: str, of: str) -> InputError:
     return InputError(
         f"{name} has the unit {got!r}, which does not convert to that of {of}, {_named(wanted)}: "
         f"pass {name} in the unit of {of}, or numbers without a unit."

@@ -35,7 +35,7 @@ PASSED_ON = ("dask", "h5netcdf", "h5py", "netCDF4", "xarray", "zarr")
 Adapt = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScipyCall:
     """A call of ``curve_fit``.
 
@@ -145,6 +145,7 @@ def scipy_call(
     """Decide in which form the data and the model are passed to ``fit``."""
     for name, value in (("y", y), ("x", x), ("sigma", sigma)):
         refuse_lists_of_quantities(value, name)
+    call = partial(ScipyCall, function=f, jacobian=jacobian, nan_policy=None)
     sigma, y = sigma_in_unit_of(y, sigma), numbers_of(y)
     x = tuple(map(numbers_of, x)) if isinstance(x, tuple) else numbers_of(x)
     if (
@@ -152,7 +153,7 @@ def scipy_call(
         or _is_passed_on(y)
         or any(_is_passed_on(part) for part in (sigma, *(x if isinstance(x, tuple) else (x,))))
     ):
-        return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
+        return call(x=x, y=y, sigma=sigma, given_x=x, plain=False)
     y = checked_kind(y, "y")
     x, sigma = in_order_of(y, x, "x"), in_order_of(y, sigma, "sigma")
     y = _numbers(y, "y")
@@ -167,10 +168,10 @@ def scipy_call(
     if y.ndim == 0:
         y = y.reshape(1)
     if y.ndim != 1 or isinstance(y, np.ma.MaskedArray):
-        return ScipyCall(f, jacobian, x, y, sigma, x, None, plain=False)
+        return call(x=x, y=y, sigma=sigma, given_x=x, plain=False)
     sigma = _deviations(sigma, y.size)
     rows, adapt = _rows(f, x, y, start)
-    return ScipyCall(f, jacobian, rows, y, sigma, x, None, True, adapt)
+    return call(x=rows, y=y, sigma=sigma, given_x=x, plain=True, adapt=adapt)
 
 
 def _is_passed_on(value: Any) -> bool:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.reflective import Box
 
 #: Most changes of the active set for each parameter, as rounding could make the method circle.
 MOST_CHANGES = 10
 
 
-def bounded_minimum(
-    a: FloatArray, b: FloatArray, lower: FloatArray, upper: FloatArray, rank_rtol: float
-) -> FloatArray:
+def bounded_minimum(a: FloatArray, b: FloatArray, box: Box, rank_rtol: float) -> FloatArray:
     """Minimise a linear least-squares problem within bounds.
 
     Parameters
@@ -27,7 +26,7 @@ def bounded_minimum(
     a : ndarray, shape (k, p), float64
         With columns of about the same length.
     b : ndarray, shape (k,), float64
-    lower, upper : ndarray, shape (p,), float64
+    box : Box
         ``lower ≤ 0 ≤ upper``; infinite for no bound.
     rank_rtol : float
         Singular values up to this fraction of the largest count as zero. Directions that `a` does
@@ -37,6 +36,7 @@ def bounded_minimum(
     -------
     ndarray, shape (p,), float64
     """
+    lower, upper = box.lower, box.upper
     z = np.zeros(a.shape[1])
     free = np.ones(z.size, dtype=bool)
     for _ in range(MOST_CHANGES * z.size):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.reflective import Box
 
 #: Relative distance by which a start is moved off its bound: the value of
 #: ``scipy.optimize.least_squares``.
@@ -206,27 +207,22 @@ def next_inside(params: FloatArray, lower: FloatArray, upper: FloatArray) -> Flo
     return inside
 
 
-def stopped_at_bounds(
-    params: FloatArray, step: FloatArray, lower: FloatArray, upper: FloatArray
-) -> FloatArray:
+def stopped_at_bounds(params: FloatArray, step: FloatArray, box: Box) -> FloatArray:
     """Take a step (p,); a parameter that would leave its bounds goes half the way to the bound."""
     tried = params + step
-    tried = np.where(tried <= lower, 0.5 * params + 0.5 * lower, tried)
-    return np.where(tried >= upper, 0.5 * params + 0.5 * upper, tried)
+    tried = np.where(tried <= box.lower, 0.5 * params + 0.5 * box.lower, tried)
+    return np.where(tried >= box.upper, 0.5 * params + 0.5 * box.upper, tried)
 
 
 def active_bounds(
-    params: FloatArray,
-    lower: FloatArray,
-    upper: FloatArray,
-    gradient: FloatArray,
-    reach: FloatArray | float,
+    params: FloatArray, box: Box, gradient: FloatArray, reach: FloatArray | float
 ) -> NDArray[np.int64]:
     """The bounds that hold parameters back.
 
     Parameters
     ----------
-    params, lower, upper : ndarray, shape (p,), float64
+    params : ndarray, shape (p,), float64
+    box : Box
     gradient : ndarray, shape (p,), float64
         Of the cost.
     reach : ndarray, shape (p,), or float
@@ -240,8 +236,8 @@ def active_bounds(
     """
     side = np.zeros(params.size, dtype=np.int64)
     # An infinite bound is an infinite distance away.
-    at_lower = params - lower <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(lower))
-    at_upper = upper - params <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(upper))
+    at_lower = params - box.lower <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(box.lower))
+    at_upper = box.upper - params <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(box.upper))
     side[at_upper & (gradient < 0.0)] = 1
     side[at_lower & (gradient > 0.0)] = -1
     return side

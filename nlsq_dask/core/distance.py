@@ -87,10 +87,10 @@ def step_to_optimum(
     u, singular, v_transposed = quadratic.equilibrated_svd
     known = singular > rank_rtol * singular[0]
     step = -v_transposed[known].T @ ((u.T @ quadratic.qtr)[known] / singular[known])
-    lower, upper = (box.lower - params) * norms, (box.upper - params) * norms
-    if not np.all((lower <= step) & (step <= upper)):
+    room = Box((box.lower - params) * norms, (box.upper - params) * norms)
+    if not room.contains(step):
         factor = quadratic.r_factor / norms
-        step = bounded_minimum(factor, -quadratic.qtr, lower, upper, rank_rtol)
+        step = bounded_minimum(factor, -quadratic.qtr, room, rank_rtol)
     return np.asarray(step / norms, np.float64)
 
 

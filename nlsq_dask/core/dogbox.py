@@ -46,10 +46,10 @@ class Dogbox(SimpleDecrease):
         scale = 1.0 / state.scale_inv[free]
         linear = state.linearization.quadratic
         model = QuadraticModel(
-            linear.r_factor[:, free] * scale,
-            linear.gradient[free] * scale,
-            np.zeros(scale.size),
-            scale,
+            factor=linear.r_factor[:, free] * scale,
+            gradient=linear.gradient[free] * scale,
+            curvature=np.zeros(scale.size),
+            scale=scale,
         )
         params = state.params[free]
         to_lower, to_upper = (box.lower[free] - params) / scale, (box.upper[free] - params) / scale

@@ -199,7 +199,7 @@ def _displaced(
     for step in steps:
         if state.nfev >= options.evaluations(state.params.size):
             break
-        params = stopped_at_bounds(state.params, step, box.lower, box.upper)
+        params = stopped_at_bounds(state.params, step, box)
         sums = yield SumsAt(params, basis.forward)
         state = with_changes(state, nfev=state.nfev + 1)
         length = float(np.linalg.norm(params - state.params))

@@ -83,7 +83,7 @@ def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswe
         inverse, is_singular = _inverse(state)
         diagonal = inverse[[i * (i + 3) // 2 for i in range(len(params))]]
         lost = is_singular | lost_in_rounding(
-            np.asarray(state.chi2), lanes, params, diagonal, start
+            np.asarray(state.chi2), lanes, params=params, diagonal=diagonal, start=start
         )
         status[(status > 0) & lost] = Status.UNDETERMINED
         variance = variance_of_rows(np, state.chi2, lanes, len(params))
@@ -119,7 +119,12 @@ def _inverse(state: LaneState) -> tuple[FloatArray, NDArray[np.bool_]]:
 
 
 def lost_in_rounding(
-    chi2: FloatArray, lanes: Lanes, params: FloatArray, diagonal: FloatArray, start: FloatArray
+    chi2: FloatArray,
+    lanes: Lanes,
+    *,
+    params: FloatArray,
+    diagonal: FloatArray,
+    start: FloatArray,
 ) -> NDArray[np.bool_]:
     """Series whose residuals are rounding, with a parameter that rounding moves by its size.
 

@@ -126,7 +126,9 @@ def certified(
             ]
             covariance.append(np.sum(terms, axis=0) * variance)
     diagonal = np.stack([covariance[i * (i + 3) // 2] for i in range(size)]) / variance
-    known &= ~lost_in_rounding(np.asarray(state.chi2), lanes, params, diagonal, start)
+    known &= ~lost_in_rounding(
+        np.asarray(state.chi2), lanes, params=params, diagonal=diagonal, start=start
+    )
     ended = np.asarray(state.status)
     good = known & inside & (ended > 0) & (ended < RUNNING)
     good &= ~(np.isnan(lanes.variance) & (lanes.n_points <= size))

@@ -262,7 +262,7 @@ def finish(state: SolverState, box: Box, options: SolverOptions) -> Search[Solut
         r_factor=linear.r_factor,
         gradient=linear.gradient,
         distance=distance(state, options),
-        active_mask=active_bounds(state.params, box.lower, box.upper, linear.gradient, reach),
+        active_mask=active_bounds(state.params, box, linear.gradient, reach),
         undetermined=undetermined(state)[1],
         sandwich=linear.sandwich,
     )
@@ -334,7 +334,7 @@ def _displacement(state: SolverState, box: Box) -> Trial | None:
         return None
     length = DISPLACEMENT * (float(np.linalg.norm(state.params * norms)) or 1.0)
     step = direction * (length / longest) / norms
-    params = stopped_at_bounds(state.params, step, box.lower, box.upper)
+    params = stopped_at_bounds(state.params, step, box)
     return Trial(
         params=params,
         step_norm=float(np.linalg.norm(params - state.params)),

@@ -81,13 +81,13 @@ class Moments:
         except OverflowError:  # Python's square overflows; NumPy's product has other bits
             square = math.inf
         return Moments(
-            self.abs_residuals + other.abs_residuals,
-            self.sq_residuals + other.sq_residuals,
-            weight,
-            self.mean + distance * share,
-            self.scatter + other.scatter + square * self.weight * share,
-            self.variance + other.variance,
-            self.n_small + other.n_small,
+            abs_residuals=self.abs_residuals + other.abs_residuals,
+            sq_residuals=self.sq_residuals + other.sq_residuals,
+            weight=weight,
+            mean=self.mean + distance * share,
+            scatter=self.scatter + other.scatter + square * self.weight * share,
+            variance=self.variance + other.variance,
+            n_small=self.n_small + other.n_small,
         )
 
 

@@ -54,7 +54,10 @@ class TrustRegionReflective(SimpleDecrease):
         scale = root_v / state.scale_inv
         quadratic = linear.quadratic
         model = QuadraticModel(
-            quadratic.r_factor * scale, scale * linear.gradient, curvature, scale
+            factor=quadratic.r_factor * scale,
+            gradient=scale * linear.gradient,
+            curvature=curvature,
+            scale=scale,
         )
         spectrum = Spectrum.of(
             np.vstack([model.factor, np.diag(np.sqrt(curvature))]),

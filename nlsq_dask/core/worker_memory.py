@@ -123,7 +123,13 @@ def check_chunk_fits(
         raise _errors.memory_too_small(worker.memory_bytes, worker.threads, least)
     smaller = fitting_chunks(chunks, int(fitting / row_bytes), uncut)
     raise _errors.chunk_too_large(
-        chunks, chunk_bytes, worker.memory_bytes, worker.threads, int(fitting), smaller, uncut
+        chunks,
+        chunk_bytes=chunk_bytes,
+        memory_bytes=worker.memory_bytes,
+        threads=worker.threads,
+        fitting_bytes=int(fitting),
+        fitting_chunks=smaller,
+        joined=uncut,
     )
 
 

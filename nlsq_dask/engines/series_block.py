@@ -182,14 +182,15 @@ class SeriesBlock(SeriesTables):
         constants[self.where.offset] = offset
         if np.isnan(given[:, 0]).any() or np.isnan(given).any():
             guesses = None if self.problem.guess is None else self._guesses(y, coords)
-            given = self._filled(given, guesses, offset, low, high)
+            given = self._filled(given, guesses, offset=offset, low=low, high=high)
         return given, bad
 
     def starts(self) -> FloatArray:
         """Starts (q, n), of a problem whose starts do not follow from the rows."""
         everything, n = slice(0, self.n_series), self.n_series
         offset, low, high, _ = self.box(everything, n)
-        return self._filled(self._given(everything, n, offset), None, offset, low, high)
+        given = self._given(everything, n, offset)
+        return self._filled(given, None, offset=offset, low=low, high=high)
 
     def _given(self, part: slice, width: int, offset: FloatArray) -> FloatArray:
         """Starts (q, w) of the free parameters that p0 gives; NaN where there is none."""
@@ -201,6 +202,7 @@ class SeriesBlock(SeriesTables):
         self,
         given: FloatArray,
         guesses: FloatArray | None,
+        *,
         offset: FloatArray,
         low: FloatArray,
         high: FloatArray,

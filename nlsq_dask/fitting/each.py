@@ -212,7 +212,9 @@ def prepare_each(
     """Check the arguments of the fits of many series; see :func:`nlsq_dask.fit_each`."""
     check_not_forked()
     data, axes, y = _observed(x, y, dim, inputs)
-    parameters = series_parameters(model, p0, inputs.bounds, inputs.fixed, inputs.ties, axes, y)
+    parameters = series_parameters(
+        model, axes, y, p0=p0, bounds=inputs.bounds, fixed=inputs.fixed, ties=inputs.ties
+    )
     roles, arrays = _operands(data, parameters, axes)
     problem = _problem(model, data, axes, parameters, roles, inputs, options)
     job = EachJob(
@@ -256,7 +258,9 @@ def _observed(
     x: Any, y: Any, dim: Any, inputs: InputOptions
 ) -> tuple[Observations, SeriesAxes, Any]:
     """The data, their axes, and y as an array that may have labels."""
-    x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
+    x, y, sigma, mask = named_arguments(
+        x, y, sigma=inputs.sigma, mask=inputs.mask, data=inputs.data
+    )
     named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
     check_options(inputs.storage_options, named.values())
     x, y, sigma, mask = (

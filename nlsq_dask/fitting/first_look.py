@@ -93,4 +93,4 @@ def _check_sizes(y: float, weight: float) -> None:
         return
     sizes = (y, weight, y * weight)
     if max(sizes) > LARGEST_SIZE or min(sizes) < LEAST_SIZE:
-        raise _errors.squares_out_of_range(y, weight, LEAST_SIZE, LARGEST_SIZE)
+        raise _errors.squares_out_of_range(y, weight, least=LEAST_SIZE, largest=LARGEST_SIZE)

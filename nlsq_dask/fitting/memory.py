@@ -86,8 +86,9 @@ def pausing(job: Job, streamed: Streamed) -> ClusterWarning | None:
     planned, most = reading_bytes(job, streamed), pause_bytes(worker)
     if planned <= most:
         return None
-    base = streamed.executor.base_bytes
-    return _errors.worker_may_pause(planned, worker.memory_bytes, most, base)
+    return _errors.worker_may_pause(
+        planned, limit=worker.memory_bytes, pauses_at=most, base=streamed.executor.base_bytes
+    )
 
 
 def reading_bytes(job: Job, streamed: Streamed) -> int:

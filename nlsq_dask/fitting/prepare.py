@@ -88,7 +88,9 @@ def prepare(
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
     check_not_forked()
-    x, y, sigma, mask = named_arguments(x, y, inputs.sigma, inputs.mask, inputs.data)
+    x, y, sigma, mask = named_arguments(
+        x, y, sigma=inputs.sigma, mask=inputs.mask, data=inputs.data
+    )
     named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
     options = inputs.storage_options
     check_options(options, named.values(), inputs.checkpoint)
@@ -99,7 +101,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     y, fill_value = with_fill_value(y, inputs.fill_value)
     bare = bare_data(x, y, sigma)
     sigma, correlated = split_sigma(bare.sigma, bare.y)
-    placed = _placed(bare.x, bare.y, sigma, mask, inputs.dim)
+    placed = _placed(bare.x, bare.y, inputs.dim, sigma=sigma, mask=mask)
     data = observe(
         placed.x,
         placed.y,
@@ -121,7 +123,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     return Source(data, correlated, of_checkpoint)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Placed:
     """Arrays of the data, where each has the axes of y, and the axes of whole series."""
 
@@ -133,15 +135,15 @@ class _Placed:
     series_axes: tuple[int, ...] = ()
 
 
-def _placed(x: Any, y: Any, sigma: Any, mask: Any, dim: Any) -> _Placed:
+def _placed(x: Any, y: Any, dim: Any, *, sigma: Any, mask: Any) -> _Placed:
     """Place arrays of the shape of a series, or of the series, where the axes of series are."""
     if dim is None:
-        return _Placed(x, y, sigma, mask)
+        return _Placed(x=x, y=y, sigma=sigma, mask=mask)
     y = y if hasattr(y, "shape") else np.asarray(y)
     axes = SeriesAxes.of(y, x, dim)
     coords, stacked = axes.coordinates(x)
     sigma, mask = axes.rows(sigma, "sigma"), axes.rows(mask, "mask")
-    return _Placed(coords, y, sigma, mask, stacked, axes.fit)
+    return _Placed(x=coords, y=y, sigma=sigma, mask=mask, stacked=stacked, series_axes=axes.fit)
 
 
 def prepare_on(

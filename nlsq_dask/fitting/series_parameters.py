@@ -79,18 +79,18 @@ class _Reader:
 
 
 def series_parameters(
-    model: Any, p0: Any, bounds: Any, fixed: Any, ties: Any, axes: SeriesAxes, y: Any
+    model: Any, axes: SeriesAxes, y: Any, *, p0: Any, bounds: Any, fixed: Any, ties: Any
 ) -> SeriesParameters:
     """Check the parameters of many series.
 
     Parameters
     ----------
     model : callable
-    p0, bounds, fixed, ties : object
-        As for :func:`nlsq_dask.fit`, with maps in place of numbers, except in `ties`.
     axes : SeriesAxes
     y : object
         Observations, whose labels the maps are compared with.
+    p0, bounds, fixed, ties : object
+        As for :func:`nlsq_dask.fit`, with maps in place of numbers, except in `ties`.
 
     Raises
     ------
@@ -122,7 +122,16 @@ def series_parameters(
         for name, value in given.items():
             numbers[place[name]] = np.nan if ("p0", place[name]) in reader.maps else float(value)
     carried = _carried(reader, reduction, names, fixed, ties)
-    return SeriesParameters(names, reduction, numbers, lower, upper, carried, reader.maps, units)
+    return SeriesParameters(
+        names=names,
+        reduction=reduction,
+        start=numbers,
+        lower=lower,
+        upper=upper,
+        carried=carried,
+        maps=reader.maps,
+        units=units,
+    )
 
 
 def _carried(

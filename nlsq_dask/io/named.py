@@ -16,7 +16,7 @@ from nlsq_dask.io.libraries import is_instance, is_xarray
 Arguments = tuple[Any, Any, Any, Any]
 
 
-def named_arguments(x: Any, y: Any, sigma: Any, mask: Any, data: Any) -> Arguments:
+def named_arguments(x: Any, y: Any, *, sigma: Any, mask: Any, data: Any) -> Arguments:
     """Arrays in place of the names in x, y, sigma and mask.
 
     Parameters

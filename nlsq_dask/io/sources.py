@@ -114,7 +114,7 @@ def observe(
         lazy=any(is_dask(a) for a in itertools.chain(values, masks)),
         masks=tuple(m for m in masks if is_dask(m) or m.any()),
         rule=rule,
-        arguments=_lazy_arguments(x, y, sigma, mask, structure),
+        arguments=_lazy_arguments(x, y, structure, sigma=sigma, mask=mask),
         propagates=nan_policy is UNLOOKED,
         frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
         labels=_labels(x, y, structure, times),
@@ -185,7 +185,7 @@ def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
 
 
 def _lazy_arguments(
-    x: Any, y: Any, sigma: Any, mask: Any, structure: Structure
+    x: Any, y: Any, structure: Structure, *, sigma: Any, mask: Any
 ) -> dict[str, LazyArgument]:
     """The arguments that have chunks, by name."""
     named = {"y": y, "sigma": sigma, "mask": mask}

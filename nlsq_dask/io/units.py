@@ -283,7 +283,7 @@ def _coordinate_in(value: Any, unit: str, name: str) -> Any:
         return _converted(value, unit, name, "the fit")
     own = _unit_text(value)
     if own and unit and own != unit:
-        raise _errors.unit_differs(name, own, unit, "the fit")
+        raise _errors.unit_differs(name, own, wanted=unit, of="the fit")
     return value
 
 
@@ -293,7 +293,7 @@ def _converted(value: Any, unit: str, where: str, of: str) -> Any:
     try:
         return numbers_of(value.to(unit))
     except NOT_CONVERTED as error:
-        raise _errors.unit_differs(where, _text(value), unit, of) from error
+        raise _errors.unit_differs(where, _text(value), wanted=unit, of=of) from error
 
 
 def _ends(pair: Any) -> Sequence[Any]:

@@ -102,11 +102,12 @@ def with_differences(
     usable = counted & jnp.all(jnp.isfinite(jnp.stack([values, *coords])), axis=0)
     bad = usable & ~jnp.isfinite(columns)
     eps = model_eps(spec, coords[0].shape[0])
-    steps = _steps(values, jnp.where(bad, 0.0, columns), params, usable, eps)
+    steps = _steps(values, jnp.where(bad, 0.0, columns), eps, params=params, counted=usable)
 
     def column(k: jax.Array) -> jax.Array:
         def difference() -> jax.Array:
-            return jnp.where(bad[k], _difference(model, values, params, k, steps[k]), columns[k])
+            mended = _difference(model, values, params, k=k, step=steps[k])
+            return jnp.where(bad[k], mended, columns[k])
 
         mended: jax.Array = jax.lax.cond(jnp.any(bad[k]), difference, lambda: columns[k])
         return mended
@@ -143,7 +144,7 @@ def _replaced_rows(spec: ModelSpec) -> Callable[..., jax.Array]:
 
 
 def _steps(
-    values: jax.Array, slopes: jax.Array, params: jax.Array, counted: jax.Array, eps: float
+    values: jax.Array, slopes: jax.Array, eps: float, *, params: jax.Array, counted: jax.Array
 ) -> jax.Array:
     """Steps (p,) of differences, from the finite slopes (p, n); 0 stands for the others.
 
@@ -163,7 +164,7 @@ def _steps(
 
 
 def _difference(
-    model: Values, values: jax.Array, params: jax.Array, k: jax.Array, step: jax.Array
+    model: Values, values: jax.Array, params: jax.Array, *, k: jax.Array, step: jax.Array
 ) -> jax.Array:
     """Differences of the values (n,) along parameter k; NaN if no neighbour is finite."""
     at = params[k]

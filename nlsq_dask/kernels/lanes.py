@@ -119,15 +119,15 @@ def constant_rows(n_params: int, size: int) -> ConstantRows:
     """Rows for a model with p parameters, of which q are free."""
     last = 2 * size + n_params
     return ConstantRows(
-        slice(0, size),
-        slice(size, 2 * size),
-        slice(2 * size, last),
-        last,
-        last + 1,
-        last + 2,
-        last + 3,
-        slice(last + 4, last + 4 + size),
-        slice(last + 4 + size, last + 4 + size + size * (size + 1) // 2),
+        lower=slice(0, size),
+        upper=slice(size, 2 * size),
+        offset=slice(2 * size, last),
+        n_points=last,
+        variance=last + 1,
+        square=last + 2,
+        scale=last + 3,
+        base=slice(last + 4, last + 4 + size),
+        basis=slice(last + 4 + size, last + 4 + size + size * (size + 1) // 2),
     )
 
 

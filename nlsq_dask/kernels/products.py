@@ -154,7 +154,7 @@ class Laned:
 
 
 def products_for(
-    columns: int, weights: int, capacity: int, tile_bytes: int | None
+    columns: int, weights: int, *, capacity: int, tile_bytes: int | None
 ) -> Multiplied | Laned:
     """The faster kind of products for a number of columns.
 

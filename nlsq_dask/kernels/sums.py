@@ -308,7 +308,10 @@ class BlockKernel(CompiledKernel):
     ) -> jax.Array:
         """The same sums of a robust loss, with its matrices, in the order of `__call__`."""
         q, loss = basis.shape[1], self._spec.loss
-        products = products_for(q, 1 + loss.is_concave, rows.y.shape[0], self._tile_bytes_of_lanes)
+        n_weights, capacity = 1 + loss.is_concave, rows.y.shape[0]
+        products = products_for(
+            q, n_weights, capacity=capacity, tile_bytes=self._tile_bytes_of_lanes
+        )
         values = partial(self._weighted_rows, products, params, basis, differenced)
 
         def sums(tile: Tile) -> tuple[tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]]:

@@ -53,7 +53,7 @@ def html_table(
     titled : bool
         Whether the first cell of a row is its title.
     """
-    titles = "".join(_cell("th", title, ' scope="col"', CELL) for title in head)
+    titles = "".join(_cell("th", title, scope=' scope="col"', style=CELL) for title in head)
     above = f"<thead><tr>{titles}</tr></thead>" if head else ""
     captioned = f'<caption style="{LEFT}">{html.escape(caption)}</caption>' if caption else ""
     return f"<table>{captioned}{above}<tbody>{html_rows(rows, titled=titled)}</tbody></table>"
@@ -69,11 +69,11 @@ def html_rows(
     """Rows of a table; parameters as for :func:`html_table`."""
     written = []
     for row in rows:
-        title = [_cell("th", row[0], scope, style)] if titled else []
-        cells = [_cell("td", text, "", style) for text in row[titled:]]
+        title = [_cell("th", row[0], scope=scope, style=style)] if titled else []
+        cells = [_cell("td", text, scope="", style=style) for text in row[titled:]]
         written.append(f"<tr>{''.join([*title, *cells])}</tr>")
     return "".join(written)
 
 
-def _cell(tag: str, text: str, scope: str, style: str) -> str:
+def _cell(tag: str, text: str, *, scope: str, style: str) -> str:
     return f'<{tag}{scope} style="{style}">{html.escape(text)}</{tag}>'

@@ -132,7 +132,7 @@ def model_error(error: Exception, model: str, rows: int | None) -> _errors.Model
     if site is not None and kind in ("branch", "value"):
         kind, what, twin = _refined(kind, what, site)
     if kind == "function":
-        return _errors.untraceable_call(model, what, twin, line)
+        return _errors.untraceable_call(model, what, twin=twin, line=line)
     if kind == "assignment":
         return _errors.untraceable_assignment(model, what, line)
     if kind in _PLAIN_ERRORS:

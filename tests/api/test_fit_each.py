@@ -195,9 +195,9 @@ def test_a_fixed_map_reaches_the_parameters_tied_to_it():
     fixed = {"offset": CUBE.params[2], "lifetime": 2.0}
     ties = {"amplitude": {"offset": -3.0, "lifetime": 0.5}}
     with pytest.raises(InputError, match="nothing is left to fit"):
-        series_parameters(decay, START, None, fixed, ties, axes, CUBE.y)
+        series_parameters(decay, axes, CUBE.y, p0=START, bounds=None, fixed=fixed, ties=ties)
     del fixed["lifetime"]
-    found = series_parameters(decay, START, None, fixed, ties, axes, CUBE.y)
+    found = series_parameters(decay, axes, CUBE.y, p0=START, bounds=None, fixed=fixed, ties=ties)
     np.testing.assert_array_equal(found.carried[:, 2], [-3.0, 0.0, 1.0])
     np.testing.assert_array_equal(found.reduction.matrix, [[0.5], [1.0], [0.0]])
     np.testing.assert_array_equal(found.maps["fixed", 2], CUBE.params[2][None])

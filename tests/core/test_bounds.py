@@ -16,6 +16,7 @@ from nlsq_dask.core.bounds import (
     off_bounds,
     stopped_at_bounds,
 )
+from nlsq_dask.core.reflective import Box
 
 NAMES = ("a", "b", "c")
 INF = np.inf
@@ -172,7 +173,7 @@ def test_moving_off_a_bound_knows_no_units(unit: float):
 
 def test_a_step_stops_halfway_to_a_bound():
     lower, upper = np.array([0.0, -INF, 0.0]), np.array([1.0, INF, 1.0])
-    stopped = stopped_at_bounds(np.full(3, 0.5), np.array([-2.0, 5.0, 0.25]), lower, upper)
+    stopped = stopped_at_bounds(np.full(3, 0.5), np.array([-2.0, 5.0, 0.25]), Box(lower, upper))
     assert stopped.tolist() == [0.25, 5.5, 0.75]
 
 
@@ -181,9 +182,9 @@ def test_active_bounds_hold_a_parameter_back():
     lower, upper = np.array([0.0, 0.0, 0.0, -INF, 100.0]), np.array([1.0, 1.0, 1.0, INF, 200.0])
     params = np.array([1e-9, 0.5, 1.0 - 1e-9, 0.0, 100.0 + 5e-7])
     outward = np.array([1.0, 1.0, -1.0, 1.0, 1.0])
-    assert active_bounds(params, lower, upper, outward, 1e-6).tolist() == [-1, 0, 1, 0, -1]
-    assert active_bounds(params, lower, upper, -outward, 1e-6).tolist() == [0, 0, 0, 0, 0]
-    assert active_bounds(params, lower, upper, outward, 0.0).tolist() == [0, 0, 0, 0, 0]
+    assert active_bounds(params, Box(lower, upper), outward, 1e-6).tolist() == [-1, 0, 1, 0, -1]
+    assert active_bounds(params, Box(lower, upper), -outward, 1e-6).tolist() == [0, 0, 0, 0, 0]
+    assert active_bounds(params, Box(lower, upper), outward, 0.0).tolist() == [0, 0, 0, 0, 0]
     params[[0, 4]] = lower[[0, 4]]
     params[2] = upper[2]
-    assert active_bounds(params, lower, upper, outward, 0.0).tolist() == [-1, 0, 1, 0, -1]
+    assert active_bounds(params, Box(lower, upper), outward, 0.0).tolist() == [-1, 0, 1, 0, -1]

@@ -60,10 +60,11 @@ def test_all_matrices_of_a_loss(name, f_scale, p, capacity):
 
 
 def test_lanes_are_taken_for_few_columns_of_whole_tiles():
-    few = MOST_LANED_COLUMNS_SMALL
-    for capacity, most in ((4 * LANED_ROWS, few), (LARGE_BUFFER, MOST_LANED_COLUMNS)):
-        assert products_for(most, 2, capacity, CPU_TILE_BYTES) == Laned(most, 2)
-        assert products_for(most + 1, 2, capacity, CPU_TILE_BYTES) == Multiplied(most + 1, 2)
+    few, tiled = MOST_LANED_COLUMNS_SMALL, CPU_TILE_BYTES
+    for n, most in ((4 * LANED_ROWS, few), (LARGE_BUFFER, MOST_LANED_COLUMNS)):
+        assert products_for(most, 2, capacity=n, tile_bytes=tiled) == Laned(most, 2)
+        assert products_for(most + 1, 2, capacity=n, tile_bytes=tiled) == Multiplied(most + 1, 2)
     # Buffers shorter than a tile, and those of correlated rows or a graphics processor.
-    assert products_for(few, 2, LANED_ROWS // 2, CPU_TILE_BYTES) == Multiplied(few, 2)
-    assert products_for(few, 2, 4 * LANED_ROWS, None) == Multiplied(few, 2)
+    short = LANED_ROWS // 2
+    assert products_for(few, 2, capacity=short, tile_bytes=tiled) == Multiplied(few, 2)
+    assert products_for(few, 2, capacity=4 * LANED_ROWS, tile_bytes=None) == Multiplied(few, 2)
