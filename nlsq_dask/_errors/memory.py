@@ -108,14 +108,14 @@ def chunks_small(blocks: int, block_bytes: float, calls: str) -> str:
 
 
 def chunks_differ(
-    grids: Mapping[str, tuple[int, ...]], repeated: float, held: float, calls: str, stored: bool
+    grids: Mapping[str, tuple[int, ...]], repeated: float, shared: float, calls: str, stored: bool
 ) -> str:
     cuts = ", ".join(f"{name} {chunks}" for name, chunks in grids.items())
     costs = []
     if repeated:
         costs.append(f"{in_units(repeated)} are read twice in every pass, where tasks meet")
-    if held:
-        costs.append(f"{in_units(held)} are kept in memory, since many tasks need them")
+    if shared:
+        costs.append(f"{in_units(shared)} are kept in memory, since many tasks need them")
     what = ", and ".join(costs) or "blocks are cut wherever either of them is"
     how = "Store the data again, cut alike" if stored else "Pass all cut alike"
     return f"the chunks do not match ({cuts}): {what}. {how}: {calls}."

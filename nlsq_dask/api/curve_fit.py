@@ -20,16 +20,14 @@ from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER, LARGEST_SCALE
+from nlsq_dask.fitting.prepare import DIFFERENCES
 from nlsq_dask.io.units import BareParameters, bare_bounds
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 from nlsq_dask.user_model.signature import parameter_names
 
 # Values of `method`. "auto" stands for "trf" with the workflow "auto".
-METHODS = ("lm", "trf", "dogbox", "auto")
-
-# SciPy's names of difference schemes. They are accepted, but derivatives are exact.
-DIFFERENCES = ("2-point", "3-point", "cs")
+SCIPY_METHODS = ("lm", "trf", "dogbox", "auto")
 
 # Defaults of `scipy.optimize.leastsq`: MINPACK's recommended tolerances, evaluations a parameter.
 LM_TOLERANCES = {"ftol": 1.49012e-8, "xtol": 1.49012e-8, "gtol": 0.0}
@@ -241,8 +239,8 @@ def _flat(value: Any, refusal: Callable[[object], _errors.FitError]) -> Any:
 
 def _method(method: Any, lower: FloatArray, upper: FloatArray) -> str:
     """The method; by default SciPy's choice, "lm" without bounds and "trf" with bounds."""
-    if method is not None and (not isinstance(method, str) or method not in METHODS):
-        raise _errors.unknown_choice("method", method, METHODS)
+    if method is not None and (not isinstance(method, str) or method not in SCIPY_METHODS):
+        raise _errors.unknown_choice("method", method, SCIPY_METHODS)
     bounded = np.isfinite(lower) | np.isfinite(upper)
     if method == "lm" and bounded.any():
         raise _errors.lm_bounded()

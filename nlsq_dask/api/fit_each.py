@@ -15,7 +15,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.fitting.each import (
-    STAT_TOL,
+    SERIES_STAT_TOL,
     EachJob,
     EachOptions,
     OneSeries,
@@ -55,7 +55,7 @@ def fit_each(
     bounds: Any = (-np.inf, np.inf),
     fixed: Mapping[str, Any] | None = None,
     ties: Any = None,
-    stat_tol: float = STAT_TOL,
+    stat_tol: float = SERIES_STAT_TOL,
     max_nfev: int | None = None,
     refine: Literal["neighbours"] | None = None,
     covariance: bool = False,

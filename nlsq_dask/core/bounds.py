@@ -23,8 +23,8 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
 
-#: Relative distance by which a start is moved off its bound: the value of
-#: ``scipy.optimize.least_squares``.
+#: Distance by which a start is moved off its bound, relative to the bound or to the step to the
+#: minimum along the parameter: the relative distance of ``scipy.optimize.least_squares``.
 START_MARGIN = 1e-10
 
 #: Largest part of half the box by which a start is moved off a bound.

@@ -14,7 +14,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 
 # Smallest over largest eigenvalue of an equilibrated matrix that still determines a step. The
 # difference of two sums has the rounding errors of the sums.
-LEAST_RATIO = 1e-10
+LEAST_EIGENVALUE_RATIO = 1e-10
 
 
 def steps_without(grams: FloatArray, gradients: FloatArray) -> FloatArray:
@@ -47,7 +47,7 @@ def _steps(grams: FloatArray, gradients: FloatArray) -> FloatArray:
     sizes[~known] = 1.0
     equal = np.where(known[:, None, None], grams / sizes[:, :, None] / sizes[:, None, :], 0.0)
     values, vectors = np.linalg.eigh(equal)
-    known &= values[:, 0] > LEAST_RATIO * values[:, -1]
+    known &= values[:, 0] > LEAST_EIGENVALUE_RATIO * values[:, -1]
     along = np.einsum("bij,bi->bj", vectors, gradients / sizes)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps: FloatArray = -np.einsum("bij,bj->bi", vectors, along / values) / sizes

@@ -61,7 +61,7 @@ GPU_MATRICES = 3
 
 # Most and fewest rows of the sample of streamed data for several starts. With 10 parameters a fit
 # of the most rows takes about a second. Fewer than the fewest rows cannot tell starts apart.
-SAMPLE_ROWS = 1_000_000
+MOST_SAMPLE_ROWS = 1_000_000
 MIN_SAMPLE_ROWS = CALL_ROWS
 
 # Copies of a sample at the peak of taking it: its parts, their sums (twice), and the rows ready for
@@ -257,7 +257,7 @@ def size_sample(threshold: float, n_features: int = 1) -> int:
         Coordinates of a row.
     """
     row_bytes = SAMPLE_COPIES * 8 * (n_features + 2)
-    return min(max(int(room_for_blocks(threshold) / row_bytes), MIN_SAMPLE_ROWS), SAMPLE_ROWS)
+    return min(max(int(room_for_blocks(threshold) / row_bytes), MIN_SAMPLE_ROWS), MOST_SAMPLE_ROWS)
 
 
 @dataclass(frozen=True, slots=True)

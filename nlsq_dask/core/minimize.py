@@ -18,7 +18,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
-from nlsq_dask.core.bounds import active_bounds, off_bounds, stopped_at_bounds
+from nlsq_dask.core.bounds import START_MARGIN, active_bounds, off_bounds, stopped_at_bounds
 from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undetermined
 from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.ending import (
@@ -61,10 +61,6 @@ TINY = 1e-300
 #: The same distance if the model is not finite at the first one: the value of
 #: ``scipy.optimize.least_squares``.
 START_DISTANCE = 1e-10
-
-#: Distance of a start from a bound, relative to the bound or to the step to the minimum along the
-#: parameter: the relative distance of ``scipy.optimize.least_squares``.
-START_MARGIN = 1e-10
 
 #: A bound is active if the parameter is nearer to the bound than this part of ``s / ‖J_j‖``, the
 #: standard error of the parameter in a fit of this parameter alone.

@@ -19,7 +19,7 @@ from nlsq_dask.kernels.frame_sums import frame_kernel, n_totals, sums_of
 from nlsq_dask.kernels.lanes import TileShape
 
 # Rows of one call of the program. With 16 rows a call, copies of the sums take a third of the time.
-CALL_ROWS = 16
+SLAB_ROWS = 16
 
 
 @dataclass
@@ -67,7 +67,7 @@ class SlabSums:
     _totals: list[FloatArray] = field(init=False)
 
     def __post_init__(self) -> None:
-        model = self.problem.model(CALL_ROWS)
+        model = self.problem.model(SLAB_ROWS)
         self._shape = TileShape.of(model)
         bits = min(self.problem.vector_bits, vector_bits())
         self._kernel = frame_kernel(model, self.problem.device, bits)
@@ -75,7 +75,7 @@ class SlabSums:
         self._totals = [np.zeros(tile) for _ in self._parts()]
 
     def add(self, tables: Tables) -> None:
-        """Add up to CALL_ROWS rows of the series."""
+        """Add up to SLAB_ROWS rows of the series."""
         n_rows, n = len(tables["y", 0]), self.trials.shape[1]
         block = SeriesBlock(self.problem, tables, n_rows, n, (n,), self._shape)
         for number, part in enumerate(self._parts()):

@@ -40,7 +40,7 @@ from nlsq_dask.core.lane_step import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.series_memory import PILOT_ROWS
 from nlsq_dask.engines.frame_rows import Frames, IntArray, Tables, Varying, WholeSeries
-from nlsq_dask.engines.frame_totals import CALL_ROWS, RowCounts, SlabSums
+from nlsq_dask.engines.frame_totals import SLAB_ROWS, RowCounts, SlabSums
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.engines.series_block import SeriesBlock
 from nlsq_dask.kernels.lanes import (
@@ -226,7 +226,7 @@ class FrameFit:
             source: Iterable[Tables] = [self.whole.of(running, self.varying)]
         else:
             source = self._read(running, None if is_first else self._left())
-        for tables in self.varying.slabs(source, CALL_ROWS):
+        for tables in self.varying.slabs(source, SLAB_ROWS):
             sums.add(tables)
         if is_first:
             self._note()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nlsq_dask.engines.dask.steps import Group
 
 # Largest bytes of the sums of all groups that are kept.
-MOST_BYTES = 256_000_000
+MOST_SUMS_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def has_sums(question: Any) -> bool:
 
 def too_large(question: Any, n_groups: int) -> bool:
     """Whether the sums of so many groups take more memory than is kept."""
-    return n_groups * _numbers_in(question) * 8 > MOST_BYTES
+    return n_groups * _numbers_in(question) * 8 > MOST_SUMS_BYTES
 
 
 def _numbers_in(question: Any) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nlsq_dask.results.result import FitResult
 
 # Seconds between two messages. The points of quick passes are told together.
-INTERVAL = 0.5
+MESSAGE_SECONDS = 0.5
 
 # Blocks of which the board is told to which group they belong.
 MOST_BLOCKS = 10_000
@@ -71,7 +71,7 @@ class BoardFace:
             self._points.append(self._point(moment))
         if self._sent is None:
             self._sent = now
-        if now - self._sent >= INTERVAL:
+        if now - self._sent >= MESSAGE_SECONDS:
             self._sent = now
             self._tell("moment", _told(moment), at_last=bool(self._points))
 

@@ -47,7 +47,7 @@ logger = logging.getLogger("nlsq_dask")
 
 # A series has arrived at this distance from its optimum, in standard errors. The last step then
 # leaves less than 1e-3 of a standard error, and costs half an evaluation more than 1e-3 would.
-STAT_TOL = 1e-4
+SERIES_STAT_TOL = 1e-4
 
 # Second chances of a series.
 REFINEMENTS = (None, "neighbours")
@@ -57,7 +57,7 @@ REFINEMENTS = (None, "neighbours")
 class EachOptions:
     """What the caller of ``fit_each`` says about how the fits are run; see there."""
 
-    stat_tol: Any = STAT_TOL
+    stat_tol: Any = SERIES_STAT_TOL
     max_nfev: int | None = None
     covariance: bool = False
     device: DeviceArgument = None

@@ -30,7 +30,7 @@ from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.map_store import (
     STATUS,
-    MapPlan,
+    MapSpec,
     check_problem,
     finished,
     is_in_memory,
@@ -147,12 +147,12 @@ class Target:
         """
         from nlsq_dask.engines.dask.signals import Ears  # an engine, loaded for use
 
-        plans = plans_of(self.job.problem, maps)
+        specs = map_specs(self.job.problem, maps)
         with Progress(faces_of(checked_progress(self.options.progress))) as progress:
             ears = Ears(progress.note)
             self.options.executor.listen()
             try:
-                return self._written(plans, ears.fit, progress)
+                return self._written(specs, ears.fit, progress)
             except BaseException:
                 ears.stop()
                 raise
@@ -160,7 +160,7 @@ class Target:
                 ears.close()
 
     def _written(
-        self, plans: Sequence[MapPlan], fit: str, progress: Progress
+        self, specs: Sequence[MapSpec], fit: str, progress: Progress
     ) -> tuple[dict[str, Array], dict[Status, int]]:
         from nlsq_dask.engines.dask import map_store  # an engine, loaded for use
         from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries
@@ -172,7 +172,7 @@ class Target:
         sizes = tuple(own[0] for own in regions.chunks[1:])
         if not self.is_begun:
             write_problem(self.group, description(job, layout_of(reading, regions.chunks[1:])))
-        stored = open_maps(self.group, plans, job.axes.map_shape, sizes)
+        stored = open_maps(self.group, specs, job.axes.map_shape, sizes)
         if job.frame is not None:
             write_coordinates(self.group, {str(name): c for name, c in job.frame.coords.items()})
         ready = finished(stored[-1].array, starts) if self.is_begun else {}
@@ -189,7 +189,7 @@ class Target:
         executor = self.options.executor
         map_store.write_regions(regions, writing, left, executor, report)
         counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
-        return fields_of_store(job.problem, plans, {s.name: s.array for s in stored}), counts
+        return fields_of_store(job.problem, specs, {s.name: s.array for s in stored}), counts
 
 
 def unread_answer(job: EachJob, reading: SeriesReading) -> Any:
@@ -221,7 +221,7 @@ class _Report:
         )
 
 
-def plans_of(problem: SeriesProblem, maps: Maps) -> list[MapPlan]:
+def map_specs(problem: SeriesProblem, maps: Maps) -> list[MapSpec]:
     """The maps to store, with the names of a dataset; the status is the last."""
     p, fields = len(maps.names), {f.name: f for f in problem.fields}
     planes: dict[str, NDArray[np.int64]] = {}
@@ -238,8 +238,8 @@ def plans_of(problem: SeriesProblem, maps: Maps) -> list[MapPlan]:
         first, second = np.indices((p, p))
         high, low = np.maximum(first, second), np.minimum(first, second)
         planes["covariance"] = fields["pcov"].planes.start + high * (high + 1) // 2 + low
-    plans = [
-        MapPlan(
+    specs = [
+        MapSpec(
             name,
             planes[name],
             np.dtype(array.dtype),
@@ -252,21 +252,21 @@ def plans_of(problem: SeriesProblem, maps: Maps) -> list[MapPlan]:
         for name, (dims, array, attrs) in variables_of(maps).items()
     ]
     own = f"fit_{STATUS}" if STATUS in maps.names else STATUS
-    return sorted(plans, key=lambda plan: plan.name == own)
+    return sorted(specs, key=lambda spec: spec.name == own)
 
 
 def fields_of_store(
-    problem: SeriesProblem, plans: Sequence[MapPlan], arrays: Mapping[str, Any]
+    problem: SeriesProblem, specs: Sequence[MapSpec], arrays: Mapping[str, Any]
 ) -> dict[str, Array]:
     """The fields of the answer by name, as Dask arrays of what is stored."""
     import dask.array as da  # loaded for use
 
     of_plane = {
-        int(plane): da.from_zarr(arrays[plan.name])[np.unravel_index(i, plan.planes.shape)]
-        if plan.planes.ndim
-        else da.from_zarr(arrays[plan.name])
-        for plan in plans
-        for i, plane in enumerate(plan.planes.ravel())
+        int(plane): da.from_zarr(arrays[spec.name])[np.unravel_index(i, spec.planes.shape)]
+        if spec.planes.ndim
+        else da.from_zarr(arrays[spec.name])
+        for spec in specs
+        for i, plane in enumerate(spec.planes.ravel())
     }
     fields: dict[str, Array] = {}
     for field in problem.fields:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TextIO, TypeAlias
 from nlsq_dask.fitting.moment import Moment, heading, line_of, parts
 
 # A fit that ends within these seconds shows nothing, unless the caller asks for progress.
-QUIET_SECONDS = 2.0
+SILENT_SECONDS = 2.0
 
 # Seconds between two redraws. A terminal flickers at shorter intervals; a notebook stores each
 # update as a message; a file keeps every line.
@@ -67,7 +67,7 @@ def faces_of(progress: bool | None) -> tuple[Face, ...]:
     """
     if progress is False:
         return ()
-    delay = 0.0 if progress else QUIET_SECONDS
+    delay = 0.0 if progress else SILENT_SECONDS
     if in_notebook():
         return (NotebookDisplay(delay),)
     stream = sys.stderr

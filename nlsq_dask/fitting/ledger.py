@@ -26,7 +26,7 @@ from nlsq_dask.engines.collapsed import CollapsedEngine, engine_of_rows
 from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
 from nlsq_dask.engines.partial import LostBlock, Partial
-from nlsq_dask.fitting.block_sums import MOST_BYTES, BlockSums, has_sums, too_large
+from nlsq_dask.fitting.block_sums import MOST_SUMS_BYTES, BlockSums, has_sums, too_large
 from nlsq_dask.fitting.checkpoint import check_problem
 from nlsq_dask.fitting.checkpoint_content import decode as decode_file
 from nlsq_dask.fitting.checkpoint_content import encode as encode_file
@@ -75,11 +75,11 @@ INTERRUPTING = (KeyboardInterrupt, _errors.ReadingError, _errors.ClusterError)
 
 # Groups of an interrupted pass that are read again and compared: at most so many, and of few groups
 # fewer, one in GROUPS_COMPARED.
-MOST_COMPARED = 3
+MOST_COMPARED_GROUPS = 3
 GROUPS_COMPARED = 8
 
 # Largest relative difference between the answers of a group before and after, on the same data.
-ROUNDING = 1e-8
+LARGEST_CHANGE = 1e-8
 
 
 @dataclass
@@ -169,7 +169,7 @@ class _Pass:
             if lost:
                 entry.lost[number] = lost
             elif number in self.expected and differs(
-                entry.question, self.expected[number], answer, ROUNDING
+                entry.question, self.expected[number], answer, LARGEST_CHANGE
             ):
                 raise _errors.ledger_of_other_data(self.ledger.path, number, entry.n_groups)
             entry.answers[number] = answer
@@ -373,7 +373,7 @@ class Ledger:
         if left is not None:
             kept, lost = self._read(lambda: self._groups_of(question, left, n_groups)) or ({}, {})
         whole = [number for number in sorted(kept) if number not in lost]
-        few = max(1, min(MOST_COMPARED, len(whole) // GROUPS_COMPARED))
+        few = max(1, min(MOST_COMPARED_GROUPS, len(whole) // GROUPS_COMPARED))
         if key in self._trusted:
             few = 0
         compared = {whole[i] for i in spread_blocks([len(whole)], few)} if whole else set()
@@ -388,7 +388,7 @@ class Ledger:
             return too_large(question, n_groups)
         rows = engine_of_rows(self._engine)
         assert not isinstance(rows, InMemoryEngine), "its questions have no groups"
-        return bytes_of_means(question, rows.stream.groups) > MOST_BYTES
+        return bytes_of_means(question, rows.stream.groups) > MOST_SUMS_BYTES
 
     def _groups_of(
         self, question: AnyQuestion[Any], left: Any, n_groups: int

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # A model's guess sees all rows of streamed data of at most so many rows, or so many blocks. A guess
 # that misses a peak, which lies in a block that was not sampled, leads to another minimum. So few
 # rows are read in a moment, and each of so few blocks is a large part of the data.
-FEW_ROWS = 1_000_000
-FEW_BLOCKS = 16
+MOST_GUESSED_ROWS = 1_000_000
+MOST_GUESSED_BLOCKS = 16
 
 # Numbers that describe the observations at one coordinate: weight, mean and scatter.
 SPREAD_VALUES = 3
@@ -58,7 +58,7 @@ def sampled(job: Job, streamed: Streamed) -> SampledBlocks | None:
     # A guess from collapsed rows is made from the means.
     if job.n_distinct or not (job.pilot or job.guess is not None):
         return None
-    few = job.data.n_rows <= FEW_ROWS or streamed.stream.n_blocks <= FEW_BLOCKS
+    few = job.data.n_rows <= MOST_GUESSED_ROWS or streamed.stream.n_blocks <= MOST_GUESSED_BLOCKS
     whole = few and job.guess is not None and job.spec.series is None
     return sampled_blocks(streamed.stream, sample_rows(job), whole=whole)
 

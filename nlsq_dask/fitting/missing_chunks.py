@@ -37,7 +37,7 @@ MISSING_CHUNKS = ("warn", "raise", "omit", "fill")
 FEW_KEYS = 6
 
 # Most seconds that a fit which has ended waits for the list of its chunks.
-WAIT_SECONDS = 60.0
+LIST_WAIT_SECONDS = 60.0
 
 
 def with_chunks_checked(job: Job) -> Job:
@@ -97,7 +97,7 @@ class ChunkWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._thread is not None and error is None:
-            self._thread.join(WAIT_SECONDS)
+            self._thread.join(LIST_WAIT_SECONDS)
             if self._thread.is_alive():
                 logger.warning(_errors.chunks_not_listed(["the data"], "the store is slow"))
         self.tell()

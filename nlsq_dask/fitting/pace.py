@@ -8,7 +8,7 @@ from typing import Self
 
 # Half-width of the range of the mean time of a block, in standard errors of the mean, and as a part
 # of the mean after a single measurement, which has no standard error.
-WIDTH = 2.0
+HALF_WIDTH = 2.0
 FIRST_WIDTH = 0.5
 
 # The range begins at this part of the mean at least: time does not run backwards.
@@ -81,5 +81,5 @@ class Pace:
         width = FIRST_WIDTH * mean
         if self._reports > 1:
             variance = max(self._squares / self._blocks - mean**2, 0.0)
-            width = WIDTH * math.sqrt(variance / (self._reports - 1))
+            width = HALF_WIDTH * math.sqrt(variance / (self._reports - 1))
         return Seconds(max(mean - width, LEAST * mean), mean + width)

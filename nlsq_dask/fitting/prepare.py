@@ -53,9 +53,9 @@ SHOWN_ROWS = 64
 
 # The model is first traced with the number of rows of the data, up to this number. A trace computes
 # nothing, but a careless model may allocate arrays.
-MAX_TRIAL_ROWS = 100_000_000
+MOST_TRACED_ROWS = 100_000_000
 
-# SciPy's schemes of finite differences. The exact derivatives take their place.
+# SciPy's names of difference schemes. They are accepted, but derivatives are exact.
 DIFFERENCES = ("2-point", "3-point", "cs")
 
 # Least number of rows for which a pilot pays. A pass over streamed data costs tasks, too. In memory
@@ -251,7 +251,7 @@ def _spec(
 ) -> ModelSpec:
     """The model, with its Jacobian, loss and covariance."""
     # A model that takes all rows at once may accept no other number of rows.
-    rows = _n_rows(data) if data.series_axes or data.n_rows <= MAX_TRIAL_ROWS else None
+    rows = _n_rows(data) if data.series_axes or data.n_rows <= MOST_TRACED_ROWS else None
     spec = _traced_or_called(model, names, data, inputs.bounds, rows)
     jacobian = None
     if callable(inputs.jac):

@@ -153,7 +153,7 @@ class _Running:
                 ask = progress.asking(ledger.ask, partial(next_pass, [engine]))
                 found = answered(search, ask)
         except _errors.StartNotFiniteError as error:
-            raise start_problem(of_same_rows(job, omitted()), error) from None
+            raise start_error(of_same_rows(job, omitted()), error) from None
         earlier = ledger.n_replayed + (0 if saved is None else saved.n_passes)
         return Outcome(*found, engine.n_passes, earlier)
 
@@ -195,7 +195,7 @@ def sums_to_append(job: Job, ledger: Ledger) -> dict[str, Any] | None:
     return ledger.blocks.to_append(job.strategy.sizes)
 
 
-def start_problem(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
+def start_error(job: Job, error: _errors.StartNotFiniteError) -> _errors.InputError:
     """The error of a start that is not finite: it names bad data, or the row of a bad value."""
     with open_engine(job.data, Kernels(()), job.executor) as engine:
         found = bad_values(engine, job.data)

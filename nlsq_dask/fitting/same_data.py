@@ -33,10 +33,10 @@ MOST_NOT_FINITE = 3
 
 # Largest relative difference between sums of the same values. They have the same bits on machines
 # of one kind; other kinds may add in another order.
-ROUNDING = 1e-10
+MOST_APART = 1e-10
 
 # Blocks whose checksums are compared, of few groups of blocks fewer: one in GROUPS_A_BLOCK.
-FEW_BLOCKS = 3
+COMPARED_BLOCKS = 3
 GROUPS_A_BLOCK = 8
 
 # Whether a part of the answer to a question is known already.
@@ -137,7 +137,7 @@ class _Passes:
             self._sample = now
             return
         size = sums.n_points * _size(self._moments)
-        if math.isfinite(size) and math.isfinite(now) and abs(now - first) > ROUNDING * size:
+        if math.isfinite(size) and math.isfinite(now) and abs(now - first) > MOST_APART * size:
             raise _errors.data_changed_values("sample", first, now, resumed=self._resumed)
 
 
@@ -156,7 +156,7 @@ def _differing(first: Moments, now: Moments) -> str | None:
     }
     for name, size in sizes.items():
         difference = abs(getattr(now, name) - getattr(first, name))
-        if math.isfinite(size) and not difference <= ROUNDING * size:
+        if math.isfinite(size) and not difference <= MOST_APART * size:
             return name
     return None
 
@@ -167,12 +167,12 @@ def digests(job: Job, engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> 
         engine = engine.rows
     if isinstance(engine, InMemoryEngine):
         pieces = list(job.data.pieces())  # views
-        chosen = [pieces[i] for i in spread_blocks([len(pieces)], FEW_BLOCKS)]
+        chosen = [pieces[i] for i in spread_blocks([len(pieces)], COMPARED_BLOCKS)]
         of_blocks = Digest().zero()
         for box, block in chosen:
             of_blocks += Digest().of_block((None, box, block), engine.kernels)
     else:
-        count = max(1, min(FEW_BLOCKS, len(engine.stream.groups) // GROUPS_A_BLOCK))
+        count = max(1, min(COMPARED_BLOCKS, len(engine.stream.groups) // GROUPS_A_BLOCK))
         of_blocks = engine.ask_few(Digest(), count)
     return dict(of_blocks.of_blocks)
 

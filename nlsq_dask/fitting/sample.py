@@ -23,10 +23,10 @@ from nlsq_dask.questions.sample import LongestSeries, OneSeries, Sample, Thinned
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.engine import DaskEngine
 
-# Rows of a sample of data in memory: one row in SAMPLE_PART, and at least LEAST_SAMPLE_ROWS. One
+# A sample of data in memory has one row in ROWS_A_SAMPLED_ROW, and at least LEAST_SAMPLE_ROWS. One
 # row in 50 leaves an error of √50 = 7 standard errors of all rows. One step on all rows makes a
 # thousandth of the error.
-SAMPLE_PART = 50
+ROWS_A_SAMPLED_ROW = 50
 LEAST_SAMPLE_ROWS = 20_000
 
 # Factor by which the number of sampled blocks grows where nearly all of their rows are left out.
@@ -97,7 +97,9 @@ class LazySample:
         if isinstance(engine, CollapsedEngine):
             return engine.means.thinned(max(LEAST_SAMPLE_ROWS, sample_rows(job))), False
         if isinstance(engine, InMemoryEngine):
-            return job.data.thinned(max(LEAST_SAMPLE_ROWS, job.data.n_rows // SAMPLE_PART)), False
+            return job.data.thinned(
+                max(LEAST_SAMPLE_ROWS, job.data.n_rows // ROWS_A_SAMPLED_ROW)
+            ), False
         return sample_of(
             engine,
             job.data,

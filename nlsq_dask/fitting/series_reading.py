@@ -13,14 +13,14 @@ from nlsq_dask.core.memory_budget import GB
 from nlsq_dask.core.resources import available_memory
 from nlsq_dask.core.series_memory import SHARE_OF_STATES, SeriesSizes, bands, task_room
 from nlsq_dask.engines.dask.executor import Executor
-from nlsq_dask.engines.frame_totals import CALL_ROWS
+from nlsq_dask.engines.frame_totals import SLAB_ROWS
 from nlsq_dask.engines.neighbours import wants
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.observations import Array
 
 #: In memory, in tasks with whole series, or in tasks that add up sums over frames.
-Strategy = Literal["standard", "streaming", "frames"]
+SeriesStrategy = Literal["standard", "streaming", "frames"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SeriesReading:
     stored: Chunks | None = None
 
     @property
-    def strategy(self) -> Strategy:
+    def strategy(self) -> SeriesStrategy:
         """The name of the way."""
         return "streaming" if self.gathered_bytes is None else "frames"
 
@@ -172,7 +172,7 @@ def _sizes(
         n_free=len(problem.reduction.names),
         n_params=len(problem.spec.names),
         n_planes=problem.n_planes,
-        frame_rows=max(math.prod(map(max, blocks.values())), CALL_ROWS),
+        frame_rows=max(math.prod(map(max, blocks.values())), SLAB_ROWS),
         map_bytes=sum(int(a.dtype.itemsize) for a in maps),
         guessed=problem.guess is not None,
     )

@@ -31,7 +31,7 @@ from nlsq_dask.fitting.resume import (
     save_state,
     with_vectors_of,
 )
-from nlsq_dask.fitting.run import bad_values, naming_rows, next_pass, start_problem
+from nlsq_dask.fitting.run import bad_values, naming_rows, next_pass, start_error
 from nlsq_dask.fitting.same_data import digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.shared_ledger import SharedLedger, shared_ledger
@@ -379,7 +379,7 @@ def _error_at_start(
 ) -> _errors.InputError:
     """The error at the start of a model; it has the model's name, unless the data are bad."""
     name = error.model or next(iter(jobs))
-    explained = start_problem(jobs[name], error)
+    explained = start_error(jobs[name], error)
     is_new = explained is not error and isinstance(explained, _errors.StartNotFiniteError)
     return _errors.of_model(name, explained) if is_new else explained
 

@@ -36,9 +36,9 @@ def with_blocks(result: FitResult, job: Job, found: BlockSums) -> FitResult:
     sums = found.best or found.latest
     if sums is None or not isinstance(job.strategy, Streamed) or job.n_distinct:
         return result
-    held = (result.active_mask != 0).tolist()
+    at_bound = (result.active_mask != 0).tolist()
     groups = job.strategy.stream.groups
-    return replace(result, blocks=diagnostics(groups, sums, result.names, result.perr, held))
+    return replace(result, blocks=diagnostics(groups, sums, result.names, result.perr, at_bound))
 
 
 def fitted_model(job: Job) -> FittedModel:
@@ -65,7 +65,7 @@ class Outcome:
     n_passes_before: int = 0
 
 
-def scale_problems(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
+def scale_warnings(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
     """Warnings of a robust loss for which most rows are outliers."""
     small, n = HALF_OF_ROWS * loss.f_scale, solution.n_points
     n_small = solution.moments.n_small
@@ -76,7 +76,7 @@ def scale_problems(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
     return [_errors.f_scale_below_noise(loss.name, loss.f_scale, noise)]
 
 
-def _problems(
+def _warnings(
     solution: Solution, undetermined: tuple[str, ...], determined: bool
 ) -> Iterator[_errors.FitWarning]:
     """Warnings of a solution: no optimum, no covariance, differences in place of derivatives."""
@@ -104,7 +104,7 @@ def _warn_of(
     # Residuals are noise only where the fit arrived, and only for one model: the poorer of several
     # models leaves more than noise.
     if not job.spec.loss.is_linear and solution.status.success and model is None:
-        for problem in scale_problems(job.spec.loss, solution):
+        for problem in scale_warnings(job.spec.loss, solution):
             _errors.warn_caller(problem)
 
 
@@ -130,7 +130,7 @@ def result_of(
         )
     else:
         pcov, determined = robust_covariance(solution)
-    _warn_of(job, solution, _problems(solution, undetermined, determined), model)
+    _warn_of(job, solution, _warnings(solution, undetermined, determined), model)
     variance_known = job.absolute_sigma or solution.n_points > solution.params.size
     return FitResult(
         names=spec.names,

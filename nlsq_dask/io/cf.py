@@ -28,7 +28,7 @@ from nlsq_dask import _errors
 # Attributes that change what a stored number means. xarray removes the first five from `attrs`
 # when it decodes.
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
-MISSING = ("_FillValue", "missing_value")
+MISSING_ATTRIBUTES = ("_FillValue", "missing_value")
 VALID = ("valid_range", "valid_min", "valid_max")
 
 # How JSON of Zarr writes numbers that are not finite.
@@ -97,7 +97,7 @@ class Decoding:
             low, high = (_wrapped(limit, dtype, integers) for limit in valid)
             valid = (low, high)
         missing = []
-        for key in MISSING:
+        for key in MISSING_ATTRIBUTES:
             for number in given.numbers(key):
                 held = held_in(_wrapped(number, dtype, integers), integers)
                 if held is not None:

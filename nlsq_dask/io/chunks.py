@@ -29,7 +29,7 @@ MAX_GROUPS = 4096
 # reads 100 TB in a minute has a thousand nodes. It needs a task for each of their 16 threads, and
 # the scheduler needs less time than the reading.
 MANY_BYTES = 1e12
-GROWTH = math.log10(2)
+TASKS_GROWTH = math.log10(2)
 
 # Fewest groups, where there are so many blocks: small data also use several workers.
 MIN_GROUPS = 16
@@ -214,7 +214,7 @@ def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -
     n_blocks, total = len(block_bytes), sum(block_bytes)
     if n_blocks == 0:
         return []
-    most = round(MAX_GROUPS * max(total / MANY_BYTES, 1.0) ** GROWTH)
+    most = round(MAX_GROUPS * max(total / MANY_BYTES, 1.0) ** TASKS_GROWTH)
     wanted = max(min(n_blocks, MIN_GROUPS), min(most, math.ceil(total / GROUP_BYTES)))
     target = total / wanted
     groups: list[range] = []

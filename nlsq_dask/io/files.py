@@ -18,7 +18,7 @@ from nlsq_dask import _errors
 
 # Largest file that is written and read. A checkpoint holds at most four p × p matrices, in 26
 # characters a number: 936 MB for 3,000 parameters.
-MOST_BYTES = 10**9
+MOST_FILE_BYTES = 10**9
 
 
 class Folder(Protocol):
@@ -126,16 +126,16 @@ def opened(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
 
 def read_rest(file: BinaryIO) -> bytes:
     """Read the rest of a file; ValueError if it is too large."""
-    raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise _errors.file_too_large(MOST_BYTES)
+    raw = file.read(MOST_FILE_BYTES + 1)
+    if len(raw) > MOST_FILE_BYTES:
+        raise _errors.file_too_large(MOST_FILE_BYTES)
     return raw
 
 
 def check_size(raw: bytes) -> None:
     """Refuse, by an OSError, to write what would not be read again."""
-    if len(raw) > MOST_BYTES:
-        raise _errors.content_too_large(len(raw), MOST_BYTES)
+    if len(raw) > MOST_FILE_BYTES:
+        raise _errors.content_too_large(len(raw), MOST_FILE_BYTES)
 
 
 def write_atomically(path: Path, raw: bytes, *, replace: bool = True) -> bool:

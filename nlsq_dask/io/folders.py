@@ -17,20 +17,20 @@ from urllib.parse import unquote, urlsplit
 
 from nlsq_dask import _errors
 from nlsq_dask.io import locations
-from nlsq_dask.io.files import MOST_BYTES, Folder, LocalFolder, check_size
+from nlsq_dask.io.files import MOST_FILE_BYTES, Folder, LocalFolder, check_size
 
 # Schemes of stores whose put of a whole object is atomic. S3: "Amazon S3 Data Consistency Model";
 # Google: "Cloud Storage consistency"; Azure: "Put Blob" and "Put Block List".
 ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 
 # Schemes of the disks of this machine.
-LOCAL = ("file", "local")
+LOCAL_SCHEMES = ("file", "local")
 
 # A URL, or a chain of them. A scheme has two letters at least: "C:" is a drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
 
 # What pathlib makes of a URL: it has lost a slash.
-_LOST_SLASH = re.compile(rf"({'|'.join((*ATOMIC, *LOCAL))}):/(?!/)")
+_LOST_SLASH = re.compile(rf"({'|'.join((*ATOMIC, *LOCAL_SCHEMES))}):/(?!/)")
 
 
 class ObjectFolder:
@@ -82,9 +82,9 @@ class ObjectFolder:
         path = f"{self._root}/{name}"
         with self._refused():
             size = self._system.info(path)["size"]
-            if isinstance(size, int) and size <= MOST_BYTES:
+            if isinstance(size, int) and size <= MOST_FILE_BYTES:
                 return bytes(self._system.cat_file(path))
-        raise _errors.file_too_large(MOST_BYTES)
+        raise _errors.file_too_large(MOST_FILE_BYTES)
 
     def write(self, name: str, raw: bytes) -> None:
         """Write a file completely or not at all, by one put."""
@@ -177,7 +177,7 @@ def checked_place(
     if not is_url(text):
         return Path(text)
     parts = urlsplit(text)
-    if parts.scheme in LOCAL:
+    if parts.scheme in LOCAL_SCHEMES:
         return Path(unquote(parts.netloc + parts.path))
     if parts.scheme not in ATOMIC or parts.query or parts.fragment:
         raise _errors.place_not_atomic(argument, locations.shown_url(text), ATOMIC)

@@ -33,7 +33,7 @@ MOST_ARRAYS = 256
 # Stores whose pickles hold the data themselves. Keeping them open would keep the data.
 _IN_MEMORY = ("MemoryStore", "GpuMemoryStore")
 
-# Names of leaves are hashes with this key, so that nobody can find by trial what was hashed.
+# Names of leaves are hashes with this key, so that nobody can guess what was hashed.
 _KEY = os.urandom(32)
 
 # Stores that this process has pickled.

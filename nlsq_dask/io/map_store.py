@@ -37,7 +37,7 @@ STATUS = "status"
 
 
 @dataclass(frozen=True, slots=True)
-class MapPlan:
+class MapSpec:
     """A map to be stored.
 
     Attributes
@@ -167,7 +167,7 @@ def _described(problem: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 def open_maps(
     group: zarr.Group,
-    plans: Sequence[MapPlan],
+    specs: Sequence[MapSpec],
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
 ) -> list[StoredMap]:
@@ -176,34 +176,34 @@ def open_maps(
     Parameters
     ----------
     group : zarr.Group
-    plans : sequence of MapPlan
+    specs : sequence of MapSpec
         The last is the status.
     shape, chunks : tuple of int
         Of the map and of its regions.
     """
-    return [StoredMap(plan.name, _array(group, plan, shape, chunks), plan.planes) for plan in plans]
+    return [StoredMap(spec.name, _array(group, spec, shape, chunks), spec.planes) for spec in specs]
 
 
 def _array(
-    group: zarr.Group, plan: MapPlan, shape: tuple[int, ...], chunks: tuple[int, ...]
+    group: zarr.Group, spec: MapSpec, shape: tuple[int, ...], chunks: tuple[int, ...]
 ) -> zarr.Array[Any]:
-    if plan.name in group:
-        found = group[plan.name]
+    if spec.name in group:
+        found = group[spec.name]
         assert isinstance(found, zarr.Array)
         return found
-    fill: Any = np.nan if plan.dtype.kind == "f" else 0
-    if plan.name == STATUS:
+    fill: Any = np.nan if spec.dtype.kind == "f" else 0
+    if spec.name == STATUS:
         fill = int(Status.NOT_FITTED)
     return group.create_array(
-        plan.name,
-        shape=(*plan.planes.shape, *shape),
-        chunks=(*plan.planes.shape, *chunks),
-        dtype=plan.dtype,
+        spec.name,
+        shape=(*spec.planes.shape, *shape),
+        chunks=(*spec.planes.shape, *chunks),
+        dtype=spec.dtype,
         fill_value=fill,
         # A chunk of a process that was killed may be half written: its checksum tells.
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        dimension_names=plan.dims if group.metadata.zarr_format == 3 else None,
-        attributes=dict(plan.attrs),
+        dimension_names=spec.dims if group.metadata.zarr_format == 3 else None,
+        attributes=dict(spec.attrs),
     )
 
 

@@ -33,7 +33,7 @@ INDEX_CODECS = (["bytes"], ["bytes", "crc32c"])
 NOWHERE = int(np.iinfo(np.uint64).max)
 
 # Indices that are asked for at one time. A store takes so many requests as fast as one.
-AT_ONCE = 64
+INDICES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ async def _asked(store: Any, keys: Iterable[str], index: ShardIndex) -> list[byt
     from zarr.abc.store import RangeByteRequest, SuffixByteRequest
     from zarr.core.buffer import default_buffer_prototype
 
-    prototype, free = default_buffer_prototype(), asyncio.Semaphore(AT_ONCE)
+    prototype, free = default_buffer_prototype(), asyncio.Semaphore(INDICES_AT_ONCE)
     part = SuffixByteRequest(index.n_bytes) if index.at_end else RangeByteRequest(0, index.n_bytes)
 
     async def ask(key: str) -> bytes | None:

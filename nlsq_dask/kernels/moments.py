@@ -14,7 +14,7 @@ from nlsq_dask.kernels.tiles import Rows
 # Rows at a time, 256 KiB. Few enough to stay in a core's cache and to need few fresh pages:
 # temporary arrays of a whole stage took longer than the kernel. Enough that threads do not wait for
 # each other's interpreter lock.
-PIECE_ROWS = 1 << 15
+MOMENT_ROWS = 1 << 15
 
 # Rows of a product that BLAS computes in one thread, since the kernel has a thread on every core.
 # OpenBLAS takes several threads from 10,000 rows on.
@@ -121,9 +121,9 @@ def _sums(y: FloatArray, first: float, weights: FloatArray | None) -> tuple[floa
     weight, linear, square = float(y.size), 0.0, 0.0
     if weights is not None:
         weight = 0.0
-    buffer = np.empty(min(PIECE_ROWS, y.size))
-    for start in range(0, y.size, PIECE_ROWS):
-        piece = slice(start, start + PIECE_ROWS)
+    buffer = np.empty(min(MOMENT_ROWS, y.size))
+    for start in range(0, y.size, MOMENT_ROWS):
+        piece = slice(start, start + MOMENT_ROWS)
         distances = np.subtract(y[piece], first, out=buffer[: y[piece].size])
         if weights is None:
             linear += float(distances.sum())
@@ -142,7 +142,7 @@ def _sum_of_variances(n: int, weights: FloatArray | None, factor: FloatArray | N
     with np.errstate(divide="ignore", over="ignore"):
         if factor is not None:
             return float(np.sum(np.einsum("ij,ij->i", factor, factor) / weights**2))
-        pieces = (weights[start : start + PIECE_ROWS] for start in range(0, n, PIECE_ROWS))
+        pieces = (weights[start : start + MOMENT_ROWS] for start in range(0, n, MOMENT_ROWS))
         return sum(float(np.sum(piece**-2.0)) for piece in pieces)
 
 

@@ -1,4 +1,4 @@
-"""Bytes that a pass over Dask arrays reads: sources, pieces, and how often. Pure functions.
+"""Bytes that a pass over Dask arrays reads: which pieces, and how often. Pure functions.
 
 A task computes each piece that it needs once. If two tasks need a piece, both read it. If more
 tasks need a piece, it is computed once, before the first pass. Reading a piece decodes every Zarr
@@ -44,20 +44,20 @@ class Reading:
     later: int
 
 
-def read_by(sources: Sequence[PiecedArray], stream: Stream, blocks: Sequence[int]) -> Reading:
+def read_by(arrays: Sequence[PiecedArray], stream: Stream, blocks: Sequence[int]) -> Reading:
     """Bytes that a sample of some blocks reads; see :func:`read_in_pass`."""
-    grouping = group_sample(blocks, stream.chunks, sources)
-    return _read(sources, stream.chunks, grouping.tasks, np.zeros(len(grouping.groups), bool))
+    grouping = group_sample(blocks, stream.chunks, arrays)
+    return _read(arrays, stream.chunks, grouping.tasks, np.zeros(len(grouping.groups), bool))
 
 
 def read_in_pass(
-    sources: Sequence[PiecedArray], stream: Stream, kept: Sequence[bool] | None = None
+    arrays: Sequence[PiecedArray], stream: Stream, kept: Sequence[bool] | None = None
 ) -> Reading:
     """Bytes that the tasks of one pass read.
 
     Parameters
     ----------
-    sources : sequence of PiecedArray
+    arrays : sequence of PiecedArray
     stream : Stream
         Blocks, and their tasks.
     kept : sequence of bool, optional
@@ -65,20 +65,20 @@ def read_in_pass(
     """
     sizes = [len(group.steps) for group in stream.groups]
     keeps = np.zeros(len(sizes), bool) if kept is None else np.array(kept, bool)
-    return _read(sources, stream.chunks, np.repeat(np.arange(len(sizes)), sizes), keeps)
+    return _read(arrays, stream.chunks, np.repeat(np.arange(len(sizes)), sizes), keeps)
 
 
 def _read(
-    sources: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray, keeps: NDArray[np.bool_]
+    arrays: Sequence[PiecedArray], chunks: Chunks, tasks: IntArray, keeps: NDArray[np.bool_]
 ) -> Reading:
     """Count the tasks that need each piece. In tasks, shape (blocks,), -1 means no task."""
     each_time = once = later = 0
-    for source in with_repeats(sources, chunks, tasks):
-        owners, pieces = users_of(source, chunks, tasks).T
-        size = source.piece_bytes()
+    for array in with_repeats(arrays, chunks, tasks):
+        owners, pieces = users_of(array, chunks, tasks).T
+        size = array.piece_bytes()
         users = np.bincount(pieces, minlength=size.size)
         again = np.bincount(pieces[~keeps[owners]], minlength=size.size)
-        shared = (users > MAX_TASKS_TO_REPEAT) & (not source.repeated)
+        shared = (users > MAX_TASKS_TO_REPEAT) & (not array.repeated)
         each_time += int((users * size)[~shared].sum())
         later += int((again * size)[~shared].sum())
         once += int(size[shared].sum())

@@ -81,12 +81,12 @@ class _Advisor:
     def cut_chunks(self) -> Iterator[str]:
         """Zarr chunks that Dask reads in pieces."""
         for name, array in self.arrays.items():
-            for source in zarr_arrays_in(array):
-                if source.stored is not None and source.repeats > NOTABLE_REPEATS:
-                    pieces = tuple(map(max, source.pieces))
-                    wanted = _whole(source.stored, source.shape, pieces)
+            for pieced in zarr_arrays_in(array):
+                if pieced.stored is not None and pieced.repeats > NOTABLE_REPEATS:
+                    pieces = tuple(map(max, pieced.pieces))
+                    wanted = _whole(pieced.stored, pieced.shape, pieces)
                     yield _errors.zarr_chunks_cut(
-                        name, pieces, source.stored, source.repeats, wanted
+                        name, pieces, pieced.stored, pieced.repeats, wanted
                     )
 
     def unlike(self, reading: Reading) -> Iterator[str]:
@@ -106,10 +106,10 @@ class _Advisor:
         calls = {name: wanted for name, array in full.items() if array.chunks != like}
         # A Zarr chunk is read once for each of the joined chunks that has a piece of it.
         stored = any(_is_stored(full[n]) and not _joins(full[n].chunks, like) for n in calls)
-        whole = sum(int(source.piece_bytes().sum()) for source in pieced_arrays_of(self.data))
+        whole = sum(int(array.piece_bytes().sum()) for array in pieced_arrays_of(self.data))
         repeated = max(reading.each_time + reading.once - whole, 0)
-        held = self.stream.shared_bytes
-        yield _errors.chunks_differ(grids, repeated, held, self._calls(calls, stored), stored)
+        shared = self.stream.shared_bytes
+        yield _errors.chunks_differ(grids, repeated, shared, self._calls(calls, stored), stored)
 
     def small(self) -> Iterator[str]:
         """Very many very small chunks."""
@@ -168,7 +168,7 @@ def _joins(fine: Chunks, coarse: Chunks) -> bool:
 
 def _is_stored(array: Array) -> bool:
     """Whether an array is read from Zarr."""
-    return any(source.stored for source in pieced_arrays_in(array))
+    return any(pieced.stored for pieced in pieced_arrays_in(array))
 
 
 def _whole(stored: Sizes, shape: Sizes, least: Sizes) -> Sizes:

@@ -28,7 +28,7 @@ from nlsq_dask.fitting.memory import (
     streaming_of,
 )
 from nlsq_dask.fitting.open_engine import engine_of, sample_engine
-from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, SAMPLE_PART
+from nlsq_dask.fitting.sample import LEAST_SAMPLE_ROWS, ROWS_A_SAMPLED_ROW
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.chunks import regular_chunks
 from nlsq_dask.io.observations import PIECE_ROWS
@@ -117,16 +117,16 @@ def _streaming(job: Job, streamed: Streamed) -> FitPlan:
 
     stream, data = streamed.stream, job.data
     workers, threads = streamed.executor.parallel(streamed.blocks.threads)
-    sources = pieced_arrays_of(data)
+    arrays = pieced_arrays_of(data)
     cache = streaming_of(job, streamed).keeping(len(data.values))
     kept = [isinstance(group, KeptGroup) for group in cache.groups]
-    a_pass = bytes_read.read_in_pass(sources, stream, kept)
+    a_pass = bytes_read.read_in_pass(arrays, stream, kept)
     plan = _common(job)
     if data.lazy:
         plan = replace(plan, bytes_per_pass=a_pass.each_time, bytes_per_later_pass=a_pass.later)
     sample = sampled(job, streamed)
     if sample is not None:
-        read = bytes_read.read_by(sources, stream, sample.blocks)
+        read = bytes_read.read_by(arrays, stream, sample.blocks)
         few, many = plan.passes
         plan = replace(
             plan,
@@ -156,7 +156,7 @@ def _in_memory(job: Job) -> FitPlan:
     """The plan of a fit of data in memory."""
     strategy, data = job.strategy, job.data
     plan = _common(job)
-    sample_rows = max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART)
+    sample_rows = max(LEAST_SAMPLE_ROWS, data.n_rows // ROWS_A_SAMPLED_ROW)
     has_sample = plan.pilot or (job.guess is not None and not job.n_distinct)
     sample_rows = min(sample_rows, data.n_rows) if has_sample else 0
     row_bytes = 8 * (len(data.coords) + 1 + (data.sigma is not None))
@@ -241,7 +241,7 @@ def _timed_in_memory(job: Job, plan: FitPlan) -> FitPlan:
     data = job.data
     thins = job.row_wise and not data.series_axes
     if thins:
-        data = data.thinned(max(LEAST_SAMPLE_ROWS, data.n_rows // SAMPLE_PART))
+        data = data.thinned(max(LEAST_SAMPLE_ROWS, data.n_rows // ROWS_A_SAMPLED_ROW))
     engine = sample_engine(job, data) if thins else engine_of(job, _silent)
     params = _params(job)
     marks = [time.perf_counter()]

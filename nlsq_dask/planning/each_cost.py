@@ -27,7 +27,7 @@ ANSWER_COPIES = 3
 FEW_SERIES = LANES // 4
 
 # Fewer small blocks than this take less than a second together, and need no warning.
-MANY_BLOCKS = 100
+MANY_BLOCKS_OF_SERIES = 100
 
 # Series of a recommended block: those of some calls of the program.
 GOOD_SERIES = 16 * LANES
@@ -187,7 +187,7 @@ def _warnings(
         yield _errors.blocks_of_series_too_large(
             memory / GB, available / GB, at_one_time, _chunks_of_y(job, fitting)
         )
-    elif blocks > MANY_BLOCKS and math.prod(largest) < FEW_SERIES:
+    elif blocks > MANY_BLOCKS_OF_SERIES and math.prod(largest) < FEW_SERIES:
         wanted = fitting_chunks(job.axes.map_shape, GOOD_SERIES)
         yield _errors.blocks_of_few_series(blocks, math.prod(largest), _chunks_of_y(job, wanted))
 

@@ -46,7 +46,7 @@ COUNTS = (
     "nit",
     "n_passes",
 )
-FLAGS = ("success", "absolute_sigma")
+FLAG_FIELDS = ("success", "absolute_sigma")
 
 
 def to_dataset(record: FitRecord) -> xr.Dataset:
@@ -79,7 +79,7 @@ def to_dataset(record: FitRecord) -> xr.Dataset:
     # Where it was not summed, the result's own `mae` would read the data.
     variables["mae"] = ((), record.moments.abs_residuals / record.n_points, of_y)
     variables |= {name: ((), np.int64(getattr(record, name))) for name in COUNTS}
-    variables |= {name: ((), np.bool_(getattr(record, name))) for name in FLAGS}
+    variables |= {name: ((), np.bool_(getattr(record, name))) for name in FLAG_FIELDS}
     return xr.Dataset(variables, coords, _provenance(record))
 
 

@@ -76,7 +76,7 @@ def _names_in(expr: str) -> set[str]:
 def _derived_error(params: Any, name: str, free: list[str], pcov: FloatArray) -> float:
     """Standard error of an expression, ``√(g C gᵀ)`` with its gradient by central differences."""
     gradient = np.zeros(len(free))
-    trial = params.copy()
+    moved = params.copy()
     for i, other in enumerate(free):
         step = STEP * float(np.sqrt(pcov[i, i]))
         if not np.isfinite(step):
@@ -85,9 +85,9 @@ def _derived_error(params: Any, name: str, free: list[str], pcov: FloatArray) ->
             return 0.0
         ends = []
         for side in (1.0, -1.0):
-            trial[other].set(value=params[other].value + side * step, min=-np.inf, max=np.inf)
-            trial.update_constraints()
-            ends.append(float(trial[name].value))
-        trial[other].set(value=params[other].value)
+            moved[other].set(value=params[other].value + side * step, min=-np.inf, max=np.inf)
+            moved.update_constraints()
+            ends.append(float(moved[name].value))
+        moved[other].set(value=params[other].value)
         gradient[i] = (ends[0] - ends[1]) / (2.0 * step)
     return float(np.sqrt(gradient @ pcov @ gradient))

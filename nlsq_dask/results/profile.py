@@ -30,7 +30,7 @@ POINTS_A_SIDE = 8
 # cubic through these points and their neighbours is then off by some 0.0001 standard errors.
 CLOSE = 0.25
 # Largest factor by which a round extends the reach of the rounds before.
-GROWTH = 3.0
+REACH_GROWTH = 3.0
 # A further round goes to this multiple of the quantile, if τ rises in a straight line.
 OVERSHOOT = 1.1
 # A bound nearer than this to a point, in standard errors, leaves no room for another point.
@@ -217,7 +217,7 @@ class Curve:
 def _further(reached: FloatArray, heights: FloatArray, quantile: float) -> FloatArray:
     """Distances of further points: to where τ passes the quantile if it rises linearly."""
     rise, run = heights[-1] - heights[-2], reached[-1] - reached[-2]
-    most = (GROWTH - 1.0) * reached[-1]
+    most = (REACH_GROWTH - 1.0) * reached[-1]
     missing = (OVERSHOOT * quantile - heights[-1]) * run
     step = missing / rise if rise * most > missing else most
     return np.array([reached[-1] + step / 2.0, reached[-1] + step])

@@ -28,7 +28,7 @@ NOTABLE_DIFFERENCE = 0.1
 LEVEL = 0.95
 
 # Omitted blocks that a report lists.
-FEW_BLOCKS = 6
+LISTED_BLOCKS = 6
 
 _BOUNDS = {-1: "at its lower bound", 0: "", 1: "at its upper bound"}
 
@@ -267,8 +267,8 @@ def _correlations(record: FitRecord) -> list[tuple[str, str, float]]:
 
 def _omitted_rows(record: FitRecord) -> list[Row]:
     """Blocks that were left out."""
-    few = ", ".join(map(str, record.blocks_omitted[:FEW_BLOCKS]))
-    more = record.n_blocks_omitted - FEW_BLOCKS
+    few = ", ".join(map(str, record.blocks_omitted[:LISTED_BLOCKS]))
+    more = record.n_blocks_omitted - LISTED_BLOCKS
     listed = f"{few} and {more:,} more" if more > 0 else few
     count = _count(record.n_blocks_omitted, "block")
     return [("omitted", f"{count}: {listed}")] if record.blocks_omitted else []

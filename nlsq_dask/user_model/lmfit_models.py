@@ -22,7 +22,7 @@ from nlsq_dask.models.faddeeva import faddeeva_real
 
 # Module of lmfit's line shapes, and its least divisor.
 LINESHAPES = "lmfit.lineshapes"
-TINY = 1e-15
+LEAST_DIVISOR = 1e-15
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _traceable() -> dict[str, Any]:
 
 
 def _not_zero(value: Any) -> Any:
-    """A number with its sign, and a size of at least `TINY`."""
-    return np.copysign(np.maximum(TINY, np.abs(value)), value)
+    """A number with its sign, and a size of at least `LEAST_DIVISOR`."""
+    return np.copysign(np.maximum(LEAST_DIVISOR, np.abs(value)), value)
 
 
 def _voigt(
@@ -144,6 +144,6 @@ def _voigt(
 ) -> Any:
     """Lmfit's Voigt line, whose area is the amplitude, by the real part of Faddeeva's function."""
     gamma = sigma if gamma is None else gamma
-    width = np.maximum(TINY, sigma * math.sqrt(2.0))
+    width = np.maximum(LEAST_DIVISOR, sigma * math.sqrt(2.0))
     profile = faddeeva_real(np, (x - center) / width, gamma / width)
-    return amplitude * profile / np.maximum(TINY, sigma * math.sqrt(2.0 * math.pi))
+    return amplitude * profile / np.maximum(LEAST_DIVISOR, sigma * math.sqrt(2.0 * math.pi))

@@ -396,7 +396,7 @@ def test_the_sample_that_starts_are_tried_on_obeys_the_limit(many, engines):
 @given(threshold=st.floats(1e3, 1e13), features=st.integers(1, 20))
 def test_samples_take_no_more_than_their_room(threshold, features):
     rows = memory_budget.size_sample(threshold, features)
-    assert memory_budget.MIN_SAMPLE_ROWS <= rows <= memory_budget.SAMPLE_ROWS
+    assert memory_budget.MIN_SAMPLE_ROWS <= rows <= memory_budget.MOST_SAMPLE_ROWS
     if rows > memory_budget.MIN_SAMPLE_ROWS:
         taken = memory_budget.SAMPLE_COPIES * 8 * (features + 2) * rows
         assert taken <= memory_budget.room_for_blocks(threshold)

@@ -143,7 +143,7 @@ def test_data_in_memory_have_no_blocks():
 
 
 def test_sums_that_take_too_much_memory_are_not_kept(monkeypatch):
-    monkeypatch.setattr(block_sums, "MOST_BYTES", FRAMES * 9 * 8 - 1)
+    monkeypatch.setattr(block_sums, "MOST_SUMS_BYTES", FRAMES * 9 * 8 - 1)
     with pytest.raises(InputError, match="needs the sums"):
         fitted().block_diagnostics()
 

@@ -339,7 +339,7 @@ def test_a_shorter_line_covers_a_longer_one(clock):
 
 def test_a_fit_is_quiet_for_two_seconds(clock):
     terminal = Terminal()
-    with watched(TerminalLine(terminal, faces.QUIET_SECONDS), clock) as made:
+    with watched(TerminalLine(terminal, faces.SILENT_SECONDS), clock) as made:
         clock.now += 1.9
         made.blocks(1, 1, 4)
         assert terminal.getvalue() == ""
@@ -350,7 +350,7 @@ def test_a_fit_is_quiet_for_two_seconds(clock):
 
 def test_a_short_fit_leaves_no_line(clock):
     terminal = Terminal()
-    with watched(TerminalLine(terminal, faces.QUIET_SECONDS), clock) as made:
+    with watched(TerminalLine(terminal, faces.SILENT_SECONDS), clock) as made:
         made.end("fit converged", 1)
     assert terminal.getvalue() == ""
 
@@ -409,7 +409,7 @@ def test_the_face_suits_the_place(monkeypatch):
     assert isinstance(faces_of(True)[0], PlainLines)
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert faces_of(False) == ()
-    assert [faces_of(p)[0].delay for p in (True, None)] == [0.0, faces.QUIET_SECONDS]
+    assert [faces_of(p)[0].delay for p in (True, None)] == [0.0, faces.SILENT_SECONDS]
     monkeypatch.setattr(sys, "stderr", None)
     assert faces_of(True) == ()
 

@@ -27,9 +27,9 @@ def lazy(**options):
     y = da.from_array(3 * x, chunks=500).map_blocks(slowly, dtype=float, meta=np.empty(0))
     return fit(model, da.from_array(x, chunks=500), y, cache=False, pilot=False, **options)
 """
-QUICKLY = "faces.QUIET_SECONDS = 600.0; pause = 0.0; result = lazy()"
+QUICKLY = "faces.SILENT_SECONDS = 600.0; pause = 0.0; result = lazy()"
 ASKED = "pause = 0.3; result = lazy(progress=True)"
-LONG = "faces.QUIET_SECONDS = 0.5; pause = 0.3; result = lazy()"
+LONG = "faces.SILENT_SECONDS = 0.5; pause = 0.3; result = lazy()"
 OFF = "pause = 0.3; result = lazy(progress=False)"
 
 

@@ -90,7 +90,7 @@ def test_only_regular_files_are_read(tmp_path):
 
 def test_what_is_too_large_is_neither_written_nor_read(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"x" * 11)
-    monkeypatch.setattr(files, "MOST_BYTES", 10)
+    monkeypatch.setattr(files, "MOST_FILE_BYTES", 10)
     with pytest.raises(ValueError, match="more than the 10 bytes"):
         LocalFolder(tmp_path).read("file")
     with pytest.raises(OSError, match="File too large"):

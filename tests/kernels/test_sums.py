@@ -18,7 +18,7 @@ from nlsq_dask import InputError
 from nlsq_dask.io.stage import aligned_empty
 from nlsq_dask.kernels import compiled as compiled_module
 from nlsq_dask.kernels.devices import find_device
-from nlsq_dask.kernels.moments import PIECE_ROWS, moments_of_y
+from nlsq_dask.kernels.moments import MOMENT_ROWS, moments_of_y
 from nlsq_dask.kernels.sums import (
     BlockKernel,
     block_compilations,
@@ -457,7 +457,7 @@ def test_moments_of_y_lose_no_digits_to_an_offset(n_rows, offset, spread, weight
 @pytest.mark.parametrize("weighted", [False, True])
 def test_moments_of_many_rows_take_pieces_of_them(weighted):
     """Temporary arrays of the buffer's size took longer than the kernel, by their fresh pages."""
-    n_rows = 3 * PIECE_ROWS + 5
+    n_rows = 3 * MOMENT_ROWS + 5
     rng = np.random.default_rng(7)
     y = 1e6 + rng.normal(size=n_rows)
     weights = rng.uniform(0.1, 3, n_rows) if weighted else None
@@ -471,7 +471,7 @@ def test_moments_of_many_rows_take_pieces_of_them(weighted):
     assert found["weight"] == pytest.approx(squares.sum(), rel=1e-13)
     assert found["mean"] - 1e6 == pytest.approx(mean, rel=1e-6)
     assert found["scatter"] == pytest.approx(squares @ (y - 1e6 - mean) ** 2, rel=1e-10)
-    assert peak < 1.2 * 8 * PIECE_ROWS
+    assert peak < 1.2 * 8 * MOMENT_ROWS
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # Seconds between two looks whether a worker that has not answered is still there.
-LOOK_SECONDS = 0.2
+WORKER_LOOK_SECONDS = 0.2
 
 
 def ask_workers(
@@ -51,7 +51,7 @@ async def _ask(
     waiting = set(asked)
     try:
         while waiting:
-            _, waiting = await asyncio.wait(waiting, timeout=LOOK_SECONDS)
+            _, waiting = await asyncio.wait(waiting, timeout=WORKER_LOOK_SECONDS)
             there = await client.nthreads() if waiting else {}
             waiting = {task for task in waiting if asked[task] in there}
         return {address: task.result() for task, address in asked.items() if task.done()}

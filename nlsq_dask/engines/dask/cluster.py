@@ -27,7 +27,7 @@ TARGET_SHARE = 0.6
 PAUSE_SHARE = 0.8
 
 # Errors of a worker that lacks a package.
-MISSING = (ImportError, AttributeError)
+PACKAGE_ERRORS = (ImportError, AttributeError)
 
 _looked_at: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()  # workers of each client
 
@@ -117,7 +117,7 @@ def check_versions(client: Client) -> None:
         "jax": ask_workers(client, metadata.version, "jax", workers=new),
     }
     for name, versions in there.items():
-        found = {a: None if isinstance(v, MISSING) else v for a, v in versions.items()}
+        found = {a: None if isinstance(v, PACKAGE_ERRORS) else v for a, v in versions.items()}
         # A worker that has just left has another kind of error or no value, and nothing to run.
         wrong = {a: v for a, v in found.items() if v is None or isinstance(v, str)}
         wrong = {a: v for a, v in wrong.items() if v != here[name]}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 #: The address of a cluster that is started on this machine.
-LOCAL = "local"
+LOCAL_ADDRESS = "local"
 
 # Seconds to wait for a scheduler file: a batch script starts the scheduler in the background, which
 # writes the file when it is ready. And seconds between two looks.
@@ -38,7 +38,7 @@ def connected(address: str) -> Iterator[Client]:
     """
     from distributed import Client  # takes half a second
 
-    if address == LOCAL:
+    if address == LOCAL_ADDRESS:
         with Client(set_as_default=False, dashboard_address=":0") as client:
             yield client
         return

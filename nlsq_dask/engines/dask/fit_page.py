@@ -29,7 +29,7 @@ from tornado.ioloop import IOLoop
 from nlsq_dask.engines.dask.fit_board import BoardFit, FitBoard, Histogram
 
 # Milliseconds between two looks at the board.
-INTERVAL = 500
+LOOK_MILLISECONDS = 500
 
 # Parameters that are drawn.
 MOST_PARAMETERS = 12
@@ -70,7 +70,7 @@ def _document(board: FitBoard, _: Any, extra: dict[str, Any], document: Any) -> 
     """Make the page for one browser."""
     page = Page(board)
     page.update()
-    add_periodic_callback(document, page, INTERVAL)
+    add_periodic_callback(document, page, LOOK_MILLISECONDS)
     document.title = "Dask: Fits"
     document.add_root(page.root)
     document.template = env.get_template("simple.html")

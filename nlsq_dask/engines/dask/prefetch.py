@@ -20,7 +20,7 @@ from dask.typing import Key
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.alike import AlikeStep
 from nlsq_dask.engines.dask.groups import Stream
-from nlsq_dask.engines.dask.reading import AT_ONCE, Reading, place_in_group
+from nlsq_dask.engines.dask.reading import READ_ONCE, Reading, place_in_group
 from nlsq_dask.engines.dask.steps import Group, Making, Step
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.libraries import inner_store
@@ -46,7 +46,7 @@ LOCAL_PROTOCOLS = ("file", "local", "memory")
 
 
 def read_blocks(
-    group: Group, external: Mapping[Key, Any], layout: Layout, reading: Reading = AT_ONCE
+    group: Group, external: Mapping[Key, Any], layout: Layout, reading: Reading = READ_ONCE
 ) -> Iterator[Block]:
     """Make the blocks of a group one after the other, and drop what no later block needs.
 
@@ -186,7 +186,7 @@ def read_ahead(
     external: Mapping[Key, Any],
     layout: Layout,
     depth: int,
-    reading: Reading = AT_ONCE,
+    reading: Reading = READ_ONCE,
 ) -> Iterator[Block]:
     """Make the blocks of a group in their order, and up to `depth` of the next blocks meanwhile.
 

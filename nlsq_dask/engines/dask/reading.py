@@ -35,12 +35,12 @@ RETRIES = 3
 # wait is lengthened by up to LENGTHENED of itself, at random. Three waits are 62 to 78 s: a store
 # that is away for a minute costs about a minute, and a single reset connection two seconds.
 FIRST_WAIT = 2.0
-GROWTH = 5.0
+WAIT_GROWTH = 5.0
 LONGEST_WAIT = 50.0
 LENGTHENED = 0.25
 
 # Seconds between two looks, while a task waits, whether the fit is over.
-LOOK_SECONDS = 0.1
+STOP_LOOK_SECONDS = 0.1
 
 # Packages whose exceptions are those of a store: the classes need not be imported to be known.
 CLOUDS = ("adlfs", "azure", "botocore", "aiobotocore", "gcsfs", "google", "obstore", "s3fs")
@@ -49,8 +49,8 @@ STORES = frozenset((*CLOUDS, *NETWORKS))
 
 # Packages that read or decode. An error that passes through them is an error of reading, too.
 FORMATS = ("h5netcdf", "h5py", "netCDF4", "pyarrow", "rasterio", "tifffile", "zarr")
-DECODERS = ("imagecodecs", "numcodecs", "zarrs")
-READERS = STORES | frozenset((*FORMATS, *DECODERS))
+READING_PACKAGES = ("imagecodecs", "numcodecs", "zarrs")
+READERS = STORES | frozenset((*FORMATS, *READING_PACKAGES))
 
 # Errors that no wait cures: of a store's answers these words in the name of the exception, or a
 # status from 400 to 499 other than "timed out", "too early" and "too many requests".
@@ -84,7 +84,7 @@ class Retries:
 
     def wait(self, number: int) -> float:
         """Seconds before a reading is tried again for the `number`-th time, from 0."""
-        seconds = min(self.first * GROWTH**number, LONGEST_WAIT)
+        seconds = min(self.first * WAIT_GROWTH**number, LONGEST_WAIT)
         return seconds * (1.0 + LENGTHENED * _random.random())
 
 
@@ -153,12 +153,12 @@ class Reading:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.signals.check()
-            time.sleep(min(left, LOOK_SECONDS))
+            time.sleep(min(left, STOP_LOOK_SECONDS))
         self.signals.check()
 
 
 # Reads once, and waits for nobody.
-AT_ONCE = Reading(Retries(0), NOBODY)
+READ_ONCE = Reading(Retries(0), NOBODY)
 
 
 class _Attempt:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.io.chunks import block_sizes, spread_blocks
 
-# A sample reads this fraction of the blocks, or SAMPLE_BLOCKS if that is more, but of few blocks at
-# most one in SAMPLE_PART. Along sorted data, a peak narrower than the gaps would be missed.
+# A sample reads this fraction of the blocks, or SAMPLE_BLOCKS if that is more, but of few blocks
+# one in BLOCKS_A_SAMPLED_BLOCK at most. Along sorted data, a peak narrower than the gaps would be
+# missed.
 SAMPLE_FRACTION = 0.02
 SAMPLE_BLOCKS = 16
-SAMPLE_PART = 4
+BLOCKS_A_SAMPLED_BLOCK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,9 @@ class SampledBlocks:
 
 def sample_blocks(n_blocks: int) -> int:
     """Number of blocks that a sample of `n_blocks` blocks reads."""
-    return max(int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // SAMPLE_PART)))
+    return max(
+        int(SAMPLE_FRACTION * n_blocks), min(SAMPLE_BLOCKS, -(-n_blocks // BLOCKS_A_SAMPLED_BLOCK))
+    )
 
 
 def sampled_blocks(stream: Stream, most: int, *, whole: bool = False) -> SampledBlocks:

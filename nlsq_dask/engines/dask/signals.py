@@ -33,7 +33,7 @@ TOPIC = "nlsq_dask"
 BOARD_TOPIC = "nlsq_dask-fits"
 
 # Seconds without another line in the log. In an outage all tasks of a cluster wait.
-QUIET_SECONDS = 10.0
+LOG_SECONDS = 10.0
 
 
 def show_nothing(note: str) -> None:
@@ -79,7 +79,7 @@ class Ears:
         self.fit = f"{os.getpid()}-{uuid.uuid4().hex}"
         self._show = show
         self._stopped = threading.Event()
-        self._logged = -QUIET_SECONDS
+        self._logged = -LOG_SECONDS
         _open[self.fit] = self
 
     def stop(self) -> None:
@@ -98,7 +98,7 @@ class Ears:
     def tell(self, text: str, short: str) -> None:
         """Log a note and show it; see :class:`Signals`."""
         now = time.monotonic()
-        if now - self._logged >= QUIET_SECONDS:
+        if now - self._logged >= LOG_SECONDS:
             self._logged = now
             logger.warning(text)
         self._show(short)

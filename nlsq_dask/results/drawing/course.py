@@ -46,7 +46,7 @@ ROW, FRAME = 0.42, 2.2
 DEVIATIONS = 3.0
 
 # Least rise of the cost above the lowest that is drawn, as a share of the lowest: rounding.
-ROUNDING = 1e-16
+LEAST_RISE = 1e-16
 
 
 def plot_correlation(record: FitRecord, ax: Any = None) -> Figure:
@@ -106,7 +106,7 @@ def rises(history: Sequence[IterationRecord]) -> FloatArray:
     if not np.isfinite(costs).any():
         return costs
     lowest = float(np.nanmin(costs))
-    least = max(ROUNDING * abs(lowest), np.finfo(np.float64).tiny)
+    least = max(LEAST_RISE * abs(lowest), np.finfo(np.float64).tiny)
     return np.maximum(costs - lowest, least)
 
 

@@ -46,7 +46,7 @@ MAX_PIXELS = 240
 SHOWN_SHARE = 0.995
 
 # Largest coordinate in memory that is compared with its values along one dimension.
-MOST_COMPARED = 1 << 24
+MOST_COMPARED_VALUES = 1 << 24
 
 # Inches: width of a new figure, width of a panel, and height of all that is not a panel.
 WIDTH, PANEL, AROUND = 10.0, 2.45, 1.1
@@ -239,7 +239,9 @@ def _of_coordinates(data: Observations, dim: int) -> tuple[Label, FloatArray] | 
     for name, array in zip(data.names[1:], data.coords, strict=False):
         along = tuple(slice(None) if d == dim else slice(0, 1) for d in range(array.ndim))
         # Whether a lazy or a large array varies along others is not known before it is read.
-        unknown = array.size != array.shape[dim] and (is_dask(array) or array.size > MOST_COMPARED)
+        unknown = array.size != array.shape[dim] and (
+            is_dask(array) or array.size > MOST_COMPARED_VALUES
+        )
         if array.shape[dim] == 1 or unknown:
             continue
         line = np.asarray(array[along])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 COLOURED = (0.02, 0.98)
 
 # Maps in a row of the picture, and width and height of one of them in inches.
-COLUMNS = 4
+MAPS_A_ROW = 4
 SIZE = 2.8
 
 
@@ -42,7 +42,7 @@ def plot_maps(maps: MapsRecord) -> Figure:
         raise _errors.maps_not_drawn(maps.shape)
     names, status = maps.names, np.asarray(maps.fields["status"])
     n_maps = len(names) + 1
-    columns = min(COLUMNS, n_maps)
+    columns = min(MAPS_A_ROW, n_maps)
     height = math.ceil(n_maps / columns) + 1
     figure = new_figure("plot()", (SIZE * columns, SIZE * height))
     grid = figure.add_gridspec(height, columns)
