@@ -87,7 +87,7 @@ def _staged(
 ) -> Iterator[tuple[Rows, int]]:
     """Rows for the kernel, and the number of rows that are left out with them.
 
-    The rows are those of the stage each time that it is full, and at the end the remaining rows.
+    Rows are given each time that the stage is full. The last rows are what remains in the end.
     """
     stage: Stage | None = None
     for block in blocks:

@@ -1,9 +1,9 @@
 """The engine of rows that share their coordinates: one reading, and then one row for each.
 
-The first question is preceded by the only reading, which finds the weighted mean of the
-observations at each distinct coordinate and the scatter about it
-(:mod:`nlsq_dask.questions.collapse`). After that the sums of all rows are those of the means, which
-are in memory, plus constants. What is no function of the means is asked of the rows.
+Before the first question the rows are read once: for each distinct coordinate, the weighted mean of
+the observations and the scatter about the mean (:mod:`nlsq_dask.questions.collapse`). The means
+stay in memory. The sums of all rows are the sums of the means plus constants. Questions that the
+means do not answer are asked of the rows.
 """
 
 from __future__ import annotations

@@ -111,6 +111,6 @@ class SlabSums:
         return self._wide(found)
 
     def _wide(self, values: FloatArray) -> FloatArray:
-        """Values with those of the last series repeated up to the width of their tiles."""
+        """Values of series, and the last series again and again up to the width of whole tiles."""
         width = -(-values.shape[1] // self._shape.lanes) * self._shape.lanes
         return np.pad(values, ((0, 0), (0, width - values.shape[1])), mode="edge")

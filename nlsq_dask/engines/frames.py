@@ -2,18 +2,18 @@
 
 The rows of all series do not fit in memory, and each frame is read several times. One reading gives
 the sums of all series at their trials (:mod:`nlsq_dask.kernels.frame_sums`), and each series takes
-one step (:mod:`nlsq_dask.core.lane_step`), as where its rows are in memory. What is held does not
+one step (:mod:`nlsq_dask.core.lane_step`), as where its rows are in memory. The memory does not
 grow with the number of rows.
 
 1. A few rows of each series, spread over the frames, are fitted in memory. The fit of all rows
    starts at this answer.
 2. Up to MOST_EVALUATIONS readings follow, until all series have ended.
-3. The rows of series without a success are gathered and fitted in memory, from their own starts;
-   so are those of series with few digits in some pivot. Where the rows of all series that are left
-   fit in memory, they are gathered in the reading before.
+3. If a series has no success, or few digits in some pivot, its rows are gathered and fitted in
+   memory, from its own start. If the rows of all these series fit in memory, they are gathered in
+   the last reading of step 2.
 
-What becomes of a series follows from its own rows alone, and its sums add row after row: it has the
-same answer in any frames, next to any other series, and with any memory.
+The answer of a series follows from its own rows alone, and its sums add row after row. So the
+series has the same answer in any frames, next to any other series, and with any memory.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ from nlsq_dask.kernels.lanes import (
     unpacked_state,
 )
 
-# Evaluations of all rows before the rows of a series are gathered. A fit that starts from that of
-# the pilot needs three to five.
+# Evaluations of all rows before the rows of a series are gathered. A fit that starts at the pilot's
+# answer needs three to five.
 MOST_EVALUATIONS = 6
 
-# Distance from the optimum, in standard errors of the pilot's few rows, at which its fits end.
+# Fits of the pilot end at this distance from the optimum, in standard errors of the pilot's few
+# rows.
 PILOT_TOL = 1e-2
 
 # Damping of the first step from the pilot's answer: nearly a Gauss-Newton step.
@@ -100,7 +101,7 @@ def fit_frames(
 def pilot_rows(n_rows: int) -> IntArray:
     """Numbers of the rows of the pilot, ascending: a random row of each part of the series.
 
-    Rows at equal distances would turn an oscillation into that of another frequency.
+    In rows at equal distances an oscillation may look like a slower oscillation.
     """
     if n_rows <= PILOT_ROWS:
         return np.arange(n_rows)
@@ -113,9 +114,9 @@ def pilot_rows(n_rows: int) -> IntArray:
 class FrameFit:
     """The fits of the n series of a block; see :func:`fit_frames`.
 
-    What is held of a series from one reading to the next is its search and what its rows told: the
-    number of the rows, the sum of their squares, and the scale of its units. All else follows from
-    the arguments, and is made for some series at a time. So is the answer.
+    From one reading to the next, a series has the state of its search, the number of its rows, the
+    sum of their squares, and the scale of its units. All else follows from the arguments, and is
+    made for some series at a time. So is the answer.
     """
 
     problem: SeriesProblem
@@ -291,7 +292,7 @@ class FrameFit:
 
     @property
     def _most(self) -> int:
-        """Most series whose rows are gathered at one time: as read, and as a fit takes them."""
+        """Most series with rows in memory at one time: rows as they are read, and as fitted."""
         return max(int(self.room // (16 * self.n_rows * self.varying.n_full)), 1)
 
     def _parts(self, left: IntArray) -> Iterator[IntArray]:

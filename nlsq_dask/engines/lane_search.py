@@ -1,9 +1,9 @@
 """The searches of many series, tile by tile.
 
-Series are put into tiles of one shape, in the order in which they come. A tile is left when few of
-its lanes still run; these lanes go to a pool, with their rows and the state of their searches, and
-the pool is fitted tile by tile in the same way. Without the pool, each tile would take as many
-evaluations as its slowest series.
+Series are put into tiles of one shape, in their order. When few lanes of a tile still run, these
+lanes go to a pool, with their rows and the state of their searches. The pool is then fitted tile by
+tile in the same way. Without the pool, each tile would take as many evaluations as its slowest
+series.
 """
 
 from __future__ import annotations
@@ -238,8 +238,8 @@ class LaneSearch:
     def _tiles(self, columns: FloatArray, fill: float | None = None) -> FloatArray:
         """Tiles (B, rows, L) of series (n, rows); empty lanes repeat the last series.
 
-        Coordinates of an empty lane are then as those of other lanes: a model may loop until it
-        converges.
+        An empty lane then has the coordinates of a series: a model may loop until all lanes have
+        converged.
         """
         width = -(-len(columns) // self.shape.lanes) * self.shape.lanes
         full = np.empty((width, columns.shape[1]))

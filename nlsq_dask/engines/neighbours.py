@@ -1,13 +1,13 @@
 """A second chance for series by the answers of their neighbours in the map.
 
 In a map, neighbours have similar parameters. In each of a few rounds a series is offered the
-estimates of its neighbours along the axes of the map. It is fitted again from the best of them if
-it has no answer, or if these cost less than its own: its fit has then ended in a worse minimum. The
-new answer is taken if it is a success.
+estimates of its neighbours along the axes of the map. It is fitted again from the best of these
+estimates in two cases: the series has no answer, or the estimates cost less than its own answer, as
+its fit has ended in a worse minimum. The new answer is taken if it is a success.
 
 A round looks at the answers of the round before, so that after r rounds the answer of a series
-depends on the series up to r steps away, and on no others. With that many series around a block,
-its answers are those of a single block.
+depends on the series up to r steps away, and on no others. A block that is read with r series
+around it has the answers that it has within one large block.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The last checkpoint of a fit has the sums of every group at the answer. Rows that are appended along
 the first dimension make new blocks behind the old ones. The old groups are cut as before, so that
-their sums stay what they were. The sums of all rows at the old answer then cost a reading of the
-new blocks alone, and of an old group whose last block has grown. The search starts there.
+their sums stay what they were. Then only the new blocks are read, and the last old group if its
+last block has grown. This gives the sums of all rows at the old answer, where the search starts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def appended(job: Job, directory: str | os.PathLike[str]) -> tuple[Job, Appended
     Returns
     -------
     job : Job
-        Whose groups are cut as those of the fit before.
+        Of which the first groups are cut as in the earlier fit.
     found : Appended or None
         None if there is no checkpoint, or the checkpoint is of these rows.
 

@@ -17,7 +17,7 @@ from nlsq_dask.results.blocks import BlockDiagnostics
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.steps import Group
 
-# Largest bytes of the sums of all groups that are kept.
+# Most bytes of the sums of all groups. Larger sums are dropped.
 MOST_SUMS_BYTES = 256_000_000
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Seconds between two messages. The points of quick passes are told together.
 MESSAGE_SECONDS = 0.5
 
-# Blocks of which the board is told to which group they belong.
+# Most blocks for which the board is told the group of each block.
 MOST_BLOCKS = 10_000
 
 

@@ -29,7 +29,7 @@ from nlsq_dask.results.earlier import CRITERIA
 from nlsq_dask.results.record import PilotRecord, Start
 
 FORMAT = "nlsq_dask checkpoint 5"
-# The format of version 0.1, whose searches ended by another rule.
+# The format of version 0.1. Its searches ended by another rule.
 FORMAT_0_1 = "nlsq_dask checkpoint 4"
 
 
@@ -147,7 +147,7 @@ def check_linearization(linear: Linearization, size: int, scale_inv: FloatArray)
             check_shape("downhill", at.downhill, (size,))
         if at.sandwich is not None:
             check_shape("sandwich", at.sandwich, (size, size))
-        with np.errstate(all="ignore"):  # the factor in the scaled variables, which is decomposed
+        with np.errstate(all="ignore"):  # the factor in the scaled variables may overflow
             _check_finite("r_factor", at.r_factor / scale_inv)
         _check_finite("qtr", at.qtr)
         at = at.curved

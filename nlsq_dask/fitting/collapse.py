@@ -21,8 +21,8 @@ from nlsq_dask.io.observations import Observations
 
 CollapseChoice: TypeAlias = bool | Literal["auto"]
 
-# Most distinct coordinates, as a part of the rows, for which "auto" collapses. A cell of means has
-# up to ten numbers where a row has two: with more coordinates the means cost as much as the rows.
+# "auto" collapses up to this number of distinct coordinates a row. The means at one coordinate are
+# up to ten numbers, and a row is two: with more coordinates the means cost as much as the rows.
 MOST_DISTINCT = 0.1
 
 
@@ -64,7 +64,7 @@ def collapsed(job: Job, choice: CollapseChoice, *, stat_tol_is_auto: bool) -> Jo
 
 
 def _obstacles(job: Job, choice: CollapseChoice) -> Iterator[str]:
-    """Reasons against collapsing the rows of a job that is to do so, the first that holds."""
+    """Reasons against collapsing the rows of a job. Callers tell the first reason alone."""
     data, spec = job.data, job.spec
     if not spec.loss.is_linear:
         yield _errors.collapse_of_loss(spec.loss.name)

@@ -121,7 +121,7 @@ class OneSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class EachJob:
-    """Fits of many series whose arguments are checked.
+    """The fits of many series, with checked arguments.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ class Expected:
     passes : pair of int
         Passes that most fits of this kind take.
     rows, n_bytes, blocks : int
-        Of a pass; bytes are those of the decoded arrays. One block if an engine tells no blocks.
+        Of a pass. Bytes count decoded arrays. One block if an engine tells no blocks.
     kept : float
         Share of the rows that stay in memory after the first pass.
     pilot : bool

@@ -195,7 +195,7 @@ class NotebookDisplay:
         self.delay = delay
         self._handle: Any = None
         self._drawn: float | None = None
-        # IPython finds by the context of a thread to which cell its output belongs.
+        # IPython looks into the context of a thread for the cell that its output belongs to.
         self._cell = contextvars.copy_context()
 
     def show(self, moment: Moment, now: float, event: Event) -> None:

@@ -17,8 +17,9 @@ from nlsq_dask.core.questions import Answers, FoundT, Search, relayed
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.moments import ORDINARY
 
-# Sizes of y, of 1/sigma and of y/sigma outside of which sums of their squares over 1e8 rows exceed
-# the largest float64, 1.8e308, or lose digits below the least normal one, 2.2e-308.
+# Least and largest size of y, of 1/sigma and of y/sigma. Outside of this range sums of their
+# squares over 1e8 rows exceed the largest float64, 1.8e308, or lose digits below the least normal
+# float64, 2.2e-308.
 LEAST_SIZE, LARGEST_SIZE = 1e-150, 1e150
 
 
@@ -53,7 +54,7 @@ def looked_at(search: Search[FoundT], data: Observations) -> Search[FoundT]:
 
 
 def look_at(sums: NormalEquations, data: Observations) -> None:
-    """Refuse values of which no sum of squares can be made, and warn of those that are rounded.
+    """Refuse values that have no sum of squares, and warn of values that are rounded.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def look_at(sums: NormalEquations, data: Observations) -> None:
 
 
 def _check_sizes(y: float, weight: float) -> None:
-    """Refuse y and sigma in units in which squares have no float64."""
+    """Refuse y and sigma that are too large or too small for squares in float64."""
     if not (0.0 < y < np.inf and 0.0 < weight < np.inf):  # all zeros, or told of elsewhere
         return
     sizes = (y, weight, y * weight)

@@ -1,10 +1,10 @@
 """The ledger of a fit: answers since the last checkpoint, on disk, so that a killed pass goes on.
 
 A checkpoint is written after a pass. Until then the ledger keeps the answer of every group that has
-ended, and of whole passes that no checkpoint covers yet: those of a search over starts. The ledger
-is a JSON file beside the checkpoints. Its numbers are in the shortest form that reads back to the
-same bits. A search that is resumed asks the same questions again. It gets the answers that the
-ledger has, and only the other groups are read.
+ended. It also keeps the answers of the passes that try several starts, since no checkpoint covers
+these passes. The ledger is a JSON file beside the checkpoints. Its numbers are in the shortest form
+that reads back to the same bits. A search that is resumed asks the same questions again. It gets
+the answers that the ledger has, and only the other groups are read.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class _Pass:
         return self.ledger.due
 
     def note(self, answers: Mapping[int, Any]) -> None:
-        """Keep answers, and compare those of groups that an earlier process had answered.
+        """Keep answers of groups, and compare them with the answers of an earlier process.
 
         A group that has lost a block since then is not compared.
 

@@ -1,8 +1,8 @@
 """Answers of groups as JSON values, and the key of a question.
 
-A key names a question by its kind and all its numbers, and the blocks that are left out, so that an
-answer is never taken for that of another question or of other rows. Answers are read with doubt: by
-the types of their fields, and arrays by the shapes that the question gives them.
+A key is made from the kind of a question, all its numbers, and the blocks that are left out. So an
+answer is never taken for the answer to another question, or of other rows. What is read from a file
+is checked: fields by their types, and arrays by the shapes that follow from the question.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A chunk that Zarr has not stored reads as the fill value. By default a fit lists the chunks beside
 its first pass, and warns: they may be lost, or they may be data, since Zarr stores no chunk of fill
-values alone. Masks are left alone, as most chunks of most masks are of that kind. So are arrays
-whose fill value means "missing", whose rows are left out or refused anyway.
+values alone. Masks are not checked, since most chunks of most masks hold the fill value alone. Nor
+are arrays with a fill value that means "missing": these rows are left out or refused anyway.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class ChunkWatch:
 
 
 def _checked_arrays(job: Job) -> dict[ArrayId, StoredOperand]:
-    """The Zarr arrays of which missing chunks would be taken for data, or for the fit's rows."""
+    """The Zarr arrays in which a missing chunk would be taken for data, or for rows of the fit."""
     from nlsq_dask.engines.dask.absent import stored_operands  # an engine, loaded for use
 
     found = stored_operands(job.data)

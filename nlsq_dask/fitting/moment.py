@@ -90,7 +90,8 @@ class Moment:
     series: SeriesDone | None = None
 
 
-# A part of a line: its rank, from which the first that are left out follow, and its text.
+# A part of a line: its rank and its text. If a line is too long, the parts of the highest rank
+# are left out first.
 Part: TypeAlias = tuple[int, str]
 
 

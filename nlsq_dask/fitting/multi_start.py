@@ -4,9 +4,9 @@ A fit from one start ends in the basin of that start. Several starts are tried i
 
 1. The costs at a Latin hypercube of starts are computed in one pass.
 2. Every start at which the model is finite takes a few steps. The cost after a few steps says much
-   about the end; the cost at the start says little (a wave of the wrong frequency costs least with
-   amplitude 0).
-3. The best starts by then are run to convergence.
+   about the end. The cost at the start says little: a wave of the wrong frequency costs least with
+   amplitude 0.
+3. The starts with the least cost after these steps are run to convergence.
 4. Ends in the same basin are counted once.
 
 Small data are used whole. For large data all stages use a sample (:mod:`nlsq_dask.fitting.pilot`).

@@ -30,7 +30,7 @@ def leave_out(engine: InMemoryEngine | DaskEngine | CollapsedEngine, blocks: Blo
 
 
 def of_same_rows(job: Job, blocks: Blocks) -> Job:
-    """The job of later readings of the rows that a fit has used, each of which has to succeed."""
+    """The job that reads the rows of a fit again. A block that cannot be read is now an error."""
     if not blocks and job.on_error == "raise":
         return job
     return replace(job, data=replace(job.data, omitted=blocks), on_error="raise")

@@ -45,9 +45,9 @@ MANY_TIMES = 4
 PILOT_STAT_TOL = 0.1
 PILOT_FTOL = 1e-6
 
-# Information of a row of the sample about a direction, as a part of that of a row of all data.
-# Below this part the sample has missed the place that shows the direction. A peak of which one
-# chunk sees the edge alone still has ten times as much.
+# How much a row of the sample tells of a direction, over how much a row of all data tells. Below
+# this ratio the sample has missed the place that shows the direction. If the sample has only the
+# edge of a peak, in one chunk, the ratio is still ten times as large.
 LEAST_INFORMATION = 1e-4
 
 # A sample shows a parameter if setting the parameter to zero changes the model by this many
@@ -64,11 +64,11 @@ LEAST_RESOLUTION = 1e-12
 
 # All rows contradict a sample if two things hold: the distance from its answer to their optimum is
 # FARTHEST times what the sample's standard errors explain, and the cost can still fall by
-# LARGEST_PART of the gain, which is the difference of the costs at p0 and at the answer. Of 200
-# fits of sinusoids from poor starts the samples that ended in a minimum of all rows were at most
-# 2.5 times as far, and the samples in minima of their own 5 to 28 times. The second condition is
-# for models that do not fit to the noise: their samples are farther off, gain nearly all there is,
-# and still save passes.
+# LARGEST_PART of the gain. The gain is the difference of the costs at p0 and at the answer. In 200
+# fits of sinusoids from poor starts, samples that ended in a minimum of all rows were at most 2.5
+# times as far, and samples in minima of their own 5 to 28 times. The second condition is for models
+# that do not fit to the noise: their samples are farther off, but reach nearly all of the gain, and
+# still save passes.
 FARTHEST = 5.0
 LARGEST_PART = 2e-2
 
@@ -263,12 +263,12 @@ def _sees(job: Job, linear: Linearization, point: FloatArray, noise: float) -> b
 def _is_trusted(pilot: Pilot, sums: NormalEquations) -> bool:
     """Whether the sample determines every direction that all rows determine.
 
-    The sums are those of all rows, in the basis in which the sample's Gram matrix is the identity.
+    The sums are of all rows. Their basis makes the sample's Gram matrix the identity.
     """
     if not np.isfinite(sums.gram).all():
         return False
     sample = pilot.linearization
-    # Information of a row of all data over that of a row of the sample, largest over directions.
+    # What a row of all data tells over what a row of the sample tells, largest over directions.
     more = float(np.linalg.eigvalsh(sums.gram)[-1]) * pilot.n_rows / sums.n_points
     return sample.resolution > LEAST_RESOLUTION and more * LEAST_INFORMATION < 1.0
 
@@ -278,8 +278,8 @@ def _is_contradicted(
 ) -> bool:
     """Whether the optimum of all rows is farther off than the sample's errors explain.
 
-    The sums are those of all rows at the pilot's answer, in the basis of the sample. The gain is by
-    how much the answer costs less than p0, on all rows.
+    The sums are of all rows at the pilot's answer, in the basis of the sample. The gain is the cost
+    at p0 less the cost at the answer, of all rows.
     """
     linear = factorize(sums, pilot.linearization.whitening)
     left = remainder(linear, point, job.box, sums.n_points)

@@ -1,8 +1,8 @@
-"""The fits of which profiles are made, in lock-step on the same readings of the data.
+"""The fits that make profiles, in lock-step on the same readings of the data.
 
-Each point of a profile is a fit of the parameters but one. All points of a round, of all parameters
-that are asked for, are searched for at one time, each from a warm start: what the covariance, or
-the points there are, say of the others. So a pass over the data serves all of them.
+Each point of a profile is a fit of all parameters but one. All points of a round are searched for
+at the same time, for all parameters that are asked for. So a pass over the data serves all of them.
+Each search starts where the covariance, or the points found so far, place the other parameters.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from nlsq_dask.fitting.prepare import STAT_TOL
 from nlsq_dask.results.profile import Curve, Point, Profile
 from nlsq_dask.results.record import FitRecord
 
-# Rounds of points. Each may treble the reach of those before: a sum of squares that has not risen
-# enough after all of them, 3⁵ times as far as a linear model needs, is flat.
+# Rounds of points. Each round may treble the reach. If the sum of squares has not risen enough
+# after all rounds, 3⁵ times as far as a linear model needs, it is flat.
 MAX_ROUNDS = 6
-# A τ² further below zero than this is no error of a search that ends within STAT_TOL of its optimum
-# but a lower minimum.
+# A τ² below this is a lower minimum: the error of a search that ends within STAT_TOL of its optimum
+# is smaller.
 LOWER_MINIMUM = -0.1
 
 # A standard error of fewer units of rounding than this does not hold the points of a profile apart.
 RESOLVED = 100.0
-# Standard deviations from the best point of which the linearisation tells the rest of the way: a
-# model that is a tenth off linear there is off by 0.1 · 0.1² in τ².
+# A search ends without a further step at this distance from its optimum, in standard deviations:
+# its linearisation tells where the optimum is. If the model is a tenth off linear there, τ² is off
+# by 0.1 · 0.1².
 TOLD_AHEAD = 0.1
 
 # Frames between a warning and the caller of a method of the result.
@@ -250,7 +251,7 @@ def _held(reduction: Reduction, column: int, value: float) -> Reduction:
 
 
 def _profile_of(job: Job, name: str, curve: Curve, column: int, n_passes: int) -> Profile:
-    """A coordinate's points as those of a parameter that follows from it."""
+    """The profile of a parameter that follows from a free coordinate, from its points."""
     i, factor = job.spec.names.index(name), _row(job, name)[column]
     side = 1 if factor > 0.0 else -1
     params = job.reduction.expand(curve.params)[::side]

@@ -1,4 +1,4 @@
-"""Whether all passes of a fit see the same data, and those of the run that the fit goes on from.
+"""Whether all passes of a fit see the same data, also after the fit is resumed.
 
 The sums of two passes over different data have no common minimum: a file is still being written, an
 array upstream is random, a checkpoint is of other data of the same shape. Every pass tells how many
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 # model that overflows far from the optimum makes one or two.
 MOST_NOT_FINITE = 3
 
-# Largest relative difference between sums of the same values. They have the same bits on machines
-# of one kind; other kinds may add in another order.
+# Largest relative difference between sums of the same values. Machines of one kind give the same
+# bits. Other kinds may add in another order.
 MOST_APART = 1e-10
 
-# Blocks whose checksums are compared, of few groups of blocks fewer: one in GROUPS_A_BLOCK.
+# Blocks with checksums that are compared: so many, or one for GROUPS_A_BLOCK groups if these are
+# fewer.
 COMPARED_BLOCKS = 3
 GROUPS_A_BLOCK = 8
 

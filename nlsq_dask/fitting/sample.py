@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROWS_A_SAMPLED_ROW = 50
 LEAST_SAMPLE_ROWS = 20_000
 
-# Factor by which the number of sampled blocks grows where nearly all of their rows are left out.
+# If nearly all rows of the sampled blocks are left out, the number of blocks grows by this factor.
 SAMPLE_GROWTH = 8
 
 

@@ -1,9 +1,9 @@
 """The answer of one series of a map as an ordinary result, where a fit of it alone gives none.
 
 A map has a status for each series. :func:`nlsq_dask.fit` refuses some of these series with an
-error: those without rows, with infinite values, or in units in which squares have no float64. A fit
-of a series alone may also end in another way than in the map. The results of all these are made of
-the numbers of the map.
+error: series without rows, with infinite values, or with values too large or too small for squares
+in float64. A fit of a series alone may also end in another way than in the map. For all these
+series the result is made of the numbers of the map.
 """
 
 from __future__ import annotations

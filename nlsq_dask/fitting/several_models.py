@@ -205,7 +205,7 @@ def _checkpoints(
     directories: Sequence[str | Path | None],
     resume: bool,
 ) -> list[tuple[CheckpointStore | None, Checkpoint | None]]:
-    """Where each fit writes its checkpoints, and the checkpoint from which it goes on."""
+    """The store of checkpoints of each fit, and the checkpoint that the fit goes on from."""
     stores = list(map(open_checkpoints, jobs, directories))
     saved = [store.load() if store is not None and resume else None for store in stores]
     for store, old, job, engine in zip(stores, saved, jobs, engines, strict=True):

@@ -1,8 +1,8 @@
 """The ledger of several fits that share their passes.
 
-A pass answers a question of each model. Its groups are kept as those of a single fit are, in a
-ledger beside the directories of the models. The checkpoints of the models cover a whole answer,
-each its own part; until the last of them has been written, the ledger has the answer.
+A pass answers a question of each model. The answers of groups are kept as for a single fit, in a
+ledger beside the directories of the models. The checkpoint of each model covers the model's part of
+an answer. The ledger has the whole answer until all checkpoints have been written.
 
 Fits that are resumed ask the same questions again, if all of them were killed in one pass. Where
 some had written the checkpoint of the pass and others not, they are out of step. The pass is then

@@ -66,7 +66,7 @@ class Outcome:
 
 
 def scale_warnings(loss: Loss, solution: Solution) -> list[_errors.FitWarning]:
-    """Warnings of a robust loss for which most rows are outliers."""
+    """Warnings of a robust loss with a scale so small that most rows are outliers."""
     small, n = HALF_OF_ROWS * loss.f_scale, solution.n_points
     n_small = solution.moments.n_small
     normal = NormalDist(sigma=TOLERATED_NOISE * loss.f_scale)

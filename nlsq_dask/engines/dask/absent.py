@@ -136,7 +136,7 @@ def _affected(
     reads: Reads,
     before: set[Key],
 ) -> set[Key]:
-    """Keys whose values are made from absent chunks; nodes come after those that they need."""
+    """Keys with values that are made from absent chunks. A node comes after the nodes it needs."""
     affected = set(before)
     values = {node.key: node.value for node in nodes if isinstance(node, DataNode)}
     for node in nodes:
@@ -159,7 +159,7 @@ def _reader(value: Any) -> Any | None:
 
 
 def _chunks_in(value: Any, array: Any, box: tuple[slice, ...]) -> Iterator[ChunkIndex]:
-    """The chunks of an array that a part of a value reads which is made of it."""
+    """The chunks of an array that are read for a part of a value made from the array."""
     positions = stored_positions(value, box)
     if positions is None:
         return

@@ -1,4 +1,4 @@
-"""The functions by which the tasks of a pass tell the scheduler's board of fits how it goes."""
+"""What the tasks of a pass run to tell the scheduler's board of fits their sums and residuals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def looking(
     work: Work,
     *args: Any,
 ) -> AnswerT:
-    """Run a function of a group such that the board is told residuals of some rows."""
+    """Run a function of a group, and tell the board the residuals of some rows."""
     return function(task_group, external, replace(work, look=look), *args)
 
 

@@ -1,7 +1,7 @@
 """Rows that are kept where they are staged, so that later passes read and decode nothing.
 
-The kept rows of a group are the inputs of the kernel: aligned float64 buffers, in the order and of
-the lengths in which the first pass fills them. A pass over kept rows makes the same calls of the
+The kept rows of a group are the inputs of the kernel: aligned float64 buffers. They have the order
+and the lengths that the first pass gave them. A pass over kept rows makes the same calls of the
 kernel as a pass that reads, and so gives the same bits.
 
 Kept rows belong to a KeptGroup, and live as long as this object in the process that staged them. On

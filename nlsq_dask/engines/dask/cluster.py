@@ -19,11 +19,12 @@ from nlsq_dask.engines.dask.cache import WorkerRoom
 if TYPE_CHECKING:
     from distributed import Client
 
-# Fraction of its memory limit at which a worker spills (``distributed.worker.memory.target``). Kept
-# rows stay below: at 80 % a worker pauses, and a pass hangs once all workers pause.
+# A worker spills when its memory reaches this fraction of its limit, by Dask's own default
+# (``distributed.worker.memory.target``). Kept rows stay below. At 80 % a worker pauses, and a pass
+# hangs once all workers pause.
 TARGET_SHARE = 0.6
 
-# The same at which it pauses (``distributed.worker.memory.pause``), by Dask's own default.
+# A worker pauses at this fraction, by Dask's own default (``distributed.worker.memory.pause``).
 PAUSE_SHARE = 0.8
 
 # Errors of a worker that lacks a package.
@@ -55,7 +56,7 @@ def smallest_worker(client: Client) -> WorkerMemory | None:
 
 
 def pause_bytes(worker: WorkerMemory) -> float:
-    """Memory at which Dask pauses a worker, as far as this process is configured like it."""
+    """Memory at which Dask pauses a worker, if the worker is configured as this process is."""
     share = config.get("distributed.worker.memory.pause", PAUSE_SHARE)
     return worker.memory_bytes * float(share) if share else float("inf")
 

@@ -1,9 +1,9 @@
 """The tasks of one pass on a cluster: wait for them, and find a block that kills workers.
 
 The scheduler sends a task whose worker died to another worker. After two deaths with the same
-group, the group is run again such that each of its blocks is told before it is read. If it ends,
-its answer has the same bits. If its worker dies, the block told last is named, and the fit ends; or
-the group is run once more without that block.
+group, the group runs again, and its task tells each block before the block is read. If the task
+ends, its answer has the same bits. If its worker dies, the block that was told last is to blame:
+the fit ends with an error that names the block, or the group runs once more without the block.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Histogram:
     counts : list of int
         Rows in each bar.
     n_shown, n_rows : int
-        Rows whose residuals are known, and all rows. Residuals far from the others are in no bar.
+        Number of known residuals, and of all rows. Residuals far from the others are in no bar.
     """
 
     edges: list[float]

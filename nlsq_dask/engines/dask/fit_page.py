@@ -167,7 +167,7 @@ def map_of(fit: BoardFit) -> Columns:
 
 
 def title_of(histogram: Histogram) -> str:
-    """The title of a histogram of residuals: of which rows it is."""
+    """The title of a histogram of residuals, with the number of its rows."""
     shown, n_rows = histogram.n_shown, histogram.n_rows
     beyond = shown - sum(histogram.counts)
     which = f"all {shown:,}" if shown == n_rows else f"{shown:,}"

@@ -131,8 +131,8 @@ def group_appended(block_bytes: Sequence[int], first: Sequence[int], each: bool)
 def most_open(arrays: Sequence[PiecedArray], chunks: Chunks, grouping: Grouping) -> int:
     """Most decoded bytes of pieces that a task holds from one block to the next.
 
-    Pieces that are shared through the fit are not counted. Of arrays whose pieces are repeated, all
-    pieces of a task are counted.
+    Pieces that are shared through the fit are not counted. If the pieces of an array are repeated,
+    all its pieces of a task are counted.
     """
     tasks = grouping.tasks
     most = 0

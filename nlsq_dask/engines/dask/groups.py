@@ -3,8 +3,8 @@
 Each task of a pass runs one group (:mod:`~nlsq_dask.engines.dask.steps`). If one recipe makes all
 blocks (:mod:`~nlsq_dask.engines.dask.recipe`), the graph of the chunks is not made at all.
 
-Nodes of the graph on which many groups depend directly (an ``x.mean()`` upstream) are not part of
-any group. They are computed once, before the first pass, and handed to every group.
+If many groups depend directly on a node of the graph, such as an ``x.mean()`` upstream, no group
+has the node. It is computed once, before the first pass, and handed to every group.
 """
 
 from __future__ import annotations
