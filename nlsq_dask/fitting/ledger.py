@@ -373,10 +373,10 @@ class Ledger:
         if left is not None:
             kept, lost = self._read(lambda: self._groups_of(question, left, n_groups)) or ({}, {})
         whole = [number for number in sorted(kept) if number not in lost]
-        few = max(1, min(MOST_COMPARED_GROUPS, len(whole) // GROUPS_COMPARED))
+        count = max(1, min(MOST_COMPARED_GROUPS, len(whole) // GROUPS_COMPARED))
         if key in self._trusted:
-            few = 0
-        compared = {whole[i] for i in spread_blocks([len(whole)], few)} if whole else set()
+            count = 0
+        compared = {whole[i] for i in spread_blocks([len(whole)], count)} if whole else set()
         expected = {number: kept.pop(number) for number in compared}
         self._entries[key] = entry = _Entry(question, n_groups, dict(kept), lost=lost)
         known = {n: Partial(a, lost.get(n, ())) if self._omits else a for n, a in kept.items()}

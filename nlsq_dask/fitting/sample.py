@@ -120,8 +120,8 @@ def _one_series(job: Job, engine: InMemoryEngine | DaskEngine | CollapsedEngine)
     else:
         from nlsq_dask.engines.dask.sampling import sample_blocks  # an engine, loaded for use
 
-        with engine.of_blocks(sample_blocks(engine.omissions.n_blocks)) as few:
-            found = few.ask(question)
+        with engine.of_blocks(sample_blocks(engine.omissions.n_blocks)) as sampled:
+            found = sampled.ask(question)
     if not found.y.size:
         raise _errors.all_left_out(data.n_rows, data.causes)
     return data.sample_of(found.y, found.coords, None)
@@ -170,27 +170,27 @@ def sample_of(
 
     n_blocks = engine.omissions.n_blocks  # also those that are left out
 
-    def read(few: int) -> Sample:
-        if few not in taken:
-            taken[few] = _thinned(engine, data, few, most)
-            engine.n_passes += few >= n_blocks
-        return taken[few]
+    def read(count: int) -> Sample:
+        if count not in taken:
+            taken[count] = _thinned(engine, data, count, most)
+            engine.n_passes += count >= n_blocks
+        return taken[count]
 
-    few = n_blocks if whole else sample_blocks(n_blocks)
-    rows = read(few)
-    while rows.y.size < least and few < n_blocks:
-        few *= SAMPLE_GROWTH
-        rows = read(few)
+    n_sampled = n_blocks if whole else sample_blocks(n_blocks)
+    rows = read(n_sampled)
+    while rows.y.size < least and n_sampled < n_blocks:
+        n_sampled *= SAMPLE_GROWTH
+        rows = read(n_sampled)
     if not rows.y.size:
         raise _errors.all_left_out(data.n_rows, data.causes)
-    return data.sample_of(rows.y, rows.coords, rows.sigma), few >= n_blocks
+    return data.sample_of(rows.y, rows.coords, rows.sigma), n_sampled >= n_blocks
 
 
 def _thinned(engine: DaskEngine, data: Observations, n_blocks: int, most: int) -> Sample:
     """Some of the rows of so many blocks."""
-    with engine.of_blocks(n_blocks) as few:
-        step = -(-few.stream.n_rows // most)
-        return few.ask(Thinned(step, len(data.coords), data.sigma is not None))
+    with engine.of_blocks(n_blocks) as sampled:
+        step = -(-sampled.stream.n_rows // most)
+        return sampled.ask(Thinned(step, len(data.coords), data.sigma is not None))
 
 
 def guessed_start(job: Job, sample: Observations) -> FloatArray:

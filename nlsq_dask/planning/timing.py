@@ -100,9 +100,9 @@ def time_groups(
         compile_seconds = _compile(work, n_coords, question.params, executor)
     seconds = np.zeros(2)
     for groups in filter(None, (warm, timed)):
-        few = replace(stream, groups=tuple(groups))
+        chosen_stream = replace(stream, groups=tuple(groups))
         runner = executor.runner(
-            few, work, _silent, threads=threads, keeping=None, show=show_nothing
+            chosen_stream, work, _silent, threads=threads, keeping=None, show=show_nothing
         )
         seconds = runner.run("plan timing", time_group, question)
         runner.close()

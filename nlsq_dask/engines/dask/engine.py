@@ -239,9 +239,9 @@ class DaskEngine:
         stream = make_stream(self._data, block_rows, most_blocks=n_blocks)
         streaming = replace(self.streaming, stream=stream, cache=False)
         report, show = self._report_sample, self._show
-        few = DaskEngine(self._data, self.kernels, streaming, report, show, self.omissions)
-        few.ledger = self.ledger
-        return few
+        sampled = DaskEngine(self._data, self.kernels, streaming, report, show, self.omissions)
+        sampled.ledger = self.ledger
+        return sampled
 
     def _report_sample(self, _: int, done: int, total: int) -> None:
         if self._progress is not None:
