@@ -1,4 +1,4 @@
-"""Choose how the rows of a fit are read: the workflow, the cluster, the width of vectors."""
+"""Choose how the rows of a fit are read: the workflow, the blocks, the width of vectors."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER
 from nlsq_dask.core.structure import model_input
-from nlsq_dask.engines.dask.executor import LOCAL, Executor
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.fit_block import fit_in_threads
 from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.fitting.choose_strategy import bits_of_process
@@ -247,7 +247,7 @@ def packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     return lazy_answer_of(job.problem, job.arrays, reading, job.retries)
 
 
-def series_reading(job: EachJob, executor: Executor = LOCAL) -> SeriesReading | None:
+def series_reading(job: EachJob, executor: Executor) -> SeriesReading | None:
     """How the series of lazy data are read; None for data in memory."""
     if not job.lazy:
         return None

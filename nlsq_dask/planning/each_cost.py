@@ -10,7 +10,7 @@ from nlsq_dask.core.memory_budget import GB, SAFETY_FACTOR
 from nlsq_dask.core.resources import available_cores, available_memory
 from nlsq_dask.core.series_memory import FRAME_READINGS
 from nlsq_dask.core.worker_memory import fitting_chunks
-from nlsq_dask.engines.dask.executor import LOCAL, Executor
+from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.fitting.each import EachJob, series_reading
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.sources import is_dask
@@ -33,7 +33,7 @@ MANY_BLOCKS_OF_SERIES = 100
 GOOD_SERIES = 16 * LANES
 
 
-def plan_of_each(job: EachJob, executor: Executor = LOCAL, *, stored: bool = False) -> MapsPlan:
+def plan_of_each(job: EachJob, executor: Executor, *, stored: bool = False) -> MapsPlan:
     """State what many fits will cost.
 
     Parameters
