@@ -33,7 +33,7 @@ MOST_BLOCKS = 10_000
 
 
 class BoardFace:
-    """Tells the board of a cluster of one fit.
+    """Tells the board of a cluster how one fit goes.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def board_faces(
     engines: Sequence[InMemoryEngine | DaskEngine | CollapsedEngine],
     names: Sequence[str] = ("",),
 ) -> list[BoardFace]:
-    """A face for each model of a fit on a cluster whose dashboard shows fits; else none."""
+    """A face for each model, if the fit is on a cluster with a dashboard that shows fits."""
     rows, board = engine_of_rows(engines[0]), jobs[0].executor.board()
     if board is None or isinstance(rows, InMemoryEngine):
         return []
@@ -131,7 +131,7 @@ def board_faces(
 
 
 def standard_errors(job: Job, state: SolverState) -> FloatArray:
-    """Standard errors of all parameters at a point of a search, as those of a linear loss."""
+    """Standard errors of all parameters at a point of a search, computed as for a linear loss."""
     pcov, _ = covariance(
         state.linearization.r_factor,
         state.cost,

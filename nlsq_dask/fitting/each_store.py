@@ -288,7 +288,7 @@ def layout_from(layout: Mapping[str, Any]) -> StoredLayout:
 
 
 def description(job: EachJob, layout: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes this problem another one, with the layout of its store, as JSON values."""
+    """What tells this problem from others, and the layout of its store, as JSON values."""
     problem = job.problem
     reduction = problem.reduction
     return {

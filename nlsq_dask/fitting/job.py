@@ -147,7 +147,7 @@ class Job:
         return Kernels((self.spec,), self.device, not self.row_wise, self.vector_bits)
 
     def description(self, *, of_0_1: bool = False) -> dict[str, Any]:
-        """What makes this fit another one, as JSON values: for checkpoints.
+        """What tells this fit from other fits, as JSON values for checkpoints.
 
         With `of_0_1` as version 0.1 described it, without the traces of the functions.
         """

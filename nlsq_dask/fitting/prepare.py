@@ -136,7 +136,7 @@ class _Placed:
 
 
 def _placed(x: Any, y: Any, dim: Any, *, sigma: Any, mask: Any) -> _Placed:
-    """Place arrays of the shape of a series, or of the series, where the axes of series are."""
+    """Give all arrays the axes of y. An array of one series gets the axes that series run along."""
     if dim is None:
         return _Placed(x=x, y=y, sigma=sigma, mask=mask)
     y = y if hasattr(y, "shape") else np.asarray(y)

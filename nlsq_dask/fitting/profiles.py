@@ -165,7 +165,7 @@ def _curve(record: FitRecord, ground: _Ground, column: int) -> Curve:
 
 
 def _draw(ground: _Ground, curves: dict[int, Curve], quantile: float, moments: Moments) -> int:
-    """Add points to all curves until they reach the quantile; the readings that it took."""
+    """Add points to all curves until they reach the quantile; returns the number of readings."""
     with engine_of(ground.job, lambda *_: None) as engine:
         for _ in range(MAX_ROUNDS):
             asked = [(k, value) for k in curves for value in curves[k].wanted(quantile)]

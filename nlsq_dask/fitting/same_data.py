@@ -102,7 +102,7 @@ class _Passes:
         return question
 
     def forget(self) -> None:
-        """Compare from now on with what is told of the rows that are left."""
+        """Compare from now on with the next sums: rows were left out."""
         self._counts, self._moments, self._sample = None, None, None
         self._resumed = self._ask_moments = False
 

@@ -62,7 +62,7 @@ class SeriesReading:
 
     @property
     def strategy(self) -> SeriesStrategy:
-        """The name of the way."""
+        """Name of how series are read: whole, or frame by frame."""
         return "streaming" if self.gathered_bytes is None else "frames"
 
 
@@ -138,7 +138,7 @@ def _chosen(
 
 
 def _in_frames(sizes: SeriesSizes, grid: Chunks, room: float) -> SeriesReading:
-    """Frames of the parts of a grid for whose sums a task has room."""
+    """Read frame by frame, in parts of a grid so small that a task has room for their sums."""
     fitting = int(room * SHARE_OF_STATES // sizes.state_bytes(1))
     regions = _parts(grid, fitting)
     n_series = math.prod(map(max, regions))
@@ -155,7 +155,7 @@ def _parts(grid: Chunks, most: int) -> Chunks:
 
 
 def _cut(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Lengths of which each is cut into parts of at most so much."""
+    """Lengths, each cut into parts of at most `most`."""
     parts = ([most] * (n // most) + [n % most] * (n % most > 0) for n in lengths)
     return tuple(itertools.chain.from_iterable(parts))
 

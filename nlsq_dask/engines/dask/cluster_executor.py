@@ -75,7 +75,7 @@ class ClusterExecutor:
         return ()
 
     def uses_gpu(self, devices: DeviceChoice) -> bool:  # noqa: ARG002 (a protocol)
-        """Whether GPUs of this process are used: they are not."""
+        """No GPU of this process is used."""
         return False
 
     def vector_bits(self, here: int) -> int:

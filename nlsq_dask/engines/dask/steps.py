@@ -35,7 +35,7 @@ class Operand:
 
 
 class Making(Protocol):
-    """The arrays of a block, on the way."""
+    """The arrays of a block while they are made."""
 
     def run(self) -> list[Any]:
         """Make the arrays. A second call goes on at what failed in the first."""

@@ -150,7 +150,7 @@ def answer_of_first(
     chosen: Container[tuple[int, ...]],
     omitted: Container[tuple[int, ...]] = (),
 ) -> AnswerT:
-    """Answer a question for the first block of a group that is one of those that are chosen."""
+    """Answer a question for the first chosen block of a group."""
     group = task_group.group if isinstance(task_group, KeptGroup) else task_group
     first = first_of(group_without(group, omitted), chosen)
     if not first.steps:
@@ -167,7 +167,7 @@ def telling(
     work: Work,
     *args: Any,
 ) -> AnswerT:
-    """Run a function of a group such that each block is told before it is read."""
+    """Run a function of a group, and tell each block before it is read."""
     return function(task_group, external, replace(work, tells=True), *args)
 
 

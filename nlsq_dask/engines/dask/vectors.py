@@ -37,7 +37,7 @@ def check_vectors(kernels: Kernels) -> None:
 
 
 def narrowest_vectors(client: Client) -> int:
-    """Bits of the narrowest vectors of a worker; without workers, those that every CPU has."""
+    """Bits of the narrowest vectors of a worker; without workers, bits that every CPU has."""
     return min(_bits_of_workers(client).values(), default=XLA_VECTOR_BITS)
 
 
