@@ -38,6 +38,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# An idle cluster of two workers takes a tenth of a processor: clocks that tick 50 times a second, and
+# a profiler that looks at each worker 100 times a second. The clusters of the suite last for minutes.
+os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "1s")
+os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
+
 # A trace makes many small objects, and nearly all stay: with Python's threshold of 700 new objects,
 # collections are a tenth of the suite's CPU time, and find nothing.
 gc.set_threshold(50_000)
