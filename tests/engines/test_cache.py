@@ -294,8 +294,18 @@ def test_blocks_arrive_in_the_dtype_they_are_stored_in(tmp_path, dtype):
 
 
 @pytest.fixture
-def quiet_cluster():
-    """Two workers between which nothing is moved."""
+def quiet_client(client):
+    """A client of two workers that keep nothing, and between which nothing is moved."""
+    stealing = client.cluster.scheduler.extensions["stealing"]
+    wait_for_release(client)
+    client.sync(stealing.stop)
+    yield client
+    client.sync(stealing.start)
+
+
+@pytest.fixture
+def own_client():
+    """A client of two workers, of which a test may kill any."""
     with (
         dask.config.set({"distributed.scheduler.work-stealing": False}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -313,17 +323,17 @@ def kept_bytes():
 @pytest.mark.every(2)
 @pytest.mark.cluster
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_workers_read_once_and_forget_in_the_end(quiet_cluster, problem, zarrs, share):
+def test_workers_read_once_and_forget_in_the_end(quiet_client, problem, zarrs, share):
     with dask_engine(observe(*zarrs), problem.spec, stage_rows=STAGE_ROWS) as plain:
         expected = bits(plain.ask(SumsAt(problem.params, problem.basis)))
     n_bytes = int(ALL_BYTES * share / 2)  # on each of two workers
-    with kept_engine(problem, zarrs, True, n_bytes, client=quiet_cluster) as engine:
+    with kept_engine(problem, zarrs, True, n_bytes, client=quiet_client) as engine:
         reads, found = read_by_each_pass(engine, problem, zarrs)
         assert engine.keeping.share == share
-        assert set(quiet_cluster.run(kept_bytes).values()) == {n_bytes}
+        assert set(quiet_client.run(kept_bytes).values()) == {n_bytes}
     assert reads == [64, 64 * (1 - share), 64 * (1 - share)]
     assert found == [expected] * 3
-    wait_for_release(quiet_cluster)
+    wait_for_release(quiet_client)
 
 
 def wait_for_release(client):
@@ -335,21 +345,21 @@ def wait_for_release(client):
 
 @pytest.mark.thorough
 @pytest.mark.cluster
-def test_a_client_that_is_gone_takes_its_rows_along(quiet_cluster, problem, zarrs):
-    with Client(quiet_cluster.scheduler.address, set_as_default=False) as other:
+def test_a_client_that_is_gone_takes_its_rows_along(quiet_client, problem, zarrs):
+    with Client(quiet_client.scheduler.address, set_as_default=False) as other:
         engine = kept_engine(problem, zarrs, client=other)
         engine.ask(SumsAt(problem.params, problem.basis))
-        assert any(quiet_cluster.run(kept_bytes).values())
-    wait_for_release(quiet_cluster)
+        assert any(quiet_client.run(kept_bytes).values())
+    wait_for_release(quiet_client)
 
 
 @pytest.mark.thorough
 @pytest.mark.cluster
-def test_a_worker_that_is_killed_costs_a_reading_of_its_rows(quiet_cluster, problem, zarrs):
-    with kept_engine(problem, zarrs, client=quiet_cluster) as engine:
+def test_a_worker_that_is_killed_costs_a_reading_of_its_rows(own_client, problem, zarrs):
+    with kept_engine(problem, zarrs, client=own_client) as engine:
         (first, second), (expected, _) = read_by_each_pass(engine, problem, zarrs, 2)
         assert (first, second) == (64, 0)
-        victim = next(iter(quiet_cluster.run(os.getpid).values()))
+        victim = next(iter(own_client.run(os.getpid).values()))
         os.kill(victim, signal.SIGKILL)
         before = chunk_reads(*zarrs)
         assert bits(engine.ask(SumsAt(problem.params, problem.basis))) == expected
@@ -361,16 +371,16 @@ def test_a_worker_that_is_killed_costs_a_reading_of_its_rows(quiet_cluster, prob
 
 
 @pytest.mark.cluster
-def test_room_for_rows_is_what_a_worker_may_hold_less_what_it_does(quiet_cluster):
-    rooms = worker_rooms(quiet_cluster, read_bytes=1_000_000)
-    limits = {a: w.memory_limit for a, w in quiet_cluster.cluster.scheduler.workers.items()}
+def test_room_for_rows_is_what_a_worker_may_hold_less_what_it_does(quiet_client):
+    rooms = worker_rooms(quiet_client, read_bytes=1_000_000)
+    limits = {a: w.memory_limit for a, w in quiet_client.cluster.scheduler.workers.items()}
     assert [room.address for room in rooms] == sorted(limits)
     for room in rooms:
         assert room.n_bytes <= max(0, 0.6 * limits[room.address] - WORKER_BASE_BYTES - 100e6 - 3e6)
         assert room.threads == 1
     # A block as large as a worker leaves no room.
-    assert {r.n_bytes for r in worker_rooms(quiet_cluster, max(limits.values()))} == {0}
-    assert {r.n_bytes for r in worker_rooms(quiet_cluster, 1, 77)} == {77}
+    assert {r.n_bytes for r in worker_rooms(quiet_client, max(limits.values()))} == {0}
+    assert {r.n_bytes for r in worker_rooms(quiet_client, 1, 77)} == {77}
 
 
 def test_a_group_that_runs_twice_at_a_time_is_kept_once():

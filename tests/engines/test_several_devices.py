@@ -12,7 +12,8 @@ import nlsq_dask
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("several_devices.py")
-FLAGS = "--xla_force_host_platform_device_count=2"
+# Kernels compile quickly here as in the other tests: see conftest.py.
+FLAGS = f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}"
 CASES = [
     "standard",
     "streaming",

@@ -257,45 +257,58 @@ LOAD = """
 import pickle, sys
 import jax, jax.numpy as jnp, numpy as np
 from nlsq_dask.user_model.model_spec import call_model
-spec = pickle.load(open(sys.argv[1], "rb"))
-try:
-    with jax.enable_x64(True):
-        x = jnp.linspace(0.0, 2.0, 15)
-        value = call_model(spec, (x,), jnp.array([2.0]))
-    print("value", float(value[-1]))
-except Exception as error:
-    print(type(error).__name__, error)
+for path in sys.argv[1:]:
+    spec = pickle.load(open(path, "rb"))
+    try:
+        with jax.enable_x64(True):
+            x = jnp.linspace(0.0, 2.0, 15)
+            value = call_model(spec, (x,), jnp.array([2.0]))
+        print("value", float(value[-1]))
+    except Exception as error:
+        print(type(error).__name__, error)
 """
 
 
-def in_another_process(tmp_path, spec):
-    (tmp_path / "spec.pkl").write_bytes(cloudpickle.dumps(spec))
+def in_another_process(tmp_path, *specs):
+    """What pickled specs are in a process that loads one after the other: a line for each."""
+    names = [f"{number}.pkl" for number in range(len(specs))]
+    for name, content in zip(names, specs, strict=True):
+        (tmp_path / name).write_bytes(content)
     paths = [str(tmp_path), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:] = {paths!r}\n{LOAD}", "spec.pkl"],
+        [sys.executable, "-c", f"import sys; sys.path[:] = {paths!r}\n{LOAD}", *names],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout.strip()
+    return done.stdout.splitlines()
+
+
+def pickled_spec(model):
+    return cloudpickle.dumps(prepare_model(model))
 
 
 @pytest.mark.slow
 def test_module_data_that_a_worker_does_not_have_is_refused(user_module, tmp_path):
     module, constants = user_module
-    assert in_another_process(tmp_path, prepare_model(module.model)) == "value 4.0"
+    whole = pickled_spec(module.model)
     module.SCALE = constants.OFFSET = 3.0
-    got = in_another_process(tmp_path, prepare_model(module.model))
-    assert got.startswith("ModelError the model uses user_constants.OFFSET and user_model.SCALE,")
-    assert in_another_process(tmp_path, prepare_model(lambda x, a: a * x + SCALE)) == "value 6.0"
+    changed = pickled_spec(module.model)
+    of_this_file = pickled_spec(lambda x, a: a * x + SCALE)
+    first, second, third = in_another_process(tmp_path, whole, changed, of_this_file)
+    assert first == "value 4.0"
+    assert second.startswith(
+        "ModelError the model uses user_constants.OFFSET and user_model.SCALE,"
+    )
+    assert third == "value 6.0"
 
 
 @pytest.mark.slow
 def test_closure_sees_its_values_in_another_process(tmp_path):
     namespace = {"jnp": jnp, "offset": 3.0}
     exec("def model(x, a): return a * x + jnp.float64(offset)", namespace)
-    assert in_another_process(tmp_path, prepare_model(namespace["model"])) == "value 7.0"
+    assert in_another_process(tmp_path, pickled_spec(namespace["model"])) == ["value 7.0"]
 
 
 TOKEN = """
