@@ -235,6 +235,7 @@ def test_a_resumed_comparison_has_the_passes_of_one_that_was_not(tmp_path, n_blo
     assert resumed.n_passes == whole.n_passes
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 def test_few_rows_that_count_are_enough_for_some_models(tmp_path, order):

@@ -45,7 +45,7 @@ def assert_certified(problem, result, times=1):
 
 
 @pytest.mark.slow
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize(("name", "start"), CASES)
 def test_certified_digits(name, start):
     result = fit_with(PROBLEMS[name], start, "standard")
@@ -53,7 +53,7 @@ def test_certified_digits(name, start):
     assert_certified(PROBLEMS[name], result)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(9)  # the first with blocks in memory, the last with streams
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "standard"])
 @pytest.mark.parametrize(("name", "start"), HARD_CASES)

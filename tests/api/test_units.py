@@ -36,7 +36,7 @@ def outcome(case):
 
 
 @pytest.mark.slow
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_a_success_is_at_the_optimum_whatever_the_units(case):
     result, away, _ = outcome(case)

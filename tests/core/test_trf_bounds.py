@@ -116,6 +116,7 @@ def test_a_path_as_short_as_that_of_scipy():
     assert np.mean(np.abs(np.subtract(ours, theirs)) > 2) <= 0.1
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [-12, 9])
 def test_the_path_knows_no_units(power: int):

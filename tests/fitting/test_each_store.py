@@ -43,6 +43,7 @@ def assert_same(maps, expected):
         assert computed.fields[name].dtype == values.dtype
 
 
+@pytest.mark.every(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "chunks",

@@ -95,7 +95,7 @@ def spot(x, a, b, h, r, c, w):
     return a + b * t + h * jnp.exp(-(((row - r) / w) ** 2) - ((col - c) / w) ** 2)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(4, 8, 8), (4, 4, 4), (2, 16, 16), (20, 8, 8)])
 @pytest.mark.parametrize("centre", [(10.0, 10.0), (37.0, 22.0), (30.0, 61.0)])
@@ -140,7 +140,7 @@ def test_a_spot_is_never_lost(height, width, centre, off, seed):
     assert apart(result, cold) < 2 * CURVATURE * STAT_TOL
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["mask", "nan", "fill"])
 def test_all_sampled_rows_are_left_out(how):
