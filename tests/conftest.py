@@ -38,8 +38,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# An idle cluster of two workers takes a tenth of a processor, for clocks that tick 50 times a second
-# and a profiler that looks at each worker 100 times. The clusters of the suite last for minutes.
+# An idle cluster of two workers takes a tenth of a processor: clocks tick 50 times a second, and a
+# profiler looks at each worker 100 times a second. The clusters of the suite last for minutes.
 os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL", "1s")
 os.environ.setdefault("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "False")
 
