@@ -10,12 +10,14 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # that its kernels are compiled once.
 PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+INSTALLING = echo "Installing nlsq_dask[$(EXTRAS)] into $(VENV): JAX, SciPy and Dask are some hundred megabytes. This may take minutes, and pip is silent meanwhile."
+
 GALLERY := diffusion_maps gaussian_beam hyperspectral_peak light_curve object_store packed_netcdf t2_relaxation xpcs
 
 # Without files of bytecode each process of the tests would compile all of them anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo gallery check test test-thorough mutations lint format docs bench clean
+.PHONY: help demo gallery check test test-thorough mutations lint format docs bench environment clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +31,7 @@ help:
 	@echo "make format    rewrite the code in the project's style"
 	@echo "make docs      build the documentation into docs/_build/html"
 	@echo "make bench     run the benchmarks"
+	@echo "make environment   install what all targets need, at one time"
 	@echo "make clean     remove the environment and all that was built"
 
 demo: $(VENV)/.demo
@@ -67,6 +70,13 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
 
+# The package index is searched once, and not for each extra.
+environment: EXTRAS := docs,lint,test
+environment: $(VENV)/.made
+	@$(INSTALLING)
+	$(PIP) install --editable ".[$(EXTRAS)]"
+	@touch $(VENV)/.demo $(VENV)/.docs $(VENV)/.lint $(VENV)/.test
+
 clean:
 	rm -rf $(VENV) docs/_build docs/generated build dist
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -77,7 +87,7 @@ $(VENV)/.test: EXTRAS := test
 $(VENV)/.lint: EXTRAS := lint
 $(VENV)/.docs: EXTRAS := docs
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.made
-	@echo "Installing nlsq_dask[$(EXTRAS)] into $(VENV): JAX, SciPy and Dask are some hundred megabytes. This may take minutes, and pip is silent meanwhile."
+	@$(INSTALLING)
 	$(PIP) install --editable ".[$(EXTRAS)]"
 	@touch $@
 
