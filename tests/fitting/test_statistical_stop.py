@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import dask.array as da
@@ -43,11 +44,16 @@ def computed(model, x, params):
         return np.asarray(model(x, *params))
 
 
+@cache
+def derivative(model):
+    """Compiled once for all data of one shape."""
+    return jax.jit(jax.jacfwd(lambda q, x: model(x, *q)))
+
+
 def jacobian(model, x, params):
     """Dense derivatives (n, p)."""
     with jax.enable_x64(True):
-        by_params = jax.jacfwd(lambda q: model(x, *q))
-        return np.asarray(by_params(np.asarray(params, np.float64)))
+        return np.asarray(derivative(model)(np.asarray(params, np.float64), x))
 
 
 def data(name, rows, noise=0.1, seed=0):

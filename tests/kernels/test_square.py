@@ -24,8 +24,8 @@ def test_the_square_of_a_tile_is_the_matrix_product(columns):
     matrix = np.random.default_rng(columns).normal(size=(columns, TILE))
     with jax.enable_x64(True):
         tile = jnp.asarray(matrix).reshape(columns, TURNS, LANES)
-        found = np.asarray(square.finish(square.of_tile(tile)))
-        nothing = np.asarray(square.finish(square.zero()))
+        found = np.asarray(jax.jit(lambda tile: square.finish(square.of_tile(tile)))(tile))
+        nothing = np.asarray(jax.jit(lambda: square.finish(square.zero()))())
     sizes = np.linalg.norm(matrix, axis=1)
     np.testing.assert_array_less(
         np.abs(found - matrix @ matrix.T), 1e-14 * np.outer(sizes, sizes) + 1e-300

@@ -210,7 +210,7 @@ def test_the_model_of_this_file_has_the_derivatives_of_jax():
     """Ties the oracle of the suite, derived by hand, to JAX's derivatives."""
     problem = plain_problem(50)
     with jax.enable_x64(True):
-        derivative = jax.jacfwd(lambda t: decays(jnp.asarray(problem.x), *t))
+        derivative = jax.jit(jax.jacfwd(lambda t: decays(jnp.asarray(problem.x), *t)))
         jacobian = np.asarray(derivative(PARAMS))
         value = np.asarray(decays(jnp.asarray(problem.x), *PARAMS))
     plain = type(problem)(problem.x, problem.y, None, PARAMS, np.eye(3))

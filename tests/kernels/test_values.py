@@ -63,7 +63,7 @@ def test_errors_equal_those_of_the_whole_jacobian():
     errors = row_kernel(spec).standard_errors(params, covariance_root(pcov), coords)
 
     with jax.enable_x64(True):
-        jacobian = np.asarray(jax.jacfwd(lambda p: call_model(spec, coords, p))(params))
+        jacobian = np.asarray(jax.jit(jax.jacfwd(lambda p: call_model(spec, coords, p)))(params))
     expected = np.sqrt(np.einsum("ni,ij,nj->n", jacobian, pcov, jacobian))
     np.testing.assert_allclose(errors, expected, rtol=1e-9)
 

@@ -342,7 +342,7 @@ def test_rows_that_were_left_out_have_no_residual(how, lazy):
 
 def dense_jacobian(spec, x, params):
     with jax.enable_x64(True):
-        return np.asarray(jax.jacfwd(lambda p: call_model(spec, (x,), p))(params))
+        return np.asarray(jax.jit(jax.jacfwd(lambda p: call_model(spec, (x,), p)))(params))
 
 
 @pytest.mark.every(3)
@@ -367,7 +367,7 @@ def test_score_products_are_those_of_dense_scores(loss, weighted):
         return 0.5 * 0.7**2 * rho((r / 0.7) ** 2)
 
     with jax.enable_x64(True):
-        scores = np.asarray(jax.jacfwd(cost)(PARAMS))
+        scores = np.asarray(jax.jit(jax.jacfwd(cost))(PARAMS))
     expected = scores.T @ scores
     layouts = {
         "memory": (x, y, sigma),

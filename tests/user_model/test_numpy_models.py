@@ -157,9 +157,8 @@ def evaluate(spec, coords, params):
 def jacobian(spec, coords, params):
     with jax.enable_x64(True):
         coords = tuple(jnp.asarray(c) for c in coords)
-        return np.asarray(
-            jax.jacfwd(lambda params: call_model(spec, coords, params))(jnp.asarray(params))
-        )
+        derivative = jax.jit(jax.jacfwd(lambda params: call_model(spec, coords, params)))
+        return np.asarray(derivative(jnp.asarray(params)))
 
 
 @pytest.mark.quick(3)
