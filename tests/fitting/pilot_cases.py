@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dask.array as da
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +14,7 @@ from nlsq_dask import fit
 from nlsq_dask.engines.dask.sampling import sample_blocks
 from nlsq_dask.fitting.prepare import STAT_TOL
 from nlsq_dask.io.chunks import spread_blocks
+from tests.support.problems import computed
 
 CHUNK = 500
 #: Criteria at which a fit stands at the optimum, for all that these tests ask.
@@ -37,12 +37,6 @@ def two_decays(x, a, b, c, d):
 
 def wave(x, a, w, c):
     return a * jnp.sin(w * x) + c
-
-
-def computed(model, *arguments):
-    """A model's values ``model(*arguments)`` in double precision."""
-    with jax.enable_x64(True):
-        return np.asarray(model(*arguments))
 
 
 @dataclass

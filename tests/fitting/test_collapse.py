@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from nlsq_dask import FitResult, InputError, fit, fit_models, plan
-from tests.fitting.pilot_cases import computed, decay, two_decays
+from tests.fitting.pilot_cases import decay, two_decays
 from tests.support.counting_store import stored
+from tests.support.problems import computed
 from tests.support.same_result import assert_same_result
 
 TIMES, PIXELS = 60, 300

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +33,7 @@ from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.sources import observe
 from nlsq_dask.user_model.model import prepare_model
 from tests.support.engines import minimized, standard_engine
+from tests.support.problems import computed
 from tests.support.same_result import assert_same_result
 
 PI = math.pi
@@ -60,15 +60,10 @@ class Problem:
         return fit(self.model, x, y, p0=self.p0, bounds=self.bounds, n_starts=n_starts, **kwargs)
 
     def cost_at(self, params):
-        return 0.5 * float(np.sum((computed(self.model, self.x, params) - self.y) ** 2))
+        return 0.5 * float(np.sum((computed(self.model, self.x, *params) - self.y) ** 2))
 
     def found(self, result):
         return result.cost <= self.cost * (1 + 1e-4)
-
-
-def computed(model, x, params):
-    with jax.enable_x64(True):
-        return np.asarray(model(jnp.asarray(x), *params))
 
 
 def boxbod(x, b1, b2):
@@ -89,7 +84,7 @@ def two_peaks(x, a1, m1, s1, a2, m2, s2):
 
 
 def noisy(model, x, truth, noise, p0, bounds):
-    y = computed(model, x, truth) + noise * np.random.default_rng(7).standard_normal(x.size)
+    y = computed(model, x, *truth) + noise * np.random.default_rng(7).standard_normal(x.size)
     at_the_truth = fit(model, x, y, p0=truth, gtol=None, ftol=1e-12)
     return Problem(model, x, y, p0, bounds, at_the_truth.cost)
 

@@ -24,7 +24,6 @@ from tests.fitting.pilot_cases import (
     CONVERGED,
     Case,
     assert_same_answer,
-    computed,
     decay,
     gauss,
     peak_case,
@@ -34,6 +33,7 @@ from tests.fitting.pilot_cases import (
     wave,
 )
 from tests.support.counting_store import stored
+from tests.support.problems import computed
 from tests.support.same_result import assert_same_result
 
 # What it saves

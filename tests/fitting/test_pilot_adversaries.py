@@ -21,13 +21,13 @@ from tests.fitting.pilot_cases import (
     Case,
     apart,
     assert_same_answer,
-    computed,
     gauss,
     peak_case,
     rng,
     sampled,
     wave,
 )
+from tests.support.problems import computed
 
 
 @pytest.mark.every(2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -35,6 +37,18 @@ def combined(x: Any) -> Any:
     if isinstance(x, tuple) or x.ndim == 2:
         return sum(c * 0.5**i for i, c in enumerate(x))
     return x
+
+
+def computed(model, *arguments):
+    """A model's values ``model(*arguments)`` in double precision."""
+    with jax.enable_x64(True):
+        return np.asarray(_values(model, *arguments))
+
+
+@partial(jax.jit, static_argnums=0)
+def _values(model, *arguments):
+    """One compilation, where each operation outside of a compiled function is another."""
+    return model(*arguments)
 
 
 @dataclass(frozen=True)
