@@ -146,7 +146,7 @@ def assert_near(popt, expected, perr, part=1e-5):
 
 
 @pytest.mark.slow
-@pytest.mark.every(4)
+@pytest.mark.every(7)
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PROBLEMS)

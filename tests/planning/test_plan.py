@@ -122,7 +122,7 @@ def bytes_of(planned, n_passes):
 
 
 @pytest.mark.slow
-@pytest.mark.every(4)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("cache", ["auto", False])
 @pytest.mark.parametrize("pilot", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
