@@ -24,7 +24,15 @@ from typing import Any
 import psutil
 
 PROC = Path("/proc/self")
-CPU_INFO = Path("/proc/cpuinfo")
+CPU_INFO = "/proc/cpuinfo"
+MEMORY_INFO = "/proc/meminfo"
+
+# The lines of MEMORY_INFO that tell the memory, and what programs can still take, in KiB
+# (proc_meminfo(5)).
+MEMORY_LINES = re.compile(rb"^MemTotal: +(\d+) kB\n(?:.*\n)?MemAvailable: +(\d+) kB\n")
+
+# Bytes of the first reading of a file. The files here have some kilobytes.
+FIRST_READ = 1 << 16
 
 # Bits of the vectors that XLA compiles for by itself, and of the widest vectors of any CPU that it
 # compiles for (AVX-512). XLA's option: ``xla_cpu_prefer_vector_width``, 256 by default (xla.proto).
@@ -59,7 +67,18 @@ def available_memory(proc: Path = PROC) -> int:
     proc : Path
         The process's directory in the proc file system.
     """
-    return min([int(psutil.virtual_memory().available), *cgroup_rooms(proc)])
+    return min([_machine_memory(), *cgroup_rooms(proc)])
+
+
+def _machine_memory() -> int:
+    """Memory that the machine can still give, in bytes.
+
+    ``psutil`` computes twenty other numbers from the same file.
+    """
+    found = MEMORY_LINES.match(_content(MEMORY_INFO))
+    if found and int(found[2]) <= int(found[1]):  # a container may see the memory of its host
+        return int(found[2]) << 10
+    return int(psutil.virtual_memory().available)
 
 
 def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
@@ -74,8 +93,8 @@ def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
     proc : Path
         The process's directory in the proc file system.
     """
-    for directory, version in _groups(proc, tuple(_lines(proc / "cgroup"))):
-        yield from _room(directory, version)
+    for files in _groups(proc, _content(f"{proc}/cgroup")):
+        yield from files.rooms()
 
 
 def available_cores() -> int:
@@ -97,7 +116,7 @@ def vector_bits() -> int:
 @cache
 def _has_wide_vectors() -> bool:
     """Whether the CPU has AVX-512; False on other systems than Linux."""
-    flags = (line for line in _lines(CPU_INFO) if line.startswith("flags"))
+    flags = (line for line in _lines(_content(CPU_INFO)) if line.startswith("flags"))
     return "avx512f" in next(flags, "").split()
 
 
@@ -122,15 +141,42 @@ def free_bytes(device: Any) -> int | None:
     return None if stats is None else int(stats["bytes_limit"] - stats["bytes_in_use"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of a memory cgroup, and the pattern of its reclaimable memory."""
+
+    limits: tuple[str, ...]
+    usage: str
+    stat: str
+    reclaimable: re.Pattern[bytes]
+
+    @classmethod
+    def of(cls, directory: Path, version: _Version) -> _Files:
+        limits = tuple(f"{directory}/{name}" for name in version.limits)
+        pattern = re.compile(rf"^{version.reclaimable} (\d+)$".encode(), re.MULTILINE)
+        return cls(limits, f"{directory}/{version.usage}", f"{directory}/memory.stat", pattern)
+
+    def rooms(self) -> list[int]:
+        """Free bytes under each limit of the group."""
+        numbers = [_number(path) for path in self.limits]
+        limits = [limit for limit in numbers if limit is not None and limit < NO_LIMIT]
+        used = _number(self.usage) if limits else None
+        if used is None:
+            return []
+        reclaimable = self.reclaimable.search(_content(self.stat))
+        used = max(used - (int(reclaimable[1]) if reclaimable else 0), 0)
+        return [max(limit - used, 0) for limit in limits]
+
+
 @cache
-def _groups(proc: Path, membership: tuple[str, ...]) -> tuple[tuple[Path, _Version], ...]:
-    """Directories of the memory cgroups around a process in the groups of `membership`.
+def _groups(proc: Path, membership: bytes) -> tuple[_Files, ...]:
+    """Files of the memory cgroups around a process in the groups of `membership`.
 
     Looked up once for each membership: mounts do not change during a process, but its groups may.
     """
-    paths = _memberships(membership)
+    paths = _memberships(_lines(membership))
     return tuple(
-        (directory, _VERSIONS[kind])
+        _Files.of(directory, _VERSIONS[kind])
         for kind, root, mount in _memory_mounts(proc)
         if kind in paths
         for directory in _directories(paths[kind], root, mount)
@@ -151,7 +197,7 @@ def _memberships(lines: Iterable[str]) -> dict[str, str]:
 
 def _memory_mounts(proc: Path) -> Iterator[tuple[str, str, Path]]:
     """File system, root within the hierarchy, and mount point of every memory hierarchy."""
-    for line in _lines(proc / "mountinfo"):
+    for line in _lines(_content(f"{proc}/mountinfo")):
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
@@ -177,28 +223,35 @@ def _directories(path: str, root: str, mount: Path) -> Iterator[Path]:
         directory = directory.parent
 
 
-def _room(directory: Path, version: _Version) -> Iterator[int]:
-    numbers = [_number(directory / name) for name in version.limits]
-    limits = [limit for limit in numbers if limit is not None and limit < NO_LIMIT]
-    used = _number(directory / version.usage) if limits else None
-    if used is None:
-        return
-    stat = dict(line.split(" ", 1) for line in _lines(directory / "memory.stat"))
-    used = max(used - int(stat.get(version.reclaimable, 0)), 0)
-    yield from (max(limit - used, 0) for limit in limits)
-
-
-def _number(path: Path) -> int | None:
+def _number(path: str) -> int | None:
     """The number in a file; None for no file, or for no limit ("max")."""
-    text = "".join(_lines(path))
-    return int(text) if text.isdecimal() else None
+    content = _content(path).strip()
+    return int(content) if content.isdigit() else None
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(content: bytes) -> list[str]:
+    return os.fsdecode(content).splitlines()
+
+
+def _content(path: str) -> bytes:
+    """Content of a file of the kernel; empty where it cannot be read.
+
+    Read by the calls of the operating system: a fit reads some ten files, and Python's files cost
+    several times as much as the reading.
+    """
     try:
-        return path.read_text().splitlines()
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # another system than Linux, or a file without read permission
-        return []
+        return b""
+    try:
+        parts = [os.read(descriptor, FIRST_READ)]
+        while parts[-1]:
+            parts.append(os.read(descriptor, FIRST_READ))
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def _unescape(text: str) -> str:

@@ -123,6 +123,20 @@ def test_cgroup_beyond_its_limit_has_no_room(proc):
     assert proc.rooms() == [0]
 
 
+def test_memory_of_the_machine_as_psutil_tells(tmp_path, monkeypatch):
+    lines = ["MemTotal: 900 kB", "MemFree: 100 kB", "MemAvailable:   300 kB", "Buffers: 1 kB"]
+    memory = tmp_path / "meminfo"
+    memory.write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(resources, "MEMORY_INFO", str(memory))
+    assert resources.available_memory(tmp_path) == 300 << 10
+    told = psutil.virtual_memory()._replace(available=77)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: told)
+    memory.write_text(memory.read_text().replace("300", "901"))  # more than there is
+    assert resources.available_memory(tmp_path) == 77
+    memory.unlink()
+    assert resources.available_memory(tmp_path) == 77
+
+
 def test_no_cgroups(proc):
     assert proc.rooms() == []
     proc.membership("0::/")
