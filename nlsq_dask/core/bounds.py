@@ -200,10 +200,12 @@ def next_inside(params: FloatArray, lower: FloatArray, upper: FloatArray) -> Flo
 
     If there is no number inside, the middle of the bounds.
     """
-    inside = np.clip(params, np.nextafter(lower, upper), np.nextafter(upper, lower))
+    least, most = np.nextafter(lower, upper), np.nextafter(upper, lower)
+    inside = np.minimum(np.maximum(params, least), most)
     too_tight = (inside <= lower) | (inside >= upper)
-    # The sum of halves, since half of the sum could overflow.
-    inside[too_tight] = 0.5 * lower[too_tight] + 0.5 * upper[too_tight]
+    if too_tight.any():
+        # The sum of halves, since half of the sum could overflow.
+        inside[too_tight] = 0.5 * lower[too_tight] + 0.5 * upper[too_tight]
     return inside
 
 

@@ -22,13 +22,14 @@ therefore at the same point as the fit in A.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
-from nlsq_dask.core.factor import EPS, nonzero
+from nlsq_dask.core.factor import EPS
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
@@ -41,6 +42,7 @@ from nlsq_dask.core.search import (
 )
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio
+from nlsq_dask.core.vectors import length, nonzero
 
 #: Largest distance from the optimum, in standard errors, at which a search that cannot go on is
 #: still a success: a tenth of the uncertainty of the data.
@@ -113,6 +115,10 @@ class Outcome:
         """The step, shape (p,), as rounded."""
         return self.trial.params - self.before.params
 
+    def is_small(self, xtol: float | None) -> bool:
+        """Whether the step changes no parameter by more than this part; None is 0."""
+        return bool((np.abs(self.step) <= (xtol or 0.0) * np.abs(self.before.params)).all())
+
 
 def judged(
     state: SolverState, box: Box, options: SolverOptions, outcome: Outcome | None = None
@@ -156,12 +162,11 @@ def _criterion(
 ) -> Status | None:
     """The criterion of SciPy that is met, or None."""
     by_cost = by_step = False
-    if outcome is not None and np.isfinite(outcome.actual):
+    if outcome is not None and math.isfinite(outcome.actual):
         least = (options.ftol or 0.0) * state.cost
         ratio = reduction_ratio(outcome.actual, outcome.trial.predicted)
         by_cost = outcome.actual <= least and ratio > TRUSTED_RATIO
-        sizes = (options.xtol or 0.0) * np.abs(outcome.before.params)
-        by_step = bool(np.all(np.abs(outcome.step) <= sizes))
+        by_step = outcome.is_small(options.xtol)
     if by_cost or by_step:
         both = by_cost and by_step
         return Status.COST_AND_STEP if both else Status.COST if by_cost else Status.STEP
@@ -175,21 +180,19 @@ def _success(
     state: SolverState, met: Status | None, options: SolverOptions, outcome: Outcome | None
 ) -> Status | None:
     """The status of success at the optimum; None if the optimum is not shown."""
-    length, deviation = state.left.length, standard_deviation(state, options)
+    left, deviation = state.left.length, standard_deviation(state, options)
     rounding = rounding_length(
         state.params, state.moments, state.linearization.norms, options.model_eps
     )
-    if length <= rounding * (state.params.size / state.n_points) ** 0.5:
+    if left <= rounding * (state.params.size / state.n_points) ** 0.5:
         return met or Status.ROUNDING
-    if met is not None and length <= options.arrival_tol * deviation:
+    if met is not None and left <= options.arrival_tol * deviation:
         return met
     if _ends_early(state, options, outcome):
         return Status.STATISTICAL
     if outcome is None:
         return None
-    if length <= rounding and not (
-        outcome.accepted and length <= HALVED * outcome.before.left.length
-    ):
+    if left <= rounding and not (outcome.accepted and left <= HALVED * outcome.before.left.length):
         return Status.ROUNDING
     return Status.KINK if _at_kink(state, outcome, options) else None
 
@@ -209,14 +212,13 @@ def _ends_early(state: SolverState, options: SolverOptions, outcome: Outcome | N
 
 def _at_kink(state: SolverState, outcome: Outcome, options: SolverOptions) -> bool:
     """Whether the slope changes its sign along tiny steps that are rejected."""
-    before, step = outcome.before, outcome.step
-    small = np.abs(step) <= (options.xtol or 0.0) * np.abs(before.params)
-    image = float(np.linalg.norm(before.linearization.r_factor @ step))
+    if state.n_rejected < KINK_REJECTIONS:
+        return False
+    image = length(outcome.before.linearization.r_factor @ outcome.step)
     deviation = standard_deviation(state, options)
     return (
-        state.n_rejected >= KINK_REJECTIONS
-        and state.left.length <= KINK_DISTANCE * deviation
-        and bool(small.all())
+        state.left.length <= KINK_DISTANCE * deviation
+        and outcome.is_small(options.xtol)
         and image <= KINK_LENGTH * deviation
         and outcome.trial.slope < 0.0 <= outcome.slope
         and _rises(outcome)
@@ -244,11 +246,13 @@ def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:
         The parameters that take part in them.
     """
     linear = state.linearization
-    norms = nonzero(linear.norms)
     _, singular, v_transposed = linear.equilibrated_svd
-    weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
+    known = singular > linear.rank_rtol(state.n_points) * singular[0]
+    if known.all():
+        return np.zeros((0, known.size)), np.zeros(known.size, bool)
+    weak = v_transposed[~known]
     sizes = nonzero(np.maximum(np.abs(state.params), state.sizes))
-    directions = weak / norms
+    directions = weak / linear.lengths
     longest = np.max(np.abs(directions) / sizes, axis=1, initial=0.0, keepdims=True)
     parts = np.abs(weak) / np.max(np.abs(weak), axis=1, initial=EPS, keepdims=True)
     involved: NDArray[np.bool_] = (parts > LEAST_PART).any(axis=0)

@@ -16,9 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from nlsq_dask.core.distance import estimated_variance
-from nlsq_dask.core.factor import column_norms, nonzero, rank_tolerance
+from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import Solution
+from nlsq_dask.core.vectors import column_norms, nonzero
 
 
 def covariance(

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlsq_dask.core.bounded import bounded_minimum
-from nlsq_dask.core.factor import Linearization, nonzero
+from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
+from nlsq_dask.core.vectors import length
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def remainder(linear: Linearization, params: FloatArray, box: Box, n_points: int
     quadratic = linear.quadratic
     image = quadratic.r_factor @ step
     reduction = max(-float(quadratic.qtr @ image) - 0.5 * float(image @ image), 0.0)
-    length = max(float(np.linalg.norm(linear.r_factor @ step)), (2.0 * reduction) ** 0.5)
-    return Remainder(reduction, length)
+    along = image if quadratic is linear else linear.r_factor @ step
+    return Remainder(reduction, max(length(along), (2.0 * reduction) ** 0.5))
 
 
 def step_to_optimum(
@@ -82,11 +83,15 @@ def step_to_optimum(
         The shortest of several steps, in units of the columns' lengths.
     """
     quadratic = linear.quadratic
-    norms = nonzero(quadratic.norms)
+    norms = quadratic.lengths
     rank_rtol = quadratic.rank_rtol(n_points)
     u, singular, v_transposed = quadratic.equilibrated_svd
-    known = singular > rank_rtol * singular[0]
-    step = -v_transposed[known].T @ ((u.T @ quadratic.qtr)[known] / singular[known])
+    rotated, known = u.T @ quadratic.qtr, singular > rank_rtol * singular[0]
+    if not known.all():
+        singular, v_transposed, rotated = singular[known], v_transposed[known], rotated[known]
+    step = -v_transposed.T @ (rotated / singular)
+    if box.is_open:
+        return step / norms
     room = Box((box.lower - params) * norms, (box.upper - params) * norms)
     if not room.contains(step):
         factor = quadratic.r_factor / norms

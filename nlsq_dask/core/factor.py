@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
+from nlsq_dask.core.vectors import column_norms, nonzero
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -131,9 +132,14 @@ class Linearization:
         return column_norms(self.r_factor)
 
     @cached_property
+    def lengths(self) -> FloatArray:
+        """The same norms, with 1 for a column of zeros: divisors, shape (p,)."""
+        return nonzero(self.norms)
+
+    @cached_property
     def equilibrated_svd(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """``U``, ``Σ`` and ``Vᵀ`` of the factor with columns of length 1 (or 0), ``R D⁻¹``."""
-        u, singular, v_transposed = np.linalg.svd(self.r_factor / nonzero(self.norms))
+        u, singular, v_transposed = np.linalg.svd(self.r_factor / self.lengths)
         return u, singular, v_transposed
 
     @cached_property
@@ -144,7 +150,7 @@ class Linearization:
         factor. Unlike the inverse of a triangle, ``S`` and ``S⁻¹`` are inverse to rounding for any
         condition of ``R``, and a singular ``R`` is no special case.
         """
-        norms = nonzero(self.norms)
+        norms = self.lengths
         _, singular, v_transposed = self.equilibrated_svd
         floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
         singular = np.maximum(singular, floor)
@@ -171,8 +177,9 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     root = _SquareRoot.of(sums.gram)
     rotated = root.solve(sums.gradient)
     gradient = basis.inverse.T @ sums.gradient
-    linear = _linearization(root.factor @ basis.inverse, rotated, gradient, root.resolution)
-    linear = replace(linear, sandwich=sandwich(sums, basis))
+    linear = _linearization(
+        root.factor @ basis.inverse, rotated, gradient, root.resolution, sandwich(sums, basis)
+    )
     if sums.concave is None:
         return linear
     root = _SquareRoot.of(sums.gram - sums.concave)
@@ -224,26 +231,28 @@ def sandwich(sums: NormalEquations, basis: Basis) -> FloatArray | None:
 class _SquareRoot:
     """``F`` with ``Fᵀ F = G``, for a positive semi-definite G: steps 1 and 2 above for ``S = 1``.
 
-    Holds ``E``, ``V`` and the roots of Λ. A root that is lost in rounding is zero.
+    Holds ``E``, with 1 for a length of zero as divisors, ``V`` and the roots of Λ. A root that is
+    lost in rounding is zero.
     """
 
     lengths: FloatArray
+    divisors: FloatArray
     vectors: FloatArray
     roots: FloatArray
     resolution: float
 
     @classmethod
     def of(cls, gram: FloatArray) -> _SquareRoot:
-        lengths = np.sqrt(np.maximum(np.diagonal(gram), 0.0))
-        divisor = nonzero(lengths)
-        equilibrated = gram / divisor / divisor[:, None]
+        lengths = np.sqrt(np.maximum(gram.diagonal(), 0.0))
+        divisors = nonzero(lengths)
+        equilibrated = gram / divisors / divisors[:, None]
         # A column of zeros is decoupled. The eigenvalue 1 keeps it out of the resolution.
-        np.fill_diagonal(equilibrated, 1.0)
+        equilibrated.flat[:: len(lengths) + 1] = 1.0
         eigenvalues, vectors = np.linalg.eigh(equilibrated)
         known = eigenvalues > EPS * eigenvalues.size * eigenvalues[-1]
         roots = np.sqrt(np.where(known, eigenvalues, 0.0))
         resolution = max(float(eigenvalues[0] / eigenvalues[-1]), 0.0)
-        return cls(lengths, vectors, roots, resolution)
+        return cls(lengths, divisors, vectors, roots, resolution)
 
     @property
     def factor(self) -> FloatArray:
@@ -251,38 +260,34 @@ class _SquareRoot:
 
     def solve(self, columns: FloatArray) -> FloatArray:
         """``F⁻ᵀ`` times columns (p,) or (p, k); 0 for directions of a zero root."""
-        across = (self.vectors.T @ (columns.T / nonzero(self.lengths)).T).T
-        known = self.roots > 0.0
-        solved: FloatArray = np.divide(across, self.roots, where=known, out=np.zeros_like(across)).T
-        return solved
+        across = (self.vectors.T @ (columns.T / self.divisors).T).T
+        return self._over_roots(across).T
 
     def solve_transposed(self, vector: FloatArray) -> FloatArray:
         """``F⁻¹`` times a vector (p,); 0 for directions of a zero root."""
-        known = self.roots > 0.0
-        across = np.divide(vector, self.roots, where=known, out=np.zeros_like(vector))
-        solved: FloatArray = self.vectors @ across / nonzero(self.lengths)
+        solved: FloatArray = self.vectors @ self._over_roots(vector) / self.divisors
         return solved
+
+    def _over_roots(self, rows: FloatArray) -> FloatArray:
+        """Rows (..., p) over the roots; 0 for a zero root."""
+        known = self.roots > 0.0
+        if known.all():
+            return rows / self.roots
+        over: FloatArray = np.divide(rows, self.roots, where=known, out=np.zeros_like(rows))
+        return over
 
 
 def _linearization(
-    factor: FloatArray, rotated: FloatArray, gradient: FloatArray, resolution: float
+    factor: FloatArray,
+    rotated: FloatArray,
+    gradient: FloatArray,
+    resolution: float,
+    sandwich: FloatArray | None = None,
 ) -> Linearization:
     """Linearization with the triangle of a factor, by QR."""
     q_factor, r_factor = np.linalg.qr(factor)
-    return Linearization(r_factor, q_factor.T @ rotated, gradient, resolution)
-
-
-def column_norms(matrix: FloatArray) -> FloatArray:
-    """Euclidean norms of the columns of a (k, p) matrix, shape (p,)."""
-    # Scaled by the largest entry first, so that squares neither overflow nor vanish.
-    largest = nonzero(np.max(np.abs(matrix), axis=0))
-    norms: FloatArray = largest * np.linalg.norm(matrix / largest, axis=0)
-    return norms
-
-
-def nonzero(norms: FloatArray) -> FloatArray:
-    """Replace zeros by 1, so that columns of zeros can be divided by their norms."""
-    return np.where(norms == 0.0, 1.0, norms)
+    qtr = q_factor.T @ rotated
+    return Linearization(r_factor, qtr, gradient, resolution, sandwich=sandwich)
 
 
 def rank_tolerance(n_points: int, size: int) -> float:

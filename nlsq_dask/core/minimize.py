@@ -20,7 +20,6 @@ from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import START_MARGIN, active_bounds, off_bounds, stopped_at_bounds
 from nlsq_dask.core.convergence import FINAL_RESOLUTION, Outcome, judged, undetermined
-from nlsq_dask.core.distance import Remainder
 from nlsq_dask.core.ending import (
     METHODS,
     confirmed,
@@ -30,7 +29,7 @@ from nlsq_dask.core.ending import (
     restarted,
     restated,
 )
-from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
+from nlsq_dask.core.factor import EPS, Basis, factorize
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.questions import RowsLostError, Search, SumsAt
 from nlsq_dask.core.records import with_changes
@@ -44,8 +43,10 @@ from nlsq_dask.core.search import (
     moved_to,
     rounding_of_cost,
     standard_deviation,
+    values_at,
 )
 from nlsq_dask.core.solver_state import BestPoint, Solution, SolverOptions, SolverState
+from nlsq_dask.core.vectors import length
 
 #: A start whose Gram matrix has a smaller eigenvalue ratio is evaluated again in its own basis. If
 #: columns are linearly dependent there, the start is displaced along the unresolved directions, by
@@ -65,6 +66,10 @@ START_DISTANCE = 1e-10
 #: A bound is active if the parameter is nearer to the bound than this part of ``s / ‖J_j‖``, the
 #: standard error of the parameter in a fit of this parameter alone.
 ACTIVE_REACH = 1e-3
+
+
+#: Names of the fields that a solution takes from the last state.
+OF_BEST_POINT = tuple(field.name for field in fields(BestPoint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,7 @@ def minimize(
 
 def first_point(p0: FloatArray, box: Box, options: SolverOptions) -> FloatArray:
     """The point that a search from p0 evaluates first: moved off the bounds if it must be."""
-    interior = METHODS[options.method].interior
+    interior = METHODS[options.method].interior and not box.is_open
     return off_bounds(p0, box.lower, box.upper, TINY) if interior else p0
 
 
@@ -170,17 +175,12 @@ def start(
         raise _errors.lm_bounded()
     basis = known.basis or Basis.identity(p0.size)
     params, sums, n_more = yield from _first_sums(p0, box, options, basis, known)
+    sizes = np.abs(p0 if known.sizes is None else known.sizes)
+    moments = sums.moments.with_y_of(known.moments or sums.moments)
     state = SolverState(
-        sizes=np.abs(p0 if known.sizes is None else known.sizes),
-        params=params,
-        linearization=factorize(sums, basis),
-        cost=sums.cost,
-        chi2=sums.chi2,
-        n_points=sums.n_points,
-        n_skipped=sums.n_skipped,
+        **values_at(params, sums, basis, box, options, moments, sizes),
+        sizes=sizes,
         n_differenced=sums.n_differenced,
-        moments=known.moments or sums.moments,
-        left=Remainder(np.inf, np.inf),
         scale_inv=np.zeros(params.size),
         radius=0.0,
         alpha=0.0,
@@ -191,7 +191,6 @@ def start(
         status=None,
         history=(),
     )
-    state = moved_to(state, params, sums, basis, box, options)
     if state.linearization.resolution < START_RESOLUTION:
         state = yield from refined(state, box, options)
     state = restarted(state, box, options)
@@ -217,7 +216,7 @@ def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[Solv
     """
     displacement = _displacement(state, box) if state.nfev == 1 else None
     trial = displacement or METHODS[options.method].propose(state, box)
-    if np.array_equal(trial.params, state.params):  # the step is lost in rounding
+    if (trial.params == state.params).all():  # the step is lost in rounding
         outcome = Outcome(before=state, trial=trial, actual=-np.inf, accepted=False, slope=np.nan)
         return (yield from confirmed(judged(state, box, options, outcome), box, options))
     basis = state.linearization.whitening
@@ -250,8 +249,8 @@ def finish(state: SolverState, box: Box, options: SolverOptions) -> Search[Solut
         state = yield from refined(state, box, options)
     assert state.status is not None, "advance() until the state has a status"
     linear = state.linearization
-    reach = ACTIVE_REACH * standard_deviation(state, options) / nonzero(linear.norms)
-    best = {field.name: getattr(state, field.name) for field in fields(BestPoint)}
+    reach = ACTIVE_REACH * standard_deviation(state, options) / linear.lengths
+    best = {name: getattr(state, name) for name in OF_BEST_POINT}
     return Solution(
         **best | {"optimality": METHODS[options.method].optimality(state, box)},
         status=state.status,
@@ -291,7 +290,7 @@ def _first_sums(
         raise _errors.start_derivative_not_finite(point)
     if interior and not n_more and not np.array_equal(point, p0):
         linear = factorize(sums, basis)
-        steps = np.abs(linear.gradient / nonzero(linear.norms)) / nonzero(linear.norms)
+        steps = np.abs(linear.gradient / linear.lengths) / linear.lengths
         point = np.where(
             point == p0, p0, off_bounds(p0, box.lower, box.upper, START_MARGIN * steps)
         )
@@ -319,22 +318,25 @@ def _displacement(state: SolverState, box: Box) -> Trial | None:
     projection of a fixed vector without symmetry. None if the columns are independent.
     """
     linear = state.linearization
-    norms = nonzero(linear.norms)
+    norms = linear.lengths
     _, singular, v_transposed = linear.equilibrated_svd
-    weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
+    known = singular > linear.rank_rtol(state.n_points) * singular[0]
+    if known.all():
+        return None
+    weak = v_transposed[~known]
     direction = weak.T @ (weak @ np.cos(np.arange(1.0, norms.size + 1.0)))
     # A parameter without any effect keeps its start.
     direction[linear.norms == 0.0] = 0.0
-    longest = float(np.linalg.norm(direction))
+    longest = length(direction)
     if longest < np.sqrt(EPS):
         return None
-    length = DISPLACEMENT * (float(np.linalg.norm(state.params * norms)) or 1.0)
-    step = direction * (length / longest) / norms
+    displacement = DISPLACEMENT * (length(state.params * norms) or 1.0)
+    step = direction * (displacement / longest) / norms
     params = stopped_at_bounds(state.params, step, box)
     return Trial(
         params=params,
-        step_norm=float(np.linalg.norm(params - state.params)),
-        scaled_step_norm=length,
+        step_norm=length(params - state.params),
+        scaled_step_norm=displacement,
         predicted=0.0,
         slope=0.0,
         alpha=0.0,

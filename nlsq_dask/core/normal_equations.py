@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +60,14 @@ class Moments:
 
     def with_y_of(self, other: Moments) -> Moments:
         """Replace the moments of y by other moments of the same rows."""
-        return replace(
-            other,
-            abs_residuals=self.abs_residuals,
-            sq_residuals=self.sq_residuals,
-            n_small=self.n_small,
+        return Moments(
+            self.abs_residuals,
+            self.sq_residuals,
+            other.weight,
+            other.mean,
+            other.scatter,
+            other.variance,
+            self.n_small,
         )
 
     def __add__(self, other: Moments) -> Moments:
@@ -142,9 +145,9 @@ class NormalEquations:
     scores: FloatArray | None = None
 
     @classmethod
-    def zero(cls, size: int) -> NormalEquations:
+    def zero(cls, size: int, n_skipped: int = 0) -> NormalEquations:
         """Sums over no rows, for ``size`` basis directions."""
-        return cls(np.zeros((size, size)), np.zeros(size), 0.0, 0.0, 0)
+        return cls(np.zeros((size, size)), np.zeros(size), 0.0, 0.0, 0, n_skipped=n_skipped)
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         # The users of the sums check whether they are finite.

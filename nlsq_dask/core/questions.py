@@ -8,7 +8,7 @@ any way. A search is a generator: it yields questions and is sent the answers of
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -92,7 +92,7 @@ class SumsAt:
 
     def zero(self, n_left_out: int = 0) -> NormalEquations:
         """Sums over no rows."""
-        return replace(NormalEquations.zero(self.basis.shape[1]), n_skipped=n_left_out)
+        return NormalEquations.zero(self.basis.shape[1], n_left_out)
 
     def of_rows(self, rows: Any, kernels: Any) -> NormalEquations:
         """Sums over some rows. A non-finite value of the model gives a non-finite cost."""

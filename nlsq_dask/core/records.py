@@ -19,8 +19,10 @@ def with_changes(record: RecordT, **changes: Any) -> RecordT:
     **changes
         New values, by the names of the fields.
     """
-    fields = vars(record)
-    assert changes.keys() <= fields.keys(), changes.keys() - fields.keys()
     copy = object.__new__(type(record))
-    vars(copy).update(fields, **changes)
+    fields = copy.__dict__
+    fields |= record.__dict__
+    n_fields = len(fields)
+    fields |= changes
+    assert len(fields) == n_fields, f"no fields of {type(record).__name__}: {sorted(changes)}"
     return copy

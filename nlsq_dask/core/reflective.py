@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.vectors import length
 
 #: Fraction of the way to a bound that a step may go far from the optimum (Branch, Coleman & Li
 #: 1999, section 4: θ → 1 near the optimum, for fast convergence).
@@ -31,16 +33,26 @@ LEAST_STEP_BACK = 0.995
 LEAST_SHARE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for the cached properties
 class Box:
     """The feasible region, ``lower < upper``, each of shape (p,)."""
 
     lower: FloatArray
     upper: FloatArray
 
+    @cached_property
+    def is_open(self) -> bool:
+        """Whether no parameter has a bound, so that nothing need be computed for the bounds."""
+        return not (np.isfinite(self.lower).any() or np.isfinite(self.upper).any())
+
+    @cached_property
+    def _without_bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Coleman and Li's scaling vector, and its derivative, where no bound is."""
+        return np.ones(self.lower.size), np.zeros(self.lower.size)
+
     def contains(self, params: FloatArray) -> bool:
         """Whether the parameters lie within or on the bounds."""
-        return bool(np.all((params >= self.lower) & (params <= self.upper)))
+        return bool(((params >= self.lower) & (params <= self.upper)).all())
 
     def stride_to(
         self, params: FloatArray, direction: FloatArray
@@ -73,6 +85,8 @@ class Box:
         derivative : ndarray, shape (p,), float64
             ``dv_i / dθ_i``: -1 for an upper bound, 1 for a lower bound, 0 for no bound.
         """
+        if self.is_open:
+            return self._without_bounds
         to_upper = (gradient < 0.0) & np.isfinite(self.upper)
         to_lower = (gradient > 0.0) & np.isfinite(self.lower)
         v, derivative = np.ones(params.size), np.zeros(params.size)
@@ -175,11 +189,11 @@ def choose_step(
         The predicted reduction of the cost.
     """
     step, predicted = _interior_step(model, params, newton, radius, box, step_back)
-    if not model.curvature.any():
+    if box.is_open or not model.curvature.any():
         return step, predicted
     inside = step_back * bounded()
     promise = -model.change_of_cost(inside)
-    reachable = float(np.linalg.norm(inside)) <= radius
+    reachable = length(inside) <= radius
     if reachable and -model.change_of_cost(step) < LEAST_SHARE * promise:
         return inside, promise
     return step, predicted
@@ -240,8 +254,8 @@ def _gradient_step(
 ) -> tuple[FloatArray, float]:
     """Best point along the scaled negative gradient, within the radius and the bounds."""
     descent = -model.gradient
-    length = float(np.linalg.norm(descent))
-    to_radius = radius / length if length > 0.0 else 0.0
+    steepness = length(descent)
+    to_radius = radius / steepness if steepness > 0.0 else 0.0
     to_bound, _ = box.stride_to(params, model.scale * descent)
     most = step_back * to_bound if to_bound < to_radius else to_radius
     return model.best_along(np.zeros_like(descent), descent, 0.0, most)

@@ -12,19 +12,21 @@ cost does, and is no small difference of large numbers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.distance import distance_to_optimum_sigma, estimated_variance, remainder
-from nlsq_dask.core.factor import EPS, Basis, factorize, nonzero
+from nlsq_dask.core.factor import EPS, Basis, factorize
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
+from nlsq_dask.core.vectors import length, nonzero
 
 #: Keeps the radius of a search that cannot move from underflowing.
 LEAST_RADIUS = 1e-100
@@ -120,36 +122,53 @@ def moved_to(
     options: SolverOptions,
     idle: NDArray[np.bool_] | None = None,
 ) -> SolverState:
-    """The state at another point that has been evaluated.
+    """The state at another point that has been evaluated; `idle` as for :func:`values_at`."""
+    moments = sums.moments.with_y_of(state.moments)
+    values = values_at(params, sums, basis, box, options, moments, state.sizes, idle)
+    n_differenced = max(state.n_differenced, sums.n_differenced)
+    return with_changes(state, n_differenced=n_differenced, **values)
+
+
+def values_at(
+    params: FloatArray,
+    sums: NormalEquations,
+    basis: Basis,
+    box: Box,
+    options: SolverOptions,
+    moments: Moments,
+    sizes: FloatArray,
+    idle: NDArray[np.bool_] | None = None,
+) -> dict[str, Any]:
+    """The fields of a state that a point tells which has been evaluated, by name.
 
     A parameter has no effect there if ``‖J_j‖`` times the larger of its value and its size is
     within the rounding errors of the residuals. The exception is a column that explains more of the
     residuals than chance does, as where a start is far too small. Parameters that are `idle` (p,)
     have no effect either.
     """
-    moments = sums.moments.with_y_of(state.moments)
     linear = factorize(sums, basis)
-    effects = linear.norms * np.maximum(np.abs(params), state.sizes)
+    effects = linear.norms * np.maximum(np.abs(params), sizes)
     rounding = rounding_length(params, moments, linear.norms, options.model_eps)
-    explained = np.abs(linear.gradient) / nonzero(linear.norms)
-    chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
-    # A start of 0 tells no size, and at an optimum of 0 every effect is small.
-    # Residuals that are rounding errors themselves show nothing, whatever their pattern.
-    by_chance = explained <= max(chance, rounding, LEAST_EFFECT)
-    without = (state.sizes > 0.0) & (effects <= max(rounding, LEAST_EFFECT)) & by_chance
-    linear = linear.without(without if idle is None else without | idle)
-    return with_changes(
-        state,
-        params=params,
-        cost=sums.cost,
-        chi2=sums.chi2,
-        n_points=sums.n_points,
-        n_skipped=sums.n_skipped,
-        n_differenced=max(state.n_differenced, sums.n_differenced),
-        moments=moments,
-        linearization=linear,
-        left=remainder(linear, params, box, sums.n_points),
-    )
+    without = effects <= max(rounding, LEAST_EFFECT)
+    if without.any():
+        explained = np.abs(linear.gradient) / linear.lengths
+        chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
+        # A start of 0 tells no size, and at an optimum of 0 every effect is small.
+        # Residuals that are rounding errors themselves show nothing, whatever their pattern.
+        by_chance = explained <= max(chance, rounding, LEAST_EFFECT)
+        linear = linear.without((sizes > 0.0) & without & by_chance)
+    if idle is not None:
+        linear = linear.without(idle)
+    return {
+        "params": params,
+        "cost": sums.cost,
+        "chi2": sums.chi2,
+        "n_points": sums.n_points,
+        "n_skipped": sums.n_skipped,
+        "moments": moments,
+        "linearization": linear,
+        "left": remainder(linear, params, box, sums.n_points),
+    }
 
 
 def rounding_length(params: FloatArray, moments: Moments, norms: FloatArray, eps: float) -> float:
@@ -167,7 +186,7 @@ def rounding_length(params: FloatArray, moments: Moments, norms: FloatArray, eps
     eps : float
         Relative precision ε of the model's values.
     """
-    terms = float(np.linalg.norm(norms * params))
+    terms = length(norms * params)
     values = float(np.hypot(moments.scatter**0.5, moments.weight**0.5 * moments.mean))
     return RESIDUAL_ROUNDING * eps * float(np.hypot(terms, values))
 
@@ -183,13 +202,15 @@ def relative_gradient(state: SolverState, box: Box) -> float:
     If the negative gradient points at a bound, the cosine is limited by the part of the cost that
     the way to the bound can gain.
     """
-    gradient, length = state.linearization.gradient, residual_length(state)
-    if length == 0.0:
+    gradient, residuals = state.linearization.gradient, residual_length(state)
+    if residuals == 0.0:
         return 0.0
+    cosines = np.abs(gradient) / state.linearization.lengths / residuals
+    if box.is_open:
+        return float(cosines.max())
     room, towards = box.distance_along_descent(state.params, gradient)
-    cosines = np.abs(gradient) / nonzero(state.linearization.norms) / length
-    gains = np.where(towards == 0.0, np.inf, np.abs(gradient) / length * (room / length))
-    return float(np.max(np.minimum(cosines, gains)))
+    gains = np.where(towards == 0.0, np.inf, np.abs(gradient) / residuals * (room / residuals))
+    return float(np.minimum(cosines, gains).max())
 
 
 def first_radius(state: SolverState, length: float) -> float:
@@ -205,7 +226,7 @@ def first_radius(state: SolverState, length: float) -> float:
 def is_finite(sums: NormalEquations) -> bool:
     """Whether a step can be computed from the sums."""
     return bool(
-        np.isfinite(sums.cost)
+        math.isfinite(sums.cost)
         and np.isfinite(sums.gram).all()
         and np.isfinite(sums.gradient).all()
         and (sums.concave is None or np.isfinite(sums.concave).all())

@@ -29,6 +29,7 @@ from nlsq_dask.core.search import (
 )
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, solve
+from nlsq_dask.core.vectors import length
 
 
 class TrustRegionReflective(SimpleDecrease):
@@ -40,12 +41,12 @@ class TrustRegionReflective(SimpleDecrease):
         """Infinity norm of the gradient times Coleman and Li's scaling vector."""
         gradient = state.linearization.gradient
         v, _ = box.distance_along_descent(state.params, gradient)
-        return float(np.max(np.abs(gradient * v)))
+        return float(np.abs(gradient * v).max())
 
     def first_radius(self, state: SolverState, box: Box) -> float:
         """The length of the start, in the scaled variables."""
         root_v, _ = _coleman_li(state, box)
-        return first_radius(state, float(np.linalg.norm(state.params * state.scale_inv / root_v)))
+        return first_radius(state, length(state.params * state.scale_inv / root_v))
 
     def propose(self, state: SolverState, box: Box) -> Trial:
         """Solve the subproblem, and keep its step within the bounds."""
@@ -59,11 +60,11 @@ class TrustRegionReflective(SimpleDecrease):
             curvature=curvature,
             scale=scale,
         )
-        spectrum = Spectrum.of(
-            np.vstack([model.factor, np.diag(np.sqrt(curvature))]),
-            np.concatenate([quadratic.qtr, np.zeros_like(quadratic.qtr)]),
-            rank_tolerance(state.n_points, quadratic.qtr.size),
-        )
+        size = scale.size
+        augmented, rhs = np.zeros((2 * size, size)), np.zeros(2 * size)
+        augmented[:size], rhs[:size] = model.factor, quadratic.qtr
+        augmented[size:].flat[:: size + 1] = np.sqrt(curvature)
+        spectrum = Spectrum.of(augmented, rhs, rank_tolerance(state.n_points, size))
         newton, alpha = solve(spectrum, state.radius, state.alpha)
         step_back = max(LEAST_STEP_BACK, 1.0 - relative_gradient(state, box))
         scaled_step, predicted = choose_step(
@@ -78,8 +79,8 @@ class TrustRegionReflective(SimpleDecrease):
         step = scale * scaled_step
         return Trial(
             params=next_inside(state.params + step, box.lower, box.upper),
-            step_norm=float(np.linalg.norm(step)),
-            scaled_step_norm=float(np.linalg.norm(scaled_step)),
+            step_norm=length(step),
+            scaled_step_norm=length(scaled_step),
             predicted=predicted,
             slope=float(linear.gradient @ step),
             alpha=alpha,
@@ -95,8 +96,10 @@ def _coleman_li(state: SolverState, box: Box) -> tuple[FloatArray, FloatArray]:
     """
     gradient = state.linearization.gradient
     v, derivative = box.distance_along_descent(state.params, gradient)
-    length = residual_length(state) or 1.0
+    if box.is_open:
+        return v, derivative
+    residuals = residual_length(state) or 1.0
     bounded = derivative != 0.0
-    relative = np.where(bounded, np.minimum(v * (state.scale_inv / length), 1.0), 1.0)
+    relative = np.where(bounded, np.minimum(v * (state.scale_inv / residuals), 1.0), 1.0)
     curvature = np.where(bounded, np.abs(gradient) * relative / v / state.scale_inv**2, 0.0)
     return np.sqrt(relative), curvature

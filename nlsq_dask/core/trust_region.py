@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.vectors import length
 
 #: The subproblem is solved once ``|‖s‖ - Δ|`` is within this fraction of Δ, or after as many
 #: iterations of Newton's method: the values of ``scipy.optimize.least_squares``.
@@ -61,8 +62,10 @@ class Spectrum:
             directions the step for α = 0 is the shortest minimiser.
         """
         u, singular, v_transposed = np.linalg.svd(matrix, full_matrices=False)
-        kept = singular > rank_rtol * singular[0]
-        return cls(singular[kept], v_transposed[kept].T, (u.T @ rhs)[kept])
+        utr, kept = u.T @ rhs, singular > rank_rtol * singular[0]
+        if not kept.all():
+            singular, v_transposed, utr = singular[kept], v_transposed[kept], utr[kept]
+        return cls(singular, v_transposed.T, utr)
 
     def step(self, alpha: float) -> FloatArray:
         """Return ``s(α)``, shape (p,)."""
@@ -72,8 +75,8 @@ class Spectrum:
         """Return ``φ(α) = ‖s(α)‖ - Δ`` and ``φ'(α)``."""
         shifted = self.singular**2 + alpha
         step = self.singular * self.utr / shifted
-        length = float(np.linalg.norm(step))
-        return length - radius, -length * float(np.sum((step / length) ** 2 / shifted))
+        size = length(step)
+        return size - radius, -size * float(np.sum((step / size) ** 2 / shifted))
 
 
 def solve(
@@ -101,12 +104,12 @@ def solve(
         The Levenberg-Marquardt parameter; 0 if the step lies within the radius.
     """
     full = spectrum.step(0.0)
-    if np.linalg.norm(full) <= (1.0 + slack) * radius:
+    if length(full) <= (1.0 + slack) * radius:
         return full, 0.0
     # Now ‖s(0)‖ > Δ > 0, so that the root lies between the bounds of Moré's section 5.
     phi, slope = spectrum.excess_length(0.0, radius)
     least = -phi / slope
-    most = float(np.linalg.norm(spectrum.singular * spectrum.utr)) / radius
+    most = length(spectrum.singular * spectrum.utr) / radius
     for _ in range(MAX_ITERATIONS):
         if not least <= alpha <= most:
             alpha = max(LEAST_ALPHA_FRACTION * most, (least * most) ** 0.5)

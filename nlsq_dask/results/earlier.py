@@ -14,8 +14,9 @@ import numpy as np
 from nlsq_dask._errors import Status
 from nlsq_dask.core.convergence import LEAST_PART, NEAR_TOL
 from nlsq_dask.core.distance import estimated_variance
-from nlsq_dask.core.factor import EPS, column_norms, nonzero, rank_tolerance
+from nlsq_dask.core.factor import EPS, rank_tolerance
 from nlsq_dask.core.search import rounding_length
+from nlsq_dask.core.vectors import column_norms, nonzero
 
 # Criteria of SciPy's that ended a search of version 0.1.
 CRITERIA = (Status.GRADIENT, Status.COST, Status.STEP, Status.COST_AND_STEP)
