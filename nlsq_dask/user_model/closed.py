@@ -50,7 +50,11 @@ _RECONSTRUCTORS = frozenset(["_frombuffer", "_reconstruct", "_reconstruct_array"
 
 _PLAIN_TYPES = (np.ndarray, functools.partial, types.CodeType)
 
+# Codes whose names are kept.
+MOST_CODES = 256
 
+
+@functools.lru_cache(MOST_CODES)
 def names_of(code: types.CodeType) -> tuple[str, ...]:
     """Names of globals and attributes in code, with those of nested functions."""
     names = dict.fromkeys(code.co_names)
@@ -95,12 +99,28 @@ def _is_closed_name(name: str, namespace: dict[str, Any]) -> bool:
     if name in namespace:
         value = namespace[name]
         if isinstance(value, types.ModuleType):
-            return value.__name__ in _MODULE_NAMES or value.__name__.startswith("jax.scipy.")
+            return is_library_of_arrays(value)
         # Elsewhere in the code the name may be an attribute of a module.
         return name in _closed_names() or name not in _open_names()
     if name in _closed_names():
         return True
     return name in _BUILTINS and name not in _open_names()
+
+
+def is_library_of_arrays(value: Any) -> bool:
+    """Whether a value is a module whose public names are functions of numbers and arrays."""
+    return isinstance(value, types.ModuleType) and (
+        value.__name__ in _MODULE_NAMES or value.__name__.startswith("jax.scipy.")
+    )
+
+
+def values_of_libraries(names: tuple[str, ...]) -> list[Any]:
+    """What the names stand for now in each of these modules; None where a module has no such name.
+
+    Somebody may have set an attribute of a module to another value.
+    """
+    owners = [vars(owner) for owner, _ in _first_attributes()]
+    return [owner.get(name) for owner in owners for name in names]
 
 
 def _is_as_imported(name: str) -> bool:

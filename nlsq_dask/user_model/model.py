@@ -22,9 +22,10 @@ from nlsq_dask.user_model.model_spec import (
     trace_call,
 )
 from nlsq_dask.user_model.numpy_models import watch_jax
-from nlsq_dask.user_model.signature import model_label, parameter_names
+from nlsq_dask.user_model.signature import known_names, model_label, parameter_names
 from nlsq_dask.user_model.trace_errors import is_mixed
 from nlsq_dask.user_model.traces import Content, content, count_operations, digest
+from nlsq_dask.user_model.unchanged import facts_of
 
 # Examinations kept in one process. Each is a few words, so that more are kept than models.
 MAX_EXAMINATIONS = 4096
@@ -82,8 +83,17 @@ def prepare_model(
     InputTypeError
         If it cannot be called.
     """
-    names = parameter_names(function, names_or_count)
-    return _examined(ModelSpec.of(function, names, structure, n_coords), n_rows)
+    facts, settings = facts_of(function), tuple(jax.config.values.values())
+    names = known_names(facts, function, names_or_count)
+    key = "model", names, structure, n_coords, n_rows, settings
+    known: ModelSpec | None = facts.get(key)
+    if known is not None:
+        known.register()
+        return known
+    spec = _examined(ModelSpec.of(function, names, structure, n_coords), n_rows)
+    if spec.modules is not None:  # its trace depends on nothing else
+        facts[key] = spec
+    return spec
 
 
 def prepare_jacobian(

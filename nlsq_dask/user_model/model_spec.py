@@ -220,10 +220,15 @@ class ModelSpec:
         return spec.named(token)
 
     def named(self, token: str) -> Self:
-        """The same spec under another token, which names this function from now on."""
+        """The same spec under another token, which stands for this function from now on."""
+        found = replace(self, token=token)
+        found.register()
+        return found
+
+    def register(self) -> None:
+        """Let the token stand for this function from now on."""
         if self._local is not None:
-            _functions.keep(token, _Function(self._local)).function = self._local
-        return replace(self, token=token)
+            _functions.keep(self.token, _Function(self._local)).function = self._local
 
 
 class _Function:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask.user_model.unchanged import facts_of
 
 
 def parameter_names(
@@ -38,6 +39,26 @@ def parameter_names(
     InputTypeError
         If the function cannot be called.
     """
+    return known_names(facts_of(function), function, names_or_count)
+
+
+def known_names(
+    facts: dict[Hashable, Any],
+    function: Callable[..., Any],
+    names_or_count: Sequence[str] | int | None,
+) -> tuple[str, ...]:
+    """The same names, as far as possible from what is known of the function."""
+    asked = names_or_count
+    key = "names", asked if asked is None or isinstance(asked, int) else tuple(asked)
+    if key not in facts:
+        facts[key] = _names_by_signature(function, names_or_count)
+    names: tuple[str, ...] = facts[key]
+    return names
+
+
+def _names_by_signature(
+    function: Callable[..., Any], names_or_count: Sequence[str] | int | None
+) -> tuple[str, ...]:
     if not callable(function):
         raise _errors.not_callable(function)
     named, required, is_open = _positional(function)
