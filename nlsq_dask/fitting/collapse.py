@@ -49,7 +49,7 @@ def collapsed(job: Job, choice: CollapseChoice, *, stat_tol_is_auto: bool) -> Jo
     InputError
         If True is chosen and the rows cannot be collapsed.
     """
-    if choice is False:
+    if choice is False or (choice == "auto" and not _shares_coordinates(job.data)):
         return job
     n_distinct = math.prod(collapsed_shape(job.data))
     options = replace(job.options, stat_tol=None) if stat_tol_is_auto else job.options

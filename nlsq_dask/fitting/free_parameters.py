@@ -52,7 +52,9 @@ def without_units(model: Callable[..., Any], p0: Any, inputs: InputOptions) -> B
     names = parameter_names(model, parameter_count(p0))
     fixed, units = bare_fixed(inputs.fixed, start.units(names))
     bounds = bare_bounds(inputs.bounds, units, names)
-    return BareInputs(names, p0, replace(inputs, fixed=fixed, bounds=bounds), units)
+    if fixed is not inputs.fixed or bounds is not inputs.bounds:
+        inputs = replace(inputs, fixed=fixed, bounds=bounds)
+    return BareInputs(names, p0, inputs, units)
 
 
 def free_parameters(bare: BareInputs, method: str) -> FreeParameters:

@@ -28,6 +28,7 @@ from nlsq_dask.fitting.missing_chunks import MISSING_CHUNKS
 from nlsq_dask.fitting.options import InputOptions, RunOptions
 from nlsq_dask.fitting.strategy import Standard
 from nlsq_dask.io.correlation import factor_covariance, split_sigma
+from nlsq_dask.io.libraries import is_plain
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.series import SeriesAxes
 from nlsq_dask.io.sources import Observations, observe
@@ -88,6 +89,10 @@ def prepare(
 def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     """Check the data of a fit, without reading them."""
     check_not_forked()
+    if _are_plain(x, y, inputs):
+        sigma, correlated = split_sigma(inputs.sigma, y)
+        placed = _Placed(x=x, y=y, sigma=sigma, mask=inputs.mask)
+        return Source(_observed(placed, inputs), correlated)
     x, y, sigma, mask = named_arguments(
         x, y, sigma=inputs.sigma, mask=inputs.mask, data=inputs.data
     )
@@ -102,15 +107,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     bare = bare_data(x, y, sigma)
     sigma, correlated = split_sigma(bare.sigma, bare.y)
     placed = _placed(bare.x, bare.y, inputs.dim, sigma=sigma, mask=mask)
-    data = observe(
-        placed.x,
-        placed.y,
-        placed.sigma,
-        mask=placed.mask,
-        nan_policy=inputs.nan_policy,
-        fill_value=fill_value,
-        time_unit=inputs.time_unit,
-    )
+    data = _observed(placed, replace(inputs, fill_value=fill_value))
     labels = {**data.labels, **bare.labels}
     data = replace(
         data,
@@ -121,6 +118,28 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
         series_axes=placed.series_axes,
     )
     return Source(data, correlated, of_checkpoint)
+
+
+def _are_plain(x: Any, y: Any, inputs: InputOptions) -> bool:
+    """Whether all data are NumPy arrays, which have no names, units, chunks or attributes."""
+    if x is None or y is None or not all(map(is_plain, (x, y, inputs.sigma, inputs.mask))):
+        return False
+    others = (inputs.data, inputs.storage_options, inputs.dim)
+    is_decoded = isinstance(inputs.decode, str) and inputs.decode == "cf"
+    return is_decoded and all(value is None for value in others)
+
+
+def _observed(placed: _Placed, inputs: InputOptions) -> Observations:
+    """The data in one representation."""
+    return observe(
+        placed.x,
+        placed.y,
+        placed.sigma,
+        mask=placed.mask,
+        nan_policy=inputs.nan_policy,
+        fill_value=inputs.fill_value,
+        time_unit=inputs.time_unit,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +180,8 @@ def prepare_on(
     spec = _spec(model, free.names, data, inputs, source.correlated)
     if options.method == "lm" and not spec.loss.is_linear:
         raise _errors.lm_with_loss(spec.loss.name)
-    spec = replace(spec, constant=tuple(np.flatnonzero(free.reduction.is_fixed).tolist()))
+    if not free.reduction.is_identity:
+        spec = replace(spec, constant=tuple(np.flatnonzero(free.reduction.is_fixed).tolist()))
     dependence = _checked_dependence(spec, free, source)
     source, spec = _in_series(source, spec, dependence)
     data, in_series = source.data, spec.series is not None
@@ -214,9 +234,11 @@ def prepare_on(
 
 def _in_series(source: Source, spec: ModelSpec, dependence: str | None) -> tuple[Source, ModelSpec]:
     """Let a model that mixes the rows of a series take whole series, where rows form series."""
-    if dependence is None or source.correlated is not None:
-        return replace(source, data=replace(source.data, series_axes=())), spec
     data = source.data
+    if dependence is None or source.correlated is not None:
+        if data.series_axes:
+            source = replace(source, data=replace(data, series_axes=()))
+        return source, spec
     if data.series_axes:
         spec = spec.in_series(Series(data.series_rows, data.series_axes))
     return source, spec
@@ -260,6 +282,8 @@ def _spec(
         raise _errors.jac_unknown(inputs.jac, DIFFERENCES)
     cholesky = None if correlated is None else factor_covariance(correlated, data)
     loss = prepare_loss(inputs.loss, inputs.f_scale)
+    if jacobian is None and cholesky is None and loss == spec.loss:
+        return spec
     return replace(spec, jacobian=jacobian, loss=loss, cholesky=cholesky)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.io.announced import NUMBERS, checked
-from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray
+from nlsq_dask.io.libraries import is_dask, is_instance, is_plain, is_xarray
 
 Array = Any
 Shape = tuple[int, ...]
@@ -50,6 +50,8 @@ class Labels:
 
 def labels_of(value: Any) -> Labels | None:
     """Labels of an array of xarray or pandas; None if there are no names and no indexes."""
+    if is_plain(value):
+        return None
     if is_xarray(value):
         indexes = tuple(_index(value, dim) for dim in value.dims)
         if not any(index is not None for index in indexes) and _has_default_names(value.dims):

@@ -9,6 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is None, or a NumPy array of real numbers, which has nothing of a library."""
+    return value is None or (type(value) is np.ndarray and value.dtype.kind in "fiub")
+
 
 def is_dask(value: Any) -> bool:
     """Whether a value is a Dask array."""

@@ -26,7 +26,7 @@ from nlsq_dask.io.finite import is_deviation, scan_in_memory
 from nlsq_dask.io.frame import NO_LABEL, Frame, Label
 from nlsq_dask.io.labels import RowLabels, in_order_of
 from nlsq_dask.io.lazy_arrays import data_of_variable, file_variable
-from nlsq_dask.io.libraries import is_dask, is_instance, is_xarray, is_zarr
+from nlsq_dask.io.libraries import is_dask, is_instance, is_plain, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.refusals import checked_kind, not_real, to_numpy
@@ -157,6 +157,8 @@ def _real(array: Array, name: str) -> Array:
 
 def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
     """A NumPy, masked or Dask array of any dtype."""
+    if value is not None and is_plain(value):
+        return value
     if is_xarray(value):
         value = _aligned(value, dims)
     elif is_instance(value, "xarray", "Variable"):
@@ -193,6 +195,8 @@ def _lazy_arguments(
     dims = y.dims if is_xarray(y) else None
     found = {}
     for name, value in named.items():
+        if is_plain(value):
+            continue
         if is_zarr(value) or isinstance(value, StoredArray):
             stored = of_zarr(value, name) if is_zarr(value) else value
             kind: Literal["zarr", "file"] = "zarr" if is_zarr(stored.array) else "file"
