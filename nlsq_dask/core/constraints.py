@@ -107,6 +107,8 @@ def in_free(search: Search[FoundT], reduction: Reduction) -> Search[FoundT]:
         Of φ (q,).
     reduction : Reduction
     """
+    if reduction.is_identity:
+        return search
 
     def of_all(question: SumsAt | CostsAt) -> RowQuestion[Any]:
         if isinstance(question, CostsAt):

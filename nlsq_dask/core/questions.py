@@ -206,18 +206,6 @@ def without_lost_rows(
         return end.value  # type: ignore[no-any-return]
 
 
-def _unchanged(question: RowQuestion[Any]) -> RowQuestion[Any]:
-    return question
-
-
-def _unseen(answer: Any) -> None:
-    del answer
-
-
-def _nothing() -> None:
-    pass
-
-
 def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQuestion[Any]:
     """Apply a change to a question, or to each of several questions."""
     if isinstance(question, Several):
@@ -228,20 +216,20 @@ def changed(question: RowQuestion[Any], change: Callable[[Any], Any]) -> RowQues
 def relayed(
     search: Search[FoundT],
     *,
-    change: Callable[[Any], RowQuestion[Any]] = _unchanged,
-    see: Callable[[Any], None] = _unseen,
-    lose: Callable[[], None] = _nothing,
+    change: Callable[[Any], RowQuestion[Any]] | None = None,
+    see: Callable[[Any], None] | None = None,
+    lose: Callable[[], None] | None = None,
 ) -> Search[FoundT]:
     """Pass the questions of a search on, and their answers back.
 
     Parameters
     ----------
     search : Search
-    change : callable
+    change : callable, optional
         Maps a question that is not :class:`Several` to the question that is passed on.
-    see : callable
+    see : callable, optional
         Called with every answer before the search gets it.
-    lose : callable
+    lose : callable, optional
         Called before `see` where rows of earlier answers are lost.
     """
     answer, lost = None, None
@@ -252,11 +240,13 @@ def relayed(
             return end.value  # type: ignore[no-any-return]
         lost = None
         try:
-            answer = yield changed(question, change)
+            answer = yield question if change is None else changed(question, change)
         except RowsLostError as error:
             answer, lost = error.answer, error
-            lose()
-        see(answer)
+            if lose is not None:
+                lose()
+        if see is not None:
+            see(answer)
 
 
 def advanced(search: Search[Any], answer: Any) -> RowQuestion[Any]:

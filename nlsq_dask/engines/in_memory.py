@@ -128,20 +128,27 @@ class InMemoryEngine:
     def ask(self, question: AnyQuestion[AnswerT]) -> AnswerT:
         """Answer a question for all rows; see :class:`~nlsq_dask.engines.engine.Engine`."""
         self.n_passes += 1
-        each = map if self._pool is None else self._pool.map
         if isinstance(question, BlockQuestion):
-            each = map if question.calls_model else each
-            answers = each(lambda placed: self._of_block(question, *placed), self._blocks())
-            total = question.zero()
-        else:
-            answers = each(lambda part: self._of_part(question, part), self._parts)
-            total = question.zero(self._n_left_out)
-        for answer in answers:
+            return self._of_blocks(question)
+        if len(self._parts) == 1 and not self._n_left_out:  # with nothing to add to it
+            return self._of_part(question, self._parts[0])
+        each = map if self._pool is None else self._pool.map
+        total = question.zero(self._n_left_out)
+        for answer in each(lambda part: self._of_part(question, part), self._parts):
             total = total + answer
         return total
 
-    def _of_block(self, question: BlockQuestion[AnswerT], box: Box, block: Block) -> AnswerT:
-        return question.of_block((None, box, block), self.kernels)
+    def _of_blocks(self, question: BlockQuestion[AnswerT]) -> AnswerT:
+        """Answer a question about blocks, in the order of the blocks."""
+
+        def of_block(placed: tuple[Box, Block]) -> AnswerT:
+            return question.of_block((None, *placed), self.kernels)
+
+        each = map if question.calls_model or self._pool is None else self._pool.map
+        total = question.zero()
+        for answer in each(of_block, self._blocks()):
+            total = total + answer
+        return total
 
     def _of_part(self, question: RowQuestion[AnswerT], part: Rows | Uncopied | Block) -> AnswerT:
         if isinstance(part, Uncopied):

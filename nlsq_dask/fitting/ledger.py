@@ -198,6 +198,8 @@ class Ledger:
         Passes that an earlier process made and whose answers were taken from the ledger.
     blocks : BlockSums
         The sums of the groups of the last passes.
+    keeps : bool
+        Whether anything is kept.
     """
 
     def __init__(
@@ -214,7 +216,7 @@ class Ledger:
         self._engine = engine
         rows = engine_of_rows(engine)
         self._n_arrays = rows.n_arrays
-        self._keeps = keeps
+        self.keeps = keeps
         self._omits = False
         self._grid: tuple[int, ...] = ()
         if keeps and not isinstance(rows, InMemoryEngine):
@@ -338,8 +340,9 @@ class Ledger:
 
     def ask(self, question: RowQuestion[Any]) -> Any:
         """Put a question to the engine, unless an earlier process left the answer."""
-        in_few = isinstance(self._engine, CollapsedEngine)  # its questions need no passes
-        if in_few or not self._keeps or not is_kept(question):
+        if not self.keeps or not is_kept(question):
+            return self._engine.ask(question)
+        if isinstance(self._engine, CollapsedEngine):  # its questions need no passes
             return self._engine.ask(question)
         key = self._key_of(question)
         answer = self._whole(question, key)

@@ -118,6 +118,8 @@ class _Running:
     def save(self, state: SolverState, preparation: Preparation) -> None:
         """Write a checkpoint, and forget the answers that it covers."""
         job, engine, ledger = self.job, self.engine, self.ledger
+        if not ledger.keeps:
+            return
         ledger.blocks.moved_to(job.reduction.expand(state.params))
         save_state(
             self.store,
@@ -150,7 +152,8 @@ class _Running:
                 search = solve(
                     job, sample, saved, observer, look, omitted, ledger=ledger, before=before
                 )
-                ask = progress.asking(ledger.ask, partial(next_pass, [engine]))
+                asked = ledger.ask if ledger.keeps else engine.ask
+                ask = progress.asking(asked, partial(next_pass, [engine]))
                 found = answered(search, ask)
         except _errors.StartNotFiniteError as error:
             raise start_error(of_same_rows(job, omitted()), error) from None

@@ -30,6 +30,7 @@ from nlsq_dask.fitting.same_data import (
     nothing_known,
     same_in_all_passes,
 )
+from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.io.observations import Observations
 
 
@@ -59,11 +60,16 @@ def solve(
         search = _solve_appended(job, before, observer)
     known = None if saved is None or saved.of_0_1 else saved
     state = None if known is None else known.state
+    search = looked_at(search, job.data)
+    is_new = state is None and knows is None and (ledger is None or not ledger.keeps)
+    if is_new and isinstance(job.strategy, Standard):
+        return search  # the rows are copied before the first pass, and no row is lost
     changing = job.data.lazy and not job.data.propagates
     if knows is None:
         knows = nothing_known if ledger is None else ledger.knows
-    looked = looked_at(search, job.data)
-    same = same_in_all_passes(looked, look if changing else None, state, knows)
+    same = same_in_all_passes(search, look if changing else None, state, knows)
+    if not isinstance(job.strategy, Streamed):
+        return same
     return without_lost_rows(same, omitted, None if known is None else known.omitted)
 
 

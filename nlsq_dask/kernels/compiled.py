@@ -94,7 +94,7 @@ class CompiledKernel:
             Sizes of the buffers. Each layout is a compilation.
         """
         device = self._device_for(rows)
-        shapes = (function, *(a.shape for a in at), layout, device)
+        shapes = (function, *[a.shape for a in at], layout, device)
         if shapes in self._compiled:
             return self._fetch(function, at, rows, device)
         with self._compiling:  # one thread compiles, the others wait for its code
@@ -116,7 +116,9 @@ class CompiledKernel:
 
     def _device_for(self, rows: Any) -> jax.Device:
         """The device that has the rows, or the next in turn for rows in NumPy arrays."""
-        if len(self._devices) > 1 and isinstance(rows, Rows) and isinstance(rows.y, jax.Array):
+        if len(self._devices) == 1:
+            return self._devices[0]
+        if isinstance(rows, Rows) and isinstance(rows.y, jax.Array):
             return next(iter(rows.y.devices()))
         return next_device(self._devices)
 

@@ -71,8 +71,11 @@ def sample_of_y(rows: Rows) -> float:
     """
     if not isinstance(rows.y, np.ndarray):
         return 0.0
+    values = rows.y[: rows.n : SAMPLED]
+    if values.size == 1:
+        return float(values[0])
     with np.errstate(invalid="ignore", over="ignore"):
-        return float(rows.y[: rows.n : SAMPLED].sum())
+        return float(values.sum())
 
 
 def largest_of(rows: Rows) -> FloatArray | None:

@@ -145,8 +145,8 @@ class BlockKernel(CompiledKernel):
             of_y = moments_of_y(counted, self._spec.cholesky)
             moments, largest = replace(moments, **of_y), largest_of(counted)
         return NormalEquations(
-            products[:-1, :-1],
-            products[:-1, -1],
+            products[:-1, :-1].copy(),
+            products[:-1, -1].copy(),
             cost=cost,
             chi2=chi2,
             n_points=n_points,
@@ -163,7 +163,8 @@ class BlockKernel(CompiledKernel):
     ) -> FloatArray:
         """Value of a jitted function ``function(*at, rows)``."""
         layout = (rows.y.shape, rows.weights is None, rows.counted is None)
-        given = rows._replace(n=np.int64(rows.n))  # type: ignore[arg-type]
+        n = np.int64(rows.n)  # a scalar of NumPy is an argument of the kernel, not a constant
+        given = Rows(rows.coords, rows.y, rows.weights, n, rows.counted)  # type: ignore[arg-type]
         return self._run(function, at, given, layout)
 
     def _compare(self, params: FloatArray, basis: FloatArray, rows: Rows) -> None:

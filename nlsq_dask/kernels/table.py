@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self
 
 import jax
 
@@ -14,7 +15,7 @@ from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.user_model.model_spec import ModelSpec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for the cached property
 class Kernels:
     """Kernels by the model's number: a value that can be pickled.
 
@@ -37,12 +38,21 @@ class Kernels:
     vector_bits: int = XLA_VECTOR_BITS
 
     def __getitem__(self, model: int) -> BlockKernel:
-        return block_kernel(self.specs[model], self.device, self.whole, self.vector_bits)
+        return self._opened[model]
+
+    @cached_property
+    def _opened(self) -> tuple[BlockKernel, ...]:
+        """The kernels of this process."""
+        options = self.device, self.whole, self.vector_bits
+        return tuple(block_kernel(spec, *options) for spec in self.specs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def compare_anew(self) -> Self:
         """Compare each model with its kernel at the next rows, as every fit in memory does."""
-        for model in range(len(self.specs)):
-            self[model].compare_anew()
+        for kernel in self._opened:
+            kernel.compare_anew()
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 
@@ -38,6 +39,18 @@ class TestChunkedInTinyBlocks(EngineConformance):
     def engine(self, spec, x, y, sigma=None, layout=0):
         rows = 65 + layout % 64 if np.size(y) < 10_000 else 99_991
         return chunked_engine(observe(x, y, sigma), spec, block_rows=rows)
+
+
+def test_an_answer_of_one_part_is_the_answer_added_to_nothing():
+    problem = plain_problem(100)
+    question = SumsAt(problem.params, problem.basis, observe=True)
+    engine = standard_engine(observe(problem.x, problem.y, problem.sigma), problem.spec)
+    alone = engine.ask(question)
+    added = question.zero() + alone
+    for field in dataclasses.fields(alone):
+        assert np.array_equal(getattr(alone, field.name), getattr(added, field.name))
+    assert alone.gram.flags.writeable
+    assert alone.gradient.flags.c_contiguous
 
 
 @pytest.fixture

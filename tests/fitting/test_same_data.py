@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask.array as da
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from nlsq_dask import DataChangedError, fit, fit_models
 from nlsq_dask.core.normal_equations import Moments
+from nlsq_dask.fitting.ledger import Ledger
 from nlsq_dask.fitting.same_data import _differing
 from tests.support.same_result import assert_same_result
 
@@ -189,3 +192,19 @@ def test_moments_whose_squares_exceed_float64_are_compared():
     huge = Moments(weight=1.0, mean=1e200, scatter=1.0)
     assert _differing(huge, Moments(weight=1.0, mean=0.0, scatter=1.0)) == "mean"
     assert _differing(huge, huge) is None
+
+
+def test_rows_in_memory_are_compared_with_answers_of_an_earlier_run(tmp_path, monkeypatch):
+    ask, asked = Ledger.ask, []
+
+    def of_other_data(self, question):
+        asked.append(question)
+        answer = ask(self, question)
+        return replace(answer, sample_of_y=1e3) if len(asked) == 1 else answer
+
+    monkeypatch.setattr(Ledger, "ask", of_other_data)
+    with pytest.raises(DataChangedError):
+        fit(decay, X, Y, checkpoint=tmp_path, **OPTIONS)
+    asked.clear()
+    assert fit(decay, X, Y, **OPTIONS).success  # without a ledger nothing comes from elsewhere
+    assert not asked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +102,16 @@ def test_rows_that_were_put_on_the_device():
     kernel = block_kernel(problem.spec)
     rows = Kernels((problem.spec,)).put(buffers(problem, 1024))
     exact_sums(problem).assert_equal(kernel(problem.params, problem.basis, rows), 1024)
+
+
+def test_kernels_are_pickled_without_what_is_compiled():
+    kernels = Kernels((plain_problem(16).spec,), vector_bits=256)
+    kernel = kernels[0]
+    assert kernels[0] is kernel
+    again = pickle.loads(pickle.dumps(kernels))
+    assert again == kernels
+    assert len(vars(again)) == len(dataclasses.fields(Kernels))
+    assert again[0] is kernel  # of the same process
 
 
 @pytest.mark.slow
