@@ -246,14 +246,13 @@ def undetermined(state: SolverState) -> tuple[FloatArray, NDArray[np.bool_]]:
         The parameters that take part in them.
     """
     linear = state.linearization
+    if linear.is_determined(state.n_points):
+        return np.zeros((0, state.params.size)), np.zeros(state.params.size, bool)
     _, singular, v_transposed = linear.equilibrated_svd
-    known = singular > linear.rank_rtol(state.n_points) * singular[0]
-    if known.all():
-        return np.zeros((0, known.size)), np.zeros(known.size, bool)
-    weak = v_transposed[~known]
+    weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
     sizes = nonzero(np.maximum(np.abs(state.params), state.sizes))
     directions = weak / linear.lengths
     longest = np.max(np.abs(directions) / sizes, axis=1, initial=0.0, keepdims=True)
     parts = np.abs(weak) / np.max(np.abs(weak), axis=1, initial=EPS, keepdims=True)
     involved: NDArray[np.bool_] = (parts > LEAST_PART).any(axis=0)
-    return directions / nonzero(longest), involved
+    return directions / np.where(longest == 0.0, 1.0, longest), involved

@@ -18,12 +18,13 @@ model, and its length ``‖R (θ - θ*)‖`` is no longer ``‖Qᵀ r‖``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from nlsq_dask.core.bounded import bounded_minimum
-from nlsq_dask.core.factor import Linearization
+from nlsq_dask.core.factor import Linearization, has_zero
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.vectors import length
@@ -65,9 +66,10 @@ def remainder(linear: Linearization, params: FloatArray, box: Box, n_points: int
     step = step_to_optimum(linear, params, box, n_points)
     quadratic = linear.quadratic
     image = quadratic.r_factor @ step
-    reduction = max(-float(quadratic.qtr @ image) - 0.5 * float(image @ image), 0.0)
-    along = image if quadratic is linear else linear.r_factor @ step
-    return Remainder(reduction, max(length(along), (2.0 * reduction) ** 0.5))
+    square = float(image @ image)
+    reduction = max(-float(quadratic.qtr @ image) - 0.5 * square, 0.0)
+    along = math.sqrt(square) if quadratic is linear else length(linear.r_factor @ step)
+    return Remainder(reduction, max(along, (2.0 * reduction) ** 0.5))
 
 
 def step_to_optimum(
@@ -86,8 +88,9 @@ def step_to_optimum(
     norms = quadratic.lengths
     rank_rtol = quadratic.rank_rtol(n_points)
     u, singular, v_transposed = quadratic.equilibrated_svd
-    rotated, known = u.T @ quadratic.qtr, singular > rank_rtol * singular[0]
-    if not known.all():
+    rotated = u.T @ quadratic.qtr
+    if has_zero(singular, rank_rtol):
+        known = singular > rank_rtol * singular[0]
         singular, v_transposed, rotated = singular[known], v_transposed[known], rotated[known]
     step = -v_transposed.T @ (rotated / singular)
     if box.is_open:

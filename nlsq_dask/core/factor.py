@@ -110,6 +110,10 @@ class Linearization:
         """Relative size below which a singular value of the equilibrated factor is zero."""
         return rank_tolerance(n_points, self.qtr.size)
 
+    def is_determined(self, n_points: int) -> bool:
+        """Whether no singular value of the equilibrated factor is zero."""
+        return not has_zero(self.equilibrated_svd[1], self.rank_rtol(n_points))
+
     def without(self, columns: NDArray[np.bool_]) -> Linearization:
         """The problem in which some parameters, shape (p,), have no effect."""
         if not columns.any():
@@ -152,8 +156,9 @@ class Linearization:
         """
         norms = self.lengths
         _, singular, v_transposed = self.equilibrated_svd
-        floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
-        singular = np.maximum(singular, floor)
+        if has_zero(singular, BASIS_FLOOR):
+            floor = BASIS_FLOOR * singular[0] if singular[0] > 0.0 else 1.0
+            singular = np.maximum(singular, floor)
         return Basis(
             v_transposed.T / singular / norms[:, None],
             singular[:, None] * v_transposed * norms,
@@ -240,6 +245,7 @@ class _SquareRoot:
     vectors: FloatArray
     roots: FloatArray
     resolution: float
+    is_regular: bool
 
     @classmethod
     def of(cls, gram: FloatArray) -> _SquareRoot:
@@ -249,10 +255,13 @@ class _SquareRoot:
         # A column of zeros is decoupled. The eigenvalue 1 keeps it out of the resolution.
         equilibrated.flat[:: len(lengths) + 1] = 1.0
         eigenvalues, vectors = np.linalg.eigh(equilibrated)
-        known = eigenvalues > EPS * eigenvalues.size * eigenvalues[-1]
-        roots = np.sqrt(np.where(known, eigenvalues, 0.0))
-        resolution = max(float(eigenvalues[0] / eigenvalues[-1]), 0.0)
-        return cls(lengths, divisors, vectors, roots, resolution)
+        least, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+        floor = EPS * eigenvalues.size * largest
+        is_regular = least > floor
+        if not is_regular:
+            eigenvalues = np.where(eigenvalues > floor, eigenvalues, 0.0)
+        roots = np.sqrt(eigenvalues)
+        return cls(lengths, divisors, vectors, roots, max(least / largest, 0.0), is_regular)
 
     @property
     def factor(self) -> FloatArray:
@@ -270,9 +279,9 @@ class _SquareRoot:
 
     def _over_roots(self, rows: FloatArray) -> FloatArray:
         """Rows (..., p) over the roots; 0 for a zero root."""
-        known = self.roots > 0.0
-        if known.all():
+        if self.is_regular:
             return rows / self.roots
+        known = self.roots > 0.0
         over: FloatArray = np.divide(rows, self.roots, where=known, out=np.zeros_like(rows))
         return over
 
@@ -288,6 +297,11 @@ def _linearization(
     q_factor, r_factor = np.linalg.qr(factor)
     qtr = q_factor.T @ rotated
     return Linearization(r_factor, qtr, gradient, resolution, sandwich=sandwich)
+
+
+def has_zero(singular: FloatArray, rank_rtol: float) -> bool:
+    """Whether the least of singular values (p,), largest first, is zero relative to the largest."""
+    return not float(singular[-1]) > rank_rtol * float(singular[0])
 
 
 def rank_tolerance(n_points: int, size: int) -> float:

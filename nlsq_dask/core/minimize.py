@@ -318,12 +318,11 @@ def _displacement(state: SolverState, box: Box) -> Trial | None:
     projection of a fixed vector without symmetry. None if the columns are independent.
     """
     linear = state.linearization
+    if linear.is_determined(state.n_points):
+        return None
     norms = linear.lengths
     _, singular, v_transposed = linear.equilibrated_svd
-    known = singular > linear.rank_rtol(state.n_points) * singular[0]
-    if known.all():
-        return None
-    weak = v_transposed[~known]
+    weak = v_transposed[~(singular > linear.rank_rtol(state.n_points) * singular[0])]
     direction = weak.T @ (weak @ np.cos(np.arange(1.0, norms.size + 1.0)))
     # A parameter without any effect keeps its start.
     direction[linear.norms == 0.0] = 0.0

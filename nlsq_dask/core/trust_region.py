@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nlsq_dask.core.factor import has_zero
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.vectors import length
 
@@ -62,8 +63,9 @@ class Spectrum:
             directions the step for α = 0 is the shortest minimiser.
         """
         u, singular, v_transposed = np.linalg.svd(matrix, full_matrices=False)
-        utr, kept = u.T @ rhs, singular > rank_rtol * singular[0]
-        if not kept.all():
+        utr = u.T @ rhs
+        if has_zero(singular, rank_rtol):
+            kept = singular > rank_rtol * singular[0]
             singular, v_transposed, utr = singular[kept], v_transposed[kept], utr[kept]
         return cls(singular, v_transposed.T, utr)
 

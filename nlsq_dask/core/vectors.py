@@ -19,14 +19,14 @@ def length(vector: FloatArray) -> float:
 
 
 def nonzero(norms: FloatArray) -> FloatArray:
-    """Replace zeros by 1, so that columns of zeros can be divided by their norms."""
-    return np.where(norms == 0.0, 1.0, norms)
+    """Norms (p,) with 1 for 0, so that columns of zeros can be divided by their norms."""
+    return np.where(norms == 0.0, 1.0, norms) if 0.0 in norms.tolist() else norms
 
 
 def column_norms(matrix: FloatArray) -> FloatArray:
     """Euclidean norms of the columns of a (k, p) matrix, shape (p,)."""
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
-    largest = nonzero(np.abs(matrix).max(axis=0))
+    largest = nonzero(np.maximum.reduce(np.abs(matrix), axis=0))
     scaled = matrix / largest
     norms: FloatArray = largest * np.sqrt(np.add.reduce(scaled * scaled, axis=0))
     return norms
