@@ -6,7 +6,6 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from nlsq_dask import _errors
 from nlsq_dask.api.keywords import naming_unknown_keywords
 from nlsq_dask.api.lmfit_input import naming_lmfit, without_lmfit
 from nlsq_dask.core.checks import checked_flag, checked_progress, checked_retries, checked_seed
+from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.workflow import OptimizationGoal
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.job import Job
@@ -424,7 +424,7 @@ def _with_provenance(
     arguments = written_arguments(given, _defaults())
     plan = partial(plan_of, job, "untimed")
     made = Provenance(given["model"], arguments, seconds, plan)
-    return replace(result, fitted=replace(result.fitted, provenance=made))
+    return with_changes(result, fitted=with_changes(result.fitted, provenance=made))
 
 
 @cache

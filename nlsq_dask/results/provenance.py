@@ -97,8 +97,9 @@ def written_arguments(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     lines = []
     for name, default in defaults.items():
         value = given[name]
-        plain = isinstance(value, str | float | int | None)
-        if name in _LEFT_OUT or value is default or (plain and value == default):
+        if value is default or name in _LEFT_OUT:
+            continue
+        if isinstance(value, str | float | int | None) and value == default:
             continue
         title = "" if name in _POSITIONAL else f"{name}="
         lines.append(title + (_data(name, value) if name in _DATA else _option(value)))

@@ -13,7 +13,7 @@ import builtins
 import functools
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -119,8 +119,7 @@ def values_of_libraries(names: tuple[str, ...]) -> list[Any]:
 
     Somebody may have set an attribute of a module to another value.
     """
-    owners = [vars(owner) for owner, _ in _first_attributes()]
-    return [owner.get(name) for owner in owners for name in names]
+    return [owner.get(name) for owner in _attributes_now() for name in names]
 
 
 def _is_as_imported(name: str) -> bool:
@@ -131,6 +130,12 @@ def _is_as_imported(name: str) -> bool:
 @functools.cache
 def _first_attributes() -> tuple[tuple[Any, dict[str, Any]], ...]:
     return tuple((owner, dict(vars(owner))) for owner in (*_MODULES, jax, np))
+
+
+@functools.cache
+def _attributes_now() -> tuple[Mapping[str, Any], ...]:
+    """The attributes of these modules, as they are whenever they are looked at."""
+    return tuple(vars(owner) for owner, _ in _first_attributes())
 
 
 @functools.cache
