@@ -26,7 +26,7 @@ from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
-from nlsq_dask.core.vectors import length, nonzero
+from nlsq_dask.core.vectors import all_finite, length, nonzero
 
 #: Keeps the radius of a search that cannot move from underflowing.
 LEAST_RADIUS = 1e-100
@@ -227,9 +227,9 @@ def is_finite(sums: NormalEquations) -> bool:
     """Whether a step can be computed from the sums."""
     return bool(
         math.isfinite(sums.cost)
-        and np.isfinite(sums.gram).all()
-        and np.isfinite(sums.gradient).all()
-        and (sums.concave is None or np.isfinite(sums.concave).all())
+        and all_finite(sums.gram)
+        and all_finite(sums.gradient)
+        and (sums.concave is None or all_finite(sums.concave))
     )
 
 

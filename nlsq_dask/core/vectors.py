@@ -18,6 +18,13 @@ def length(vector: FloatArray) -> float:
     return math.sqrt(vector.dot(vector))
 
 
+def all_finite(array: FloatArray) -> bool:
+    """Whether all numbers of a small array are finite."""
+    flat = array.ravel()
+    # A square may overflow where the number does not.
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(array).all())
+
+
 def nonzero(norms: FloatArray) -> FloatArray:
     """Norms (p,) with 1 for 0, so that columns of zeros can be divided by their norms."""
     return np.where(norms == 0.0, 1.0, norms) if 0.0 in norms.tolist() else norms

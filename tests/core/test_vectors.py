@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from nlsq_dask.core.bounds import next_inside
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.search import relative_gradient
-from nlsq_dask.core.vectors import column_norms, length, nonzero
+from nlsq_dask.core.vectors import all_finite, column_norms, length, nonzero
 
 NUMBERS = st.floats(-1e150, 1e150) | st.sampled_from([0.0, -0.0, 1e-300, np.inf, np.nan])
 SIZES = st.integers(1, 12)
@@ -22,6 +22,11 @@ def vectors(sizes=SIZES, elements=NUMBERS):
 @given(vectors())
 def test_length_has_the_bits_of_the_norm(vector):
     assert np.array_equal(length(vector), np.linalg.norm(vector), equal_nan=True)
+
+
+@given(vectors() | arrays(np.float64, (3, 3), elements=NUMBERS))
+def test_numbers_that_are_all_finite(array):
+    assert all_finite(array) == np.isfinite(array).all()
 
 
 @given(SIZES.flatmap(lambda n: arrays(np.float64, (n, n), elements=st.floats(-1e300, 1e300))))
