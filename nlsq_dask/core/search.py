@@ -36,8 +36,10 @@ LEAST_RADIUS = 1e-100
 LEAST_EFFECT = float(np.sqrt(np.finfo(np.float64).tiny))
 
 #: Rounding errors of a difference of two costs, in units of the rounding of its parts: two sums,
-#: and a model whose value is rounded about twice.
-COST_ROUNDING = 4.0
+#: and a model's value after some operations, as exp multiplies the rounding of its argument by the
+#: argument. Differences at one point of Gaussians on a background come to 20 units of the cost
+#: alone. A smaller number lets a search compare costs that consist of rounding errors.
+COST_ROUNDING = 16.0
 
 #: Rounding errors of a residual, in units of the rounding of its largest term: a model's value
 #: takes some operations.
