@@ -10,7 +10,8 @@ on the disk.
   ``--megabytes``, of all, and of ``--megabytes`` more for each factor of ``--times``: with 1000 and
   4 16, cubes of 1, 4 and 16 GB;
 - workers: seconds on clusters of one and of two processes of one thread, and of one process of two
-  threads;
+  threads; each process has as many cores as threads, since XLA starts a thread for each core of its
+  process, and one worker of one thread would use all cores;
 - frames: peak resident memory for frames of (1, 64, 512), 512 and 2,048 of them, read with
   ``memory_limit_gb=0.3``, and how often each frame is read (``--no-frames`` leaves them out).
 
@@ -20,6 +21,7 @@ times as fast as one, two threads 1.6 times; frames read at most 6.1 times.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections import Counter
@@ -210,12 +212,22 @@ def measure_memory(place: Path) -> Row:
     return {"what": "memory", "series": n, "peak MB": peak_bytes() / MB}
 
 
+def keep_to_cores(first: int, count: int) -> None:
+    """Let all threads of this process use so many cores of its own, before JAX starts."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[first : first + count]
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
+
+
 def measure_workers(place: Path) -> list[Row]:
     """Seconds on clusters, after a run that compiles."""
     rows: list[Row] = []
     alone = 0.0
     for processes, threads, bar in ((1, 1, None), (2, 1, 1.9), (1, 2, 1.6)):
-        with local_cluster(processes, threads):
+        with local_cluster(processes, threads) as client:
+            for i, worker in enumerate(client.scheduler_info(n_workers=-1)["workers"]):
+                client.run(keep_to_cores, i * threads, threads, workers=[worker])
             fitted(place)
             seconds, _ = stopwatch(lambda: fitted(place))
         row: Row = {"what": f"{processes} processes, {threads} threads", "seconds": seconds}

@@ -11,7 +11,9 @@ show this, whatever the residuals are:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,18 @@ class SeriesAnswers:
     nfev: NDArray[np.int64]
     status: NDArray[np.int64]
     at_bound: NDArray[np.bool_]
+
+    def part(self, chosen: slice) -> SeriesAnswers:
+        """Some of the series."""
+        return SeriesAnswers(*(getattr(self, f.name)[..., chosen] for f in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The series of all parts, of one part at least."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [f.name for f in fields(cls)]
+        return cls(*(np.concatenate([getattr(p, n) for p in parts], axis=-1) for n in names))
 
 
 def answers_of(state: LaneState, lanes: Lanes, start: FloatArray) -> SeriesAnswers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def fit_in_threads(
         packed = block.fitted()
     else:
         with ThreadPoolExecutor(len(parts)) as pool:
-            packed = np.concatenate(list(pool.map(SeriesBlock.fitted, parts)), axis=1)
+            # The threads read into the memory of this thread.
+            own = [pool.submit(copy_context().run, part.fitted) for part in parts]
+            packed = np.concatenate([future.result() for future in own], axis=1)
     if wants(problem):
         packed = refined(block, packed)
     return packed.reshape(problem.n_planes, *block.map_shape)

@@ -180,7 +180,9 @@ class LaneSearch:
         if self._phase == "based":
             self.again.append(InBasis(number[done], flat[:, done], constants[:, done]))
         else:
-            self.finals[:, number[done]] = flat[:, done]
+            ended = number[done]
+            for own, values in zip(self.finals, flat, strict=True):
+                own[ended] = values[done]
         if self._phase == "all":
             self._set_aside(number, flat, data, constants, done)
         rest = np.flatnonzero((number >= 0) & ~done)
@@ -263,4 +265,7 @@ def to_tiles(rows: FloatArray, shape: TileShape) -> FloatArray:
 
 def _lanes_of(tiles: FloatArray, used: int) -> FloatArray:
     """Rows (rows, T L) of the first T of tiles (B, rows, L)."""
-    return np.moveaxis(tiles[:used], 1, 0).reshape(tiles.shape[1], -1)
+    rows = tiles.shape[1]
+    whole = memory_of_thread().empty((rows, used, tiles.shape[2]), tiles.dtype)
+    whole[...] = np.moveaxis(tiles[:used], 1, 0)
+    return whole.reshape(rows, -1)

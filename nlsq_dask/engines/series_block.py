@@ -42,6 +42,10 @@ from nlsq_dask.kernels.lanes import (
 )
 from nlsq_dask.models.lane_guess import lane_guess
 
+# Series whose answers are computed at one time. Arrays of so many numbers stay in a cache, and are
+# smaller than the 128 kB from which malloc takes fresh pages for each array.
+ANSWERED = 2048
+
 
 @dataclass
 class SeriesBlock(SeriesTables):
@@ -84,10 +88,24 @@ class SeriesBlock(SeriesTables):
             size,
         )
         search.run(self._batches(constants, starts))
-        answers = answers_of(unpacked_state(finals, size), self.lanes(constants), starts)
-        for part in search.again:
-            answers = self._certified(answers, part, constants, starts)
+        answers = SeriesAnswers.joined(
+            [
+                answers_of(
+                    unpacked_state(finals[:, part], size),
+                    self.lanes(constants[:, part]),
+                    starts[:, part],
+                )
+                for part in self._slices()
+            ]
+        )
+        for again in search.again:
+            answers = self._certified(answers, again, constants, starts)
         return answers, constants, starts
+
+    def _slices(self) -> Iterator[slice]:
+        """Parts of the series for answers; one empty part of no series."""
+        for first in range(0, max(self.n_series, 1), ANSWERED):
+            yield slice(first, min(first + ANSWERED, self.n_series))
 
     def lanes(self, constants: FloatArray) -> Lanes:
         """What stays the same in the searches of n series, from their constants (c, n)."""
@@ -230,7 +248,18 @@ class SeriesBlock(SeriesTables):
 
     def packed(self, answers: SeriesAnswers, constants: FloatArray) -> FloatArray:
         """The packed answer (k, n) of the block."""
-        problem, reduction = self.problem, self.problem.reduction
+        packed = np.empty((self.problem.n_planes, self.n_series))
+        for part in self._slices():
+            planes = self._planes(answers.part(part), constants[:, part], part)
+            for f in self.problem.fields:
+                packed[f.planes, part] = planes[f.name]
+        return packed
+
+    def _planes(
+        self, answers: SeriesAnswers, constants: FloatArray, part: slice
+    ) -> dict[str, NDArray[Any]]:
+        """The fields of the answers of some series."""
+        reduction = self.problem.reduction
         scale = constants[self.where.scale]
         params = constants[self.where.offset] + along(reduction.matrix, answers.params)
         params = np.where(np.isnan(answers.params).any(axis=0), np.nan, params)
@@ -241,11 +270,11 @@ class SeriesBlock(SeriesTables):
         with np.errstate(all="ignore"):
             chi2 = answers.chi2 / scale**2
             if not np.isnan(answers.chi2).all():
-                chi2 = chi2 / self._variance_of_series()
+                chi2 = chi2 / self._variance_of_series(part)
             dof = n_points - len(answers.params)
             reduced = np.where(dof > 0, chi2 / dof, np.nan)
             errors = np.sqrt(variances)
-        planes: dict[str, Any] = {
+        return {
             "popt": params,
             "perr": errors,
             "chi2": chi2,
@@ -257,17 +286,14 @@ class SeriesBlock(SeriesTables):
             "at_bound": bits_of(reduction, answers.at_bound),
             "pcov": products,
         }
-        packed = np.empty((problem.n_planes, self.n_series))
-        for f in problem.fields:
-            packed[f.planes] = planes[f.name]
-        return packed
 
-    def _variance_of_series(self) -> FloatArray | float:
-        """Squares of the standard deviations that are one number a series."""
+    def _variance_of_series(self, part: slice) -> FloatArray | float:
+        """Squares of the standard deviations that are one number a series, of some series."""
         table = self.tables.get(("sigma", 0))
         if table is None or table.shape[0] > 1:
             return 1.0
-        sigma: FloatArray = np.ma.filled(np.ma.asarray(table[0], np.float64), np.nan)
+        own = table[0] if table.shape[1] == 1 else table[0, part]
+        sigma: FloatArray = np.ma.filled(np.ma.asarray(own, np.float64), np.nan)
         return sigma**2
 
 

@@ -33,6 +33,7 @@ from nlsq_dask.io.finite import is_deviation
 from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.observations import Array, Observations
+from nlsq_dask.io.reused_memory import memory_of_process, reusing
 from nlsq_dask.io.series import SeriesAxes
 from nlsq_dask.io.sources import is_dask, observe
 from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
@@ -243,7 +244,8 @@ def prepare_each(
 def packed_answer(job: EachJob, reading: SeriesReading | None) -> Any:
     """The packed answer (k, ...): an array of NumPy, or of Dask for lazy data."""
     if reading is None:
-        return fit_in_threads(job.problem, job.arrays, available_cores())
+        with reusing(memory_of_process()):
+            return fit_in_threads(job.problem, job.arrays, available_cores())
     return lazy_answer_of(job.problem, job.arrays, reading, job.retries)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -46,7 +46,7 @@ from nlsq_dask.engines.frames import fit_frames
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.chunks import Box, Chunks, block_boxes, largest_block
 from nlsq_dask.io.observations import Array
-from nlsq_dask.io.reused_memory import ReusedMemory, reusing
+from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process, reusing
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Block, Layout
 
@@ -81,6 +81,8 @@ class RegionWork:
     gathered_bytes : float or None
         Bytes for the rows of series that are gathered, where blocks are frames; None where they are
         joined.
+    memory : ReusedMemory
+        What the tasks of a process read into.
     """
 
     problem: SeriesProblem
@@ -90,6 +92,7 @@ class RegionWork:
     fit: str = ""
     read_ahead: int = 0
     gathered_bytes: float | None = None
+    memory: ReusedMemory = field(default_factory=memory_of_process)
 
 
 @without_collections()
@@ -159,11 +162,13 @@ def _lazy(
     regions: Chunks,
 ) -> Any:
     name = f"{TASK_NAME}-{uuid.uuid4().hex}"
-    tasks: dict[Key, GraphNode] = dict(shared)
+    # One value for all tasks of a process, which so keep their memory from one to the next.
+    common = f"{name}-work"
+    tasks: dict[Key, GraphNode] = {**shared, common: DataNode(common, work)}
     for region, group in groups.items():
         key: Key = (name, 0, *region)
         external = List(*(TaskRef(k) for k in group.external))
-        tasks[key] = Task(key, fit_region, DataNode(None, group), external, DataNode(None, work))
+        tasks[key] = Task(key, fit_region, DataNode(None, group), external, TaskRef(common))
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=())
     chunks = ((work.problem.n_planes,), *regions)
     return da.Array(graph, name, chunks, np.float64, meta=np.empty((0,) * len(chunks)))
@@ -172,7 +177,7 @@ def _lazy(
 def fit_region(group: Group, external: Sequence[Any], work: RegionWork) -> FloatArray:
     """The task: the packed answer (k, ...) of a region."""
     frames = GroupFrames(group, dict(zip(group.external, external, strict=True)), work)
-    with reusing(ReusedMemory()):
+    with reusing(work.memory):
         if work.gathered_bytes is None:
             return fit_block(work.problem, frames.joined())
         return fit_frames(work.problem, frames, frames.map_shape, work.gathered_bytes)
