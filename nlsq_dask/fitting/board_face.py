@@ -31,6 +31,9 @@ MESSAGE_SECONDS = 0.5
 # Most blocks for which the board is told the group of each block.
 MOST_BLOCKS = 10_000
 
+# Outcome of a fit that raised an exception.
+OVER_BY_ERROR = "failed or interrupted"
+
 
 class BoardFace:
     """Tells the board of a cluster how one fit goes.
@@ -60,10 +63,9 @@ class BoardFace:
         self._sent: float | None = None
         self._points: list[dict[str, Any]] = []
         names = list(job.spec.names)
-        begun = {"title": job.spec.label, "names": names, "began": time.time(), **place}
+        begun = {"title": job.spec.label, "names": names, **place}
         begun["weighted"] = job.data.sigma is not None
-        where = {"client": board.client_id, "host": f"{socket.gethostname()}:{os.getpid()}"}
-        self._tell("begin", begun | where)
+        self._tell("begin", begun | begun_by(board))
 
     def show(self, moment: Moment, now: float, event: Event) -> None:
         """Tell of a moment; see :class:`~nlsq_dask.fitting.faces.Face`."""
@@ -73,15 +75,15 @@ class BoardFace:
             self._sent = now
         if now - self._sent >= MESSAGE_SECONDS:
             self._sent = now
-            self._tell("moment", _told(moment), at_last=bool(self._points))
+            self._tell("moment", told_of(moment), at_last=bool(self._points))
 
     def end(self, moment: Moment) -> None:
         """Tell of the last moment; the numbers of the result follow."""
-        self._tell("end", _told(moment) | {"outcome": moment.outcome})
+        self._tell("end", told_of(moment) | {"outcome": moment.outcome})
 
     def leave(self) -> None:
         """Tell that the fit failed."""
-        self._tell("end", {"outcome": "failed or interrupted", "success": False})
+        self._tell("end", {"outcome": OVER_BY_ERROR, "success": False})
 
     def result(self, result: FitResult) -> None:
         """Tell how the fit ended, with the numbers of its result."""
@@ -155,7 +157,14 @@ def _place(engine: DaskEngine) -> dict[str, Any]:
     return {"grid": list(grid), "groups": groups}
 
 
-def _told(moment: Moment) -> dict[str, Any]:
+def begun_by(board: Board) -> dict[str, Any]:
+    """When and where a fit begins."""
+    host = f"{socket.gethostname()}:{os.getpid()}"
+    return {"began": time.time(), "client": board.client_id, "host": host}
+
+
+def told_of(moment: Moment) -> dict[str, Any]:
+    """A moment as values of JSON."""
     return {
         "phase": moment.phase,
         "wait": moment.wait,

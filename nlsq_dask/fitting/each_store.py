@@ -20,6 +20,7 @@ from nlsq_dask.fitting.each import EachJob, logger
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.moment import SeriesDone
 from nlsq_dask.fitting.progress import Progress
+from nlsq_dask.fitting.series_board import series_faces
 from nlsq_dask.fitting.series_reading import (
     SeriesReading,
     StoredLayout,
@@ -150,14 +151,19 @@ class Target:
         specs = map_specs(self.job.problem, maps)
         with Progress(faces_of(checked_progress(self.options.progress))) as progress:
             ears = Ears(progress.note)
+            boards = series_faces(self.job, self.options.executor, ears.fit)
+            progress.add(boards)
             self.options.executor.listen()
             try:
-                return self._written(specs, ears.fit, progress)
+                fields, counts = self._written(specs, ears.fit, progress)
             except BaseException:
                 ears.stop()
                 raise
             finally:
                 ears.close()
+            for board in boards:
+                board.result(counts)
+        return fields, counts
 
     def _written(
         self, specs: Sequence[MapSpec], fit: str, progress: Progress

@@ -141,6 +141,18 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def path_of_url(url: str) -> Path | None:
+    """The path of a URL of the disks of this machine; None for any other URL."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.netloc + parts.path)) if parts.scheme in LOCAL_SCHEMES else None
+
+
+def check_slashes(argument: str, text: str) -> None:
+    """Refuse what pathlib makes of a URL."""
+    if _LOST_SLASH.match(text):
+        raise _errors.url_as_path(argument, text)
+
+
 def checked_place(
     place: Any, argument: str, not_a_path: Callable[[object], Exception]
 ) -> str | Path:
@@ -172,13 +184,13 @@ def checked_place(
         raise not_a_path(place)
     if "\0" in text or not _is_encodable(text):
         raise _errors.path_unusable(argument, text)
-    if _LOST_SLASH.match(text):
-        raise _errors.url_as_path(argument, text)
+    check_slashes(argument, text)
     if not is_url(text):
         return Path(text)
+    here = path_of_url(text)
+    if here is not None:
+        return here
     parts = urlsplit(text)
-    if parts.scheme in LOCAL_SCHEMES:
-        return Path(unquote(parts.netloc + parts.path))
     if parts.scheme not in ATOMIC or parts.query or parts.fragment:
         raise _errors.place_not_atomic(argument, locations.shown_url(text), ATOMIC)
     return text

@@ -26,7 +26,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.io import locations
 from nlsq_dask.io.codec import checksum, dumps
 from nlsq_dask.io.direct_write import direct_writer
-from nlsq_dask.io.folders import is_url
+from nlsq_dask.io.folders import check_slashes, is_url, path_of_url
 from nlsq_dask.io.libraries import is_zarr_group
 
 FORMAT = "nlsq_dask maps 1"
@@ -89,8 +89,10 @@ def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
     if not isinstance(store, str | os.PathLike) or not os.fspath(store):
         raise _errors.map_store_not_a_place(store)
     text = os.fspath(store)
-    url = isinstance(text, str) and is_url(text)
-    place = text if url else Path(text).absolute()
+    check_slashes("store", str(text))
+    here = path_of_url(text) if is_url(text) else Path(text)
+    url = here is None
+    place = text if here is None else here.absolute()
     try:
         return zarr.open_group(
             place, mode="a", storage_options=dict(options or {}) if url else None

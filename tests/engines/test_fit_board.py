@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from nlsq_dask import InputError, fit, fit_models
+from nlsq_dask import ConvergenceWarning, InputError, ReadingError, fit, fit_each, fit_models
 from nlsq_dask.core.float_bins import FloatBins
 from nlsq_dask.engines.dask.fit_board import MOST_FITS, MOST_RATES, PLUGIN_NAME, FitBoard
 from nlsq_dask.engines.dask.signals import BOARD_TOPIC
@@ -132,6 +132,36 @@ def test_the_board_has_the_numbers_of_the_result(client):
     counts, _ = np.histogram(Y - np.exp(-result.popt[0] / 12 * X), bars.edges)
     assert bars.counts == counts.tolist()
     assert bars.n_shown == bars.n_rows == X.size
+
+
+@pytest.mark.cluster
+def test_the_board_has_the_series_that_are_done(client, tmp_path):
+    lazy_fit(client)  # the first fit registers the plugin
+    y = da.from_array(np.tile(Y[::40, None], 8), chunks=(-1, 2))
+    y = da.where(np.arange(8) == 5, np.nan, y)
+    with pytest.warns(ConvergenceWarning):
+        maps = fit_each(decays, X[::40], y, [10.0], store=tmp_path / "a.zarr", client=client)
+    (record,) = (f for f in board_of(client).fits.values() if "series" in f.moment)
+    assert list(record.names) == list(maps.names)
+    assert (record.phase, record.is_over, record.success) == ("series", True, False)
+    series = record.moment["series"]
+    assert (series["done"], series["total"], series["converged"]) == (8, 8, 7 / 8)
+    assert record.rates
+    assert record.message.startswith("7")
+
+
+@pytest.mark.cluster
+def test_series_that_cannot_be_read_end_on_the_board(client, tmp_path):
+    lazy_fit(client)
+
+    def broken(block):
+        raise OSError("lost")
+
+    y = da.zeros((50, 4), chunks=(-1, 2)).map_blocks(broken, meta=np.empty((0, 0)))
+    with pytest.raises(ReadingError):
+        fit_each(decays, X[::40], y, [10.0], store=tmp_path / "b.zarr", client=client, retries=0)
+    record = list(board_of(client).fits.values())[-1]
+    assert (record.outcome, record.success) == ("failed or interrupted", False)
 
 
 @pytest.mark.cluster

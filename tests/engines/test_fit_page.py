@@ -74,6 +74,18 @@ def test_the_page_shows_the_newest_fit_and_a_table_of_all(board):
     assert data_of(page, "rates") == {"seconds": [1.0, 2.0, 3.0], "rate": [2.0] * 3}
 
 
+def test_a_line_of_many_series_tells_how_many_are_done_and_have_converged(board):
+    told(board)
+    series = {"done": 3000, "total": 12000, "per_second": 1500.0, "converged": 0.9876, "left": 6.0}
+    moment = {"phase": "series", "number": 0, "series": series, "fit_left": [6.0, 6.0]}
+    board.take({"fit": "f", "kind": "moment", "seconds": 2.0, "bytes_per_second": 3e6, **moment})
+    line = fit_page.row_of(board.fits["f"])
+    assert line["state"] == "series · 3,000/12,000 · 98.8 % converged · 1,500 series/s"
+    assert (line["left"], line["rate"], line["number"]) == ("6", "3", "")
+    board.take({"fit": "f", "kind": "end", "outcome": "converged"})
+    assert fit_page.row_of(board.fits["f"])["state"] == "converged"
+
+
 @pytest.mark.slow
 def test_a_fit_that_is_over_stays_and_another_can_be_chosen(board):
     told(board, "old", [9.0])

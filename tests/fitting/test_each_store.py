@@ -59,6 +59,15 @@ def test_stored_maps_are_those_in_memory(chunks, expected, tmp_path):
     assert maps.at(3, 4).popt == pytest.approx(expected.at(3, 4).popt)
 
 
+def test_a_store_is_a_path_or_the_url_of_a_path(tmp_path):
+    place = tmp_path / "maps of 1.zarr"
+    maps = fit_each(decay, T, Y[:, :1], START, store=f"file://{place}".replace(" ", "%20"))
+    again = fit_each(decay, T, Y[:, :1], START, store=place, resume=True)
+    assert_same(maps, again.compute())
+    with pytest.raises(InputError, match="lost a slash"):
+        fit_each(decay, T, Y[:, :1], START, store=Path("s3://bucket/maps.zarr"))
+
+
 @pytest.mark.slow
 def test_the_store_is_a_dataset(tmp_path):
     place = tmp_path / "maps.zarr"

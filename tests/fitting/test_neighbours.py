@@ -57,6 +57,17 @@ def test_the_answers_do_not_depend_on_the_chunks(maps, chunks, is_stored, tmp_pa
         np.testing.assert_array_equal(found.fields[name], values)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
+@pytest.mark.parametrize("part", [(slice(2), slice(ROUNDS - 1)), (slice(3, 6), slice(None))])
+def test_a_map_may_be_shorter_than_what_surrounds_a_block(part):
+    y = Y[:, *part]
+    found = fit_each(peak, X, da.from_array(y, chunks=(-1, 1, 6)), START, refine="neighbours")
+    expected = fit_each(peak, X, y, START, refine="neighbours")
+    for name, values in found.compute().fields.items():
+        np.testing.assert_array_equal(values, expected.fields[name])
+
+
 def test_neighbours_along_each_axis():
     right, left, down, up = np.stack(neighbours((2, 3)))[[2, 3, 0, 1]]
     np.testing.assert_array_equal(right, [-1, 0, 1, -1, 3, 4])

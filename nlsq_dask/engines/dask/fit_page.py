@@ -92,17 +92,15 @@ def table_of(fits: Sequence[BoardFit]) -> str:
 def row_of(fit: BoardFit) -> dict[str, str]:
     """A line of the table of fits, by the names of the columns."""
     moment, last = fit.moment, fit.points[-1] if fit.points else None
-    state = fit.outcome or " · ".join(filter(None, (_phase(fit), _blocks(fit), fit.wait)))
-    low, high = moment.get("fit_left") or (None, None)
-    left = (
-        "" if low is None or fit.is_over else f"{low:.0f}–{'?' if high is None else f'{high:.0f}'}"
-    )
+    now = (_phase(fit), *_series(fit), _blocks(fit), fit.wait)
+    state = fit.outcome or " · ".join(filter(None, now))
+    left = "" if fit.is_over else _left(moment.get("fit_left"))
     rate = moment.get("bytes_per_second")
     return {
         "title": fit.title,
         "began": time.strftime("%H:%M:%S", time.localtime(fit.began)),
         "state": state,
-        "number": str(moment.get("number", 0)),
+        "number": "" if "series" in moment else str(moment.get("number", 0)),
         "cost": f"{last.cost:.6g}" if last else "",
         "distance": f"{last.distance:.2g}" if last and math.isfinite(last.distance) else "",
         "seconds": f"{fit.seconds:.0f}",
@@ -116,6 +114,27 @@ def _phase(fit: BoardFit) -> str:
     few, many = fit.moment.get("passes") or (0, 0)
     number = fit.moment.get("number", 0)
     return f"pass {number} of about {few}–{many}" if fit.phase == "pass" else fit.phase
+
+
+def _series(fit: BoardFit) -> tuple[str, ...]:
+    """How far the fits of many series are."""
+    series = fit.moment.get("series")
+    if series is None:
+        return ()
+    return (
+        "{done:,}/{total:,}".format(**series),
+        f"{100 * series['converged']:.1f} % converged",
+        f"{series['per_second']:,.0f} series/s",
+    )
+
+
+def _left(ends: Sequence[float | None] | None) -> str:
+    """Seconds to the end, of the two ends of a range."""
+    low, high = ends or (None, None)
+    if low is None:
+        return ""
+    least, most = f"{low:.0f}", "?" if high is None else f"{high:.0f}"
+    return least if least == most else f"{least}–{most}"
 
 
 def _blocks(fit: BoardFit) -> str:

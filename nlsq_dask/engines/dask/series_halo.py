@@ -46,12 +46,13 @@ def with_halo(problem: SeriesProblem, arrays: Sequence[Array], grid: Chunks) -> 
         else:
             chunks = tuple(varying.get(d, n) for d, n in enumerate(array.shape))
             lazy = da.from_array(np.ma.asanyarray(array), chunks=chunks, name=False)
-        depth = {d: ROUNDS if d in varying else 0 for d in range(array.ndim)}
+        # A single block, which may be shorter than what surrounds blocks, has nothing around it.
+        depth = {d: ROUNDS if len(varying.get(d, ())) > 1 else 0 for d in range(array.ndim)}
         found.append(da.overlap.overlap(lazy, depth, "none", allow_rechunk=False))
     return found
 
 
 def without_halo(answer: Any) -> Any:
     """A packed answer (k, ...) without the series around its blocks."""
-    depth = {d: ROUNDS if d else 0 for d in range(answer.ndim)}
+    depth = {d: ROUNDS if d and n > 1 else 0 for d, n in enumerate(answer.numblocks)}
     return da.overlap.trim_internal(answer, depth, "none")
