@@ -111,7 +111,7 @@ def _chosen(
     begun: StoredLayout | None,
 ) -> SeriesReading:
     from nlsq_dask.engines.dask.series import map_chunks  # an engine, loaded for use
-    from nlsq_dask.engines.dask.series_halo import wide_chunks
+    from nlsq_dask.engines.dask.series_halo import surrounded, wide_chunks
     from nlsq_dask.engines.dask.series_regions import fit_chunks
 
     grid = wide_chunks(problem, arrays) if wants(problem) else map_chunks(problem, arrays)
@@ -123,7 +123,8 @@ def _chosen(
         return SeriesReading(grid)
     room = _room(memory_limit_gb, executor, math.prod(map(len, grid)))
     largest = tuple(map(max, grid))
-    needed = sizes.whole_bytes(math.prod(largest))
+    read = tuple(map(max, surrounded(grid))) if wants(problem) else largest
+    needed = sizes.whole_bytes(math.prod(read))
     if needed <= room:
         return SeriesReading(grid)
     most = max(int(room // sizes.whole_bytes(1)), 1)

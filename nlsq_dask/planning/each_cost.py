@@ -11,6 +11,7 @@ from nlsq_dask.core.resources import available_cores, available_memory
 from nlsq_dask.core.series_memory import FRAME_READINGS
 from nlsq_dask.core.worker_memory import fitting_chunks
 from nlsq_dask.engines.dask.executor import Executor
+from nlsq_dask.engines.neighbours import wants
 from nlsq_dask.fitting.each import EachJob, series_reading
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.sources import is_dask
@@ -53,8 +54,9 @@ def plan_of_each(job: EachJob, executor: Executor, *, stored: bool = False) -> M
     series = math.prod(largest)
     blocks = math.prod(map(len, grid))
     workers, threads, at_one_time, available = _machine(job, executor, blocks)
-    block_bytes = _block_bytes(job, largest)
-    task = _task_bytes(job, series, block_bytes, joined=joined)
+    read = largest if reading is None else _read_together(job, grid)
+    block_bytes = _block_bytes(job, read)
+    task = _task_bytes(job, math.prod(read), block_bytes, joined=joined)
     if reading is not None and in_frames:
         task = int(reading.task_bytes)
     base = executor.base_bytes
@@ -78,7 +80,7 @@ def plan_of_each(job: EachJob, executor: Executor, *, stored: bool = False) -> M
         threads=threads,
         data_bytes=sum(int(a.nbytes) for a in job.arrays),
         readings=FRAME_READINGS if in_frames else 1,
-        bytes_read=_bytes_read(job) * (_frames_decoded(job, blocks) if in_frames else 1),
+        bytes_read=_bytes_read(job, grid) * (_frames_decoded(job, blocks) if in_frames else 1),
         bytes_of_maps=maps,
         stored=stored,
         memory_bytes=memory,
@@ -97,6 +99,13 @@ def plan_of_each(job: EachJob, executor: Executor, *, stored: bool = False) -> M
         ),
         decoded=job.data.decoded,
     )
+
+
+def _read_together(job: EachJob, grid: Chunks) -> tuple[int, ...]:
+    """Lengths of the largest block along the map, with the neighbours that it needs."""
+    from nlsq_dask.engines.dask.series_halo import surrounded  # an engine, loaded for use
+
+    return tuple(map(max, surrounded(grid) if wants(job.problem) else grid))
 
 
 def _joined(job: EachJob) -> int:
@@ -152,15 +161,22 @@ def _frames_decoded(job: EachJob, regions: int) -> int:
     return FRAME_READINGS * -(-regions // chunks)
 
 
-def _bytes_read(job: EachJob) -> int:
-    """Bytes of one reading: each piece is made once, and decodes whole Zarr chunks."""
+def _bytes_read(job: EachJob, grid: Chunks) -> int:
+    """Bytes of one reading: a piece decodes whole Zarr chunks, and is made once.
+
+    A piece that lies in a block and around another is made for both.
+    """
     if not job.lazy:
         return 0
     from nlsq_dask.engines.dask.pieces import pieced_arrays_in  # an engine, loaded for use
+    from nlsq_dask.engines.dask.series_halo import times_made
 
     found = (p for a in job.arrays if is_dask(a) for p in pieced_arrays_in(a))
     pieces = {p.name: p for p in found}.values()
-    return sum(int(p.piece_bytes().sum()) for p in pieces if not p.in_memory)
+    made = {
+        p.name: times_made(job.problem, grid, p.pieces) if wants(job.problem) else 1 for p in pieces
+    }
+    return sum(int((p.piece_bytes() * made[p.name]).sum()) for p in pieces if not p.in_memory)
 
 
 def _warnings(

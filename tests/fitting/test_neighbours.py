@@ -4,9 +4,14 @@ import dask.array as da
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nlsq_dask import ConvergenceWarning, InputError, Status, fit_each
+from nlsq_dask.engines.dask.series_halo import surrounded, wide_chunks, with_halo
 from nlsq_dask.engines.neighbours import ROUNDS, neighbours
+from nlsq_dask.fitting.each import EachOptions, prepare_each
+from nlsq_dask.fitting.options import InputOptions
 
 X = np.linspace(0.0, 10.0, 40)
 SHAPE = (14, 20)
@@ -66,6 +71,22 @@ def test_a_map_may_be_shorter_than_what_surrounds_a_block(part):
     expected = fit_each(peak, X, y, START, refine="neighbours")
     for name, values in found.compute().fields.items():
         np.testing.assert_array_equal(values, expected.fields[name])
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+)
+def test_short_chunks_are_joined_to_short_blocks(rows, columns):
+    y = da.zeros((2, sum(rows), sum(columns)), chunks=(2, tuple(rows), tuple(columns)))
+    job = prepare_each(peak, [0.0, 1.0], y, START, None, InputOptions(), EachOptions())
+    grid = wide_chunks(job.problem, job.arrays)
+    for own, given_lengths in zip(grid, (rows, columns), strict=True):
+        assert sum(own) == sum(given_lengths)
+        assert len(own) == 1 or min(own) >= ROUNDS
+        assert max(own) <= max(*given_lengths, ROUNDS) + 2 * ROUNDS
+    around = with_halo(job.problem, job.arrays, grid)[0].chunks[1:]
+    assert around == surrounded(grid)
 
 
 def test_neighbours_along_each_axis():

@@ -7,6 +7,8 @@ import pytest
 import zarr
 
 from nlsq_dask import InputError, fit_each, plan_each
+from nlsq_dask.engines.neighbours import ROUNDS
+from tests.support.counting_store import stored as counted
 from tests.support.series import ROWS, START, T, cube, decay
 
 SHAPE = (6, 8)
@@ -36,6 +38,23 @@ def test_blocks_hold_whole_series(chunks, blocks, joined, series):
     assert found.block_bytes == 4 * ROWS * series + T.nbytes
     assert found.bytes_read == found.data_bytes - T.nbytes
     assert f"{blocks} block" in str(found)
+
+
+@pytest.mark.parametrize("refine", [None, "neighbours"])
+@pytest.mark.parametrize("chunks", [(ROWS, 20, 9), (15, 40, 21), (ROWS, 4, 30)])
+def test_what_is_planned_for_neighbours_is_read(chunks, refine, tmp_path):
+    source = cube((40, 30), missing=0.0)
+    array = counted(tmp_path / "y.zarr", source.y, chunks)
+    y = da.from_zarr(array)
+    found = plan_each(decay, T, y, START, refine=refine)
+    array.store.clear_counts()
+    maps = fit_each(decay, T, y, START, refine=refine, store=tmp_path / "maps.zarr")
+    assert array.store.bytes_read == found.bytes_read >= source.y.nbytes
+    assert maps.status.npartitions == found.blocks > 1
+    around = 2 * ROUNDS if refine else 0
+    rows, columns = (max(own) + around for own in maps.status.chunks)
+    assert found.block_bytes <= ROWS * 8 * min(rows, 40) * min(columns, 30) + T.nbytes
+    assert found.block_bytes > ROWS * 8 * found.block_series or not refine
 
 
 def test_the_maps_have_the_bytes_that_are_planned():
