@@ -141,7 +141,7 @@ def test_the_board_has_the_series_that_are_done(client, tmp_path):
     y = da.where(np.arange(8) == 5, np.nan, y)
     with pytest.warns(ConvergenceWarning):
         maps = fit_each(decays, X[::40], y, [10.0], store=tmp_path / "a.zarr", client=client)
-    (record,) = (f for f in board_of(client).fits.values() if "series" in f.moment)
+    record = list(board_of(client).fits.values())[-1]
     assert list(record.names) == list(maps.names)
     assert (record.phase, record.is_over, record.success) == ("series", True, False)
     series = record.moment["series"]
