@@ -1,14 +1,14 @@
 """The product ``A Aᵀ`` of linear loss, summed over the rows of a tile by lanes.
 
-A tile of A (k, n) is read as (k, 8, L): eight turns of L rows, a row in each of L lanes. The sums
-of a lane are
+A tile of A (k, n) is read as (k, 8, L): eight turns of L rows, a row in each of L lanes. G = A Aᵀ
+is symmetric. Its diagonals, continued at the first column behind the last, hold every pair of
+columns: pair (j, j + d) for all j and d = 0 ... k / 2. The sums of a lane are
 
-    G[j, k, l] = Σ_t A[j, t, l] A[k, t, l],    t = 1 ... 8,
+    S[j, d, l] = Σ_t A[j, t, l] A[j + d, t, l],    t = 1 ... 8,    j + d modulo k,
 
-and the lanes are added once, at the end of a buffer. This is a loop over all j, k and l whose body
+and the lanes are added once, at the end of a buffer. This is a loop over all j, d and l whose body
 is eight products: XLA makes one vectorised loop of it, without moving A into another order first,
-as a library for matrix products does. G is symmetric: the loop takes some columns j at a time, and
-only k from the first of them on.
+as a library for matrix products does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nlsq_dask.kernels.products import LARGE_BUFFER
 from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
@@ -27,10 +28,6 @@ from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
 LANES = 32
 TURNS = 8
 TILE = LANES * TURNS
-
-# Columns of one loop. Each loop costs compilation; all columns in one loop compute each product
-# twice, and take up to a tenth longer for eleven columns.
-LOOP_COLUMNS = 6
 
 # Most columns of A. For 32 a matrix product is faster (docs/kernel.md).
 MOST_COLUMNS = 26
@@ -61,35 +58,37 @@ class LanedSquare:
         in_memory: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
         return in_memory
 
-    def zero(self) -> tuple[jax.Array, ...]:
+    def zero(self) -> jax.Array:
         """Sums over no rows."""
-        return tuple(
-            jnp.zeros((cut.stop - cut.start, self.columns - cut.start, LANES)) for cut in self._cuts
-        )
+        return jnp.zeros((self.columns, self._diagonals, LANES))
 
-    def of_tile(self, matrix: jax.Array) -> tuple[jax.Array, ...]:
-        """Sums of each lane of A (k, TURNS, LANES)."""
-        return tuple(
-            added_turns(
-                [matrix[cut, None, turn] * matrix[None, cut.start :, turn] for turn in range(TURNS)]
-            )
-            for cut in self._cuts
-        )
+    def of_tile(self, matrix: jax.Array) -> jax.Array:
+        """Sums (k, diagonals, LANES) of each lane of A (k, TURNS, LANES)."""
+        turns = [matrix[:, turn] for turn in range(TURNS)]
+        return added_turns([turn[:, None] * self._next_columns(turn) for turn in turns])
 
-    def finish(self, sums: tuple[jax.Array, ...]) -> jax.Array:
+    def finish(self, sums: jax.Array) -> jax.Array:
         """The symmetric matrix (k, k)."""
-        rows = [
-            jnp.pad(jnp.sum(part, axis=2), ((0, 0), (cut.start, 0)))
-            for cut, part in zip(self._cuts, sums, strict=True)
-        ]
-        upper = jnp.triu(jnp.concatenate(rows))
-        return upper + jnp.triu(upper, 1).T
+        j, d = np.indices((self.columns, self._diagonals))
+        k = (j + d) % self.columns
+        place = np.zeros((self.columns, self.columns), int)
+        # For an even number of columns the last diagonal holds its pairs twice, with the same bits.
+        place[j, k] = place[k, j] = j * self._diagonals + d
+        return jnp.sum(sums, axis=2).ravel()[place]
+
+    def _next_columns(self, turn: jax.Array) -> jax.Array:
+        """Columns j, j + 1, ... (k, diagonals, LANES) of one turn (k, LANES), for each j.
+
+        The columns again and again, in rows of k + 1, begin with column j in row j. Unlike a choice
+        by indices this only changes shapes, which XLA turns into addresses.
+        """
+        k = self.columns
+        repeated = jnp.tile(turn, (k + 1, 1)).reshape(k, k + 1, LANES)
+        return repeated[:, : self._diagonals]
 
     @property
-    def _cuts(self) -> list[slice]:
-        """Columns j of each loop."""
-        starts = range(0, self.columns, LOOP_COLUMNS)
-        return [slice(start, min(start + LOOP_COLUMNS, self.columns)) for start in starts]
+    def _diagonals(self) -> int:
+        return self.columns // 2 + 1
 
 
 def added_turns(values: Sequence[jax.Array]) -> jax.Array:

@@ -253,7 +253,7 @@ class BlockKernel(CompiledKernel):
         """The same sums of linear loss by lanes."""
         square, weighted = LanedSquare(basis.shape[1] + 1), rows.weights is not None
 
-        def sums(tile: Tile) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        def sums(tile: Tile) -> tuple[jax.Array, jax.Array]:
             along, error, _ = self._derived(params, basis, tile, differenced=False)
             parts = [self._weighted(along, tile), self._weighted(error[None], tile)]
             if weighted:
@@ -263,12 +263,12 @@ class BlockKernel(CompiledKernel):
             extra = [added_turns([jnp.abs(e) for e in errors])]
             if weighted:
                 extra.append(added_turns([e**2 for e in errors]))
-            return square.of_tile(held[: square.columns]), tuple(extra)
+            # One array: JAX 0.10 runs a tile of more than eight loops with queues (docs/kernel.md).
+            return square.of_tile(held[: square.columns]), jnp.stack(extra)
 
-        zero = square.zero(), (jnp.zeros(LANES),) * (1 + weighted)
+        zero = square.zero(), jnp.zeros((1 + weighted, LANES))
         found, extras = self._over_tiles(sums, zero, rows, TILE)
-        totals = [jnp.sum(e)[None] for e in extras]
-        return jnp.concatenate([square.finish(found).ravel(), *totals])
+        return jnp.concatenate([square.finish(found).ravel(), jnp.sum(extras, axis=1)])
 
     @property
     def _tile_bytes_of_lanes(self) -> int | None:

@@ -101,12 +101,12 @@ def sum_over_tiles(
         tile = min(tile, tile_rows(tile_bytes, values, series_rows))
 
     def add_tile(i: jax.Array, total: Sums) -> Sums:
-        def cut(values: jax.Array | FloatArray) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(values, i * tile, tile)
+        def cut(values: jax.Array | FloatArray | NDArray[np.bool_]) -> jax.Array:
+            return cut_tile(values, i, tile)
 
         valid = i * tile + jnp.arange(tile) < rows.n
         if rows.counted is not None:
-            valid &= jax.lax.dynamic_slice_in_dim(rows.counted, i * tile, tile)
+            valid &= cut(rows.counted)
         w = None if rows.weights is None else cut(rows.weights)
         share = function(Tile(tuple(cut(c) for c in rows.coords), cut(rows.y), w, valid))
         added: Sums = jax.tree.map(jnp.add, total, share)
@@ -114,6 +114,17 @@ def sum_over_tiles(
 
     total: Sums = jax.lax.fori_loop(0, (rows.n + tile - 1) // tile, add_tile, zero)
     return total
+
+
+def cut_tile(
+    values: jax.Array | FloatArray | NDArray[np.bool_], i: jax.Array, size: int
+) -> jax.Array:
+    """Rows of tile i of a buffer, while JAX traces; a tile beyond the end is moved back.
+
+    Indices are never negative. Otherwise every row computes the place of its tile, and JAX 0.12
+    gathers the rows one by one in place of reading vectors.
+    """
+    return jax.lax.dynamic_slice_in_dim(values, i * size, size, allow_negative_indices=False)
 
 
 def tile_rows(tile_bytes: int, size: int, series_rows: int = 1) -> int:

@@ -25,7 +25,7 @@ from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
 from nlsq_dask.kernels.devices import DeviceChoice
-from nlsq_dask.kernels.tiles import tile_rows
+from nlsq_dask.kernels.tiles import cut_tile, tile_rows
 from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
 
 
@@ -138,10 +138,10 @@ class RowKernel(CompiledKernel):
             return function(coords)
 
         def do_tile(i: jax.Array, out: jax.Array) -> jax.Array:
-            rows = tuple(jax.lax.dynamic_slice_in_dim(c, i * tile, tile) for c in coords)
+            rows = tuple(cut_tile(c, i, tile) for c in coords)
             return jax.lax.dynamic_update_slice_in_dim(out, function(rows), i * tile, 0)
 
-        # JAX moves a last tile that reaches beyond the end back. Its first rows are computed twice,
+        # A last tile that reaches beyond the end is moved back. Its first rows are computed twice,
         # with the same result.
         result: jax.Array = jax.lax.fori_loop(0, -(-n // tile), do_tile, jnp.zeros(n))
         return result
