@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nlsq_dask.kernels.compiled import MAX_KERNELS
 from nlsq_dask.kernels.products import LARGE_BUFFER
 from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
 
@@ -29,8 +31,17 @@ LANES = 32
 TURNS = 8
 TILE = LANES * TURNS
 
+# Lanes of the sums of a robust loss, which has more arrays and more loops a tile: for few columns
+# 64 lanes take a tenth less than 32, and for ten columns a quarter more (docs/kernel.md).
+FEW_COLUMNS = 4
+FEW_COLUMNS_LANES = 64
+
 # Most columns of A. For 32 a matrix product is faster (docs/kernel.md).
 MOST_COLUMNS = 26
+
+# Most columns of a Jacobian with a robust loss. For 13 and 19 a pass takes half the time of matrix
+# products; more were not measured.
+MOST_WEIGHTED_COLUMNS = 20
 
 # Operations that cost as much for a few rows as for many: a larger tile has fewer of them.
 LOOPS = frozenset(["while", "scan"])
@@ -49,14 +60,8 @@ class LanedSquare:
     columns: int
 
     def held(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Parts (k, TILE) joined to one array (all k, TURNS, LANES) in memory.
-
-        XLA computes an array in each loop that reads it, unless there is a barrier before all
-        readers. After a change of shape behind the barrier it computes the array twice.
-        """
-        joined = jnp.concatenate([part.reshape(-1, TURNS, LANES) for part in parts])
-        in_memory: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
-        return in_memory
+        """Parts (k, TILE) joined to one array (all k, TURNS, LANES) in memory."""
+        return held_turns(parts, LANES)
 
     def zero(self) -> jax.Array:
         """Sums over no rows."""
@@ -65,30 +70,89 @@ class LanedSquare:
     def of_tile(self, matrix: jax.Array) -> jax.Array:
         """Sums (k, diagonals, LANES) of each lane of A (k, TURNS, LANES)."""
         turns = [matrix[:, turn] for turn in range(TURNS)]
-        return added_turns([turn[:, None] * self._next_columns(turn) for turn in turns])
+        return added_turns([turn[:, None] * next_columns(turn) for turn in turns])
 
     def finish(self, sums: jax.Array) -> jax.Array:
         """The symmetric matrix (k, k)."""
-        j, d = np.indices((self.columns, self._diagonals))
-        k = (j + d) % self.columns
-        place = np.zeros((self.columns, self.columns), int)
-        # For an even number of columns the last diagonal holds its pairs twice, with the same bits.
-        place[j, k] = place[k, j] = j * self._diagonals + d
-        return jnp.sum(sums, axis=2).ravel()[place]
-
-    def _next_columns(self, turn: jax.Array) -> jax.Array:
-        """Columns j, j + 1, ... (k, diagonals, LANES) of one turn (k, LANES), for each j.
-
-        The columns again and again, in rows of k + 1, begin with column j in row j. Unlike a choice
-        by indices this only changes shapes, which XLA turns into addresses.
-        """
-        k = self.columns
-        repeated = jnp.tile(turn, (k + 1, 1)).reshape(k, k + 1, LANES)
-        return repeated[:, : self._diagonals]
+        return symmetric(sums)
 
     @property
     def _diagonals(self) -> int:
         return self.columns // 2 + 1
+
+
+@dataclass(frozen=True)
+class WeightedSquare:
+    """Sums of ``J diag(w) Jᵀ`` for some weights w of the rows of a tile.
+
+    Attributes
+    ----------
+    columns : int
+        Rows q of J, which are the columns of a Jacobian.
+    weights : int
+    """
+
+    columns: int
+    weights: int
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a sum."""
+        return FEW_COLUMNS_LANES if self.columns <= FEW_COLUMNS else LANES
+
+    def held(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Parts (k, tile) joined to one array (all k, TURNS, lanes) in memory."""
+        return held_turns(parts, self.lanes)
+
+    def zero(self) -> jax.Array:
+        """Sums over no rows."""
+        return jnp.zeros((self.weights, self.columns, self.columns // 2 + 1, self.lanes))
+
+    def of_tile(self, matrix: jax.Array, weights: jax.Array) -> jax.Array:
+        """Sums of each lane of J (q, TURNS, lanes) and w (weights, TURNS, lanes)."""
+        products = []
+        for turn in range(TURNS):
+            columns = matrix[:, turn]
+            weighted = weights[:, None, turn] * columns
+            products.append(weighted[:, :, None] * next_columns(columns))
+        return added_turns(products)
+
+    def finish(self, sums: jax.Array) -> list[jax.Array]:
+        """A symmetric matrix (q, q) for each weight."""
+        return [symmetric(of_weight) for of_weight in sums]
+
+
+def held_turns(parts: Sequence[jax.Array], lanes: int) -> jax.Array:
+    """Parts (k, tile) joined to one array (all k, TURNS, lanes) in memory.
+
+    XLA computes an array in each loop that reads it, unless there is a barrier before all readers.
+    After a change of shape behind the barrier it computes the array twice.
+    """
+    joined = jnp.concatenate([part.reshape(-1, TURNS, lanes) for part in parts])
+    in_memory: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
+    return in_memory
+
+
+def next_columns(columns: jax.Array) -> jax.Array:
+    """Columns j, j + 1, ... (k, diagonals, lanes) of columns (k, lanes), for each j.
+
+    The columns again and again, in rows of k + 1, begin with column j in row j. Unlike a choice by
+    indices this only changes shapes, which XLA turns into addresses.
+    """
+    k, lanes = columns.shape
+    repeated = jnp.tile(columns, (k + 1, 1)).reshape(k, k + 1, lanes)
+    return repeated[:, : k // 2 + 1]
+
+
+def symmetric(sums: jax.Array) -> jax.Array:
+    """The symmetric matrix (k, k) of sums (k, diagonals, lanes)."""
+    size, diagonals = sums.shape[:2]
+    place = np.zeros((size, size), int)
+    for number, (j, d) in enumerate(np.ndindex(size, diagonals)):
+        k = (j + d) % size
+        # For an even size the last diagonal holds its pairs twice: the later is taken for both.
+        place[j, k] = place[k, j] = number
+    return jnp.sum(sums, axis=2).ravel()[place]
 
 
 def added_turns(values: Sequence[jax.Array]) -> jax.Array:
@@ -115,6 +179,7 @@ def squares_by_lanes(spec: ModelSpec, columns: int, capacity: int) -> bool:
     return fits and spec.series is None and not _loops(spec)
 
 
+@lru_cache(MAX_KERNELS)
 def _loops(spec: ModelSpec) -> bool:
     """Whether a model or its Jacobian calls Python, or has loops of its own."""
     models = (model for model in (spec, spec.jacobian) if model is not None)

@@ -37,10 +37,10 @@ import numpy as np
 from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.agreement import check_agreement
-from nlsq_dask.kernels.compiled import CompiledKernel, compilations, kept_kernel
-from nlsq_dask.kernels.derivatives import can_be_differenced, with_differences
+from nlsq_dask.kernels.compiled import compilations, kept_kernel
+from nlsq_dask.kernels.derivatives import can_be_differenced
 from nlsq_dask.kernels.devices import DeviceChoice
-from nlsq_dask.kernels.moments import largest_of, moments_of_y, sample_of_y, solved
+from nlsq_dask.kernels.moments import largest_of, moments_of_y, sample_of_y
 from nlsq_dask.kernels.products import (
     Columns,
     Laned,
@@ -50,13 +50,23 @@ from nlsq_dask.kernels.products import (
     products_for,
     products_of_scores,
 )
-from nlsq_dask.kernels.square import LANES, TILE, TURNS, LanedSquare, added_turns, squares_by_lanes
-from nlsq_dask.kernels.tiles import Rows, Sums, Tile, sum_over_tiles
+from nlsq_dask.kernels.square import (
+    LANES,
+    MOST_WEIGHTED_COLUMNS,
+    TILE,
+    TURNS,
+    LanedSquare,
+    WeightedSquare,
+    added_turns,
+    squares_by_lanes,
+)
+from nlsq_dask.kernels.tile_kernel import TileKernel, call_loss
+from nlsq_dask.kernels.tiles import Rows, Sums, Tile
 from nlsq_dask.user_model.loss import HALF_OF_ROWS
-from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
+from nlsq_dask.user_model.model_spec import ModelSpec
 
 
-class BlockKernel(CompiledKernel):
+class BlockKernel(TileKernel):
     """Sums over the rows of a buffer.
 
     Parameters as for :class:`CompiledKernel`.
@@ -132,6 +142,8 @@ class BlockKernel(CompiledKernel):
             concave, rest = _taken(rest, q)
         if not loss.is_linear:
             score_products, rest = _taken(rest, q)
+            if scores and not n_differenced and self._weighs_by_lanes(q, rows):
+                score_products = self._products_of_scores(params, basis, rows)
         abs_errors, *extra = rest
         # For linear loss, and without weights, some of the sums are equal and summed once.
         cost, n_small = 0.5 * chi2, 0.0
@@ -208,10 +220,14 @@ class BlockKernel(CompiledKernel):
             ``Σ (ρ'_i r_i)² j_i j_iᵀ`` of the weighted residuals and the rows of their Jacobian;
             ρ' = 1 for linear loss.
         """
-        products = self._sum(self._score_products, (params,), rows)
+        return self._products_of_scores(params, np.eye(params.size), rows)
+
+    def _products_of_scores(self, params: FloatArray, basis: FloatArray, rows: Rows) -> FloatArray:
+        """The same along the columns of a basis (p, q)."""
+        products = self._sum(self._score_products, (params, basis), rows)
         if np.isfinite(products).all() or not can_be_differenced(self._spec, rows.y.shape[0]):
             return products
-        return self._sum(self._differenced_score_products, (params,), rows)
+        return self._sum(self._differenced_score_products, (params, basis), rows)
 
     def _sums_of_tiles(
         self,
@@ -221,10 +237,12 @@ class BlockKernel(CompiledKernel):
         rows: Rows,
         differenced: bool = False,
     ) -> jax.Array:
+        # Differences are rare: they are not worth the compilation of another order of sums.
+        if not differenced and self._weighs_by_lanes(basis.shape[1], rows):
+            return self._laned_robust_sums(params, basis, rows)
         if not self._spec.loss.is_linear:
             return self._robust_sums(params, basis, scores, rows, differenced)
-        # Differences are rare: they are not worth the compilation of another order of sums.
-        if not differenced and self._squares_by_lanes(basis, rows):
+        if not differenced and self._squares_by_lanes(basis.shape[1] + 1, rows):
             return self._laned_sums(params, basis, rows)
         weighted = self._is_weighted(rows)
 
@@ -245,9 +263,9 @@ class BlockKernel(CompiledKernel):
         )
         return jnp.concatenate([s.ravel() for s in self._over_tiles(sums, zero, rows)])
 
-    def _squares_by_lanes(self, basis: jax.Array, rows: Rows) -> bool:
+    def _squares_by_lanes(self, columns: int, rows: Rows) -> bool:
         capacity = 0 if self._tile_bytes is None else rows.y.shape[0]
-        return squares_by_lanes(self._spec, basis.shape[1] + 1, capacity)
+        return squares_by_lanes(self._spec, columns, capacity)
 
     def _laned_sums(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
         """The same sums of linear loss by lanes."""
@@ -270,13 +288,50 @@ class BlockKernel(CompiledKernel):
         found, extras = self._over_tiles(sums, zero, rows, TILE)
         return jnp.concatenate([square.finish(found).ravel(), jnp.sum(extras, axis=1)])
 
+    def _weighs_by_lanes(self, columns: int, rows: Rows) -> bool:
+        """Whether the sums of a robust loss are summed by lanes, and those of scores apart."""
+        few = columns <= MOST_WEIGHTED_COLUMNS
+        return self._spec.loss.is_cheap and few and self._squares_by_lanes(columns + 1, rows)
+
+    def _laned_robust_sums(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
+        """The sums of a robust loss by lanes, with zeros in place of the products of the scores.
+
+        A branch for these products in the loop over tiles takes as long as half a pass.
+        """
+        q, loss = basis.shape[1], self._spec.loss
+        square = WeightedSquare(q, 1 + loss.is_concave)
+        weighted = rows.weights is not None
+        largest_small = (HALF_OF_ROWS * loss.f_scale) ** 2
+
+        def sums(tile: Tile) -> tuple[jax.Array, jax.Array]:
+            along, error, _ = self._derived(params, basis, tile, differenced=False)
+            parts = [self._weighted(along, tile), self._weighted(error[None], tile)]
+            if weighted:
+                parts.append(jnp.where(tile.valid, error, 0.0)[None])
+            held = square.held(parts)
+            columns, residuals, errors = held[:q], held[q], held[-1]
+            valid = tile.valid.reshape(residuals.shape)
+            costs, scores, row_weights = loss.of_rows(residuals, valid, call_loss)
+            terms = square.held([costs, scores, *row_weights])
+            small = jnp.where(valid & (residuals**2 <= largest_small), 1.0, 0.0)
+            extra = [jnp.abs(errors), terms[0], residuals**2, small]
+            if weighted:
+                extra.append(errors**2)
+            gradient = added_turns([columns[:, turn] * terms[1, turn] for turn in range(TURNS)])
+            totals = [added_turns([e[turn] for turn in range(TURNS)]) for e in extra]
+            joined = jnp.concatenate([gradient, jnp.stack(totals)])
+            return square.of_tile(columns, terms[2:]), joined
+
+        zero = square.zero(), jnp.zeros((q + 4 + weighted, square.lanes))
+        found, rest = self._over_tiles(sums, zero, rows, TURNS * square.lanes)
+        gram, *concave = square.finish(found)
+        gradient, totals = jnp.split(jnp.sum(rest, axis=1), [q])
+        return _joined(gram, gradient, totals[2:3], *concave, jnp.zeros((q, q)), totals)
+
     @property
     def _tile_bytes_of_lanes(self) -> int | None:
         """The tiles of series have other lengths than lanes need."""
         return None if self._spec.series else self._tile_bytes
-
-    def _is_weighted(self, rows: Rows) -> bool:
-        return rows.weights is not None or self._spec.cholesky is not None
 
     def _weighted_rows(
         self,
@@ -318,7 +373,7 @@ class BlockKernel(CompiledKernel):
         def sums(tile: Tile) -> tuple[tuple[jax.Array, ...], jax.Array, tuple[jax.Array, ...]]:
             columns, residuals, errors, replaced = self._once(values, tile, rows.n > 0)
             costs, of_scores, row_weights = self._once(
-                lambda tile: loss.of_rows(residuals, tile.valid, _call_loss), tile, rows.n > 0
+                lambda tile: loss.of_rows(residuals, tile.valid, call_loss), tile, rows.n > 0
             )
             small = tile.valid & (jnp.abs(residuals) <= HALF_OF_ROWS * loss.f_scale)
             extra = [costs, residuals**2, jnp.where(small, 1.0, 0.0)]
@@ -346,16 +401,6 @@ class BlockKernel(CompiledKernel):
             return function(tile)
         return computed_once(has_rows, function, tile)
 
-    def _weighted(self, values: jax.Array, tile: Tile) -> jax.Array:
-        """Values of rows (k, tile) in units of their standard deviations; 0 behind the last row."""
-        if tile.weights is not None:
-            values = values * tile.weights
-        if self._spec.cholesky is not None:
-            factor = jnp.asarray(self._spec.cholesky)
-            values = solved(factor, values.T).T
-        # A select, not a product: the rows behind the last row may hold NaN, and NaN * 0 is NaN.
-        return jnp.where(tile.valid, values, 0.0)
-
     def _costs_of_tiles(
         self,
         candidates: jax.Array,
@@ -367,7 +412,7 @@ class BlockKernel(CompiledKernel):
             if self._spec.loss.is_linear:
                 return jnp.sum(residuals**2, axis=1)
             # One candidate at a time: a user's loss is a function of a 1-D array.
-            values = [self._spec.loss.terms(r, _call_loss)[0] for r in residuals]
+            values = [self._spec.loss.terms(r, call_loss)[0] for r in residuals]
             return jnp.stack([jnp.sum(jnp.where(tile.valid, v, 0.0)) for v in values])
 
         return self._over_tiles(costs, jnp.zeros(candidates.shape[0]), rows)
@@ -375,66 +420,41 @@ class BlockKernel(CompiledKernel):
     def _score_products_of_tiles(
         self,
         params: jax.Array,
+        basis: jax.Array,
         rows: Rows,
         differenced: bool = False,
     ) -> jax.Array:
-        p = params.shape[0]
+        q = basis.shape[1]
+        if not differenced and self._weighs_by_lanes(q, rows):
+            return self._laned_score_products(params, basis, rows)
 
         def products_of(tile: Tile) -> jax.Array:
-            directions = self._augmented(params, jnp.eye(p), tile, differenced)[0]
+            directions = self._augmented(params, basis, tile, differenced)[0]
             directions = self._weighted(directions, tile)
             residuals = directions[-1]
             if not self._spec.loss.is_linear:
-                first = self._spec.loss.terms(residuals, _call_loss)[1]
-                residuals = jnp.where(tile.valid, residuals * first, 0.0)
+                residuals = self._spec.loss.of_rows(residuals, tile.valid, call_loss)[1]
             scores = directions[:-1] * residuals
             return scores @ scores.T
 
-        return self._over_tiles(products_of, jnp.zeros((p, p)), rows)
+        return self._over_tiles(products_of, jnp.zeros((q, q)), rows)
 
-    def _over_tiles(
-        self,
-        function: Callable[[Tile], Sums],
-        zero: Sums,
-        rows: Rows,
-        size: int | None = None,
-    ) -> Sums:
-        """Sum a function of a tile over all tiles; see :func:`sum_over_tiles`."""
-        self._count_compilation()
-        series_rows = self._spec.series_rows
-        return sum_over_tiles(function, zero, self._tile_bytes, rows, size, series_rows)
+    def _laned_score_products(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
+        """The same products by lanes."""
+        square = WeightedSquare(basis.shape[1], 1)
 
-    def _augmented(
-        self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """``[(J S)ᵀ; eᵀ]`` of one tile, (q + 1, tile), and the list of :meth:`_derived`."""
-        along, error, replaced = self._derived(params, basis, tile, differenced)
-        # Without the barrier XLA joins rows to a matrix and multiplies by weights in one loop. A
-        # pass takes 2 to 3.5 times as long (docs/kernel.md).
-        joined = jnp.concatenate([along, error[None]])
-        held: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
-        return held, replaced
+        def products_of(tile: Tile) -> jax.Array:
+            along, error, _ = self._derived(params, basis, tile, differenced=False)
+            held = square.held([self._weighted(along, tile), self._weighted(error[None], tile)])
+            valid = tile.valid.reshape(held[-1].shape)
+            scores = self._spec.loss.of_rows(held[-1], valid, call_loss)[1]
+            # XLA keeps an array of joined parts in memory, and computes a single part again for
+            # each pair of columns.
+            return square.of_tile(held[:-1], square.held([scores**2, scores])[:1])
 
-    def _derived(
-        self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool
-    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-        """``(J S)ᵀ`` of one tile, (q, tile), and the unweighted errors e = f - y, (tile,).
-
-        The list holds the flags (tile,) of rows with differences, if `differenced`.
-        """
-        if differenced:
-            values, along, replaced = with_differences(
-                self._spec, tile.coords, params, basis, tile.valid
-            )
-            return along, values - tile.y, [replaced]
-        if self._spec.jacobian is not None:
-            jacobian = call_jacobian(self._spec, tile.coords, params)
-            return (jacobian @ basis).T, self._error(params, tile), []
-        error, derivative = jax.linearize(lambda theta: self._error(theta, tile), params)
-        return jax.vmap(derivative, in_axes=1)(basis), error, []
-
-    def _error(self, params: jax.Array, tile: Tile) -> jax.Array:
-        return call_model(self._spec, tile.coords, params) - tile.y
+        rows_per_tile = TURNS * square.lanes
+        found = self._over_tiles(products_of, square.zero(), rows, rows_per_tile)
+        return square.finish(found)[0]
 
 
 def _joined(gram: jax.Array, gradient: jax.Array, square: jax.Array, *rest: jax.Array) -> jax.Array:
@@ -447,10 +467,6 @@ def _joined(gram: jax.Array, gradient: jax.Array, square: jax.Array, *rest: jax.
 def _taken(sums: FloatArray, size: int) -> tuple[FloatArray, FloatArray]:
     """The matrix (size, size) at the front of flat sums, and the rest."""
     return sums[: size**2].reshape(size, size), sums[size**2 :]
-
-
-def _call_loss(function: ModelSpec, z: jax.Array) -> jax.Array:
-    return call_model(function, (z,), jnp.zeros(0))
 
 
 def block_kernel(

@@ -72,6 +72,11 @@ class Loss:
         return self.function is not None or self.name in CONCAVE
 
     @property
+    def is_cheap(self) -> bool:
+        """Whether the terms of rows cost little enough that XLA may compute some of them twice."""
+        return self.function is None and self.name in ROWS
+
+    @property
     def token(self) -> str:
         """Identity across processes."""
         return f"{self.name if self.function is None else self.function.token}:{self.f_scale!r}"
@@ -113,28 +118,22 @@ class Loss:
             Weights of ``j jᵀ`` in the Gram matrix, and, for a loss that may be concave, in the
             curvature of the rows where the loss is concave.
         """
-        value, first, second = self.terms(residuals, call)
-        weights = [curvature(first, second)]
+        if self.is_cheap:
+            costs, scores, curvatures = ROWS[self.name](residuals, self.f_scale)
+        else:
+            value, first, second = self.terms(residuals, call)
+            costs, scores, curvatures = 0.5 * value, first * residuals, first + 2.0 * second
+        weights = [jnp.maximum(curvatures, LEAST_SQUARED_SCALE)]
         if self.is_concave:
-            weights.append(concavity(first, second))
+            weights.append(jnp.minimum(curvatures, 0.0))
 
         def masked(values: jax.Array) -> jax.Array:
             return jnp.where(valid, values, 0.0)
 
-        return masked(0.5 * value), masked(first * residuals), [masked(w) for w in weights]
+        return masked(costs), masked(scores), [masked(w) for w in weights]
 
 
 LINEAR = Loss("linear")
-
-
-def curvature(first: jax.Array, second: jax.Array) -> jax.Array:
-    """``s² = ρ' + 2 z ρ''`` of the rows from ``ρ'`` and ``z ρ''``; tiny instead of negative."""
-    return jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE)
-
-
-def concavity(first: jax.Array, second: jax.Array) -> jax.Array:
-    """``ρ' + 2 z ρ''`` of the rows where it is negative; 0 elsewhere."""
-    return jnp.minimum(first + 2.0 * second, 0.0)
 
 
 def check_loss(name: Any, f_scale: Any) -> float:
@@ -197,4 +196,50 @@ LOSSES: dict[Any, Callable[[jax.Array], Terms]] = {
     "huber": _huber,
     "cauchy": _cauchy,
     "arctan": _arctan,
+}
+
+
+def _soft_l1_rows(residuals: jax.Array, scale: float) -> Terms:
+    z = (residuals / scale) ** 2
+    first = _held(1.0 / jnp.sqrt(1.0 + z))
+    # √(1 + z) - 1, by a step of Newton's method from a difference of nearly equal numbers.
+    excess = (1.0 + z) * first - 1.0
+    excess = excess + 0.5 * first * (z - excess * (excess + 2.0))
+    return scale**2 * excess, first * residuals, first**3
+
+
+def _huber_rows(residuals: jax.Array, scale: float) -> Terms:
+    size = jnp.abs(residuals)
+    inside = size <= scale
+    costs = jnp.where(inside, 0.5 * residuals**2, scale * size - 0.5 * scale**2)
+    return costs, jnp.clip(residuals, -scale, scale), jnp.where(inside, 1.0, 0.0)
+
+
+def _cauchy_rows(residuals: jax.Array, scale: float) -> Terms:
+    z = (residuals / scale) ** 2
+    inverse = _held(1.0 / (1.0 + z))
+    return 0.5 * scale**2 * log1p(z), inverse * residuals, inverse * (1.0 - 2.0 * z * inverse)
+
+
+def _arctan_rows(residuals: jax.Array, scale: float) -> Terms:
+    z = (residuals / scale) ** 2
+    inverse = _held(1.0 / (1.0 + z**2))
+    # The products in this order are finite where z**2 is not.
+    curvatures = inverse * (1.0 - 4.0 * z * (z * inverse))
+    return 0.5 * scale**2 * arctan(z), inverse * residuals, curvatures
+
+
+def _held(values: jax.Array) -> jax.Array:
+    """Values in memory: without the barrier XLA divides again for each sum that reads them."""
+    held: jax.Array = jax.lax.optimization_barrier(values)  # type: ignore[no-untyped-call]
+    return held
+
+
+# ``½ C² ρ``, ``ρ' r`` and ``ρ' + 2 z ρ''`` of residuals r and the scale C, with fewer divisions and
+# roots than by ρ, ρ' and ρ'' of z.
+ROWS: dict[str, Callable[[jax.Array, float], Terms]] = {
+    "soft_l1": _soft_l1_rows,
+    "huber": _huber_rows,
+    "cauchy": _cauchy_rows,
+    "arctan": _arctan_rows,
 }

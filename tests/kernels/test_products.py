@@ -31,10 +31,19 @@ pytestmark = pytest.mark.versions
     ("name", "f_scale"), [("soft_l1", 0.3), ("huber", 1.0), ("cauchy", 0.7), ("arctan", 2.0)]
 )
 @pytest.mark.parametrize(
-    ("p", "capacity"), [(1, 4096), (3, 4096), (3, 512), (10, 4096), (20, 4096)]
+    ("p", "capacity"),
+    [
+        (1, 4096),
+        (3, 4096),
+        (3, 512),
+        (10, 4096),
+        (20, 4096),
+        (3, LARGE_BUFFER),
+        (10, LARGE_BUFFER),
+    ],
 )
 def test_all_matrices_of_a_loss(name, f_scale, p, capacity):
-    problem = plain_problem(capacity - 100, p)
+    problem = plain_problem(min(capacity, 4096) - 100, p)
     kernel = block_kernel(replace(problem.spec, loss=Loss(name, f_scale)), "cpu")
     sums = kernel(problem.params, problem.basis, buffers(problem, capacity), scores=True)
     errors, jacobian = dense_rows(problem)
@@ -57,6 +66,27 @@ def test_all_matrices_of_a_loss(name, f_scale, p, capacity):
     sizes = np.linalg.norm(jacobian, axis=0) * np.linalg.norm(first * r)
     apart = np.abs(sums.gradient - jacobian.T @ (first * r))
     np.testing.assert_array_less(apart, 1e-12 * sizes + 1e-300)
+
+
+@pytest.mark.slow
+def test_large_buffers_without_weights_give_the_sums_of_small_buffers():
+    problem = plain_problem(4000, 3)
+    loss = Loss("cauchy", 0.3)
+    kernel = block_kernel(replace(problem.spec, loss=loss), "cpu")
+
+    def sums(capacity):
+        rows = buffers(problem, capacity)._replace(weights=None)
+        return kernel(problem.params, problem.basis, rows, scores=True)
+
+    small, large = sums(4096), sums(LARGE_BUFFER)
+    for name in ("gram", "gradient", "cost", "chi2", "concave", "scores"):
+        expected = getattr(small, name)
+        rounding = 1e-13 * np.max(np.abs(expected))
+        np.testing.assert_allclose(getattr(large, name), expected, atol=rounding, err_msg=name)
+    for name in ("abs_residuals", "sq_residuals", "n_small"):
+        np.testing.assert_allclose(
+            getattr(large.moments, name), getattr(small.moments, name), rtol=1e-13, err_msg=name
+        )
 
 
 def test_lanes_are_taken_for_few_columns_of_whole_tiles():

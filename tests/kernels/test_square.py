@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from nlsq_dask.kernels.products import LARGE_BUFFER
-from nlsq_dask.kernels.square import LANES, MOST_COLUMNS, TILE, TURNS, LanedSquare, squares_by_lanes
+from nlsq_dask.kernels.square import (
+    FEW_COLUMNS,
+    LANES,
+    MOST_COLUMNS,
+    TILE,
+    TURNS,
+    LanedSquare,
+    WeightedSquare,
+    squares_by_lanes,
+)
 from nlsq_dask.kernels.sums import block_kernel
 from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.user_model.model import prepare_model
@@ -33,6 +42,23 @@ def test_the_square_of_a_tile_is_the_matrix_product(columns):
     np.testing.assert_array_equal(found, found.T)
     assert nothing.shape == found.shape
     assert not nothing.any()
+
+
+@pytest.mark.parametrize("columns", [1, 2, FEW_COLUMNS + 1])
+def test_the_weighted_square_of_a_tile_is_the_matrix_product(columns):
+    square = WeightedSquare(columns, 2)
+    rng = np.random.default_rng(columns)
+    matrix = rng.normal(size=(columns, TURNS * square.lanes))
+    weights = rng.normal(size=(2, TURNS * square.lanes))
+    with jax.enable_x64(True):
+        sums = square.of_tile(square.held([matrix]), square.held([weights]))
+        found = [np.asarray(each) for each in square.finish(sums)]
+        assert sums.shape == square.zero().shape
+    for each, weight in zip(found, weights, strict=True):
+        sizes = np.sqrt(np.abs(weight) @ matrix.T**2)
+        apart = np.abs(each - (matrix * weight) @ matrix.T)
+        np.testing.assert_array_less(apart, 1e-14 * np.outer(sizes, sizes) + 1e-300)
+        np.testing.assert_array_equal(each, each.T)
 
 
 @pytest.mark.slow

@@ -17,9 +17,8 @@ from nlsq_dask.user_model.loss import (
     LEAST_SQUARED_SCALE,
     LINEAR,
     LOSSES,
+    ROWS,
     Loss,
-    concavity,
-    curvature,
 )
 from nlsq_dask.user_model.model import prepare_loss
 from nlsq_dask.user_model.model_spec import call_model
@@ -101,23 +100,48 @@ def test_a_residual_that_is_not_finite_shows_in_the_sums(name, residual):
         assert not np.isfinite([value, residual * first]).all()
 
 
-@given(first=st.floats(1e-6, 1), second=st.floats(-1, 0))
-def test_curvature_is_rho_prime_and_twice_z_rho_second_and_never_negative(first, second):
+def of_rows(loss, residuals):
+    """Costs, scores and weights of rows that all count."""
     with jax.enable_x64(True):
-        found = float(curvature(jnp.asarray(first), jnp.asarray(second)))
-    assert found == pytest.approx(max(first + 2 * second, LEAST_SQUARED_SCALE), rel=1e-12)
+        costs, scores, weights = loss.of_rows(jnp.asarray(residuals), jnp.asarray(True), call)
+        return np.asarray(costs), np.asarray(scores), [np.asarray(w) for w in weights]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+@given(sizes=st.lists(st.floats(1e-9, 1e9), min_size=8, max_size=8), f_scale=st.floats(0.01, 100))
+def test_the_terms_of_rows_are_those_of_the_loss(name, sizes, f_scale):
+    loss = Loss(name, f_scale)
+    residuals = f_scale * np.array(sizes) * np.tile([1, -1], 4)
+    value, first, second = terms(loss, residuals)
+    curvatures = first + 2 * second
+    costs, scores, (weights, *concave) = of_rows(loss, residuals)
+    np.testing.assert_allclose(costs, 0.5 * value, rtol=4e-15)
+    np.testing.assert_allclose(scores, first * residuals, rtol=4e-15)
+    # The sum of the two terms has lost digits where they cancel.
+    rounding = 1e-15 * np.abs(first)
+    expected = np.maximum(curvatures, LEAST_SQUARED_SCALE)
+    np.testing.assert_array_less(np.abs(weights - expected), 4 * rounding + 1e-300)
+    assert len(concave) == loss.is_concave
+    for below in concave:
+        np.testing.assert_array_less(
+            np.abs(below - np.minimum(curvatures, 0)), 4 * rounding + 1e-300
+        )
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_terms_of_rows_are_finite_where_residuals_are(name):
+    costs, scores, weights = of_rows(Loss(name), np.array([0.0, 1.0, -1.0, 1e100]))
+    assert np.isfinite([costs, scores, *weights]).all()
+    assert not (np.array(weights[0]) < LEAST_SQUARED_SCALE).any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_a_loss_is_known_to_be_concave_where_it_is(name):
     """The second derivative by r of ρ(r²), halved, is ρ' + 2 z ρ''."""
-    residuals = np.linspace(-30, 30, 1001)
-    _, first, second = terms(Loss(name), residuals)
-    with jax.enable_x64(True):
-        below = np.asarray(concavity(jnp.asarray(first), jnp.asarray(second)))
-    np.testing.assert_array_equal(below, np.minimum(first + 2 * second, 0))
-    assert Loss(name).is_concave == (below.min() < -1e-3)
+    _, first, second = terms(Loss(name), np.linspace(-30, 30, 1001))
+    assert Loss(name).is_concave == ((first + 2 * second).min() < -1e-3)
 
 
 def own_cauchy(z):
