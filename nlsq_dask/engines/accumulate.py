@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,10 +18,34 @@ from nlsq_dask.kernels.tiles import Rows
 _local = threading.local()
 
 
+class StagedBlocks(ABC):
+    """Blocks without sigma whose rows are copied into the stage where they are made.
+
+    Attributes
+    ----------
+    n_coords : int
+        Number of coordinates.
+    """
+
+    def __init__(self, n_coords: int) -> None:
+        self.n_coords = n_coords
+
+    @abstractmethod
+    def into(self, stage: Stage) -> Iterator[Block]:
+        """Copy rows into a stage, block by block; each block that the stage does not take follows.
+
+        The caller copies the rows of such a block, before the rows of the next blocks.
+        """
+
+
+#: Blocks of rows, one after the other.
+Blocks: TypeAlias = Iterable[Block] | StagedBlocks
+
+
 def accumulate(
     question: RowQuestion[AnswerT],
     kernels: Kernels,
-    blocks: Iterable[Block],
+    blocks: Blocks,
     weighted: bool,
     stage_rows: int = STAGE_ROWS,
     keep: Callable[[Rows, int], Rows] | None = None,
@@ -35,7 +61,7 @@ def accumulate(
     ----------
     question : RowQuestion
     kernels : Kernels
-    blocks : iterable of Block
+    blocks : iterable of Block, or StagedBlocks
         Read one after the other. A block is released before the next one is read.
     weighted : bool
         Whether the blocks have a sigma.
@@ -83,13 +109,16 @@ def _as_they_are(rows: Rows, n_left_out: int) -> Rows:  # noqa: ARG001  # as `ke
 
 
 def _staged(
-    blocks: Iterable[Block], weighted: bool, stage_rows: int, keep: Callable[[Rows, int], Rows]
+    blocks: Blocks, weighted: bool, stage_rows: int, keep: Callable[[Rows, int], Rows]
 ) -> Iterator[tuple[Rows, int]]:
     """Rows for the kernel, and the number of rows that are left out with them.
 
     Rows are given each time that the stage is full. The last rows are what remains in the end.
     """
     stage: Stage | None = None
+    if isinstance(blocks, StagedBlocks):
+        stage = _take_stage(blocks.n_coords, weighted, stage_rows, flagged=False)
+        blocks = blocks.into(stage)
     for block in blocks:
         if stage is None:
             flagged = bool(block.series_axes)

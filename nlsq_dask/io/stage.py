@@ -34,6 +34,12 @@ ALIGNMENT = 64
 # between the copy and the kernel, and so large that the 50 µs of a call do not matter.
 STAGE_ROWS = 1 << 18
 
+# Most rows of a block that a stage takes at once. The copy keeps Python's lock: to get it back from
+# another thread would take longer than to copy so few rows.
+SMALL_ROWS = 1 << 12
+
+FLOAT64 = np.dtype(np.float64)
+
 # Smallest buffer of rows: with fewer rows, the overhead of a kernel call is all that it costs.
 MIN_PART_ROWS = 1 << 10
 
@@ -266,7 +272,17 @@ class Stage:
         Rows left out so far.
     """
 
-    __slots__ = ("capacity", "coords", "counted", "n_left_out", "n_rows", "weights", "y")
+    __slots__ = (
+        "_columns",
+        "_views",
+        "capacity",
+        "coords",
+        "counted",
+        "n_left_out",
+        "n_rows",
+        "weights",
+        "y",
+    )
 
     def __init__(
         self,
@@ -289,6 +305,8 @@ class Stage:
         self.y, *columns = memory
         self.coords = tuple(columns[:n_coords])
         self.weights = columns[n_coords] if weighted else None
+        self._columns = (self.y, *self.coords)
+        self._views = tuple(memoryview(column) for column in self._columns)
         self.counted: NDArray[np.bool_] | None = None
         if flagged:
             raw = np.zeros(capacity + ALIGNMENT, np.uint8)
@@ -298,6 +316,42 @@ class Stage:
     def full(self) -> bool:
         """Whether the stage has no room for another row."""
         return self.n_rows == self.capacity
+
+    def append(self, arrays: Sequence[Any], shape: Shape) -> bool:
+        """Copy the rows of a small block, without sigma and without masks, if that is soon done.
+
+        Parameters
+        ----------
+        arrays : sequence of array_like
+            y and the coordinates, as computed.
+        shape : tuple of int
+            Announced shape of all of them.
+
+        Returns
+        -------
+        bool
+            False if nothing is copied: there is no room, there are too many rows, or an array has
+            another shape than announced or values that are no numbers.
+        """
+        for array in arrays:
+            if array.__class__ is not np.ndarray or array.shape != shape:
+                return False
+            if array.dtype is not FLOAT64 and array.dtype.kind not in NUMBERS:
+                return False
+        first, size = self.n_rows, arrays[0].size
+        stop = first + size
+        if stop > self.capacity or size > SMALL_ROWS:
+            return False
+        rows = slice(first, stop)
+        for number, array in enumerate(arrays):
+            flat = array if array.ndim == 1 else array.reshape(-1)
+            # Arrays from other processes have any address, which makes the format another one.
+            if array.dtype is FLOAT64 and array.flags.aligned:
+                self._views[number][rows] = flat  # half of NumPy's time for 1,000 rows
+            else:
+                self._columns[number][rows] = flat
+        self.n_rows = stop
+        return True
 
     def fill(self, block: Block, start: int) -> int:
         """Copy rows of a block that are not left out, from row ``start`` on, as many as fit.

@@ -14,7 +14,7 @@ from dask._task_spec import GraphNode
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.grouping import Grouping
-from nlsq_dask.engines.dask.recipe import N_DIFFERENT, Recipe
+from nlsq_dask.engines.dask.recipe import BOX, N_DIFFERENT, SHAPE, Recipe
 from nlsq_dask.engines.dask.steps import Group, Making, NodeRun, Operand, Step, make_group
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
@@ -82,57 +82,93 @@ class AlikeStep:
     def making(self, values: dict[Key, Any], announced: Mapping[Key, Announced]) -> Making:
         """Begin to make the arrays; see :class:`~nlsq_dask.engines.dask.steps.Step`."""
         del values, announced
-        return _RecipeMaking(self)
+        return _making(self.recipe, self.in_memory, (self.box, self.index, self.shape))
 
 
 class _RecipeMaking:
-    """Follows a recipe; see :class:`~nlsq_dask.engines.dask.steps.Making`."""
+    """Follows a recipe; see :class:`~nlsq_dask.engines.dask.steps.Making`.
 
-    __slots__ = ("_step", "_values")
+    Parameters
+    ----------
+    recipe : Recipe
+    in_memory : tuple of (ndarray or None)
+        As that of a step.
+    place : tuple
+        Box, index and shape of the block, as values in the order of the slots.
+    """
 
-    def __init__(self, step: AlikeStep) -> None:
-        self._step = step
-        self._values: list[Any] = [step.box, step.index, step.shape]
+    __slots__ = ("_in_memory", "_n_given", "_recipe", "_values")
+
+    def __init__(self, recipe: Recipe, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> None:
+        self._recipe = recipe
+        self._n_given = N_DIFFERENT + len(recipe.same)
+        self.begin(in_memory, place)
+
+    def begin(self, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> None:
+        """Begin to make another block."""
+        self._in_memory = in_memory
+        self._values: list[Any] = [*place, *self._recipe.same]
+
+    @property
+    def step(self) -> AlikeStep:
+        """The block."""
+        box, index, shape = self._values[:N_DIFFERENT]
+        return AlikeStep(self._recipe, index, box, shape, self._in_memory)
+
+    @property
+    def shape(self) -> Shape:
+        """Announced shape of the first array."""
+        shape: Shape = self._values[SHAPE]
+        return shape
 
     def run(self) -> list[Any]:
         """Make the calls that are left, and drop what no later call needs."""
-        asking, box = self._step.recipe.asking, self._step.box
-        if len(asking) < 2:
-            return self._run()
-        # All arrays of the block are on their way while this thread waits for the first.
-        wanted = (leaf.requests(box) for leaf in asking[1:])
-        with requested([w for w in wanted if w is not None]):
-            return self._run()
-
-    def _run(self) -> list[Any]:
-        recipe, values = self._step.recipe, self._values
-        n_made = len(values) - N_DIFFERENT
+        recipe, values = self._recipe, self._values
+        n_made = len(values) - self._n_given
         for call in recipe.calls[n_made:] if n_made else recipe.calls:
-            if call.places:
-                args = list(call.args)
-                for position, slot in call.places:
-                    args[position] = values[slot]
-                values.append(call.function(*args, **call.kwargs))
+            take = call.take
+            if take is None:
+                values.append(call.function())
+            elif call.several:
+                values.append(call.function(*take(values)))
             else:
-                values.append(call.function(*call.args, **call.kwargs))
+                values.append(call.function(take(values)))
             for slot in call.drop:
                 values[slot] = None
         made = [values[slot] for slot in recipe.made]
-        if len(made) == len(self._step.in_memory):
+        if len(made) == len(self._in_memory):
             return made
         left = iter(made)
-        return [next(left) if part is None else part for part in self._step.in_memory]
+        return [next(left) if part is None else part for part in self._in_memory]
 
     def failed(self) -> tuple[GraphNode, Mapping[Key, Any]]:
         """The node that the call that failed is a part of."""
-        step = self._step
-        call = step.recipe.calls[len(self._values) - N_DIFFERENT]
-        node = step.recipe.layers[call.layer].node(step.index, step.box)
-        return node, {key: leaf.value for key, leaf in step.recipe.leaves.items()}
+        recipe, (box, index, _) = self._recipe, self._values[:N_DIFFERENT]
+        call = recipe.calls[len(self._values) - self._n_given]
+        node = recipe.layers[call.layer].node(index, box)
+        return node, {key: leaf.value for key, leaf in recipe.leaves.items()}
 
     def drop(self) -> None:
-        """Nothing is left that a later block needs."""
-        self._values.clear()
+        """Drop what no later block needs: all."""
+        del self._values[N_DIFFERENT:]
+
+
+class _AskingMaking(_RecipeMaking):
+    """Has all arrays of a block on their way while the thread waits for the first."""
+
+    __slots__ = ()
+
+    def run(self) -> list[Any]:
+        """Make the calls that are left, and drop what no later call needs."""
+        wanted = (leaf.requests(self._values[BOX]) for leaf in self._recipe.asking[1:])
+        with requested([w for w in wanted if w is not None]):
+            return super().run()
+
+
+def _making(recipe: Recipe, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> _RecipeMaking:
+    """Begin to make a block."""
+    kind = _RecipeMaking if len(recipe.asking) < 2 else _AskingMaking
+    return kind(recipe, in_memory, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +201,33 @@ class AlikeSteps(Sequence[Step]):
         return self.n_blocks
 
     def __iter__(self) -> Iterator[AlikeStep]:
+        for in_memory, (box, index, shape) in self._places():
+            yield AlikeStep(self.recipe, index, box, shape, in_memory)
+
+    def makings(self) -> Iterator[Making]:
+        """Begin to make each block, after the block before is used."""
+        making = None
+        for in_memory, place in self._places():
+            if making is None:
+                making = _making(self.recipe, in_memory, place)
+            else:
+                making.begin(in_memory, place)
+            yield making
+
+    def _places(self) -> Iterator[tuple[tuple[Any, ...], tuple[Box, tuple[int, ...], Shape]]]:
+        """The parts in memory of each block; and its box, index and shape."""
         pairs = [list(itertools.pairwise(cuts)) for cuts in self.edges]
         ranges = (range(c, c + len(p)) for c, p in zip(self.corner, pairs, strict=True))
         found = zip(
-            itertools.product(*ranges),
             itertools.product(*([slice(a, b) for a, b in p] for p in pairs)),
+            itertools.product(*ranges),
             itertools.product(*([b - a for a, b in p] for p in pairs)),
             strict=True,
         )
         chosen = itertools.islice(found, self.first, self.first + self.n_blocks)
-        if len(self.recipe.made) == len(self.in_memory):
-            none = (None,) * len(self.in_memory)
-            yield from (AlikeStep(self.recipe, *different, none) for different in chosen)
-            return
-        parts = [itertools.repeat(None) if part is None else part for part in self.in_memory]
-        for (index, box, shape), *in_memory in zip(chosen, *parts, strict=False):
-            yield AlikeStep(self.recipe, index, box, shape, tuple(in_memory))
+        none = itertools.repeat(None)
+        parts = [none if part is None else part for part in self.in_memory]
+        return zip(zip(*parts, strict=False), chosen, strict=False)
 
     @overload
     def __getitem__(self, position: int) -> AlikeStep: ...

@@ -19,7 +19,7 @@ import sys
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,10 +29,10 @@ from dask._task_spec import Alias, DataNode
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
-from nlsq_dask.engines.accumulate import accumulate, add_rows
+from nlsq_dask.engines.accumulate import Blocks, accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.steps import Group
-from nlsq_dask.io.stage import ALIGNMENT, Block, aligned
+from nlsq_dask.io.stage import ALIGNMENT, aligned
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
@@ -84,7 +84,7 @@ class KeptGroup:
         self,
         question: RowQuestion[AnswerT],
         kernels: Kernels,
-        blocks: Iterable[Block],
+        blocks: Blocks,
         weighted: bool,
         stage_rows: int,
         indices: frozenset[tuple[int, ...]] | None = None,
@@ -93,7 +93,7 @@ class KeptGroup:
 
         Parameters
         ----------
-        blocks : iterable of Block
+        blocks : iterable of Block, or StagedBlocks
             The blocks of the group; not iterated if rows are kept.
         indices : frozenset of tuple of int, optional
             Which blocks these are; None for all of the group. Kept rows of other blocks are

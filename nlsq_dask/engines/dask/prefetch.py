@@ -57,12 +57,10 @@ def read_blocks(
     ReadingError
         If an array of a block cannot be read.
     """
-    values = dict(external)
-    for key in group.announced.keys() & values.keys():
-        group.announced[key].check(values[key])
+    values = checked_values(group, external)
 
     def place() -> Place:
-        return _place(making, group, step, layout)
+        return place_of(making, group, layout)
 
     for step in group.steps:
         reading.begin(step.index)
@@ -77,8 +75,16 @@ def read_blocks(
         making.drop()
 
 
-def _place(making: Making, group: Group, step: Step, layout: Layout) -> Place:
-    """What the node that failed is a part of."""
+def checked_values(group: Group, external: Mapping[Key, Any]) -> dict[Key, Any]:
+    """The values that are handed to a group, if they are as announced; see :func:`read_blocks`."""
+    for key in group.announced.keys() & external.keys():
+        group.announced[key].check(external[key])
+    return dict(external)
+
+
+def place_of(making: Making, group: Group, layout: Layout) -> Place:
+    """What the node that failed is a part of, while the arrays of a block of a group are made."""
+    step = making.step
     node, values = making.failed()
     steps = [step] if isinstance(step, AlikeStep) else group.steps
     nodes = {n.key: n for s in steps for n, _ in s.nodes}

@@ -8,8 +8,11 @@ position of the chunk. A recipe is these tasks as a list of calls. The nodes of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -76,22 +79,20 @@ class Call:
     layer : int
         Number of the layer that the call is a part of.
     function : callable
-    args : tuple
-        Arguments; None in the places of values.
-    places : tuple of (int, int)
-        Position of an argument, and the slot of its value.
-    kwargs : dict
-        Arguments by name.
+        Has its first arguments already, as far as these are the same for all blocks.
+    take : itemgetter or None
+        Takes the other arguments from the values of a block; None if there are none.
+    several : bool
+        Whether these are two or more.
     drop : tuple of int
         Slots that no later call needs.
     """
 
     layer: int
-    function: Any
-    args: tuple[Any, ...]
-    places: tuple[tuple[int, Slot], ...]
-    kwargs: Mapping[str, Any]
-    drop: tuple[Slot, ...] = ()
+    function: Callable[..., Any]
+    take: Callable[[list[Any]], Any] | None
+    several: bool
+    drop: tuple[Slot, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,9 @@ class Recipe:
     leaves : dict
         What all blocks read from, by key.
     calls : tuple of Call
-        The calls that make the arrays of a block. The first of them gives slot 3.
+        The calls that make the arrays of a block. Each gives the value of the next slot.
+    same : tuple
+        Values of the slots after those that differ: arguments that are the same for all blocks.
     names : tuple of str
         Name of each array in the graph, in the order of the operands.
     made : tuple of int
@@ -117,6 +120,7 @@ class Recipe:
     layers: tuple[Layer, ...]
     leaves: Mapping[Key, DataNode]
     calls: tuple[Call, ...]
+    same: tuple[Any, ...]
     names: tuple[str, ...]
     made: tuple[Slot, ...]
     asking: tuple[Leaf, ...] = ()
@@ -159,11 +163,16 @@ def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> Recipe | None:
             slots[layer.name] = calls.add_layer(number, layer, slots)
     except _OtherwiseError:
         return None
-    made = tuple(slots[name] for name in names)
-    steps = calls.with_drops(made)
-    read = {id(arg): arg for call in steps for arg in call.args if isinstance(arg, Leaf)}
-    asking = tuple(leaf for leaf in read.values() if leaf.asks_a_store)
-    return Recipe(tuple(layers.values()), leaves, steps, tuple(names), made, asking)
+    made = [slots[name] for name in names]
+    return Recipe(
+        tuple(layers.values()),
+        leaves,
+        calls.finished(made),
+        calls.same,
+        tuple(names),
+        tuple(calls.final(slot) for slot in made),
+        tuple(leaf for leaf in calls.leaves() if leaf.asks_a_store),
+    )
 
 
 class _Finder:
@@ -244,12 +253,29 @@ class _Same:
     value: Any
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A call, with the values and the slots of its arguments."""
+
+    layer: int
+    function: Callable[..., Any]
+    args: tuple[_Same | Slot, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def n_first(self) -> int:
+        """Number of arguments before the first that differs from block to block."""
+        return next(
+            (n for n, a in enumerate(self.args) if not isinstance(a, _Same)), len(self.args)
+        )
+
+
 class _Calls:
-    """Writes the tasks of layers as calls."""
+    """Writes the tasks of layers as calls. Slots are counted without those of equal arguments."""
 
     def __init__(self, leaves: Mapping[Key, DataNode]) -> None:
         self._leaves = leaves
-        self._calls: list[Call] = []
+        self._calls: list[_Written] = []
         self._layer = 0
 
     def add_layer(self, number: int, layer: Layer, slots: Mapping[str, Slot]) -> Slot:
@@ -264,17 +290,42 @@ class _Calls:
             raise _OtherwiseError
         return slot
 
-    def with_drops(self, made: Sequence[Slot]) -> tuple[Call, ...]:
-        """All calls, each with the slots that it is the last to use."""
-        last = {slot: n for n, call in enumerate(self._calls) for _, slot in call.places}
+    @property
+    def same(self) -> tuple[Any, ...]:
+        """Arguments after the first that differs which are the same for all blocks."""
+        return tuple(
+            a.value for c in self._calls for a in c.args[c.n_first :] if isinstance(a, _Same)
+        )
+
+    def leaves(self) -> list[Leaf]:
+        """The leaves that the calls read from, each once."""
+        args = (a.value for call in self._calls for a in call.args if isinstance(a, _Same))
+        return list({id(arg): arg for arg in args if isinstance(arg, Leaf)}.values())
+
+    def final(self, slot: Slot) -> Slot:
+        """A slot among all, which have equal arguments after what differs."""
+        return slot if slot < N_DIFFERENT else slot + len(self.same)
+
+    def finished(self, made: Sequence[Slot]) -> tuple[Call, ...]:
+        """All calls, each with the slots that it is the last to use, but for those of `made`."""
+        last = {a: n for n, c in enumerate(self._calls) for a in c.args if not isinstance(a, _Same)}
         drops: dict[int, list[Slot]] = {}
         for slot, number in last.items():
             if slot >= N_DIFFERENT and slot not in made:
-                drops.setdefault(number, []).append(slot)
-        return tuple(
-            Call(c.layer, c.function, c.args, c.places, c.kwargs, tuple(drops.get(n, ())))
-            for n, c in enumerate(self._calls)
-        )
+                drops.setdefault(number, []).append(self.final(slot))
+        equal = itertools.count(N_DIFFERENT)
+        finished = []
+        for number, call in enumerate(self._calls):
+            first = [a.value for a in call.args[: call.n_first] if isinstance(a, _Same)]
+            function = partial(call.function, *first, **call.kwargs)
+            rest = [
+                next(equal) if isinstance(a, _Same) else self.final(a)
+                for a in call.args[call.n_first :]
+            ]
+            take = itemgetter(*rest) if rest else None
+            drop = tuple(drops.get(number, ()))
+            finished.append(Call(call.layer, function, take, len(rest) > 1, drop))
+        return tuple(finished)
 
     def _value(self, node: Any, known: Mapping[Key, Slot | _Same]) -> Slot | _Same:
         """Where the value of a node, or of an argument, is to be found."""
@@ -293,10 +344,8 @@ class _Calls:
             return self._fused(node, known)
         if any(isinstance(value, GraphNode | TaskRef) for value in node.kwargs.values()):
             raise _OtherwiseError
-        values = [self._value(argument, known) for argument in node.args]
-        args = tuple(v.value if isinstance(v, _Same) else None for v in values)
-        places = tuple((i, v) for i, v in enumerate(values) if not isinstance(v, _Same))
-        self._calls.append(Call(self._layer, node.func, args, places, node.kwargs))
+        args = tuple(self._value(argument, known) for argument in node.args)
+        self._calls.append(_Written(self._layer, node.func, args, node.kwargs))
         return N_DIFFERENT - 1 + len(self._calls)
 
     def _fused(self, node: Task, known: Mapping[Key, Slot | _Same]) -> Slot | _Same:

@@ -37,6 +37,16 @@ class Operand:
 class Making(Protocol):
     """The arrays of a block while they are made."""
 
+    @property
+    def step(self) -> Step:
+        """The block."""
+        ...
+
+    @property
+    def shape(self) -> Shape:
+        """Announced shape of the first array."""
+        ...
+
     def run(self) -> list[Any]:
         """Make the arrays. A second call goes on at what failed in the first."""
         ...
@@ -118,10 +128,15 @@ class _NodesMaking:
     def __init__(
         self, step: NodeStep, values: dict[Key, Any], announced: Mapping[Key, Announced]
     ) -> None:
-        self._step = step
+        self.step = step
         self._left = deque(step.nodes)
         self._values = values
         self._announced = announced
+
+    @property
+    def shape(self) -> Shape:
+        """Announced shape of the first array."""
+        return self.step.shapes[0]
 
     def run(self) -> list[Any]:
         """Run the nodes that are left, and drop what no later node needs."""
@@ -134,7 +149,7 @@ class _NodesMaking:
             for key in drop:
                 del values[key]
             left.popleft()
-        return [o.value if o.key is None else values[o.key] for o in self._step.operands]
+        return [o.value if o.key is None else values[o.key] for o in self.step.operands]
 
     def failed(self) -> tuple[GraphNode, Mapping[Key, Any]]:
         """The first node that is left."""
@@ -142,7 +157,7 @@ class _NodesMaking:
 
     def drop(self) -> None:
         """Drop what no later block needs."""
-        for key in self._step.drop:
+        for key in self.step.drop:
             del self._values[key]
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
+from dask.typing import Key
 
 from nlsq_dask.core.questions import AnswerT
-from nlsq_dask.engines.accumulate import accumulate
+from nlsq_dask.engines.accumulate import Blocks, accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import without_collections
@@ -23,10 +24,11 @@ from nlsq_dask.engines.dask.look import Look
 from nlsq_dask.engines.dask.prefetch import ReadAhead, read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
+from nlsq_dask.engines.dask.small_blocks import SmallBlocks, are_small
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.vectors import check_vectors
 from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process, reusing
-from nlsq_dask.io.stage import STAGE_ROWS, Layout
+from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
 from nlsq_dask.questions.shown_residuals import WithResiduals
@@ -72,6 +74,22 @@ class Work:
     memory: ReusedMemory = field(default_factory=memory_of_process)
     look: Look | None = None
     ahead: ReadAhead | None = None
+
+    def blocks(self, group: Group, external: Mapping[Key, Any]) -> Iterable[Block]:
+        """The blocks of a group, in a task, from the values that are handed to it."""
+        if self.ahead is not None and group in self.ahead:
+            return self.ahead.blocks(group)
+        return read_ahead(group, external, self.layout, self.read_ahead, self._reading)
+
+    def staged_blocks(self, group: Group, external: Mapping[Key, Any]) -> Blocks:
+        """The blocks of a group for a stage; see :meth:`blocks`."""
+        if self.tells or self.read_ahead or not are_small(group, self.layout):
+            return self.blocks(group, external)
+        return SmallBlocks(group, external, self.layout, self._reading)
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self.retries, signals_of(self.fit), self.tells)
 
 
 @without_collections()
@@ -119,17 +137,13 @@ def answer_of_group(
     whole = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(whole.external, external, strict=True))
     group = group_without(whole, omitted) if omitted else whole
-    reading = Reading(work.retries, signals_of(work.fit), work.tells)
-    if work.ahead is not None and group in work.ahead:
-        blocks = work.ahead.blocks(group)
-    else:
-        blocks = read_ahead(group, values, work.layout, work.read_ahead, reading)
     with reusing(work.memory):
         if isinstance(question, BlockQuestion):
             total = question.left_out(group.n_left_out)
-            for step, block in zip(group.steps, blocks, strict=True):
+            for step, block in zip(group.steps, work.blocks(group, values), strict=True):
                 total = total + question.of_block((step.index, step.box, block), work.kernels)
             return total
+        blocks = work.staged_blocks(group, values)
         watched = question if work.look is None else work.look.during(question)
         rows = work.layout.weighted, work.stage_rows
         if isinstance(task_group, KeptGroup):
