@@ -54,6 +54,8 @@ class DirectReader:
         Lengths of the part of the array that is in one file.
     index : ShardIndex or None
         None for an array without shards.
+    key_of : callable
+        The key of a chunk, or of a shard, below that of the array.
     """
 
     array: Any
@@ -63,6 +65,7 @@ class DirectReader:
     chunks: tuple[int, ...]
     files: tuple[int, ...]
     index: ShardIndex | None
+    key_of: Callable[[tuple[int, ...]], str]
 
     def read(self, index: Any) -> NDArray[Any] | None:
         """The values of a box, or None where Zarr must read them.
@@ -76,11 +79,14 @@ class DirectReader:
         if box is None:
             return None
         memory, codec = memory_of_thread(), self.codec
-        values = codec.empty(tuple(stop - start for start, stop in box), memory)
-        files = itertools.product(*_cells(box, self.files))
+        values = codec.empty(tuple([stop - start for start, stop in box]), memory)
         if self.objects is not None:
+            files = itertools.product(*_cells(box, self.files))
             whole = self._read_objects(list(files), box, values, memory)
+        elif self.index is None and values.shape == self.chunks and _begins_chunk(box, self.chunks):
+            whole = self._read_whole(box, values, memory)
         else:
+            files = itertools.product(*_cells(box, self.files))
             whole = all(self._read_file(coords, box, values, memory) for coords in files)
         if not whole:
             return None
@@ -115,6 +121,20 @@ class DirectReader:
                 return False
         return True
 
+    def _read_whole(
+        self, box: list[tuple[int, int]], values: NDArray[Any], memory: ReusedMemory
+    ) -> bool:
+        """Read a box that is one chunk: a fast path, for data in many small chunks."""
+        coords = tuple([start // n for (start, _), n in zip(box, self.chunks, strict=True)])
+        stored = self.codec.in_order(values)
+        assert stored is not None, "made in this order"
+        try:
+            with io.FileIO(f"{self.folder}/{self.key_of(coords)}") as file:
+                size = os.fstat(file.fileno()).st_size
+                return self.codec.read(file, size, memory, stored)
+        except OSError:
+            return False
+
     def _read_file(
         self,
         coords: tuple[int, ...],
@@ -124,7 +144,7 @@ class DirectReader:
     ) -> bool:
         """Read the part of a file that is in a box into the values of the box."""
         try:
-            path = f"{self.folder}/{self.array.metadata.encode_chunk_key(coords)}"
+            path = f"{self.folder}/{self.key_of(coords)}"
             with io.FileIO(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if self.index is None:
@@ -214,6 +234,11 @@ def _cells(box: list[tuple[int, int]], lengths: tuple[int, ...]) -> list[range]:
     return [range(start // n, -(-stop // n)) for (start, stop), n in zip(box, lengths, strict=True)]
 
 
+def _begins_chunk(box: list[tuple[int, int]], chunks: tuple[int, ...]) -> bool:
+    """Whether a box begins where a chunk begins."""
+    return not any(start % n for (start, _), n in zip(box, chunks, strict=True))
+
+
 def _box(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
     """Start and stop along each dimension; None if an index is not a box with rows."""
     if not isinstance(index, tuple) or len(index) != len(shape) or not shape:
@@ -244,7 +269,8 @@ def direct_reader(array: Any) -> DirectReader | None:
     assert codec is not None, "known, as there is no reason against it"
     index = ShardIndex.of(array) if array.shards else None
     lengths = tuple(array.chunks), stored_lengths(array)
-    return DirectReader(array, folder, objects, codec, *lengths, index)
+    key_of = array.metadata.encode_chunk_key
+    return DirectReader(array, folder, objects, codec, *lengths, index, key_of)
 
 
 def why_not_direct(array: Any) -> str:

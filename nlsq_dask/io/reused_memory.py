@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.io.stage import ALIGNMENT, aligned
+from nlsq_dask.io.stage import ALIGNMENT
 
 # Pieces of memory have a multiple of these bytes, and large pieces a multiple of such a fraction of
 # their size, so that chunks that compress to about the same length share them.
@@ -41,6 +41,7 @@ class ReusedMemory:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pieces: list[NDArray[np.uint8]] = []
+        self._places: list[tuple[int, int]] = []  # bytes of each, and where the aligned ones begin
 
     def __reduce__(self) -> tuple[Callable[[], ReusedMemory], tuple[()]]:
         return memory_of_process, ()
@@ -49,21 +50,23 @@ class ReusedMemory:
         """An array without initial values."""
         n_bytes = math.prod(shape) * dtype.itemsize
         step = max(GRANULE, (1 << max(n_bytes - 1, 0).bit_length() >> 1) // STEPS_TO_DOUBLE)
-        piece = self._taken(max(-(-n_bytes // step), 1) * step)
-        return aligned(piece, n_bytes).view(dtype).reshape(shape)
+        piece, offset = self._taken(max(-(-n_bytes // step), 1) * step)
+        return piece[offset : offset + n_bytes].view(dtype).reshape(shape)
 
-    def _taken(self, n_bytes: int) -> NDArray[np.uint8]:
-        """A free piece of so many bytes, or a new one."""
+    def _taken(self, n_bytes: int) -> tuple[NDArray[np.uint8], int]:
+        """A free piece of so many aligned bytes, or a new one; and where these bytes begin."""
         with self._lock:
+            for i, (size, offset) in enumerate(self._places):
+                if size == n_bytes and self._is_free(i):
+                    return self._pieces[i], offset
             idle = [i for i in range(len(self._pieces)) if self._is_free(i)]
-            for i in idle:
-                if self._pieces[i].size == n_bytes + ALIGNMENT:
-                    return self._pieces[i]
             for i in reversed(idle[: len(idle) - MOST_IDLE + 1]):
-                del self._pieces[i]
+                del self._pieces[i], self._places[i]
             piece = np.empty(n_bytes + ALIGNMENT, np.uint8)
+            offset = -piece.ctypes.data % ALIGNMENT
             self._pieces.append(piece)
-            return piece
+            self._places.append((n_bytes, offset))
+            return piece, offset
 
     def _is_free(self, i: int) -> bool:
         # The list and the call refer to the piece; views of an array refer to its owner.

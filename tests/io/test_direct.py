@@ -347,7 +347,17 @@ def counted(monkeypatch):
         read.extend([coords] * done)
         return done
 
+    of_whole = direct.DirectReader._read_whole
+
+    def counting_whole(self, box, *rest):
+        done = of_whole(self, box, *rest)
+        read.extend(
+            [tuple(start // n for (start, _), n in zip(box, self.chunks, strict=True))] * done
+        )
+        return done
+
     monkeypatch.setattr(direct.DirectReader, "_read_chunk", counting)
+    monkeypatch.setattr(direct.DirectReader, "_read_whole", counting_whole)
     return read
 
 

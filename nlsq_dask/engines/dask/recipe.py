@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
+from dask.array.core import getter
 from dask.blockwise import Blockwise, blockwise_token, optimize_blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArrayBlockIdDep, ArrayChunkShapeDep, ArraySliceDep
@@ -270,6 +271,15 @@ class _Written:
         )
 
 
+def _bound(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """A function with its first arguments."""
+    if function is getter and not kwargs and len(args) == 1 and isinstance(args[0], Leaf):
+        return args[0].__getitem__  # for slices it returns what Dask's function returns
+    return partial(function, *args, **kwargs)
+
+
 class _Calls:
     """Writes the tasks of layers as calls. Slots are counted without those of equal arguments."""
 
@@ -317,7 +327,7 @@ class _Calls:
         finished = []
         for number, call in enumerate(self._calls):
             first = [a.value for a in call.args[: call.n_first] if isinstance(a, _Same)]
-            function = partial(call.function, *first, **call.kwargs)
+            function = _bound(call.function, first, call.kwargs)
             rest = [
                 next(equal) if isinstance(a, _Same) else self.final(a)
                 for a in call.args[call.n_first :]
