@@ -13,17 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
+from nlsq_dask._errors import ReadingError
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.prefetch import (
     AHEAD_BYTES,
     FIRST_DEPTH,
     MOST_DEPTH,
+    ReadAhead,
     prefetch_depth,
     read_ahead,
     read_blocks,
 )
-from nlsq_dask.engines.dask.reading import Retries
+from nlsq_dask.engines.dask.reading import READ_ONCE, Retries
 from nlsq_dask.io.sources import observe
 from tests.engines.test_dask import in_dask_arrays
 from tests.support.engines import dask_engine
@@ -159,7 +161,8 @@ def test_large_blocks_are_not_read_ahead_in_number():
     assert prefetch_depth(plan) == 1
 
 
-def test_groups_of_one_block_are_read_ahead_together():
+@pytest.mark.parametrize("omits", [False, True])
+def test_groups_of_one_block_are_read_ahead_together(omits):
     """More requests are under way than tasks, and the sums have the same bits."""
     problem = plain_problem(1600, p=2, sigma=False)
     sums = []
@@ -167,12 +170,62 @@ def test_groups_of_one_block_are_read_ahead_together():
         store = BusyStore()
         data = observe(problem.x, zarr_array(store))
         store.wanted = wanted
-        options = {"stage_rows": 64, "threads": 2, "retries": Retries(0)}
+        options = {"stage_rows": 64, "threads": 2, "retries": Retries(0), "omits": omits}
         with dask_engine(data, problem.spec, **options) as engine:
             assert all(len(group.steps) == 1 for group in engine.stream.groups)
             sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
     assert sums[0].gram.tobytes() == sums[1].gram.tobytes()
     assert sums[0].gradient.tobytes() == sums[1].gradient.tobytes()
+
+
+class FailingStore(MemoryStore):
+    """A store that never gives some chunks."""
+
+    failing = ("y/c/5", "y/c/6", "y/c/40")
+
+    async def get(self, key, prototype, byte_range=None):
+        if key.endswith(self.failing):
+            raise OSError("gone")
+        return await super().get(key, prototype, byte_range)
+
+
+@pytest.mark.filterwarnings("ignore::nlsq_dask.MissingDataWarning")
+def test_blocks_that_cannot_be_read_are_left_out_of_what_is_read_ahead(monkeypatch):
+    """What was read ahead of a group with such a block is given up; the other groups go on."""
+    problem = plain_problem(1600, p=2, sigma=False)
+    found = []
+    for name in ("MemoryStore", "FarFailingStore"):
+        store = type(name, (FailingStore,), {})()
+        y = zarr.create_array(store, name="y", shape=(1600,), chunks=(25,), dtype="f8")
+        y[...] = np.arange(1600.0)
+        options = {"stage_rows": 64, "retries": Retries(0), "omits": True}
+        with dask_engine(observe(problem.x, y), problem.spec, **options) as engine:
+            assert bool(engine.streaming.read_ahead) == (name != "MemoryStore")
+            for _ in range(2):
+                sums = engine.ask(SumsAt(problem.params, problem.basis))
+                found.append((sums.gram.tobytes(), sums.n_skipped, engine.omissions.lost))
+    assert found[0][1:] == (75, {(5,), (6,), (40,)})
+    assert found[1:] == found[:1] * 3
+
+
+def test_what_was_read_ahead_of_a_group_that_failed_is_given_up():
+    """Its blocks take no place of those of the next group, two of which wait for each other."""
+    barrier = threading.Barrier(2, timeout=10)
+
+    def failing(block_info=None):
+        raise OSError("gone")
+
+    def waiting(block_info=None):
+        if block_info[None]["chunk-location"][0] < 2:
+            barrier.wait()
+        return np.ones(10)
+
+    (bad, layout), (good, _) = one_group(4, failing), one_group(4, waiting)
+    ahead = ReadAhead([(bad, {}), (good, {})], layout, 3, READ_ONCE)
+    with pytest.raises(ReadingError):
+        list(ahead.blocks(bad))
+    assert len(list(ahead.blocks(good))) == 4
+    ahead.close()
 
 
 @pytest.mark.slow

@@ -128,6 +128,7 @@ class ReadAhead:
         self._left = self._in_order(list(self._groups))
         self._coming: dict[tuple[int, tuple[int, ...]], Future[Block]] = {}
         self._asked: set[tuple[int, tuple[int, ...]]] = set()
+        self._given_up: set[int] = set()
         self._pool = ThreadPoolExecutor(depth, "nlsq-read")
 
     def __contains__(self, group: Group) -> bool:
@@ -139,14 +140,25 @@ class ReadAhead:
 
     def blocks(self, group: Group) -> Iterator[Block]:
         """The blocks of a group, one after the other. A second call reads them anew."""
-        for step in group.steps:
-            future = self._taken(id(group), step)
-            if not future.done():
-                with self._lock:
-                    self._width = min(2 * self._width, self._most)
-                    self._fill()
-            yield future.result()
-            del future
+        try:
+            for step in group.steps:
+                future = self._taken(id(group), step)
+                if not future.done():
+                    with self._lock:
+                        self._width = min(2 * self._width, self._most)
+                        self._fill()
+                yield future.result()
+                del future
+        except _errors.ReadingError:
+            self._give_up(id(group))
+            raise
+
+    def _give_up(self, group: int) -> None:
+        """Read no more of a group ahead: without the block that failed it is another group."""
+        with self._lock:
+            self._given_up.add(group)
+            for place in [place for place in self._coming if place[0] == group]:
+                self._coming.pop(place).cancel()
 
     def close(self, *, wait: bool = True) -> None:
         """Begin no other reading, and wait for what is under way."""
@@ -173,6 +185,8 @@ class ReadAhead:
             if found is None:
                 return
             place = found[0], found[1].index
+            if found[0] in self._given_up:
+                continue
             if place in self._asked:
                 self._asked.remove(place)
             else:

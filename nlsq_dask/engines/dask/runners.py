@@ -11,7 +11,9 @@ from dask.order import order
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.cache import Keeping, KeptGroup, keep_nothing
+from nlsq_dask.engines.dask.group_parts import group_without
 from nlsq_dask.engines.dask.groups import Stream
+from nlsq_dask.engines.dask.omitted import answer_of_readable
 from nlsq_dask.engines.dask.prefetch import ReadAhead, is_independent
 from nlsq_dask.engines.dask.reading import Reading, shared_nodes
 from nlsq_dask.engines.dask.scheduler import local_get, local_threads, runs_here
@@ -19,6 +21,10 @@ from nlsq_dask.engines.dask.signals import Ears, Show, show_nothing, signals_of
 from nlsq_dask.engines.dask.task import Work, add_in_order, answer_of_group
 from nlsq_dask.engines.dask.tree import BlockProgress, tree
 from nlsq_dask.engines.ledger import NO_PASS_LEDGER, PassLedger
+
+# Arguments of a function that answers for all blocks: the question, and blocks that are left out. A
+# third one chooses blocks.
+ARGS_OF_ALL_BLOCKS = 2
 
 
 class Runner(Protocol):
@@ -86,7 +92,9 @@ class LocalRunner:
         ledger: PassLedger = NO_PASS_LEDGER,
     ) -> Any:
         """Sum over all groups; see :class:`Runner`."""
-        ahead = self._ahead(ledger) if function is answer_of_group and len(args) == 1 else None
+        ahead = None
+        if function in (answer_of_group, answer_of_readable) and len(args) <= ARGS_OF_ALL_BLOCKS:
+            ahead = self._ahead(ledger, *args[1:])
         work = replace(self._work, ahead=ahead)
         try:
             total = self._sum(name, function, work, args, ledger)
@@ -98,8 +106,13 @@ class LocalRunner:
             ahead.close()
         return total
 
-    def _ahead(self, ledger: PassLedger) -> ReadAhead | None:
-        """Reads the blocks of all groups that a pass must read; None to read group by group."""
+    def _ahead(
+        self, ledger: PassLedger, omitted: frozenset[tuple[int, ...]] = frozenset()
+    ) -> ReadAhead | None:
+        """Reads the blocks of all groups that a pass must read; None to read group by group.
+
+        Groups with blocks that are left out read by themselves.
+        """
         depth = self._work.read_ahead * min(local_threads(), self._threads or local_threads())
         if depth < 1 or not runs_here():
             return None
@@ -112,7 +125,7 @@ class LocalRunner:
         known = [
             (group, {key: self._shared[key] for key in group.external})
             for group in read
-            if is_independent(group)
+            if is_independent(group) and group_without(group, omitted) is group
         ]
         reading = Reading(self._work.retries, signals_of(self._work.fit))
         return ReadAhead(known, self._work.layout, depth, reading)
