@@ -56,8 +56,8 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "the gradient has the other sign",
-        "products[:-1, -1],\n            cost=cost,",
-        "-products[:-1, -1],\n            cost=cost,",
+        "products[:-1, -1].copy(),",
+        "-products[:-1, -1],",
         ("test_sums.py",),
     ),
     Mutation(
@@ -152,8 +152,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the covariance is left in the coordinates of the basis",
-        "_linearization(root.factor @ basis.inverse, rotated",
-        "_linearization(root.factor, rotated",
+        "_linearization(\n        root.factor @ basis.inverse,",
+        "_linearization(\n        root.factor,",
         ("test_factor.py",),
     ),
     Mutation(
@@ -182,8 +182,14 @@ MUTATIONS = [
     ),
     Mutation(
         "the second derivative of a robust loss has the other sign",
-        "jnp.maximum(first + 2.0 * second, LEAST_SQUARED_SCALE)",
-        "jnp.maximum(first - 2.0 * second, LEAST_SQUARED_SCALE)",
+        "first * residuals, first + 2.0 * second",
+        "first * residuals, first - 2.0 * second",
+        ("test_loss.py", "test_losses.py"),
+    ),
+    Mutation(
+        "the curvature of a named loss has the other sign",
+        "inverse * (1.0 - 2.0 * z * inverse)",
+        "inverse * (1.0 + 2.0 * z * inverse)",
         ("test_loss.py", "test_losses.py"),
     ),
     Mutation(
@@ -218,7 +224,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a fit is over without having arrived",
-        "if met is not None and length <= options.arrival_tol * deviation:",
+        "if met is not None and left <= options.arrival_tol * deviation:",
         "if met is not None:",
         ("test_methods.py", "test_success.py"),
     ),

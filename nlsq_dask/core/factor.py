@@ -183,7 +183,11 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     rotated = root.solve(sums.gradient)
     gradient = basis.inverse.T @ sums.gradient
     linear = _linearization(
-        root.factor @ basis.inverse, rotated, gradient, root.resolution, sandwich(sums, basis)
+        root.factor @ basis.inverse,
+        rotated=rotated,
+        gradient=gradient,
+        resolution=root.resolution,
+        covariance=sandwich(sums, basis),
     )
     if sums.concave is None:
         return linear
@@ -192,7 +196,7 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     strengths = np.sqrt(np.maximum(np.abs(mu), LEAST_CURVATURE))
     factor = strengths[:, None] * (u.T @ root.factor) @ basis.inverse
     rotated = u.T @ root.solve(sums.gradient) / strengths
-    curved = _linearization(factor, rotated, gradient, root.resolution)
+    curved = _linearization(factor, rotated=rotated, gradient=gradient, resolution=root.resolution)
     downhill = None
     if mu[0] < -LEAST_CURVATURE:
         downhill = basis.forward @ root.solve_transposed(u[:, 0])
@@ -288,15 +292,16 @@ class _SquareRoot:
 
 def _linearization(
     factor: FloatArray,
+    *,
     rotated: FloatArray,
     gradient: FloatArray,
     resolution: float,
-    sandwich: FloatArray | None = None,
+    covariance: FloatArray | None = None,
 ) -> Linearization:
     """Linearization with the triangle of a factor, by QR."""
     q_factor, r_factor = np.linalg.qr(factor)
     qtr = q_factor.T @ rotated
-    return Linearization(r_factor, qtr, gradient, resolution, sandwich=sandwich)
+    return Linearization(r_factor, qtr, gradient, resolution, sandwich=covariance)
 
 
 def has_zero(singular: FloatArray, rank_rtol: float) -> bool:

@@ -61,13 +61,13 @@ class Moments:
     def with_y_of(self, other: Moments) -> Moments:
         """Replace the moments of y by other moments of the same rows."""
         return Moments(
-            self.abs_residuals,
-            self.sq_residuals,
-            other.weight,
-            other.mean,
-            other.scatter,
-            other.variance,
-            self.n_small,
+            abs_residuals=self.abs_residuals,
+            sq_residuals=self.sq_residuals,
+            weight=other.weight,
+            mean=other.mean,
+            scatter=other.scatter,
+            variance=other.variance,
+            n_small=self.n_small,
         )
 
     def __add__(self, other: Moments) -> Moments:
