@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.io.stage import ALIGNMENT
+from nlsq_dask.io.stage import ALIGNMENT, aligned_offset
 
 # Pieces of memory have a multiple of these bytes, and large pieces a multiple of such a fraction of
 # their size, so that chunks that compress to about the same length share them.
@@ -63,7 +63,7 @@ class ReusedMemory:
             for i in reversed(idle[: len(idle) - MOST_IDLE + 1]):
                 del self._pieces[i], self._places[i]
             piece = np.empty(n_bytes + ALIGNMENT, np.uint8)
-            offset = -piece.ctypes.data % ALIGNMENT
+            offset = aligned_offset(piece)
             self._pieces.append(piece)
             self._places.append((n_bytes, offset))
             return piece, offset

@@ -236,8 +236,13 @@ def aligned_empty(*shape: int) -> FloatArray:
 
 def aligned(raw: NDArray[np.uint8], n_bytes: int) -> NDArray[np.uint8]:
     """The first bytes at an aligned address, of at least ALIGNMENT more bytes."""
-    offset = -raw.ctypes.data % ALIGNMENT
+    offset = aligned_offset(raw)
     return raw[offset : offset + n_bytes]
+
+
+def aligned_offset(raw: NDArray[np.uint8]) -> int:
+    """Bytes before the first aligned address."""
+    return int(-raw.ctypes.data % ALIGNMENT)
 
 
 class Stage:

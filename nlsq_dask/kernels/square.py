@@ -23,6 +23,7 @@ import numpy as np
 
 from nlsq_dask.kernels.compiled import MAX_KERNELS
 from nlsq_dask.kernels.products import LARGE_BUFFER
+from nlsq_dask.user_model.elementary import in_memory
 from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
 
 # Lanes and turns of a tile. A of a tile of 256 rows and eleven columns fits the first-level cache.
@@ -125,12 +126,9 @@ class WeightedSquare:
 def held_turns(parts: Sequence[jax.Array], lanes: int) -> jax.Array:
     """Parts (k, tile) joined to one array (all k, TURNS, lanes) in memory.
 
-    XLA computes an array in each loop that reads it, unless there is a barrier before all readers.
-    After a change of shape behind the barrier it computes the array twice.
+    After a change of shape behind the barrier XLA computes the array twice.
     """
-    joined = jnp.concatenate([part.reshape(-1, TURNS, lanes) for part in parts])
-    in_memory: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
-    return in_memory
+    return in_memory(jnp.concatenate([part.reshape(-1, TURNS, lanes) for part in parts]))
 
 
 def next_columns(columns: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from nlsq_dask.kernels.compiled import CompiledKernel
 from nlsq_dask.kernels.derivatives import with_differences
 from nlsq_dask.kernels.moments import solved
 from nlsq_dask.kernels.tiles import Rows, Sums, Tile, sum_over_tiles
+from nlsq_dask.user_model.elementary import in_memory
 from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
 
 
@@ -49,9 +50,7 @@ class TileKernel(CompiledKernel):
         along, error, replaced = self._derived(params, basis, tile, differenced)
         # Without the barrier XLA joins rows to a matrix and multiplies by weights in one loop. A
         # pass takes 2 to 3.5 times as long (docs/kernel.md).
-        joined = jnp.concatenate([along, error[None]])
-        held: jax.Array = jax.lax.optimization_barrier(joined)  # type: ignore[no-untyped-call]
-        return held, replaced
+        return in_memory(jnp.concatenate([along, error[None]])), replaced
 
     def _derived(
         self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool

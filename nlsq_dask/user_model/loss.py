@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.user_model.elementary import arctan, log1p
+from nlsq_dask.user_model.elementary import arctan, in_memory, log1p
 
 # ρ, ρ' and ρ'' of z, each of z's shape.
 Terms = tuple[jax.Array, jax.Array, jax.Array]
@@ -201,7 +201,7 @@ LOSSES: dict[Any, Callable[[jax.Array], Terms]] = {
 
 def _soft_l1_rows(residuals: jax.Array, scale: float) -> Terms:
     z = (residuals / scale) ** 2
-    first = _held(1.0 / jnp.sqrt(1.0 + z))
+    first = in_memory(1.0 / jnp.sqrt(1.0 + z))
     # √(1 + z) - 1, by a step of Newton's method from a difference of nearly equal numbers.
     excess = (1.0 + z) * first - 1.0
     excess = excess + 0.5 * first * (z - excess * (excess + 2.0))
@@ -217,22 +217,16 @@ def _huber_rows(residuals: jax.Array, scale: float) -> Terms:
 
 def _cauchy_rows(residuals: jax.Array, scale: float) -> Terms:
     z = (residuals / scale) ** 2
-    inverse = _held(1.0 / (1.0 + z))
+    inverse = in_memory(1.0 / (1.0 + z))
     return 0.5 * scale**2 * log1p(z), inverse * residuals, inverse * (1.0 - 2.0 * z * inverse)
 
 
 def _arctan_rows(residuals: jax.Array, scale: float) -> Terms:
     z = (residuals / scale) ** 2
-    inverse = _held(1.0 / (1.0 + z**2))
+    inverse = in_memory(1.0 / (1.0 + z**2))
     # The products in this order are finite where z**2 is not.
     curvatures = inverse * (1.0 - 4.0 * z * (z * inverse))
     return 0.5 * scale**2 * arctan(z), inverse * residuals, curvatures
-
-
-def _held(values: jax.Array) -> jax.Array:
-    """Values in memory: without the barrier XLA divides again for each sum that reads them."""
-    held: jax.Array = jax.lax.optimization_barrier(values)  # type: ignore[no-untyped-call]
-    return held
 
 
 # ``½ C² ρ``, ``ρ' r`` and ``ρ' + 2 z ρ''`` of residuals r and the scale C, with fewer divisions and
