@@ -335,8 +335,9 @@ class Stage:
         Returns
         -------
         bool
-            False if nothing is copied: there is no room, there are too many rows, or an array has
-            another shape than announced or values that are no numbers.
+            False if nothing is copied: the stage would be full, there are too many rows, or an array
+            has another shape than announced or values that are no numbers. A stage that is full is
+            used before another block is made, as :meth:`fill` has it.
         """
         for array in arrays:
             if array.__class__ is not np.ndarray or array.shape != shape:
@@ -345,7 +346,7 @@ class Stage:
                 return False
         first, size = self.n_rows, arrays[0].size
         stop = first + size
-        if stop > self.capacity or size > SMALL_ROWS:
+        if stop >= self.capacity or size > SMALL_ROWS:
             return False
         rows = slice(first, stop)
         for number, array in enumerate(arrays):

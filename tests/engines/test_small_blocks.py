@@ -8,7 +8,7 @@ from collections import Counter
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nlsq_dask._errors import FitError
@@ -117,6 +117,8 @@ FAULTS = st.sampled_from((*ERRORS, *MADE, *ORDERS))
     stage_rows=st.sampled_from((1, 7, 64, 1 << 10)),
     by_graph=st.booleans(),
 )
+# The first block fills the stage: the kernel gets its row before the second block fails.
+@example(shape=[2], chunk=1, faults={1: (1, ValueError)}, stage_rows=1, by_graph=False)
 def test_the_same_rows_calls_and_errors(shape, chunk, faults, stage_rows, by_graph):
     values = np.random.default_rng(0).normal(size=shape)
     make = Faulty(faults)
