@@ -421,7 +421,10 @@ def test_a_plan_for_a_cluster_counts_its_workers(client, disk):
     assert 0 < disk.bytes_read <= planned.bytes_per_pass / 3
     before = disk.bytes_read
     result = fit(decay, x, y, p0=START, client=client, progress=False)
-    assert disk.bytes_read - before == bytes_of(planned, result.n_passes)
+    # A worker that has nothing to do takes groups of a busy worker, and reads their rows again.
+    read_anew = replace(planned, bytes_per_later_pass=planned.bytes_per_pass)
+    least, most = (bytes_of(p, result.n_passes) for p in (planned, read_anew))
+    assert least <= disk.bytes_read - before <= most
     assert planned.kept == 1
     assert planned.memory_bytes > 400e6
     assert "on each worker" in str(planned)
