@@ -45,6 +45,45 @@ def fitted_axes_repeated(dim: object) -> InputError:
     return InputError(f"dim={shown(dim)}: name each dimension to fit along once.")
 
 
+def coordinates_of_other_axes(
+    shapes: Sequence[tuple[int, ...]],
+    full: tuple[int, ...],
+    *,
+    fit: Sequence[Hashable],
+    varying: Sequence[Hashable],
+) -> InputError:
+    dim = varying[0] if len(varying) == 1 else tuple(varying)
+    own, series = _axes(varying), _axes(fit)
+    return InputError(
+        f"x has shape {join_names([str(shape) for shape in shapes])}, which belongs to {own} of y, "
+        f"of shape {full}, but the series run along {series}, where x does not vary: pass "
+        f"dim={dim!r} to fit along {own}. If x has one value for each series, pass x with all axes "
+        "of y."
+    )
+
+
+def map_shape(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    map_shape: tuple[int, ...],
+    full: tuple[int, ...],
+    fit: Sequence[Hashable],
+    other: Hashable | None,
+) -> InputError:
+    remedy = "" if other is None else f"; if the series run along {_axes([other])}, dim={other!r}"
+    return InputError(
+        f"{name} has shape {shape}, but the map has shape {map_shape}, as series of y, of shape "
+        f"{full}, run along {_axes(fit)}: pass a number, or an array that broadcasts to the "
+        f"map{remedy}."
+    )
+
+
+def _axes(axes: Sequence[Hashable]) -> str:
+    kind = "axis" if len(axes) == 1 else "axes"
+    return f"{kind} {join_names([repr(axis) for axis in axes])}"
+
+
 def axes_ambiguous(
     name: str, shape: tuple[int, ...], full: tuple[int, ...], fit: Sequence[int]
 ) -> InputError:

@@ -283,6 +283,7 @@ def _observed(
         time_unit=inputs.time_unit,
         deviations=False,
     )
+    axes.check_coordinates(bare.x, data.coords, chosen=dim is not None)
     _check_common_sigma(data, axes)
     labels = {**data.labels, **bare.labels}
     structure = "stacked" if stacked else data.structure

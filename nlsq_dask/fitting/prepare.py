@@ -108,6 +108,8 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
     sigma, correlated = split_sigma(bare.sigma, bare.y)
     placed = _placed(bare.x, bare.y, inputs.dim, sigma=sigma, mask=mask)
     data = _observed(placed, replace(inputs, fill_value=fill_value))
+    if placed.axes is not None:
+        placed.axes.check_coordinates(bare.x, data.coords, chosen=True)
     labels = {**data.labels, **bare.labels}
     data = replace(
         data,
@@ -115,7 +117,7 @@ def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
         storage_options=options,
         labels=labels,
         structure="stacked" if placed.stacked else data.structure,
-        series_axes=placed.series_axes,
+        series_axes=() if placed.axes is None else placed.axes.fit,
     )
     return Source(data, correlated, of_checkpoint)
 
@@ -144,14 +146,14 @@ def _observed(placed: _Placed, inputs: InputOptions) -> Observations:
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed:
-    """Arrays of the data, where each has the axes of y, and the axes of whole series."""
+    """Arrays of the data, where each has the axes of y, and the axes, where rows form series."""
 
     x: Any
     y: Any
     sigma: Any
     mask: Any
     stacked: bool = False
-    series_axes: tuple[int, ...] = ()
+    axes: SeriesAxes | None = None
 
 
 def _placed(x: Any, y: Any, dim: Any, *, sigma: Any, mask: Any) -> _Placed:
@@ -162,7 +164,7 @@ def _placed(x: Any, y: Any, dim: Any, *, sigma: Any, mask: Any) -> _Placed:
     axes = SeriesAxes.of(y, x, dim)
     coords, stacked = axes.coordinates(x)
     sigma, mask = axes.rows(sigma, "sigma"), axes.rows(mask, "mask")
-    return _Placed(x=coords, y=y, sigma=sigma, mask=mask, stacked=stacked, series_axes=axes.fit)
+    return _Placed(x=coords, y=y, sigma=sigma, mask=mask, stacked=stacked, axes=axes)
 
 
 def prepare_on(

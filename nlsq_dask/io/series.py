@@ -112,6 +112,44 @@ class SeriesAxes:
             return tuple(self._placed(part, "x", maps=False) for part in parts), True
         return self._placed(array, "x", maps=False), False
 
+    def check_coordinates(self, x: Any, coords: Sequence[Array], *, chosen: bool) -> None:
+        """Refuse coordinates without the fitted axes, which belong to other axes of y.
+
+        Parameters
+        ----------
+        x : object
+            As the caller passed it.
+        coords : sequence of array
+            The coordinates with as many axes as y.
+        chosen : bool
+            Whether the caller chose the axes to fit along. Dimensions that have names can then be
+            any.
+
+        Raises
+        ------
+        InputError
+            If no coordinate differs between the rows of a series. Coordinates that are passed with
+            all axes of y may be so.
+        """
+        items = x if isinstance(x, tuple) else (x,)
+        labelled = (labels_of(item) for item in items)
+        named = self.dims is not None and any(label and label.dims for label in labelled)
+        full = all(np.ndim(item) >= len(self.shape) for item in items)
+        varying = sorted({d for c in coords for d, n in enumerate(c.shape) if n > 1})
+        if self.n_rows == 1 or full or not varying or set(varying) & set(self.fit):
+            return
+        if not (named and chosen):
+            raise _errors.coordinates_of_other_axes(
+                [tuple(np.shape(item)) for item in items],
+                self.shape,
+                fit=self._named(self.fit),
+                varying=self._named(varying),
+            )
+
+    def _named(self, axes: Sequence[int]) -> list[Hashable]:
+        """Names of axes, as the argument `dim` takes them."""
+        return [d if self.dims is None else self.dims[d] for d in axes]
+
     def rows(self, value: Any, name: str) -> Any:
         """Standard deviations or a mask with as many axes as y; arrays with labels as they are."""
         return value if value is None else self._placed(value, name, maps=True)
@@ -158,6 +196,8 @@ class SeriesAxes:
         array = as_array(value, name)
         if array.ndim == 0 and not is_dask(array):
             return float(array)
+        if labels_of(value) is None:
+            self._check_map(array.shape, name)
         rows = RowLabels.of(y, self.shape)
         own = dict(enumerate(self.map))
         dims = None if rows.dims is None else tuple(rows.dims[d] for d in self.map)
@@ -165,6 +205,33 @@ class SeriesAxes:
         of_map = RowLabels(self.map_shape, dims, known)
         placed = broadcastable(of_map.placed(array, value, name), self.map_shape, name)
         return placed[self._expanding(self.map)]
+
+    def _check_map(self, shape: Shape, name: str) -> None:
+        """Refuse an array without labels whose shape does not belong to the map.
+
+        With names of dimensions an array may have some of the map's axes, in their order.
+        """
+        rest = iter(self.map_shape)
+        in_order = self.dims is not None and all(n in rest for n in shape)
+        padded = (1,) * (len(self.map) - len(shape)) + shape
+        pairs = zip(padded, self.map_shape, strict=False)
+        if in_order or (len(padded) == len(self.map) and all(n in (1, full) for n, full in pairs)):
+            return
+        other = self._other_axes(shape) if len(self.fit) == 1 else None
+        raise _errors.map_shape(
+            name,
+            shape,
+            map_shape=self.map_shape,
+            full=self.shape,
+            fit=self._named(self.fit),
+            other=None if other is None else self._named([other])[0],
+        )
+
+    def _other_axes(self, shape: Shape) -> int | None:
+        """The axis without which y has the given shape, if there is one."""
+        axes = range(len(self.shape))
+        found = [d for d in axes if self.shape[:d] + self.shape[d + 1 :] == shape]
+        return found[0] if len(found) == 1 else None
 
     def map_frame(self, y: Any) -> Frame | None:
         """Dimensions and coordinates of the map, if y is an array of xarray."""

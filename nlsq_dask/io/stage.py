@@ -335,9 +335,9 @@ class Stage:
         Returns
         -------
         bool
-            False if nothing is copied: the stage would be full, there are too many rows, or an array
-            has another shape than announced or values that are no numbers. A stage that is full is
-            used before another block is made, as :meth:`fill` has it.
+            False if nothing is copied: the stage would be full, there are too many rows, or an
+            array has another shape than announced or values that are no numbers. A stage that is
+            full is used before another block is made, as :meth:`fill` has it.
         """
         for array in arrays:
             if array.__class__ is not np.ndarray or array.shape != shape:

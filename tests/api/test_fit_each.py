@@ -37,6 +37,7 @@ from tests.support.series import (
 
 CUBE = cube()
 FLAT = CUBE.y.reshape(ROWS, -1)
+TURNED = CUBE.y.transpose(1, 2, 0)
 LABELLED = xr.DataArray(
     CUBE.y,
     {"t": ("t", T, {"units": "s"}), "row": np.arange(5), "column": np.arange(7)},
@@ -422,6 +423,25 @@ def test_a_model_that_mixes_the_rows_of_a_series_gets_whole_series():
         ({"dim": "z"}, "dim='z' is no dimension of y"),
         ({"dim": (0, 0)}, "name each dimension to fit along once"),
         ({"x": T[:-1]}, "x has shape"),
+        # The series are the rows of the last axis, and the default is the first axis.
+        ({"y": TURNED}, r"along axis 0, where x does not vary: pass dim=2 to"),
+        ({"y": TURNED, "dim": 1}, "pass dim=2 to fit along axis 2"),
+        (
+            {"y": xr.DataArray(TURNED, dims=("row", "column", "t"))},
+            "along axis 'row', where x does not vary: pass dim='t' to",
+        ),
+        (
+            {"y": TURNED, "x": xr.DataArray(T, dims="t")},
+            "pass dim=2 to fit along axis 2",
+        ),
+        (
+            {"p0": {"amplitude": np.ones((7, 5)), "lifetime": 1, "offset": 0}},
+            r"p0\['amplitude'\] has shape \(7, 5\), but the map has shape \(5, 7\)",
+        ),
+        (
+            {"bounds": {"lifetime": (np.zeros((ROWS, 5)), 9.0)}},
+            r"the map has shape \(5, 7\), .*; if the series run along axis 2, dim=2",
+        ),
         ({"sigma": -1.0}, "sigma"),
         ({"p0": {"amplitude": 1, "lifetime": np.ones((7, 5)), "offset": 0}}, "p0"),
         ({"p0": [1.0, np.inf, 0.0]}, "NaN or infinite for lifetime"),
@@ -437,6 +457,21 @@ def test_arguments_that_no_series_can_use_are_refused(change, message):
     arguments = {"x": T, "y": CUBE.y, "p0": START} | change
     with pytest.raises(ValueError, match=message):
         fit_each(decay, **arguments)
+
+
+def test_a_coordinate_may_have_one_value_for_each_series():
+    height = np.linspace(1.0, 2.0, 35).reshape(5, 7)
+    x = (T, height[..., None])
+
+    def scaled(x, lifetime, offset):
+        return x[1] * jnp.exp(-x[0] / lifetime) + offset
+
+    y = scaled(x, np.linspace(0.5, 2.0, 7)[:, None], 0.3)
+    found = fit_each(scaled, x, y, dim=-1)
+    np.testing.assert_allclose(found["lifetime"], np.tile(np.linspace(0.5, 2.0, 7), (5, 1)), 1e-6)
+    constant = fit_each(lambda x, level: level + 0 * x, 0.0, TURNED, dim=-1)
+    apart = np.abs(constant["level"] - np.nanmean(TURNED, axis=-1))
+    assert (apart < 2e-4 * constant.perr["level"]).all()
 
 
 def root(t, scale, offset):

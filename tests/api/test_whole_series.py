@@ -272,6 +272,12 @@ def test_without_dim_the_message_names_it():
             fit(piled, T[:, None, None], y, START)
 
 
+def test_x_that_does_not_vary_along_the_series_is_refused():
+    y = observed().transpose(1, 2, 0)
+    with pytest.raises(InputError, match="pass dim=2 to fit along axis 2"):
+        fit(piled, T, y, START, dim=0)
+
+
 def test_x_must_be_finite_in_whole_series():
     t = np.where(T[4] == T, np.nan, T)
     with pytest.raises(InputError, match="check x: the model takes whole series"):
