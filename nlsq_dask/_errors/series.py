@@ -219,6 +219,24 @@ def map_store_of_another_problem(
     )
 
 
+def map_store_of_other_data(
+    place: str,
+    index: tuple[int, ...],
+    names: Sequence[str],
+    *,
+    stored: Sequence[float],
+    now: Sequence[float],
+) -> InputError:
+    values = [
+        f"{name} = {was:.6g} (now {is_:.6g})"
+        for name, was, is_ in zip(names, stored, now, strict=True)
+    ]
+    return InputError(
+        f"the store {place} holds maps of other data: there, the series {index} has "
+        f"{join_names(values)}. Resume with the data of the earlier run, or pass a new place."
+    )
+
+
 def map_store_in_memory() -> InputError:
     return InputError(
         "store= is a group in the memory of this process, which the workers of a cluster cannot "

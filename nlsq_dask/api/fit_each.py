@@ -29,6 +29,7 @@ from nlsq_dask.fitting.series_result import REFUSED, agrees, result_of_answer
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.kernels.devices import DeviceArgument
 from nlsq_dask.results.maps import FitMaps
+from nlsq_dask.results.maps_record import InStore
 from nlsq_dask.results.result import FitResult
 
 if TYPE_CHECKING:
@@ -128,7 +129,9 @@ def fit_each(
     resume : bool
         Whether to go on with the maps that an earlier run left in the store: only the regions that
         this run did not finish are fitted. The maps have the same bits, whatever memory there is
-        now. A store of another problem is refused.
+        now. A store of another problem is refused, and a store of other data: a series of some
+        stored regions is fitted again and compared. Where frames are read, this needs a region
+        that is left.
     memory_limit_gb : float, optional
         Memory of this process, or of each worker, in GB; by default the free memory. Series in
         several chunks that do not fit are read frame by frame, see :attr:`FitMaps.strategy`.
@@ -238,7 +241,8 @@ def _stored_maps(
     fields, counts = target.written(lazy)
     if any(not status.success for status in counts):
         _errors.warn_caller(_errors.series_not_converged(counts))
-    return maps_of(job, fields, reading)
+    in_store = InStore(place=str(target.group.store_path), counts=counts)
+    return maps_of(job, fields, reading, stored=in_store)
 
 
 def maps_of(
@@ -246,8 +250,20 @@ def maps_of(
     fields: Mapping[str, Any],
     reading: SeriesReading | None = None,
     packed: Any = None,
+    stored: InStore | None = None,
 ) -> FitMaps:
-    """The result of a job, from the fields of its answer, and the lazy array that holds them."""
+    """The result of a job, from the fields of its answer.
+
+    Parameters
+    ----------
+    job : EachJob
+    fields : mapping
+    reading : SeriesReading, optional
+    packed : dask.array.Array, optional
+        The lazy array that holds all fields.
+    stored : InStore, optional
+        The store that holds the fields.
+    """
 
     def refit(index: tuple[int, ...]) -> FitResult:
         return _fit_of_series(job, fields, index)
@@ -264,6 +280,7 @@ def maps_of(
         refit=refit,
         rows=lambda maps, index: _rows_of_series(job, maps.fields, index),
         packed=packed,
+        stored=stored,
     )
 
 

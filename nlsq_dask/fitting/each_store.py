@@ -17,6 +17,7 @@ from nlsq_dask.core.checks import checked_progress
 from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.fitting.each import EachJob, logger
+from nlsq_dask.fitting.each_same_data import check_same_series
 from nlsq_dask.fitting.faces import faces_of
 from nlsq_dask.fitting.moment import SeriesDone
 from nlsq_dask.fitting.progress import Progress
@@ -179,10 +180,15 @@ class Target:
         if not self.is_begun:
             write_problem(self.group, description(job, layout_of(reading, regions.chunks[1:])))
         stored = open_maps(self.group, specs, job.axes.map_shape, sizes)
-        if job.frame is not None:
-            write_coordinates(self.group, {str(name): c for name, c in job.frame.coords.items()})
+        fields = fields_of_store(job.problem, specs, {s.name: s.array for s in stored})
         ready = finished(stored[-1].array, starts) if self.is_begun else {}
         left = [index for index in np.ndindex(*regions.numblocks[1:]) if index not in ready]
+        if left or reading.strategy != "frames":  # a series of frames takes a reading of all data
+            check_same_series(
+                job, fields, list(ready), starts=starts, store=str(self.group.store_path)
+            )
+        if job.frame is not None:
+            write_coordinates(self.group, {str(name): c for name, c in job.frame.coords.items()})
         logger.info(
             "maps go to %s: %d of %d regions are left",
             self.group.store_path,
@@ -195,7 +201,7 @@ class Target:
         executor = self.options.executor
         map_store.write_regions(regions, writing, left, executor, report)
         counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
-        return fields_of_store(job.problem, specs, {s.name: s.array for s in stored}), counts
+        return fields, counts
 
 
 def unread_answer(job: EachJob, reading: SeriesReading) -> Any:

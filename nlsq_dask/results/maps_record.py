@@ -51,6 +51,22 @@ class ParameterMaps(Mapping[str, Any]):
         return f"<maps of {', '.join(self._names)}, each {self.array.shape[1:]}>"
 
 
+@dataclass(frozen=True, kw_only=True)
+class InStore:
+    """What is known of maps in a store without reading them.
+
+    Attributes
+    ----------
+    place : str
+        Where the store is.
+    counts : dict
+        Number of series of each status.
+    """
+
+    place: str
+    counts: Mapping[Status, int]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MapsRecord:
     """The maps of :class:`nlsq_dask.FitMaps`, which says what they are."""
@@ -62,6 +78,7 @@ class MapsRecord:
     frame: Frame | None = field(default=None, repr=False)
     units: Mapping[str, str] = field(default_factory=dict, repr=False)
     rows: Callable[..., tuple[Any, Any, Any]] | None = field(default=None, repr=False)
+    stored: InStore | None = field(default=None, repr=False)
 
     @property
     def popt(self) -> ParameterMaps:
@@ -136,7 +153,7 @@ class MapsRecord:
 
     @property
     def lazy(self) -> bool:
-        """Whether the maps are Dask arrays, not computed yet."""
+        """Whether the maps are Dask arrays, which are computed, or read from a store, on demand."""
         return any(map(is_dask, self.fields.values()))
 
     @property
@@ -148,7 +165,9 @@ class MapsRecord:
         return self.popt[name]
 
     def counts(self) -> dict[Status, int]:
-        """Number of series of each status; computes the status of lazy maps."""
+        """Number of series of each status; computes the status of lazy maps without a store."""
+        if self.stored is not None:
+            return dict(self.stored.counts)
         status = np.asarray(self.fields["status"])
         found = Counter(dict(zip(*np.unique(status, return_counts=True), strict=True)))
         return {Status(int(number)): int(n) for number, n in sorted(found.items())}

@@ -24,9 +24,11 @@ def report(maps: MapsRecord) -> str:
     ]
     if maps.strategy == "frames":
         lines.append("read frame by frame")
-    if maps.lazy:
+    if maps.lazy and maps.stored is None:
         return "\n".join([*lines, "not computed yet: call compute()"])
     lines.append(_errors.series_text(maps.counts()))
+    if maps.lazy and maps.stored is not None:
+        return "\n".join([*lines, f"stored in {maps.stored.place}: compute() reads all maps"])
     header = ["", "5 %", "median", "95 %", "median error"]
     rows = [header, *(_row(maps, i, name) for i, name in enumerate(maps.names))]
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]

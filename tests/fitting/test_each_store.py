@@ -94,8 +94,11 @@ def test_failed_series_are_counted_once_and_stored(tmp_path):
         maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
     assert len(caught) == 1
     assert (maps.status[0, :5].compute() == Status.TOO_FEW_ROWS).all()
-    with pytest.warns(ConvergenceWarning, match="5 of 600"):  # of a run that reads nothing
-        fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", resume=True)
+    with pytest.warns(ConvergenceWarning, match="5 of 600"):  # of a run that fits nothing
+        again = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", resume=True)
+    for found in (maps, again):
+        assert "595 converged, 5 have fewer rows" in str(found)
+        assert f"stored in file://{tmp_path}/maps.zarr" in str(found)
 
 
 def stopping(after, log):
@@ -121,11 +124,12 @@ def test_a_run_goes_on_where_another_stopped(expected, tmp_path):
         assert (begun["status"][:] == Status.NOT_FITTED).sum() == 5 * SHAPE[0] * SHAPE[1] / 12
         log.clear()
         maps = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
-        assert len(log) == 12 - 7
+        compared = 3  # blocks of stored regions, of which a series is fitted again
+        assert len(log) == compared + 12 - 7
         assert_same(maps, expected)
         log.clear()
         again = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
-    assert not log
+    assert len(log) == compared
     assert_same(again, expected)
 
 
@@ -138,8 +142,33 @@ def test_a_region_whose_status_is_half_written_is_fitted_again(expected, tmp_pat
     (place / "lifetime/c/1/2").write_bytes(b"\0")
     log.clear()
     maps = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
-    assert log == [(0, 1, 2)]
+    assert log[3:] == [(0, 1, 2)]  # after the blocks that are compared
     assert_same(maps, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["values", "one row less", "a coordinate", "the last chunk"])
+@pytest.mark.parametrize("options", [{}, {"refine": "neighbours"}])
+def test_a_store_of_other_data_is_refused(options, changed, tmp_path):
+    place, x, y = tmp_path / "maps.zarr", T.copy(), Y.copy()
+    start = {"amplitude": np.full(SHAPE, 1.0), "lifetime": 1.0, "offset": 0.0}
+
+    def run(**more):
+        cube = da.from_array(y, chunks=(-1, 10, 15))
+        return fit_each(decay, da.from_array(x), cube, start, store=place, **options, **more)
+
+    run()
+    run(resume=True)
+    if changed == "values":
+        y += 0.3
+    elif changed == "one row less":
+        y[-1] = np.nan
+    elif changed == "a coordinate":
+        x *= 1.1
+    else:
+        y[:, 10:, 15:] *= 1.05
+    with pytest.raises(InputError, match=r"holds maps of other data: .* \(now "):
+        run(resume=True)
 
 
 @pytest.mark.slow
