@@ -156,9 +156,25 @@ def maps_not_drawn(shape: tuple[int, ...]) -> InputError:
     )
 
 
-def series_index(index: object, shape: tuple[int, ...]) -> InputError:
+def series_index(
+    index: Sequence[object],
+    by_name: Mapping[str, object],
+    shape: tuple[int, ...],
+    *,
+    dims: Sequence[Hashable],
+) -> InputError:
+    passed = ", ".join([*map(repr, index), *(f"{k}={v!r}" for k, v in by_name.items())])
+    named = f", {join_names([str(dim) for dim in dims])}" if by_name and dims else ""
     return InputError(
-        f"at{index!r} is no series of the map of shape {shape}: pass an index for each axis."
+        f"at({passed}) is no series of the map of shape {shape}: pass an index for each axis"
+        f"{named}."
+    )
+
+
+def maps_without_model(method: str) -> InputError:
+    return InputError(
+        f"{method} needs the model and the data, which are not kept with pickled maps: call it on "
+        "the maps that fit_each() returns, or fit again."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -264,10 +265,6 @@ def maps_of(
     stored : InStore, optional
         The store that holds the fields.
     """
-
-    def refit(index: tuple[int, ...]) -> FitResult:
-        return _fit_of_series(job, fields, index)
-
     return FitMaps(
         names=job.parameters.names,
         fields=fields,
@@ -276,52 +273,59 @@ def maps_of(
         strategy="standard" if reading is None else reading.strategy,
         frame=job.frame,
         units=job.parameters.units,
-        values=lambda maps, x, residuals=False: map_values(job, maps.fields, x, residuals),
-        refit=refit,
-        rows=lambda maps, index: _rows_of_series(job, maps.fields, index),
+        fitted=_Fitted(job),
         packed=packed,
         stored=stored,
     )
 
 
-def _rows_of_series(
-    job: EachJob, fields: Mapping[str, Any], index: tuple[int, ...]
-) -> tuple[Any, Any, Any]:
-    """Abscissa, observations and values of the model of one series, each (m,).
+@dataclass(frozen=True)
+class _Fitted:
+    """The job of maps; see :class:`~nlsq_dask.results.maps_record.FittedSeries`."""
 
-    The abscissa of several coordinates is the number of the row.
-    """
-    series = job.series(index)
-    single = job.problem.spec.structure == "single"
-    coords = [series.x] if single else list(series.x)
-    block = [np.reshape(c, job.axes.fit_shape) for c in coords]
-    order = np.argsort(job.axes.fit)
-    places = tuple(slice(None) if d in job.axes.fit else None for d in range(len(job.axes.shape)))
-    full = [np.transpose(c, order)[places] for c in block]
-    one = np.asarray(fields["popt"][(slice(None), *index)]).reshape(-1, *(1,) * len(index))
-    values = values_of_block(job.problem, full, one, job.axes.fit_shape)
-    turned = values.transpose(job.axes.fit + job.axes.map).ravel()
-    y = np.ma.filled(np.ma.asarray(series.y, np.float64), np.nan)
-    return (coords[0] if len(coords) == 1 else np.arange(len(y))), y, turned
+    job: EachJob
 
+    def values(self, fields: Mapping[str, Any], x: Any, *, residuals: bool = False) -> Any:
+        """Values of the model, or residuals, of all series."""
+        return map_values(self.job, fields, x, residuals)
 
-def _fit_of_series(job: EachJob, fields: Mapping[str, Any], index: tuple[int, ...]) -> FitResult:
-    """The fit of one series, from its answer, or else from its start.
+    def rows(self, fields: Mapping[str, Any], index: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """Abscissa, observations and values of the model of one series, each (m,).
 
-    An answer that is exact to rounding is not used: it tells nothing of the sizes of parameters.
-    Where the fit gives no result, or one that the map contradicts, the result is the answer of the
-    map.
-    """
-    series = job.series(index)
-    answer = {name: np.asarray(field[(..., *index)]) for name, field in fields.items()}
-    found, status = answer["popt"], Status(int(answer["status"]))
-    result = None
-    if status not in REFUSED:
-        result = _fit_alone(job, series, found, is_exact=status == Status.ROUNDING)
-    if result is not None and agrees(result, status):
-        return result
-    _, y, values = _rows_of_series(job, fields, index)
-    return result_of_answer(job, index, series, answer, (y, values))
+        The abscissa of several coordinates is the number of the row.
+        """
+        job = self.job
+        series = job.series(index)
+        single = job.problem.spec.structure == "single"
+        coords = [series.x] if single else list(series.x)
+        block = [np.reshape(c, job.axes.fit_shape) for c in coords]
+        order = np.argsort(job.axes.fit)
+        axes = range(len(job.axes.shape))
+        places = tuple(slice(None) if d in job.axes.fit else None for d in axes)
+        full = [np.transpose(c, order)[places] for c in block]
+        one = np.asarray(fields["popt"][(slice(None), *index)]).reshape(-1, *(1,) * len(index))
+        values = values_of_block(job.problem, full, one, job.axes.fit_shape)
+        turned = values.transpose(job.axes.fit + job.axes.map).ravel()
+        y = np.ma.filled(np.ma.asarray(series.y, np.float64), np.nan)
+        return (coords[0] if len(coords) == 1 else np.arange(len(y))), y, turned
+
+    def refit(self, fields: Mapping[str, Any], index: tuple[int, ...]) -> FitResult:
+        """The fit of one series, from its answer, or else from its start.
+
+        An answer that is exact to rounding is not used: it tells nothing of the sizes of
+        parameters. Where the fit gives no result, or one that the map contradicts, the result is
+        the answer of the map.
+        """
+        series = self.job.series(index)
+        answer = {name: np.asarray(field[(..., *index)]) for name, field in fields.items()}
+        found, status = answer["popt"], Status(int(answer["status"]))
+        result = None
+        if status not in REFUSED:
+            result = _fit_alone(self.job, series, found, is_exact=status == Status.ROUNDING)
+        if result is not None and agrees(result, status):
+            return result
+        _, y, values = self.rows(fields, index)
+        return result_of_answer(self.job, index, series, answer, (y, values))
 
 
 def _fit_alone(

@@ -256,6 +256,4 @@ def _array(value: Any, name: str) -> Any:
     """An array that can be indexed; its dtype is not looked at."""
     if is_zarr(value) or isinstance(value, StoredArray):
         return as_array(value, name)
-    if hasattr(value, "shape") and hasattr(value, "ndim") and hasattr(value, "__getitem__"):
-        return value if value.ndim or is_dask(value) else np.asarray(value)
-    return np.asarray(value)
+    return value if is_dask(value) else np.asanyarray(value)

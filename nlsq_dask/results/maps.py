@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,9 +44,7 @@ class FitMaps(MapsRecord):
         some five times.
     """
 
-    problem: SeriesProblem = field(repr=False)
-    values: Callable[..., Any] | None = field(default=None, repr=False)
-    refit: Callable[[tuple[int, ...]], FitResult] | None = field(default=None, repr=False)
+    problem: SeriesProblem | None = field(repr=False)
     packed: Array | None = field(default=None, repr=False)
 
     def compute(self, **options: Any) -> Self:
@@ -66,7 +64,8 @@ class FitMaps(MapsRecord):
             return self
         from dask.base import compute  # loaded for use
 
-        if self.packed is not None:  # one array in place of a task for each field and block
+        # One array takes one task for each block, and the fields a task for each field and block.
+        if self.packed is not None and self.problem is not None:
             (packed,) = compute(self.packed, **options)
             done = replace(self, fields=self.problem.unpacked(packed), packed=None)
         else:
@@ -107,13 +106,11 @@ class FitMaps(MapsRecord):
         numpy or dask array or xarray.DataArray, float64
             With the axes of ``y``. NaN for series without an answer. Lazy if the maps are.
         """
-        assert self.values is not None
-        return self.values(self, x)
+        return self.series("predict()").values(self.fields, x)
 
     def residuals(self) -> Any:
         """Residuals ``y - f``, unweighted, with the axes of ``y``; NaN for missing rows."""
-        assert self.values is not None
-        return self.values(self, None, residuals=True)
+        return self.series("residuals()").values(self.fields, None, residuals=True)
 
     def at(self, *index: int, **by_name: int) -> FitResult:
         """The fit of one series as an ordinary result, by :func:`nlsq_dask.fit`.
@@ -134,8 +131,8 @@ class FitMaps(MapsRecord):
             If the index is not that of a series.
         """
         place = self._index(index, by_name)
-        assert self.refit is not None
-        return self.refit(place)
+        result: FitResult = self.series("at()").refit(self.fields, place)
+        return result
 
     def plot(self) -> Figure:
         """Draw the map of each parameter, the statuses, and the median and the worst series.
@@ -193,6 +190,14 @@ class FitMaps(MapsRecord):
     def __str__(self) -> str:
         return maps_report.report(self)
 
+    def _repr_html_(self) -> str:
+        return maps_report.html_report(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Leave out the data, for their size, and the model: many models cannot be pickled.
+        problem = None if self.packed is None else self.problem
+        return {**vars(self), "fitted": None, "problem": problem}
+
     def _index(self, index: Sequence[int], by_name: Mapping[str, int]) -> tuple[int, ...]:
         dims: tuple[Hashable, ...] = () if self.frame is None else self.frame.dims
         if by_name and not index and set(by_name) == set(dims):
@@ -203,5 +208,5 @@ class FitMaps(MapsRecord):
             for i, n in zip(index, shape, strict=False)
         )
         if not fits:
-            raise _errors.series_index(tuple(index) if index else dict(by_name), shape)
+            raise _errors.series_index(index, by_name, shape, dims=dims)
         return tuple(int(i) % n for i, n in zip(index, shape, strict=True))

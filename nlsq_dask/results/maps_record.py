@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -51,6 +51,22 @@ class ParameterMaps(Mapping[str, Any]):
         return f"<maps of {', '.join(self._names)}, each {self.array.shape[1:]}>"
 
 
+class FittedSeries(Protocol):
+    """The model and the data of maps, where they were fitted. Fields are maps by name."""
+
+    def values(self, fields: Mapping[str, Array], x: Any, *, residuals: bool = False) -> Any:
+        """Values of the model, or residuals, of all series, with the axes of y."""
+        ...
+
+    def rows(self, fields: Mapping[str, Array], index: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """Abscissa, observations and values of the model of one series, each (m,)."""
+        ...
+
+    def refit(self, fields: Mapping[str, Array], index: tuple[int, ...]) -> Any:
+        """The fit of one series as a :class:`nlsq_dask.FitResult`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class InStore:
     """What is known of maps in a store without reading them.
@@ -77,7 +93,7 @@ class MapsRecord:
     strategy: Literal["standard", "streaming", "frames"] = "standard"
     frame: Frame | None = field(default=None, repr=False)
     units: Mapping[str, str] = field(default_factory=dict, repr=False)
-    rows: Callable[..., tuple[Any, Any, Any]] | None = field(default=None, repr=False)
+    fitted: FittedSeries | None = field(default=None, repr=False)
     stored: InStore | None = field(default=None, repr=False)
 
     @property
@@ -163,6 +179,18 @@ class MapsRecord:
 
     def __getitem__(self, name: str) -> Any:
         return self.popt[name]
+
+    def series(self, method: str) -> FittedSeries:
+        """The model and the data, for a method; maps that were pickled have none.
+
+        Raises
+        ------
+        InputError
+            If there are none.
+        """
+        if self.fitted is None:
+            raise _errors.maps_without_model(method)
+        return self.fitted
 
     def counts(self) -> dict[Status, int]:
         """Number of series of each status; computes the status of lazy maps without a store."""

@@ -1,11 +1,13 @@
 """One fit for each series: against SciPy series by series, xarray's curvefit, and closed forms."""
 
 import html
+import pickle
 import warnings
 
 import dask.array as da
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from dask.callbacks import Callback
@@ -342,6 +344,37 @@ def test_at_is_an_ordinary_result_with_the_answer_of_the_map(maps):
     np.testing.assert_allclose(result.pcov, maps.pcov[..., 2, 4], rtol=1e-3)
     with pytest.raises(InputError, match="no series of the map"):
         maps.at(2)
+
+
+def test_at_by_names_says_which_names_there_are():
+    maps = fit_each(decay, "t", LABELLED, START)
+    assert maps.at(column=4, row=2).popt == pytest.approx(maps.at(2, 4).popt)
+    with pytest.raises(InputError, match=r"at\(line=2, column=4\) .* each axis, row and column"):
+        maps.at(line=2, column=4)
+
+
+def test_pickled_maps_have_all_maps_and_no_model(maps):
+    for before in (maps, fit_each(decay, LABELLED["t"], LABELLED.chunk(row=2), START)):
+        after = pickle.loads(pickle.dumps(before))
+        assert same(after.compute(), before.compute())
+        assert str(after) == str(before)
+        for call in (after.predict, after.residuals, lambda after=after: after.at(0, 0)):
+            with pytest.raises(InputError, match="not kept with pickled maps"):
+                call()
+
+
+def test_the_report_for_notebooks_has_the_numbers_of_the_text(maps):
+    text, page = str(maps), maps._repr_html_()
+    for word in text.split():
+        assert html.escape(word) in page
+    lazy = fit_each(decay, LABELLED["t"], LABELLED.chunk(row=2), START)
+    assert "not computed yet" in lazy._repr_html_()
+
+
+def test_columns_of_a_table_are_series(maps):
+    table = pd.DataFrame(FLAT, index=pd.Index(T, name="t"))
+    found = fit_each(decay, table.index, table, START)
+    np.testing.assert_array_equal(found["lifetime"], maps["lifetime"].ravel())
 
 
 def test_dataset_has_a_variable_for_each_parameter_and_named_flags():

@@ -122,8 +122,7 @@ def _shown(maps: MapsRecord, status: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def _draw_series(axes: Axes, maps: MapsRecord, title: str, index: tuple[int, ...]) -> None:
     """Rows of a series, and the model at its estimates."""
-    assert maps.rows is not None
-    x, y, values = maps.rows(maps, index)
+    x, y, values = maps.series("plot()").rows(maps.fields, index)
     order = np.argsort(x, kind="stable")
     axes.plot(x, y, ".", color=BLUE, ms=3, label="data")
     axes.plot(x[order], values[order], color=VERMILLION, lw=1.2, label="fit")
