@@ -182,8 +182,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the second derivative of a robust loss has the other sign",
-        "first * residuals, first + 2.0 * second",
-        "first * residuals, first - 2.0 * second",
+        "first * residuals, first + 2.0 * (z * second)",
+        "first * residuals, first - 2.0 * (z * second)",
         ("test_loss.py", "test_losses.py"),
     ),
     Mutation(

@@ -149,6 +149,9 @@ class BlockKernel(TileKernel):
         cost, n_small = 0.5 * chi2, 0.0
         if not loss.is_linear:
             cost, chi2, n_small, *extra = map(float, extra)
+            if not math.isfinite(cost) and math.isfinite(chi2):
+                # The product of the terms of eight rows may overflow where no term does.
+                cost = float(self.costs(params[None], rows)[0])
         sq_errors = float(extra[0]) if extra else chi2
         largest = None
         moments = Moments(float(abs_errors), sq_errors, n_small=n_small)
@@ -204,7 +207,8 @@ class BlockKernel(TileKernel):
         ndarray, shape (k,), float64
             Not finite for a candidate where the model is not finite.
         """
-        return 0.5 * self._sum(self._costs, (candidates,), rows)
+        sums = self._sum(self._costs, (candidates,), rows)
+        return 0.5 * sums if self._spec.loss.is_linear else sums
 
     def score_products(self, params: FloatArray, rows: Rows) -> FloatArray:
         """Sum of outer products of the rows' scores, for a robust covariance.
@@ -291,7 +295,7 @@ class BlockKernel(TileKernel):
     def _weighs_by_lanes(self, columns: int, rows: Rows) -> bool:
         """Whether the sums of a robust loss are summed by lanes, and those of scores apart."""
         few = columns <= MOST_WEIGHTED_COLUMNS
-        return self._spec.loss.is_cheap and few and self._squares_by_lanes(columns + 1, rows)
+        return self._spec.loss.is_named and few and self._squares_by_lanes(columns + 1, rows)
 
     def _laned_robust_sums(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
         """The sums of a robust loss by lanes, with zeros in place of the products of the scores.
@@ -309,18 +313,26 @@ class BlockKernel(TileKernel):
             if weighted:
                 parts.append(jnp.where(tile.valid, error, 0.0)[None])
             held = square.held(parts)
-            columns, residuals, errors = held[:q], held[q], held[-1]
-            valid = tile.valid.reshape(residuals.shape)
-            costs, scores, row_weights = loss.of_rows(residuals, valid, call_loss)
-            terms = square.held([costs, scores, *row_weights])
-            small = jnp.where(valid & (residuals**2 <= largest_small), 1.0, 0.0)
-            extra = [jnp.abs(errors), terms[0], residuals**2, small]
+            columns, valid = held[:q], tile.valid.reshape(TURNS, square.lanes)
+            scores, row_weights = loss.of_named_rows(held[q])
+            terms = square.held([scores, *row_weights])
+            # By turns, which need no array of all residuals: JAX 0.10 runs a tile of more than
+            # eight loops with queues (docs/kernel.md).
+            residuals = [held[q, turn] for turn in range(TURNS)]
+            errors = [held[-1, turn] for turn in range(TURNS)]
+            squares = [r**2 for r in residuals]
+            small = [v & (s <= largest_small) for v, s in zip(valid, squares, strict=True)]
+            totals = [
+                added_turns([jnp.abs(e) for e in errors]),
+                loss.total_cost(residuals),
+                added_turns(squares),
+                added_turns([jnp.where(s, 1.0, 0.0) for s in small]),
+            ]
             if weighted:
-                extra.append(errors**2)
-            gradient = added_turns([columns[:, turn] * terms[1, turn] for turn in range(TURNS)])
-            totals = [added_turns([e[turn] for turn in range(TURNS)]) for e in extra]
+                totals.append(added_turns([e**2 for e in errors]))
+            gradient = added_turns([columns[:, turn] * terms[0, turn] for turn in range(TURNS)])
             joined = jnp.concatenate([gradient, jnp.stack(totals)])
-            return square.of_tile(columns, terms[2:]), joined
+            return square.of_tile(columns, terms[1:]), joined
 
         zero = square.zero(), jnp.zeros((q + 4 + weighted, square.lanes))
         found, rest = self._over_tiles(sums, zero, rows, TURNS * square.lanes)
@@ -412,7 +424,7 @@ class BlockKernel(TileKernel):
             if self._spec.loss.is_linear:
                 return jnp.sum(residuals**2, axis=1)
             # One candidate at a time: a user's loss is a function of a 1-D array.
-            values = [self._spec.loss.terms(r, call_loss)[0] for r in residuals]
+            values = [self._spec.loss.costs(r, call_loss) for r in residuals]
             return jnp.stack([jnp.sum(jnp.where(tile.valid, v, 0.0)) for v in values])
 
         return self._over_tiles(costs, jnp.zeros(candidates.shape[0]), rows)
@@ -446,8 +458,7 @@ class BlockKernel(TileKernel):
         def products_of(tile: Tile) -> jax.Array:
             along, error, _ = self._derived(params, basis, tile, differenced=False)
             held = square.held([self._weighted(along, tile), self._weighted(error[None], tile)])
-            valid = tile.valid.reshape(held[-1].shape)
-            scores = self._spec.loss.of_rows(held[-1], valid, call_loss)[1]
+            scores = self._spec.loss.of_named_rows(held[-1])[0]
             # XLA keeps an array of joined parts in memory, and computes a single part again for
             # each pair of columns.
             return square.of_tile(held[:-1], square.held([scores**2, scores])[:1])

@@ -17,7 +17,8 @@ these rows is a separate sum, which the computation of a step adds: see
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.user_model.elementary import arctan, in_memory, log1p
+from nlsq_dask.user_model.elementary import arctan, log1p, total_arctan, total_log1p
 
-# ρ, ρ' and ρ'' of z, each of z's shape.
+# ``½ C² ρ``, ``ρ' r`` and ``ρ' + 2 z ρ''``, each of the shape of the residuals.
 Terms = tuple[jax.Array, jax.Array, jax.Array]
 
 # Value of s² in rows where the loss is concave, as in SciPy.
@@ -50,7 +51,7 @@ class Loss:
     Attributes
     ----------
     name : str
-        One of :data:`LOSSES`, or the name of the user's function.
+        One of :data:`NAMES`, or the name of the user's function.
     f_scale : float
         Residuals well below the scale count as in least squares, larger residuals less.
     function : callable or None
@@ -72,8 +73,8 @@ class Loss:
         return self.function is not None or self.name in CONCAVE
 
     @property
-    def is_cheap(self) -> bool:
-        """Whether the terms of rows cost little enough that XLA may compute some of them twice."""
+    def is_named(self) -> bool:
+        """Whether this is one of :data:`ROWS`, which cost little for each row."""
         return self.function is None and self.name in ROWS
 
     @property
@@ -81,8 +82,8 @@ class Loss:
         """Identity across processes."""
         return f"{self.name if self.function is None else self.function.token}:{self.f_scale!r}"
 
-    def terms(self, residuals: jax.Array, call: Callable[..., jax.Array]) -> Terms:
-        """``C² ρ(z)``, ``ρ'(z)`` and ``z ρ''(z)`` of weighted residuals (n,).
+    def costs(self, residuals: jax.Array, call: Callable[..., jax.Array]) -> jax.Array:
+        """``½ C² ρ(z)`` of weighted residuals (n,).
 
         Parameters
         ----------
@@ -90,12 +91,7 @@ class Loss:
         call : callable
             ``call(function, z)`` calls the user's function.
         """
-        z = (residuals / self.f_scale) ** 2
-        if self.function is None:
-            value, first, second = LOSSES[self.name](z)
-        else:
-            value, first, second = call(self.function, z)
-        return self.f_scale**2 * value, first, z * second
+        return self._terms(residuals, call)[0]
 
     def of_rows(
         self, residuals: jax.Array, valid: jax.Array, call: Callable[..., jax.Array]
@@ -108,7 +104,7 @@ class Loss:
         valid : jax.Array, shape (n,), bool
             Other rows have the residual 0, for which a user's loss may have any value.
         call : callable
-            As in `terms`.
+            As in `costs`.
 
         Returns
         -------
@@ -118,19 +114,53 @@ class Loss:
             Weights of ``j jᵀ`` in the Gram matrix, and, for a loss that may be concave, in the
             curvature of the rows where the loss is concave.
         """
-        if self.is_cheap:
-            costs, scores, curvatures = ROWS[self.name](residuals, self.f_scale)
-        else:
-            value, first, second = self.terms(residuals, call)
-            costs, scores, curvatures = 0.5 * value, first * residuals, first + 2.0 * second
-        weights = [jnp.maximum(curvatures, LEAST_SQUARED_SCALE)]
-        if self.is_concave:
-            weights.append(jnp.minimum(curvatures, 0.0))
+        costs, scores, curvatures = self._terms(residuals, call)
 
         def masked(values: jax.Array) -> jax.Array:
             return jnp.where(valid, values, 0.0)
 
-        return masked(costs), masked(scores), [masked(w) for w in weights]
+        return masked(costs), masked(scores), [masked(w) for w in self._weights(curvatures)]
+
+    def of_named_rows(self, residuals: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """The scores and the weights of `of_rows`, of a loss with a name, without a mask.
+
+        Rows that are not valid have the residual 0 and the score 0. Their weights are 1.
+        """
+        _, scores, curvatures = ROWS[self.name](residuals, self.f_scale)
+        return scores, self._weights(curvatures)
+
+    def total_cost(self, residuals: Sequence[jax.Array]) -> jax.Array:
+        """Sum of ``½ C² ρ`` over several arrays of residuals, of a loss with a name.
+
+        Parameters
+        ----------
+        residuals : sequence of jax.Array
+            Eight arrays of one shape.
+
+        Returns
+        -------
+        jax.Array
+            Of the same shape. May be infinite or NaN where residuals are above ``1e19 C``.
+        """
+        if self.name not in TOTALS:
+            return functools.reduce(
+                jnp.add, [ROWS[self.name](r, self.f_scale)[0] for r in residuals]
+            )
+        total = TOTALS[self.name]([(r / self.f_scale) ** 2 for r in residuals])
+        return 0.5 * self.f_scale**2 * total
+
+    def _terms(self, residuals: jax.Array, call: Callable[..., jax.Array]) -> Terms:
+        if self.is_named:
+            return ROWS[self.name](residuals, self.f_scale)
+        z = (residuals / self.f_scale) ** 2
+        value, first, second = call(self.function, z)
+        return 0.5 * (self.f_scale**2 * value), first * residuals, first + 2.0 * (z * second)
+
+    def _weights(self, curvatures: jax.Array) -> list[jax.Array]:
+        weights = [jnp.maximum(curvatures, LEAST_SQUARED_SCALE)]
+        if self.is_concave:
+            weights.append(jnp.minimum(curvatures, 0.0))
+        return weights
 
 
 LINEAR = Loss("linear")
@@ -144,8 +174,8 @@ def check_loss(name: Any, f_scale: Any) -> float:
     InputError
         If the loss is neither a known name nor a function, or the scale is not positive.
     """
-    if not callable(name) and not (isinstance(name, str) and name in LOSSES):
-        raise _errors.unknown_loss(name, tuple(LOSSES))
+    if not callable(name) and not (isinstance(name, str) and name in NAMES):
+        raise _errors.unknown_loss(name, NAMES)
     try:
         scale = float(f_scale)
     except (TypeError, ValueError, OverflowError):
@@ -155,75 +185,31 @@ def check_loss(name: Any, f_scale: Any) -> float:
     return scale
 
 
-def _linear(z: jax.Array) -> Terms:
-    return z, jnp.ones_like(z), jnp.zeros_like(z)
-
-
-def _soft_l1(z: jax.Array) -> Terms:
-    root = jnp.sqrt(1.0 + z)
-    # Both quotients by one division, the slowest operation here.
-    inverse = 1.0 / (root * (root + 1.0))
-    first = inverse * (root + 1.0)
-    # 2 (√(1 + z) - 1) = 2 z / (√(1 + z) + 1), without a difference of nearly equal numbers.
-    return 2.0 * z * (inverse * root), first, -0.5 * first**3
-
-
-def _huber(z: jax.Array) -> Terms:
-    inside = z <= 1.0
-    # The branch that is not chosen must not divide by zero.
-    outside = jnp.sqrt(jnp.where(inside, 1.0, z))
-    first = 1.0 / outside
-    return (
-        jnp.where(inside, z, 2.0 * outside - 1.0),
-        first,
-        jnp.where(inside, 0.0, -0.5 * first**3),
-    )
-
-
-def _cauchy(z: jax.Array) -> Terms:
-    inverse = 1.0 / (1.0 + z)
-    return log1p(z), inverse, -(inverse**2)
-
-
-def _arctan(z: jax.Array) -> Terms:
-    inverse = 1.0 / (1.0 + z**2)
-    return arctan(z), inverse, -2.0 * z * inverse**2
-
-
-LOSSES: dict[Any, Callable[[jax.Array], Terms]] = {
-    "linear": _linear,
-    "soft_l1": _soft_l1,
-    "huber": _huber,
-    "cauchy": _cauchy,
-    "arctan": _arctan,
-}
-
-
-def _soft_l1_rows(residuals: jax.Array, scale: float) -> Terms:
+def _soft_l1(residuals: jax.Array, scale: float) -> Terms:
     z = (residuals / scale) ** 2
-    first = in_memory(1.0 / jnp.sqrt(1.0 + z))
-    # √(1 + z) - 1, by a step of Newton's method from a difference of nearly equal numbers.
-    excess = (1.0 + z) * first - 1.0
-    excess = excess + 0.5 * first * (z - excess * (excess + 2.0))
-    return scale**2 * excess, first * residuals, first**3
+    root = jnp.sqrt(1.0 + z)
+    # Not 1 / root: XLA makes no vectors of this quotient on a processor without AVX-512.
+    first = root / (1.0 + z)
+    # √(1 + z) - 1, without a difference of nearly equal numbers.
+    return scale**2 * (z / (1.0 + root)), first * residuals, first**3
 
 
-def _huber_rows(residuals: jax.Array, scale: float) -> Terms:
+def _huber(residuals: jax.Array, scale: float) -> Terms:
     size = jnp.abs(residuals)
     inside = size <= scale
     costs = jnp.where(inside, 0.5 * residuals**2, scale * size - 0.5 * scale**2)
     return costs, jnp.clip(residuals, -scale, scale), jnp.where(inside, 1.0, 0.0)
 
 
-def _cauchy_rows(residuals: jax.Array, scale: float) -> Terms:
+def _cauchy(residuals: jax.Array, scale: float) -> Terms:
     z = (residuals / scale) ** 2
-    inverse = in_memory(1.0 / (1.0 + z))
+    inverse = 1.0 / (1.0 + z)
     return 0.5 * scale**2 * log1p(z), inverse * residuals, inverse * (1.0 - 2.0 * z * inverse)
 
 
-def _arctan_rows(residuals: jax.Array, scale: float) -> Terms:
+def _arctan(residuals: jax.Array, scale: float) -> Terms:
     z = (residuals / scale) ** 2
-    inverse = in_memory(1.0 / (1.0 + z**2))
+    inverse = 1.0 / (1.0 + z**2)
     # The products in this order are finite where z**2 is not.
     curvatures = inverse * (1.0 - 4.0 * z * (z * inverse))
     return 0.5 * scale**2 * arctan(z), inverse * residuals, curvatures
@@ -232,8 +218,17 @@ def _arctan_rows(residuals: jax.Array, scale: float) -> Terms:
 # ``½ C² ρ``, ``ρ' r`` and ``ρ' + 2 z ρ''`` of residuals r and the scale C, with fewer divisions and
 # roots than by ρ, ρ' and ρ'' of z.
 ROWS: dict[str, Callable[[jax.Array, float], Terms]] = {
-    "soft_l1": _soft_l1_rows,
-    "huber": _huber_rows,
-    "cauchy": _cauchy_rows,
-    "arctan": _arctan_rows,
+    "soft_l1": _soft_l1,
+    "huber": _huber,
+    "cauchy": _cauchy,
+    "arctan": _arctan,
 }
+
+# ``Σ ρ`` of eight arrays of z, with one logarithm or arctangent for eight rows.
+TOTALS: dict[str, Callable[[Sequence[jax.Array]], jax.Array]] = {
+    "cauchy": total_log1p,
+    "arctan": total_arctan,
+}
+
+# Names of losses that a user may pass.
+NAMES = ("linear", *ROWS)

@@ -49,7 +49,8 @@ def test_all_matrices_of_a_loss(name, f_scale, p, capacity):
     errors, jacobian = dense_rows(problem)
     r, jacobian = errors / problem.sigma, jacobian / problem.sigma[:, None]
     z = (r / f_scale) ** 2
-    _, first, second = rho(name, z)
+    value, first, second = rho(name, z)
+    assert sums.cost == pytest.approx(0.5 * f_scale**2 * value.sum(), rel=1e-13)
     curvature = first + 2 * z * second
     eps = np.finfo(float).eps
 
@@ -87,6 +88,18 @@ def test_large_buffers_without_weights_give_the_sums_of_small_buffers():
         np.testing.assert_allclose(
             getattr(large.moments, name), getattr(small.moments, name), rtol=1e-13, err_msg=name
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cauchy", "arctan"])
+def test_the_cost_of_large_residuals_is_finite_in_large_buffers(name):
+    """Where the terms of eight rows have no product in float64, each row has its own logarithm."""
+    problem = plain_problem(4000, 3)
+    kernel = block_kernel(replace(problem.spec, loss=Loss(name, 1e-25)), "cpu")
+    sums = kernel(problem.params, problem.basis, buffers(problem, LARGE_BUFFER))
+    z = (dense_rows(problem)[0] / problem.sigma / 1e-25) ** 2
+    assert np.log10(z[:8]).sum() > 308
+    assert sums.cost == pytest.approx(0.5e-50 * rho(name, z)[0].sum(), rel=1e-13)
 
 
 def test_lanes_are_taken_for_few_columns_of_whole_tiles():

@@ -10,94 +10,29 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize._lsq.least_squares import IMPLEMENTED_LOSSES
 
 from nlsq_dask import InputError, ModelError
-from nlsq_dask.user_model.elementary import arctan, log1p
-from nlsq_dask.user_model.loss import (
-    LEAST_SQUARED_SCALE,
-    LINEAR,
-    LOSSES,
-    ROWS,
-    Loss,
-)
+from nlsq_dask.user_model.elementary import arctan, log1p, total_arctan, total_log1p
+from nlsq_dask.user_model.loss import LEAST_SQUARED_SCALE, LINEAR, NAMES, ROWS, Loss
 from nlsq_dask.user_model.model import prepare_loss
 from nlsq_dask.user_model.model_spec import call_model
 
-# rho(z) as documented for scipy.optimize.least_squares.
-DOCUMENTED = {
-    "linear": lambda z: z,
-    "soft_l1": lambda z: 2 * ((1 + z) ** 0.5 - 1),
-    "huber": lambda z: jnp.where(z <= 1, z, 2 * z**0.5 - 1),
-    "cauchy": lambda z: jnp.log(1 + z),
-    "arctan": lambda z: jnp.arctan(z),
-}
-
 # Where 1 + z keeps the digits of z, and away from the kink of huber's second derivative.
 ordinary = st.floats(1e-3, 1e6).filter(lambda z: abs(z - 1) > 1e-6)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def compiled_terms(name, z):
-    rho = DOCUMENTED[name]
-    slope = jax.grad(rho)
-    return [jax.vmap(f)(z) for f in (rho, slope, jax.grad(slope))]
-
-
-def documented_terms(name, z):
-    with jax.enable_x64(True):
-        return compiled_terms(name, jnp.asarray(z))
 
 
 def call(function, z):
     return call_model(function, (z,), jnp.zeros(0))
 
 
-def terms(loss, residuals):
-    with jax.enable_x64(True):
-        return [np.asarray(t) for t in loss.terms(jnp.asarray(residuals), call)]
-
-
-def test_the_losses_are_scipy_s():
-    assert set(LOSSES) == set(DOCUMENTED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DOCUMENTED)
-@given(z=st.lists(ordinary, min_size=8, max_size=8), f_scale=st.floats(0.01, 100))
-def test_terms_are_the_documented_loss_and_its_derivatives(name, z, f_scale):
-    z = np.array(z)
-    value, first, second = terms(Loss(name, f_scale), f_scale * np.sqrt(z))
-    expected = [np.asarray(t) for t in documented_terms(name, z)]
-    np.testing.assert_allclose(value, f_scale**2 * expected[0], rtol=1e-11)
-    np.testing.assert_allclose(first, expected[1], rtol=1e-11)
-    np.testing.assert_allclose(second, z * expected[2], rtol=1e-11, atol=1e-300)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DOCUMENTED)
-@given(residual=st.floats(1e-150, 1e-5))
-def test_small_residuals_count_as_in_least_squares(name, residual):
-    """To the last digits, where the documented formulas lose them all."""
-    value, first, second = terms(Loss(name), np.array([residual]))
-    np.testing.assert_allclose(value, residual**2, rtol=1e-9)
-    np.testing.assert_allclose(first, 1, rtol=1e-9)
-    assert abs(second[0]) <= residual**2
-
-
-@pytest.mark.quick(3)
-@pytest.mark.parametrize("name", DOCUMENTED)
-@pytest.mark.parametrize("residual", [0.0, 1.0, -1.0, 1e100])
-def test_terms_are_finite_where_residuals_are(name, residual):
-    assert np.isfinite(terms(Loss(name), np.array([residual]))).all()
-
-
-@pytest.mark.parametrize("name", DOCUMENTED)
-@pytest.mark.parametrize("residual", [np.nan, np.inf])
-def test_a_residual_that_is_not_finite_shows_in_the_sums(name, residual):
-    """In the cost, or for arctan, whose limit is finite, in the gradient."""
-    value, first, _ = terms(Loss(name), np.array([residual]))
-    with np.errstate(invalid="ignore"):
-        assert not np.isfinite([value, residual * first]).all()
+def of_scipy(loss, residuals):
+    """Costs, scores and curvatures by the functions of ``scipy.optimize.least_squares``."""
+    z = (residuals / loss.f_scale) ** 2
+    rho = np.empty((3, z.size))
+    IMPLEMENTED_LOSSES[loss.name](z, rho, cost_only=False)
+    value, first, second = rho
+    return 0.5 * loss.f_scale**2 * value, first * residuals, first + 2.0 * z * second
 
 
 def of_rows(loss, residuals):
@@ -107,41 +42,104 @@ def of_rows(loss, residuals):
         return np.asarray(costs), np.asarray(scores), [np.asarray(w) for w in weights]
 
 
+def test_the_losses_are_scipy_s():
+    assert set(NAMES) == set(IMPLEMENTED_LOSSES)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-@given(sizes=st.lists(st.floats(1e-9, 1e9), min_size=8, max_size=8), f_scale=st.floats(0.01, 100))
-def test_the_terms_of_rows_are_those_of_the_loss(name, sizes, f_scale):
+@given(z=st.lists(ordinary, min_size=8, max_size=8), f_scale=st.floats(0.01, 100))
+def test_the_terms_of_rows_are_scipy_s(name, z, f_scale):
     loss = Loss(name, f_scale)
-    residuals = f_scale * np.array(sizes) * np.tile([1, -1], 4)
-    value, first, second = terms(loss, residuals)
-    curvatures = first + 2 * second
-    costs, scores, (weights, *concave) = of_rows(loss, residuals)
-    np.testing.assert_allclose(costs, 0.5 * value, rtol=4e-15)
-    np.testing.assert_allclose(scores, first * residuals, rtol=4e-15)
-    # The sum of the two terms has lost digits where they cancel.
-    rounding = 1e-15 * np.abs(first)
-    expected = np.maximum(curvatures, LEAST_SQUARED_SCALE)
-    np.testing.assert_array_less(np.abs(weights - expected), 4 * rounding + 1e-300)
-    assert len(concave) == loss.is_concave
-    for below in concave:
-        np.testing.assert_array_less(
-            np.abs(below - np.minimum(curvatures, 0)), 4 * rounding + 1e-300
-        )
+    residuals = f_scale * np.sqrt(z) * np.tile([1, -1], 4)
+    costs, scores, weights = of_rows(loss, residuals)
+    expected_costs, expected_scores, expected = of_scipy(loss, residuals)
+    np.testing.assert_allclose(costs, expected_costs, rtol=1e-11)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-14)
+    # The sum of two terms loses digits where they cancel: their size is that of the slope.
+    rounding = 1e-14 * np.abs(scores / residuals) + 1e-300
+    limits = [np.maximum(expected, LEAST_SQUARED_SCALE), np.minimum(expected, 0.0)]
+    assert len(weights) == 1 + loss.is_concave
+    for found, limited in zip(weights, limits, strict=False):
+        np.testing.assert_array_less(np.abs(found - limited), rounding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+@given(residual=st.floats(1e-150, 1e-5))
+def test_small_residuals_count_as_in_least_squares(name, residual):
+    """To the last digits, where the documented formulas lose them all."""
+    costs, scores, (weights, *_) = of_rows(Loss(name), np.array([residual]))
+    np.testing.assert_allclose(costs, 0.5 * residual**2, rtol=1e-9)
+    np.testing.assert_allclose(scores, residual, rtol=1e-9)
+    np.testing.assert_allclose(weights, 1, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_terms_of_rows_are_finite_where_residuals_are(name):
+def test_terms_are_finite_where_residuals_are(name):
     costs, scores, weights = of_rows(Loss(name), np.array([0.0, 1.0, -1.0, 1e100]))
     assert np.isfinite([costs, scores, *weights]).all()
     assert not (np.array(weights[0]) < LEAST_SQUARED_SCALE).any()
 
 
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("residual", [np.nan, np.inf])
+def test_a_residual_that_is_not_finite_shows_in_the_sums(name, residual):
+    """In the cost, or for arctan, whose limit is finite, in the gradient."""
+    costs, scores, _ = of_rows(Loss(name), np.array([residual]))
+    assert not np.isfinite([costs, scores]).all()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DOCUMENTED)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_loss_is_known_to_be_concave_where_it_is(name):
     """The second derivative by r of ρ(r²), halved, is ρ' + 2 z ρ''."""
-    _, first, second = terms(Loss(name), np.linspace(-30, 30, 1001))
-    assert Loss(name).is_concave == ((first + 2 * second).min() < -1e-3)
+    residuals = np.linspace(-30, 30, 1001)
+    assert Loss(name).is_concave == (of_scipy(Loss(name), residuals)[2].min() < -1e-3)
+
+
+# Numbers of z in eight arrays: of one size, and of sizes whose product overflows.
+eight = st.lists(st.floats(0, 1e9) | st.floats(1e-300, 1e30), min_size=8, max_size=8)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_total(total, z):
+    return total(list(z))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("total", "exact"), [(total_log1p, np.log1p), (total_arctan, np.arctan)])
+@given(z=eight)
+def test_a_total_of_eight_rows_is_the_sum_of_rows(total, exact, z):
+    """To the last digits of the sum, also of small numbers and where half turns are counted."""
+    with jax.enable_x64(True):
+        found = float(compiled_total(total, np.array(z)[:, None])[0])
+    expected = exact(np.array(z, np.longdouble)).sum()
+    assert abs(found - expected) <= 2e-15 * expected + 1e-320
+
+
+@pytest.mark.parametrize(("total", "exact"), [(total_log1p, np.log1p), (total_arctan, np.arctan)])
+def test_a_total_that_overflows_is_not_finite(total, exact):
+    """Never a wrong number: each product of large numbers is right, or not finite."""
+    sizes = np.geomspace(1e30, 1e200, 171)
+    z = np.vstack([sizes * part for part in (1.0, 1e-9, 1e9, 0.3, 0.0, 1e-30, 1.0, 2.0)])
+    with jax.enable_x64(True):
+        found = np.asarray(compiled_total(total, z))
+    expected = exact(z.astype(np.longdouble)).sum(axis=0)
+    finite = np.isfinite(found)
+    assert finite[0]
+    assert not finite[-1]
+    np.testing.assert_allclose(found[finite], expected[finite].astype(float), rtol=2e-15)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_total_cost_is_the_sum_of_costs(name):
+    residuals = np.random.default_rng(0).normal(size=(8, 50)) * np.geomspace(1e-3, 1e3, 50)
+    loss = Loss(name, 0.7)
+    with jax.enable_x64(True):
+        found = np.asarray(loss.total_cost([jnp.asarray(r) for r in residuals]))
+    expected = of_scipy(loss, residuals.ravel())[0].reshape(8, 50).sum(axis=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def own_cauchy(z):
@@ -162,10 +160,11 @@ def test_a_function_of_one_s_own(function):
     loss = prepare_loss(function, 0.7)
     assert (loss.name, loss.f_scale, loss.is_linear) == (function.__name__, 0.7, False)
     residuals = np.linspace(-3, 3, 50)
-    for own, built_in in zip(
-        terms(loss, residuals), terms(Loss("cauchy", 0.7), residuals), strict=True
-    ):
-        np.testing.assert_allclose(own, built_in, rtol=1e-14)
+    costs, scores, weights = of_rows(Loss("cauchy", 0.7), residuals)
+    own_costs, own_scores, own_weights = of_rows(loss, residuals)
+    np.testing.assert_allclose(own_costs, costs, rtol=1e-14)
+    np.testing.assert_allclose(own_scores, scores, rtol=1e-14)
+    np.testing.assert_allclose(own_weights, weights, rtol=1e-12, atol=1e-15)
 
 
 def test_identity_across_processes():
