@@ -140,16 +140,25 @@ def _staged(
     _local.stage = stage
 
 
+def plain_columns(block: Block) -> list[FloatArray] | None:
+    """The values of a block, flat, if all are contiguous float64 of full length; else None."""
+    for array in block.arrays:
+        plain = type(array) is np.ndarray and array.dtype == np.float64 and array.dtype.isnative
+        if (
+            not plain
+            or array.shape != block.y.shape
+            or not (array.flags.c_contiguous and array.flags.aligned)
+        ):
+            return None
+    return [array.reshape(-1) for array in block.arrays]  # type: ignore[misc]
+
+
 def _columns(block: Block) -> list[FloatArray] | None:
     """The values of a block as a kernel takes them, equally aligned; None if they are not so."""
     if block.selects or block.series_axes or block.sigma is not None:
         return None
-    for array in block.arrays:
-        plain = type(array) is np.ndarray and array.dtype == np.float64 and array.dtype.isnative
-        if not plain or array.shape != block.y.shape or not array.flags.c_contiguous:
-            return None
-    columns: list[FloatArray] = [array.reshape(-1) for array in block.arrays]  # type: ignore[misc]
-    places = {column.ctypes.data % ALIGNMENT for column in columns}
+    columns = plain_columns(block)
+    places = {column.ctypes.data % ALIGNMENT for column in columns or ()}
     return columns if len(places) == 1 else None
 
 

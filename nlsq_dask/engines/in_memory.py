@@ -1,35 +1,27 @@
 """The engine of data in this process's memory.
 
-The *standard* engine copies the rows into aligned buffers once, in the threads of the first pass:
-the kernel then finds a part in the cache. The *chunked* engine stages the rows in every pass. Both
-cut the rows into parts by the shape of the data alone, work on the parts in one thread for each
-core (the kernel releases the interpreter lock), and add the answers in row order.
-So the same data give the same bits on any number of cores.
+The *standard* engine hands the user's arrays to the kernel where it can, and copies other rows
+into aligned buffers once, in the threads of the first pass (:mod:`nlsq_dask.engines.parts`). The
+*chunked* engine stages the rows in every pass. Both cut the rows into parts by the shape of the
+data alone, work on the parts in one thread for each core (the kernel releases the interpreter
+lock), and add the answers in row order. So the same data give the same bits on any number of cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Self
 
 from nlsq_dask._errors import all_left_out
-from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.structure import whole_series
-from nlsq_dask.engines.accumulate import accumulate, rows_of_stage
+from nlsq_dask.engines.accumulate import accumulate
+from nlsq_dask.engines.parts import Part, aligned_parts, can_stay, parts_in_place, uncopied_parts
 from nlsq_dask.io.chunks import Box, block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
-from nlsq_dask.io.stage import (
-    MIN_PART_ROWS,
-    STAGE_ROWS,
-    Block,
-    Stage,
-    aligned_empty,
-    power_of_two_from,
-)
+from nlsq_dask.io.stage import MIN_PART_ROWS, STAGE_ROWS, Block, power_of_two_from
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.tiles import Rows
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -37,41 +29,9 @@ from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
 # Fewest parts of a data set of moderate size, so that several cores share the work evenly.
 MIN_PARTS = 8
 
-# Bytes that are allocated at once for the buffers of several parts: enough for huge pages, and few
-# enough that copying to another device needs little memory here.
-PIECE_BYTES = 1 << 26
-
 # Below this many rows one thread is faster than several: waking a thread takes about as long as a
 # part of 2**15 rows.
 THREADING_ROWS = 1 << 16
-
-
-@dataclass(slots=True)
-class Uncopied:
-    """A part whose rows are copied into aligned buffers at its first use.
-
-    Attributes
-    ----------
-    block : Block
-        All rows, none of them left out and in no series.
-    start : int
-        First row of the part.
-    memory : ndarray, shape (k, capacity), float64
-        The buffers. The part ends where they are full, or at the last row.
-    copied : Rows or None
-        The rows in the buffers, once they are copied.
-    """
-
-    block: Block
-    start: int
-    memory: FloatArray
-    copied: Rows | None = None
-
-    def rows(self) -> Rows:
-        """The rows in aligned buffers. One thread at a time calls this."""
-        if self.copied is None:
-            self.copied = rows_of_stage(_filled_from(self.block, self.start, self.memory)[0])
-        return self.copied
 
 
 class InMemoryEngine:
@@ -83,7 +43,7 @@ class InMemoryEngine:
         The data.
     kernels : Kernels
         Of the models that questions are about.
-    parts : sequence of Rows, Uncopied or Block
+    parts : sequence of Part or Block
         The same data in parts, in row order. A thread works on one part at a time.
     threads : int
         Threads to use.
@@ -104,7 +64,7 @@ class InMemoryEngine:
         self,
         data: Observations,
         kernels: Kernels,
-        parts: Sequence[Rows] | Sequence[Uncopied] | Sequence[Block],
+        parts: Sequence[Part] | Sequence[Block],
         threads: int,
         stage_rows: int = STAGE_ROWS,
         n_left_out: int = 0,
@@ -150,13 +110,12 @@ class InMemoryEngine:
             total = total + answer
         return total
 
-    def _of_part(self, question: RowQuestion[AnswerT], part: Rows | Uncopied | Block) -> AnswerT:
-        if isinstance(part, Uncopied):
-            part = part.rows()
-        if isinstance(part, Rows):
-            return question.of_rows(part, self.kernels)
-        weighted = part.sigma is not None
-        return accumulate(question, self.kernels, [part], weighted, self._stage_rows)
+    def _of_part(self, question: RowQuestion[AnswerT], part: Part | Block) -> AnswerT:
+        if isinstance(part, Block):
+            weighted = part.sigma is not None
+            return accumulate(question, self.kernels, [part], weighted, self._stage_rows)
+        rows = part if isinstance(part, Rows) else part.rows()
+        return question.of_rows(rows, self.kernels)
 
     def _blocks(self) -> Iterable[tuple[Box, Block]]:
         """All rows in pieces; in one piece if a model needs all rows at once."""
@@ -167,7 +126,7 @@ class InMemoryEngine:
 
 
 def standard_engine(data: Observations, kernels: Kernels) -> InMemoryEngine:
-    """Engine that copies the rows once into aligned buffers on the device, for all passes.
+    """Engine whose rows are ready for all passes: in place, or in aligned buffers on the device.
 
     Parameters
     ----------
@@ -181,16 +140,43 @@ def standard_engine(data: Observations, kernels: Kernels) -> InMemoryEngine:
     InputError
         If all rows are left out.
     """
+    if stays_in_place(data, kernels):
+        return in_place_engine(data, kernels, part_rows(data.n_rows))
     capacity = data.count_rows() if kernels.whole else part_rows(data.n_rows, data.series_rows)
     if not data.selects and not data.series_axes and kernels.on_cpu:
         threads = available_cores() if data.n_rows >= THREADING_ROWS else 1
-        return InMemoryEngine(data, kernels, list(_uncopied_parts(data, capacity)), threads)
-    rows = [kernels.put(part) for part in _aligned_parts(data, capacity)]
+        return InMemoryEngine(data, kernels, list(uncopied_parts(data, capacity)), threads)
+    rows = [kernels.put(part) for part in aligned_parts(data, capacity)]
     n_points = sum(part.n_counted for part in rows)
     if not n_points:
         raise all_left_out(data.n_rows, data.causes)
     threads = available_cores() if n_points >= THREADING_ROWS else 1
     return InMemoryEngine(data, kernels, rows, threads, n_left_out=data.n_rows - n_points)
+
+
+def stays_in_place(data: Observations, kernels: Kernels) -> bool:
+    """Whether the standard engine hands the user's arrays to the kernel.
+
+    Of fewer rows than THREADING_ROWS few parts or none could stay in place.
+    """
+    large = data.n_rows >= THREADING_ROWS
+    return large and kernels.on_cpu and not kernels.whole and can_stay(data)
+
+
+def in_place_engine(data: Observations, kernels: Kernels, capacity: int) -> InMemoryEngine:
+    """Engine whose parts stay in place, except for some at the ends of the arrays.
+
+    Parameters
+    ----------
+    data : Observations
+        Arrays in memory; see :func:`stays_in_place`.
+    kernels : Kernels
+        Of row-wise models.
+    capacity : int
+        Rows of a part.
+    """
+    parts = list(parts_in_place(data, capacity))
+    return InMemoryEngine(data, kernels, parts, available_cores())
 
 
 def chunked_engine(
@@ -219,48 +205,6 @@ def chunked_engine(
     blocks = [data.block(box) for _, box in boxes]
     stage_rows = whole_series(min(STAGE_ROWS, power_of_two_from(block_rows)), data.series_rows)
     return InMemoryEngine(data, kernels, blocks, threads or available_cores(), stage_rows)
-
-
-def _uncopied_parts(data: Observations, capacity: int) -> Iterator[Uncopied]:
-    """All rows in parts of one capacity, whose memory is reserved and not yet written."""
-    block = data.block(whole_box(data.y.shape))
-    starts = range(0, data.n_rows, capacity)
-    for start, memory in zip(starts, _buffers(data, capacity, len(starts)), strict=True):
-        yield Uncopied(block, start, memory)
-
-
-def _aligned_parts(data: Observations, capacity: int) -> Iterator[Rows]:
-    """Copy all rows that count into aligned buffers of one capacity; 0 if no row counts."""
-    if not capacity:
-        return
-    block = data.block(whole_box(data.y.shape))
-    start = 0
-    for memory in _buffers(data, capacity, -(-data.n_rows // capacity)):
-        stage, start = _filled_from(block, start, memory)
-        if stage.n_rows:
-            yield rows_of_stage(stage)
-        if start == data.n_rows:
-            return
-
-
-def _buffers(data: Observations, capacity: int, n_parts: int) -> Iterator[FloatArray]:
-    """Memory of the buffers of so many parts, (k, capacity) each, allocated piece by piece."""
-    n_buffers = len(data.coords) + 1 + (data.sigma is not None)
-    most = max(PIECE_BYTES // (8 * n_buffers * capacity), 1)
-    for first in range(0, n_parts, most):
-        yield from aligned_empty(min(most, n_parts - first), n_buffers, capacity)
-
-
-def _filled_from(block: Block, start: int, memory: FloatArray) -> tuple[Stage, int]:
-    """A stage in some memory, filled with rows from `start` on, and the first row not examined."""
-    weighted, flagged = block.sigma is not None, bool(block.series_axes)
-    stage = Stage(
-        len(block.coords), weighted, memory.shape[1], memory, flagged=flagged, zeroed=False
-    )
-    while start < block.y.size and not stage.full:
-        start = stage.fill(block, start)
-    stage.clear_rest()
-    return stage, start
 
 
 def part_rows(n_rows: int, series_rows: int = 1) -> int:

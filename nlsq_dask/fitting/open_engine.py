@@ -11,8 +11,10 @@ from nlsq_dask.engines.collapsed import CollapsedEngine
 from nlsq_dask.engines.in_memory import (
     InMemoryEngine,
     chunked_engine,
+    in_place_engine,
     part_rows,
     standard_engine,
+    stays_in_place,
 )
 from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.memory import pausing, streaming_of
@@ -77,6 +79,8 @@ def sample_engine(job: Job, sample: Observations) -> InMemoryEngine:
     strategy = job.strategy
     if isinstance(strategy, Standard):
         rows = part_rows(job.data.n_rows)
+        if stays_in_place(job.data, job.kernels):
+            return in_place_engine(sample, job.kernels, rows)
     else:
         rows = strategy.blocks.block_rows
     return chunked_engine(sample, job.kernels, rows)

@@ -15,6 +15,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import Search, without_lost_rows
 from nlsq_dask.core.reopen import reopened
 from nlsq_dask.core.solver_state import Solution, SolverState
+from nlsq_dask.engines.in_memory import stays_in_place
 from nlsq_dask.fitting.append import Appended
 from nlsq_dask.fitting.checkpoint import Checkpoint
 from nlsq_dask.fitting.first_look import looked_at
@@ -62,8 +63,8 @@ def solve(
     state = None if known is None else known.state
     search = looked_at(search, job.data)
     is_new = state is None and knows is None and (ledger is None or not ledger.keeps)
-    if is_new and isinstance(job.strategy, Standard):
-        return search  # the rows are copied before the first pass, and no row is lost
+    if is_new and isinstance(job.strategy, Standard) and not stays_in_place(job.data, job.kernels):
+        return search  # the rows are copied in the first pass, and no row is lost
     changing = job.data.lazy and not job.data.propagates
     if knows is None:
         knows = nothing_known if ledger is None else ledger.knows

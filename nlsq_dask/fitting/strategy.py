@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Standard:
-    """All rows stay in aligned buffers in this process."""
+    """All rows are ready for the kernel in this process: in place, or in aligned buffers."""
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def aligned(raw: NDArray[np.uint8], n_bytes: int) -> NDArray[np.uint8]:
     return raw[offset : offset + n_bytes]
 
 
-def aligned_offset(raw: NDArray[np.uint8]) -> int:
+def aligned_offset(raw: NDArray[Any]) -> int:
     """Bytes before the first aligned address."""
     return int(-raw.ctypes.data % ALIGNMENT)
 
@@ -471,14 +471,7 @@ class Stage:
             copy(buffer, array)
         if self.weights is not None and block.sigma is not None:
             copy(self.weights, block.sigma)
-            weights = self.weights[rows]
-            # A sigma that is not positive gets an infinite weight, so that the cost is not finite
-            # and the cause is searched for. So does an infinite sigma, whose weight would be 0.
-            np.maximum(weights, 0.0, out=weights)
-            with np.errstate(divide="ignore", over="ignore"):
-                np.reciprocal(weights, out=weights)
-            if not weights.min(initial=1.0) > 0.0:
-                weights[weights == 0.0] = np.inf
+            to_weights(self.weights[rows])
         self.n_rows += n_rows
 
     def clear_rest(self) -> None:
@@ -492,6 +485,19 @@ class Stage:
         """Forget all rows. Call it only after the kernel that reads the rows has returned."""
         self.n_rows = 0
         self.n_left_out = 0
+
+
+def to_weights(values: FloatArray) -> None:
+    """Turn standard deviations into weights 1/sigma, in place.
+
+    A sigma that is not positive gets an infinite weight, so that the cost is not finite and the
+    cause is searched for. So does an infinite sigma, whose weight would be 0.
+    """
+    np.maximum(values, 0.0, out=values)
+    with np.errstate(divide="ignore", over="ignore"):
+        np.reciprocal(values, out=values)
+    if not values.min(initial=1.0) > 0.0:
+        values[values == 0.0] = np.inf
 
 
 def power_of_two_from(rows: int) -> int:

@@ -105,15 +105,19 @@ def check_agreement(
 
 def _buffers(rows: Rows, coords: Sequence[FloatArray], values: FloatArray) -> Rows:
     """Some of the rows in buffers of the same size, for which the kernel is compiled."""
+    length = (rows.wide or rows).y.shape[0]
 
     def buffer(values: FloatArray) -> FloatArray:
-        filled = np.zeros(rows.y.shape)
+        filled = np.zeros(length)
         filled[: values.size] = values
         return filled
 
     weights = None if rows.weights is None else buffer(np.ones(values.size))
-    counted = None if rows.counted is None else np.ones(rows.y.shape, np.bool_)
-    return Rows(tuple(map(buffer, coords)), buffer(values), weights, values.size, counted)
+    counted = None if rows.counted is None else np.ones(length, np.bool_)
+    found = Rows(tuple(map(buffer, coords)), buffer(values), weights, values.size, counted)
+    if rows.wide is None:
+        return found
+    return Rows.inside(found._replace(starts=(0,) * len(found.buffers)))
 
 
 def _called(

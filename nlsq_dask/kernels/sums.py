@@ -133,7 +133,7 @@ class BlockKernel(TileKernel):
         n_points = rows.n_counted
         chi2 = last_row[-1]
         is_spoilt = not math.isfinite(sum(last_row)) and math.isfinite(chi2)
-        if is_spoilt and can_be_differenced(self._spec, rows.y.shape[0]):
+        if is_spoilt and can_be_differenced(self._spec, rows.capacity):
             found = self._sum(self._differenced_sums, at, rows)
             sums, n_differenced = found[:-1], int(found[-1])
         products, rest = _taken(sums, q + 1)
@@ -177,9 +177,11 @@ class BlockKernel(TileKernel):
         self, function: Callable[..., jax.Array], at: tuple[FloatArray | np.bool_, ...], rows: Rows
     ) -> FloatArray:
         """Value of a jitted function ``function(*at, rows)``."""
-        layout = (rows.y.shape, rows.weights is None, rows.counted is None)
-        n = np.int64(rows.n)  # a scalar of NumPy is an argument of the kernel, not a constant
-        given = Rows(rows.coords, rows.y, rows.weights, n, rows.counted)  # type: ignore[arg-type]
+        rows = rows.wide or rows
+        layout = (rows.y.shape, rows.weights is None, rows.counted is None, rows.starts is None)
+        # Scalars of NumPy are arguments of the kernel, not constants.
+        starts = None if rows.starts is None else tuple(map(np.int64, rows.starts))
+        given = rows._replace(n=np.int64(rows.n), starts=starts)  # type: ignore[arg-type]
         return self._run(function, at, given, layout)
 
     def _compare(self, params: FloatArray, basis: FloatArray, rows: Rows) -> None:
@@ -229,7 +231,7 @@ class BlockKernel(TileKernel):
     def _products_of_scores(self, params: FloatArray, basis: FloatArray, rows: Rows) -> FloatArray:
         """The same along the columns of a basis (p, q)."""
         products = self._sum(self._score_products, (params, basis), rows)
-        if np.isfinite(products).all() or not can_be_differenced(self._spec, rows.y.shape[0]):
+        if np.isfinite(products).all() or not can_be_differenced(self._spec, rows.capacity):
             return products
         return self._sum(self._differenced_score_products, (params, basis), rows)
 
@@ -268,7 +270,7 @@ class BlockKernel(TileKernel):
         return jnp.concatenate([s.ravel() for s in self._over_tiles(sums, zero, rows)])
 
     def _squares_by_lanes(self, columns: int, rows: Rows) -> bool:
-        capacity = 0 if self._tile_bytes is None else rows.y.shape[0]
+        capacity = 0 if self._tile_bytes is None else rows.capacity
         return squares_by_lanes(self._spec, columns, capacity)
 
     def _laned_sums(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
@@ -376,7 +378,7 @@ class BlockKernel(TileKernel):
     ) -> jax.Array:
         """The same sums of a robust loss, with its matrices, in the order of `__call__`."""
         q, loss = basis.shape[1], self._spec.loss
-        n_weights, capacity = 1 + loss.is_concave, rows.y.shape[0]
+        n_weights, capacity = 1 + loss.is_concave, rows.capacity
         products = products_for(
             q, n_weights, capacity=capacity, tile_bytes=self._tile_bytes_of_lanes
         )

@@ -18,6 +18,11 @@ from nlsq_dask.core.normal_equations import FloatArray
 # pieces go back to the system after every tile: 33 page faults a tile, 4 to 5 times slower.
 CPU_TILE_BYTES = 1 << 16
 
+# Rows that wide buffers have more than a part. XLA takes a NumPy array without a copy only from an
+# address that is a multiple of 64 bytes: a part begins up to seven float64 values behind such an
+# address.
+MORE_ROWS = 8
+
 # A pytree of sums over rows.
 Sums = TypeVar("Sums")
 
@@ -35,6 +40,12 @@ class Rows(NamedTuple):
     n : int
     counted : array of bool (capacity,) or None
         Which of the filled rows count, for rows in whole series; None if all do.
+    starts : tuple of int or None
+        Of wide buffers, which have MORE_ROWS rows more: the place of the first row in `y`, in each
+        coordinate, and in `weights` if there are any. None for buffers that begin with the rows.
+    wide : Rows or None
+        Aligned wide buffers that hold these rows, which the kernel takes in their place. The arrays
+        above are then views (capacity,) of the wide buffers. None in a function that JAX traces.
     """
 
     coords: tuple[jax.Array | FloatArray, ...]
@@ -42,6 +53,31 @@ class Rows(NamedTuple):
     weights: jax.Array | FloatArray | None
     n: int
     counted: jax.Array | NDArray[np.bool_] | None = None
+    starts: tuple[int, ...] | None = None
+    wide: Rows | None = None
+
+    @classmethod
+    def inside(cls, wide: Rows) -> Rows:
+        """The rows of wide buffers, as views of one capacity."""
+        assert wide.starts is not None, "wide buffers"
+
+        def view(buffer: jax.Array | FloatArray, start: int) -> jax.Array | FloatArray:
+            return buffer[start : start + wide.capacity]
+
+        y, *columns = map(view, wide.buffers, wide.starts)
+        weights = None if wide.weights is None else columns.pop()
+        return cls(tuple(columns), y, weights, wide.n, wide=wide)
+
+    @property
+    def buffers(self) -> tuple[jax.Array | FloatArray, ...]:
+        """``y``, the coordinates, and the weights if there are any."""
+        return (self.y, *self.coords) + (() if self.weights is None else (self.weights,))
+
+    @property
+    def capacity(self) -> int:
+        """Most rows of the buffers."""
+        length: int = self.y.shape[0]
+        return length if self.starts is None else length - MORE_ROWS
 
     @property
     def n_counted(self) -> int:
@@ -95,20 +131,19 @@ def sum_over_tiles(
     series_rows : int
         Rows that are never cut.
     """
-    tile = size or rows.y.shape[0]
+    tile = size or rows.capacity
     if size is None and tile_bytes is not None:
         values = jax.tree.leaves(zero)[0].shape[0]
         tile = min(tile, tile_rows(tile_bytes, values, series_rows))
 
     def add_tile(i: jax.Array, total: Sums) -> Sums:
-        def cut(values: jax.Array | FloatArray | NDArray[np.bool_]) -> jax.Array:
-            return cut_tile(values, i, tile)
-
         valid = i * tile + jnp.arange(tile) < rows.n
         if rows.counted is not None:
-            valid &= cut(rows.counted)
-        w = None if rows.weights is None else cut(rows.weights)
-        share = function(Tile(tuple(cut(c) for c in rows.coords), cut(rows.y), w, valid))
+            valid &= cut_tile(rows.counted, i, tile)
+        places = rows.starts or (None,) * len(rows.buffers)
+        y, *columns = (cut_tile(b, i, tile, at) for b, at in zip(rows.buffers, places, strict=True))
+        weights = None if rows.weights is None else columns.pop()
+        share = function(Tile(tuple(columns), y, weights, valid))
         added: Sums = jax.tree.map(jnp.add, total, share)
         return added
 
@@ -117,14 +152,20 @@ def sum_over_tiles(
 
 
 def cut_tile(
-    values: jax.Array | FloatArray | NDArray[np.bool_], i: jax.Array, size: int
+    values: jax.Array | FloatArray | NDArray[np.bool_],
+    i: jax.Array,
+    size: int,
+    start: int | None = None,
 ) -> jax.Array:
     """Rows of tile i of a buffer, while JAX traces; a tile beyond the end is moved back.
+
+    The first tile begins at `start`, by default at the first value.
 
     Indices are never negative. Otherwise every row computes the place of its tile, and JAX 0.12
     gathers the rows one by one in place of reading vectors.
     """
-    return jax.lax.dynamic_slice_in_dim(values, i * size, size, allow_negative_indices=False)
+    first = i * size if start is None else i * size + start
+    return jax.lax.dynamic_slice_in_dim(values, first, size, allow_negative_indices=False)
 
 
 def tile_rows(tile_bytes: int, size: int, series_rows: int = 1) -> int:

@@ -16,7 +16,8 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.engines.collapsed import varies_along
-from nlsq_dask.engines.in_memory import part_rows
+from nlsq_dask.engines.in_memory import part_rows, stays_in_place
+from nlsq_dask.engines.parts import bytes_beside
 from nlsq_dask.fitting.expected import passes_of
 from nlsq_dask.fitting.job import Job
 from nlsq_dask.fitting.memory import (
@@ -166,7 +167,8 @@ def _in_memory(job: Job) -> FitPlan:
     elif isinstance(strategy, Standard):
         part = part_rows(data.n_rows, data.series_rows) if job.row_wise else data.n_rows
         blocks, threads = -(-data.n_rows // part), available_cores()
-        memory = blocks * part * row_bytes
+        in_place = stays_in_place(data, job.kernels)
+        memory = bytes_beside(data, part) if in_place else blocks * part * row_bytes
         if not job.row_wise:
             memory += bytes_of_series(data.n_rows, len(job.spec.names))
         elif data.series_axes:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nlsq_dask.core.questions import SumsAt
-from nlsq_dask.engines import in_memory
+from nlsq_dask.engines import in_memory, parts
 from nlsq_dask.io.sources import observe
 from nlsq_dask.io.stage import STAGE_ROWS, Stage, aligned_empty
 from nlsq_dask.kernels.sums import BlockKernel
@@ -103,8 +103,8 @@ def test_the_same_bits_whatever_pieces_the_memory_comes_in(piece_bytes, missing,
         problem.y[::3] = np.nan
     data = observe(problem.x, problem.y, problem.sigma, nan_policy="omit")
     sums = []
-    for size in (in_memory.PIECE_BYTES, piece_bytes):
-        monkeypatch.setattr(in_memory, "PIECE_BYTES", size)
+    for size in (parts.PIECE_BYTES, piece_bytes):
+        monkeypatch.setattr(parts, "PIECE_BYTES", size)
         with standard_engine(data, problem.spec) as engine:
             sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
 
@@ -124,7 +124,7 @@ def test_rows_are_copied_once_in_the_threads_of_the_first_pass(monkeypatch):
         return np.full_like(aligned_empty(*shape), np.nan)
 
     monkeypatch.setattr(Stage, "fill", spied)
-    monkeypatch.setattr(in_memory, "aligned_empty", not_zero)
+    monkeypatch.setattr(parts, "aligned_empty", not_zero)
     monkeypatch.setattr(in_memory, "available_cores", lambda: 2)
     with standard_engine(observe(problem.x, problem.y, problem.sigma), problem.spec) as engine:
         assert not threads

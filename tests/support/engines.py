@@ -23,7 +23,7 @@ from nlsq_dask.user_model.model_spec import ModelSpec
 
 
 def standard_engine(data: Observations, *specs: ModelSpec, whole: bool = False) -> Any:
-    """Rows in aligned buffers."""
+    """Rows that are ready for the kernel."""
     return in_memory.standard_engine(data, Kernels(specs, whole=whole))
 
 
