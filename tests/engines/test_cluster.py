@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import contextmanager
 from typing import ClassVar
 
 import dask
@@ -41,10 +43,9 @@ class TestCluster(CostlyEngineConformance):
         return dask_engine(in_dask_arrays(x, y, sigma, layout), spec, client=self.client)
 
 
-def test_task_names_say_which_pass_they_belong_to(cluster, client):
-    problem, data = chunked_problem()
-    before = set(cluster.scheduler.task_prefixes)
-    seen = {}
+@contextmanager
+def watching(client):
+    """Keep the keys of tasks that change their state, by the new state."""
 
     def watch(dask_scheduler):
         from distributed.diagnostics.plugin import SchedulerPlugin
@@ -53,25 +54,32 @@ def test_task_names_say_which_pass_they_belong_to(cluster, client):
             name = "nlsq-test-watch"
 
             def __init__(self):
-                self.keys = set()
+                self.keys = defaultdict(set)
 
             def transition(self, key, start, finish, *args, **kwargs):
-                if finish == "processing":  # tasks of the pass before are forgotten meanwhile
-                    self.keys.add(key)
+                self.keys[finish].add(key)
 
         dask_scheduler.add_plugin(Watch())
 
     client.run_on_scheduler(watch)
     try:
-        with dask_engine(data, problem.spec, client=client) as engine:
-            for number in (1, 2, 3):
-                client.run_on_scheduler(clear_watched)
-                engine.ask(SumsAt(problem.params, problem.basis))
-                seen[number] = client.run_on_scheduler(watched)
+        yield
     finally:
         client.run_on_scheduler(
             lambda dask_scheduler: dask_scheduler.remove_plugin("nlsq-test-watch")
         )
+
+
+def test_task_names_say_which_pass_they_belong_to(cluster, client):
+    problem, data = chunked_problem()
+    before = set(cluster.scheduler.task_prefixes)
+    seen = {}
+    with watching(client), dask_engine(data, problem.spec, client=client) as engine:
+        for number in (1, 2, 3):
+            client.run_on_scheduler(clear_watched)
+            engine.ask(SumsAt(problem.params, problem.basis))
+            # Tasks of the pass before are forgotten meanwhile.
+            seen[number] = client.run_on_scheduler(watched)["processing"]
 
     prefixes = set(cluster.scheduler.task_prefixes) - before
     passes = {f"nlsq pass {number}" for number in (1, 2, 3)}
@@ -85,6 +93,20 @@ def test_task_names_say_which_pass_they_belong_to(cluster, client):
     assert {("fit of decays", f"pass {number}") for number in seen} <= fits
 
 
+def test_tasks_of_a_pass_wait_for_the_next_free_worker(cluster, client):
+    """A task that is sent at once waits for its worker, also while another worker is idle."""
+    problem, data = chunked_problem()
+    with watching(client), dask_engine(data, problem.spec, client=client) as engine:
+        for _ in range(2):  # in the first pass tasks wait for their groups, which come one by one
+            engine.ask(SumsAt(problem.params, problem.basis))
+        queued = client.run_on_scheduler(watched)["queued"]
+    waiting = [key for key in queued if key_split(key) == "nlsq pass 2"]
+    share = dask.config.get("distributed.scheduler.worker-saturation")
+    sent = sum(math.ceil(share * worker.nthreads) for worker in cluster.scheduler.workers.values())
+    assert len(engine.stream.groups) > sent
+    assert len(waiting) >= len(engine.stream.groups) - sent
+
+
 def is_of_a_fit(key):
     return key_split(key).startswith("nlsq ")
 
@@ -94,7 +116,8 @@ def clear_watched(dask_scheduler):
 
 
 def watched(dask_scheduler):
-    return set(dask_scheduler.plugins["nlsq-test-watch"].keys)
+    keys = dask_scheduler.plugins["nlsq-test-watch"].keys
+    return defaultdict(set, {state: set(found) for state, found in keys.items()})
 
 
 def test_progress_reaches_all_blocks(client):

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
+from dask._task_spec import Task, parse_input
 from dask.typing import Key
 
 from nlsq_dask import _errors
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
 # Number of the common work among the tasks that set a fit up.
 WORK = -1
+
+# Most bytes of a group that a pass runs on any worker. A group reads some 100 MB, in a tenth of a
+# second, unless it holds arrays itself.
+MOST_MOVED_BYTES = 1_000_000
 
 # Most seconds that a fit that failed waits until the scheduler has forgotten its tasks.
 FORGET_SECONDS = 0.5
@@ -89,6 +94,7 @@ class ClusterRunner:
         self._work: list[Future[Any]] = []
         self._groups: list[Future[Any]] = []
         self._external: list[list[Future[Any]]] = []
+        self._anywhere = False
         self._keys: set[Key] = set()  # of the tasks of the fit, and of its last pass
         self._n_models = len(work.kernels.specs)
         # A model that needs all rows at once has no residuals of some rows.
@@ -107,6 +113,12 @@ class ClusterRunner:
     def _send(self, stream: Stream, work: Work, keeping: Keeping) -> None:
         """Send the groups, the work, and what all groups share, to the cluster."""
         blobs = [packed(group) for group in keeping.groups]
+        # Other keys that groups need are of arrays that the user persisted, on some workers.
+        own = set(stream.shared_keys)
+        self._anywhere = all(
+            len(blob) <= MOST_MOVED_BYTES and own.issuperset(group.external)
+            for blob, group in zip(blobs, stream.groups, strict=True)
+        )
         self._work = self._map("nlsq setup", unpacked, [None], [packed(work)], numbers=[WORK])
         self._groups = self._map("nlsq setup", unpacked, keeping.workers, blobs)
         keys = list(stream.shared_keys)
@@ -195,6 +207,7 @@ class ClusterRunner:
             *([arg] * len(numbers) for arg in args),
             numbers=numbers,
             only=only,
+            anywhere=self._anywhere,
         )
 
     def submit_tree(
@@ -241,10 +254,12 @@ class ClusterRunner:
         *args: Sequence[Any],
         numbers: Sequence[int] | None = None,
         only: Sequence[str] = (),
+        anywhere: bool = False,
     ) -> list[Future[Any]]:
         """Submit a task for each set of arguments, on its worker; None lets the scheduler choose.
 
-        If `only` names workers, the scheduler chooses among them.
+        If `only` names workers, the scheduler chooses among them. Tasks that run `anywhere` go to
+        the next free worker, wherever their arguments are.
 
         Groups travel as bytes, and tasks unpack them. The scheduler would run the graph nodes of a
         group that is passed as it is, and scattered data die with their worker. Dask tries no task
@@ -259,15 +274,34 @@ class ClusterRunner:
         for worker, chosen in of_worker.items():
             keys = [(f"{name}-{self.fit}", names[i]) for i in chosen]
             self._keys.update(keys)
-            made = self._client.map(
-                function,
-                *([values[i] for i in chosen] for values in args),
-                key=keys,
-                workers=list(only) or None if worker is None else worker,
-                allow_other_workers=worker is not None,
-            )
+            given = [[values[i] for i in chosen] for values in args]
+            if anywhere and worker is None and not only:
+                made = self._map_anywhere(function, keys, given)
+            else:
+                made = self._client.map(
+                    function,
+                    *given,
+                    key=keys,
+                    workers=list(only) or None if worker is None else worker,
+                    allow_other_workers=worker is not None,
+                )
             futures.update(zip(chosen, made, strict=True))
         return [futures[i] for i in range(len(workers))]
+
+    def _map_anywhere(
+        self, function: Callable[..., Any], keys: Sequence[Key], args: Sequence[Sequence[Any]]
+    ) -> list[Future[Any]]:
+        """Submit tasks that read data: the scheduler gives each to the next worker that is free.
+
+        Dask otherwise sends a task at once to a worker that has a group, which takes no time to
+        send, and moves tasks to idle workers only each second.
+        """
+        graph = {
+            key: Task(key, function, *map(parse_input, given), _data_producer=True)
+            for key, given in zip(keys, zip(*args, strict=True), strict=True)
+        }
+        made: list[Future[Any]] = self._client.get(graph, list(keys), sync=False)
+        return made
 
     def _existing(self, key: Key) -> Future[Any]:
         """A key that the user persisted on the cluster."""
