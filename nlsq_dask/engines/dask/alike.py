@@ -6,9 +6,11 @@ A group of such blocks is the recipe and a range of the chunk grid, however many
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from operator import itemgetter
+from typing import Any, TypeAlias, overload
 
 from dask._task_spec import GraphNode
 from dask.typing import Key
@@ -21,7 +23,10 @@ from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
 from nlsq_dask.io.objects import requested
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
-from nlsq_dask.io.stage import Shape
+from nlsq_dask.io.stage import Shape, Stage
+
+#: The parts in memory of a block; and its box, index and shape.
+_Begun: TypeAlias = tuple[tuple[Any, ...], tuple[Box, tuple[int, ...], Shape]]
 
 
 @dataclass(slots=True)
@@ -102,12 +107,8 @@ class _RecipeMaking:
     def __init__(self, recipe: Recipe, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> None:
         self._recipe = recipe
         self._n_given = N_DIFFERENT + len(recipe.same)
-        self.begin(in_memory, place)
-
-    def begin(self, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> None:
-        """Begin to make another block."""
         self._in_memory = in_memory
-        self._values: list[Any] = [*place, *self._recipe.same]
+        self._values: list[Any] = [*place, *recipe.same]
 
     @property
     def step(self) -> AlikeStep:
@@ -135,7 +136,11 @@ class _RecipeMaking:
                 values.append(call.function(take(values)))
             for slot in call.drop:
                 values[slot] = None
-        made = [values[slot] for slot in recipe.made]
+        return self._arrays()
+
+    def _arrays(self) -> list[Any]:
+        """The arrays of the block, after the last call."""
+        made = [self._values[slot] for slot in self._recipe.made]
         if len(made) == len(self._in_memory):
             return made
         left = iter(made)
@@ -151,6 +156,74 @@ class _RecipeMaking:
     def drop(self) -> None:
         """Drop what no later block needs: all."""
         del self._values[N_DIFFERENT:]
+
+
+class AlikeMakings(_RecipeMaking):
+    """Follows a recipe block after block; see :class:`~nlsq_dask.engines.dask.steps.Makings`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Asks no object store.
+    places : iterator
+        The parts in memory of each block; and its box, index and shape.
+    """
+
+    __slots__ = ("_is_over", "_places")
+
+    def __init__(self, recipe: Recipe, places: Iterator[_Begun]) -> None:
+        super().__init__(recipe, (), ())
+        self._places = places
+        self.go_on()
+
+    @property
+    def current(self) -> Making | None:
+        """The block that is made now; None after the last."""
+        return None if self._is_over else self
+
+    def go_on(self) -> None:
+        """Begin the next block."""
+        found = next(self._places, None)
+        self._is_over = found is None
+        if found is not None:
+            self._in_memory, place = found
+            self._values = [*place, *self._recipe.same]
+
+    def fill(self, stage: Stage, ends: float) -> list[Any] | None:
+        """Make blocks, and copy their rows into a stage; see `Makings`.
+
+        This does what `run`, `drop` and `go_on` do for each block, without a call of each.
+        """
+        append, same, now = stage.append, self._recipe.same, time.monotonic
+        calls = [(c.function, c.take, c.several, c.drop) for c in self._recipe.calls]
+        whole = itemgetter(*self._recipe.made) if self._makes_all else None
+        arrays: Sequence[Any] = self.run()
+        while append(arrays, self._values[SHAPE]):
+            del arrays  # the memory is used again for the next block
+            found = next(self._places, None)
+            if found is None:
+                self._is_over = True
+                return None
+            self._in_memory, place = found
+            self._values = values = [*place, *same]  # the next attempt goes on here
+            if now() > ends:
+                return None
+            for function, take, several, drop in calls:
+                if take is None:
+                    values.append(function())
+                elif several:
+                    values.append(function(*take(values)))
+                else:
+                    values.append(function(take(values)))
+                for slot in drop:
+                    values[slot] = None
+            arrays = self._arrays() if whole is None else whole(values)
+        return list(arrays)
+
+    @property
+    def _makes_all(self) -> bool:
+        """Whether the recipe makes two arrays or more, and the block has no others."""
+        return 1 < len(self._recipe.made) == len(self._in_memory)
 
 
 class _AskingMaking(_RecipeMaking):
@@ -204,17 +277,11 @@ class AlikeSteps(Sequence[Step]):
         for in_memory, (box, index, shape) in self._places():
             yield AlikeStep(self.recipe, index, box, shape, in_memory)
 
-    def makings(self) -> Iterator[Making]:
-        """Begin to make each block, after the block before is used."""
-        making = None
-        for in_memory, place in self._places():
-            if making is None:
-                making = _making(self.recipe, in_memory, place)
-            else:
-                making.begin(in_memory, place)
-            yield making
+    def makings(self) -> AlikeMakings | None:
+        """What makes the blocks one after the other; None if each asks an object store first."""
+        return None if len(self.recipe.asking) > 1 else AlikeMakings(self.recipe, self._places())
 
-    def _places(self) -> Iterator[tuple[tuple[Any, ...], tuple[Box, tuple[int, ...], Shape]]]:
+    def _places(self) -> Iterator[_Begun]:
         """The parts in memory of each block; and its box, index and shape."""
         pairs = [list(itertools.pairwise(cuts)) for cuts in self.edges]
         ranges = (range(c, c + len(p)) for c, p in zip(self.corner, pairs, strict=True))

@@ -20,7 +20,7 @@ from nlsq_dask.engines.accumulate import StagedBlocks
 from nlsq_dask.engines.dask.alike import AlikeSteps
 from nlsq_dask.engines.dask.prefetch import checked_values, place_of
 from nlsq_dask.engines.dask.reading import READ_ONCE, Reading
-from nlsq_dask.engines.dask.steps import Group, Making
+from nlsq_dask.engines.dask.steps import Group, Making, Makings, MakingsOfSteps
 from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import SMALL_ROWS, Block, Layout, Stage
 
@@ -60,29 +60,27 @@ class SmallBlocks(StagedBlocks):
         self._external = external
         self._layout = layout
         self._reading = reading
-        self._left: Iterator[Making] = iter(())
-        self._making: Making | None = None
+        self._makings: Makings = MakingsOfSteps(iter(()))
         self._again = False
 
     def into(self, stage: Stage) -> Iterator[Block]:
         """Fill a stage; see :class:`~nlsq_dask.engines.accumulate.StagedBlocks`."""
         values = checked_values(self._group, self._external)
-        self._left = _makings(self._group, values)
-        self._making = next(self._left, None)
-        while self._making is not None:
-            self._reading.begin(self._making.step.index)
+        self._makings = _makings(self._group, values)
+        while (making := self._makings.current) is not None:
+            self._reading.begin(making.step.index)
             try:
                 arrays = self._reading.run(lambda: self._fill(stage), self._place)
             except _errors.ReadingError as error:
-                error.block = self._making.step.index
+                error.block = self._current.step.index
                 raise
             if arrays is None:
                 continue
-            step = self._making.step
+            step = self._current.step
             yield self._layout.checked(arrays, step.shapes, step.index, step.box)
             del arrays
-            self._making.drop()
-            self._making = next(self._left, None)
+            self._current.drop()
+            self._makings.go_on()
 
     def _fill(self, stage: Stage) -> list[Any] | None:
         """Make blocks, and copy their rows into a stage.
@@ -92,30 +90,26 @@ class SmallBlocks(StagedBlocks):
         Returns
         -------
         list or None
-            Arrays of the last block, if the stage did not take them; None if it took all.
+            Arrays of the current block, if the stage did not take them; None if it took all.
         """
         ends = 0.0 if self._again else time.monotonic() + TURN_SECONDS
         self._again = True  # unless it comes to its end
-        making = self._making
-        while making is not None:
-            arrays = making.run()
-            if not stage.append(arrays, making.shape):
-                self._again = False
-                return arrays
-            making.drop()
-            self._making = making = next(self._left, None)
-            if time.monotonic() > ends:
-                break
+        arrays = self._makings.fill(stage, ends)
         self._again = False
-        return None
+        return arrays
+
+    @property
+    def _current(self) -> Making:
+        making = self._makings.current
+        assert making is not None, "a block that is made"
+        return making
 
     def _place(self) -> Place:
-        assert self._making is not None, "a block that failed"
-        return place_of(self._making, self._group, self._layout)
+        return place_of(self._current, self._group, self._layout)
 
 
-def _makings(group: Group, values: dict[Key, Any]) -> Iterator[Making]:
-    """Begin to make each block of a group, after the block before is used."""
-    if isinstance(group.steps, AlikeSteps):
-        return group.steps.makings()
-    return (step.making(values, group.announced) for step in group.steps)
+def _makings(group: Group, values: dict[Key, Any]) -> Makings:
+    """Begin to make the first block of a group."""
+    makings = group.steps.makings() if isinstance(group.steps, AlikeSteps) else None
+    one_by_one = (step.making(values, group.announced) for step in group.steps)
+    return makings or MakingsOfSteps(one_by_one)

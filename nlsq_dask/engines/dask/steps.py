@@ -9,8 +9,9 @@ blocks the group has.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from dask.typing import Key
 from nlsq_dask.engines.dask.node_order import inputs_of, visit
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.chunks import Box, box_size
-from nlsq_dask.io.stage import Shape
+from nlsq_dask.io.stage import Shape, Stage
 
 #: A node of the graph, and the keys to drop after it has run.
 NodeRun = tuple[GraphNode, tuple[Key, ...]]
@@ -57,6 +58,37 @@ class Making(Protocol):
 
     def drop(self) -> None:
         """Drop what no later block needs."""
+        ...
+
+
+class Makings(Protocol):
+    """The blocks of a group, made one after the other."""
+
+    @property
+    def current(self) -> Making | None:
+        """The block that is made now; None after the last."""
+        ...
+
+    def go_on(self) -> None:
+        """Begin the next block."""
+        ...
+
+    def fill(self, stage: Stage, ends: float) -> list[Any] | None:
+        """Make blocks, and copy their rows into a stage.
+
+        If a call fails, the next call goes on with the block that failed.
+
+        Parameters
+        ----------
+        stage : Stage
+        ends : float
+            Time of the monotonic clock behind which no other block is made.
+
+        Returns
+        -------
+        list or None
+            Arrays of the current block, if the stage did not take them; None if it took all.
+        """
         ...
 
 
@@ -159,6 +191,37 @@ class _NodesMaking:
         """Drop what no later block needs."""
         for key in self.step.drop:
             del self._values[key]
+
+
+class MakingsOfSteps:
+    """Makes the blocks of any steps; see :class:`Makings`.
+
+    Parameters
+    ----------
+    makings : iterator of Making
+        Begins to make a block where it is asked for it.
+    """
+
+    def __init__(self, makings: Iterator[Making]) -> None:
+        self._left = makings
+        self.current: Making | None = None
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Begin the next block."""
+        self.current = next(self._left, None)
+
+    def fill(self, stage: Stage, ends: float) -> list[Any] | None:
+        """Make blocks, and copy their rows into a stage."""
+        while self.current is not None:
+            arrays = self.current.run()
+            if not stage.append(arrays, self.current.shape):
+                return arrays
+            self.current.drop()
+            self.go_on()
+            if time.monotonic() > ends:
+                break
+        return None
 
 
 @dataclass(frozen=True, slots=True)
