@@ -186,8 +186,8 @@ RUNS = [
     pytest.param(
         "small_chunks",
         ["--chunks", "2000", "--repeat", "1"],
-        3,
-        ("small", "large", "planning"),
+        4,
+        ("small", "planning"),
         id="small_chunks",
         marks=(cluster, slow),
     ),
