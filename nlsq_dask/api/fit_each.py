@@ -238,7 +238,7 @@ def _stored_maps(
     )
     target = open_target(job, options)
     reading = target.reading
-    lazy = maps_of(job, job.problem.unpacked(unread_answer(job, reading)), reading)
+    lazy = maps_of(job, job.problem.unpacked(unread_answer(job)), reading)
     fields, counts = target.written(lazy)
     if any(not status.success for status in counts):
         _errors.warn_caller(_errors.series_not_converged(counts))

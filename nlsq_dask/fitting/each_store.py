@@ -204,12 +204,11 @@ class Target:
         return fields, counts
 
 
-def unread_answer(job: EachJob, reading: SeriesReading) -> Any:
-    """A packed answer (k, ...) of zeros, as a Dask array in the regions that are read."""
+def unread_answer(job: EachJob) -> Any:
+    """A packed answer (k, ...) of zeros, as a Dask array in one chunk that is never made."""
     import dask.array as da  # loaded for use
 
-    k = job.problem.n_planes
-    return da.zeros((k, *job.axes.map_shape), chunks=((k,), *reading.regions))
+    return da.zeros((job.problem.n_planes, *job.axes.map_shape), chunks=-1)
 
 
 class _Report:

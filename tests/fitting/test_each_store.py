@@ -15,9 +15,14 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from dask import delayed
+from dask.tokenize import tokenize
 from zarr.storage import MemoryStore
 
 from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fit_each
+from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
+from nlsq_dask.engines.dask.executor import LocalExecutor
+from nlsq_dask.engines.dask.series_regions import Region
 from tests.support.counting_store import stored
 from tests.support.series import START, T, cube, decay
 
@@ -214,6 +219,73 @@ def test_a_cluster_writes_the_maps(expected, client, tmp_path):
         fit_each(decay, T, y, START, store=group, client=client)
     here = fit_each(decay, T, y, START, store=group)
     assert_same(here, expected)
+
+
+def in_graphs_of_two(monkeypatch):
+    """Let executors hand out two tasks at one time; the list gets the keys of each graph."""
+    handed_out = []
+
+    def counting(run_each):
+        def counted(self, graphs, done):
+            def noted():
+                for graph, keys in graphs:
+                    handed_out.append((len(graph), len(keys)))
+                    yield graph, keys
+
+            run_each(self, noted(), done)
+
+        return counted
+
+    for executor in (LocalExecutor, ClusterExecutor):
+        monkeypatch.setattr(executor, "run_each", counting(executor.run_each))
+        monkeypatch.setattr(executor, "most_handed_out", lambda self, wanted: min(wanted, 2))
+    return handed_out
+
+
+@pytest.mark.slow
+def test_the_graph_of_a_map_is_made_in_parts(expected, monkeypatch, tmp_path):
+    handed_out = in_graphs_of_two(monkeypatch)
+    source = zarr.create_array(tmp_path / "y.zarr", data=Y, chunks=(8, 10, 10))
+    maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr")
+    # A task for each of the regions, and the value that the tasks of a process share.
+    assert handed_out == [(3, 2), (3, 2), (3, 2)]
+    assert_same(maps, expected)
+
+
+@pytest.mark.slow
+def test_what_tasks_share_is_computed_once_in_one_graph(monkeypatch, tmp_path):
+    handed_out, computed = in_graphs_of_two(monkeypatch), []
+
+    def shift():
+        computed.append(1)
+        return np.array(0.5)
+
+    y = da.from_array(Y, chunks=(-1, 10, 10)) + da.from_delayed(delayed(shift)(), (), float)
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
+    assert [keys for _, keys in handed_out] == [6]
+    assert len(computed) == 1
+    assert (maps.status.compute() == Status.STATISTICAL).all()
+
+
+@pytest.mark.cluster
+def test_a_cluster_gets_the_next_tasks_before_the_last_are_done(
+    expected, client, monkeypatch, tmp_path
+):
+    handed_out = in_graphs_of_two(monkeypatch)
+    source = zarr.create_array(tmp_path / "y.zarr", data=Y, chunks=(8, 10, 10))
+    maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr", client=client)
+    assert [keys for _, keys in handed_out] == [2, 2, 2]
+    assert_same(maps, expected)
+
+
+def test_dask_does_not_go_through_what_a_task_reads():
+    class Opaque:
+        def __reduce__(self):
+            raise RuntimeError
+
+    regions = [Region("name", (i, 0), Opaque()) for i in (0, 1)]
+    assert tokenize(regions[0]) == tokenize(Region("name", (0, 0), Opaque()))
+    assert tokenize(regions[0]) != tokenize(regions[1])
 
 
 def regions_in(place):

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeAlias, overload
 
 from dask._task_spec import GraphNode
 from dask.typing import Key
+from numpy.typing import NDArray
 
 from nlsq_dask.engines.dask.grouping import Grouping
 from nlsq_dask.engines.dask.recipe import BOX, N_DIFFERENT, SHAPE, Recipe
 from nlsq_dask.engines.dask.steps import Group, Making, NodeRun, Operand, Step, make_group
 from nlsq_dask.io.announced import Announced
-from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
+from nlsq_dask.io.chunks import Box, Chunks, block_sizes, box_size, broadcast_box, lengths
 from nlsq_dask.io.objects import requested
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
@@ -339,6 +340,33 @@ def alike_groups(
             steps = tuple(steps[number - first] for number in numbers)
         groups.append(Group(steps, (), int(sizes[numbers].sum())))
     return tuple(groups)
+
+
+def alike_group(
+    recipe: Recipe,
+    in_memory: Sequence[NDArray[Any] | None],
+    edges: Chunks,
+    indices: Iterable[tuple[int, ...]],
+) -> Group:
+    """A group of any blocks that one recipe makes.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Of the Dask arrays.
+    in_memory : sequence of (ndarray or None)
+        For each array of a block, the whole NumPy array, or None for a Dask array.
+    edges : tuple of tuple of int
+        Where the blocks of the grid begin and end, along each dimension.
+    indices : iterable of tuple of int
+        Indices of the blocks in the grid, in the order in which the group makes the blocks.
+    """
+    steps = []
+    for index in indices:
+        box = tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, index, strict=True))
+        parts = tuple(None if a is None else a[broadcast_box(box, a.shape)] for a in in_memory)
+        steps.append(AlikeStep(recipe, index, box, lengths(box), parts))
+    return Group(tuple(steps), (), sum(box_size(step.box) for step in steps))
 
 
 def _steps(

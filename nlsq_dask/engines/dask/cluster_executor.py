@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +27,7 @@ from nlsq_dask.engines.dask.vectors import narrowest_vectors
 from nlsq_dask.kernels.devices import DeviceChoice, check_names_no_devices
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,48 @@ class ClusterExecutor:
         values: Sequence[Any] = self.client.compute(arrays, sync=True)
         return values
 
+    def most_handed_out(self, wanted: int) -> int:
+        """As many as wanted, but two for each thread at least."""
+        return max(wanted, 2 * sum(worker_threads(self.client)))
+
     def run_each(
-        self, graph: Mapping[Any, Any], keys: Sequence[Any], done: Callable[[Any], None]
+        self,
+        graphs: Iterable[tuple[Mapping[Any, Any], Sequence[Any]]],
+        done: Callable[[Any], None],
     ) -> None:
-        """Run some tasks of a graph, and call `done` with the result of each when it comes."""
+        """Run tasks of graphs, and call `done` with the result of each task when it comes.
+
+        The next graph is handed out when half of the tasks of the last are done: no worker waits.
+        """
         from distributed import as_completed
 
-        futures = self.client.get(graph, list(keys), sync=False)
+        ended = as_completed(loop=self.client.loop)
+        running: dict[Any, Future[Any]] = {}
+        left = iter(graphs)
         try:
-            for future in as_completed(futures, loop=self.client.loop):
+            least = self._hand_out(left, running, ended) // 2
+            for future in ended:
                 done(future.result())
+                del running[future.key]
                 future.release()
+                if len(running) <= least:
+                    self._hand_out(left, running, ended)
         finally:
-            for future in futures:  # also of those that still run, where a task failed
+            for future in running.values():  # also of those that still run, where a task failed
                 future.release()
+
+    def _hand_out(
+        self,
+        graphs: Iterator[tuple[Mapping[Any, Any], Sequence[Any]]],
+        running: dict[Any, Future[Any]],
+        ended: Any,
+    ) -> int:
+        """Hand out the tasks of the next graph, and return how many."""
+        graph, keys = next(graphs, ({}, ()))
+        futures = self.client.get(graph, list(keys), sync=False) if keys else []
+        running |= {future.key: future for future in futures}
+        ended.update(futures)
+        return len(futures)
 
     def in_each_process(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a function once on each worker."""

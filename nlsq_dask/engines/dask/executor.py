@@ -7,7 +7,7 @@ executor, too, so this file loads no Dask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -124,10 +124,27 @@ class Executor(Protocol):
         """Compute Dask arrays together."""
         ...
 
+    def most_handed_out(self, wanted: int) -> int | None:
+        """Most tasks in each of the graphs of :meth:`run_each`, of the number that is wanted.
+
+        None stands for one graph of all tasks.
+        """
+        ...
+
     def run_each(
-        self, graph: Mapping[Any, Any], keys: Sequence[Any], done: Callable[[Any], None]
+        self,
+        graphs: Iterable[tuple[Mapping[Any, Any], Sequence[Any]]],
+        done: Callable[[Any], None],
     ) -> None:
-        """Run some tasks of a graph, and call `done` with the result of each when it comes."""
+        """Run tasks of graphs, and call `done` with the result of each task when it comes.
+
+        Parameters
+        ----------
+        graphs : iterable of (dict, sequence of key)
+            Graphs, each with the keys of its tasks. A graph is taken when the tasks of the last are
+            done, or nearly.
+        done : callable
+        """
         ...
 
     def in_each_process(self, function: Callable[..., Any], *args: Any) -> None:
@@ -218,19 +235,28 @@ class LocalExecutor:
         values: Sequence[Any] = compute(*arrays)
         return values
 
+    def most_handed_out(self, wanted: int) -> int | None:
+        """As many as wanted, but all where Dask starts new processes for each graph."""
+        from nlsq_dask.engines.dask.scheduler import runs_here  # an engine, loaded for use
+
+        return wanted if runs_here() else None
+
     def run_each(
-        self, graph: Mapping[Any, Any], keys: Sequence[Any], done: Callable[[Any], None]
+        self,
+        graphs: Iterable[tuple[Mapping[Any, Any], Sequence[Any]]],
+        done: Callable[[Any], None],
     ) -> None:
-        """Run some tasks of a graph, and call `done` with the result of each when it comes."""
+        """Run tasks of graphs, and call `done` with the result of each task when it comes."""
         from nlsq_dask.engines.dask.scheduler import local_get  # an engine, loaded for use
 
-        wanted = set(keys)
+        for graph, keys in graphs:
+            wanted = set(keys)
 
-        def note(key: Any, result: Any, *_: object) -> None:
-            if key in wanted:
-                done(result)
+            def note(key: Any, result: Any, *_: object, wanted: set[Any] = wanted) -> None:
+                if key in wanted:
+                    done(result)
 
-        local_get(dict(graph), list(keys), None, note)
+            local_get(dict(graph), list(keys), None, note)
 
     def in_each_process(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a function in this process."""

@@ -1,20 +1,25 @@
 """Write the answers of many series to a Zarr group, a task for each region of the map.
 
 A task reads the blocks of a region, fits its series, and writes its maps, the status last. Nothing
-but the number of series of each status comes back, so the memory does not depend on the size of the
-data. Writing is tried again where a store fails, as reading is.
+but the number of series of each status comes back, and the graph is made in parts of some hundred
+tasks, so the memory does not depend on the size of the data. Writing is tried again where a store
+fails, as reading is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
+from dask._task_spec import DataNode
 from dask.array.optimization import optimize
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
@@ -27,6 +32,13 @@ from nlsq_dask.io.places import Place
 
 #: Called with the number of series of each status of a region that is done.
 Done = Callable[[NDArray[np.int64]], None]
+
+#: A graph, and the keys of its tasks whose results are wanted.
+TasksOf: TypeAlias = tuple[dict[Key, Any], list[Key]]
+
+# Tasks whose graph is in memory at one time, with their results: some 7 kB a task. Where tasks run
+# in this process, its threads wait for the last task of a graph before the next graph.
+HANDED_OUT = 512
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,9 @@ class Writing:
     stored: tuple[StoredMap, ...]
     retries: Retries
     fit: str
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return self.fit, str(self.stored[-1].array.store_path)
 
     def write(self, index: tuple[int, ...], region: tuple[slice, ...], packed: Any) -> None:
         """Write the maps of a region, the status last."""
@@ -103,11 +118,30 @@ def write_regions(
         meta=np.empty((0,) * answer.ndim, np.int64),
         token="fit-each-write",
     )
-    keys = [(written.name, 0, *index) for index in regions]
-    if not keys:
-        return
-    graph = dict(optimize(written.__dask_graph__(), keys))
-    executor.run_each(graph, keys, lambda counts: done(counts.reshape(-1)))
+    most = executor.most_handed_out(HANDED_OUT) if _is_lazy(written.__dask_graph__()) else None
+    executor.run_each(
+        _graphs(written, regions, most or max(len(regions), 1)),
+        lambda counts: done(counts.reshape(-1)),
+    )
+
+
+def _graphs(written: Any, regions: Sequence[tuple[int, ...]], most: int) -> Iterator[TasksOf]:
+    """The graphs of at most so many tasks each, made when they are asked for."""
+    for first in range(0, len(regions), most):
+        keys: list[Key] = [(written.name, 0, *index) for index in regions[first : first + most]]
+        yield dict(optimize(written.__dask_graph__(), keys)), keys
+
+
+def _is_lazy(graph: HighLevelGraph) -> bool:
+    """Whether a graph makes a task when the task is asked for, and tasks share no other task.
+
+    A task that others share would run again with each part of the graph.
+    """
+    layers = graph.layers.values()
+    return all(
+        isinstance(layer, Blockwise) or all(isinstance(node, DataNode) for node in layer.values())
+        for layer in layers
+    )
 
 
 def _write_region(

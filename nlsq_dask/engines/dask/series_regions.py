@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,12 +19,15 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, GraphNode, List, Task, TaskRef
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.layers import ArrayBlockwiseDep
 from dask.typing import Key
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.dask.alike import alike_group
 from nlsq_dask.engines.dask.group_parts import group_without
 from nlsq_dask.engines.dask.groups import (
     cut_pieces,
@@ -37,6 +40,8 @@ from nlsq_dask.engines.dask.groups import (
 )
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
+from nlsq_dask.engines.dask.recipe import Recipe, recipe_of
+from nlsq_dask.engines.dask.series import PLANES
 from nlsq_dask.engines.dask.shared_keys import shared_keys
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group, make_group
@@ -95,6 +100,71 @@ class RegionWork:
     memory: ReusedMemory = field(default_factory=memory_of_process)
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What the task of one region reads.
+
+    Attributes
+    ----------
+    name : str
+        Of the answer in the graph; unlike all others.
+    index : tuple of int
+        Of the region in the map.
+    group : Group
+    """
+
+    name: str
+    index: tuple[int, ...]
+    group: Group
+
+    def __dask_tokenize__(self) -> tuple[str, tuple[int, ...]]:
+        # Dask would go through all that the task reads: 10 ms for each task, before the first runs.
+        return self.name, self.index
+
+
+class RegionGroups(ArrayBlockwiseDep):
+    """The regions of a map whose blocks one recipe makes. Each is made when it is asked for.
+
+    Parameters
+    ----------
+    name : str
+        Of the answer in the graph; unlike all others.
+    recipe : Recipe
+    arrays : sequence of array
+        As the roles of the problem say.
+    chunks : tuple of tuple of int
+        The grid of all blocks.
+    map_axes : tuple of int
+        Axes of the grid along which the regions lie.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        arrays: Sequence[Array],
+        chunks: Chunks,
+        map_axes: tuple[int, ...],
+    ) -> None:
+        super().__init__(tuple(chunks[d] for d in map_axes))
+        self.name = name
+        self._recipe = recipe
+        self._in_memory = [None if is_dask(a) else a for a in arrays]
+        self._edges = tuple(tuple(itertools.accumulate(own, initial=0)) for own in chunks)
+        self._map_axes = map_axes
+
+    def __dask_tokenize__(self) -> str:
+        return self.name
+
+    def __getitem__(self, idx: tuple[int, ...]) -> Region:
+        ranges = [range(len(own) - 1) for own in self._edges]
+        for d, i in zip(self._map_axes, idx, strict=True):
+            ranges[d] = range(i, i + 1)
+        blocks = itertools.product(*ranges)
+        group = alike_group(self._recipe, self._in_memory, self._edges, blocks)
+        return Region(self.name, idx, group)
+
+
 @without_collections()
 def region_answer(
     problem: SeriesProblem,
@@ -124,10 +194,36 @@ def region_answer(
         Where blocks are frames, see :class:`RegionWork`.
     """
     chunks = _blocks_of(problem, arrays, regions)
-    matched = [match_chunks(a, chunks) for a in arrays]
     shape = arrays[0].shape
     varies = tuple(tuple(n == m for n, m in zip(a.shape, shape, strict=True)) for a in arrays)
     layout = ArraysLayout(False, names=tuple(names), varies=varies)
+    name = f"{TASK_NAME}-{uuid.uuid4().hex}"
+
+    def work_of(groups: Iterable[Group]) -> RegionWork:
+        return RegionWork(
+            problem=problem,
+            shape=shape,
+            layout=layout,
+            retries=retries,
+            fit=fit,
+            read_ahead=depth_of(groups, _block_bytes(arrays, chunks)),
+            gathered_bytes=gathered_bytes,
+        )
+
+    lazy = [a for a in arrays if is_dask(a)]
+    recipe = recipe_of(lazy, chunks) if all(a.chunks == chunks for a in lazy) else None
+    if recipe is not None:
+        return _alike(RegionGroups(name, recipe, arrays, chunks, problem.map_axes), work_of)
+    groups, shared, named = _groups_of_nodes(problem, arrays, chunks, layout)
+    nodes = shared_nodes(shared, named, retries, fit)
+    return _of_nodes(name, groups, nodes, work_of(groups.values()), regions)
+
+
+def _groups_of_nodes(
+    problem: SeriesProblem, arrays: Sequence[Array], chunks: Chunks, layout: ArraysLayout
+) -> tuple[dict[tuple[int, ...], Group], dict[Key, GraphNode], dict[str, str]]:
+    """The groups of all regions, the graph that they share, and names of the arrays in it."""
+    matched, names = [match_chunks(a, chunks) for a in arrays], layout.names
     announced = cut_pieces(arrays, names, chunks)
     graph = optimized_graph([a for a in matched if is_dask(a)], list(announced))
     blocks: dict[tuple[int, ...], list[Any]] = {}
@@ -136,46 +232,64 @@ def region_answer(
         region = tuple(index[d] for d in problem.map_axes)
         blocks.setdefault(region, []).append((index, box, layout.shapes_in(box), operands))
     # Chunks of the arrays that are as large as y are made by each task for itself.
+    shape = arrays[0].shape
     full = {a.name for a in (*arrays, *matched) if is_dask(a) and a.shape == shape}
     used = [[operands for *_, operands in own] for own in blocks.values()]
-    shared = shared_keys(graph, used, full)
-    groups = {r: make_group(graph, own, shared, announced) for r, own in blocks.items()}
-    work = RegionWork(
-        problem=problem,
-        shape=shape,
-        layout=layout,
-        retries=retries,
-        fit=fit,
-        read_ahead=depth_of(groups.values(), _block_bytes(arrays, chunks)),
-        gathered_bytes=gathered_bytes,
-    )
-    common = shared_nodes(
-        shared_graph(graph, shared, announced), names_of(arrays, matched, names), retries, fit
-    )
-    return _lazy(groups, common, work, regions)
+    keys = shared_keys(graph, used, full)
+    groups = {r: make_group(graph, own, keys, announced) for r, own in blocks.items()}
+    shared = shared_graph(graph, keys, announced)
+    return groups, shared, names_of(arrays, matched, names)
 
 
-def _lazy(
+def _of_nodes(
+    name: str,
     groups: Mapping[tuple[int, ...], Group],
     shared: Mapping[Key, GraphNode],
     work: RegionWork,
     regions: Chunks,
 ) -> Any:
-    name = f"{TASK_NAME}-{uuid.uuid4().hex}"
+    """The packed answer, from the groups of all regions and the graph that the groups share."""
     # One value for all tasks of a process, which so keep their memory from one to the next.
     common = f"{name}-work"
     tasks: dict[Key, GraphNode] = {**shared, common: DataNode(common, work)}
-    for region, group in groups.items():
-        key: Key = (name, 0, *region)
+    for index, group in groups.items():
+        key: Key = (name, 0, *index)
         external = List(*(TaskRef(k) for k in group.external))
-        tasks[key] = Task(key, fit_region, DataNode(None, group), external, TaskRef(common))
+        region = DataNode(None, Region(name, index, group))
+        tasks[key] = Task(key, fit_region, region, TaskRef(common), external)
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=())
     chunks = ((work.problem.n_planes,), *regions)
     return da.Array(graph, name, chunks, np.float64, meta=np.empty((0,) * len(chunks)))
 
 
-def fit_region(group: Group, external: Sequence[Any], work: RegionWork) -> FloatArray:
+def _alike(groups: RegionGroups, work_of: Callable[[Iterable[Group]], RegionWork]) -> Any:
+    """The packed answer, as a layer that makes a task when Dask asks for the task.
+
+    The graph of a map of any size so takes the memory of the tasks that run.
+    """
+    first = groups[(0,) * len(groups.chunks)]
+    work = work_of([first.group])
+    common = f"{groups.name}-work"
+    shared = HighLevelGraph.from_collections(common, {common: DataNode(common, work)}, ())
+    along = tuple(range(len(groups.chunks)))
+    return da.blockwise(
+        fit_region,
+        (PLANES, *along),
+        groups,
+        along,
+        Delayed(common, shared),
+        None,
+        name=groups.name,
+        new_axes={PLANES: work.problem.n_planes},
+        dtype=np.float64,
+        meta=np.empty((0,) * (1 + len(along))),
+        align_arrays=False,
+    )
+
+
+def fit_region(region: Region, work: RegionWork, external: Sequence[Any] = ()) -> FloatArray:
     """The task: the packed answer (k, ...) of a region."""
+    group = region.group
     frames = GroupFrames(group, dict(zip(group.external, external, strict=True)), work)
     with reusing(work.memory):
         if work.gathered_bytes is None:
