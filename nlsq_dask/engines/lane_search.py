@@ -180,15 +180,25 @@ class LaneSearch:
         if self._phase == "based":
             self.again.append(InBasis(number[done], flat[:, done], constants[:, done]))
         else:
-            ended = number[done]
-            for own, values in zip(self.finals, flat, strict=True):
-                own[ended] = values[done]
+            self._finish(number, flat, done)
         if self._phase == "all":
             self._set_aside(number, flat, data, constants, done)
         rest = np.flatnonzero((number >= 0) & ~done)
         if rest.size:
             self._pool.append(self._columns(number, flat, data, rest))
         self._shared = data
+
+    def _finish(self, number: NDArray[np.int64], flat: FloatArray, done: NDArray[np.bool_]) -> None:
+        """Keep the states of the series that are done."""
+        n = int(np.count_nonzero(number >= 0))
+        neighbours = slice(int(number[0]), int(number[0]) + n)
+        if np.array_equal(number[:n], np.arange(neighbours.start, neighbours.stop)):
+            # Those that still run are overwritten when they are done, too.
+            self.finals[:, neighbours] = flat[:, :n]
+            return
+        ended = number[done]
+        for own, values in zip(self.finals, flat, strict=True):
+            own[ended] = values[done]
 
     def _set_aside(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import vector_bits
 from nlsq_dask.engines.lane_search import InBasis, LaneSearch, to_tiles
 from nlsq_dask.engines.series_tables import BlockRows, SeriesTables, sizes_of
+from nlsq_dask.io.reused_memory import memory_of_thread
 from nlsq_dask.kernels.lanes import (
     LaneData,
     LaneKernel,
@@ -45,6 +46,8 @@ from nlsq_dask.models.lane_guess import lane_guess
 # Series whose answers are computed at one time. Arrays of so many numbers stay in a cache, and are
 # smaller than the 128 kB from which malloc takes fresh pages for each array.
 ANSWERED = 2048
+
+_FLOAT = np.dtype(np.float64)
 
 
 @dataclass
@@ -61,18 +64,32 @@ class SeriesBlock(SeriesTables):
         """The packed answer (k, n)."""
         # Series of any size and any values are fitted: what overflows shows in their status.
         with np.errstate(all="ignore"):
-            answers, constants, _ = self.searched()
-            return self.packed(answers, constants)
+            whole = memory_of_thread().empty((sum(self._heights), self.n_series), _FLOAT)
+            kept = _Kept(*np.split(whole, np.cumsum(self._heights[:-1])))
+            again = self._run(kept)
+            if again:
+                return self.packed(self._answers(kept, again), kept.constants)
+            packed = np.empty((self.problem.n_planes, self.n_series))
+            for part in self._slices():
+                self._pack(self._answers_of(kept, part), kept.constants[:, part], part, packed)
+            return packed
 
     def searched(self) -> tuple[SeriesAnswers, FloatArray, FloatArray]:
         """Answers of all series, their constants (c, n), and their starts (q, n)."""
+        kept = _Kept(*(np.empty((height, self.n_series)) for height in self._heights))
+        return self._answers(kept, self._run(kept)), kept.constants, kept.starts
+
+    @property
+    def _heights(self) -> tuple[int, int, int]:
+        """Numbers of a series in the arrays of `_Kept`."""
+        size = len(self.problem.reduction.names)
+        return n_state_rows(size), self.where.height(based=False), size
+
+    def _run(self, kept: _Kept) -> list[InBasis]:
+        """Search for the answers of all series; the series that were fitted again in a basis."""
         problem = self.problem
-        size = len(problem.reduction.names)
         width = min(problem.vector_bits, vector_bits())
         model, eps = problem.model(self.n_rows), problem.eps
-        finals = np.zeros((n_state_rows(size), self.n_series))
-        constants = np.zeros((self.where.height(based=False), self.n_series))
-        starts = np.zeros((size, self.n_series))
 
         def kernel_of(*, differenced: bool, based: bool) -> LaneKernel:
             own = replace(model, differenced=differenced, based=based)
@@ -83,24 +100,27 @@ class SeriesBlock(SeriesTables):
             self.shape,
             problem.stat_tol,
             problem.max_nfev,
-            finals,
+            kept.finals,
             self.where,
-            size,
+            len(problem.reduction.names),
         )
-        search.run(self._batches(constants, starts))
-        answers = SeriesAnswers.joined(
-            [
-                answers_of(
-                    unpacked_state(finals[:, part], size),
-                    self.lanes(constants[:, part]),
-                    starts[:, part],
-                )
-                for part in self._slices()
-            ]
+        search.run(self._batches(kept.constants, kept.starts))
+        return search.again
+
+    def _answers(self, kept: _Kept, again: Sequence[InBasis]) -> SeriesAnswers:
+        """Answers of all series, with those of the series that were fitted again."""
+        answers = SeriesAnswers.joined([self._answers_of(kept, p) for p in self._slices()])
+        for part in again:
+            answers = self._certified(answers, part, kept.constants, kept.starts)
+        return answers
+
+    def _answers_of(self, kept: _Kept, part: slice) -> SeriesAnswers:
+        """Answers of some series, from where their searches ended."""
+        return answers_of(
+            unpacked_state(kept.finals[:, part], len(self.problem.reduction.names)),
+            self.lanes(kept.constants[:, part]),
+            kept.starts[:, part],
         )
-        for again in search.again:
-            answers = self._certified(answers, again, constants, starts)
-        return answers, constants, starts
 
     def _slices(self) -> Iterator[slice]:
         """Parts of the series for answers; one empty part of no series."""
@@ -166,7 +186,8 @@ class SeriesBlock(SeriesTables):
         """The rows and the constants of some series, of the width of their tiles."""
         rows = self.rows(part)
         y, coords, weights, bad = rows.y, rows.coords, rows.weights, rows.bad
-        constants = np.zeros((self.where.height(based=False), y.shape[1]))
+        height = self.where.height(based=False)
+        constants = memory_of_thread().empty((height, y.shape[1]), _FLOAT)  # all of it is filled
         n_points, square, scale = sizes_of(y, weights)
         constants[self.where.n_points] = n_points
         constants[self.where.square] = square
@@ -176,7 +197,8 @@ class SeriesBlock(SeriesTables):
         bad |= refused
         status = np.where(n_points < len(start), float(Status.TOO_FEW_ROWS), 0.0)
         status = np.where(bad, float(Status.BAD_INPUT), status)
-        states = fresh_states(start, status == 0.0, status)
+        states = memory_of_thread().empty((n_state_rows(len(start)), y.shape[1]), _FLOAT)
+        fresh_states(start, status == 0.0, status, states)
         return _Batch(rows, constants, start, states)
 
     def _parameters(
@@ -250,10 +272,16 @@ class SeriesBlock(SeriesTables):
         """The packed answer (k, n) of the block."""
         packed = np.empty((self.problem.n_planes, self.n_series))
         for part in self._slices():
-            planes = self._planes(answers.part(part), constants[:, part], part)
-            for f in self.problem.fields:
-                packed[f.planes, part] = planes[f.name]
+            self._pack(answers.part(part), constants[:, part], part, packed)
         return packed
+
+    def _pack(
+        self, answers: SeriesAnswers, constants: FloatArray, part: slice, packed: FloatArray
+    ) -> None:
+        """Fill some series of the packed answer."""
+        planes = self._planes(answers, constants, part)
+        for f in self.problem.fields:
+            packed[f.planes, part] = planes[f.name]
 
     def _planes(
         self, answers: SeriesAnswers, constants: FloatArray, part: slice
@@ -295,6 +323,22 @@ class SeriesBlock(SeriesTables):
         own = table[0] if table.shape[1] == 1 else table[0, part]
         sigma: FloatArray = np.ma.filled(np.ma.asarray(own, np.float64), np.nan)
         return sigma**2
+
+
+class _Kept(NamedTuple):
+    """What is kept of all series until their answers are packed.
+
+    Attributes
+    ----------
+    finals : ndarray, shape (s, n), float64
+        Packed states where the searches ended.
+    constants : ndarray, shape (c, n), float64
+    starts : ndarray, shape (q, n), float64
+    """
+
+    finals: FloatArray
+    constants: FloatArray
+    starts: FloatArray
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,10 @@ class SeriesTables:
         width = self.width(part) if role.varies else 1
         whole = (self.shape.rows if role.along else 1, width)
         found = memory_of_thread().empty(whole, np.dtype(np.float64))
-        found.fill(fill)
-        found[: len(columns), : columns.shape[1]] = np.ma.getdata(columns)
+        rows, n = columns.shape
+        found[:rows, :n] = np.ma.getdata(columns)
+        found[rows:] = fill
+        found[:rows, n:] = fill
         return found
 
     def _coords(self, part: slice) -> list[FloatArray]:
@@ -144,7 +146,7 @@ class SeriesTables:
             missing = np.isnan(array)
             if missing.any():
                 y[np.broadcast_to(missing, y.shape)] = np.nan
-        bad |= np.isinf(y).any(axis=0)
+        bad |= np.isinf(y, out=_flags_like(y)).any(axis=0)
         usable = [np.isfinite(array) for array in coords]
         if sigma is not None:
             usable.append((sigma > 0.0) & (sigma < np.inf))
@@ -267,14 +269,22 @@ def sizes_of(
     y: FloatArray, weights: FloatArray | None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Rows that count, sum of squared weighted observations in the lanes' units, and scale."""
-    counted = ~np.isnan(y)
+    missing = np.isnan(y, out=_flags_like(y))
     values = memory_of_thread().empty(y.shape, np.dtype(np.float64))
     np.multiply(y, 1.0 if weights is None else weights, out=values)
-    np.copyto(values, 0.0, where=~counted)
+    np.copyto(values, 0.0, where=missing)
     largest = np.maximum(values.max(axis=0), -values.min(axis=0))
     exponent = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1]
     scale = np.ldexp(1.0, -np.clip(exponent, -MOST_POWER, MOST_POWER))
     with np.errstate(all="ignore"):
         values *= scale
         square = np.einsum("ij,ij->j", values, values)
-    return counted.sum(axis=0).astype(np.float64), square, scale
+    # Bytes are added without a cast, many at one time.
+    kind = np.min_scalar_type(len(y))
+    n_missing = missing.view(np.uint8).sum(axis=0, dtype=kind)
+    return len(y) - n_missing.astype(np.float64), square, scale
+
+
+def _flags_like(values: FloatArray) -> NDArray[np.bool_]:
+    """Flags without initial values, in memory that is used again."""
+    return memory_of_thread().empty(values.shape, np.dtype(np.bool_))

@@ -60,18 +60,19 @@ class DirectWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         begun = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            begun.write_bytes(stored)
+            with begun.open("wb") as file:
+                file.writelines(stored)
             begun.replace(path)  # a reader sees the old chunk or the new one
         finally:
             begun.unlink(missing_ok=True)
         return True
 
 
-def _encoded(chunk: NDArray[Any], level: int) -> bytes:
-    """The bytes of a chunk, compressed, with their checksum in the last four."""
+def _encoded(chunk: NDArray[Any], level: int) -> tuple[bytes, bytes]:
+    """The bytes of a chunk, compressed, and their checksum."""
     compress: Callable[..., bytes] = import_module("numcodecs.zstd").compress
     packed = compress(chunk.reshape(-1).view(np.uint8), level)
-    return packed + checksum_of(packed)
+    return packed, checksum_of(packed)
 
 
 def direct_writer(array: Any) -> DirectWriter | None:

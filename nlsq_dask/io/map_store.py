@@ -69,7 +69,8 @@ class StoredMap:
 
     def write(self, region: tuple[slice, ...], packed: NDArray[Any]) -> None:
         """Write the map of a region, from the packed answer (k, ...) there."""
-        values = packed[self.planes].astype(self.array.dtype)
+        planes = self.planes if self.planes.ndim else int(self.planes)  # of one plane a view
+        values = packed[planes].astype(self.array.dtype, copy=False)
         box = (*(slice(None),) * self.planes.ndim, *region)
         writer = direct_writer(self.array)
         if writer is None or not writer.write(box, values):

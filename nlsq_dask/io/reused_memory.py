@@ -25,8 +25,11 @@ from nlsq_dask.io.stage import ALIGNMENT, aligned_offset
 GRANULE = 1 << 16
 STEPS_TO_DOUBLE = 8
 
-# Pieces that are kept while nothing uses them: those of the arrays of two blocks.
+# Pieces that are kept while nothing uses them: those of the arrays of two blocks, or more pieces of
+# so many bytes in all. A task that fits series uses 12 pieces of 20 MB in all, and two threads that
+# share less make each piece again and again.
 MOST_IDLE = 8
+MOST_IDLE_BYTES = 1 << 25
 
 _memory: ContextVar[ReusedMemory | None] = ContextVar("nlsq_dask_memory", default=None)
 
@@ -59,14 +62,25 @@ class ReusedMemory:
             for i, (size, offset) in enumerate(self._places):
                 if size == n_bytes and self._is_free(i):
                     return self._pieces[i], offset
-            idle = [i for i in range(len(self._pieces)) if self._is_free(i)]
-            for i in reversed(idle[: len(idle) - MOST_IDLE + 1]):
-                del self._pieces[i], self._places[i]
+            self._drop_idle()
             piece = np.empty(n_bytes + ALIGNMENT, np.uint8)
             offset = aligned_offset(piece)
             self._pieces.append(piece)
             self._places.append((n_bytes, offset))
             return piece, offset
+
+    def _drop_idle(self) -> None:
+        """Drop free pieces, the oldest first, where another would be one too many."""
+        idle = [i for i in range(len(self._pieces)) if self._is_free(i)]
+        n_bytes = sum(self._places[i][0] for i in idle)
+        dropped = []
+        for i in idle[: max(len(idle) - MOST_IDLE + 1, 0)]:
+            if n_bytes <= MOST_IDLE_BYTES:
+                break
+            n_bytes -= self._places[i][0]
+            dropped.append(i)
+        for i in reversed(dropped):
+            del self._pieces[i], self._places[i]
 
     def _is_free(self, i: int) -> bool:
         # The list and the call refer to the piece; views of an array refer to its owner.

@@ -154,10 +154,19 @@ def unpacked_state(packed: FloatArray, size: int) -> LaneState:
     return LaneState(*fields)
 
 
-def fresh_states(start: FloatArray, running: NDArray[np.bool_], status: FloatArray) -> FloatArray:
-    """Packed states (s, L) of lanes at their starts (q, L); lanes that do not run have a status."""
+def fresh_states(
+    start: FloatArray,
+    running: NDArray[np.bool_],
+    status: FloatArray,
+    out: FloatArray | None = None,
+) -> FloatArray:
+    """Packed states (s, L) of lanes at their starts (q, L), in `out` if it is given.
+
+    Lanes that do not run have a status.
+    """
     size, lanes = start.shape
-    packed = np.zeros((n_state_rows(size), lanes))
+    packed = np.empty((n_state_rows(size), lanes)) if out is None else out
+    packed.fill(0.0)
     state = unpacked_state(packed, size)
     rows = state_rows(size)
     packed[rows[0]] = packed[rows[1]] = start

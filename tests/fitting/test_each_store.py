@@ -23,6 +23,8 @@ from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fi
 from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
 from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
+from nlsq_dask.io import reused_memory
+from nlsq_dask.io.reused_memory import ReusedMemory
 from tests.support.counting_store import stored
 from tests.support.series import START, T, cube, decay
 
@@ -250,6 +252,28 @@ def test_the_graph_of_a_map_is_made_in_parts(expected, monkeypatch, tmp_path):
     # A task for each of the regions, and the value that the tasks of a process share.
     assert handed_out == [(3, 2), (3, 2), (3, 2)]
     assert_same(maps, expected)
+
+
+@pytest.mark.slow
+def test_tasks_work_in_the_memory_of_the_first_task(monkeypatch, tmp_path):
+    made = []
+
+    class Noting(ReusedMemory):
+        def _drop_idle(self):
+            made.append(self)  # a new piece
+            super()._drop_idle()
+
+    monkeypatch.setattr(reused_memory, "_of_process", None)  # another test may hold a fit
+    monkeypatch.setattr(reused_memory, "ReusedMemory", Noting)
+    source = zarr.create_array(tmp_path / "y.zarr", data=Y, chunks=(40, 10, 10), compressors=None)
+    counts = []
+    for rows in (10, 20):  # three tasks, and six
+        made.clear()
+        with dask.config.set(scheduler="synchronous"):
+            y = da.from_zarr(source)[:, :rows]
+            fit_each(decay, T, y, START, store=tmp_path / f"{rows}.zarr")
+        counts.append(len(made))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.slow

@@ -284,8 +284,19 @@ def test_memory_is_used_again_when_nothing_refers_to_it():
 def test_few_pieces_of_memory_are_kept():
     memory = ReusedMemory()
     for k in range(1, 40):
-        memory.empty((k << 13,), np.dtype("f8"))
+        memory.empty((k << 17,), np.dtype("f8"))
     assert len(memory._pieces) <= MOST_IDLE
+
+
+@pytest.mark.parametrize("n_sizes", range(2, 17))
+def test_pieces_of_all_sizes_of_a_task_are_kept(n_sizes):
+    memory = ReusedMemory()
+    addresses = [
+        {memory.empty((k << 13,), np.dtype("f8")).ctypes.data for k in range(1, n_sizes)}
+        for _ in range(2)
+    ]
+    assert addresses[0] == addresses[1]
+    assert len(memory._pieces) == n_sizes - 1
 
 
 def test_chunks_that_compress_to_about_the_same_length_share_memory():
