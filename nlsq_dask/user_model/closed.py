@@ -83,6 +83,8 @@ def is_closed_value(value: Any) -> bool:
         return True
     if isinstance(value, np.generic | np.dtype | jax.Array):
         return not isinstance(value, jax.core.Tracer)
+    if isinstance(value, types.ModuleType):
+        return is_library_of_arrays(value)
     module = getattr(value, "__module__", None) or type(value).__module__
     name = getattr(value, "__name__", None)
     if module.startswith("nlsq_dask.models."):  # the models of this package are closed
@@ -90,6 +92,8 @@ def is_closed_value(value: Any) -> bool:
     if module == "builtins":
         return name in _BUILTINS and getattr(builtins, name) is value
     package = module.partition(".")[0]
+    if package == "cloudpickle":
+        return name == "subimport"  # rebuilds a module, which is looked at by itself
     return package in ("jax", "math", "numpy") and (
         name in _closed_names() or name in _RECONSTRUCTORS
     )

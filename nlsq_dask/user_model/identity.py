@@ -141,6 +141,8 @@ class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc]  # its class 
         owner = getattr(obj, "__module__", None)
         self.uses_jax |= _imports_jax(name) or (isinstance(owner, str) and _imports_jax(owner))
         parts = self._parts(obj)
+        if isinstance(obj, types.ModuleType):  # in a variable of an outer function
+            self.modules.append(name)
         if self.is_closed and not (isinstance(obj, types.FunctionType) and isinstance(parts, dict)):
             self.is_closed = is_closed_value(obj)
         return super().reducer_override(obj) if parts is None else (tuple, (), parts)

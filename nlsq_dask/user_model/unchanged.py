@@ -85,10 +85,10 @@ def _parts_of(function: types.FunctionType, outer: tuple[types.FunctionType, ...
     if function.__kwdefaults__ or function.__dict__:
         raise _MayChangeError
     parts = [code, defaults, function.__module__, function.__qualname__]
-    values = [*(defaults or ()), *_cells_of(function)]
+    values = list(defaults or ())
     names, namespace = names_of(code), function.__globals__
-    for name in names:
-        value = namespace.get(name, _MISSING)
+    named = [namespace.get(name, _MISSING) for name in names]
+    for value in named + _cells_of(function):
         kind = type(value)
         if kind is types.FunctionType and value is not function and value not in outer:
             parts += _parts_of(value, (*outer, function))

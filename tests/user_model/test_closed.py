@@ -39,6 +39,10 @@ def with_closed_helper(x, a):
     return helper(a * x) + TABLE[1]
 
 
+def of_outer_variables(xp, inner):
+    return lambda x, a: a * xp.exp(x) + inner(x)
+
+
 CLOSED = {
     "function of JAX": lambda x, a: a * jnp.exp(x),
     "function of NumPy": lambda x, a: a * np.exp(x),
@@ -50,6 +54,8 @@ CLOSED = {
     "own function and array": with_closed_helper,
     "partial": functools.partial(lambda x, a, b: a * x + b, b=2.0),
     "default": lambda x, a, b=TABLE: a * x + b[0],
+    "module of an outer function": of_outer_variables(jnp, lambda x: jnp.sin(x)),
+    "module of NumPy of an outer function": of_outer_variables(np, lambda x: np.sin(x)),
     "inner function": lambda x, a: sum((lambda t: t * a)(x) for _ in range(3)),
     "ready-made": models.Gaussian() + models.Linear(),
 }
@@ -68,6 +74,9 @@ OPEN = {
     "attribute by its name": lambda x, a: a * x + getattr(np, NAME)(os.devnull),
     "private attribute": lambda x, a: a * x + len(helper.__globals__),
     "import": with_import,
+    "other module of an outer function": of_outer_variables(GENERATOR, lambda x: x),
+    "module of the system of an outer function": of_outer_variables(os, lambda x: x),
+    "open function of an outer function": of_outer_variables(jnp, lambda x: x * time.time()),
     "function of a library": lambda x, a: a * x + len(functools.reduce(max, "ab")),
     "cache": functools.lru_cache(lambda x, a: a * x),
     "callback": lambda x, a: jax.pure_callback(lambda t: t, x, a * x),

@@ -30,6 +30,10 @@ def scaled(factor):
     return inner
 
 
+def scaled_values(factor):
+    return lambda x: factor * x
+
+
 def anew(function):
     """The spec of a function of which nothing is known."""
     kept, unchanged._known = unchanged._known, unchanged.LruTable(1)
@@ -128,6 +132,25 @@ def test_variables_of_outer_functions():
     array = prepare_model(inner)
     inner.__closure__[0].cell_contents[0] = 4.0
     assert prepare_model(inner).token != array.token
+
+
+def test_modules_and_functions_of_outer_functions(monkeypatch):
+    def made(xp, inner):
+        return lambda x, a: a * xp.sqrt(x) + inner(x)
+
+    calls = number_of_examinations(monkeypatch)
+    function = made(jnp, scaled_values(3.0))
+    before = prepare_model(function, 1)
+    assert prepare_model(function, 1) is before
+    assert len(calls) == 1
+    inner, xp = function.__closure__
+    inner.cell_contents.__closure__[0].cell_contents = 5.0
+    changed = prepare_model(function, 1)
+    xp.cell_contents = np
+    tokens = {before.token, changed.token, prepare_model(function, 1).token}
+    assert len(tokens) == 3
+    xp.cell_contents = types
+    assert unchanged.facts_of(function) == {}
 
 
 def test_a_token_stands_for_the_latest_function():
