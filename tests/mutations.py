@@ -68,8 +68,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the last tile is lost",
-        "(rows.n + tile - 1) // tile, add_tile",
-        "rows.n // tile, add_tile",
+        "return loop[0] * tile < rows.n",
+        "return (loop[0] + 1) * tile <= rows.n",
         ("test_sums.py",),
     ),
     Mutation(
