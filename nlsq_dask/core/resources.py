@@ -21,8 +21,6 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import psutil
-
 PROC = Path("/proc/self")
 CPU_INFO = "/proc/cpuinfo"
 MEMORY_INFO = "/proc/meminfo"
@@ -78,6 +76,8 @@ def _machine_memory() -> int:
     found = MEMORY_LINES.match(_content(MEMORY_INFO))
     if found and int(found[2]) <= int(found[1]):  # a container may see the memory of its host
         return int(found[2]) << 10
+    import psutil  # where Linux does not tell the numbers
+
     return int(psutil.virtual_memory().available)
 
 

@@ -8,7 +8,6 @@ checksum stands behind the index, as a rule.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import itertools
 import math
@@ -167,6 +166,8 @@ def _read(path: Path, index: ShardIndex) -> bytes | None:
 
 async def _asked(store: Any, keys: Iterable[str], index: ShardIndex) -> list[bytes | None]:
     """The indices of shards in a store."""
+    import asyncio  # a fit in memory does not load it
+
     from zarr.abc.store import RangeByteRequest, SuffixByteRequest
     from zarr.core.buffer import default_buffer_prototype
 
