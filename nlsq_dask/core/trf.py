@@ -29,7 +29,7 @@ from nlsq_dask.core.search import (
 )
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, solve
-from nlsq_dask.core.vectors import length
+from nlsq_dask.core.vectors import all_finite, length
 
 
 class TrustRegionReflective(SimpleDecrease):
@@ -63,22 +63,28 @@ class TrustRegionReflective(SimpleDecrease):
         size = scale.size
         augmented, rhs = np.zeros((2 * size, size)), np.zeros(2 * size)
         augmented[:size], rhs[:size] = model.factor, quadratic.qtr
-        augmented[size:].flat[:: size + 1] = np.sqrt(curvature)
+        if not box.is_open:
+            augmented[size:].flat[:: size + 1] = np.sqrt(curvature)
         spectrum = Spectrum.of(augmented, rhs, rank_tolerance(state.n_points, size))
         newton, alpha = solve(spectrum, state.radius, state.alpha)
-        step_back = max(LEAST_STEP_BACK, 1.0 - relative_gradient(state, box))
-        scaled_step, predicted = choose_step(
-            model,
-            state.params,
-            newton,
-            state.radius,
-            box,
-            step_back,
-            lambda: step_to_optimum(linear, state.params, box, state.n_points) / scale,
-        )
+        if box.is_open:  # no bound is in the way
+            scaled_step, predicted = newton, -model.value(newton)
+        else:
+            scaled_step, predicted = choose_step(
+                model,
+                state.params,
+                newton,
+                state.radius,
+                box,
+                max(LEAST_STEP_BACK, 1.0 - relative_gradient(state, box)),
+                lambda: step_to_optimum(linear, state.params, box, state.n_points) / scale,
+            )
         step = scale * scaled_step
+        params = state.params + step
+        if not (box.is_open and all_finite(params)):
+            params = next_inside(params, box.lower, box.upper)
         return Trial(
-            params=next_inside(state.params + step, box.lower, box.upper),
+            params=params,
             step_norm=length(step),
             scaled_step_norm=length(scaled_step),
             predicted=predicted,
