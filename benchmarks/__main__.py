@@ -16,6 +16,7 @@ RUNS: dict[str, list[str]] = {
     "kernel": [],
     "derivatives": [],
     "in_memory": [],
+    "small_fit": [],
     "streaming": [],
     "passes": [],
     "losses": [],

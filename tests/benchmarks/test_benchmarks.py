@@ -39,6 +39,14 @@ RUNS = [
         marks=slow,
     ),
     pytest.param(
+        "small_fit",
+        ["--repeat", "2", "--processes", "1"],
+        5,
+        ("fit",),
+        id="small_fit",
+        marks=slow,
+    ),
+    pytest.param(
         "streaming",
         ["--rows", "5000", "--chunk-rows", "1500", "--repeat", "1"],
         6,
