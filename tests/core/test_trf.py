@@ -319,6 +319,24 @@ def test_history_tells_the_search():
     assert any(not record.accepted for record in records), "no trial of this search was rejected"
 
 
+@pytest.mark.parametrize("p0", [[1.0, 1.0, 0.0], [30.0, 9.0, -5.0]])
+def test_without_bounds_a_search_skips_only_what_bounds_would_not_change(p0):
+    """The whole way of a search within bounds, with infinite bounds, gives the same bits."""
+    engine, options, infinite = engine_of(decay), SolverOptions(), np.full(3, np.inf)
+    whole = Box(-infinite, infinite)
+    whole.__dict__["is_open"] = False
+    states = [answered(start(np.array(p0), whole, options), engine.ask)] * 2
+    while states[0].status is None:
+        open_box = Box(-infinite, infinite)
+        states = [
+            answered(advance(state, box, options), engine.ask)
+            for state, box in zip(states, (open_box, whole), strict=True)
+        ]
+        assert states[0].params.tobytes() == states[1].params.tobytes()
+        assert states[0].history == states[1].history
+    assert states[0].nfev > 3
+
+
 def test_same_bits_every_time_and_from_any_state():
     """The state is all there is: copied out and put back between any two evaluations."""
     lower, upper = np.array([0.0, 0.0, -1.0]), np.array([1.9, np.inf, 9.0])
