@@ -123,13 +123,15 @@ class Thinned(BlockQuestion[Sample]):
         """Every k-th row of a block, of those that are not left out."""
         _, _, block = placed
         shape = block.y.shape
-        numbers = np.arange(0, block.y.size, self.step)
+        rows: Any = slice(None, None, self.step)
         if block.selects:
-            numbers = np.flatnonzero(~block.left_out())[:: self.step]
-        rows = np.unravel_index(numbers, shape)
+            rows = np.unravel_index(np.flatnonzero(~block.left_out())[rows], shape)
+        elif len(shape) != 1:
+            rows = np.unravel_index(np.arange(0, block.y.size, self.step), shape)
 
         def pick(array: np.ndarray[Any, Any]) -> FloatArray:
-            return np.asarray(np.broadcast_to(array, shape)[rows], np.float64)
+            # A copy, so that the sample does not hold the memory of the block.
+            return np.array(np.broadcast_to(array, shape)[rows], np.float64)
 
         sigma = None if block.sigma is None else pick(block.sigma)
         return Sample(pick(block.y), tuple(pick(c) for c in block.coords), sigma)

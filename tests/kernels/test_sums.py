@@ -471,7 +471,9 @@ def test_moments_of_many_rows_take_pieces_of_them(weighted):
     assert found["weight"] == pytest.approx(squares.sum(), rel=1e-13)
     assert found["mean"] - 1e6 == pytest.approx(mean, rel=1e-6)
     assert found["scatter"] == pytest.approx(squares @ (y - 1e6 - mean) ** 2, rel=1e-10)
-    assert traced_peak(lambda: moments_of_y(rows, None)) < 1.2 * 8 * MOMENT_ROWS
+    # The distances from the first value are computed in memory of the thread.
+    n_temporary = int(weighted)
+    assert traced_peak(lambda: moments_of_y(rows, None)) < (n_temporary + 0.2) * 8 * MOMENT_ROWS
 
 
 @pytest.mark.slow
