@@ -41,6 +41,7 @@ RUNS: dict[str, list[str]] = {
     "evaluations": [],
     "each": [],
     "each_answers": [],
+    "each_starts": [],
     "each_store": [],
     "each_fuzz": [],
     "fuzz": ["files"],

@@ -27,7 +27,7 @@ from nlsq_dask.core.lane_parameters import (
     expanded_covariance,
     free_part,
 )
-from nlsq_dask.core.lane_step import Lanes
+from nlsq_dask.core.lane_step import FIRST_DAMPING, OTHER_DAMPINGS, Lanes
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import vector_bits
 from nlsq_dask.engines.lane_search import InBasis, LaneSearch, to_tiles
@@ -50,9 +50,24 @@ ANSWERED = 2048
 _FLOAT = np.dtype(np.float64)
 
 
+# Why series without an answer are searched again from their starts.
+SEARCHED_AGAIN = (Status.STALLED, Status.UNDETERMINED)
+
+
 @dataclass
 class SeriesBlock(SeriesTables):
-    """The series of one block, and their fits."""
+    """The series of one block, and their fits.
+
+    Attributes
+    ----------
+    damping : float
+        First damping of the searches.
+    used : ndarray, shape (n,), float64, or None
+        Evaluations of earlier searches; None if there were none.
+    """
+
+    damping: float = FIRST_DAMPING
+    used: FloatArray | None = None
 
     def parts(self, count: int) -> list[SeriesBlock]:
         """Up to so many blocks of about equally many series, each of whole calls."""
@@ -61,18 +76,39 @@ class SeriesBlock(SeriesTables):
         return [self.part(slice(i, i + size)) for i in range(0, self.n_series, size)]
 
     def fitted(self) -> FloatArray:
-        """The packed answer (k, n)."""
+        """The packed answer (k, n).
+
+        A search may lead where a parameter has lost its effect, and end there. Series without an
+        answer are searched again from their starts, with other first dampings.
+        """
+        fields = {field.name: field.planes.start for field in self.problem.fields}
         # Series of any size and any values are fitted: what overflows shows in their status.
         with np.errstate(all="ignore"):
-            whole = memory_of_thread().empty((sum(self._heights), self.n_series), _FLOAT)
-            kept = _Kept(*np.split(whole, np.cumsum(self._heights[:-1])))
-            again = self._run(kept)
-            if again:
-                return self.packed(self._answers(kept, again), kept.constants)
-            packed = np.empty((self.problem.n_planes, self.n_series))
-            for part in self._slices():
-                self._pack(self._answers_of(kept, part), kept.constants[:, part], part, packed)
-            return packed
+            packed = self.fitted_once()
+            status, nfev = packed[fields["status"]], packed[fields["nfev"]]
+            for damping in OTHER_DAMPINGS:
+                is_left = np.isin(status, SEARCHED_AGAIN) & (nfev < self.problem.max_nfev)
+                again = np.flatnonzero(is_left)
+                if not again.size:
+                    break
+                block = replace(self.part(again), damping=damping, used=nfev[again])
+                found = block.fitted_once()
+                good = found[fields["status"]] > 0
+                packed[:, again[good]] = found[:, good]
+                nfev[again] = found[fields["nfev"]]
+        return packed
+
+    def fitted_once(self) -> FloatArray:
+        """The packed answer (k, n) after one search."""
+        whole = memory_of_thread().empty((sum(self._heights), self.n_series), _FLOAT)
+        kept = _Kept(*np.split(whole, np.cumsum(self._heights[:-1])))
+        again = self._run(kept)
+        if again:
+            return self.packed(self._answers(kept, again), kept.constants)
+        packed = np.empty((self.problem.n_planes, self.n_series))
+        for part in self._slices():
+            self._pack(self._answers_of(kept, part), kept.constants[:, part], part, packed)
+        return packed
 
     def searched(self) -> tuple[SeriesAnswers, FloatArray, FloatArray]:
         """Answers of all series, their constants (c, n), and their starts (q, n)."""
@@ -199,6 +235,10 @@ class SeriesBlock(SeriesTables):
         status = np.where(bad, float(Status.BAD_INPUT), status)
         states = memory_of_thread().empty((n_state_rows(len(start)), y.shape[1]), _FLOAT)
         fresh_states(start, status == 0.0, status, states)
+        searches = unpacked_state(states, len(start))
+        searches.damping[...] = self.damping
+        if self.used is not None:
+            searches.nfev[: len(self.used[part])] = self.used[part]
         return _Batch(rows, constants, start, states)
 
     def _parameters(

@@ -72,13 +72,13 @@ class SeriesTables:
         shape = TileShape.of(problem.model(n_rows))
         return cls(problem, tables, n_rows, n_series, map_shape, shape)
 
-    def part(self, part: slice) -> Self:
+    def part(self, part: slice | NDArray[np.int64]) -> Self:
         """Some of the series."""
         tables = {
             key: table[:, part] if self.roles[key].varies else table
             for key, table in self.tables.items()
         }
-        n = len(range(*part.indices(self.n_series)))
+        n = len(np.arange(self.n_series)[part])
         return type(self)(self.problem, tables, self.n_rows, n, (n,), self.shape)
 
     def width(self, part: slice) -> int:

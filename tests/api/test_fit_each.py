@@ -77,6 +77,36 @@ def test_each_series_has_the_answer_of_scipy(maps):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("start", [(-1.0, 1.0, 0.0), (-2.0, 0.5, 1.0), (1.0, 0.05, 0.0)])
+def test_starts_with_a_wrong_sign_or_size_lead_to_the_optimum(start):
+    """With one search, one series in nine ended where the lifetime has no effect."""
+    y = cube((20, 30), missing=0.0).y
+    expected = fit_each(decay, T, y, START)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = fit_each(decay, T, y, start)
+    apart = np.abs(found.popt.array - expected.popt.array)
+    right = found.success & (apart < 1e-3 * expected.perr.array).all(axis=0)
+    assert right.sum() >= 0.995 * right.size
+
+
+def test_later_searches_leave_the_series_and_the_limit_alone():
+    """Of series without an answer; alone each has the bits that it has among others."""
+    y = cube((20, 30), missing=0.0).y.reshape(ROWS, -1)[:, :200]
+    with pytest.warns(ConvergenceWarning):
+        maps = fit_each(decay, T, y, [0.1, 20.0, 0.0], max_nfev=70)
+    assert maps.nfev.max() <= 2 * 70  # a search in a basis has a limit of its own
+    later = np.flatnonzero((maps.nfev > 45) & maps.success)
+    failed = np.flatnonzero(maps.status == Status.UNDETERMINED)
+    for number in (later[-1], failed[-1]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            alone = fit_each(decay, T, y[:, [number]], [0.1, 20.0, 0.0], max_nfev=70)
+        for name, values in alone.fields.items():
+            np.testing.assert_array_equal(values[..., 0], maps.fields[name][..., number])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute", [False, True])
 def test_sigma_of_a_series_scales_chi2_and_errors_as_in_scipy(absolute):
     sigma = np.linspace(0.03, 0.07, 35).reshape(5, 7)

@@ -94,6 +94,14 @@ RUNS = [
         marks=pytest.mark.thorough,
     ),
     pytest.param(
+        "each_starts",
+        ["--series", "20"],
+        12,
+        ("scipy", "evaluations"),
+        id="each_starts",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(
         "each_store",
         ["--megabytes", "1", "--repeat", "1", "--no-workers", "--no-frames"],
         3,
