@@ -23,6 +23,7 @@ from nlsq_dask.core.lane_algebra import (
     backward,
     inverse_columns,
     lane_factor,
+    total,
     triangle,
 )
 from nlsq_dask.core.lane_answer import SeriesAnswers, lost_in_rounding
@@ -124,7 +125,7 @@ def certified(
                 for a in range(i, size)
                 for b in range(j, size)
             ]
-            covariance.append(np.sum(terms, axis=0) * variance)
+            covariance.append(total(terms) * variance)
     diagonal = np.stack([covariance[i * (i + 3) // 2] for i in range(size)]) / variance
     known &= ~lost_in_rounding(
         np.asarray(state.chi2), lanes, params=params, diagonal=diagonal, start=start
