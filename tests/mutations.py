@@ -206,8 +206,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a sample takes the rows that are left out",
-        "np.flatnonzero(~block.left_out())[:: self.step]",
-        "np.flatnonzero(block.left_out())[:: self.step]",
+        "np.flatnonzero(~block.left_out())[rows]",
+        "np.flatnonzero(block.left_out())[rows]",
         ("test_missing.py", "test_pilot.py"),
     ),
     Mutation(
@@ -215,6 +215,18 @@ MUTATIONS = [
         "engine.n_passes = saved.n_passes",
         "engine.n_passes = 0",
         ("test_checkpoint.py",),
+    ),
+    Mutation(
+        "series without an answer are searched once",
+        "OTHER_DAMPINGS = (1.0, 1e-3)",
+        "OTHER_DAMPINGS = ()",
+        ("test_fit_each.py",),
+    ),
+    Mutation(
+        "maps of other data are gone on with",
+        "        if not _agree(found, again):",
+        "        if found is again:",
+        ("test_each_store.py",),
     ),
     Mutation(
         "a fit goes on from the oldest checkpoint",
