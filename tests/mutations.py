@@ -224,8 +224,8 @@ MUTATIONS = [
     ),
     Mutation(
         "maps of other data are gone on with",
-        "        if not _agree(found, again):",
-        "        if found is again:",
+        "if not _agree(found, again, max(MOST_APART, 2.0 * job.problem.stat_tol)):",
+        "if found is again:",
         ("test_each_store.py",),
     ),
     Mutation(

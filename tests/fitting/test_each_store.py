@@ -153,6 +153,13 @@ def test_a_region_whose_status_is_half_written_is_fitted_again(expected, tmp_pat
     assert_same(maps, expected)
 
 
+@pytest.mark.parametrize("stat_tol", [1e-9, 0.5])
+def test_the_same_data_are_gone_on_with_at_any_tolerance(stat_tol, tmp_path):
+    place = tmp_path / "maps.zarr"
+    for resume in (False, True):
+        fit_each(decay, T, Y[:, :2], START, stat_tol=stat_tol, store=place, resume=resume)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["values", "one row less", "a coordinate", "the last chunk"])
 @pytest.mark.parametrize("options", [{}, {"refine": "neighbours"}])
