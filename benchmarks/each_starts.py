@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import OptimizeWarning, curve_fit, least_squares
+from scipy.optimize import OptimizeWarning, curve_fit
 
 from benchmarks.common import Row, arguments, judge, report
+from benchmarks.each_answers import by_scipy
 from benchmarks.problems import FloatArray
 from nlsq_dask import ConvergenceWarning, fit_each
 
@@ -98,13 +99,8 @@ def of_family(family: Family, n: int) -> list[Row]:
     model = family.model(np)
     truth = np.array([rng.uniform(low, high, n) for low, high in family.ranges])
     y = model(X[:, None], *truth) + NOISE * rng.standard_normal((X.size, n))
-    lowest = np.array([_from_truth(model, own, at) for own, at in zip(y.T, truth.T, strict=True)])
+    _, lowest = by_scipy(model, X, y, truth)
     return [_row(family, y, lowest, start) for start in family.starts]
-
-
-def _from_truth(model: Callable[..., Any], y: FloatArray, truth: FloatArray) -> float:
-    """The sum of squares where a fit from the truth ends."""
-    return float(2 * least_squares(lambda theta: model(X, *theta) - y, truth).cost)
 
 
 def _row(family: Family, y: FloatArray, lowest: FloatArray, start: Sequence[float]) -> Row:
@@ -113,7 +109,7 @@ def _row(family: Family, y: FloatArray, lowest: FloatArray, start: Sequence[floa
         maps = fit_each(family.model(jnp), X, y, start)
     converged = np.asarray(maps.success)
     right = converged & (np.asarray(maps.chi2) <= RIGHT * lowest)
-    theirs = _by_scipy(family.model(np), y, start) <= RIGHT * lowest
+    theirs = _by_curve_fit(family.model(np), y, start) <= RIGHT * lowest
     row: Row = {
         "start": f"{family.name} {tuple(start)}",
         "right": int(right.sum()),
@@ -124,7 +120,7 @@ def _row(family: Family, y: FloatArray, lowest: FloatArray, start: Sequence[floa
     return row | judge(int(right.sum()), at_least=int(theirs.sum()))
 
 
-def _by_scipy(model: Callable[..., Any], y: FloatArray, start: Sequence[float]) -> FloatArray:
+def _by_curve_fit(model: Callable[..., Any], y: FloatArray, start: Sequence[float]) -> FloatArray:
     """Sums of squares (n,) where SciPy ends; infinite without an end."""
     sums = np.full(y.shape[1], np.inf)
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -224,7 +224,7 @@ MUTATIONS = [
     ),
     Mutation(
         "maps of other data are gone on with",
-        "if not _agree(found, again, max(MOST_APART, 2.0 * job.problem.stat_tol)):",
+        "if not _agree(found, again, most_apart):",
         "if found is again:",
         ("test_each_store.py",),
     ),

@@ -58,8 +58,8 @@ NO_DIGITS = 102
 PATIENCE = 25
 
 #: First damping, relative to the squared norms of the columns of J. A tenth of it takes 0.3
-#: evaluations less from good starts, and misses twice as many optima from bad ones
-#: (``benchmarks.each_starts``).
+#: evaluations less from good starts, and misses up to twice as many optima from bad ones
+#: (``benchmarks.each_starts``, with either number).
 FIRST_DAMPING = 0.1
 
 #: First dampings of second and third searches, for series that the search before left without an

@@ -49,7 +49,6 @@ ANSWERED = 2048
 
 _FLOAT = np.dtype(np.float64)
 
-
 # Why series without an answer are searched again from their starts.
 SEARCHED_AGAIN = (Status.STALLED, Status.UNDETERMINED)
 

@@ -15,18 +15,12 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
+from nlsq_dask.core.convergence import NEAR_TOL
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.fitting.each import EachJob
+from nlsq_dask.fitting.same_data import COMPARED_BLOCKS
 from nlsq_dask.io.places import Place
-
-# Regions with a series that is fitted again: as many blocks as a fit compares after a checkpoint.
-COMPARED_REGIONS = 3
-
-# Largest distance, in standard errors, between two ends of a fit of the same rows, unless twice
-# `stat_tol` is more. A fit from its own end stays there, or goes on by as much as a search may
-# leave that ends near an optimum (:data:`nlsq_dask.core.convergence.NEAR_TOL`).
-MOST_APART = 0.1
 
 Index = tuple[int, ...]
 
@@ -60,13 +54,15 @@ def check_same_series(
     ReadingError
         If a series cannot be read.
     """
+    # From its own end a fit stays there, or goes on by as much as its search may have left.
+    most_apart = max(NEAR_TOL, 2.0 * job.problem.stat_tol)
     for region in _spread(ready):
         index = _converged(stored, region, starts)
         if index is None:
             continue
         found = _fields_of(stored, index)
         again = _fitted_from(found["popt"], job, index)
-        if not _agree(found, again, max(MOST_APART, 2.0 * job.problem.stat_tol)):
+        if not _agree(found, again, most_apart):
             raise _errors.map_store_of_other_data(
                 store,
                 index,
@@ -78,7 +74,7 @@ def check_same_series(
 
 def _spread(ready: Sequence[Index]) -> Iterable[Index]:
     """Some regions, the first and the last among them."""
-    numbers = np.linspace(0, len(ready) - 1, min(COMPARED_REGIONS, len(ready)))
+    numbers = np.linspace(0, len(ready) - 1, min(COMPARED_BLOCKS, len(ready)))
     return (ready[int(number)] for number in numbers)
 
 
@@ -124,7 +120,7 @@ def _fitted_from(start: FloatArray, job: EachJob, index: Index) -> dict[str, Flo
 def _agree(
     stored: Mapping[str, FloatArray], again: Mapping[str, FloatArray], most_apart: float
 ) -> bool:
-    """Whether two answers can be those of the same rows."""
+    """Whether two answers, so many standard errors apart, can be those of the same rows."""
     if stored["n_points"] != again["n_points"]:
         return False
     apart = np.abs(again["popt"] - stored["popt"])

@@ -19,7 +19,7 @@ from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.labels import RowLabels, labels_of
 from nlsq_dask.io.libraries import is_dask, is_xarray, is_zarr
 from nlsq_dask.io.observations import Array
-from nlsq_dask.io.sources import as_array, broadcastable
+from nlsq_dask.io.sources import as_array, broadcastable, broadcasts
 from nlsq_dask.io.stored import StoredArray
 
 Shape = tuple[int, ...]
@@ -213,9 +213,7 @@ class SeriesAxes:
         """
         rest = iter(self.map_shape)
         in_order = self.dims is not None and all(n in rest for n in shape)
-        padded = (1,) * (len(self.map) - len(shape)) + shape
-        pairs = zip(padded, self.map_shape, strict=False)
-        if in_order or (len(padded) == len(self.map) and all(n in (1, full) for n, full in pairs)):
+        if in_order or broadcasts(shape, self.map_shape):
             return
         other = self._other_axes(shape) if len(self.fit) == 1 else None
         raise _errors.map_shape(

@@ -271,11 +271,17 @@ def _placed(array: Array, value: Any, name: str, rows: RowLabels) -> Array:
 
 def broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
     """The array with leading dimensions of length 1, as NumPy's broadcasting adds them."""
-    missing = len(shape) - array.ndim
-    padded = (1,) * missing + tuple(array.shape)
-    if missing < 0 or any(n not in (1, full) for n, full in zip(padded, shape, strict=True)):
+    if not broadcasts(array.shape, shape):
         raise _errors.unequal_lengths(name, array.shape, shape)
+    missing = len(shape) - array.ndim
     return array[(None,) * missing] if missing else array
+
+
+def broadcasts(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether NumPy broadcasts an array of a shape to another shape."""
+    missing = len(shape) - len(own)
+    pairs = zip((1,) * missing + tuple(own), shape, strict=False)
+    return missing >= 0 and all(n in (1, full) for n, full in pairs)
 
 
 def _check_sigma(data: Observations) -> None:
