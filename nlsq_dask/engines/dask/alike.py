@@ -6,8 +6,9 @@ A group of such blocks is the recipe and a range of the chunk grid, however many
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeAlias, overload
@@ -20,7 +21,7 @@ from nlsq_dask.engines.dask.grouping import Grouping
 from nlsq_dask.engines.dask.recipe import BOX, N_DIFFERENT, SHAPE, Recipe
 from nlsq_dask.engines.dask.steps import Group, Making, NodeRun, Operand, Step, make_group
 from nlsq_dask.io.announced import Announced
-from nlsq_dask.io.chunks import Box, Chunks, block_sizes, box_size, broadcast_box, lengths
+from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
 from nlsq_dask.io.objects import requested
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
@@ -346,9 +347,9 @@ def alike_group(
     recipe: Recipe,
     in_memory: Sequence[NDArray[Any] | None],
     edges: Chunks,
-    indices: Iterable[tuple[int, ...]],
+    corner: tuple[int, ...],
 ) -> Group:
-    """A group of any blocks that one recipe makes.
+    """A group of all blocks of a part of a grid, which one recipe makes.
 
     Parameters
     ----------
@@ -357,16 +358,14 @@ def alike_group(
     in_memory : sequence of (ndarray or None)
         For each array of a block, the whole NumPy array, or None for a Dask array.
     edges : tuple of tuple of int
-        Where the blocks of the grid begin and end, along each dimension.
-    indices : iterable of tuple of int
-        Indices of the blocks in the grid, in the order in which the group makes the blocks.
+        Where the blocks of the part begin and end, along each dimension.
+    corner : tuple of int
+        Index of the first block of the part in the grid.
     """
-    steps = []
-    for index in indices:
-        box = tuple(slice(e[i], e[i + 1]) for e, i in zip(edges, index, strict=True))
-        parts = tuple(None if a is None else a[broadcast_box(box, a.shape)] for a in in_memory)
-        steps.append(AlikeStep(recipe, index, box, lengths(box), parts))
-    return Group(tuple(steps), (), sum(box_size(step.box) for step in steps))
+    n_blocks = math.prod(len(cuts) - 1 for cuts in edges)
+    parts = tuple(None if a is None else tuple(_parts(a, edges)) for a in in_memory)
+    steps = AlikeSteps(recipe, edges, corner, first=0, n_blocks=n_blocks, in_memory=parts)
+    return Group(steps, (), math.prod(cuts[-1] - cuts[0] for cuts in edges))
 
 
 def _steps(

@@ -157,11 +157,10 @@ class RegionGroups(ArrayBlockwiseDep):
         return self.name
 
     def __getitem__(self, idx: tuple[int, ...]) -> Region:
-        ranges = [range(len(own) - 1) for own in self._edges]
+        edges, corner = list(self._edges), [0] * len(self._edges)
         for d, i in zip(self._map_axes, idx, strict=True):
-            ranges[d] = range(i, i + 1)
-        blocks = itertools.product(*ranges)
-        group = alike_group(self._recipe, self._in_memory, self._edges, blocks)
+            edges[d], corner[d] = edges[d][i : i + 2], i
+        group = alike_group(self._recipe, self._in_memory, tuple(edges), tuple(corner))
         return Region(self.name, idx, group)
 
 
