@@ -12,10 +12,11 @@ proc_pid_mountinfo(5) for how a process finds its own.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -95,6 +96,26 @@ def cgroup_rooms(proc: Path = PROC) -> Iterator[int]:
     """
     for files in _groups(proc, _content(f"{proc}/cgroup")):
         yield from files.rooms()
+
+
+def return_freed_memory() -> None:
+    """Return to the system the memory that this process has freed and its C library keeps.
+
+    After XLA has compiled the program that fits series, 85 to 100 MB are free, in pieces between
+    pieces in use. The GNU C library keeps such pieces resident until ``malloc_trim(3)`` is called,
+    which takes some 30 ms. Other C libraries have no such function: then nothing is done.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """The function of the C library; None where there is none."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    found: Callable[[int], int] | None = getattr(library, "malloc_trim", None)
+    return found
 
 
 def available_cores() -> int:

@@ -10,14 +10,19 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.core.resources import VECTOR_OPTION, WIDE_VECTOR_BITS, XLA_VECTOR_BITS
+from nlsq_dask.core.resources import (
+    VECTOR_OPTION,
+    WIDE_VECTOR_BITS,
+    XLA_VECTOR_BITS,
+    return_freed_memory,
+)
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
 from nlsq_dask.kernels.tiles import CPU_TILE_BYTES, Rows
 from nlsq_dask.user_model.lru import LruTable
@@ -49,7 +54,14 @@ class CompiledKernel:
         Whether a buffer holds all rows, for a model that needs all rows at once.
     vector_bits : int
         Bits of the vectors of a CPU that the code prefers. Another width may round otherwise.
+
+    Attributes
+    ----------
+    is_large : bool
+        Whether compiling takes so much memory that the freed memory is returned to the system.
     """
+
+    is_large: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -95,12 +107,26 @@ class CompiledKernel:
         """
         device = self._device_for(rows)
         shapes = (function, *[a.shape for a in at], layout, device)
-        if shapes in self._compiled:
-            return self._fetch(function, at, rows, device)
-        with self._compiling:  # one thread compiles, the others wait for its code
-            check_trace(self._spec)
-            result = self._fetch(function, at, rows, device)
-            self._compiled.add(shapes)
+        if shapes not in self._compiled:
+            with self._compiling:  # one thread compiles, the others wait for its code
+                if shapes not in self._compiled:
+                    return self._first(function, at, rows, device, shapes)
+        return self._fetch(function, at, rows, device)
+
+    def _first(
+        self,
+        function: Callable[..., jax.Array],
+        at: tuple[FloatArray | np.bool_, ...],
+        rows: Any,
+        device: jax.Device,
+        shapes: tuple[object, ...],
+    ) -> FloatArray:
+        """The value of a function that JAX compiles for these shapes."""
+        check_trace(self._spec)
+        result = self._fetch(function, at, rows, device)
+        self._compiled.add(shapes)
+        if self.is_large:
+            return_freed_memory()
         return result
 
     def _fetch(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +188,8 @@ class LaneKernel(CompiledKernel):
     vector_bits : int
         Bits of the vectors of a CPU that the code prefers. A lane has the same bits for any width.
     """
+
+    is_large: ClassVar[bool] = True
 
     def __init__(
         self,

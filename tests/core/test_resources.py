@@ -18,6 +18,21 @@ def test_cores_without_affinity(monkeypatch):
     assert resources.available_cores() == 1
 
 
+@pytest.mark.skipif(resources._malloc_trim() is None, reason="the C library keeps what is freed")
+def test_freed_memory_is_returned_to_the_system():
+    # Below 128 kB the C library takes pieces from one range, which the last piece keeps whole.
+    pieces = [bytearray(60_000) for _ in range(1000)]
+    del pieces[:-1]
+    before = psutil.Process().memory_info().rss
+    resources.return_freed_memory()
+    assert psutil.Process().memory_info().rss < before - 30_000_000
+
+
+def test_a_library_that_returns_no_memory_is_left_alone(monkeypatch):
+    monkeypatch.setattr(resources, "_malloc_trim", lambda: None)
+    resources.return_freed_memory()
+
+
 # cgroups
 
 
