@@ -33,6 +33,7 @@ from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.map_store import (
     STATUS,
     MapSpec,
+    StoredPlanes,
     check_problem,
     finished,
     is_in_memory,
@@ -182,8 +183,12 @@ class Target:
         stored = open_maps(self.group, specs, job.axes.map_shape, sizes)
         fields = fields_of_store(job.problem, specs, {s.name: s.array for s in stored})
         ready = finished(stored[-1].array, starts) if self.is_begun else {}
-        left = [index for index in np.ndindex(*regions.numblocks[1:]) if index not in ready]
-        if left or reading.strategy != "frames":  # a series of frames takes a reading of all data
+        is_left = np.ones(regions.numblocks[1:], np.bool_)
+        for index in ready:
+            is_left[index] = False
+        left = np.argwhere(is_left)
+        # A series of frames takes a reading of all data.
+        if len(left) or reading.strategy != "frames":
             check_same_series(
                 job, fields, list(ready), starts=starts, store=str(self.group.store_path)
             )
@@ -273,17 +278,30 @@ def fields_of_store(
     import dask.array as da  # loaded for use
 
     of_plane = {
-        int(plane): da.from_zarr(arrays[spec.name])[np.unravel_index(i, spec.planes.shape)]
-        if spec.planes.ndim
-        else da.from_zarr(arrays[spec.name])
+        int(plane): (arrays[spec.name], tuple(map(int, np.unravel_index(i, spec.planes.shape))))
         for spec in specs
         for i, plane in enumerate(spec.planes.ravel())
     }
     fields: dict[str, Array] = {}
     for field in problem.fields:
         own = [of_plane[plane] for plane in range(field.planes.start, field.planes.stop)]
-        fields[field.name] = da.stack(own) if field.is_vector else own[0]
+        first, _ = own[0]
+        fields[field.name] = _vector(own) if field.is_vector else da.from_zarr(first)
     return fields
+
+
+def _vector(own: Sequence[tuple[Any, tuple[int, ...]]]) -> Array:
+    """Planes of stored maps as one Dask array, in chunks of a region of a plane.
+
+    Dask makes the task of a chunk when the task is asked for. If Dask stacks arrays, it makes all
+    tasks at once: some 400 bytes for each plane and region.
+    """
+    import dask.array as da  # loaded for use
+
+    planes = StoredPlanes(tuple(own))
+    meta = np.empty((0,) * planes.ndim, planes.dtype)
+    lazy: Array = da.from_array(planes, planes.chunks, fancy=False, meta=meta)
+    return lazy
 
 
 def layout_of(reading: SeriesReading, regions: Chunks) -> dict[str, Any]:

@@ -77,6 +77,54 @@ class StoredMap:
             self.array[box] = values
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPlanes:
+    """Planes of stored maps as one array (q, ...), which reads the planes that are asked for.
+
+    Attributes
+    ----------
+    planes : tuple of (zarr.Array, tuple of int)
+        The array of each plane, and the indices of the plane along the first axes of the array.
+    """
+
+    planes: tuple[tuple[zarr.Array[Any], tuple[int, ...]], ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of all planes."""
+        return np.dtype(self.planes[0][0].dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of planes, and shape of the map."""
+        array, inside = self.planes[0]
+        return (len(self.planes), *array.shape[len(inside) :])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Lengths of a chunk: a region of a plane."""
+        array, inside = self.planes[0]
+        return (1, *array.chunks[len(inside) :])
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> NDArray[Any]:
+        """A part of the array, by an index for each axis."""
+        first, *rest = index
+        if isinstance(first, slice):
+            return np.stack([self._read(plane, rest) for plane in self.planes[first]])
+        return self._read(self.planes[first], rest)
+
+    def _read(
+        self, plane: tuple[zarr.Array[Any], tuple[int, ...]], index: Sequence[int | slice]
+    ) -> NDArray[Any]:
+        array, inside = plane
+        return np.asarray(array[(*inside, *index)])
+
+
 def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
     """Open the group of a path, a URL, or as it is.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dask
 import dask.array as da
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -24,7 +25,12 @@ from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
 from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
 from nlsq_dask.io import reused_memory
+from nlsq_dask.io.map_store import StoredPlanes
 from nlsq_dask.io.reused_memory import ReusedMemory
+from nlsq_dask.kernels import compiled
+from nlsq_dask.kernels.compiled import compilations
+from nlsq_dask.kernels.lanes import LaneKernel
+from nlsq_dask.user_model.model import prepare_model
 from tests.support.counting_store import stored
 from tests.support.series import START, T, cube, decay
 
@@ -259,6 +265,49 @@ def test_the_graph_of_a_map_is_made_in_parts(expected, monkeypatch, tmp_path):
     # A task for each of the regions, and the value that the tasks of a process share.
     assert handed_out == [(3, 2), (3, 2), (3, 2)]
     assert_same(maps, expected)
+
+
+@pytest.mark.slow
+def test_the_graphs_of_stored_maps_hold_no_task_for_each_region(tmp_path):
+    y = da.from_array(Y, chunks=(-1, 10, 10))
+    place = tmp_path / "maps.zarr"
+    maps = fit_each(decay, T, y, START, covariance=True, store=place)
+    for field in maps.fields.values():
+        layers = field.__dask_graph__().layers.values()
+        made = [key for layer in layers if layer.is_materialized() for key in layer]
+        assert len(made) <= 1  # the Zarr arrays that all tasks read
+    assert maps.popt.array.chunks == ((1, 1, 1), (10, 10), (10, 10, 10))
+    np.testing.assert_array_equal(
+        maps.popt.array[::2, 3, 5:7], maps.compute().popt.array[::2, 3, 5:7]
+    )
+
+
+def test_planes_of_stored_maps_are_read_alone(tmp_path):
+    values = np.arange(24.0).reshape(2, 3, 4)
+    matrix = stored(tmp_path / "matrix.zarr", values, (2, 3, 2))
+    single = stored(tmp_path / "single.zarr", values[0], (3, 2))
+    planes = StoredPlanes(((single, ()), (matrix, (1,)), (matrix, (0,))))
+    assert (planes.shape, planes.chunks, planes.dtype) == ((3, 3, 4), (1, 3, 2), values.dtype)
+    whole = (slice(None), slice(None))
+    np.testing.assert_array_equal(planes[1, *whole], values[1])
+    np.testing.assert_array_equal(planes[1:, 1:, 2], values[::-1, 1:, 2])
+    assert not single.store.reads
+    np.testing.assert_array_equal(planes[:, *whole], values[[0, 1, 0]])
+
+
+@pytest.mark.slow
+def test_memory_of_compiling_is_returned_after_each_compilation(monkeypatch):
+    returned = []
+    monkeypatch.setattr(compiled, "return_freed_memory", lambda: returned.append(1))
+
+    def model(t, a, k):  # unlike all others, so that it is compiled here
+        return a * jnp.exp(-k * t) + 0.125
+
+    y = da.from_array(Y, chunks=(-1, 10, 10))  # six tasks
+    for _ in range(2):
+        fit_each(model, T, y, (0.9, 0.9)).compute(num_workers=3)
+    spec = prepare_model(model, ("a", "k"), "single", 1)
+    assert len(returned) == compilations(LaneKernel, spec) > 0
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def starts_of(answer: Any) -> tuple[tuple[int, ...], ...]:
 def write_regions(
     answer: Any,
     writing: Writing,
-    regions: Sequence[tuple[int, ...]],
+    regions: NDArray[np.int64],
     executor: Executor,
     done: Done,
 ) -> None:
@@ -101,8 +101,8 @@ def write_regions(
     answer : dask.array.Array
         The packed answer (k, ...), in regions.
     writing : Writing
-    regions : sequence of tuple of int
-        Indices of the regions.
+    regions : ndarray of int, shape (n, d)
+        Indices of the regions along the d axes of the map.
     executor : Executor
     done : callable
         Called after each region.
@@ -125,10 +125,10 @@ def write_regions(
     )
 
 
-def _graphs(written: Any, regions: Sequence[tuple[int, ...]], most: int) -> Iterator[TasksOf]:
+def _graphs(written: Any, regions: NDArray[np.int64], most: int) -> Iterator[TasksOf]:
     """The graphs of at most so many tasks each, made when they are asked for."""
     for first in range(0, len(regions), most):
-        keys: list[Key] = [(written.name, 0, *index) for index in regions[first : first + most]]
+        keys: list[Key] = [(written.name, 0, *i) for i in regions[first : first + most].tolist()]
         yield dict(optimize(written.__dask_graph__(), keys)), keys
 
 
