@@ -204,6 +204,13 @@ def map_store_not_opened(place: str, cause: str) -> InputError:
     )
 
 
+def map_store_of_format_2(place: str) -> InputError:
+    return InputError(
+        f"the store {place} has Zarr's format 2, and maps are stored in format 3: pass a path, or "
+        "a group of zarr.open_group(..., zarr_format=3)."
+    )
+
+
 def map_store_not_empty(place: str) -> InputError:
     return InputError(
         f"the store {place} holds other arrays, which maps are not mixed with: pass a new place, "

@@ -68,8 +68,9 @@ def location_needs_library(name: str, url: str, scheme: str, cause: object) -> M
 
 def storage_options_unused() -> InputError:
     return InputError(
-        "storage_options was passed, but no argument is the URL of an array or of checkpoints: "
-        "pass URLs, for example y='s3://bucket/decay.zarr/y', or leave storage_options out."
+        "storage_options was passed, but no argument is the URL of an array, of checkpoints or of "
+        "a store of maps: pass URLs, for example y='s3://bucket/decay.zarr/y', or leave "
+        "storage_options out."
     )
 
 

@@ -196,6 +196,7 @@ def fit_each(
         memory_limit_gb=memory_limit_gb,
         retries=retries,
         refine=refine,
+        store=store,
     )
     job = prepare_each(model, x, y, p0=p0, dim=dim, inputs=inputs, options=options)
     if store is not None:

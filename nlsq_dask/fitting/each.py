@@ -65,6 +65,7 @@ class EachOptions:
     memory_limit_gb: Any = None
     retries: Any = 3
     refine: Any = None
+    store: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ def prepare_each(
 ) -> EachJob:
     """Check the arguments of the fits of many series; see :func:`nlsq_dask.fit_each`."""
     check_not_forked()
-    data, axes, y = _observed(x, y, dim, inputs)
+    data, axes, y = _observed(x, y, dim, inputs, store=options.store)
     parameters = series_parameters(
         model, axes, y, p0=p0, bounds=inputs.bounds, fixed=inputs.fixed, ties=inputs.ties
     )
@@ -257,14 +258,14 @@ def series_reading(job: EachJob, executor: Executor) -> SeriesReading | None:
 
 
 def _observed(
-    x: Any, y: Any, dim: Any, inputs: InputOptions
+    x: Any, y: Any, dim: Any, inputs: InputOptions, *, store: Any
 ) -> tuple[Observations, SeriesAxes, Any]:
     """The data, their axes, and y as an array that may have labels."""
     x, y, sigma, mask = named_arguments(
         x, y, sigma=inputs.sigma, mask=inputs.mask, data=inputs.data
     )
     named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
-    check_options(inputs.storage_options, named.values())
+    check_options(inputs.storage_options, named.values(), store)
     x, y, sigma, mask = (
         stored_argument(a, n, inputs.decode, inputs.storage_options) for n, a in named.items()
     )

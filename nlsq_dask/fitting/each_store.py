@@ -45,7 +45,7 @@ from nlsq_dask.io.map_store import (
 )
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
-from nlsq_dask.results.maps_dataset import Maps, variables_of
+from nlsq_dask.results.maps_dataset import Maps, to_dataset, variable_names, variables_of
 
 # Bytes of y in a region of the map, where y is in memory.
 REGION_BYTES = 1 << 24
@@ -158,6 +158,8 @@ class Target:
             self.options.executor.listen()
             try:
                 fields, counts = self._written(specs, ears.fit, progress)
+                if self.job.frame is not None:
+                    write_coordinates(self.group, to_dataset(maps).coords)
             except BaseException:
                 ears.stop()
                 raise
@@ -192,8 +194,6 @@ class Target:
             check_same_series(
                 job, fields, list(ready), starts=starts, store=str(self.group.store_path)
             )
-        if job.frame is not None:
-            write_coordinates(self.group, {str(name): c for name, c in job.frame.coords.items()})
         logger.info(
             "maps go to %s: %d of %d regions are left",
             self.group.store_path,
@@ -240,35 +240,30 @@ class _Report:
 def map_specs(problem: SeriesProblem, maps: Maps) -> list[MapSpec]:
     """The maps to store, with the names of a dataset; the status is the last."""
     p, fields = len(maps.names), {f.name: f for f in problem.fields}
-    planes: dict[str, NDArray[np.int64]] = {}
-    for name, values in fields.items():
-        if values.is_vector and name != "pcov":
-            suffix = "" if name == "popt" else "_stderr"
-            for i, parameter in enumerate(maps.names):
-                planes[f"{parameter}{suffix}"] = np.array(values.planes.start + i)
-    for name, values in fields.items():
-        if not values.is_vector:
-            key = f"fit_{name}" if name in planes else name
-            planes[key] = np.array(values.planes.start)
-    if "pcov" in fields:
-        first, second = np.indices((p, p))
-        high, low = np.maximum(first, second), np.minimum(first, second)
-        planes["covariance"] = fields["pcov"].planes.start + high * (high + 1) // 2 + low
-    specs = [
-        MapSpec(
-            name,
-            planes[name],
-            np.dtype(array.dtype),
-            tuple(map(str, dims)),
-            {
-                key: value.tolist() if isinstance(value, np.ndarray) else value
-                for key, value in attrs.items()
-            },
+    names, variables = variable_names(maps), variables_of(maps)
+    first, second = np.indices((p, p))
+    high, low = np.maximum(first, second), np.minimum(first, second)
+    specs = []
+    for (field, i), name in names.items():
+        dims, array, attrs = variables[name]
+        start = fields[field].planes.start
+        in_pcov = start + high * (high + 1) // 2 + low
+        dtype = np.dtype(array.dtype)
+        missing = np.nan if dtype.kind == "f" else 0
+        specs.append(
+            MapSpec(
+                name=name,
+                planes=in_pcov if field == "pcov" else np.array(start + i),
+                dtype=dtype,
+                fill=int(Status.NOT_FITTED) if field == STATUS else missing,
+                dims=tuple(map(str, dims)),
+                attrs={
+                    key: value.tolist() if isinstance(value, np.ndarray) else value
+                    for key, value in attrs.items()
+                },
+            )
         )
-        for name, (dims, array, attrs) in variables_of(maps).items()
-    ]
-    own = f"fit_{STATUS}" if STATUS in maps.names else STATUS
-    return sorted(specs, key=lambda spec: spec.name == own)
+    return sorted(specs, key=lambda spec: spec.name == names[STATUS, 0])
 
 
 def fields_of_store(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from nlsq_dask.io.libraries import is_zarr_group
 FORMAT = "nlsq_dask maps 1"
 ATTRIBUTE = "nlsq_dask"
 
-#: Name of the map that is written last.
+#: Name of the field whose map is written last.
 STATUS = "status"
 
 
@@ -46,6 +46,8 @@ class MapSpec:
     planes : ndarray of int, shape () or (p, p)
         Its planes in the packed answer.
     dtype : numpy.dtype
+    fill : number
+        Value of regions that are not written.
     dims : tuple of str
         Of the planes, if they have any, and of the map.
     attrs : dict
@@ -55,6 +57,7 @@ class MapSpec:
     name: str
     planes: NDArray[np.int64]
     dtype: np.dtype[Any]
+    fill: float
     dims: tuple[str, ...]
     attrs: Mapping[str, Any]
 
@@ -134,6 +137,8 @@ def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
         If it cannot be opened for writing.
     """
     if is_zarr_group(store):
+        if store.metadata.zarr_format != 3:
+            raise _errors.map_store_of_format_2(str(store.store_path))
         return store  # type: ignore[no-any-return]
     if not isinstance(store, str | os.PathLike) or not os.fspath(store):
         raise _errors.map_store_not_a_place(store)
@@ -242,41 +247,64 @@ def _array(
         found = group[spec.name]
         assert isinstance(found, zarr.Array)
         return found
-    fill: Any = np.nan if spec.dtype.kind == "f" else 0
-    if spec.name == STATUS:
-        fill = int(Status.NOT_FITTED)
     return group.create_array(
         spec.name,
         shape=(*spec.planes.shape, *shape),
         chunks=(*spec.planes.shape, *chunks),
         dtype=spec.dtype,
-        fill_value=fill,
+        fill_value=spec.fill,
         # A chunk of a process that was killed may be half written: its checksum tells.
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        dimension_names=spec.dims if group.metadata.zarr_format == 3 else None,
+        dimension_names=spec.dims,
         attributes=dict(spec.attrs),
     )
 
 
-def write_coordinates(group: zarr.Group, coords: Mapping[str, Any]) -> None:
-    """Write the coordinates of the map that are numbers, as arrays of dimensions.
+def write_coordinates(group: zarr.Group, coords: Mapping[Hashable, Any]) -> None:
+    """Write the coordinates of the map that a group lacks, as xarray writes and reads them.
+
+    Numbers, texts and times are written. Other coordinates, such as the tuples of a multi-index,
+    are left out. The attribute ``coordinates`` of the group names those that are not the index of
+    a dimension.
 
     Parameters
     ----------
     group : zarr.Group
     coords : mapping of str to DataArray
     """
+    beside = []
     for name, values in coords.items():
-        if name in group or values.dtype.kind not in "iufb" or not values.ndim:
+        found = _stored_form(values, str(name))
+        if found is None or str(name) in group:
             continue
-        group.create_array(
+        stored, attrs = found
+        array = group.create_array(
             str(name),
-            data=np.asarray(values),
+            shape=stored.shape,
+            dtype=str if stored.dtype.kind == "O" else stored.dtype,
             dimension_names=[str(dim) for dim in values.dims],
-            attributes={
-                key: value for key, value in values.attrs.items() if isinstance(value, str)
-            },
+            attributes={key: value for key, value in attrs.items() if isinstance(value, str)},
         )
+        array[...] = stored
+        if values.dims != (name,):
+            beside.append(str(name))
+    if beside:
+        group.attrs["coordinates"] = " ".join(sorted(beside))
+
+
+def _stored_form(values: Any, name: str) -> tuple[NDArray[Any], Mapping[str, Any]] | None:
+    """Numbers, or texts as objects, of a coordinate, and its attributes; None for other values."""
+    kind = values.dtype.kind
+    if kind in "mM":
+        import xarray as xr  # an optional library, which made the coordinate
+
+        encoded = xr.conventions.encode_cf_variable(values.variable, name=name)
+        return np.asarray(encoded.values), encoded.attrs
+    found = np.asarray(values)
+    texts = kind in "UTO" and all(isinstance(value, str) for value in found.ravel().tolist())
+    if texts:
+        return found.astype(object), values.attrs
+    return (found, values.attrs) if kind in "iufb" else None
 
 
 def finished(

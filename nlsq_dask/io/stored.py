@@ -181,7 +181,7 @@ def in_blocks(x: Any, y: Any, *others: Any) -> list[Any]:
     return [joined(value) for value in (x, y, *others)]
 
 
-def check_options(options: Any, arguments: Iterable[Any], checkpoint: Any = None) -> None:
+def check_options(options: Any, arguments: Iterable[Any], output: Any = None) -> None:
     """Check that options of an object store are a mapping, and that an argument needs them.
 
     Parameters
@@ -189,21 +189,21 @@ def check_options(options: Any, arguments: Iterable[Any], checkpoint: Any = None
     options : mapping or None
     arguments : iterable
         Arrays of a fit.
-    checkpoint : path-like, optional
-        Where checkpoints are written.
+    output : path-like, optional
+        Where checkpoints or maps are written.
 
     Raises
     ------
     InputTypeError
         If the options are no mapping. The message does not show them.
     InputError
-        If no argument is the URL of an array.
+        If nothing is a URL.
     """
     if options is None:
         return
     if not isinstance(options, Mapping):
         raise _errors.storage_options_form(type(options).__name__)
-    if options and not _urls_in((*arguments, checkpoint)):
+    if options and not _urls_in((*arguments, output)):
         raise _errors.storage_options_unused()
 
 

@@ -160,6 +160,7 @@ class FitMaps(MapsRecord):
         -------
         xarray.Dataset
             A variable for each parameter by its name, and for its standard error with ``_stderr``.
+            A variable whose name is that of a coordinate, or taken, gets the prefix ``fit_``.
             ``status`` has the attributes ``flag_values`` and ``flag_meanings`` of the CF
             conventions, ``at_bound`` has ``flag_masks``. Lazy if the maps are.
 

@@ -53,24 +53,48 @@ class Maps(Protocol):
     def pcov(self) -> Array: ...  # noqa: D102
 
 
+def variable_names(maps: Maps) -> dict[tuple[str, int], str]:
+    """Names of the variables of a dataset, by field and by number of the parameter.
+
+    Dimensions and coordinates of the map keep their names, and then parameters. A variable whose
+    name is taken gets the prefix ``fit_``.
+    """
+    wanted = {("popt", i): name for i, name in enumerate(maps.names)}
+    wanted |= {("perr", i): f"{name}_stderr" for i, name in enumerate(maps.names)}
+    wanted |= {(name, 0): name for name in _MEANINGS}
+    taken = {str(dim) for dim in dims_of(maps)}
+    if maps.frame is not None:
+        taken |= {str(name) for name in maps.frame.coords}
+    if "pcov" in maps.fields:
+        wanted["pcov", 0] = "covariance"
+        taken |= {ROW, COLUMN}
+    names: dict[tuple[str, int], str] = {}
+    for key, own in wanted.items():
+        name = own
+        while name in taken:
+            name = f"fit_{name}"
+        names[key] = name
+        taken.add(name)
+    return names
+
+
 def variables_of(maps: Maps) -> dict[str, Variable]:
     """Dimensions, values and attributes of the variables of a dataset, by name."""
-    dims = dims_of(maps)
+    dims, names = dims_of(maps), variable_names(maps)
     variables: dict[str, Variable] = {}
     for i, name in enumerate(maps.names):
         unit = {"units": maps.units[name]} if name in maps.units else {}
-        variables[name] = (dims, maps.fields["popt"][i], unit)
-        variables[f"{name}_stderr"] = (
+        variables[names["popt", i]] = (dims, maps.fields["popt"][i], unit)
+        variables[names["perr", i]] = (
             dims,
             maps.fields["perr"][i],
             {"long_name": f"standard error of {name}", **unit},
         )
     for name, meaning in _MEANINGS.items():
         attrs = {"long_name": meaning, **_flags(name, maps.names, maps.fields[name].dtype)}
-        # A parameter of the same name keeps its name.
-        variables[f"fit_{name}" if name in variables else name] = (dims, maps.fields[name], attrs)
+        variables[names[name, 0]] = (dims, maps.fields[name], attrs)
     if "pcov" in maps.fields:
-        variables["covariance"] = ((ROW, COLUMN, *dims), maps.pcov, {})
+        variables[names["pcov", 0]] = ((ROW, COLUMN, *dims), maps.pcov, {})
     return variables
 
 

@@ -81,6 +81,15 @@ def test_a_store_is_a_path_or_the_url_of_a_path(tmp_path):
         fit_each(decay, T, Y[:, :1], START, store=Path("s3://bucket/maps.zarr"))
 
 
+def test_options_of_an_object_store_are_those_of_the_store(expected):
+    pytest.importorskip("fsspec")
+    url, options = "memory://maps of series.zarr", {"of_this_test": 1}
+    maps = fit_each(decay, T, Y, START, store=url, storage_options=options)
+    assert_same(maps, expected)
+    with pytest.raises(InputError, match="of checkpoints or of a store of maps"):
+        fit_each(decay, T, Y, START, store="maps.zarr", storage_options=options)
+
+
 @pytest.mark.slow
 def test_the_store_is_a_dataset(tmp_path):
     place = tmp_path / "maps.zarr"
@@ -90,12 +99,50 @@ def test_the_store_is_a_dataset(tmp_path):
     maps = fit_each(decay, "time", y.chunk(row=10), START, covariance=True, store=place)
     expected = fit_each(decay, "time", y, START, covariance=True)
     with xr.open_zarr(place, consolidated=False) as found:
-        xr.testing.assert_equal(
-            found.compute(), expected.to_dataset().drop_vars(["cov_i", "cov_j"])
-        )
+        xr.testing.assert_equal(found.compute(), expected.to_dataset())
         assert found.status.attrs["flag_meanings"].startswith("not_fitted")
         assert found.lifetime.dims == ("row", "column")
     xr.testing.assert_equal(maps.to_dataset().compute(), expected.to_dataset())
+
+
+def test_coordinates_of_all_kinds_are_stored(tmp_path):
+    days = np.datetime64("2020-01-01", "ns") + np.arange(4) * np.timedelta64(1, "D")
+    coords = {
+        "row": list("abc"),
+        "column": days,
+        "delay": ("column", np.arange(4) * np.timedelta64(1, "s").astype("m8[ns]")),
+        "latitude": (("row", "column"), np.arange(12.0).reshape(3, 4), {"units": "degrees_north"}),
+        "run": 7,
+    }
+    y = xr.DataArray(Y[:, :3, :4], coords, ("time", "row", "column"))
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
+    with xr.open_zarr(tmp_path / "maps.zarr", consolidated=False, decode_timedelta=True) as found:
+        xr.testing.assert_equal(found.load(), maps.to_dataset().compute())
+        assert found["latitude"].attrs == {"units": "degrees_north"}
+
+
+def clashing(t, amplitude, amplitude_stderr, row):
+    return amplitude * jnp.exp(-t / amplitude_stderr) + row
+
+
+def statistics(t, chi2, status, column):
+    return chi2 * jnp.exp(-t / status) + column
+
+
+@pytest.mark.parametrize("model", [clashing, statistics])
+def test_variables_of_one_name_are_told_apart(model, expected, tmp_path):
+    y = xr.DataArray(Y, {"row": np.arange(SHAPE[0])}, ("time", "row", "column"))
+    maps = fit_each(model, T, y, START, store=tmp_path / "maps.zarr")
+    taken = {"row", "column", *maps.names}
+    for place in maps.to_dataset(), xr.open_zarr(tmp_path / "maps.zarr", consolidated=False):
+        for i, name in enumerate(maps.names):
+            own = f"fit_{name}" if name in ("row", "column") else name
+            error = f"fit_{name}_stderr" if f"{name}_stderr" in taken else f"{name}_stderr"
+            np.testing.assert_array_equal(place[own], expected.popt.array[i])
+            np.testing.assert_array_equal(place[error], expected.perr.array[i])
+        of_fit = {name: f"fit_{name}" if name in taken else name for name in ("chi2", "status")}
+        np.testing.assert_array_equal(place[of_fit["chi2"]], expected.chi2)
+        np.testing.assert_array_equal(place[of_fit["status"]], expected.status)
 
 
 @pytest.mark.slow
@@ -144,6 +191,15 @@ def test_a_run_goes_on_where_another_stopped(expected, tmp_path):
         again = fit_each(decay, T, stopping(99, log), START, store=place, resume=True)
     assert len(log) == compared
     assert_same(again, expected)
+
+
+def test_a_run_goes_on_where_a_parameter_is_called_status(expected, tmp_path):
+    arguments = {"p0": START, "store": tmp_path / "maps.zarr", "retries": 0}
+    with dask.config.set(scheduler="synchronous"):
+        with pytest.raises(OSError, match="the disk is gone"):
+            fit_each(statistics, T, stopping(3, []), **arguments)
+        maps = fit_each(statistics, T, stopping(99, []), **arguments, resume=True)
+    assert_same(maps, expected)
 
 
 @pytest.mark.slow
@@ -217,6 +273,8 @@ def test_stores_that_are_refused(tmp_path):
         run(tmp_path / "other.zarr")
     with pytest.raises(InputTypeError, match="store=3 is no place for maps"):
         run(3)
+    with pytest.raises(InputError, match="has Zarr's format 2"):
+        run(zarr.open_group(tmp_path / "2.zarr", mode="w", zarr_format=2))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be opened for writing"):
         run(tmp_path / "file")
