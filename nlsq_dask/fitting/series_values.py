@@ -9,9 +9,9 @@ import numpy as np
 
 from nlsq_dask.engines.series_values import values_of_block
 from nlsq_dask.fitting.each import EachJob
+from nlsq_dask.fitting.series_rows import series_rows
 from nlsq_dask.io.observations import Array
-from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.io.sources import is_dask, observe
+from nlsq_dask.io.sources import is_dask
 
 
 def map_values(job: EachJob, fields: Mapping[str, Array], x: Any, residuals: bool) -> Any:
@@ -26,7 +26,8 @@ def map_values(job: EachJob, fields: Mapping[str, Array], x: Any, residuals: boo
     residuals : bool
         Whether to subtract the values from y.
     """
-    coords, fit_shape = _coordinates(job, x)
+    rows = series_rows(job, x)
+    coords, fit_shape, frame = rows.coords, rows.fit_shape, rows.frame
     params = fields["popt"]
     if any(map(is_dask, (*coords, params))) or (residuals and job.lazy):
         from nlsq_dask.engines.dask.series import lazy_values  # an engine, loaded for use
@@ -36,27 +37,10 @@ def map_values(job: EachJob, fields: Mapping[str, Array], x: Any, residuals: boo
         values = values_of_block(job.problem, coords, params, fit_shape)
     if residuals:
         values = _differences(job, values)
-    frame = job.data.frame if x is None else None
     if frame is None:
         return values
     name, meaning = ("residuals", "residuals of") if residuals else ("prediction", "prediction of")
     return frame.filled(values, name, meaning)
-
-
-def _coordinates(job: EachJob, x: Any) -> tuple[list[Array], tuple[int, ...]]:
-    if x is None:
-        return list(job.data.coords), job.axes.fit_shape
-    first = x[0] if isinstance(x, tuple) else x
-    shape = np.shape(first)
-    n = len(job.axes.fit)
-    own = shape[-n:] if len(shape) <= n + 1 else tuple(shape[d] for d in job.axes.fit)
-    full = list(job.axes.shape)
-    for d, length in zip(job.axes.fit, own, strict=True):
-        full[d] = length
-    axes = SeriesAxes(tuple(full), job.axes.fit)
-    coords, _ = axes.coordinates(x)
-    data = observe(coords, np.broadcast_to(0.0, tuple(full)), nan_policy="omit")
-    return list(data.coords), own
 
 
 def _differences(job: EachJob, values: Array) -> Array:

@@ -160,17 +160,31 @@ class SeriesAxes:
         array = _array(value, name)
         if array.ndim == 0 or array.shape == self.shape:
             return array
-        along = array.shape == self.fit_shape
+        along = self._is_along(array, maps=maps)
         if maps and self.map and array.shape == self.map_shape:
             if along:
                 raise _errors.axes_ambiguous(name, array.shape, self.shape, self.fit)
             return array[self._expanding(self.map)]
-        if not along:
-            return array
-        order = np.argsort(np.argsort(self.fit))
+        return self.spread(array) if along else array
+
+    def _is_along(self, array: Any, *, maps: bool) -> bool:
+        """Whether an array without labels belongs to the fitted axes.
+
+        An array of fewer axes than y broadcasts to the fitted axes, in the order of the fit. If it
+        may be a map, too, it needs their lengths.
+        """
+        n = len(self.fit)
+        if maps and (array.ndim != n or len(self.map) == n):
+            return bool(array.shape == self.fit_shape)
+        return array.ndim <= n and broadcasts(array.shape, self.fit_shape)
+
+    def spread(self, array: Any) -> Any:
+        """An array of the fitted axes, or of the last of them, with the axes of y."""
+        full = array[(None,) * (len(self.fit) - array.ndim)]
+        order = np.argsort(self.fit)
         if list(order) != sorted(order):
-            array = array.transpose(np.argsort(self.fit))
-        return array[self._expanding(self.fit)]
+            full = full.transpose(order)
+        return full[self._expanding(self.fit)]
 
     def _expanding(self, axes: Sequence[int]) -> tuple[Any, ...]:
         """An index that gives an array of some axes the axes of y."""

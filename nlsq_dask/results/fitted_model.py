@@ -19,11 +19,8 @@ from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
 from nlsq_dask.io.finite import Affected
 from nlsq_dask.io.frame import Frame
-from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.observations import Array, Observations
-from nlsq_dask.io.stored import stored_argument
-from nlsq_dask.io.times import TimeAxis, as_numbers
-from nlsq_dask.io.units import bare_coordinates
+from nlsq_dask.io.times import TimeAxis
 from nlsq_dask.kernels.devices import DeviceChoice
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.kernels.values import covariance_root
@@ -37,7 +34,7 @@ from nlsq_dask.questions.row_values import (
 )
 from nlsq_dask.questions.scores import ScoresAt
 from nlsq_dask.results.provenance import Provenance
-from nlsq_dask.results.rows import Rows, rows_at
+from nlsq_dask.results.rows import Rows, numbers_at, rows_at
 from nlsq_dask.user_model.model import prepare_model
 from nlsq_dask.user_model.model_spec import ModelSpec
 from nlsq_dask.user_model.row_wise import row_dependence
@@ -361,7 +358,8 @@ class FittedModel:
             data = self._data("predict() without x")
             return Rows(data, data.y.shape, data.frame)
         dims = None if self.data is None or self.data.frame is None else self.data.frame.dims
-        rows = rows_at(self.spec, self._numbers(x), dims)
+        numbers = numbers_at(x, self.spec, self.data, times=self.times, units=self.units)
+        rows = rows_at(self.spec, numbers, dims)
         if self.spec.series is not None:
             axes = self._series_axes_of(rows)
             rows = replace(rows, data=replace(rows.data, series_axes=axes))
@@ -383,24 +381,6 @@ class FittedModel:
         elif rows.data.y.ndim == len(own):
             return tuple(range(len(own)))
         raise _errors.series_of_new_x(rows.shape, ndim, own)
-
-    def _numbers(self, x: Any) -> Any:
-        """Coordinates without names, times and units, in the units of the fit."""
-        of_fit = self.data
-        frame = None if of_fit is None else of_fit.frame
-        names = x if isinstance(x, tuple) else (x,)
-        if frame is not None and any(isinstance(name, str) for name in names):
-            # Only names and labels of y are asked for. The zero takes no memory.
-            y = frame.filled(np.broadcast_to(0.0, frame.shape), "y", "zeros for")
-            x = named_arguments(x, y, sigma=None, mask=None, data=None)[0]
-        given = ("cf", None) if of_fit is None else (of_fit.decode, of_fit.storage_options)
-        x = stored_argument(x, "x", *given)
-        several = self.spec.structure == "tuple"
-        units = dict(self.units if self.data is None else self.data.units)
-        for i, axis in enumerate(self.times):
-            if axis is not None:  # numbers take the place of times, and have no unit of quantities
-                units.pop(f"x[{i}]" if several else "x", None)
-        return bare_coordinates(as_numbers(x, self.times), units, several=several)
 
     def _on_rows(self, rows: Rows, params: ArrayLike, root: FloatArray | None) -> Array:
         data = rows.data

@@ -98,13 +98,21 @@ class FitMaps(MapsRecord):
         Parameters
         ----------
         x : array_like or tuple of array_like, optional
-            Coordinates of the rows of all series, in the form that the fit took. By default, the
-            coordinates of the data.
+            Coordinates in the form that the fit took, also names, times and quantities: with the
+            fitted axes for all series, or with all axes of ``y``. An array of xarray has dimensions
+            of ``y``, or other dimensions in place of the fitted ones. By default, the coordinates
+            of the data.
 
         Returns
         -------
         numpy or dask array or xarray.DataArray, float64
-            With the axes of ``y``. NaN for series without an answer. Lazy if the maps are.
+            With the axes of ``y``, and an array of xarray if ``y`` is. NaN for series without an
+            answer. Lazy if the maps are.
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If `x` are not the coordinates of the model and of the series.
         """
         return self.series("predict()").values(self.fields, x)
 

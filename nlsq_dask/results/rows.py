@@ -7,7 +7,7 @@ same dimension are paired by their labels, as in a fit.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,12 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.frame import Frame, frame_of_all, sizes_of_all
 from nlsq_dask.io.labels import RowLabels
+from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import as_array, is_dask, is_xarray
+from nlsq_dask.io.stored import stored_argument
+from nlsq_dask.io.times import TimeAxis, as_numbers
+from nlsq_dask.io.units import bare_coordinates
 from nlsq_dask.questions.row_values import without_mask
 from nlsq_dask.user_model.model_spec import ModelSpec
 
@@ -69,7 +73,7 @@ def rows_at(spec: ModelSpec, x: Any, dims: Sequence[Hashable] | None = None) -> 
     elif spec.structure == "stacked":
         coords, frame = _of_stack(spec, x, dims or ())
     else:
-        coords = [_plain(as_array(x, "x"))]
+        coords = [without_masked(as_array(x, "x"))]
         frame = Frame.of(x) if is_xarray(x) else None
     try:
         shape = np.broadcast_shapes(*(c.shape for c in coords))
@@ -85,14 +89,54 @@ def rows_at(spec: ModelSpec, x: Any, dims: Sequence[Hashable] | None = None) -> 
     return Rows(data, shape, frame.describing(None) if frame and labelled else None)
 
 
+def numbers_at(
+    x: Any,
+    spec: ModelSpec,
+    data: Observations | None,
+    *,
+    times: Sequence[TimeAxis | None] = (),
+    units: Mapping[str, str] | None = None,
+) -> Any:
+    """Coordinates without names, times and units, in the units of the fit.
+
+    Parameters
+    ----------
+    x : object
+        As the user passed it.
+    spec : ModelSpec
+        The model.
+    data : Observations or None
+        Data of the fit.
+    times : sequence of (TimeAxis or None)
+        For each coordinate, how times become numbers.
+    units : mapping of str to str, optional
+        Units of the coordinates, by "x" or "x[i]"; by default those of the data.
+    """
+    frame = None if data is None else data.frame
+    names = x if isinstance(x, tuple) else (x,)
+    if frame is not None and any(isinstance(name, str) for name in names):
+        # Only names and labels of y are asked for. The zero takes no memory.
+        y = frame.filled(np.broadcast_to(0.0, frame.shape), "y", "zeros for")
+        x = named_arguments(x, y, sigma=None, mask=None, data=None)[0]
+    given = ("cf", None) if data is None else (data.decode, data.storage_options)
+    x = stored_argument(x, "x", *given)
+    several = spec.structure == "tuple"
+    own = dict(units or {}) if data is None else dict(data.units)
+    for i, axis in enumerate(times):
+        if axis is not None:  # numbers take the place of times, and have no unit of quantities
+            own.pop(f"x[{i}]" if several else "x", None)
+    return bare_coordinates(as_numbers(x, times), own, several=several)
+
+
 def _of_tuple(spec: ModelSpec, x: Any) -> tuple[list[Array], Frame | None]:
     """Each coordinate of a tuple, and the labels of all."""
     if not isinstance(x, tuple | list) or len(x) != spec.n_coords:
         raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
-    named = [(_plain(as_array(item, f"x[{i}]")), item, f"x[{i}]") for i, item in enumerate(x)]
+    names = [f"x[{i}]" for i in range(len(x))]
+    arrays = [without_masked(as_array(item, name)) for item, name in zip(x, names, strict=True)]
     labelled = [item for item in x if is_xarray(item)]
     if not labelled:
-        return [array for array, _, _ in named], None
+        return arrays, None
     sizes = sizes_of_all(labelled)
     for dim, n in sizes.items():
         along = [array for array in labelled if dim in array.dims]
@@ -100,7 +144,7 @@ def _of_tuple(spec: ModelSpec, x: Any) -> tuple[list[Array], Frame | None]:
         if unlike and not all(dim in array.indexes for array in along):
             raise _errors.coordinates_do_not_broadcast([item.shape for item in labelled])
     rows = RowLabels(tuple(sizes.values()), tuple(sizes))
-    coords = [rows.placed(array, item, name) for array, item, name in named]
+    coords = [rows.placed(*named) for named in zip(arrays, x, names, strict=True)]
     return coords, frame_of_all(labelled)
 
 
@@ -108,17 +152,39 @@ def _of_stack(
     spec: ModelSpec, x: Any, dims: Sequence[Hashable]
 ) -> tuple[list[Array], Frame | None]:
     """Each coordinate of an array of several, and their labels."""
-    array, frame = _plain(as_array(x, "x")), None
+    items = items_of_stack(spec, x, dims)
+    frame = Frame.of(items[0]) if is_xarray(items[0]) else None
+    return [without_masked(as_array(item, "x")) for item in items], frame
+
+
+def items_of_stack(spec: ModelSpec, x: Any, dims: Sequence[Hashable]) -> list[Any]:
+    """Each coordinate of an array of several; arrays of xarray keep their labels.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    x : array_like
+    dims : sequence of hashable
+        Names of the dimensions of the data of the fit.
+
+    Raises
+    ------
+    InputError
+        If the array has another number of coordinates than the model.
+    """
+    array = x if is_xarray(x) else as_array(x, "x")
+    stack: Any = 0
     if is_xarray(x) and x.ndim:
         others = [dim for dim in x.dims if dim not in dims]
-        stack = others[0] if len(others) == 1 else x.dims[0]
-        array = np.moveaxis(array, x.dims.index(stack), 0)
-        frame = Frame.of(x.isel({stack: 0}, drop=True))
-    if array.ndim == 0 or array.shape[0] != spec.n_coords:
+        stack = x.dims.index(others[0]) if len(others) == 1 else 0
+    if array.ndim == 0 or array.shape[stack] != spec.n_coords:
         raise _errors.coordinates_wrong(spec.structure, spec.n_coords, x)
-    return [array[i] for i in range(spec.n_coords)], frame
+    if not is_xarray(x):
+        return [array[i] for i in range(spec.n_coords)]
+    return [array.isel({x.dims[stack]: i}, drop=True) for i in range(spec.n_coords)]
 
 
-def _plain(array: Array) -> Array:
+def without_masked(array: Array) -> Array:
     """An array in which masked values in memory are NaN."""
     return without_mask(array) if isinstance(array, np.ma.MaskedArray) else array
