@@ -15,7 +15,7 @@ import zarr
 from zarr.core.buffer import cpu
 from zarr.core.sync import sync
 
-from nlsq_dask import InputError, ReadingError, curve_fit, fit, fit_models, plan
+from nlsq_dask import InputError, ReadingError, curve_fit, fit, fit_each, fit_models, plan
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.io import leaf
 
@@ -78,6 +78,18 @@ def test_every_call_takes_urls(options, expected):
     assert_close(popt, expected)
     (result,) = fit_models([decay], f"{URL}/t", f"{URL}/y", [P0], **options)
     assert_close(result.popt, expected)
+
+
+@pytest.mark.slow
+def test_maps_go_to_an_object_store(options):
+    pytest.importorskip("s3fs")
+    series = np.stack([Y[::50], 2.0 * Y[::50]], axis=1)
+    arguments = {"store": f"s3://{BUCKET}/maps.zarr", **options}
+    maps = fit_each(decay, X[::50], series, P0, **arguments)
+    again = fit_each(decay, X[::50], series, P0, resume=True, **arguments)
+    expected = fit_each(decay, X[::50], series, P0)
+    for found in (maps, again):
+        np.testing.assert_array_equal(found.popt.array.compute(), expected.popt.array)
 
 
 @pytest.mark.slow
