@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.user_model.elementary import in_memory
 
 # Bytes of the values of one tile on a CPU; in the kernel, of the matrix A. Speed is flat within
 # 20 % from 32 KiB to 1 MiB, the sizes of the caches. The matrix product packs A into temporary
@@ -136,16 +137,20 @@ def sum_over_tiles(
         values = jax.tree.leaves(zero)[0].shape[0]
         tile = min(tile, tile_rows(tile_bytes, values, series_rows))
 
+    # Without the array each loop over a column builds vectors of places number by number: a fifth
+    # of a pass by lanes (docs/kernel.md).
+    places = jnp.arange(tile) if size is None else in_memory(jnp.arange(tile))
+
     def has_rows(loop: tuple[jax.Array, Sums]) -> jax.Array:
         return loop[0] * tile < rows.n
 
     def add_tile(loop: tuple[jax.Array, Sums]) -> tuple[jax.Array, Sums]:
         i, total = loop
-        valid = i * tile + jnp.arange(tile) < rows.n
+        valid = places < rows.n - i * tile
         if rows.counted is not None:
             valid &= cut_tile(rows.counted, i, tile)
-        places = rows.starts or (None,) * len(rows.buffers)
-        y, *columns = (cut_tile(b, i, tile, at) for b, at in zip(rows.buffers, places, strict=True))
+        starts = rows.starts or (None,) * len(rows.buffers)
+        y, *columns = (cut_tile(b, i, tile, at) for b, at in zip(rows.buffers, starts, strict=True))
         weights = None if rows.weights is None else columns.pop()
         share = function(Tile(tuple(columns), y, weights, valid))
         return i + 1, jax.tree.map(jnp.add, total, share)

@@ -106,3 +106,17 @@ def test_models_and_buffers_that_lanes_suit():
     assert not squares_by_lanes(plain, 2, LARGE_BUFFER + TILE // 2)
     assert not squares_by_lanes(plain, 2, 0)
     assert not squares_by_lanes(with_a_loop, 2, LARGE_BUFFER)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_places_of_a_tile_are_computed_once(weighted):
+    problem = plain_problem(TILE, 3)
+    rows = buffers(problem, LARGE_BUFFER)._replace(n=np.int64(TILE))
+    rows = rows if weighted else rows._replace(weights=None)
+    kernel = block_kernel(problem.spec, "cpu")
+    at = (problem.params, problem.basis, np.bool_(False), rows)
+    with jax.enable_x64(True):
+        text = kernel._sums.lower(*at).compile().as_text()
+    masks = [part for part in text.split("\n\n") if " select(" in part]
+    assert masks
+    assert not [part for part in masks if " iota(" in part]
