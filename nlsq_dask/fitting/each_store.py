@@ -139,7 +139,7 @@ class Target:
         Parameters
         ----------
         maps : Maps
-            Lazy maps of the job, from which the stored arrays have names and attributes.
+            Maps of the job without series, from which the stored arrays have names and attributes.
 
         Returns
         -------
@@ -202,18 +202,16 @@ class Target:
         )
         total = sum(ready.values(), np.zeros(256, np.int64))
         report = _Report(progress, int(np.prod(job.axes.map_shape)), total)
-        writing = map_store.Writing(tuple(stored), Retries(retries, FIRST_WAIT), fit)
+        writing = map_store.Writing(tuple(stored), Retries(retries, FIRST_WAIT), fit, starts)
         executor = self.options.executor
         map_store.write_regions(regions, writing, left, executor, report)
         counts = {Status(i - 128): int(n) for i, n in enumerate(report.total) if n}
         return fields, counts
 
 
-def unread_answer(job: EachJob) -> Any:
-    """A packed answer (k, ...) of zeros, as a Dask array in one chunk that is never made."""
-    import dask.array as da  # loaded for use
-
-    return da.zeros((job.problem.n_planes, *job.axes.map_shape), chunks=-1)
+def empty_answer(job: EachJob) -> NDArray[np.float64]:
+    """A packed answer (k, ...) with as many axes as that of the job, and no series."""
+    return np.empty((job.problem.n_planes, *(0 for _ in job.axes.map_shape)))
 
 
 class _Report:

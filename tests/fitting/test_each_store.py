@@ -21,6 +21,7 @@ from dask.tokenize import tokenize
 from zarr.storage import MemoryStore
 
 from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fit_each
+from nlsq_dask.engines.dask import cluster_executor
 from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
 from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
@@ -319,8 +320,8 @@ def test_the_graph_of_a_map_is_made_in_parts(expected, monkeypatch, tmp_path):
     handed_out = in_graphs_of_two(monkeypatch)
     source = zarr.create_array(tmp_path / "y.zarr", data=Y, chunks=(8, 10, 10))
     maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr")
-    # A task for each of the regions, and the value that the tasks of a process share.
-    assert handed_out == [(3, 2), (3, 2), (3, 2)]
+    # A task for each of the regions, and the two values that the tasks of a process share.
+    assert handed_out == [(4, 2), (4, 2), (4, 2)]
     assert_same(maps, expected)
 
 
@@ -414,6 +415,41 @@ def test_a_cluster_gets_the_next_tasks_before_the_last_are_done(
     maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr", client=client)
     assert [keys for _, keys in handed_out] == [2, 2, 2]
     assert_same(maps, expected)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("seconds", "fetches"), [(0.0, 6), (np.inf, 2)])
+def test_results_of_tasks_are_fetched_together(
+    seconds, fetches, expected, client, monkeypatch, tmp_path
+):
+    fetched, gather = [], type(client).gather
+
+    def counting(self, futures, **options):
+        fetched.append(len(futures))
+        return gather(self, futures, **options)
+
+    monkeypatch.setattr(cluster_executor, "FETCH_SECONDS", seconds)
+    monkeypatch.setattr(type(client), "gather", counting)
+    source = zarr.create_array(tmp_path / "y.zarr", data=Y, chunks=(8, 10, 10))
+    maps = fit_each(decay, T, source, START, store=tmp_path / "maps.zarr", client=client)
+    monkeypatch.undo()
+    assert sum(fetched) == 6
+    assert len(fetched) == fetches  # the first result at once, the others together
+    assert_same(maps, expected)
+
+
+@pytest.mark.cluster
+def test_a_task_that_fails_ends_the_fits_at_once(client, monkeypatch):
+    monkeypatch.setattr(cluster_executor, "FETCH_SECONDS", np.inf)
+
+    def divide(number):
+        return 1 / number
+
+    graphs = [({key: (divide, number)}, [key]) for key, number in (("one", 1), ("none", 0))]
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        ClusterExecutor(client).run_each(graphs, found.append)
+    assert found == [1.0]
 
 
 def test_dask_does_not_go_through_what_a_task_reads():

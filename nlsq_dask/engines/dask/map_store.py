@@ -8,7 +8,8 @@ fails, as reading is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import numpy as np
 from dask._task_spec import DataNode
 from dask.array.optimization import optimize
 from dask.blockwise import Blockwise
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 from numpy.typing import NDArray
@@ -52,17 +54,18 @@ class Writing:
     retries : Retries
     fit : str
         Identifier of the fit, for the signals between its tasks and the fit.
+    starts : tuple of tuple of int
+        Where the regions begin and end along each axis of the map.
     """
 
     stored: tuple[StoredMap, ...]
     retries: Retries
     fit: str
+    starts: tuple[tuple[int, ...], ...]
 
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return self.fit, str(self.stored[-1].array.store_path)
-
-    def write(self, index: tuple[int, ...], region: tuple[slice, ...], packed: Any) -> None:
+    def write(self, index: tuple[int, ...], packed: Any) -> None:
         """Write the maps of a region, the status last."""
+        region = tuple(slice(own[i], own[i + 1]) for own, i in zip(self.starts, index, strict=True))
         place = Place(("maps",), index, region, (str(self.stored[-1].array.store_path),))
         signals = signals_of(self.fit)
         writing = Reading(self.retries, signals, failed=_errors.maps_not_written, done="written")
@@ -108,11 +111,14 @@ def write_regions(
         Called after each region.
     """
     assert writing.stored[-1].name.endswith(STATUS)
+    # One value for all tasks: Dask would go through the arrays of the maps, and pickle them, for
+    # each task.
+    common = f"fit-each-writing-{uuid.uuid4().hex}"
+    shared = HighLevelGraph.from_collections(common, {common: DataNode(common, writing)}, ())
     written = da.map_blocks(
         _write_region,
         answer,
-        writing=writing,
-        starts=starts_of(answer),
+        Delayed(common, shared),
         dtype=np.int64,
         chunks=((256,), *((1,) * n for n in answer.numblocks[1:])),
         meta=np.empty((0,) * answer.ndim, np.int64),
@@ -145,13 +151,9 @@ def _is_lazy(graph: HighLevelGraph) -> bool:
 
 
 def _write_region(
-    packed: NDArray[Any],
-    writing: Writing,
-    starts: Sequence[Sequence[int]],
-    block_id: tuple[int, ...] = (),
+    packed: NDArray[Any], writing: Writing, block_id: tuple[int, ...] = ()
 ) -> NDArray[np.int64]:
     """The task: write the maps of a region, the status last; returns its counts (256, 1, ...)."""
-    region = tuple(slice(own[i], own[i + 1]) for own, i in zip(starts, block_id[1:], strict=True))
-    writing.write(block_id[1:], region, packed)
+    writing.write(block_id[1:], packed)
     status = packed[writing.stored[-1].planes].astype(np.int8)
     return counts_of(status).reshape(256, *(1,) * (packed.ndim - 1))
