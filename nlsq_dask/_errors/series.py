@@ -79,6 +79,21 @@ def map_shape(
     )
 
 
+def row_values_shape(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    series: tuple[int, ...],
+    map_shape: tuple[int, ...],
+    full: tuple[int, ...],
+) -> InputError:
+    return InputError(
+        f"{name} has shape {tuple(shape)}, but series have shape {series}, the map has shape "
+        f"{map_shape}, and y has shape {full}: pass an array of one of these shapes, or an array "
+        "that broadcasts to y."
+    )
+
+
 def _axes(axes: Sequence[Hashable]) -> str:
     kind = "axis" if len(axes) == 1 else "axes"
     return f"{kind} {join_names([repr(axis) for axis in axes])}"

@@ -108,15 +108,32 @@ def parameter_count(p0: Any) -> int | None:
 
 
 def by_name(p0: Any) -> Any:
-    """Starting values by name, where a table has a name for each; other values as they are.
+    """Starting values by name, where an array has a name for each; other values as they are.
 
-    A ``pandas.Series`` has labels: if these are texts, they are the names of the parameters.
+    A ``pandas.Series`` has labels: if these are texts, they are the names of the parameters. So are
+    the texts along a dimension of an ``xarray.DataArray``; if there are several such dimensions,
+    those along ``param``, as in the results of ``xarray.DataArray.curvefit``.
     """
     kind = type(p0)  # objects of Dask have any attribute
+    if hasattr(kind, "isel") and hasattr(kind, "indexes") and hasattr(kind, "ndim"):
+        return _by_dimension(p0)
     if not (hasattr(kind, "to_dict") and hasattr(kind, "index")) or p0.ndim != 1:
         return p0
     labels = list(p0.index)
     return p0.to_dict() if all(isinstance(label, str) for label in labels) else p0
+
+
+def _by_dimension(p0: Any) -> Any:
+    """The parts of an array of xarray by the texts along one of its dimensions."""
+    texts = {
+        dim: list(index)
+        for dim, index in p0.indexes.items()
+        if dim in p0.dims and all(isinstance(label, str) for label in index)
+    }
+    dim = next(iter(texts)) if len(texts) == 1 else "param"
+    if dim not in texts:
+        return p0
+    return {label: p0.isel({dim: i}, drop=True) for i, label in enumerate(texts[dim])}
 
 
 def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatArray) -> FloatArray:

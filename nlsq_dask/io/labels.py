@@ -140,7 +140,8 @@ class RowLabels:
         elif self.dims is not None and array.ndim < len(self.shape):
             axes = self._axes_of_series(array, labels.indexes[0], name)
         else:
-            axes = self._axes_by_position(array, name, stacks=stacks)
+            axes = self._axes_with_labels(labels)
+            axes = axes or self._axes_by_position(array, name, stacks=stacks)
             if self.dims is None and array.shape == self.shape:
                 self.dims = labels.dims
         for own, axis in enumerate(axes):
@@ -162,6 +163,18 @@ class RowLabels:
         if missing < (-1 if stacks else 0):
             raise _errors.unequal_lengths(name, array.shape, self.shape)
         return [d + missing for d in range(array.ndim)]
+
+    def _axes_with_labels(self, labels: Labels) -> list[int]:
+        """The one axis of y that has the labels of a Series; empty if there is none, or several."""
+        if self.dims is not None or len(labels.indexes) != 1 or len(self.shape) == 1:
+            return []
+        own = labels.indexes[0]
+        found = [
+            axis
+            for axis, (_, known) in self.indexes.items()
+            if len(own) == len(known) and own.isin(known).all()
+        ]
+        return found if len(found) == 1 else []
 
     def _axes_of_series(self, array: Array, index: Any, name: str) -> list[int]:
         """The axis of y that the index of a Series names, or that is as long."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
+from nlsq_dask.io.libraries import is_instance
 
 
 def checked_kind(value: Any, name: str) -> Any:
@@ -43,6 +44,9 @@ def to_numpy(value: Any, name: str) -> NDArray[Any]:
         raise _errors.unit_not_expected(name)
     try:
         array = np.asanyarray(value)
+        if array.dtype.kind == "O" and is_instance(value, "pandas", "DataFrame") and array.size:
+            # The columns of pandas' nullable types become arrays of numbers one by one.
+            array = np.stack([np.asarray(column) for _, column in value.items()], axis=1)
     except ValueError as error:  # ragged lists
         sizes = _sizes(value)
         raise _errors.ragged(name, sizes) if sizes else _errors.not_an_array(name, error) from error

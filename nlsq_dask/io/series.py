@@ -152,7 +152,14 @@ class SeriesAxes:
 
     def rows(self, value: Any, name: str) -> Any:
         """Standard deviations or a mask with as many axes as y; arrays with labels as they are."""
-        return value if value is None else self._placed(value, name, maps=True)
+        if value is None:
+            return None
+        placed = self._placed(value, name, maps=True)
+        if labels_of(value) is None and not broadcasts(placed.shape, self.shape):
+            raise _errors.row_values_shape(
+                name, placed.shape, series=self.fit_shape, map_shape=self.map_shape, full=self.shape
+            )
+        return placed
 
     def _placed(self, value: Any, name: str, *, maps: bool) -> Any:
         if labels_of(value) is not None:

@@ -20,6 +20,7 @@ from nlsq_dask import (
     CovarianceWarning,
     InputError,
     Status,
+    fit,
     fit_each,
     models,
 )
@@ -405,6 +406,35 @@ def test_columns_of_a_table_are_series(maps):
     table = pd.DataFrame(FLAT, index=pd.Index(T, name="t"))
     found = fit_each(decay, table.index, table, START)
     np.testing.assert_array_equal(found["lifetime"], maps["lifetime"].ravel())
+    shuffled = pd.Series(T, table.index).sample(frac=1.0, random_state=0)  # paired by the index
+    for own in table, table.astype("Float64"):
+        again = fit_each(decay, shuffled, own, START)
+        np.testing.assert_array_equal(again.popt.array, found.popt.array)
+    sigma = pd.Series(np.linspace(1.0, 2.0, ROWS), table.index)
+    weighted = fit_each(decay, T, table, START, sigma=sigma[::-1])
+    expected = fit_each(decay, T, FLAT, START, sigma=sigma.to_numpy())
+    np.testing.assert_array_equal(weighted.popt.array, expected.popt.array)
+
+
+def test_starts_with_names_are_taken_by_name():
+    def first(t, a, b, c):
+        return decay(t, a, b, c)
+
+    y = LABELLED.isel(row=[0, 1])
+    start = xr.DataArray([2.0, 0.5, 1.0], {"param": ["b", "c", "a"]}, ("param",))
+    expected = fit_each(first, "t", y, {"a": 1.0, "b": 2.0, "c": 0.5}, covariance=True)
+    found = fit_each(first, "t", y, start)
+    np.testing.assert_array_equal(found.popt.array, expected.popt.array)
+    assert fit(first, T, CUBE.y[:, 0, 0], start, nan_policy="omit").success
+    # The coefficients of curvefit are starts of the next fit, whatever the order of dimensions.
+    ends = expected.to_curvefit()["curvefit_coefficients"].sel(param=["c", "b", "a"])
+    maps = {name: expected[name] for name in expected.names}
+    on = fit_each(first, "t", y, maps)
+    for start in ends, ends.transpose("param", ...), ends.assign_coords(row=["one", "two"]):
+        named = y.assign_coords(row=start.row) if "row" in start.coords else y
+        again = fit_each(first, "t", named, start)
+        np.testing.assert_array_equal(again.popt.array, on.popt.array)
+        assert (again.nfev <= 2).all()
 
 
 def test_dataset_has_a_variable_for_each_parameter_and_named_flags():
@@ -506,6 +536,7 @@ def test_a_model_that_mixes_the_rows_of_a_series_gets_whole_series():
             r"the map has shape \(5, 7\), .*; if the series run along axis 2, dim=2",
         ),
         ({"sigma": -1.0}, "sigma"),
+        ({"sigma": np.ones(5)}, r"sigma has shape \(5,\), .* map has shape \(5, 7\), and y"),
         ({"p0": {"amplitude": 1, "lifetime": np.ones((7, 5)), "offset": 0}}, "p0"),
         ({"p0": [1.0, np.inf, 0.0]}, "NaN or infinite for lifetime"),
         ({"p0": [1.0, 1.0]}, "2"),
