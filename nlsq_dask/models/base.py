@@ -96,7 +96,9 @@ class Model:
         The shape of a term holds the parameters in which the term is not linear. The guess searches
         the shape on a grid, with the linear parameters of all terms at their least-squares values:
         variable projection (Golub & Pereyra, SIAM J. Numer. Anal. 10, 1973). It searches the terms
-        of a sum from left to right, and then again next to all other terms. It is deterministic.
+        of a sum from left to right, and then again next to all other terms. If there are terms of
+        several kinds, each is the first one once, and the search that explains most counts. It is
+        deterministic.
 
         Parameters
         ----------
@@ -328,21 +330,54 @@ def _columns(term: Term, shape: FloatArray, coords: tuple[FloatArray, ...]) -> F
     return np.stack(parts, axis=1)
 
 
+def search_orders(terms: Sequence[Term]) -> list[list[int]]:
+    """Orders in which the terms that have a shape are searched.
+
+    The first term that is searched takes what explains most. So each term is the first one once,
+    if there are terms of several kinds: one kind of peak would take the place of another.
+    """
+    searched = [i for i, term in enumerate(terms) if not term.is_linear]
+    if len({type(terms[i]) for i in searched}) < 2:
+        return [searched]
+    return [searched[i:] + searched[:i] for i in range(len(searched))]
+
+
 def _search_shapes(
     terms: Sequence[Term], coords: tuple[FloatArray, ...], y: FloatArray
 ) -> list[FloatArray]:
-    """Shape of each term, searched next to the other terms."""
+    """Shape of each term, from the order of the search that explains most."""
+    found = [_searched_in(order, terms, coords, y) for order in search_orders(terms)]
+    left = [_left(terms, shapes, coords, y) for shapes in found] if len(found) > 1 else [0.0]
+    return found[int(np.argmin(left))]
+
+
+def _left(
+    terms: Sequence[Term],
+    shapes: Sequence[FloatArray],
+    coords: tuple[FloatArray, ...],
+    y: FloatArray,
+) -> float:
+    """Sum of squares that terms of these shapes leave."""
+    pairs = zip(terms, shapes, strict=True)
+    columns = np.concatenate([_columns(term, shape, coords) for term, shape in pairs], axis=1)
+    rest = y - columns @ np.linalg.lstsq(columns, y)[0]
+    return float(rest @ rest)
+
+
+def _searched_in(
+    order: Sequence[int], terms: Sequence[Term], coords: tuple[FloatArray, ...], y: FloatArray
+) -> list[FloatArray]:
+    """Shape of each term, searched next to the other terms, in an order."""
     nothing = np.empty(0)
     shapes = [nothing for _ in terms]
     blocks = [
         _columns(term, nothing, coords) if term.is_linear else np.empty((y.size, 0))
         for term in terms
     ]
-    searched = [i for i, term in enumerate(terms) if not term.is_linear]
-    n_sweeps = N_SWEEPS if len(searched) > 1 else 1
+    n_sweeps = N_SWEEPS if len(order) > 1 else 1
     for sweep in range(n_sweeps):
         slack = 0.0 if sweep == n_sweeps - 1 else SLACK
-        for i in searched:
+        for i in order:
             others = np.concatenate([*blocks[:i], *blocks[i + 1 :], np.empty((y.size, 0))], axis=1)
             shapes[i] = terms[i].search(Samples(coords, y, others, np.ones_like(y), slack))
             blocks[i] = _columns(terms[i], shapes[i], coords)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask.models.base import N_SWEEPS, SLACK, Model, Term
+from nlsq_dask.models.base import N_SWEEPS, SLACK, Model, Term, search_orders
 from nlsq_dask.models.curves import Sinusoid
 from nlsq_dask.models.search import MAX_BINS, TIE, FloatArray
 
@@ -161,14 +161,42 @@ def _ordered(tile: _Tile, model: Model) -> _Tile:
 
 
 def _search(terms: Sequence[Term], tile: _Tile) -> list[_Found]:
-    """Shape of each term in each series, searched next to the other terms."""
+    """Shape of each term in each series, from the order of the search that explains most."""
+    first, *others = search_orders(terms)
+    found = _searched_in(first, terms, tile)
+    for order in others:
+        other = _searched_in(order, terms, tile)
+        better = _left(other, tile) < _left(found, tile) * (1.0 - TIE)
+        found = [_chosen(better, b, a) for a, b in zip(found, other, strict=True)]
+    return found
+
+
+def _chosen(first: NDArray[np.bool_], a: _Found, b: _Found) -> _Found:
+    """What was found first where a flag (L,) is True, and the other elsewhere."""
+    return _Found(
+        np.where(first, a.shapes, b.shapes),
+        tuple(np.where(first, c, d) for c, d in zip(a.columns, b.columns, strict=True)),
+        tuple(np.where(first, c, d) for c, d in zip(a.scales, b.scales, strict=True)),
+    )
+
+
+def _left(found: Sequence[_Found], tile: _Tile) -> FloatArray:  # (L,)
+    """Sum of squares that the terms leave of each series."""
+    basis, _ = _orthonormal([column for f in found for column in f.columns], tile.weights)
+    rest = tile.y
+    for column in basis:
+        rest = rest - column * _sums(tile.weights, column, tile.y)
+    return _sums(tile.weights, rest, rest)
+
+
+def _searched_in(order: Sequence[int], terms: Sequence[Term], tile: _Tile) -> list[_Found]:
+    """Shape of each term in each series, searched next to the other terms, in an order."""
     nothing = _Found(np.empty((0, tile.y.shape[1])), (), ())
     found = [_linear(term, tile) if term.is_linear else nothing for term in terms]
-    searched = [i for i, term in enumerate(terms) if not term.is_linear]
-    n_sweeps = N_SWEEPS if len(searched) > 1 else 1
+    n_sweeps = N_SWEEPS if len(order) > 1 else 1
     for sweep in range(n_sweeps):
         slack = TIE if sweep == n_sweeps - 1 else SLACK
-        for i in searched:
+        for i in order:
             others = [column for f in (*found[:i], *found[i + 1 :]) for column in f.columns]
             basis, _ = _orthonormal(others, tile.weights)
             found[i] = _best(_table_of(terms[i], tile.coords), tile, basis, slack)
