@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nlsq_dask.core.decompositions import svd
 from nlsq_dask.core.distance import estimated_variance
 from nlsq_dask.core.factor import rank_tolerance
 from nlsq_dask.core.normal_equations import FloatArray
@@ -53,7 +54,7 @@ def covariance(
     if n_points < size or (n_points == size and not absolute_sigma):
         return undetermined, False
     norms = nonzero(column_norms(r_factor))
-    _, singular, v_transposed = np.linalg.svd(r_factor / norms)
+    _, singular, v_transposed = svd(r_factor / norms)
     if not singular[-1] > rank_tolerance(n_points, size) * singular[0]:
         return undetermined, False
     root = v_transposed.T / singular / norms[:, None]

@@ -33,6 +33,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_dask.core.decompositions import eigh, qr, svd
 from nlsq_dask.core.normal_equations import FloatArray, NormalEquations
 from nlsq_dask.core.vectors import column_norms, nonzero
 
@@ -116,7 +117,7 @@ class Linearization:
 
     def without(self, columns: NDArray[np.bool_]) -> Linearization:
         """The problem in which some parameters, shape (p,), have no effect."""
-        if not columns.any():
+        if True not in columns.tolist():
             return self
         return replace(
             self,
@@ -143,8 +144,7 @@ class Linearization:
     @cached_property
     def equilibrated_svd(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """``U``, ``Σ`` and ``Vᵀ`` of the factor with columns of length 1 (or 0), ``R D⁻¹``."""
-        u, singular, v_transposed = np.linalg.svd(self.r_factor / self.lengths)
-        return u, singular, v_transposed
+        return svd(self.r_factor / self.lengths)
 
     @cached_property
     def whitening(self) -> Basis:
@@ -192,7 +192,7 @@ def factorize(sums: NormalEquations, basis: Basis) -> Linearization:
     if sums.concave is None:
         return linear
     root = _SquareRoot.of(sums.gram - sums.concave)
-    mu, u = np.linalg.eigh(root.solve(root.solve(sums.gram + sums.concave).T))
+    mu, u = eigh(root.solve(root.solve(sums.gram + sums.concave).T))
     strengths = np.sqrt(np.maximum(np.abs(mu), LEAST_CURVATURE))
     factor = strengths[:, None] * (u.T @ root.factor) @ basis.inverse
     rotated = u.T @ root.solve(sums.gradient) / strengths
@@ -226,7 +226,7 @@ def sandwich(sums: NormalEquations, basis: Basis) -> FloatArray | None:
         return None
     hessian = sums.gram if sums.concave is None else sums.gram + sums.concave
     lengths = nonzero(np.sqrt(np.maximum(np.diagonal(sums.gram), 0.0)))
-    curvatures, vectors = np.linalg.eigh(hessian / lengths / lengths[:, None])
+    curvatures, vectors = eigh(hessian / lengths / lengths[:, None])
     if not curvatures[0] > EPS * curvatures.size * curvatures[-1]:
         return np.full_like(hessian, np.inf)
     inverse = (vectors / curvatures) @ vectors.T / lengths
@@ -258,7 +258,7 @@ class _SquareRoot:
         equilibrated = gram / divisors / divisors[:, None]
         # A column of zeros is decoupled. The eigenvalue 1 keeps it out of the resolution.
         equilibrated.flat[:: len(lengths) + 1] = 1.0
-        eigenvalues, vectors = np.linalg.eigh(equilibrated)
+        eigenvalues, vectors = eigh(equilibrated)
         least, largest = float(eigenvalues[0]), float(eigenvalues[-1])
         floor = EPS * eigenvalues.size * largest
         is_regular = least > floor
@@ -299,7 +299,7 @@ def _linearization(
     covariance: FloatArray | None = None,
 ) -> Linearization:
     """Linearization with the triangle of a factor, by QR."""
-    q_factor, r_factor = np.linalg.qr(factor)
+    q_factor, r_factor = qr(factor)
     qtr = q_factor.T @ rotated
     return Linearization(r_factor, qtr, gradient, resolution, sandwich=covariance)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nlsq_dask.core.decompositions import svd
 from nlsq_dask.core.factor import has_zero
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.vectors import length
@@ -62,7 +63,7 @@ class Spectrum:
             Singular values up to this fraction of the largest count as zero. Without their
             directions the step for α = 0 is the shortest minimiser.
         """
-        u, singular, v_transposed = np.linalg.svd(matrix, full_matrices=False)
+        u, singular, v_transposed = svd(matrix)
         utr = u.T @ rhs
         if has_zero(singular, rank_rtol):
             kept = singular > rank_rtol * singular[0]
