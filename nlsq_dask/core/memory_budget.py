@@ -20,7 +20,7 @@ from typing import Any, Literal
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_gigabytes, checked_safety_factor
 from nlsq_dask.core.goals import GOAL_RULES, OptimizationGoal
-from nlsq_dask.core.resources import available_cores, available_memory, gpu_memory
+from nlsq_dask.core.resources import available_cores, available_memory, gpu_memory, recent_memory
 from nlsq_dask.core.structure import whole_series
 
 Strategy = Literal["standard", "chunked", "streaming"]
@@ -36,6 +36,12 @@ JACOBIAN_COPIES = 1.3
 
 #: Memory of the solver, the compiler and the compiled code, in bytes.
 SOLVER_BYTES = GB // 10
+
+# Rows and Jacobian of so many bytes change nothing that a process notices. The memory of such a fit
+# may have been read so many seconds ago: reading the memory takes a twentieth of the time of a fit
+# of 100 rows.
+SMALL_BYTES = 1_000_000
+SMALL_SECONDS = 1.0
 
 # Most rows of a block. Chunked: the rows of the staging buffer; longer blocks are no faster.
 # Streaming: 8 MB of float64, the fastest of 1, 8 and 64 MB. Smallest memory: about as much work as
@@ -152,8 +158,9 @@ class MemoryBudget:
         columns = checked_count("n_features", n_features) + 1
         item = checked_count("dtype_bytes", dtype_bytes)
         share = checked_safety_factor(safety_factor)
-        available = _available_gb(memory_limit_gb, use_gpu, gpu_memory_gb)
         data, jacobian = rows * columns * item, rows * p * item
+        is_small = data + jacobian <= SMALL_BYTES
+        available = _available_gb(memory_limit_gb, use_gpu, gpu_memory_gb, is_small)
         # The solver works in float64 for any type of the data.
         peak = data + JACOBIAN_COPIES * jacobian + 8 * p * p + SOLVER_BYTES
         return cls(
@@ -391,11 +398,11 @@ def rows_within(room: float, row_bytes: int) -> int:
     return 1 << max(rows, 1).bit_length() - 1
 
 
-def _available_gb(memory_limit_gb: Any, use_gpu: bool, gpu_memory_gb: Any) -> float:
+def _available_gb(memory_limit_gb: Any, use_gpu: bool, gpu_memory_gb: Any, is_small: bool) -> float:
     if memory_limit_gb is not None:
         return checked_gigabytes("memory_limit_gb", memory_limit_gb)
     if not use_gpu:
-        return available_memory() / GB
+        return (recent_memory(SMALL_SECONDS) if is_small else available_memory()) / GB
     if gpu_memory_gb is not None:
         given = gpu_memory_gb() if callable(gpu_memory_gb) else gpu_memory_gb
         return checked_gigabytes("gpu_memory_gb", given)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from collections import deque
 
 import numpy as np
 import psutil
@@ -126,8 +127,22 @@ def test_memory_limit_is_positive(value):
 
 def test_memory_is_what_the_process_can_take(monkeypatch):
     monkeypatch.setattr("nlsq_dask.core.memory_budget.available_memory", lambda: 5_000_000_000)
-    assert MemoryBudget.compute(10, 2).available_gb == 5.0
-    assert MemoryBudget.compute(10, 2, memory_limit_gb=7).available_gb == 7.0
+    assert MemoryBudget.compute(1_000_000, 2).available_gb == 5.0
+    assert MemoryBudget.compute(1_000_000, 2, memory_limit_gb=7).available_gb == 7.0
+
+
+def test_small_fits_share_a_reading_of_the_memory(monkeypatch):
+    readings = iter([4_000_000_000, 3_000_000_000, 2_000_000_000])
+    times = iter([100.0, 100.5, 101.5])
+    monkeypatch.setattr(resources, "available_memory", lambda: next(readings))
+    monkeypatch.setattr(resources.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(resources, "_readings", deque(maxlen=1))
+    # The second fit follows half a second later, the third more than a second.
+    found = [MemoryBudget.compute(100, 3).available_gb for _ in range(3)]
+    assert found == [4.0, 4.0, 3.0]
+    # A fit of many rows reads the memory as it is now.
+    monkeypatch.setattr("nlsq_dask.core.memory_budget.available_memory", lambda: 1_000_000_000)
+    assert MemoryBudget.compute(1_000_000, 3).available_gb == 1.0
 
 
 def test_memory_of_this_process_is_a_part_of_the_machine():
