@@ -70,12 +70,12 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
             raise _errors.bounds_form(bounds, size) from None
         lower = _one_side(low, "lower", -np.inf, size)
         upper = _one_side(high, "upper", np.inf, size)
-    for side, values in (("lower", lower), ("upper", upper)):
-        if np.isnan(values).any():
-            raise _errors.bound_is_nan(side, _where(np.isnan(values), names))
-    # Written so that a bound of +inf below, or -inf above, is refused as well.
+    # Written so that NaN, and a bound of +inf below, or -inf above, are refused as well.
     crossed = ~((lower < upper) & (lower < np.inf) & (upper > -np.inf))
-    if crossed.any():
+    if True in crossed.tolist():
+        for side, values in (("lower", lower), ("upper", upper)):
+            if np.isnan(values).any():
+                raise _errors.bound_is_nan(side, _where(np.isnan(values), names))
         first = int(np.argmax(crossed))
         raise _errors.bounds_crossed(names[first], float(lower[first]), float(upper[first]))
     return lower, upper
@@ -254,6 +254,8 @@ def active_bounds(
         elsewhere.
     """
     side = np.zeros(params.size, dtype=np.int64)
+    if box.is_open:
+        return side
     # An infinite bound is an infinite distance away.
     at_lower = params - box.lower <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(box.lower))
     at_upper = box.upper - params <= np.fmax(reach, BOUND_ROUNDING * _finite_abs(box.upper))
@@ -278,6 +280,8 @@ def default_start(lower: FloatArray, upper: FloatArray) -> FloatArray:
 
 
 def _one_side(value: Any, side: str, missing: float, size: int) -> FloatArray:
+    if type(value) is float:
+        return np.array([value] * size)
     values = _as_floats(missing if value is None else value, missing)
     if values is None:
         raise _errors.bound_not_numbers(side, value)

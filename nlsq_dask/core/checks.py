@@ -143,7 +143,9 @@ def _as_number(value: Any) -> Any:
 
     None also for a Python integer beyond float64.
     """
-    if not isinstance(value, Real) or value is True or value is False:
+    if type(value) is float:
+        return value
+    if not isinstance(value, int | Real) or value is True or value is False:
         return None
     number: Any = value
     return None if isinstance(number, int) and abs(number) > LARGEST else number

@@ -52,6 +52,8 @@ class Reduction:
     @property
     def is_fixed(self) -> NDArray[np.bool_]:
         """Which parameters (p,) do not depend on any free coordinate."""
+        if self.is_identity:
+            return np.zeros(len(self.offset), bool)
         return np.asarray(~np.any(self.matrix, axis=1))
 
     def expand(self, free: FloatArray) -> FloatArray:
@@ -81,7 +83,7 @@ class Reduction:
         Infinite for parameters that are fixed or a combination of several free coordinates.
         """
         if self.is_identity:
-            return np.column_stack([lower, upper])
+            return np.array([lower, upper]).T
         ends = np.tile([-np.inf, np.inf], (len(self.offset), 1))
         for i in np.flatnonzero(np.count_nonzero(self.matrix, axis=1) == 1):
             column = int(np.flatnonzero(self.matrix[i])[0])

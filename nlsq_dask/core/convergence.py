@@ -117,7 +117,8 @@ class Outcome:
 
     def is_small(self, xtol: float | None) -> bool:
         """Whether the step changes no parameter by more than this part; None is 0."""
-        return bool((np.abs(self.step) <= (xtol or 0.0) * np.abs(self.before.params)).all())
+        small = np.abs(self.step) <= (xtol or 0.0) * np.abs(self.before.params)
+        return False not in small.tolist()
 
 
 def judged(
@@ -143,7 +144,7 @@ def judged(
     status = _success(state, met, options, outcome)
     # A short step in standard errors is no reason to stop: such steps follow a valley that bends.
     is_stuck = outcome is not None and (
-        state.n_rejected >= MOST_REJECTIONS or not outcome.step.any()
+        state.n_rejected >= MOST_REJECTIONS or not any(outcome.step.tolist())
     )
     if status is None and is_stuck:
         if state.left.length <= NEAR_TOL * standard_deviation(state, options):

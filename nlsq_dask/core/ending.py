@@ -91,7 +91,7 @@ def confirmed(state: SolverState, box: Box, options: SolverOptions) -> Search[So
         if not _is_end(state.status):
             return state
     directions, involved = undetermined(state)
-    if not involved.any():
+    if True not in involved.tolist():
         return state
     state = yield from _displaced(state, PROBE * directions, box, options)
     if not _is_end(state.status):

@@ -216,7 +216,7 @@ def advance(state: SolverState, box: Box, options: SolverOptions) -> Search[Solv
     """
     displacement = _displacement(state, box) if state.nfev == 1 else None
     trial = displacement or METHODS[options.method].propose(state, box)
-    if (trial.params == state.params).all():  # the step is lost in rounding
+    if trial.params.tolist() == state.params.tolist():  # the step is lost in rounding
         outcome = Outcome(before=state, trial=trial, actual=-np.inf, accepted=False, slope=np.nan)
         return (yield from confirmed(judged(state, box, options, outcome), box, options))
     basis = state.linearization.whitening

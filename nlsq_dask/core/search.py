@@ -26,7 +26,7 @@ from nlsq_dask.core.records import with_changes
 from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.solver_state import SolverOptions, SolverState
 from nlsq_dask.core.trust_region import reduction_ratio, update_radius
-from nlsq_dask.core.vectors import all_finite, length, nonzero
+from nlsq_dask.core.vectors import all_finite, largest_size, length, nonzero
 
 #: Keeps the radius of a search that cannot move from underflowing.
 LEAST_RADIUS = 1e-100
@@ -152,7 +152,7 @@ def values_at(
     effects = linear.norms * np.maximum(np.abs(params), sizes)
     rounding = rounding_length(params, moments, linear.norms, options.model_eps)
     without = effects <= max(rounding, LEAST_EFFECT)
-    if without.any():
+    if True in without.tolist():
         explained = np.abs(linear.gradient) / linear.lengths
         chance = CHANCE * estimated_variance(sums.cost, sums.n_points, params.size) ** 0.5
         # A start of 0 tells no size, and at an optimum of 0 every effect is small.
@@ -209,7 +209,7 @@ def relative_gradient(state: SolverState, box: Box) -> float:
         return 0.0
     cosines = np.abs(gradient) / state.linearization.lengths / residuals
     if box.is_open:
-        return float(cosines.max())
+        return largest_size(cosines)
     room, towards = box.distance_along_descent(state.params, gradient)
     gains = np.where(towards == 0.0, np.inf, np.abs(gradient) / residuals * (room / residuals))
     return float(np.minimum(cosines, gains).max())

@@ -29,7 +29,7 @@ from nlsq_dask.core.search import (
 )
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.core.trust_region import Spectrum, solve
-from nlsq_dask.core.vectors import all_finite, length
+from nlsq_dask.core.vectors import all_finite, largest_size, length
 
 
 class TrustRegionReflective(SimpleDecrease):
@@ -41,7 +41,7 @@ class TrustRegionReflective(SimpleDecrease):
         """Infinity norm of the gradient times Coleman and Li's scaling vector."""
         gradient = state.linearization.gradient
         v, _ = box.distance_along_descent(state.params, gradient)
-        return float(np.abs(gradient * v).max())
+        return largest_size(gradient * v)
 
     def first_radius(self, state: SolverState, box: Box) -> float:
         """The length of the start, in the scaled variables."""

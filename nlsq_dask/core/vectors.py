@@ -30,6 +30,12 @@ def nonzero(norms: FloatArray) -> FloatArray:
     return np.where(norms == 0.0, 1.0, norms) if 0.0 in norms.tolist() else norms
 
 
+def largest_size(vector: FloatArray) -> float:
+    """Largest magnitude in a vector (p,) of finite numbers or infinities."""
+    largest: float = max(map(abs, vector.tolist()))
+    return largest
+
+
 def column_norms(matrix: FloatArray) -> FloatArray:
     """Euclidean norms of the columns of a (k, p) matrix, shape (p,)."""
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.

@@ -224,7 +224,7 @@ class Ledger:
             self._omits = rows.streaming.omits
             self._grid = tuple(map(len, rows.stream.chunks))
         self._directory = directory
-        self._problem = json.loads(dumps(problem))
+        self._problem = json.loads(dumps(problem)) if keeps else {}
         self._versions = dict(versions)
         self._left: dict[str, Any] = {}  # JSON values of an earlier process, by key
         self._pilot: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,8 @@ def prepare_on(
         model_eps=model_eps(spec, traced),
         residual_variance=1.0 if inputs.absolute_sigma else None,
     )
-    logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%d rows, %d parameters: %s", data.n_rows, len(free.names), plan.summary)
     job = Job(
         data=data,
         spec=spec,

@@ -99,7 +99,9 @@ def _solve(
     """Search in the free parameters."""
     state: SolverState | None = None
     point, known, preparation = job.start, PriorKnowledge(sizes=job.start), Preparation()
-    options = replace(job.options, scores=not job.spec.loss.is_linear)
+    options = job.options
+    if options.scores == job.spec.loss.is_linear:
+        options = replace(options, scores=not options.scores)
     if saved is not None:
         state, preparation = saved.state, Preparation.of(saved)
         logger.info("going on from a checkpoint after pass %d", saved.n_passes)

@@ -130,9 +130,10 @@ class Observations:
     @property
     def selects(self) -> bool:
         """Whether rows may be left out."""
+        if self.masks or self.rule.active or not self.lazy:
+            return bool(self.masks) or self.rule.active
         metas = (getattr(a, "_meta", None) for a in self.values)
-        masked = any(isinstance(meta, np.ma.MaskedArray) for meta in metas)
-        return bool(self.masks) or self.rule.active or masked
+        return any(isinstance(meta, np.ma.MaskedArray) for meta in metas)
 
     @property
     def causes(self) -> list[str]:

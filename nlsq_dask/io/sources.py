@@ -106,18 +106,20 @@ def observe(
     if mask is not None:
         masks.insert(0, _placed(_as_mask(mask), mask, "mask", rows))
     values = [a.view(np.ndarray) if isinstance(a, np.ma.MaskedArray) else a for a in values]
+    # Plain arrays have no chunks, attributes, names or units.
+    is_bare = all(map(is_plain, (x, y, sigma, mask)))
     data = Observations(
         values[0],
         tuple(values[1 : 1 + len(coords)]),
         None if sigma is None else values[-1],
         structure,
-        lazy=any(is_dask(a) for a in itertools.chain(values, masks)),
+        lazy=not is_bare and any(is_dask(a) for a in itertools.chain(values, masks)),
         masks=tuple(m for m in masks if is_dask(m) or m.any()),
         rule=rule,
-        arguments=_lazy_arguments(x, y, structure, sigma=sigma, mask=mask),
+        arguments={} if is_bare else _lazy_arguments(x, y, structure, sigma=sigma, mask=mask),
         propagates=nan_policy is UNLOOKED,
-        frame=Frame.of(y) if is_xarray(y) and y.ndim else None,
-        labels=_labels(x, y, structure, times),
+        frame=Frame.of(y) if not is_bare and is_xarray(y) and y.ndim else None,
+        labels={} if is_bare else _labels(x, y, structure, times),
         times=times,
     )
     if any(m.all() for m in data.masks if not is_dask(m)):

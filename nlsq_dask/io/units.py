@@ -25,6 +25,9 @@ from nlsq_dask.io.sources import is_xarray
 # AttributeError for the name of an unknown unit.
 NOT_CONVERTED = (ValueError, TypeError, AttributeError)
 
+# Types of values that have no unit.
+_NUMBERS = frozenset([int, float, np.float64])
+
 
 @dataclass(frozen=True)
 class BareData:
@@ -112,7 +115,7 @@ class BareParameters:
         if isinstance(p0, Mapping):
             units = {name: _text(value) for name, value in p0.items() if is_quantity(value)}
             return cls({name: numbers_of(value) for name, value in p0.items()}, units)
-        if isinstance(p0, list | tuple) and any(map(is_quantity, p0)):
+        if isinstance(p0, list | tuple) and _has_quantity(p0):
             return cls([numbers_of(value) for value in p0], in_order=[_text(v) for v in p0])
         return cls(p0)
 
@@ -148,7 +151,7 @@ def bare_bounds(bounds: Any, units: Mapping[str, str], names: Sequence[str]) -> 
             else pair
             for name, pair in bounds.items()
         }
-    if not any(is_quantity(end) for side in _ends(bounds) for end in (side, *_ends(side))):
+    if not _has_quantity([end for side in _ends(bounds) for end in (side, *_ends(side))]):
         return bounds
     return tuple(_side_in_units(side, units, names) for side in bounds)
 
@@ -294,6 +297,11 @@ def _converted(value: Any, unit: str, where: str, of: str) -> Any:
         return numbers_of(value.to(unit))
     except NOT_CONVERTED as error:
         raise _errors.unit_differs(where, _text(value), wanted=unit, of=of) from error
+
+
+def _has_quantity(values: Sequence[Any]) -> bool:
+    """Whether any value has a unit."""
+    return not _NUMBERS.issuperset(map(type, values)) and any(map(is_quantity, values))
 
 
 def _ends(pair: Any) -> Sequence[Any]:
