@@ -223,9 +223,9 @@ def _stored_maps(
     """The maps of a job, written to a store."""
     from nlsq_dask.fitting.each_store import (  # with Zarr, loaded for use
         StoreOptions,
-        empty_answer,
         in_regions,
         open_target,
+        unread_answer,
     )
 
     job = in_regions(job)
@@ -239,8 +239,8 @@ def _stored_maps(
     )
     target = open_target(job, options)
     reading = target.reading
-    empty = maps_of(job, job.problem.unpacked(empty_answer(job)), reading)
-    fields, counts = target.written(empty)
+    lazy = maps_of(job, job.problem.unpacked(unread_answer(job)), reading)
+    fields, counts = target.written(lazy)
     if any(not status.success for status in counts):
         _errors.warn_caller(_errors.series_not_converged(counts))
     in_store = InStore(place=str(target.group.store_path), counts=counts)

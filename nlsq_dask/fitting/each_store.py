@@ -139,7 +139,7 @@ class Target:
         Parameters
         ----------
         maps : Maps
-            Maps of the job without series, from which the stored arrays have names and attributes.
+            Lazy maps of the job, from which the stored arrays have names and attributes.
 
         Returns
         -------
@@ -209,9 +209,11 @@ class Target:
         return fields, counts
 
 
-def empty_answer(job: EachJob) -> NDArray[np.float64]:
-    """A packed answer (k, ...) with as many axes as that of the job, and no series."""
-    return np.empty((job.problem.n_planes, *(0 for _ in job.axes.map_shape)))
+def unread_answer(job: EachJob) -> Any:
+    """A packed answer (k, ...) of zeros, as a Dask array in one chunk that is never made."""
+    import dask.array as da  # loaded for use
+
+    return da.zeros((job.problem.n_planes, *job.axes.map_shape), chunks=-1)
 
 
 class _Report:
