@@ -194,14 +194,9 @@ class Observations:
         kept: list[list[NDArray[np.float64]]] = []
         seen = 0
         for _, block in self.pieces():
-            shape = block.y.shape
-            rows = np.arange(-seen % step, block.y.size, step)
+            places = slice(-seen % step, None, step)
             seen += block.y.size
-            if block.selects:
-                rows = rows[~block.left_out().ravel()[rows]]
-            index = np.unravel_index(rows, shape)
-            arrays = (block.y, *block.coords) + (() if block.sigma is None else (block.sigma,))
-            kept.append([np.asarray(np.broadcast_to(a, shape)[index], np.float64) for a in arrays])
+            kept.append(_rows_of(block, places))
         y, *others = (np.concatenate(column) for column in zip(*kept, strict=True))
         if not y.size and self.n_rows > most:
             return self.thinned(self.n_rows)
@@ -228,3 +223,21 @@ class Observations:
         return self.n_rows - sum(
             int(np.count_nonzero(block.left_out())) for _, block in self.pieces()
         )
+
+
+def _rows_of(block: Block, places: slice) -> list[NDArray[np.float64]]:
+    """The rows of a block at some places that are not left out: each array flat, as float64."""
+    shape = block.y.shape
+    if not block.selects and _is_flat(block):
+        # A slice takes a third of the time of indices.
+        return [np.asarray(a.reshape(-1)[places], np.float64) for a in block.arrays]
+    rows = np.arange(*places.indices(block.y.size))
+    if block.selects:
+        rows = rows[~block.left_out().ravel()[rows]]
+    index = np.unravel_index(rows, shape)
+    return [np.asarray(np.broadcast_to(a, shape)[index], np.float64) for a in block.arrays]
+
+
+def _is_flat(block: Block) -> bool:
+    """Whether all arrays of a block are contiguous and have the shape of y."""
+    return all(a.shape == block.y.shape and a.flags.c_contiguous for a in block.arrays)
