@@ -5,8 +5,9 @@ whose data do not determine all parameters has the status UNDETERMINED and no er
 show this, whatever the residuals are:
 
 - a pivot of the equilibrated JᵀJ that is lost in rounding;
-- for residuals that are themselves rounding, an error by rounding alone that is larger than the
-  parameter. A constant series fits a decay of amplitude 1e-17 exactly, with any lifetime.
+- for residuals that are themselves rounding, an error by rounding alone that leaves no digit of a
+  parameter. A constant series fits a decay of amplitude 1e-17 exactly, with any lifetime, and a
+  decay without an offset exactly, with any lifetime that is long enough.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from nlsq_dask.core.normal_equations import FloatArray
 
 #: Residuals count as rounding up to this multiple of the rounding of the observations.
 NEAR_FLOOR = 100.0
+
+#: Size of a parameter, in errors by rounding, below which it has no digit.
+NO_DIGIT = 10.0
 
 # The search leaves a direction alone whose pivot is lost in rounding, and its distance then says
 # nothing of it. The pivot may come out a few roundings larger here: in doubt it is lost.
@@ -140,7 +144,7 @@ def lost_in_rounding(
     diagonal: FloatArray,
     start: FloatArray,
 ) -> NDArray[np.bool_]:
-    """Series whose residuals are rounding, with a parameter that rounding moves by its size.
+    """Series whose residuals are rounding, with a parameter of which rounding leaves no digit.
 
     Parameters
     ----------
@@ -153,7 +157,10 @@ def lost_in_rounding(
     n_points = np.maximum(lanes.n_points, 1.0)
     rounding = FLOOR**2 * lanes.square / n_points
     exact = chi2 <= NEAR_FLOOR**2 * rounding * n_points
-    # A parameter that starts at zero is often one in the unit of the observations.
-    sizes = np.where(start == 0.0, np.maximum(1.0, np.sqrt(lanes.square)), np.abs(start))
+    errors = np.sqrt(rounding * diagonal)
+    # A parameter that starts at zero is often one in the unit of the observations. The slope of a
+    # guess for a constant is zero to rounding.
+    at_zero = np.abs(start) <= NO_DIGIT * errors
+    sizes = np.where(at_zero, np.maximum(1.0, np.sqrt(lanes.square)), np.abs(start))
     sizes = np.maximum(sizes, np.abs(params))
-    return np.asarray(exact & np.any(rounding * diagonal > sizes**2, axis=0))
+    return np.asarray(exact & np.any(NO_DIGIT * errors > sizes, axis=0))

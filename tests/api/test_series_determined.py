@@ -40,3 +40,37 @@ def test_a_constant_that_a_slow_decay_fits_exactly_is_undetermined():
         maps = fit_each(decay, np.linspace(0.0, 10.0, 60), y, (1.0, 1.0, 0.0))
     assert (maps.status == Status.UNDETERMINED).all()
     assert np.isnan(maps.perr.array).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "determined"),
+    [
+        (models.ExponentialDecay(), False),
+        (models.Lorentzian(), False),
+        (models.Linear(), True),
+        (models.PowerLaw(), True),
+    ],
+    ids=["decay", "peak", "line", "power"],
+)
+def test_a_constant_determines_what_may_be_zero_and_not_what_is_infinite(model, determined):
+    """Saturated series: a lifetime or a width runs off, and a slope or an exponent is zero."""
+    y = np.tile([7.0, -16.62, 100.0, 65535.0, 255.0, 1e-3, 1 / 3], (40, 1))
+    x = np.linspace(0.1, 5.1, 40)
+    if determined:
+        maps = fit_each(model, x, y)
+        assert (maps.status == Status.ROUNDING).all()
+        zero = maps.popt.array[model.names.index("slope" if "slope" in model.names else "exponent")]
+        assert (np.abs(zero) < 1e-14 * np.maximum(np.abs(y[0]), 1.0)).all()
+    else:
+        with pytest.warns(ConvergenceWarning, match="7 do not determine all parameters"):
+            maps = fit_each(model, x, y)
+        assert np.isnan(maps.perr.array).all()
+
+
+def test_parameters_of_exact_series_keep_their_digits():
+    x = np.linspace(0.0, 5.0, 40)[:, None]
+    lifetime = np.geomspace(0.5, 1e9, 30)
+    maps = fit_each(models.ExponentialDecay(), x[:, 0], 3.0 * np.exp(-x / lifetime))
+    assert maps.success.all()
+    # A lifetime τ much longer than the window changes y by 5 / τ: that many digits are left.
+    assert (np.abs(maps["tau"] / lifetime - 1) < 1e-13 * np.maximum(lifetime, 1.0)).all()
