@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 from numpy.typing import NDArray
 
 from nlsq_dask import _errors
@@ -147,6 +146,8 @@ def _compare(
     derivatives: ModelSpec | None = None,
 ) -> None:
     """Raise an error for the first row that differs by more than rounding, if there is one."""
+    from jax.extend.core import jaxpr_as_fun  # loads Pallas, and few fits come here
+
     called = derivatives or spec
     traced = trace_model(called, coords[0].size)
     # One operation after the other. Compiled together they may be rounded otherwise, as in

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr
 
 from nlsq_dask import _errors
 from nlsq_dask.core.structure import Structure
+from nlsq_dask.user_model.jaxprs import ClosedJaxpr
 from nlsq_dask.user_model.loss import Loss, check_loss
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_spec import (

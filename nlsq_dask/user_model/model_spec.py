@@ -12,24 +12,27 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import cloudpickle
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.structure import Series, Structure, model_input
 from nlsq_dask.user_model.identity import UNPICKLABLE, ModuleData, changed_data, identify
+from nlsq_dask.user_model.jaxprs import ClosedJaxpr
 from nlsq_dask.user_model.loss import LINEAR, Loss
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model_value import ModelErrors, Returns, checked_value
 from nlsq_dask.user_model.numpy_models import call_with_traced
 from nlsq_dask.user_model.signature import model_label
 from nlsq_dask.user_model.traces import operations
+
+if TYPE_CHECKING:
+    from jax.extend.core import JaxprEqn
 
 Style = Literal["jax", "numpy"]
 

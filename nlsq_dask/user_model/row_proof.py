@@ -21,11 +21,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from nlsq_dask.user_model.jaxprs import ClosedJaxpr, Jaxpr, Literal
+
+if TYPE_CHECKING:
+    from jax.extend.core import JaxprEqn, Var
 
 # fmt: off
 # Operations that call a jaxpr on their own inputs. Others have jaxprs for other purposes.
@@ -103,7 +107,7 @@ class State:
 SAME = State(Kind.SAME)
 ELEMENT = State(Kind.ELEMENT)
 
-Rule = Callable[[int, JaxprEqn, list[State]], State | list[State]]
+Rule = Callable[[int, "JaxprEqn", list[State]], State | list[State]]
 
 
 def _unsure(reason: str) -> State:

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from nlsq_dask._errors import ModelError
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.user_model.jaxprs import ClosedJaxpr, Jaxpr, Literal
 from nlsq_dask.user_model.lru import LruTable
 from nlsq_dask.user_model.model import MAX_EXAMINATIONS
 from nlsq_dask.user_model.model_spec import EXAMINED_ROWS, ModelSpec, trace_model
