@@ -56,6 +56,12 @@ class ReusedMemory:
         piece, offset = self._taken(max(-(-n_bytes // step), 1) * step)
         return piece[offset : offset + n_bytes].view(dtype).reshape(shape)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all pieces."""
+        with self._lock:
+            return sum(size for size, _ in self._places)
+
     def _taken(self, n_bytes: int) -> tuple[NDArray[np.uint8], int]:
         """A free piece of so many aligned bytes, or a new one; and where these bytes begin."""
         with self._lock:

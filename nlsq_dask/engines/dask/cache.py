@@ -15,7 +15,6 @@ so the rows dropped would always be the next ones needed. The first groups that 
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections import Counter, deque
@@ -31,6 +30,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import Blocks, accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Stream
+from nlsq_dask.engines.dask.signals import worker_here
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.io.stage import ALIGNMENT, aligned
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
@@ -297,10 +297,5 @@ def _has_room(device: jax.Device, n_bytes: int) -> bool:
 
 def _worker_address() -> str:
     """Address of the Dask worker that runs this task; a process may have several workers."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return ""
-    try:
-        return str(distributed.get_worker().address)
-    except ValueError:  # no task of a cluster
-        return ""
+    worker = worker_here()
+    return "" if worker is None else str(worker.address)

@@ -176,6 +176,15 @@ class _OfWorker:
         sync(self._worker.loop, self._worker.scheduler.log_event, topic=TOPIC, msg=note)
 
 
+def worker_here() -> Any | None:
+    """The Dask worker that runs the task of this thread; None for no task of a cluster."""
+    distributed = sys.modules.get("distributed")
+    if distributed is not None:
+        with suppress(ValueError):  # no task of a cluster
+            return distributed.get_worker()
+    return None
+
+
 def tell_board(message: dict[str, Any]) -> None:
     """Tell the board of fits of a pass, from a task of a worker.
 
@@ -197,10 +206,9 @@ def signals_of(fit: str) -> Signals:
     fit : str
         Identifier of its fit; see :class:`Ears`.
     """
-    distributed = sys.modules.get("distributed")
-    if distributed is not None:
-        with suppress(ValueError):  # no task of a cluster
-            return _OfWorker(distributed.get_worker(), fit)
+    worker = worker_here()
+    if worker is not None:
+        return _OfWorker(worker, fit)
     if fit.startswith(f"{os.getpid()}-"):
         return _open.get(fit) or _Over()
     return NOBODY

@@ -20,6 +20,7 @@ from nlsq_dask.engines.accumulate import Blocks, accumulate
 from nlsq_dask.engines.dask.cache import KeptGroup
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import without_collections
+from nlsq_dask.engines.dask.idle_memory import reusing_on_worker
 from nlsq_dask.engines.dask.look import Look
 from nlsq_dask.engines.dask.prefetch import ReadAhead, read_ahead
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
@@ -27,7 +28,7 @@ from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.small_blocks import SmallBlocks, are_small
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.engines.dask.vectors import check_vectors
-from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process, reusing
+from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process
 from nlsq_dask.io.stage import STAGE_ROWS, Block, Layout
 from nlsq_dask.kernels.table import Kernels
 from nlsq_dask.questions.question import AnyQuestion, BlockQuestion
@@ -137,7 +138,7 @@ def answer_of_group(
     whole = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(whole.external, external, strict=True))
     group = group_without(whole, omitted) if omitted else whole
-    with reusing(work.memory):
+    with reusing_on_worker(work.memory):
         if isinstance(question, BlockQuestion):
             total = question.left_out(group.n_left_out)
             for step, block in zip(group.steps, work.blocks(group, values), strict=True):
