@@ -32,6 +32,7 @@ from nlsq_dask.engines.accumulate import Blocks, accumulate, add_rows
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.signals import worker_here
 from nlsq_dask.engines.dask.steps import Group
+from nlsq_dask.io.ready_memory import make_ready
 from nlsq_dask.io.stage import ALIGNMENT, aligned
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices, next_device
 from nlsq_dask.kernels.table import Kernels
@@ -264,6 +265,7 @@ def _copied(rows: Rows) -> Rows:
         # Pages of zeros that are never written take no memory, so that few rows take little.
         n_bytes = buffer.size * 8
         own = aligned(np.zeros(n_bytes + ALIGNMENT, np.uint8), n_bytes).view(np.float64)
+        make_ready(own[: rows.n])
         own[: rows.n] = buffer[: rows.n]
         return own
 
