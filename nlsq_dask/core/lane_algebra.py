@@ -66,7 +66,9 @@ def lane_factor(xp: ModuleType, matrix: Triangle, least: float) -> LaneFactor:
         known = pivot > least
         lower.append(own)
         pivots.append(pivot)
-        inverse.append(xp.where(known, 1.0 / xp.sqrt(xp.where(known, pivot, 1.0)), 0.0))
+        # XLA makes 1/√x one operation, and computes it lane by lane without AVX-512. The root of a
+        # choice has vectors, and is computed once.
+        inverse.append(xp.sqrt(xp.where(known, 1.0 / xp.where(known, pivot, 1.0), 0.0)))
     return LaneFactor(lower, inverse, pivots)
 
 

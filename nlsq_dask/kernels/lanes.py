@@ -34,12 +34,13 @@ from nlsq_dask.kernels.devices import DeviceChoice, find_devices
 from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
 from nlsq_dask.user_model.lru import LruTable
 
-# Lanes of a tile. With 256 lanes the values and derivatives of some sixty rows fit a second-level
-# cache; with 128 or 512 a fit takes some ten per cent longer.
-LANES = 512
+# Lanes of a tile. The sums of a tile and four of its rows fit a first-level cache, for models of a
+# few parameters: with 512 lanes a fit of ``benchmarks.each`` takes a sixth longer, and with 128 a
+# twentieth.
+LANES = 256
 
-# Tiles of one call of the program: a call takes some 0.1 ms, as long as a fifth of a tile.
-TILES = 8
+# Tiles of one call of the program: a call takes some 0.1 ms, as long as a third of a tile.
+TILES = 16
 
 # Bytes of the values and derivatives of a tile, for models that take whole series: they cannot be
 # computed in slices of rows.

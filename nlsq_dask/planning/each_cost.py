@@ -15,7 +15,7 @@ from nlsq_dask.engines.neighbours import wants
 from nlsq_dask.fitting.each import EachJob, series_reading
 from nlsq_dask.io.chunks import Chunks
 from nlsq_dask.io.sources import is_dask
-from nlsq_dask.kernels.lanes import LANES, TileShape, constant_rows, n_state_rows
+from nlsq_dask.kernels.lanes import LANES, TILES, TileShape, constant_rows, n_state_rows
 from nlsq_dask.results.maps_plan import MapsPlan
 
 # Copies of the rows of a batch of tiles: as float64, as tiles, and as they go to the pool.
@@ -31,7 +31,7 @@ FEW_SERIES = LANES // 4
 MANY_BLOCKS_OF_SERIES = 100
 
 # Series of a recommended block: those of some calls of the program.
-GOOD_SERIES = 16 * LANES
+GOOD_SERIES = 2 * TILES * LANES
 
 
 def plan_of_each(job: EachJob, executor: Executor, *, stored: bool = False) -> MapsPlan:
