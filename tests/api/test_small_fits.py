@@ -6,8 +6,9 @@ import numpy as np
 from benchmarks.small_fit import calls_in
 from nlsq_dask import fit
 
-#: Python functions that a fit of a known model may call: as many as 1,578 on Python 3.11.
-MOST_CALLS = 1600
+#: Python functions that a fit of a known model may call: 1,580 on Python 3.11, and some more where
+#: the fit reads the memory of the control groups around the process.
+MOST_CALLS = 1700
 
 
 def decay(x, a, b, c):
