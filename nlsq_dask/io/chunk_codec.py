@@ -82,6 +82,11 @@ class ChunkCodec:
             CRC32C in found,
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the stored bytes are those of the numbers, and no others."""
+        return self.decompress is None and not self.has_checksum
+
     def empty(self, shape: tuple[int, ...], memory: ReusedMemory) -> NDArray[Any]:
         """An array without initial values, whose numbers are in the order of a stored chunk."""
         stored = memory.empty(tuple(shape[axis] for axis in self.axes), self.dtype)

@@ -264,6 +264,24 @@ def test_damage_is_what_zarr_says(tmp_path, kind, damage):
     assert direct.direct_reader(array).read((slice(0, 600),)) is None
 
 
+def test_a_whole_plain_chunk_is_read_without_a_file_object(tmp_path, monkeypatch):
+    array = zarr.create_array(tmp_path, shape=30, chunks=10, dtype="f8", compressors=None)
+    array[:] = np.arange(30.0)
+    reader = direct.direct_reader(array)
+    monkeypatch.setattr(direct.io, "FileIO", None)
+    chunk = slice(10, 20)
+    np.testing.assert_array_equal(reader.read((chunk,)), array[chunk])
+
+
+@pytest.mark.parametrize("change", [lambda b: b + b"\0", lambda b: b[:-1], lambda _: b""])
+def test_a_plain_chunk_of_another_length_is_left_to_zarr(tmp_path, change):
+    array = zarr.create_array(tmp_path, shape=30, chunks=10, dtype="f8", compressors=None)
+    array[:] = 1.0
+    file = tmp_path / "c" / "1"
+    file.write_bytes(change(file.read_bytes()))
+    assert direct.direct_reader(array).read((slice(10, 20),)) is None
+
+
 def test_memory_is_used_again_when_nothing_refers_to_it():
     memory = ReusedMemory()
     f8 = np.dtype("f8")
