@@ -11,13 +11,22 @@ from typing import Any, Literal
 from nlsq_dask import _errors
 from nlsq_dask.core.memory_budget import GB
 from nlsq_dask.core.resources import available_memory
-from nlsq_dask.core.series_memory import SHARE_OF_STATES, SeriesSizes, bands, task_room
+from nlsq_dask.core.series_memory import (
+    CALL_SERIES,
+    SHARE_OF_STATES,
+    SeriesSizes,
+    bands,
+    task_room,
+)
 from nlsq_dask.engines.dask.executor import Executor
 from nlsq_dask.engines.frame_totals import SLAB_ROWS
 from nlsq_dask.engines.neighbours import wants
 from nlsq_dask.engines.series import SeriesProblem
-from nlsq_dask.io.chunks import Chunks
+from nlsq_dask.io.chunks import Chunks, is_joined, joined_up_to
 from nlsq_dask.io.observations import Array
+
+# Least regions of a map whose chunks are joined: for progress, and for tasks on many workers.
+LEAST_REGIONS = 64
 
 #: In memory, in tasks with whole series, or in tasks that add up sums over frames.
 SeriesStrategy = Literal["standard", "streaming", "frames"]
@@ -76,8 +85,9 @@ def reading_of(
     """Choose how series are read.
 
     Series are read whole, unless they lie in several blocks along the fitted axes, and the rows of
-    a region of the map do not fit in the memory of a task. A region is a chunk of the map. Frames
-    are read in regions for whose sums there is room.
+    a region of the map do not fit in the memory of a task. A region is a chunk of the map, or
+    several neighbouring chunks of few series. Frames are read in regions for whose sums there is
+    room.
 
     A run that goes on with a store reads as the run that began it, in smaller regions if needed:
     whole series and frames have other bits, and the regions of either have none.
@@ -120,13 +130,13 @@ def _chosen(
     if begun is not None and begun.in_frames:
         return _in_frames(sizes, begun.regions, _room(memory_limit_gb, executor))
     if math.prod(map(len, blocks.values())) < 2:
-        return SeriesReading(grid)
+        return SeriesReading(_joined(problem, grid, sizes, memory_limit_gb, executor, begun))
     room = _room(memory_limit_gb, executor, math.prod(map(len, grid)))
     largest = tuple(map(max, grid))
     read = tuple(map(max, surrounded(grid))) if wants(problem) else largest
     needed = sizes.whole_bytes(math.prod(read))
     if needed <= room:
-        return SeriesReading(grid)
+        return SeriesReading(_joined(problem, grid, sizes, memory_limit_gb, executor, begun))
     most = max(int(room // sizes.whole_bytes(1)), 1)
     if not problem.row_wise:
         raise _errors.series_too_large(needed, room, bands(largest, most))
@@ -149,10 +159,42 @@ def _in_frames(sizes: SeriesSizes, grid: Chunks, room: float) -> SeriesReading:
     return SeriesReading(regions, gathered, of_states + rows)
 
 
+def _joined(
+    problem: SeriesProblem,
+    grid: Chunks,
+    sizes: SeriesSizes,
+    memory_limit_gb: float | None,
+    executor: Executor,
+    begun: StoredLayout | None,
+) -> Chunks:
+    """Regions of neighbouring chunks of few series, or each a chunk.
+
+    A run that goes on with a store has the regions of the store, where these are whole chunks.
+    """
+    if wants(problem) or not math.prod(map(math.prod, grid)):
+        return grid
+    if begun is not None:
+        return begun.regions if is_joined(begun.regions, grid) else grid
+    shape = tuple(map(sum, grid))
+    chunk = tuple(own[0] for own in grid)
+    if _regular(shape, chunk) != grid:
+        return grid
+    most = min(CALL_SERIES, math.prod(shape) // LEAST_REGIONS)
+    joined = joined_up_to(most, shape, chunk)
+    if joined == chunk or sizes.whole_bytes(math.prod(joined)) > _room(memory_limit_gb, executor):
+        return grid
+    return _regular(shape, joined)
+
+
 def _parts(grid: Chunks, most: int) -> Chunks:
     """A grid cut into regions of at most so many series, and of one series at least."""
     cut = bands(tuple(map(max, grid)), max(most, 1))
     return tuple(_cut(own, most) for own, most in zip(grid, cut, strict=True))
+
+
+def _regular(shape: Sequence[int], lengths: Sequence[int]) -> Chunks:
+    """A grid of parts of one length along each axis, but for the last."""
+    return tuple(_cut((n,), most) for n, most in zip(shape, lengths, strict=True))
 
 
 def _cut(lengths: tuple[int, ...], most: int) -> tuple[int, ...]:

@@ -182,8 +182,27 @@ def joined_chunks(
         The block has at most JOINED_ROWS rows, unless a chunk has more, and the array has at least
         LEAST_JOINED blocks, unless it has fewer chunks.
     """
-    joined = [min(chunk, n) for chunk, n in zip(chunks, shape, strict=True)]
     most = min(JOINED_ROWS, max(math.prod(shape) // LEAST_JOINED, least_rows))
+    return joined_up_to(most, shape, chunks)
+
+
+def joined_up_to(most: int, shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
+    """Lengths of a block of whole neighbouring chunks, of at most so many elements or one chunk.
+
+    Parameters
+    ----------
+    most : int
+    shape : sequence of int
+        Shape of the array.
+    chunks : sequence of int
+        Lengths of a chunk.
+
+    Returns
+    -------
+    tuple of int
+        Multiples of `chunks`, or the lengths of the array. The last dimensions are joined first.
+    """
+    joined = [min(chunk, n) for chunk, n in zip(chunks, shape, strict=True)]
     for d in reversed(range(len(joined))):
         while joined[d] < shape[d]:
             doubled = [*joined[:d], min(2 * joined[d], shape[d]), *joined[d + 1 :]]
@@ -191,6 +210,14 @@ def joined_chunks(
                 return tuple(joined)
             joined = doubled
     return tuple(joined)
+
+
+def is_joined(joined: Chunks, chunks: Chunks) -> bool:
+    """Whether each block of a grid consists of whole blocks of another grid of the same shape."""
+    return all(
+        set(itertools.accumulate(own)) <= set(itertools.accumulate(parts))
+        for own, parts in zip(joined, chunks, strict=True)
+    )
 
 
 def cut_groups(block_bytes: Sequence[int], ends: Sequence[bool] | None = None) -> list[range]:

@@ -25,6 +25,7 @@ from nlsq_dask.engines.dask import cluster_executor
 from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
 from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
+from nlsq_dask.fitting import series_reading
 from nlsq_dask.io import reused_memory
 from nlsq_dask.io.map_store import StoredPlanes
 from nlsq_dask.io.reused_memory import ReusedMemory
@@ -323,6 +324,47 @@ def test_the_graph_of_a_map_is_made_in_parts(expected, monkeypatch, tmp_path):
     # A task for each of the regions, and the two values that the tasks of a process share.
     assert handed_out == [(4, 2), (4, 2), (4, 2)]
     assert_same(maps, expected)
+
+
+SMALL = pytest.mark.parametrize(
+    ("chunks", "regions"),
+    [((-1, 3, 1), (7, 15)), ((-1, 1, 1), (20, 4)), ((8, 1, 2), (20, 4))],
+    ids=["three series", "single series", "series in parts"],
+)
+
+
+@pytest.mark.every(3)
+@pytest.mark.slow
+@SMALL
+def test_neighbouring_chunks_of_few_series_are_fitted_together(chunks, regions, expected, tmp_path):
+    y = da.from_array(np.ma.masked_invalid(Y), chunks=chunks)
+    sigma = da.ones(SHAPE, chunks=(7, 4))  # of other chunks, so that Dask must cut them
+    p0 = {"lifetime": da.full(SHAPE, START[1], chunks=(1, 1))}
+    start = dict(zip(expected.names, START, strict=True)) | p0
+    for options in ({"p0": START}, {"p0": start, "sigma": sigma}):
+        maps = fit_each(decay, T, y, **options)
+        assert maps.fields["chi2"].numblocks == regions
+        assert_same(maps, expected)
+    maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
+    assert regions_in(tmp_path / "maps.zarr") == np.prod(regions)
+    assert_same(maps, expected)
+    np.testing.assert_array_equal(maps.residuals().compute(), expected.residuals())
+    np.testing.assert_array_equal(maps.predict(T[:3]).compute(), expected.predict(T[:3]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("least", [(64, 10**9), (10**9, 64)])
+def test_a_run_goes_on_in_the_regions_of_the_store(least, expected, monkeypatch, tmp_path):
+    place, y = tmp_path / "maps.zarr", da.from_array(Y, chunks=(-1, 2, 3))
+    n_regions = []
+    for least_regions in least:
+        monkeypatch.setattr(series_reading, "LEAST_REGIONS", least_regions)
+        maps = fit_each(decay, T, y, START, store=place, resume=bool(n_regions))
+        assert_same(maps, expected)
+        n_regions.append(regions_in(place))
+        (place / "status" / "c" / "1" / "2").unlink()
+    assert n_regions == [100 if least[0] > 600 else n_regions[0]] * 2
+    assert n_regions[0] >= 64
 
 
 @pytest.mark.slow

@@ -86,8 +86,11 @@ def test_blocks_that_do_not_fit_and_blocks_of_few_series_are_warned_of():
     assert found.memory_bytes > found.data_bytes
     assert "y.rechunk((40, " in found.warnings[0]
     small = unread((ROWS, 1, 2), (ROWS, 32, 16))
-    (warning,) = plan_each(decay, T, small, START).warnings
-    assert "256 blocks have 2 series or fewer" in warning
+    joined = plan_each(decay, T, small, START)
+    assert (joined.blocks, joined.warnings) == (64, ())
+    # Chunks of unequal lengths are not joined.
+    (warning,) = plan_each(decay, T, small.rechunk({2: (1, *(2,) * 7, 1)}), START).warnings
+    assert "288 blocks have 2 series or fewer" in warning
     assert not plan_each(decay, T, unread((ROWS, 32, 16), (ROWS, 32, 16)), START).warnings
 
 

@@ -61,7 +61,7 @@ def lazy_values(
     return da.blockwise(
         _values_of_blocks,
         tuple(range(len(full))),
-        params.rechunk({0: -1}),
+        params.rechunk((-1, *grid)),
         (PLANES, *problem.map_axes),
         *pairs,
         problem=problem,

@@ -41,7 +41,7 @@ from nlsq_dask.engines.dask.groups import (
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
 from nlsq_dask.engines.dask.recipe import Recipe, recipe_of
-from nlsq_dask.engines.dask.series import PLANES
+from nlsq_dask.engines.dask.series import PLANES, map_chunks
 from nlsq_dask.engines.dask.shared_keys import shared_keys
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group, make_group
@@ -49,7 +49,7 @@ from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.engines.frame_rows import IntArray
 from nlsq_dask.engines.frames import fit_frames
 from nlsq_dask.engines.series import SeriesProblem
-from nlsq_dask.io.chunks import Box, Chunks, block_boxes, largest_block
+from nlsq_dask.io.chunks import Box, Chunks, block_boxes, is_joined, largest_block
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process, reusing
 from nlsq_dask.io.sources import is_dask
@@ -136,6 +136,8 @@ class RegionGroups(ArrayBlockwiseDep):
         The grid of all blocks.
     map_axes : tuple of int
         Axes of the grid along which the regions lie.
+    regions : tuple of tuple of int
+        Lengths of the regions along these axes: a region has whole blocks.
     """
 
     def __init__(
@@ -145,21 +147,25 @@ class RegionGroups(ArrayBlockwiseDep):
         arrays: Sequence[Array],
         chunks: Chunks,
         map_axes: tuple[int, ...],
+        regions: Chunks,
     ) -> None:
-        super().__init__(tuple(chunks[d] for d in map_axes))
+        super().__init__(regions)
         self.name = name
         self._recipe = recipe
         self._in_memory = [None if is_dask(a) else a for a in arrays]
         self._edges = tuple(tuple(itertools.accumulate(own, initial=0)) for own in chunks)
         self._map_axes = map_axes
+        self._firsts = tuple(
+            first_blocks(own, chunks[d]) for own, d in zip(regions, map_axes, strict=True)
+        )
 
     def __dask_tokenize__(self) -> str:
         return self.name
 
     def __getitem__(self, idx: tuple[int, ...]) -> Region:
         edges, corner = list(self._edges), [0] * len(self._edges)
-        for d, i in zip(self._map_axes, idx, strict=True):
-            edges[d], corner[d] = edges[d][i : i + 2], i
+        for d, i, firsts in zip(self._map_axes, idx, self._firsts, strict=True):
+            edges[d], corner[d] = edges[d][firsts[i] : firsts[i + 1] + 1], firsts[i]
         group = alike_group(self._recipe, self._in_memory, tuple(edges), tuple(corner))
         return Region(self.name, idx, group)
 
@@ -212,23 +218,32 @@ def region_answer(
     lazy = [a for a in arrays if is_dask(a)]
     recipe = recipe_of(lazy, chunks) if all(a.chunks == chunks for a in lazy) else None
     if recipe is not None:
-        return _alike(RegionGroups(name, recipe, arrays, chunks, problem.map_axes), work_of)
-    groups, shared, named = _groups_of_nodes(problem, arrays, chunks, layout)
+        groups_of = RegionGroups(name, recipe, arrays, chunks, problem.map_axes, regions)
+        return _alike(groups_of, work_of)
+    groups, shared, named = _groups_of_nodes(problem, arrays, chunks, layout, regions)
     nodes = shared_nodes(shared, named, retries, fit)
     return _of_nodes(name, groups, nodes, work_of(groups.values()), regions)
 
 
 def _groups_of_nodes(
-    problem: SeriesProblem, arrays: Sequence[Array], chunks: Chunks, layout: ArraysLayout
+    problem: SeriesProblem,
+    arrays: Sequence[Array],
+    chunks: Chunks,
+    layout: ArraysLayout,
+    regions: Chunks,
 ) -> tuple[dict[tuple[int, ...], Group], dict[Key, GraphNode], dict[str, str]]:
     """The groups of all regions, the graph that they share, and names of the arrays in it."""
     matched, names = [match_chunks(a, chunks) for a in arrays], layout.names
     announced = cut_pieces(arrays, names, chunks)
     graph = optimized_graph([a for a in matched if is_dask(a)], list(announced))
     blocks: dict[tuple[int, ...], list[Any]] = {}
+    numbers = {
+        d: np.repeat(np.arange(len(own)), np.diff(first_blocks(own, chunks[d]))).tolist()
+        for own, d in zip(regions, problem.map_axes, strict=True)
+    }
     for index, box in block_boxes(chunks):
         operands = tuple(operand_of(a, index, box) for a in matched)
-        region = tuple(index[d] for d in problem.map_axes)
+        region = tuple(numbers[d][index[d]] for d in problem.map_axes)
         blocks.setdefault(region, []).append((index, box, layout.shapes_in(box), operands))
     # Chunks of the arrays that are as large as y are made by each task for itself.
     shape = arrays[0].shape
@@ -325,7 +340,7 @@ class GroupFrames:
 
     @property
     def map_shape(self) -> tuple[int, ...]:
-        """Lengths of the region along the axes of the map."""
+        """Lengths of the region along the axes of the map, where blocks are frames."""
         box = self.group.steps[0].box
         return tuple(box[d].stop - box[d].start for d in self.work.problem.map_axes)
 
@@ -348,23 +363,26 @@ class GroupFrames:
             return list(parts[0])
         boxes = [step.box for step in steps]
         return [
-            _assembled([part[i] for part in parts], boxes, varies, self.work)
+            _assembled([part[i] for part in parts], boxes, varies) if any(varies) else parts[0][i]
             for i, varies in enumerate(self.work.layout.varies)
         ]
 
 
 def _assembled(
-    blocks: Sequence[NDArray[Any]], boxes: Sequence[Box], varies: Sequence[bool], work: RegionWork
+    blocks: Sequence[NDArray[Any]], boxes: Sequence[Box], varies: Sequence[bool]
 ) -> NDArray[Any]:
-    """One array of blocks that lie next to each other along the fitted axes."""
-    along = [d for d in work.problem.fit_axes if varies[d]]
-    if not along:
-        return blocks[0]
-    shape = [work.shape[d] if d in along else n for d, n in enumerate(blocks[0].shape)]
+    """One array of blocks that fill a box, each at its own box."""
+    low = [min(own[d].start for own in boxes) if v else 0 for d, v in enumerate(varies)]
+    high = [max(own[d].stop for own in boxes) if v else 1 for d, v in enumerate(varies)]
+    shape = [b - a for a, b in zip(low, high, strict=True)]
     empty: Any = np.ma.empty if any(map(np.ma.isMA, blocks)) else np.empty
     found: NDArray[Any] = empty(shape, np.result_type(*(b.dtype for b in blocks)))
     for block, box in zip(blocks, boxes, strict=True):
-        found[tuple(box[d] if d in along else slice(None) for d in range(len(shape)))] = block
+        inside = (
+            slice(own.start - first, own.stop - first) if v else slice(None)
+            for own, first, v in zip(box, low, varies, strict=True)
+        )
+        found[tuple(inside)] = block
     return found
 
 
@@ -383,9 +401,17 @@ def fit_chunks(problem: SeriesProblem, arrays: Sequence[Array]) -> dict[int, tup
 
 
 def _blocks_of(problem: SeriesProblem, arrays: Sequence[Array], regions: Chunks) -> Chunks:
-    """The chunk grid of all blocks."""
-    along = fit_chunks(problem, arrays) | dict(zip(problem.map_axes, regions, strict=True))
+    """The chunk grid of all blocks: whole chunks of the map if the regions have whole chunks."""
+    grid = map_chunks(problem, arrays)
+    own = grid if is_joined(regions, grid) else regions
+    along = fit_chunks(problem, arrays) | dict(zip(problem.map_axes, own, strict=True))
     return tuple(along[d] for d in range(len(along)))
+
+
+def first_blocks(regions: Sequence[int], blocks: Sequence[int]) -> tuple[int, ...]:
+    """Number of the first block of each region along an axis, and at last how many there are."""
+    edges = list(itertools.accumulate(blocks, initial=0))
+    return tuple(edges.index(edge) for edge in itertools.accumulate(regions, initial=0))
 
 
 def _block_bytes(arrays: Sequence[Array], chunks: Chunks) -> int:
