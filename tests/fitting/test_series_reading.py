@@ -22,7 +22,9 @@ from nlsq_dask import (
 )
 from nlsq_dask.core.series_memory import SeriesSizes, bands
 from nlsq_dask.engines.dask import reading
+from nlsq_dask.engines.dask.series_regions import first_blocks
 from nlsq_dask.engines.frames import pilot_rows
+from nlsq_dask.io.chunks import is_joined
 from nlsq_dask.io.map_store import StoredMap
 from tests.support.counting_store import stored
 from tests.support.series import START, decay
@@ -286,3 +288,17 @@ def test_maps_that_cannot_be_written_are_named_and_written_again(monkeypatch, tm
     left[0] = 1
     maps = fit_each(decay, T, y, START, store=tmp_path / "a.zarr", resume=True, retries=1)
     assert (maps.status.compute() > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("regions", "blocks", "firsts"),
+    [
+        ((4, 4, 2), (2, 2, 2, 2, 2), (0, 2, 4, 5)),
+        ((3, 0, 2), (3, 0, 2), (0, 1, 2, 3)),
+        ((5,), (1, 3, 1), (0, 3)),
+    ],
+)
+def test_regions_of_whole_blocks_know_their_blocks(regions, blocks, firsts):
+    assert first_blocks(regions, blocks) == firsts
+    assert is_joined((regions,), (blocks,))
+    assert not is_joined((blocks, (1,)), (regions, (1,))) or regions == blocks

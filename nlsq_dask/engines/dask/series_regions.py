@@ -410,8 +410,10 @@ def _blocks_of(problem: SeriesProblem, arrays: Sequence[Array], regions: Chunks)
 
 def first_blocks(regions: Sequence[int], blocks: Sequence[int]) -> tuple[int, ...]:
     """Number of the first block of each region along an axis, and at last how many there are."""
-    edges = list(itertools.accumulate(blocks, initial=0))
-    return tuple(edges.index(edge) for edge in itertools.accumulate(regions, initial=0))
+    if tuple(regions) == tuple(blocks):  # also where some have no series
+        return tuple(range(len(regions) + 1))
+    edges, wanted = (list(itertools.accumulate(own, initial=0)) for own in (blocks, regions))
+    return tuple(np.searchsorted(edges, wanted).tolist())
 
 
 def _block_bytes(arrays: Sequence[Array], chunks: Chunks) -> int:
