@@ -115,18 +115,9 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import gc
     import importlib
 
-    # Modules make no garbage. Looking for garbage among all objects of JAX takes a fifth of the
-    # time of the import.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    finally:
-        if collects:
-            gc.enable()
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:

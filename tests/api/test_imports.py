@@ -47,12 +47,6 @@ def test_the_package_loads_nothing_heavy(program):
     assert not set(HEAVY) & set(loaded)
 
 
-@pytest.mark.parametrize("switch", ["enable", "disable"])
-def test_an_import_leaves_the_collection_of_garbage_as_it_is(switch):
-    program = f"import gc; gc.{switch}(); from nlsq_dask import FitPlan; print(gc.isenabled())"
-    assert run_python(program).strip() == str(switch == "enable")
-
-
 @pytest.mark.slow
 def test_a_fit_in_memory_loads_no_dask():
     loaded = run_python(
