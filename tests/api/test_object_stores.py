@@ -16,6 +16,7 @@ from zarr.core.buffer import cpu
 from zarr.core.sync import sync
 
 from nlsq_dask import InputError, ReadingError, curve_fit, fit, fit_each, fit_models, plan
+from nlsq_dask.engines.dask import idle_memory
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.io import leaf
 
@@ -148,6 +149,22 @@ def test_a_worker_opens_the_store_once_and_nothing_tells_a_credential(
     assert CANARY.encode() not in pickle.dumps(result)
 
 
+@pytest.mark.cluster
+def test_workers_keep_freed_memory_only_behind_reading_from_a_store(options, client, tmp_path):
+    group = zarr.open_group(tmp_path, mode="w")
+    for name, values in {"t": X, "y": Y}.items():
+        group.create_array(name, data=values, chunks=(CHUNK,))
+    client.run(hold_for, 60.0)
+    kept = []
+    try:
+        for place, given in {f"{tmp_path}": {}, URL: options}.items():
+            fit(decay, f"{place}/t", f"{place}/y", P0, client=client, cache=False, **given)
+            kept.append(any(client.run(keeps_freed).values()))
+    finally:
+        client.run(hold_for, idle_memory.IDLE_SECONDS)
+    assert kept == [False, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["obstore", "fsspec"])
 def test_missing_and_damaged_chunks_in_a_bucket(library, endpoint, options, monkeypatch, caplog):
@@ -193,6 +210,14 @@ def list_of(endpoint, prefix):
         return [(await store.get(key, prototype)).to_bytes() for key in keys]
 
     return sync(read())
+
+
+def hold_for(seconds):
+    idle_memory._idle = idle_memory.IdleMemory(seconds)
+
+
+def keeps_freed():
+    return idle_memory._idle._freed.kept
 
 
 def misses():

@@ -72,6 +72,41 @@ def test_memory_is_held_again_after_its_time_was_over():
         assert until(lambda held=held: held() is None)
 
 
+class CountedFreed:
+    """Stands for what the C library keeps."""
+
+    def __init__(self):
+        self.kept = False
+
+    def keep(self):
+        self.kept = True
+
+    def give_back(self):
+        self.kept = False
+
+
+def test_freed_memory_is_kept_while_a_task_reads_and_some_time_behind_it():
+    freed = CountedFreed()
+    idle = IdleMemory(0.05, freed)
+    with idle.keeping_freed():
+        with idle.keeping_freed():
+            pass
+        time.sleep(0.2)  # the time of the inner task is over
+        assert freed.kept
+    assert until(lambda: not freed.kept)
+    with idle.keeping_freed():
+        assert freed.kept
+
+
+def test_freed_memory_is_given_back_where_no_other_memory_is_held():
+    freed, memory = CountedFreed(), filled()
+    idle = IdleMemory(0.05, freed)
+    with idle.keeping_freed():
+        pass
+    idle.hold(memory, most=0)
+    assert until(lambda: not freed.kept)
+
+
 @pytest.mark.cluster
 def test_a_worker_holds_the_memory_of_its_blocks_behind_a_fit(client, tmp_path):
     problem = plain_problem(400_000)
