@@ -1,7 +1,8 @@
 """What planning a pass costs: the groups of 1,000, 10,000 and 100,000 chunks, once a fit.
 
 Measured, in seconds of processor time, for x and y that are Zarr arrays as they are passed, read by
-``da.from_zarr``, or results of elementwise operations. The chunks are not written: nothing is read.
+``da.from_zarr``, results of elementwise operations, NumPy arrays in chunks (``da.from_array``), or
+made by a task for each chunk (``da.arange``). The chunks of Zarr are not written: nothing is read.
 The last column is for arrays that are cut anew, which need Dask's graph of all chunks.
 
 Bar, 100,000 chunks: 2 s but for arrays that are cut anew.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import numpy as np
 import zarr
 
 from benchmarks.common import Row, arguments, judge, report
@@ -29,6 +31,8 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "as passed": lambda stored: stored,
     "from_zarr": da.from_zarr,
     "elementwise": lambda stored: da.log(da.from_zarr(stored) + 3.0) * 2.0,
+    "from_array": lambda stored: da.from_array(np.zeros(stored.shape, np.int8), stored.chunks),
+    "tasks": lambda stored: da.arange(stored.size, chunks=stored.chunks) * 0.5,
     "cut anew": lambda stored: da.from_zarr(stored)[CHUNK_ROWS // 2 :],
 }
 

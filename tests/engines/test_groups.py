@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from dask import delayed
 from dask.core import flatten
+from dask.highlevelgraph import MaterializedLayer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -238,6 +239,25 @@ def test_nothing_is_kept_longer_than_it_is_needed():
             assert len(alive) <= 8
             alive -= set(step.drop)
         assert not alive
+
+
+def test_a_graph_of_many_layers_is_culled_as_one_layer(monkeypatch):
+    """Dask looks at all chunks for each layer."""
+    looked = []
+    cull = MaterializedLayer.cull
+
+    def counted(self, keys, *args):
+        looked.append(len(keys))
+        return cull(self, keys, *args)
+
+    monkeypatch.setattr(MaterializedLayer, "cull", counted)
+    full = delayed(np.full, pure=True)
+    n = 100
+    y = da.concatenate([da.from_delayed(full(5, float(i)), (5,), float) for i in range(n)]) + 1.0
+    data = observe(np.arange(5.0 * n), y)
+    made = all_rows(make_stream(data), data.layout)
+    assert sum(looked) <= n
+    np.testing.assert_array_equal(made[0], np.repeat(np.arange(n) + 1.0, 5))
 
 
 def test_empty_chunks_are_left_out():

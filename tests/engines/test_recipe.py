@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import zarr
 from dask._task_spec import Task
+from dask.highlevelgraph import HighLevelGraph
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask import groups
 from nlsq_dask.engines.dask.alike import AlikeStep
+from nlsq_dask.engines.dask.cache import reads
 from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.prefetch import read_blocks
@@ -104,6 +106,60 @@ def test_blocks_that_are_made_of_nothing(monkeypatch):
     assert_same_plans(make_stream(data), by_graph(monkeypatch, data), data.layout)
 
 
+def in_memory(shape=(60,), chunks=7):
+    return da.from_array(np.random.default_rng(1).uniform(size=shape), chunks=chunks)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(in_memory, id="an array in memory"),
+        pytest.param(lambda: da.log(in_memory() + 1.0) - in_memory(), id="arithmetic"),
+        pytest.param(lambda: in_memory((6, 10), (4, 3)), id="two dimensions"),
+        pytest.param(lambda: da.from_array(np.ma.masked_less(np.arange(60), 9), 7), id="masked"),
+        pytest.param(lambda: (in_memory() * 2).persist(scheduler="sync"), id="persisted"),
+        pytest.param(lambda: da.arange(60, chunks=7) / 3, id="numbers in order"),
+        pytest.param(lambda: da.random.default_rng(3).normal(size=60, chunks=7), id="random"),
+        pytest.param(
+            lambda: in_memory() + da.from_zarr(zarr.array(np.arange(60.0), chunks=7)),
+            id="with Zarr",
+        ),
+    ],
+)
+@pytest.mark.parametrize("x", ["numpy", "the same", "other"])
+@pytest.mark.parametrize("options", [{}, {"most_blocks": 3}, {"each": True}], ids=str)
+def test_chunks_and_tasks_of_the_graph_are_given_to_the_recipe(make, x, options, monkeypatch):
+    y = make()
+    source = {"numpy": np.arange(float(y.size)).reshape(y.shape), "the same": y, "other": y * 0.5}[
+        x
+    ]
+    data = observe((source,), y)
+    plan = make_stream(data, **options)
+    assert_same_plans(plan, by_graph(monkeypatch, data, **options), data.layout)
+
+
+def test_rows_in_memory_are_not_kept():
+    """They are no work to make, whatever the recipe takes beside them."""
+    kept = [
+        reads(make_stream(observe(x, in_memory() * factor if factor else in_memory())).groups[0])
+        for x, factor in ((np.arange(60.0), 0), (in_memory(), 0), (np.arange(60.0), 2))
+    ]
+    assert kept == [False, False, True]
+
+
+def test_an_error_of_a_task_that_is_given_names_the_array_and_the_block():
+    def gone(_):
+        raise OSError("gone for good")
+
+    tasks = {("made", i): Task(("made", i), gone if i else np.zeros, 10) for i in range(2)}
+    graph = HighLevelGraph.from_collections("made", tasks)
+    data = observe(np.arange(20.0), da.Array(graph, "made", ((10, 10),), float))
+    group = make_stream(data).groups[1]
+    assert isinstance(group.steps[0], AlikeStep)
+    with pytest.raises(_errors.ReadingError, match=r"block \(1,\).*y.*gone for good"):
+        list(read_blocks(group, {}, data.layout, Reading(Retries(0), NOBODY)))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -121,7 +177,18 @@ def test_arrays_that_no_recipe_makes_have_their_graph(make):
     assert not any(isinstance(s, AlikeStep) for group in plan.groups for s in group.steps)
 
 
-def test_the_nodes_of_the_chunks_are_not_made(monkeypatch):
+def of_zarr(n):
+    a = [da.from_zarr(zarr.zeros(n, chunks=1)) for _ in range(2)]
+    return da.exp(a[0]) + 1, a[1] * 2
+
+
+def of_memory(n):
+    a = [da.from_array(np.zeros(n), chunks=1) for _ in range(2)]
+    return da.exp(a[0]) + 1, a[1]
+
+
+@pytest.mark.parametrize("arrays", [of_zarr, of_memory])
+def test_the_nodes_of_the_chunks_are_not_made(arrays, monkeypatch):
     made = []
     init = Task.__init__
 
@@ -132,9 +199,9 @@ def test_the_nodes_of_the_chunks_are_not_made(monkeypatch):
     monkeypatch.setattr(Task, "__init__", counted)
     counts = []
     for n in (40, 4000):
-        a = [da.from_zarr(zarr.zeros(n, chunks=1)) for _ in range(2)]
+        x, y = arrays(n)
         made.clear()
-        plan = make_stream(observe(da.exp(a[0]) + 1, a[1] * 2))
+        plan = make_stream(observe(x, y))
         assert plan.n_blocks == n
         counts.append(len(made))
     assert counts[1] <= counts[0] + 10

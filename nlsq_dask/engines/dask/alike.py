@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dask.typing import Key
 from numpy.typing import NDArray
 
 from nlsq_dask.engines.dask.grouping import Grouping
-from nlsq_dask.engines.dask.recipe import BOX, N_DIFFERENT, SHAPE, Recipe
+from nlsq_dask.engines.dask.recipe import BOX, N_PLACE, SHAPE, Given, Recipe
 from nlsq_dask.engines.dask.steps import Group, Making, NodeRun, Operand, Step, make_group
 from nlsq_dask.io.announced import Announced
 from nlsq_dask.io.chunks import Box, Chunks, block_sizes, lengths
@@ -27,8 +28,8 @@ from nlsq_dask.io.observations import Array
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Shape, Stage
 
-#: The parts in memory of a block; and its box, index and shape.
-_Begun: TypeAlias = tuple[tuple[Any, ...], tuple[Box, tuple[int, ...], Shape]]
+#: The parts in memory of a block; and its box, index and shape, and what is given.
+_Begun: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 @dataclass(slots=True)
@@ -46,6 +47,8 @@ class AlikeStep:
         Their lengths.
     in_memory : tuple of (ndarray or None)
         For each array of the block, the part of a NumPy array, or None for a Dask array.
+    given : tuple
+        What is given to the recipe.
     """
 
     recipe: Recipe
@@ -53,6 +56,7 @@ class AlikeStep:
     box: Box
     shape: Shape
     in_memory: tuple[Any, ...]
+    given: tuple[Any, ...] = ()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -82,14 +86,19 @@ class AlikeStep:
 
     @property
     def _by_nodes(self) -> Step:
-        graph = self.recipe.graph(self.index, self.box)
+        graph = self.recipe.graph(self._different)
         block = (self.index, self.box, self.shapes, self.operands)
         return make_group(graph, [block], {}, {}).steps[0]
+
+    @property
+    def _different(self) -> tuple[Any, ...]:
+        """What differs from block to block, in the order of the slots."""
+        return self.box, self.index, self.shape, *self.given
 
     def making(self, values: dict[Key, Any], announced: Mapping[Key, Announced]) -> Making:
         """Begin to make the arrays; see :class:`~nlsq_dask.engines.dask.steps.Step`."""
         del values, announced
-        return _making(self.recipe, self.in_memory, (self.box, self.index, self.shape))
+        return _making(self.recipe, self.in_memory, self._different)
 
 
 class _RecipeMaking:
@@ -100,23 +109,25 @@ class _RecipeMaking:
     recipe : Recipe
     in_memory : tuple of (ndarray or None)
         As that of a step.
-    place : tuple
-        Box, index and shape of the block, as values in the order of the slots.
+    different : tuple
+        Box, index and shape of the block, and what is given, as values in the order of the slots.
     """
 
-    __slots__ = ("_in_memory", "_n_given", "_recipe", "_values")
+    __slots__ = ("_in_memory", "_n_known", "_recipe", "_values")
 
-    def __init__(self, recipe: Recipe, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> None:
+    def __init__(
+        self, recipe: Recipe, in_memory: tuple[Any, ...], different: tuple[Any, ...]
+    ) -> None:
         self._recipe = recipe
-        self._n_given = N_DIFFERENT + len(recipe.same)
+        self._n_known = recipe.n_different + len(recipe.same)
         self._in_memory = in_memory
-        self._values: list[Any] = [*place, *recipe.same]
+        self._values: list[Any] = [*different, *recipe.same]
 
     @property
     def step(self) -> AlikeStep:
         """The block."""
-        box, index, shape = self._values[:N_DIFFERENT]
-        return AlikeStep(self._recipe, index, box, shape, self._in_memory)
+        box, index, shape, *given = self._values[: self._recipe.n_different]
+        return AlikeStep(self._recipe, index, box, shape, self._in_memory, tuple(given))
 
     @property
     def shape(self) -> Shape:
@@ -127,7 +138,7 @@ class _RecipeMaking:
     def run(self) -> list[Any]:
         """Make the calls that are left, and drop what no later call needs."""
         recipe, values = self._recipe, self._values
-        n_made = len(values) - self._n_given
+        n_made = len(values) - self._n_known
         for call in recipe.calls[n_made:] if n_made else recipe.calls:
             take = call.take
             if take is None:
@@ -150,14 +161,14 @@ class _RecipeMaking:
 
     def failed(self) -> tuple[GraphNode, Mapping[Key, Any]]:
         """The node that the call that failed is a part of."""
-        recipe, (box, index, _) = self._recipe, self._values[:N_DIFFERENT]
-        call = recipe.calls[len(self._values) - self._n_given]
-        node = recipe.layers[call.layer].node(index, box)
+        recipe = self._recipe
+        call = recipe.calls[len(self._values) - self._n_known]
+        node = recipe.layers[call.layer].node(self._values[: recipe.n_different])
         return node, {key: leaf.value for key, leaf in recipe.leaves.items()}
 
     def drop(self) -> None:
         """Drop what no later block needs: all."""
-        del self._values[N_DIFFERENT:]
+        del self._values[N_PLACE:]
 
 
 class AlikeMakings(_RecipeMaking):
@@ -168,7 +179,7 @@ class AlikeMakings(_RecipeMaking):
     recipe : Recipe
         Asks no object store.
     places : iterator
-        The parts in memory of each block; and its box, index and shape.
+        The parts in memory of each block; and its box, index and shape, and what is given.
     """
 
     __slots__ = ("_is_over", "_places")
@@ -240,10 +251,12 @@ class _AskingMaking(_RecipeMaking):
             return super().run()
 
 
-def _making(recipe: Recipe, in_memory: tuple[Any, ...], place: tuple[Any, ...]) -> _RecipeMaking:
+def _making(
+    recipe: Recipe, in_memory: tuple[Any, ...], different: tuple[Any, ...]
+) -> _RecipeMaking:
     """Begin to make a block."""
     kind = _RecipeMaking if len(recipe.asking) < 2 else _AskingMaking
-    return kind(recipe, in_memory, place)
+    return kind(recipe, in_memory, different)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +276,8 @@ class AlikeSteps(Sequence[Step]):
         Number of blocks.
     in_memory : tuple of (tuple of ndarray, or None)
         For each array, its part in each block, or None for a Dask array.
+    given : tuple of sequence
+        What is given to the recipe for each block.
     """
 
     recipe: Recipe
@@ -271,20 +286,21 @@ class AlikeSteps(Sequence[Step]):
     first: int
     n_blocks: int
     in_memory: tuple[tuple[Any, ...] | None, ...]
+    given: Given = ()
 
     def __len__(self) -> int:
         return self.n_blocks
 
     def __iter__(self) -> Iterator[AlikeStep]:
-        for in_memory, (box, index, shape) in self._places():
-            yield AlikeStep(self.recipe, index, box, shape, in_memory)
+        for in_memory, (box, index, shape, *given) in self._places():
+            yield AlikeStep(self.recipe, index, box, shape, in_memory, tuple(given))
 
     def makings(self) -> AlikeMakings | None:
         """What makes the blocks one after the other; None if each asks an object store first."""
         return None if len(self.recipe.asking) > 1 else AlikeMakings(self.recipe, self._places())
 
     def _places(self) -> Iterator[_Begun]:
-        """The parts in memory of each block; and its box, index and shape."""
+        """The parts in memory of each block; and its box, index and shape, and what is given."""
         pairs = [list(itertools.pairwise(cuts)) for cuts in self.edges]
         ranges = (range(c, c + len(p)) for c, p in zip(self.corner, pairs, strict=True))
         found = zip(
@@ -293,7 +309,9 @@ class AlikeSteps(Sequence[Step]):
             itertools.product(*([b - a for a, b in p] for p in pairs)),
             strict=True,
         )
-        chosen = itertools.islice(found, self.first, self.first + self.n_blocks)
+        chosen: Iterator[Any] = itertools.islice(found, self.first, self.first + self.n_blocks)
+        if self.given:
+            chosen = map(operator.add, chosen, zip(*self.given, strict=True))
         none = itertools.repeat(None)
         parts = [none if part is None else part for part in self.in_memory]
         return zip(zip(*parts, strict=False), chosen, strict=False)
@@ -310,11 +328,12 @@ class AlikeSteps(Sequence[Step]):
         box = tuple(slice(e[i], e[i + 1]) for e, i in zip(self.edges, index, strict=True))
         in_memory = tuple(None if part is None else part[position] for part in self.in_memory)
         whole = tuple(c + i for c, i in zip(self.corner, index, strict=True))
-        return AlikeStep(self.recipe, whole, box, lengths(box), in_memory)
+        given = tuple(own[position] for own in self.given)
+        return AlikeStep(self.recipe, whole, box, lengths(box), in_memory, given)
 
 
 def alike_groups(
-    recipe: Recipe, arrays: Sequence[Array], chunks: Chunks, grouping: Grouping
+    recipe: Recipe, given: Given, arrays: Sequence[Array], chunks: Chunks, grouping: Grouping
 ) -> tuple[Group, ...]:
     """The groups of blocks that one recipe makes.
 
@@ -322,6 +341,8 @@ def alike_groups(
     ----------
     recipe : Recipe
         Of the Dask arrays.
+    given : tuple of sequence
+        What is given to the recipe for each block of the grid.
     arrays : sequence of (dask.array.Array or ndarray)
         All arrays of a block.
     chunks : tuple of tuple of int
@@ -336,7 +357,8 @@ def alike_groups(
         numbers = grouping.blocks[group.start : group.stop]
         first, last = numbers[0], numbers[-1]
         parts = tuple(None if p is None else tuple(p[first : last + 1]) for p in in_memory)
-        steps: Sequence[Step] = _steps(recipe, edges, first, last, parts)
+        own = tuple(tuple(of[first : last + 1]) for of in given)
+        steps: Sequence[Step] = _steps(recipe, edges, range(first, last + 1), parts, own)
         if len(numbers) < len(steps):
             steps = tuple(steps[number - first] for number in numbers)
         groups.append(Group(steps, (), int(sizes[numbers].sum())))
@@ -348,6 +370,7 @@ def alike_group(
     in_memory: Sequence[NDArray[Any] | None],
     edges: Chunks,
     corner: tuple[int, ...],
+    given: Given = (),
 ) -> Group:
     """A group of all blocks of a part of a grid, which one recipe makes.
 
@@ -361,23 +384,28 @@ def alike_group(
         Where the blocks of the part begin and end, along each dimension.
     corner : tuple of int
         Index of the first block of the part in the grid.
+    given : tuple of sequence
+        What is given to the recipe for each block of the part.
     """
     n_blocks = math.prod(len(cuts) - 1 for cuts in edges)
     parts = tuple(None if a is None else tuple(_parts(a, edges)) for a in in_memory)
-    steps = AlikeSteps(recipe, edges, corner, first=0, n_blocks=n_blocks, in_memory=parts)
+    steps = AlikeSteps(
+        recipe, edges, corner, first=0, n_blocks=n_blocks, in_memory=parts, given=given
+    )
     return Group(steps, (), math.prod(cuts[-1] - cuts[0] for cuts in edges))
 
 
 def _steps(
     recipe: Recipe,
     edges: Chunks,
-    first: int,
-    last: int,
+    numbers: range,
     parts: tuple[tuple[Any, ...] | None, ...],
+    given: Given,
 ) -> AlikeSteps:
     """The blocks of a range of numbers, with the part of the grid that has them."""
     n_blocks = [len(cuts) - 1 for cuts in edges]
-    low, high = list(_index(first, n_blocks)), list(_index(last, n_blocks))
+    first = numbers[0]
+    low, high = list(_index(first, n_blocks)), list(_index(numbers[-1], n_blocks))
     for d in range(len(edges)):
         if low[:d] != high[:d]:  # the range goes round this dimension
             low[d], high[d] = 0, n_blocks[d] - 1
@@ -386,7 +414,7 @@ def _steps(
     number = 0
     for i, cuts in zip(inside, part, strict=True):
         number = number * (len(cuts) - 1) + i
-    return AlikeSteps(recipe, part, tuple(low), number, last - first + 1, parts)
+    return AlikeSteps(recipe, part, tuple(low), number, len(numbers), parts, given)
 
 
 def _index(number: int, n_blocks: Sequence[int]) -> tuple[int, ...]:

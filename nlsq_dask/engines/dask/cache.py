@@ -29,6 +29,7 @@ from dask._task_spec import Alias, DataNode
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.engines.accumulate import Blocks, accumulate, add_rows
+from nlsq_dask.engines.dask.alike import AlikeStep
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.signals import worker_here
 from nlsq_dask.engines.dask.steps import Group
@@ -254,6 +255,9 @@ def choose_keeping(
 
 def reads(group: Group) -> bool:
     """Whether making the blocks of a group takes work; False if all arrays are in memory."""
+    first = next(iter(group.steps), None)
+    if isinstance(first, AlikeStep):
+        return bool(first.recipe.calls)
     nodes = (node for step in group.steps for node, _ in step.nodes)
     return any(not isinstance(node, (DataNode, Alias)) for node in nodes)
 

@@ -15,11 +15,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask._task_spec import GraphNode, Task, TaskRef, convert_legacy_graph
 from dask.array.optimization import optimize
+from dask.blockwise import optimize_blockwise
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
@@ -60,6 +62,11 @@ UNCHUNKED_BLOCK_ROWS = 1 << 20
 
 # Most blocks that are a group, and so a task, each.
 MOST_SINGLE = 10_000
+
+# Most layers of a graph that Dask culls layer by layer, which takes a time that grows with the
+# number of layers times the number of chunks: 11 s for x and y of 6,000 ``from_delayed`` each, and
+# 1.3 s where the layers are joined first.
+MOST_LAYERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +201,9 @@ def _groups_of(
     """
     lazy = [a for a in arrays if is_dask(a)]
     if lazy and all(a.chunks == chunks and any(a is b for b in data.operands) for a in lazy):
-        recipe = recipe_of(lazy, chunks)
-        if recipe is not None:
-            return alike_groups(recipe, arrays, chunks, grouping), {}, ()
+        found = recipe_of(lazy, chunks)
+        if found is not None:
+            return alike_groups(*found, arrays, chunks, grouping), {}, ()
     return _groups_of_nodes(data, arrays, chunks, grouping, own)
 
 
@@ -310,7 +317,10 @@ def optimized_graph(arrays: list[da.Array], unfused: list[Key]) -> dict[Key, Gra
     if not arrays:
         return {}
     keys = [key for a in arrays for key in flatten(a.__dask_keys__())]
-    graph = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
+    graph: Any = HighLevelGraph.merge(*(a.__dask_graph__() for a in arrays))
+    if len(graph.layers) > MOST_LAYERS:
+        joined = dict(optimize_blockwise(graph, keys=keys))
+        graph = culled(convert_legacy_graph(joined), keys)
     return with_leaves(convert_legacy_graph(dict(optimize(graph, keys, fuse_keys=unfused))))
 
 

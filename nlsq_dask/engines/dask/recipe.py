@@ -4,6 +4,9 @@ Of elementwise operations on Zarr arrays, or of a function for each chunk, Dask 
 layers: one task for all chunks of an array, whose arguments are the same for all chunks, or the
 position of the chunk. A recipe is these tasks as a list of calls. The nodes of single chunks, some
 30 µs each, are not made. What a call does, and in which order, is what Dask's task does.
+
+Of an array in memory Dask keeps the chunks themselves, and of a range of numbers a task for each
+chunk. Such chunks and tasks are given to the recipe, block by block.
 """
 
 from __future__ import annotations
@@ -26,15 +29,19 @@ from dask.typing import Key
 from nlsq_dask.engines.dask.leaves import with_leaves
 from nlsq_dask.engines.dask.node_order import visit
 from nlsq_dask.engines.dask.reading import FUSED
-from nlsq_dask.io.chunks import Box, Chunks, lengths
+from nlsq_dask.io.chunks import Chunks, lengths
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.observations import Array
 
 #: Number of a value that a block is made from or makes.
 Slot: TypeAlias = int
 
-# The first values are what differs from block to block: its rows, its index and its shape.
-BOX, INDEX, SHAPE = range(N_DIFFERENT := 3)
+#: For each slot that is given, what is given for each block of a grid, in C order.
+Given: TypeAlias = tuple[Sequence[Any], ...]
+
+# The first values are what differs from block to block: its rows, its index and its shape. The
+# chunks that are given follow.
+BOX, INDEX, SHAPE = range(N_PLACE := 3)
 DIFFERENT = {ArraySliceDep: BOX, ArrayBlockIdDep: INDEX, ArrayChunkShapeDep: SHAPE}
 
 
@@ -62,13 +69,40 @@ class Layer:
     different: Mapping[Key, Slot] = field(default_factory=dict)
     arrays: Mapping[Key, str] = field(default_factory=dict)
 
-    def node(self, index: tuple[int, ...], box: Box) -> GraphNode:
-        """The node of one chunk, as Dask would make it."""
-        known = (box, index, lengths(box))
+    def node(self, different: Sequence[Any]) -> GraphNode:
+        """The node of one chunk, as Dask would make it, from what differs from block to block."""
+        index = different[INDEX]
         subs: dict[Key, Any] = dict(self.same)
-        subs |= {name: DataNode(None, known[slot]) for name, slot in self.different.items()}
+        subs |= {name: DataNode(None, different[slot]) for name, slot in self.different.items()}
         subs |= {name: (array, *index) for name, array in self.arrays.items()}
         return self.task.substitute(subs, key=(self.name, *index))
+
+
+@dataclass(frozen=True, slots=True)
+class GivenLayer:
+    """An array whose chunks, or the tasks that make them, are in the graph one by one.
+
+    Attributes
+    ----------
+    name : str
+        Of the array in the graph.
+    slot : int
+        Slot of the chunk or of the task.
+    runs : bool
+        Whether a task makes the chunk.
+    """
+
+    name: str
+    slot: Slot
+    runs: bool
+
+    def node(self, different: Sequence[Any]) -> GraphNode:
+        """The node of one chunk, as Dask has it."""
+        given = different[self.slot]
+        if self.runs:
+            task: GraphNode = given
+            return task
+        return DataNode((self.name, *different[INDEX]), given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +136,7 @@ class Recipe:
 
     Attributes
     ----------
-    layers : tuple of Layer
+    layers : tuple of Layer or GivenLayer
         Each after those that it uses.
     leaves : dict
         What all blocks read from, by key.
@@ -114,21 +148,24 @@ class Recipe:
         Name of each array in the graph, in the order of the operands.
     made : tuple of int
         Slot of each array.
+    n_different : int
+        Number of the values that differ from block to block.
     asking : tuple of Leaf
         Leaves whose chunks are requested from an object store, in the order of the calls.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer | GivenLayer, ...]
     leaves: Mapping[Key, DataNode]
     calls: tuple[Call, ...]
     same: tuple[Any, ...]
     names: tuple[str, ...]
     made: tuple[Slot, ...]
+    n_different: int
     asking: tuple[Leaf, ...] = ()
 
-    def graph(self, index: tuple[int, ...], box: Box) -> dict[Key, GraphNode]:
-        """The nodes that make one block."""
-        nodes = [layer.node(index, box) for layer in self.layers]
+    def graph(self, different: Sequence[Any]) -> dict[Key, GraphNode]:
+        """The nodes that make one block, from what differs from block to block."""
+        nodes = [layer.node(different) for layer in self.layers]
         return {**self.leaves, **{node.key: node for node in nodes}}
 
 
@@ -136,8 +173,8 @@ class _OtherwiseError(Exception):
     """An array whose chunks are made in another way."""
 
 
-def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> Recipe | None:
-    """The recipe of Dask arrays whose chunk grid is that of the blocks.
+def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> tuple[Recipe, Given] | None:
+    """The recipe of Dask arrays whose chunk grid is that of the blocks, and what is given to it.
 
     Parameters
     ----------
@@ -147,7 +184,7 @@ def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> Recipe | None:
 
     Returns
     -------
-    Recipe or None
+    tuple of Recipe and Given, or None
         None if the chunks are not all made in the same way, each from the same place of what it is
         made from; then Dask must make the graph of all chunks.
     """
@@ -158,22 +195,24 @@ def recipe_of(arrays: Sequence[Array], chunks: Chunks) -> Recipe | None:
     try:
         names = [finder.find(a.name) for a in arrays]
         layers, leaves = finder.layers, finder.leaves
-        calls = _Calls(leaves)
+        calls = _Calls(leaves, finder.n_different)
         slots: dict[str, Slot] = {}
         for number, layer in enumerate(layers.values()):
             slots[layer.name] = calls.add_layer(number, layer, slots)
     except _OtherwiseError:
         return None
     made = [slots[name] for name in names]
-    return Recipe(
-        tuple(layers.values()),
-        leaves,
-        calls.finished(made),
-        calls.same,
-        tuple(names),
-        tuple(calls.final(slot) for slot in made),
-        tuple(leaf for leaf in calls.leaves() if leaf.asks_a_store),
+    recipe = Recipe(
+        layers=tuple(layers.values()),
+        leaves=leaves,
+        calls=calls.finished(made),
+        same=calls.same,
+        names=tuple(names),
+        made=tuple(calls.final(slot) for slot in made),
+        n_different=finder.n_different,
+        asking=tuple(leaf for leaf in calls.leaves() if leaf.asks_a_store),
     )
+    return recipe, tuple(finder.given)
 
 
 class _Finder:
@@ -184,14 +223,21 @@ class _Finder:
         self._chunks = chunks
         self._n_blocks = tuple(map(len, chunks))
         self._leaves: dict[Key, GraphNode] = {}
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, Layer | GivenLayer] = {}
+        self.given: list[list[Any]] = []
+
+    @property
+    def n_different(self) -> int:
+        """Number of the values that differ from block to block."""
+        return N_PLACE + len(self.given)
 
     @property
     def leaves(self) -> dict[Key, DataNode]:
         """What all blocks read from, in the form in which this library reads it."""
         index = tuple(0 for _ in self._chunks)
         box = tuple(slice(0, sizes[0]) for sizes in self._chunks)
-        nodes = [layer.node(index, box) for layer in self.layers.values()]
+        first = (box, index, lengths(box), *(own[0] for own in self.given))
+        nodes = [layer.node(first) for layer in self.layers.values()]
         graph = with_leaves(self._leaves | {node.key: node for node in nodes})
         found = {key: graph[key] for key in self._leaves}
         return {key: node for key, node in found.items() if isinstance(node, DataNode)}
@@ -201,6 +247,9 @@ class _Finder:
         if name in self.layers:
             return name
         layer = self._graph.layers.get(name)
+        if isinstance(layer, MaterializedLayer):
+            self.layers[name] = self._given(name, layer)
+            return name
         if (
             not isinstance(layer, Blockwise)
             or layer.output_blocks is not None
@@ -224,6 +273,22 @@ class _Finder:
                 raise _OtherwiseError
         self.layers[name] = found
         return name
+
+    def _given(self, name: str, layer: MaterializedLayer) -> GivenLayer:
+        """A layer of chunks in memory, or of tasks that depend on nothing."""
+        indices = itertools.product(*map(range, self._n_blocks))
+        given = [layer.mapping.get((name, *index)) for index in indices]
+        runs = isinstance(given[0], Task)
+        for chunk in given:
+            known = (
+                isinstance(chunk, Task) and not chunk.dependencies
+                if runs
+                else isinstance(chunk, np.ndarray)
+            )
+            if not known:
+                raise _OtherwiseError
+        self.given.append(given)
+        return GivenLayer(name, self.n_different - 1, runs)
 
     def _same(self, argument: Any) -> GraphNode | TaskRef:
         """An argument that is the same for all blocks."""
@@ -280,17 +345,25 @@ def _bound(
     return partial(function, *args, **kwargs)
 
 
+def _made(task: Task) -> Any:
+    """The chunk that a task makes which depends on nothing."""
+    return task({})
+
+
 class _Calls:
     """Writes the tasks of layers as calls. Slots are counted without those of equal arguments."""
 
-    def __init__(self, leaves: Mapping[Key, DataNode]) -> None:
+    def __init__(self, leaves: Mapping[Key, DataNode], n_different: int) -> None:
         self._leaves = leaves
+        self._n_different = n_different
         self._calls: list[_Written] = []
         self._layer = 0
 
-    def add_layer(self, number: int, layer: Layer, slots: Mapping[str, Slot]) -> Slot:
+    def add_layer(self, number: int, layer: Layer | GivenLayer, slots: Mapping[str, Slot]) -> Slot:
         """Add the calls of a layer; return the slot of its chunk."""
         self._layer = number
+        if isinstance(layer, GivenLayer):
+            return self._called(_made, (layer.slot,), {}) if layer.runs else layer.slot
         known: dict[Key, Slot | _Same] = dict(layer.different)
         known |= {token: slots[name] for token, name in layer.arrays.items()}
         leaves = {key: _Same(leaf.value) for key, leaf in self._leaves.items()}
@@ -314,16 +387,16 @@ class _Calls:
 
     def final(self, slot: Slot) -> Slot:
         """A slot among all, which have equal arguments after what differs."""
-        return slot if slot < N_DIFFERENT else slot + len(self.same)
+        return slot if slot < self._n_different else slot + len(self.same)
 
     def finished(self, made: Sequence[Slot]) -> tuple[Call, ...]:
         """All calls, each with the slots that it is the last to use, but for those of `made`."""
         last = {a: n for n, c in enumerate(self._calls) for a in c.args if not isinstance(a, _Same)}
         drops: dict[int, list[Slot]] = {}
         for slot, number in last.items():
-            if slot >= N_DIFFERENT and slot not in made:
+            if slot >= self._n_different and slot not in made:
                 drops.setdefault(number, []).append(self.final(slot))
-        equal = itertools.count(N_DIFFERENT)
+        equal = itertools.count(self._n_different)
         finished = []
         for number, call in enumerate(self._calls):
             first = [a.value for a in call.args[: call.n_first] if isinstance(a, _Same)]
@@ -355,8 +428,17 @@ class _Calls:
         if any(isinstance(value, GraphNode | TaskRef) for value in node.kwargs.values()):
             raise _OtherwiseError
         args = tuple(self._value(argument, known) for argument in node.args)
-        self._calls.append(_Written(self._layer, node.func, args, node.kwargs))
-        return N_DIFFERENT - 1 + len(self._calls)
+        return self._called(node.func, args, node.kwargs)
+
+    def _called(
+        self,
+        function: Callable[..., Any],
+        args: tuple[_Same | Slot, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Slot:
+        """Add a call; return the slot of what it makes."""
+        self._calls.append(_Written(self._layer, function, args, kwargs))
+        return self._n_different - 1 + len(self._calls)
 
     def _fused(self, node: Task, known: Mapping[Key, Slot | _Same]) -> Slot | _Same:
         """Where the value of nodes that Dask has fused to one is to be found."""

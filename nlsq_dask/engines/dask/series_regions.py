@@ -40,7 +40,7 @@ from nlsq_dask.engines.dask.groups import (
 )
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
-from nlsq_dask.engines.dask.recipe import Recipe, recipe_of
+from nlsq_dask.engines.dask.recipe import Given, Recipe, recipe_of
 from nlsq_dask.engines.dask.series import PLANES, map_chunks
 from nlsq_dask.engines.dask.shared_keys import shared_keys
 from nlsq_dask.engines.dask.signals import signals_of
@@ -130,6 +130,8 @@ class RegionGroups(ArrayBlockwiseDep):
     name : str
         Of the answer in the graph; unlike all others.
     recipe : Recipe
+    given : tuple of sequence
+        What is given to the recipe for each block of the grid.
     arrays : sequence of array
         As the roles of the problem say.
     chunks : tuple of tuple of int
@@ -144,6 +146,7 @@ class RegionGroups(ArrayBlockwiseDep):
         self,
         name: str,
         recipe: Recipe,
+        given: Given,
         arrays: Sequence[Array],
         chunks: Chunks,
         map_axes: tuple[int, ...],
@@ -152,6 +155,7 @@ class RegionGroups(ArrayBlockwiseDep):
         super().__init__(regions)
         self.name = name
         self._recipe = recipe
+        self._given = given
         self._in_memory = [None if is_dask(a) else a for a in arrays]
         self._edges = tuple(tuple(itertools.accumulate(own, initial=0)) for own in chunks)
         self._map_axes = map_axes
@@ -166,8 +170,18 @@ class RegionGroups(ArrayBlockwiseDep):
         edges, corner = list(self._edges), [0] * len(self._edges)
         for d, i, firsts in zip(self._map_axes, idx, self._firsts, strict=True):
             edges[d], corner[d] = edges[d][firsts[i] : firsts[i + 1] + 1], firsts[i]
-        group = alike_group(self._recipe, self._in_memory, tuple(edges), tuple(corner))
+        given = self._given_in(corner, [len(cuts) - 1 for cuts in edges])
+        group = alike_group(self._recipe, self._in_memory, tuple(edges), tuple(corner), given)
         return Region(self.name, idx, group)
+
+    def _given_in(self, corner: Sequence[int], n_blocks: Sequence[int]) -> Given:
+        """What is given to the recipe for the blocks of a part of the grid."""
+        if not self._given:
+            return ()
+        part = (range(first, first + n) for first, n in zip(corner, n_blocks, strict=True))
+        grid = [len(cuts) - 1 for cuts in self._edges]
+        numbers = np.ravel_multi_index(np.ix_(*part), grid).ravel().tolist()
+        return tuple(tuple(own[i] for i in numbers) for own in self._given)
 
 
 @without_collections()
@@ -216,9 +230,9 @@ def region_answer(
         )
 
     lazy = [a for a in arrays if is_dask(a)]
-    recipe = recipe_of(lazy, chunks) if all(a.chunks == chunks for a in lazy) else None
-    if recipe is not None:
-        groups_of = RegionGroups(name, recipe, arrays, chunks, problem.map_axes, regions)
+    found = recipe_of(lazy, chunks) if all(a.chunks == chunks for a in lazy) else None
+    if found is not None:
+        groups_of = RegionGroups(name, *found, arrays, chunks, problem.map_axes, regions)
         return _alike(groups_of, work_of)
     groups, shared, named = _groups_of_nodes(problem, arrays, chunks, layout, regions)
     nodes = shared_nodes(shared, named, retries, fit)
