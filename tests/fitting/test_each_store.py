@@ -21,7 +21,7 @@ from dask.tokenize import tokenize
 from zarr.storage import MemoryStore
 
 from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fit_each
-from nlsq_dask.engines.dask import cluster_executor
+from nlsq_dask.engines.dask import cluster_executor, idle_memory
 from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
 from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
@@ -293,6 +293,26 @@ def test_a_cluster_writes_the_maps(expected, client, tmp_path):
         fit_each(decay, T, y, START, store=group, client=client)
     here = fit_each(decay, T, y, START, store=group)
     assert_same(here, expected)
+
+
+@pytest.mark.cluster
+def test_a_worker_keeps_freed_memory_behind_a_region(client, tmp_path):
+    client.run(hold_freed_memory_for, 60.0)
+    try:
+        y = da.from_array(Y, chunks=(12, 20, 15))
+        fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", client=client)
+        kept = client.run(keeps_freed_memory)
+    finally:
+        client.run(hold_freed_memory_for, idle_memory.IDLE_SECONDS)
+    assert any(kept.values())
+
+
+def hold_freed_memory_for(seconds):
+    idle_memory._idle = idle_memory.IdleMemory(seconds)
+
+
+def keeps_freed_memory():
+    return idle_memory._idle._freed.kept
 
 
 def in_graphs_of_two(monkeypatch):

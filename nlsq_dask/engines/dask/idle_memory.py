@@ -5,8 +5,9 @@ drops second copies of what the tasks of a fit have in common, and the sample an
 other tasks. The system then takes the memory back, and clears it again for the next pass, page by
 page: 64 MB took 8 ms, and up to 200 ms on virtual machines that return free memory to their host.
 
-While blocks are read from an object store, and as long behind them, the C library of the worker
-keeps what the library of the store frees (:mod:`nlsq_dask.core.freed_memory`).
+While blocks are read from an object store, or series are fitted, and as long behind them, the C
+library of the worker keeps what other libraries free (:mod:`nlsq_dask.core.freed_memory`): that of
+the store, or JAX, which takes fresh memory for the answers of each call.
 """
 
 from __future__ import annotations
@@ -95,18 +96,18 @@ _idle = IdleMemory()
 
 
 @contextmanager
-def reusing_on_worker(memory: ReusedMemory, *, asks_a_store: bool) -> Iterator[None]:
+def reusing_on_worker(memory: ReusedMemory, *, keeps_freed: bool) -> Iterator[None]:
     """Read into memory, as :func:`reusing` has it; on a worker, hold the memory behind the task.
 
     Parameters
     ----------
     memory : ReusedMemory
-    asks_a_store : bool
-        Whether the task reads from an object store.
+    keeps_freed : bool
+        Whether the task takes and frees much memory that is not reused here.
     """
     worker = worker_here()
-    keeps_freed = asks_a_store and worker is not None
-    with reusing(memory), _idle.keeping_freed() if keeps_freed else nullcontext():
+    keeps = keeps_freed and worker is not None
+    with reusing(memory), _idle.keeping_freed() if keeps else nullcontext():
         yield
     if worker is not None:
         limit = worker.memory_manager.memory_limit or psutil.virtual_memory().total

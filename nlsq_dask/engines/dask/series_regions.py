@@ -38,6 +38,7 @@ from nlsq_dask.engines.dask.groups import (
     shared_graph,
     without_collections,
 )
+from nlsq_dask.engines.dask.idle_memory import reusing_on_worker
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
 from nlsq_dask.engines.dask.recipe import Given, Recipe, recipe_of
@@ -51,7 +52,7 @@ from nlsq_dask.engines.frames import fit_frames
 from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.chunks import Box, Chunks, block_boxes, is_joined, largest_block
 from nlsq_dask.io.observations import Array
-from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process, reusing
+from nlsq_dask.io.reused_memory import ReusedMemory, memory_of_process
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import Block, Layout
 
@@ -319,7 +320,7 @@ def fit_region(region: Region, work: RegionWork, external: Sequence[Any] = ()) -
     """The task: the packed answer (k, ...) of a region."""
     group = region.group
     frames = GroupFrames(group, dict(zip(group.external, external, strict=True)), work)
-    with reusing(work.memory):
+    with reusing_on_worker(work.memory, keeps_freed=True):
         if work.gathered_bytes is None:
             return fit_block(work.problem, frames.joined())
         return fit_frames(work.problem, frames, frames.map_shape, work.gathered_bytes)

@@ -138,7 +138,7 @@ def answer_of_group(
     whole = task_group.group if isinstance(task_group, KeptGroup) else task_group
     values = dict(zip(whole.external, external, strict=True))
     group = group_without(whole, omitted) if omitted else whole
-    with reusing_on_worker(work.memory, asks_a_store=work.read_ahead > 0):
+    with reusing_on_worker(work.memory, keeps_freed=work.read_ahead > 0):
         if isinstance(question, BlockQuestion):
             total = question.left_out(group.n_left_out)
             for step, block in zip(group.steps, work.blocks(group, values), strict=True):
