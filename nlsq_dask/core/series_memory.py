@@ -99,6 +99,23 @@ class SeriesSizes:
         return n_series * (self.held_bytes + most)
 
 
+def most_threads(n_bytes: int, n_rows: int) -> int:
+    """Threads that may share the series of one task, in the memory that the task has.
+
+    A task has room for the blocks of its region and for the joined array. While its series are
+    fitted, only the array is there, and the calls of other threads take the place of the blocks.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Of the rows of all series of the task, as they are stored.
+    n_rows : int
+        Rows of a series.
+    """
+    call = CALL_COPIES * 8 * CALL_SERIES * max(n_rows, 1)
+    return 1 + (COPIES - 1) * n_bytes // call
+
+
 def task_room(memory_bytes: float, tasks: int, base_bytes: int = SOLVER_BYTES) -> float:
     """Bytes of one of so many tasks at one time, in a memory; at least a quarter of its share."""
     usable = memory_bytes * SAFETY_FACTOR

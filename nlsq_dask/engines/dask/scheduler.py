@@ -15,6 +15,8 @@ from dask.system import CPU_COUNT
 from dask.threaded import get as threaded_get
 from dask.typing import Key
 
+from nlsq_dask.engines.dask.signals import worker_here
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -40,6 +42,12 @@ def local_threads() -> int:
         getattr(executor, "_max_workers", None) for executor in executors
     ]  # in Dask's own order
     return next(filter(None, [*sizes, config.get("num_workers", None)]), CPU_COUNT)
+
+
+def threads_here() -> int:
+    """Number of tasks that the process of this task runs at one time."""
+    worker = worker_here()
+    return local_threads() if worker is None else int(worker.state.nthreads)
 
 
 def runs_here() -> bool:

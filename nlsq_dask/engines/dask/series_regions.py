@@ -10,6 +10,7 @@ joined (:mod:`nlsq_dask.engines.frames`).
 from __future__ import annotations
 
 import itertools
+import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.core.series_memory import most_threads
 from nlsq_dask.engines.dask.alike import alike_group
 from nlsq_dask.engines.dask.group_parts import group_without
 from nlsq_dask.engines.dask.groups import (
@@ -42,11 +44,12 @@ from nlsq_dask.engines.dask.idle_memory import reusing_on_worker
 from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
 from nlsq_dask.engines.dask.recipe import Given, Recipe, recipe_of
+from nlsq_dask.engines.dask.scheduler import threads_here
 from nlsq_dask.engines.dask.series import PLANES, map_chunks
 from nlsq_dask.engines.dask.shared_keys import shared_keys
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.steps import Group, make_group
-from nlsq_dask.engines.fit_block import fit_block
+from nlsq_dask.engines.fit_block import fit_in_threads
 from nlsq_dask.engines.frame_rows import IntArray
 from nlsq_dask.engines.frames import fit_frames
 from nlsq_dask.engines.series import SeriesProblem
@@ -80,6 +83,8 @@ class RegionWork:
         Shape of y.
     layout : ArraysLayout
     retries : Retries
+    n_regions : int
+        Regions of the map. Where the threads of a process are more, they share the series of each.
     fit : str
         Identifier of the fit, for the signals between its tasks and the fit.
     read_ahead : int
@@ -95,6 +100,7 @@ class RegionWork:
     shape: tuple[int, ...]
     layout: ArraysLayout
     retries: Retries
+    n_regions: int
     fit: str = ""
     read_ahead: int = 0
     gathered_bytes: float | None = None
@@ -225,6 +231,7 @@ def region_answer(
             shape=shape,
             layout=layout,
             retries=retries,
+            n_regions=max(math.prod(map(len, regions)), 1),
             fit=fit,
             read_ahead=depth_of(groups, _block_bytes(arrays, chunks)),
             gathered_bytes=gathered_bytes,
@@ -322,8 +329,17 @@ def fit_region(region: Region, work: RegionWork, external: Sequence[Any] = ()) -
     frames = GroupFrames(group, dict(zip(group.external, external, strict=True)), work)
     with reusing_on_worker(work.memory, keeps_freed=True):
         if work.gathered_bytes is None:
-            return fit_block(work.problem, frames.joined())
+            arrays = frames.joined()
+            return fit_in_threads(work.problem, arrays, _threads_of(work, arrays))
         return fit_frames(work.problem, frames, frames.map_shape, work.gathered_bytes)
+
+
+def _threads_of(work: RegionWork, arrays: Sequence[NDArray[Any]]) -> int:
+    """Threads for the series of a region: several where the map has fewer regions than threads."""
+    y, varies = arrays[0], work.layout.varies
+    n_rows = math.prod(y.shape[d] for d in work.problem.fit_axes)
+    n_bytes = sum(a.nbytes for a, own in zip(arrays, varies, strict=True) if all(own))
+    return max(min(threads_here() // work.n_regions, most_threads(n_bytes, n_rows)), 1)
 
 
 @dataclass
