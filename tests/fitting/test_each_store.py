@@ -514,6 +514,20 @@ def test_a_task_that_fails_ends_the_fits_at_once(client, monkeypatch):
     assert found == [1.0]
 
 
+@pytest.mark.cluster
+def test_results_that_came_before_a_failure_are_known(client, monkeypatch):
+    monkeypatch.setattr(cluster_executor, "FETCH_SECONDS", np.inf)
+
+    def last(*_):
+        raise ZeroDivisionError
+
+    graph = {key: (float, len(key)) for key in ("a", "b", "c")} | {"last": (last, "a", "b", "c")}
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        ClusterExecutor(client).run_each([(graph, list(graph))], found.append)
+    assert len(found) == 3  # the first at once, the others together with the task that fails
+
+
 def test_dask_does_not_go_through_what_a_task_reads():
     class Opaque:
         def __reduce__(self):

@@ -165,9 +165,15 @@ class ClusterExecutor:
         running: dict[Any, Future[Any]],
         done: Callable[[Any], None],
     ) -> None:
-        """Fetch the results of tasks that have ended, and forget the tasks."""
-        for result in self.client.gather(unfetched):
-            done(result)
+        """Fetch the results of tasks that have ended, and forget the tasks.
+
+        A task that failed raises its error when the results of all others are known.
+        """
+        finished = [future for future in unfetched if future.status == "finished"]
+        others = [future for future in unfetched if future not in finished]
+        for futures in filter(None, (finished, others)):
+            for result in self.client.gather(futures):
+                done(result)
         for future in unfetched:
             del running[future.key]
             future.release()
