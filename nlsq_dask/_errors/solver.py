@@ -82,9 +82,15 @@ def bounds_on_combination(name: str) -> InputError:
 
 
 def bounds_form(bounds: object, size: int) -> InputTypeError:
+    pairs = getattr(bounds, "tolist", lambda: bounds)()
+    is_by_parameter = (
+        isinstance(pairs, list | tuple)
+        and [len(pair) for pair in pairs if isinstance(pair, list | tuple)] == [2] * size
+    )
+    remedy = "tuple(zip(*bounds)) is that; or pass" if is_by_parameter else "or"
     return InputTypeError(
         f"bounds = {shown(bounds)} is not a pair: pass (lower, upper), each a number or {size} "
-        "numbers, or {name: (lower, upper)} by parameter name, or scipy.optimize.Bounds."
+        f"numbers; {remedy} {{name: (lower, upper)}} by parameter name, or scipy.optimize.Bounds."
     )
 
 
@@ -140,6 +146,12 @@ def p0_names_missing(missing: Sequence[str]) -> InputError:
     return InputError(
         f"p0 has no value for {join_names(missing)}: give a starting value to every parameter, or "
         "leave p0 out to start from the default."
+    )
+
+
+def values_missing(argument: str, missing: Sequence[str]) -> InputError:
+    return InputError(
+        f"{argument} has no value for {join_names(missing)}: give a value to every parameter."
     )
 
 

@@ -12,7 +12,6 @@ the distance to the bounds, so every iterate must lie strictly between them:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -40,7 +39,7 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
     Parameters
     ----------
     bounds : None, pair, mapping or object with ``lb`` and ``ub``
-        ``(lower, upper)``, each a scalar, an array of shape (p,) or None; or
+        ``(lower, upper)``, each a scalar, an array of shape (p,), numbers by name or None; or
         ``{name: (lower, upper)}`` for the bounded parameters alone; or an object like
         ``scipy.optimize.Bounds``. None means "no bound" in every place.
     names : sequence of str, length p
@@ -58,7 +57,6 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
     InputTypeError
         If the bounds have another form.
     """
-    size = len(names)
     if isinstance(bounds, Mapping):
         lower, upper = _bounds_by_name(bounds, names)
     else:
@@ -67,9 +65,9 @@ def normalize_bounds(bounds: Any, names: Sequence[str]) -> tuple[FloatArray, Flo
         try:
             low, high = (None, None) if bounds is None else bounds
         except (TypeError, ValueError):
-            raise _errors.bounds_form(bounds, size) from None
-        lower = _one_side(low, "lower", -np.inf, size)
-        upper = _one_side(high, "upper", np.inf, size)
+            raise _errors.bounds_form(bounds, len(names)) from None
+        lower = _one_side(low, "lower", -np.inf, names)
+        upper = _one_side(high, "upper", np.inf, names)
     # Written so that NaN, and a bound of +inf below, or -inf above, are refused as well.
     crossed = ~((lower < upper) & (lower < np.inf) & (upper > -np.inf))
     if True in crossed.tolist():
@@ -108,7 +106,7 @@ def parameter_count(p0: Any) -> int | None:
 
 
 def by_name(p0: Any) -> Any:
-    """Starting values by name, where an array has a name for each; other values as they are.
+    """Numbers by name, where an array has a name for each; other values as they are.
 
     A ``pandas.Series`` has labels: if these are texts, they are the names of the parameters. So are
     the texts along a dimension of an ``xarray.DataArray``; if there are several such dimensions,
@@ -183,6 +181,24 @@ def normalize_p0(p0: Any, names: Sequence[str], lower: FloatArray, upper: FloatA
             names[first], float(start[first]), float(lower[first]), float(upper[first])
         )
     return start
+
+
+def in_order(values: Any, argument: str, names: Sequence[str]) -> Any:
+    """Numbers for all parameters, in the model's order if they have names.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, or a parameter has no number.
+    """
+    values = by_name(values)
+    if not isinstance(values, Mapping):
+        return values
+    _refuse_unknown(values, argument, names)
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise _errors.values_missing(argument, missing)
+    return [values[name] for name in names]
 
 
 def off_bounds(
@@ -279,9 +295,14 @@ def default_start(lower: FloatArray, upper: FloatArray) -> FloatArray:
     return start
 
 
-def _one_side(value: Any, side: str, missing: float, size: int) -> FloatArray:
+def _one_side(value: Any, side: str, missing: float, names: Sequence[str]) -> FloatArray:
+    size = len(names)
     if type(value) is float:
         return np.array([value] * size)
+    value = by_name(value)
+    if isinstance(value, Mapping):
+        _refuse_unknown(value, "bounds", names)
+        value = [value.get(name) for name in names]
     values = _as_floats(missing if value is None else value, missing)
     if values is None:
         raise _errors.bound_not_numbers(side, value)
@@ -323,7 +344,8 @@ def _as_floats(value: Any, missing: float) -> FloatArray | None:
 def _check_single(value: Any, where: str) -> None:
     """Refuse an array where one number is expected."""
     shape = getattr(value, "shape", ())
-    if isinstance(shape, tuple) and math.prod(shape) != 1:
+    # Lengths of a table of Dask are no numbers.
+    if isinstance(shape, tuple) and not all(isinstance(n, int) and n == 1 for n in shape):
         raise _errors.p0_shape(shape, where)
 
 

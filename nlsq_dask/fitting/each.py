@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,13 @@ from nlsq_dask.fitting.choose_strategy import bits_of_process
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_parameters import SeriesParameters, series_parameters
 from nlsq_dask.fitting.series_reading import SeriesReading, lazy_answer_of, reading_of
+from nlsq_dask.fitting.source import opened_data
 from nlsq_dask.io.finite import is_deviation
 from nlsq_dask.io.frame import Frame
-from nlsq_dask.io.named import named_arguments
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.reused_memory import memory_of_process, reusing
 from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.io.sources import is_dask, observe
-from nlsq_dask.io.stored import check_options, stored_argument, with_fill_value
-from nlsq_dask.io.units import bare_data
+from nlsq_dask.io.sources import is_dask
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.kernels.devices import DeviceArgument, checked_device
 from nlsq_dask.models.base import Model
@@ -213,7 +211,11 @@ def prepare_each(
 ) -> EachJob:
     """Check the arguments of the fits of many series; see :func:`nlsq_dask.fit_each`."""
     check_not_forked()
-    data, axes, y = _observed(x, y, dim, inputs, store=options.store)
+    opened = opened_data(x, y, inputs, options.store)
+    y = opened.y
+    axes = SeriesAxes.of(y, opened.x, dim)
+    data = opened.observed(axes, chosen=dim is not None, deviations=False)
+    _check_common_sigma(data, axes)
     parameters = series_parameters(
         model, axes, y, p0=p0, bounds=inputs.bounds, fixed=inputs.fixed, ties=inputs.ties
     )
@@ -255,47 +257,6 @@ def series_reading(job: EachJob, executor: Executor) -> SeriesReading | None:
     if not job.lazy:
         return None
     return reading_of(job.problem, job.arrays, job.memory_limit_gb, executor)
-
-
-def _observed(
-    x: Any, y: Any, dim: Any, inputs: InputOptions, *, store: Any
-) -> tuple[Observations, SeriesAxes, Any]:
-    """The data, their axes, and y as an array that may have labels."""
-    x, y, sigma, mask = named_arguments(
-        x, y, sigma=inputs.sigma, mask=inputs.mask, data=inputs.data
-    )
-    named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
-    check_options(inputs.storage_options, named.values(), store)
-    x, y, sigma, mask = (
-        stored_argument(a, n, inputs.decode, inputs.storage_options) for n, a in named.items()
-    )
-    y, fill_value = with_fill_value(y, inputs.fill_value)
-    bare = bare_data(x, y, sigma)
-    y = bare.y if hasattr(bare.y, "shape") else np.asarray(bare.y)
-    axes = SeriesAxes.of(y, bare.x, dim)
-    coords, stacked = axes.coordinates(bare.x)
-    data = observe(
-        coords,
-        y,
-        axes.rows(bare.sigma, "sigma"),
-        mask=axes.rows(mask, "mask"),
-        nan_policy=inputs.nan_policy,
-        fill_value=fill_value,
-        time_unit=inputs.time_unit,
-        deviations=False,
-    )
-    axes.check_coordinates(bare.x, data.coords, chosen=dim is not None)
-    _check_common_sigma(data, axes)
-    labels = {**data.labels, **bare.labels}
-    structure = "stacked" if stacked else data.structure
-    data = replace(
-        data,
-        decode=inputs.decode,
-        storage_options=inputs.storage_options,
-        labels=labels,
-        structure=structure,
-    )
-    return data, axes, y
 
 
 def _check_common_sigma(data: Observations, axes: SeriesAxes) -> None:

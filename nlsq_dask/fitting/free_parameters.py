@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import by_name, normalize_bounds, parameter_count
+from nlsq_dask.core.bounds import by_name, in_order, normalize_bounds, parameter_count
 from nlsq_dask.core.constraints import (
     Reduction,
     reduce_bounds,
@@ -70,10 +70,11 @@ def free_parameters(bare: BareInputs, method: str) -> FreeParameters:
     return FreeParameters(names, reduction, start, lower, upper)
 
 
-def sizes_of(x_scale: Any, reduction: Reduction) -> Any:
-    """``x_scale`` of the free parameters."""
+def sizes_of(x_scale: Any, reduction: Reduction, names: Sequence[str]) -> Any:
+    """``x_scale`` of the free parameters, of those with the given names."""
     if isinstance(x_scale, str):
         return x_scale
+    x_scale = in_order(x_scale, "x_scale", names)
     try:
         sizes = np.asarray(x_scale, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_bounds
-from nlsq_dask.core.process import check_not_forked
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.structure import Series
 from nlsq_dask.core.workflow import WorkflowPlan
@@ -27,20 +26,10 @@ from nlsq_dask.fitting.free_parameters import (
 from nlsq_dask.fitting.job import Job, Source, logger
 from nlsq_dask.fitting.missing_chunks import MISSING_CHUNKS
 from nlsq_dask.fitting.options import InputOptions, RunOptions
+from nlsq_dask.fitting.source import open_source
 from nlsq_dask.fitting.strategy import Standard
-from nlsq_dask.io.correlation import factor_covariance, split_sigma
-from nlsq_dask.io.libraries import is_plain
-from nlsq_dask.io.named import named_arguments
-from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.io.sources import Observations, observe
-from nlsq_dask.io.stored import (
-    check_options,
-    in_blocks,
-    options_of_checkpoint,
-    stored_argument,
-    with_fill_value,
-)
-from nlsq_dask.io.units import bare_data
+from nlsq_dask.io.correlation import factor_covariance
+from nlsq_dask.io.observations import Observations
 from nlsq_dask.kernels.derivatives import model_eps
 from nlsq_dask.user_model.called_back import RowsModel
 from nlsq_dask.user_model.model import prepare_jacobian, prepare_loss, prepare_model
@@ -87,87 +76,6 @@ def prepare(
     return prepare_on(open_source(x, y, inputs), model, p0, inputs, options)
 
 
-def open_source(x: Any, y: Any, inputs: InputOptions) -> Source:
-    """Check the data of a fit, without reading them."""
-    check_not_forked()
-    if _are_plain(x, y, inputs):
-        sigma, correlated = split_sigma(inputs.sigma, y)
-        placed = _Placed(x=x, y=y, sigma=sigma, mask=inputs.mask)
-        return Source(_observed(placed, inputs), correlated)
-    x, y, sigma, mask = named_arguments(
-        x, y, sigma=inputs.sigma, mask=inputs.mask, data=inputs.data
-    )
-    named = {"x": x, "y": y, "sigma": sigma, "mask": mask}
-    options = inputs.storage_options
-    check_options(options, named.values(), inputs.checkpoint)
-    of_checkpoint = options_of_checkpoint(options, named.values(), inputs.checkpoint)
-    x, y, sigma, mask = (stored_argument(a, n, inputs.decode, options) for n, a in named.items())
-    if inputs.missing_chunks != "omit":  # where a missing chunk costs the rows of its block
-        x, y, sigma, mask = in_blocks(x, y, sigma, mask)
-    y, fill_value = with_fill_value(y, inputs.fill_value)
-    bare = bare_data(x, y, sigma)
-    sigma, correlated = split_sigma(bare.sigma, bare.y)
-    placed = _placed(bare.x, bare.y, inputs.dim, sigma=sigma, mask=mask)
-    data = _observed(placed, replace(inputs, fill_value=fill_value))
-    if placed.axes is not None:
-        placed.axes.check_coordinates(bare.x, data.coords, chosen=True)
-    labels = {**data.labels, **bare.labels}
-    data = replace(
-        data,
-        decode=inputs.decode,
-        storage_options=options,
-        labels=labels,
-        structure="stacked" if placed.stacked else data.structure,
-        series_axes=() if placed.axes is None else placed.axes.fit,
-    )
-    return Source(data, correlated, of_checkpoint)
-
-
-def _are_plain(x: Any, y: Any, inputs: InputOptions) -> bool:
-    """Whether all data are NumPy arrays, which have no names, units, chunks or attributes."""
-    if x is None or y is None or not all(map(is_plain, (x, y, inputs.sigma, inputs.mask))):
-        return False
-    others = (inputs.data, inputs.storage_options, inputs.dim)
-    is_decoded = isinstance(inputs.decode, str) and inputs.decode == "cf"
-    return is_decoded and all(value is None for value in others)
-
-
-def _observed(placed: _Placed, inputs: InputOptions) -> Observations:
-    """The data in one representation."""
-    return observe(
-        placed.x,
-        placed.y,
-        placed.sigma,
-        mask=placed.mask,
-        nan_policy=inputs.nan_policy,
-        fill_value=inputs.fill_value,
-        time_unit=inputs.time_unit,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Placed:
-    """Arrays of the data, where each has the axes of y, and the axes, where rows form series."""
-
-    x: Any
-    y: Any
-    sigma: Any
-    mask: Any
-    stacked: bool = False
-    axes: SeriesAxes | None = None
-
-
-def _placed(x: Any, y: Any, dim: Any, *, sigma: Any, mask: Any) -> _Placed:
-    """Give all arrays the axes of y. An array of one series gets the axes that series run along."""
-    if dim is None:
-        return _Placed(x=x, y=y, sigma=sigma, mask=mask)
-    y = y if hasattr(y, "shape") else np.asarray(y)
-    axes = SeriesAxes.of(y, x, dim)
-    coords, stacked = axes.coordinates(x)
-    sigma, mask = axes.rows(sigma, "sigma"), axes.rows(mask, "mask")
-    return _Placed(x=coords, y=y, sigma=sigma, mask=mask, stacked=stacked, axes=axes)
-
-
 def prepare_on(
     source: Source, model: Callable[..., Any], p0: Any, inputs: InputOptions, options: RunOptions
 ) -> Job:
@@ -199,7 +107,7 @@ def prepare_on(
     solver_options = _solver_options(
         plan,
         options,
-        x_scale=sizes_of(options.x_scale, free.reduction),
+        x_scale=sizes_of(options.x_scale, free.reduction, free.names),
         model_eps=model_eps(spec, traced),
         residual_variance=1.0 if inputs.absolute_sigma else None,
     )

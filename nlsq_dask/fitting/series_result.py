@@ -21,7 +21,7 @@ from nlsq_dask.engines.fit_block import fit_block
 from nlsq_dask.engines.series import Role
 from nlsq_dask.fitting.each import EachJob, OneSeries
 from nlsq_dask.fitting.options import InputOptions
-from nlsq_dask.fitting.prepare import open_source
+from nlsq_dask.fitting.source import open_source
 from nlsq_dask.io.finite import is_deviation
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.result import FitResult

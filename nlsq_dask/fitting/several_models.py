@@ -22,7 +22,7 @@ from nlsq_dask.fitting.missing_chunks import ChunkWatch, with_chunks_checked
 from nlsq_dask.fitting.omitted import Blocks, blocks_omitted, leave_out, of_same_rows
 from nlsq_dask.fitting.open_engine import engine_of
 from nlsq_dask.fitting.options import InputOptions, RunOptions
-from nlsq_dask.fitting.prepare import open_source, prepare_on
+from nlsq_dask.fitting.prepare import prepare_on
 from nlsq_dask.fitting.progress import Progress
 from nlsq_dask.fitting.resume import (
     Preparation,
@@ -36,6 +36,7 @@ from nlsq_dask.fitting.same_data import digests
 from nlsq_dask.fitting.sample import LazySample, Taken, guessed_start
 from nlsq_dask.fitting.shared_ledger import SharedLedger, shared_ledger
 from nlsq_dask.fitting.solve import solve
+from nlsq_dask.fitting.source import open_source
 from nlsq_dask.fitting.strategy import Standard, Streamed
 from nlsq_dask.fitting.to_result import Outcome, result_of
 from nlsq_dask.io.folders import below, checked_place

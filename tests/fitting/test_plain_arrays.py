@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlsq_dask import _errors
-from nlsq_dask.fitting import prepare
+from nlsq_dask.fitting import source
 from nlsq_dask.fitting.options import InputOptions
 
 SHAPES = [(4,), (3, 2), ()]
@@ -19,9 +19,9 @@ def opened(x, y, inputs, *, plain):
     """Source of some data, or the error that refuses them."""
     with pytest.MonkeyPatch.context() as patch:
         if not plain:
-            patch.setattr(prepare, "_are_plain", lambda *_: False)
+            patch.setattr(source, "_are_plain", lambda *_: False)
         try:
-            return prepare.open_source(x, y, inputs)
+            return source.open_source(x, y, inputs)
         except (_errors.InputError, _errors.InputTypeError) as error:
             return type(error), str(error)
 
