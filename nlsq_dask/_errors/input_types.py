@@ -193,23 +193,53 @@ def p0_shape(shape: tuple[int, ...], where: str = "p0") -> InputTypeError:
         what = "a fit has one value of each parameter for all rows: pass p numbers, or by name"
     return InputTypeError(
         f"{where} has shape {tuple(shape)}, but {what}. If it is a map with a value for each "
-        "pixel, call fit for each pixel, with the rows and the p0 of the pixel."
+        "pixel, fit_each takes it, and fits each pixel by itself."
     )
 
+
+_EVALUATIONS = "max_nfev is the number of evaluations"
+_EXACT = "derivatives are exact; leave the argument out"
+_SIGMA = "sigma has the standard deviations"
+_START = "p0 has the starting values"
+_CORES = "a fit uses all cores; client= runs it on a cluster"
+_CHUNKS = "chunks are those of the arrays, for example x.rechunk(...)"
+_NORMAL = "steps come from sums over all rows; leave the argument out"
 
 # Arguments of other libraries, and what they are here.
 _ELSEWHERE = MappingProxyType(
     {
-        "reduce_dims": "one fit takes the rows along all dimensions of y; to fit parts, loop over "
-        "them",
+        "reduce_dims": "fit takes the rows along all dimensions of y; fit_each fits along dim=, "
+        "each series by itself",
         "skipna": "nan_policy='omit' leaves out rows with NaN",
         "errors": "a fit that does not converge is returned, with result.success False",
         "coords": "pass the coordinates as x, for example fit(model, da['time'], da)",
         "func": "pass the model first, fit(model, x, y)",
         "param_names": "the parameters have the names in the signature of the model",
         "kwargs": "pass the options themselves, as arguments",
-        "maxfev": "max_nfev is the number of evaluations",
-        "max_iter": "max_nfev is the number of evaluations",
+        "f": "pass the model first, fit(model, x, y)",
+        "maxfev": _EVALUATIONS,
+        "maxiter": _EVALUATIONS,
+        "max_iter": _EVALUATIONS,
+        "max_iterations": _EVALUATIONS,
+        "epsfcn": _EXACT,
+        "diff_step": _EXACT,
+        "Dfun": "jac has the derivatives, shape (n, p)",
+        "col_deriv": "jac has the derivatives, shape (n, p)",
+        "diag": "x_scale has the sizes of the parameters, 1 / diag",
+        "factor": "x_scale has the sizes of the parameters; the first step follows from them",
+        "tr_solver": _NORMAL,
+        "tr_options": _NORMAL,
+        "jac_sparsity": _NORMAL,
+        "yerr": _SIGMA,
+        "sigma_y": _SIGMA,
+        "params": _START,
+        "initial": _START,
+        "workers": _CORES,
+        "n_jobs": _CORES,
+        "scheduler": "dask.config.set(scheduler=...) chooses Dask's scheduler",
+        "chunks": _CHUNKS,
+        "chunk_size": _CHUNKS,
+        "dtype": "sums are float64, whatever the dtype of the arrays",
         "weights": "sigma=1 / weights are the standard deviations",
         "args": "bind further arguments of the model with functools.partial, by keyword",
         "full_output": "the result has all numbers; nlsq_dask.curve_fit has full_output",

@@ -92,6 +92,13 @@ def durations_of_months(name: str, dtype: object) -> InputTypeError:
     )
 
 
+def durations_without_unit(name: str) -> InputTypeError:
+    return InputTypeError(
+        f"{name} has dtype timedelta64, which does not say what its numbers count: give it a unit, "
+        f"for example {name}.astype('timedelta64[s]')."
+    )
+
+
 def data_set_as_array(
     name: str, variables: Sequence[Hashable], dims: Sequence[Hashable]
 ) -> InputTypeError:
@@ -105,7 +112,8 @@ def data_set_as_array(
 def not_a_data_set(data: object) -> InputTypeError:
     return InputTypeError(
         f"data = {shown(data)} holds no variables by name: pass a Dataset, a DataFrame, a "
-        "dictionary or a group of arrays, or leave data out."
+        "dictionary or a group of arrays, such as a query of polars after .collect(), or leave "
+        "data out."
     )
 
 

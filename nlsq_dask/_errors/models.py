@@ -70,10 +70,14 @@ def parameter_count(model: str, count: int, least: int, most: float) -> ModelErr
         takes = f"at least {least}"
     else:
         takes = f"{least} to {most:.0f}"
-    return ModelError(
-        f"the model {model} takes {takes} parameters, but {_given(count)}: pass one starting value "
-        "for each."
-    )
+    noun = "parameter" if takes == "1" else "parameters"
+    remedy = "pass one starting value for each"
+    if takes == "1" and count > 1:
+        remedy += (
+            ". If the parameter is an array of all values, pass "
+            "lambda x, *values: model(x, jnp.array(values))"
+        )
+    return ModelError(f"the model {model} takes {takes} {noun}, but {_given(count)}: {remedy}.")
 
 
 def parameter_order(model: str, fitted: Sequence[str], taken: Sequence[str]) -> ModelError:

@@ -161,8 +161,8 @@ def fit(
         the first date of the coordinate, in the order of ``y``. Durations keep their zero. NaT is
         NaN.
     bounds : pair, dict or scipy.optimize.Bounds
-        ``(lower, upper)``, each a scalar or a number for each parameter, or ``{name: (lower,
-        upper)}``. By default there are no bounds.
+        ``(lower, upper)``, each a scalar, a number for each parameter, or numbers by name; or
+        ``{name: (lower, upper)}``. By default there are no bounds.
     fixed : dict, optional
         Values, by name, of parameters that are not fitted.
     ties : dict or array_like of shape (p, q), optional
@@ -182,7 +182,7 @@ def fit(
     jac : callable, optional
         ``jac(x, a, b, ...)``, derivatives of the model's values, shape (n, p). The default is
         automatic differentiation, which is exact; "2-point", "3-point" and "cs" mean the same.
-    x_scale : "jac" or array_like, shape (p,)
+    x_scale : "jac", dict or array_like, shape (p,)
         Characteristic size of each parameter. "jac" (default) takes the sizes from the Jacobian.
     ftol, xtol, gtol : float, None or "auto"
         Tolerances for termination. `ftol`: change of the cost, relative to the cost. `xtol`: change

@@ -160,7 +160,8 @@ class RowLabels:
     def _axes_by_position(self, array: Array, name: str, *, stacks: bool) -> list[int]:
         """The last axes of y, as NumPy's broadcasting pairs them."""
         missing = len(self.shape) - array.ndim
-        if missing < (-1 if stacks else 0):
+        is_stack = stacks and missing == -1 and array.shape[1:] == self.shape
+        if missing < 0 and not is_stack:
             raise _errors.unequal_lengths(name, array.shape, self.shape)
         return [d + missing for d in range(array.ndim)]
 

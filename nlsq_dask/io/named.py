@@ -55,13 +55,16 @@ def _variables(value: Any, argument: str, data: Any) -> Any:
         return tuple(_variables(v, f"{argument}[{i}]", data) for i, v in enumerate(value))
     if not isinstance(value, str):
         return value
-    if is_instance(data, "pandas", "DataFrame") and value not in data.columns:
-        levels = _levels(data.index)
+    is_table = hasattr(type(data), "columns")  # of pandas, Dask, polars; each has its own error
+    if is_table and value not in data.columns:
+        levels = _levels(data.index) if is_instance(data, "pandas", "DataFrame") else {}
         if value in levels:
             return levels[value].to_series(index=data.index)
         raise _errors.variable_unknown(argument, value, [*data.columns, *levels])
     try:
         return data[value]
+    except TypeError:  # a query that is not run
+        raise _errors.not_a_data_set(data) from None
     except (KeyError, IndexError, ValueError):  # netCDF4 raises IndexError
         raise _errors.variable_unknown(argument, value, _names(data)) from None
 

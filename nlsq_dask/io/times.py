@@ -42,6 +42,9 @@ KINDS = "MmO"
 # Units of datetime64 without a fixed length: years and months.
 MONTHS = ("Y", "M")
 
+# Unit of timedelta64 that NumPy gives to integers of which nobody says what they count.
+NO_UNIT = "generic"
+
 # Calendars of cftime whose dates, after 1582, are those of datetime64.
 COMMON_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 
@@ -155,14 +158,14 @@ def with_time_axis(array: Array, name: str, unit: str) -> tuple[Array, TimeAxis 
     InputError
         If the unit is unknown.
     InputTypeError
-        If times are mixed with something else, or are durations in months.
+        If times are mixed with something else, or are durations in months or without a unit.
     """
     if not isinstance(unit, str) or unit not in UNITS:
         raise _errors.unknown_choice("time_unit", unit, tuple(UNITS))
     if array.dtype.kind not in KINDS:
         return array, None
-    if array.dtype.kind == "m" and np.datetime_data(array.dtype)[0] in MONTHS:
-        raise _errors.durations_of_months(name, array.dtype)
+    if array.dtype.kind == "m":
+        _check_durations(name, array.dtype)
     first: Any = None if array.dtype.kind == "m" else _first_time(array)
     axis = None
     if array.dtype.kind == "m" or isinstance(first, np.timedelta64):
@@ -172,6 +175,15 @@ def with_time_axis(array: Array, name: str, unit: str) -> tuple[Array, TimeAxis 
     elif is_instance(first, "cftime", "datetime"):
         axis = TimeAxis(unit, first.isoformat(), str(first.calendar))
     return (array, None) if axis is None else (axis.numbers(array, name), axis)
+
+
+def _check_durations(name: str, dtype: np.dtype[Any]) -> None:
+    """Refuse durations whose unit has no fixed length, or that have no unit."""
+    unit = np.datetime_data(dtype)[0]
+    if unit in MONTHS:
+        raise _errors.durations_of_months(name, dtype)
+    if unit == NO_UNIT:
+        raise _errors.durations_without_unit(name)
 
 
 def as_numbers(x: Any, axes: Sequence[TimeAxis | None]) -> Any:

@@ -52,6 +52,18 @@ def a_group():
 
 
 # A value, the argument that it is passed as, and what the message says.
+class LazyLength:
+    """The length of a table of Dask, which is not known before the table is read."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError
+
+
 KINDS = {
     "None": (None, "y", "y is None, not an array of numbers: pass an array"),
     "None as a coordinate": ((X, None), "x", "x[1] is None"),
@@ -63,7 +75,9 @@ KINDS = {
     "unknown class": (types.SimpleNamespace(), "y", "y is a SimpleNamespace, not an array"),
     "Delayed": (dask.delayed(np.ones)(20), "y", "dask.array.from_delayed(y, shape="),
     "Dask table": (
-        of_class("dask.dataframe.dask_expr", "Series"), "y", "y.to_dask_array(lengths=True)"
+        of_class("dask.dataframe.dask_expr", "Series", shape=(LazyLength(),)),
+        "y",
+        "y.to_dask_array(lengths=True)",
     ),
     "Future": (of_class("distributed.client", "Future"), "y", "dask.array.from_delayed(y"),
     "AsyncArray": (in_zarr(data=Y)._async_array, "y", "y is an AsyncArray"),
@@ -133,6 +147,8 @@ SHAPES = {
     "ragged y": (X, [[1, 2], [3]], "that are 2 and 1 long", "nan_policy='omit'"),
     "ragged x": ([X, X[:2]], Y, "that are 20 and 2 long", "are a tuple of arrays"),
     "columns": (np.ones((20, 2)), Y, "x has shape (20, 2) but y has shape (20,)", "pass x.T"),
+    "table": (pd.DataFrame({"t": X, "u": X}), pd.Series(Y), "x has shape (20, 2)", "pass x.T"),
+    "table of one column": (pd.DataFrame({"t": X}), pd.Series(Y), "has shape (20, 1)", "of the co"),
     "last": (np.ones((4, 5, 2)), np.ones((4, 5)), "(4, 5, 2)", "pass np.moveaxis(x, -1, 0)"),
     "y a column": (X, Y[:, None], "y has shape (20, 1)", "pass np.reshape(x, (20, 1))"),
     "first dimension": (X, np.ones((20, 5)), "y has shape (20, 5)", "pass np.reshape(x, (20, 1))"),
@@ -184,10 +200,27 @@ def test_starting_values_in_a_table_are_taken_by_their_labels(fitting):
     np.testing.assert_allclose(popt, [2.5, 1.3, 0.5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("fitting", [fit, curve_fit])
+def test_bounds_and_sizes_in_a_table_are_taken_by_their_labels(fitting):
+    low, high = pd.Series({"c": -1, "b": 0, "a": 0}), pd.Series({"c": 1, "b": 5, "a": 5})
+    sizes = pd.Series({"c": 0.1, "b": 1.0, "a": 2.0})
+    start = [2.0, 1.0, 0.4]
+    by_name, _ = fitting(decay, X, Y, start, bounds=(low, high), x_scale=sizes)
+    bounds = [0, 0, -1], [5, 5, 1]
+    in_order, _ = fitting(decay, X, Y, start, bounds=bounds, x_scale=[2.0, 1.0, 0.1])
+    assert np.array_equal(by_name, in_order)
+    np.testing.assert_allclose(by_name, [2.5, 1.3, 0.5], rtol=1e-5)
+    with pytest.raises(InputError, match="x_scale has no value for b and c"):
+        fitting(decay, X, Y, start, bounds=(low, high), x_scale={"a": 1.0})
+
+
 @pytest.mark.parametrize(
     ("keyword", "remedy"),
     [
         ("reduce_dims", "along all dimensions of y"),
+        ("epsfcn", "derivatives are exact"),
+        ("yerr", "sigma has the standard deviations"),
+        ("n_jobs", "client="),
         ("skipna", "nan_policy='omit'"),
         ("errors", "result.success"),
         ("coords", "pass the coordinates as x"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,10 @@ INF = np.inf
         (np.array([[0, 0, 0], [1, 2, 3]]), [0.0] * 3, [1.0, 2.0, 3.0]),
         (Bounds([0, 1, 2], [3, 4, 5]), [0.0, 1.0, 2.0], [3.0, 4.0, 5.0]),
         (Bounds(0, INF), [0.0] * 3, [INF] * 3),
+        ((pd.Series({"c": 1, "a": 0}), 5), [0.0, -INF, 1.0], [5.0] * 3),
+        ((0, pd.Series({"c": 1, "b": 2, "a": 3})), [0.0] * 3, [3.0, 2.0, 1.0]),
+        (({"c": -1}, {"a": 2}), [-INF, -INF, -1.0], [2.0, INF, INF]),
+        ((pd.Series([1, 2, 3]), 5), [1.0, 2.0, 3.0], [5.0] * 3),
         ({}, [-INF] * 3, [INF] * 3),
         ({"b": (0, None)}, [-INF, 0.0, -INF], [INF] * 3),
         ({"c": (None, 1), "a": [0, 2], "b": None}, [0.0, -INF, -INF], [2.0, INF, 1.0]),
@@ -65,7 +70,9 @@ def test_forms_of_bounds(bounds, lower: list[float], upper: list[float]):
         ({"a": (0, 1, 2)}, InputTypeError, "parameter a"),
         ({"a": ("low", 1)}, InputTypeError, "parameter a"),
         (3, InputTypeError, "bounds = 3 is not a pair"),
-        ([(0, 1), (0, 1), (0, 1)], InputTypeError, "by parameter name"),
+        ([(0, 1), (0, 1), (0, 1)], InputTypeError, r"tuple\(zip\(\*bounds\)\) is that"),
+        (np.ones((3, 2)), InputTypeError, r"tuple\(zip\(\*bounds\)\) is that"),
+        ((pd.Series({"d": 1}), 5), InputError, "bounds names d"),
         (("low", 1), InputTypeError, "lower bounds are 'low'"),
         ((0, [1, 2j, 3]), InputTypeError, "upper bounds"),
         ((0, [[1], [2, 3]]), InputTypeError, "upper bounds"),

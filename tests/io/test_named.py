@@ -76,6 +76,30 @@ def test_variables_of_a_data_set(library, tmp_path):
         data.close()
 
 
+class Table:
+    """A table with names of columns, and an error of its own, as that of polars."""
+
+    columns = ("time", "power")
+
+    def __getitem__(self, name):
+        return {"time": T, "power": POWER}[name]
+
+
+class Query(Table):
+    """What stands for a table, as polars' LazyFrame."""
+
+    def __getitem__(self, name):
+        raise TypeError(name)
+
+
+def test_tables_of_other_libraries():
+    assert fit(line, "time", "power", data=Table()).success
+    with pytest.raises(InputError, match=r"x = 'when' is no variable .* 'time' and 'power'"):
+        fit(line, "when", "power", data=Table())
+    with pytest.raises(InputTypeError, match=r"holds no variables by name: .*\.collect\(\)"):
+        fit(line, "time", "power", data=Query())
+
+
 def test_all_callers_take_names():
     data, options = dataset(None), {"sigma": "err"}
     popt, _ = curve_fit(line, "time", "power", data=data, **options)

@@ -142,6 +142,7 @@ def test_several_coordinates_have_axes_of_their_own():
     ("x", "kind", "message"),
     [
         (np.arange(N).astype("m8[M]"), InputTypeError, "months and years have no fixed length"),
+        (np.arange(N).astype("m8"), InputTypeError, r"x.astype\('timedelta64\[s\]'\)"),
         ([OBJECTS[0].to_pydatetime(), *range(N - 1)], InputTypeError, "x has dtype object"),
         ([*CALENDAR[1:], cftime.Datetime360Day(2020, 2, 30)], InputTypeError, "of one calendar"),
     ],

@@ -51,6 +51,7 @@ BAD_SIGNATURES = {
     "no parameters": (lambda x: x, None, _errors.ModelError, "no parameters to fit"),
     "open": (lambda x, *p: x, None, _errors.ModelError, "pass p0"),
     "too many": (decay, 3, _errors.ModelError, "takes 1 to 2 parameters, but 3 were given"),
+    "an array": (lambda x, p: x, 2, _errors.ModelError, "pass lambda x, *values: model(x, "),
     "too few": (lambda x, a, b: x, 1, _errors.ModelError, "takes 2 parameters, but 1 was given"),
     "too few before *args": (lambda x, a, b, *c: x, 1, _errors.ModelError, "at least 2"),
     "keyword only": (lambda x, a, *, b: x, None, _errors.ModelError, "takes b by keyword only"),
