@@ -16,7 +16,7 @@ from nlsq_dask.core.reflective import Box
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.workflow import BlockConfig, WorkflowPlan
-from nlsq_dask.engines.dask.executor import LOCAL, Executor
+from nlsq_dask.engines.dask.executor import LOCAL, Executor, running
 from nlsq_dask.fitting.strategy import Standard, Strategy, Streamed
 from nlsq_dask.io.codec import to_json
 from nlsq_dask.io.observations import Observations
@@ -135,6 +135,12 @@ class Job:
     def executor(self) -> Executor:
         """Where the data are read."""
         return self.strategy.executor if isinstance(self.strategy, Streamed) else LOCAL
+
+    def running(self) -> Job:
+        """The job where its tasks can run now, although its client may have been closed."""
+        if not isinstance(self.strategy, Streamed):
+            return self
+        return replace(self, strategy=replace(self.strategy, executor=running(self.executor)))
 
     @property
     def box(self) -> Box:

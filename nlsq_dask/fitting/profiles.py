@@ -98,7 +98,7 @@ def profiles(
     _refuse_without_likelihood(record)
     columns = {name: _column(job, name) for name in names}
     variance = 1.0 if record.absolute_sigma else record.reduced_chi2
-    ground = _Ground(job, _free(record, job), record.r_factor, variance)
+    ground = _Ground(job.running(), _free(record, job), record.r_factor, variance)
     curves = {k: _curve(record, ground, k) for k in sorted(set(columns.values()))}
     n_passes = _draw(ground, curves, quantile, record.moments)
     made = {name: _profile_of(job, name, curves[k], k, n_passes) for name, k in columns.items()}

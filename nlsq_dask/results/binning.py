@@ -140,7 +140,7 @@ def _abscissa(model: FittedModel, params: FloatArray, scales: Scales) -> tuple[f
 
     if scales.log_x:
         values = da.where(values > 0, values, np.nan)
-    return finite_range(values, model.executor)
+    return finite_range(values, model.running_executor)
 
 
 def _finite_range(array: Array, *, positive: bool = False) -> tuple[float, float]:

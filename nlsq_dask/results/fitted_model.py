@@ -13,7 +13,7 @@ from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.questions import AnswerT, SumsAt
 from nlsq_dask.core.structure import Series, Structure, model_input
-from nlsq_dask.engines.dask.executor import LOCAL, Executor
+from nlsq_dask.engines.dask.executor import LOCAL, Executor, running
 from nlsq_dask.engines.engine import Engine
 from nlsq_dask.engines.open_engine import open_engine
 from nlsq_dask.io.chunks import largest_block
@@ -339,6 +339,11 @@ class FittedModel:
         x = model_input(self.spec.structure, [line], np.stack)
         return line, self.values(params, x), self.standard_errors(params, pcov, x)
 
+    @property
+    def running_executor(self) -> Executor:
+        """Where lazy data can be read now: the client of the fit may have been closed."""
+        return running(self.executor)
+
     def _data(self, what: str) -> Observations:
         if self.data is None:
             raise _errors.result_without_data(what)
@@ -346,7 +351,7 @@ class FittedModel:
 
     def _engine(self, data: Observations) -> Engine:
         kernels = Kernels((self.spec,), self.device, whole=not self.row_wise)
-        return open_engine(data, kernels, self.executor)
+        return open_engine(data, kernels, self.running_executor)
 
     def _function(self, params: ArrayLike, root: FloatArray | None) -> RowFunction:
         at = np.asarray(params, np.float64)

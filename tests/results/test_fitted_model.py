@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_dask import InputError, NotRowWiseError
+from nlsq_dask import InputError, NotRowWiseError, fit
 from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.values import row_compilations
@@ -459,6 +460,20 @@ def test_bins_and_scores_on_a_cluster(client):
     )
     expected = here.score_products(PARAMS)
     np.testing.assert_allclose(there.score_products(PARAMS), expected, rtol=1e-12)
+
+
+@pytest.mark.cluster
+def test_a_result_reads_its_data_after_its_client_was_closed(cluster):
+    rng = np.random.default_rng(12)
+    x = rng.uniform(0, 4, 3000)
+    y = decay(x, *PARAMS) + rng.normal(0, 0.1, x.size)
+    x, y = (da.from_array(a, chunks=600) for a in (x, y))
+    here = fit(decay, x, y, PARAMS)
+    with Client(cluster, set_as_default=False) as client:
+        there = fit(decay, x, y, PARAMS, client=client)
+    np.testing.assert_array_equal(there.robust_pcov(), here.robust_pcov())
+    name = there.names[0]
+    assert there.profile(name).interval(1.0) == here.profile(name).interval(1.0)
 
 
 def test_several_coordinates_are_binned_by_the_fitted_value():

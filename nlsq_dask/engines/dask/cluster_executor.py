@@ -60,6 +60,11 @@ class ClusterExecutor:
         if not hasattr(self.client, "submit"):
             raise _errors.cluster_as_client(self.client)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is not connected any more."""
+        return bool(self.client.status == "closed")
+
     def check(self) -> None:
         """Refuse a client with which a fit would hang."""
         # An asynchronous client that was not awaited is not connected, either.

@@ -44,6 +44,11 @@ class Executor(Protocol):
         """Whether tasks may write into the memory of this process."""
         ...
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no task can run here any more."""
+        ...
+
     def check(self) -> None:
         """Refuse a client with which a fit would hang."""
         ...
@@ -166,6 +171,7 @@ class LocalExecutor:
 
     base_bytes: ClassVar[int] = SOLVER_BYTES
     shares_memory: ClassVar[bool] = True
+    is_closed: ClassVar[bool] = False
 
     def check(self) -> None:
         """Nothing can be wrong."""
@@ -299,3 +305,8 @@ def executor_of(client: Client | None, *, lazy: bool = True) -> Executor:
     from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor  # an engine, loaded for use
 
     return ClusterExecutor(client)
+
+
+def running(executor: Executor) -> Executor:
+    """The executor of a fit, or where Dask would compute now, if the client was closed since."""
+    return executor_of(None) if executor.is_closed else executor

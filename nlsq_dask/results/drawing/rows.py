@@ -298,4 +298,4 @@ def _loaded(array: Any, model: FittedModel) -> Any:
     """Load an array of few rows into memory."""
     if isinstance(array, np.ndarray):
         return array
-    return model.executor.compute(array)[0]
+    return model.running_executor.compute(array)[0]
