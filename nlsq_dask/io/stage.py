@@ -335,27 +335,29 @@ class Stage:
         Returns
         -------
         bool
-            False if nothing is copied: the stage would be full, there are too many rows, or an
+            False if no row is added: the stage would be full, there are too many rows, or an
             array has another shape than announced or values that are no numbers. A stage that is
             full is used before another block is made, as :meth:`fill` has it.
         """
-        for array in arrays:
-            if array.__class__ is not np.ndarray or array.shape != shape:
-                return False
-            if array.dtype is not FLOAT64 and array.dtype.kind not in NUMBERS:
-                return False
-        first, size = self.n_rows, arrays[0].size
+        is_flat = len(shape) == 1
+        size = shape[0] if is_flat else math.prod(shape)
+        first = self.n_rows
         stop = first + size
         if stop >= self.capacity or size > SMALL_ROWS:
             return False
         rows = slice(first, stop)
         for number, array in enumerate(arrays):
-            flat = array if array.ndim == 1 else array.reshape(-1)
+            if array.__class__ is not np.ndarray or array.shape != shape:
+                return False
+            dtype: np.dtype[Any] = array.dtype
+            flat: Any = array if is_flat else array.reshape(-1)
             # Arrays from other processes have any address, which makes the format another one.
-            if array.dtype is FLOAT64 and array.flags.aligned:
+            if dtype is FLOAT64 and array.flags.aligned:
                 self._views[number][rows] = flat  # half of NumPy's time for 1,000 rows
-            else:
+            elif dtype is FLOAT64 or dtype.kind in NUMBERS:
                 self._columns[number][rows] = flat
+            else:
+                return False
         self.n_rows = stop
         return True
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
 import numpy as np
@@ -223,3 +226,67 @@ def test_calls_of_python_for_a_block():
     (few, n_few), (many, n_many) = counts
     of_user = 4  # np.full, and what it calls
     assert (many - few) / (n_many - n_few) - of_user <= 2
+
+
+class Company:
+    """Makes blocks, and notes how many threads make blocks at one time."""
+
+    def __init__(self, wait):
+        self.wait = wait
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def __call__(self, block):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(self.wait)
+        with self.lock:
+            self.now -= 1
+        return block
+
+
+@pytest.mark.parametrize(
+    ("limit", "wait", "most"),
+    [
+        pytest.param(60.0, 1e-3, 1, id="quick"),
+        pytest.param(0.0, 0.02, 2, id="slow"),
+    ],
+)
+def test_threads_take_turns_to_make_quick_blocks(limit, wait, most, monkeypatch):
+    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.ALONE_SECONDS", limit)
+    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.WAIT_SECONDS", 60.0)
+    company = Company(wait)
+    y = da.ones(100, chunks=10).map_blocks(company, dtype=float, meta=np.empty(0))
+    data = observe(np.arange(100.0), y)
+    group = one_group(data, by_graph=False)
+
+    def make(_):
+        question = Staged()
+        accumulate(question, None, SmallBlocks(group, {}, data.layout), False, 30)
+        return question.rows
+
+    with ThreadPoolExecutor(2) as pool:
+        rows, same = pool.map(make, range(2))
+    assert rows == same
+    assert company.most == most
+
+
+def test_a_task_that_waits_for_another_in_vain_makes_its_blocks(monkeypatch):
+    """The other may wait for this task: a block may be the answer of a fit."""
+    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.WAIT_SECONDS", 0.01)
+    inner, data = constant(20)
+
+    def answer(block):
+        question = Staged()
+        blocks = SmallBlocks(inner, {}, data.layout)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(accumulate, question, None, blocks, False).result()
+        return block * len(question.rows)
+
+    y = da.ones(20, chunks=10).map_blocks(answer, dtype=float, meta=np.empty(0))
+    outer = observe(np.arange(20.0), y)
+    question = Staged()
+    blocks = SmallBlocks(one_group(outer, by_graph=False), {}, outer.layout)
+    accumulate(question, None, blocks, False)
+    assert question.rows == [[np.ones(20).tobytes(), np.arange(20.0).tobytes()]]
