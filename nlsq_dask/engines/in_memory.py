@@ -9,7 +9,7 @@ lock), and add the answers in row order. So the same data give the same bits on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -18,6 +18,7 @@ from nlsq_dask.core.questions import AnswerT, RowQuestion
 from nlsq_dask.core.resources import available_cores
 from nlsq_dask.core.structure import whole_series
 from nlsq_dask.engines.accumulate import accumulate
+from nlsq_dask.engines.ordered_sum import OrderedSum, PartT
 from nlsq_dask.engines.parts import Part, aligned_parts, can_stay, parts_in_place, uncopied_parts
 from nlsq_dask.io.chunks import Box, block_boxes, regular_chunks, whole_box
 from nlsq_dask.io.observations import Observations
@@ -76,7 +77,8 @@ class InMemoryEngine:
         self._parts = parts
         self._stage_rows = stage_rows
         self._n_left_out = n_left_out
-        self._pool = ThreadPoolExecutor(threads, "nlsq") if min(threads, len(parts)) > 1 else None
+        self._threads = min(threads, len(parts))
+        self._pool = ThreadPoolExecutor(self._threads, "nlsq") if self._threads > 1 else None
 
     def __enter__(self) -> Self:
         return self
@@ -92,11 +94,11 @@ class InMemoryEngine:
             return self._of_blocks(question)
         if len(self._parts) == 1 and not self._n_left_out:  # with nothing to add to it
             return self._of_part(question, self._parts[0])
-        each = map if self._pool is None else self._pool.map
-        total = question.zero(self._n_left_out)
-        for answer in each(lambda part: self._of_part(question, part), self._parts):
-            total = total + answer
-        return total
+
+        def of_part(part: Part | Block) -> AnswerT:
+            return self._of_part(question, part)
+
+        return self._summed(question.zero(self._n_left_out), of_part, self._parts)
 
     def _of_blocks(self, question: BlockQuestion[AnswerT]) -> AnswerT:
         """Answer a question about blocks, in the order of the blocks."""
@@ -104,10 +106,22 @@ class InMemoryEngine:
         def of_block(placed: tuple[Box, Block]) -> AnswerT:
             return question.of_block((None, *placed), self.kernels)
 
-        each = map if question.calls_model or self._pool is None else self._pool.map
-        total = question.zero()
-        for answer in each(of_block, self._blocks()):
-            total = total + answer
+        by_threads = not question.calls_model
+        return self._summed(question.zero(), of_block, self._blocks(), by_threads)
+
+    def _summed(
+        self,
+        zero: AnswerT,
+        answer_of: Callable[[PartT], AnswerT],
+        parts: Iterable[PartT],
+        by_threads: bool = True,
+    ) -> AnswerT:
+        """Sum of the answers of parts, in their order."""
+        if by_threads and self._pool is not None:
+            return OrderedSum(zero, answer_of, parts).by(self._pool, self._threads)
+        total = zero
+        for part in parts:
+            total = total + answer_of(part)
         return total
 
     def _of_part(self, question: RowQuestion[AnswerT], part: Part | Block) -> AnswerT:

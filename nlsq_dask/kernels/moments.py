@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,12 @@ import numpy as np
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.kernels.tiles import Rows
 
-# Rows at a time, 256 KiB. Few enough to stay in a core's cache and to need few fresh pages:
-# temporary arrays of a whole stage took longer than the kernel. Enough that threads do not wait for
-# each other's interpreter lock.
+# Rows whose sums are added at once, so that rounding errors grow with the number of pieces.
 MOMENT_ROWS = 1 << 15
+
+# Pieces at a time, 1 MiB. After each call of NumPy a thread waits for the interpreter lock. One
+# piece at a time takes two threads 1.6 times as long, and eight pieces take no less than four.
+MOMENT_PIECES = 4
 
 # Rows of a product that BLAS computes in one thread, since the kernel has a thread on every core.
 # OpenBLAS takes several threads from 10,000 rows on.
@@ -137,33 +141,48 @@ def _sums(y: FloatArray, first: float, weights: FloatArray | None) -> tuple[floa
 
     The distances avoid a difference of large squares of y.
     """
-    weight, linear, square = float(y.size), 0.0, 0.0
-    if weights is not None:
-        weight = 0.0
-    buffer = _buffer(min(MOMENT_ROWS, y.size))
-    for start in range(0, y.size, MOMENT_ROWS):
-        piece = slice(start, start + MOMENT_ROWS)
-        distances = np.subtract(y[piece], first, out=buffer[: y[piece].size])
+    weight, linear, square = 0.0, 0.0, 0.0
+    for pieces in _in_pieces(y) if weights is None else _in_pieces(y, weights):
+        distances = np.subtract(pieces[0], first, out=_buffer(pieces[0].shape))
         if weights is None:
-            linear += float(distances.sum())
+            linear = _added(linear, np.add.reduce(distances, axis=1))
         else:
-            distances *= weights[piece]
-            weight += _dot(weights[piece], weights[piece])
-            linear += _dot(weights[piece], distances)
-        square += _dot(distances, distances)
-    return weight, linear, square
+            distances *= pieces[1]
+            weight = _added(weight, _dots(pieces[1], pieces[1]))
+            linear = _added(linear, _dots(pieces[1], distances))
+        square = _added(square, _dots(distances, distances))
+    return float(y.size) if weights is None else weight, linear, square
 
 
-def _buffer(n: int) -> FloatArray:
-    """Memory of this thread for n values, n <= MOMENT_ROWS, the same at every call.
+def _in_pieces(*arrays: FloatArray) -> Iterator[tuple[FloatArray, ...]]:
+    """Arrays (n,) as pieces (k, MOMENT_ROWS), k up to MOMENT_PIECES, and the rest as (1, m)."""
+    size = arrays[0].size
+    whole = size // MOMENT_ROWS * MOMENT_ROWS
+    starts = [*range(0, whole, MOMENT_PIECES * MOMENT_ROWS), whole]
+    for start, stop in pairwise(starts):
+        yield tuple(a[start:stop].reshape(-1, MOMENT_ROWS) for a in arrays)
+    if whole < size:
+        yield tuple(a[None, whole:] for a in arrays)
+
+
+def _added(total: float, terms: FloatArray) -> float:
+    """A sum with more terms, in their order. Python's ``sum`` rounds otherwise from 3.12 on."""
+    for term in terms.tolist():
+        total += term
+    return total
+
+
+def _buffer(shape: tuple[int, ...]) -> FloatArray:
+    """Memory of this thread for pieces of this shape, the same at every call.
 
     On Dask's workers, whose nanny sets ``MALLOC_TRIM_THRESHOLD_``, fresh memory for each stage took
     half of all page faults of a fit.
     """
+    size = math.prod(shape)
     buffer: FloatArray | None = getattr(_local, "buffer", None)
-    if buffer is None or buffer.size < n:
-        buffer = _local.buffer = np.empty(n)
-    return buffer
+    if buffer is None or buffer.size < size:
+        buffer = _local.buffer = np.empty(size)
+    return buffer[:size].reshape(shape)
 
 
 def _sum_of_variances(n: int, weights: FloatArray | None, factor: FloatArray | None) -> float:
@@ -173,14 +192,22 @@ def _sum_of_variances(n: int, weights: FloatArray | None, factor: FloatArray | N
     with np.errstate(divide="ignore", over="ignore"):
         if factor is not None:
             return float(np.sum(np.einsum("ij,ij->i", factor, factor) / weights**2))
-        pieces = (weights[start : start + MOMENT_ROWS] for start in range(0, n, MOMENT_ROWS))
-        return sum(float(np.sum(piece**-2.0)) for piece in pieces)
+        total = 0.0
+        for (piece,) in _in_pieces(weights):
+            # NumPy takes fifteen times as long for the power -2.
+            deviations = np.reciprocal(piece, out=_buffer(piece.shape))
+            total = _added(total, _dots(deviations, deviations))
+    return total
 
 
-def _dot(a: FloatArray, b: FloatArray) -> float:
-    # Not ``a @ b``: BLAS splits a long product between all cores, so that the last bits would
-    # depend on the number of cores.
-    return float(np.einsum("i,i->", a, b))
+def _dots(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Dot products (k,) of pieces (k, m).
+
+    Not by BLAS, which splits a long product between all cores, and whose last bits depend on the
+    processor.
+    """
+    products: FloatArray = np.einsum("ij,ij->i", a, b)
+    return products
 
 
 def _sums_of_correlated(
@@ -192,4 +219,6 @@ def _sums_of_correlated(
         columns *= weights[:, None]
     with jax.enable_x64(True):
         unit, distances = np.asarray(solved(factor, columns)).T
-    return _dot(unit, unit), _dot(unit, distances), _dot(distances, distances)
+    pairs = ((unit, unit), (unit, distances), (distances, distances))
+    weight, linear, square = (float(_dots(a[None], b[None])[0]) for a, b in pairs)
+    return weight, linear, square

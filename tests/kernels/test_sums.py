@@ -20,7 +20,7 @@ from nlsq_dask import InputError
 from nlsq_dask.io.stage import aligned_empty
 from nlsq_dask.kernels import compiled as compiled_module
 from nlsq_dask.kernels.devices import find_device
-from nlsq_dask.kernels.moments import MOMENT_ROWS, moments_of_y
+from nlsq_dask.kernels.moments import MOMENT_PIECES, MOMENT_ROWS, moments_of_y
 from nlsq_dask.kernels.sums import (
     BlockKernel,
     block_compilations,
@@ -458,9 +458,9 @@ def test_moments_of_y_lose_no_digits_to_an_offset(n_rows, offset, spread, weight
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_moments_of_many_rows_take_pieces_of_them(weighted):
+@pytest.mark.parametrize("n_rows", [3 * MOMENT_ROWS + 5, 2 * MOMENT_PIECES * MOMENT_ROWS])
+def test_moments_of_many_rows_take_pieces_of_them(n_rows, weighted):
     """Temporary arrays of the buffer's size took longer than the kernel, by their fresh pages."""
-    n_rows = 3 * MOMENT_ROWS + 5
     rng = np.random.default_rng(7)
     y = 1e6 + rng.normal(size=n_rows)
     weights = rng.uniform(0.1, 3, n_rows) if weighted else None
@@ -471,9 +471,23 @@ def test_moments_of_many_rows_take_pieces_of_them(weighted):
     assert found["weight"] == pytest.approx(squares.sum(), rel=1e-13)
     assert found["mean"] - 1e6 == pytest.approx(mean, rel=1e-6)
     assert found["scatter"] == pytest.approx(squares @ (y - 1e6 - mean) ** 2, rel=1e-10)
+    assert found["variance"] == pytest.approx(np.sum(1.0 / squares), rel=1e-13)
     # The distances from the first value are computed in memory of the thread.
-    n_temporary = int(weighted)
-    assert traced_peak(lambda: moments_of_y(rows, None)) < (n_temporary + 0.2) * 8 * MOMENT_ROWS
+    assert traced_peak(lambda: moments_of_y(rows, None)) < 0.2 * 8 * MOMENT_ROWS
+
+
+def test_moments_of_many_rows_take_few_calls_of_numpy(monkeypatch):
+    """After each call a thread waits for the interpreter lock."""
+    y = np.random.default_rng(7).normal(size=2 * MOMENT_PIECES * MOMENT_ROWS + 5)
+    calls, subtract = [], np.subtract
+
+    def counted(*args, **kwargs):
+        calls.append(args[0].size)
+        return subtract(*args, **kwargs)
+
+    monkeypatch.setattr(np, "subtract", counted)
+    moments_of_y(Rows((y,), y, None, y.size), None)
+    assert calls == [MOMENT_PIECES * MOMENT_ROWS] * 2 + [5]
 
 
 @pytest.mark.slow
