@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from dask.utils import key_split
 
-from nlsq_dask import InputError, ModelError, fit
+from nlsq_dask import InputError, ModelError, fit, fit_each
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.reading import Retries
 from nlsq_dask.engines.dask.scheduler import active_client
@@ -268,3 +268,35 @@ def test_the_process_that_fits_keeps_its_settings(client):
     _, data = chunked_problem(3000)
     fit(decays, data.coords[0], data.y, p0=[0.5, 0.6], client=client)
     assert (dict(os.environ), dict(dask.config.config), dask.base.get_scheduler()) == before
+
+
+def fitted_in_a_task(amplitude, folder):
+    """A fit of lazy data, and one of many series, which compute on the cluster of their task."""
+    x = np.linspace(0.0, 4.0, 40)
+    y = da.from_array(amplitude * np.exp(-x), chunks=10)
+    many = da.stack([y] * 2, axis=1).rechunk((40, 1))
+    maps = fit_each(decay_to_zero, x, many, {"a": 1.0, "b": 1.5}, store=folder / f"{amplitude}")
+    popt = fit(decay_to_zero, da.from_array(x, chunks=10), y, [1.0, 1.5]).popt
+    return popt.round(6).tolist(), maps["a"].compute().round(6).tolist()
+
+
+def decay_to_zero(x, a, b):
+    return a * jnp.exp(-b * x)
+
+
+@pytest.mark.slow
+def test_fits_in_all_threads_of_a_cluster(client, tmp_path):
+    amplitudes = [2.0, 3.0, 4.0]  # more fits than threads
+    futures = client.map(fitted_in_a_task, amplitudes, folder=tmp_path)
+    with cancelled_at_the_end(client, futures):
+        found = [future.result(timeout=300) for future in futures]
+    assert found == [([a, 1.0], [a, a]) for a in amplitudes]
+
+
+@contextmanager
+def cancelled_at_the_end(client, futures):
+    """Let no task run on, so that the cluster serves the next tests."""
+    try:
+        yield
+    finally:
+        client.cancel(futures, force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import contextmanager
 from dataclasses import replace
@@ -178,6 +179,14 @@ def test_clients_that_cannot_run_a_fit():
             return in_the_loop()
 
         assert client.sync(run)
+
+        async def with_another():
+            async with Client(client.scheduler.address, asynchronous=True):
+                with pytest.raises(InputError, match="asynchronous"):
+                    fit_with(None)
+            return True
+
+        assert asyncio.run(with_another())
         with client.as_current():
             client.close()
             with pytest.raises(InputError, match="the client is closed"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nlsq_dask import _errors
 from nlsq_dask.core.worker_memory import WORKER_BASE_BYTES, WorkerMemory
 from nlsq_dask.engines.dask import signals
+from nlsq_dask.engines.dask.aside import aside
 from nlsq_dask.engines.dask.board_link import Board, open_board
 from nlsq_dask.engines.dask.cache import Keeping, WorkerRoom
 from nlsq_dask.engines.dask.cluster import (
@@ -125,7 +127,8 @@ class ClusterExecutor:
 
     def compute(self, *arrays: Any) -> Sequence[Any]:
         """Compute Dask arrays together."""
-        values: Sequence[Any] = self.client.compute(arrays, sync=True)
+        with aside():
+            values: Sequence[Any] = self.client.compute(arrays, sync=True)
         return values
 
     def most_handed_out(self, wanted: int) -> int:
@@ -149,7 +152,9 @@ class ClusterExecutor:
         unfetched: list[Future[Any]] = []
         left = iter(graphs)
         fetched_at = -math.inf
-        try:
+        with ExitStack() as stack:
+            stack.callback(_release, running)  # also what still runs, where a task failed
+            stack.enter_context(aside())
             least = self._hand_out(left, running, ended) // 2
             for future in ended:
                 unfetched.append(future)
@@ -160,9 +165,6 @@ class ClusterExecutor:
                 if is_last or is_due or future.status != "finished":
                     self._fetch(unfetched, running, done)
                     fetched_at = time.monotonic()
-        finally:
-            for future in running.values():  # also of those that still run, where a task failed
-                future.release()
 
     def _fetch(
         self,
@@ -208,3 +210,9 @@ class ClusterExecutor:
     def board(self) -> Board | None:
         """The board of fits of the dashboard, unless Dask is told to show none."""
         return Board(self.client) if open_board(self.client) else None
+
+
+def _release(running: Mapping[Any, Future[Any]]) -> None:
+    """Forget tasks."""
+    for future in running.values():
+        future.release()

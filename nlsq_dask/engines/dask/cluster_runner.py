@@ -23,6 +23,7 @@ from dask.typing import Key
 
 from nlsq_dask import _errors
 from nlsq_dask.core.resources import XLA_VECTOR_BITS
+from nlsq_dask.engines.dask.aside import aside
 from nlsq_dask.engines.dask.board_link import shown_fits
 from nlsq_dask.engines.dask.board_tasks import add_telling, looking
 from nlsq_dask.engines.dask.cache import Keeping, keep_nothing
@@ -154,7 +155,7 @@ class ClusterRunner:
         watch = Watch(self._client, self._ears, only)
         a_pass = ClusterPass(self._stream.groups, submit, watch, self._progress, ledger)
         try:
-            with self._span.of(submit.name):
+            with self._span.of(submit.name), aside():
                 return a_pass.answer()
         finally:
             a_pass.release()

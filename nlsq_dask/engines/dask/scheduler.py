@@ -15,6 +15,7 @@ from dask.system import CPU_COUNT
 from dask.threaded import get as threaded_get
 from dask.typing import Key
 
+from nlsq_dask import _errors
 from nlsq_dask.engines.dask.signals import worker_here
 
 if TYPE_CHECKING:
@@ -29,13 +30,22 @@ def active_client() -> Client | None:
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
-    owner = getattr(get_scheduler(), "__self__", None)
+    owner = getattr(_scheduler(), "__self__", None)
     return owner if isinstance(owner, distributed.Client) else None
+
+
+def _scheduler() -> Callable[..., Any] | None:
+    """What Dask would compute with now."""
+    try:
+        get: Callable[..., Any] | None = get_scheduler()
+    except RuntimeError:  # Dask refuses an active client that is asynchronous
+        raise _errors.client_asynchronous() from None
+    return get
 
 
 def local_threads() -> int:
     """Number of tasks that Dask's local scheduler, as configured now, runs at one time."""
-    if get_scheduler() is synchronous_get:
+    if _scheduler() is synchronous_get:
         return 1
     executors = config.get("pool", None), config.get("scheduler", None)
     sizes = [
@@ -57,7 +67,7 @@ def runs_here() -> bool:
 
 def local_scheduler() -> Callable[..., Any]:
     """The local scheduler that Dask is configured to use; threads by default."""
-    get: Callable[..., Any] | None = get_scheduler()
+    get = _scheduler()
     return threaded_get if get is None or active_client() is not None else get
 
 
