@@ -122,8 +122,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the weights of the scatter are not squared",
-        "weight += _dot(weights[piece], weights[piece])",
-        "weight += float(weights[piece].sum())",
+        "weight = _added(weight, _dots(pieces[1], pieces[1]))",
+        "weight = _added(weight, _dots(pieces[1], np.ones_like(pieces[1])))",
         ("test_sums.py", "test_statistics.py"),
     ),
     Mutation(
