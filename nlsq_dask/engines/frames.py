@@ -205,7 +205,7 @@ class FrameFit:
         scale, counted = self.scale[series], self.counted
         n = len(scale)
         block = self._block(self.problem, self.varying.series(self.tables, series), 1, n)
-        offset, low, high, _ = block.box(slice(0, n), n)
+        offset, low, high, _ = block.free_limits(slice(0, n), n)
         constants = np.empty((block.where.height(based=False), n))
         constants[block.where.offset] = offset
         constants[block.where.lower], constants[block.where.upper] = low, high

@@ -252,7 +252,7 @@ class SeriesBlock(SeriesTables):
         Fills bounds and fixed values into `constants`.
         """
         width = y.shape[1]
-        offset, low, high, bad = self.box(part, width)
+        offset, low, high, bad = self.free_limits(part, width)
         given = self._given(part, width, offset)
         with np.errstate(invalid="ignore"):
             bad = bad | ((given < low) | (given > high)).any(axis=0)
@@ -260,14 +260,14 @@ class SeriesBlock(SeriesTables):
         constants[self.where.upper] = high
         constants[self.where.offset] = offset
         if np.isnan(given[:, 0]).any() or np.isnan(given).any():
-            guesses = None if self.problem.guess is None else self._guesses(y, coords)
+            guesses = None if self.problem.guess is None else self._guesses(part, y, coords)
             given = self._filled(given, guesses, offset=offset, low=low, high=high)
         return given, bad
 
     def starts(self) -> FloatArray:
         """Starts (q, n), of a problem whose starts do not follow from the rows."""
         everything, n = slice(0, self.n_series), self.n_series
-        offset, low, high, _ = self.box(everything, n)
+        offset, low, high, _ = self.free_limits(everything, n)
         given = self._given(everything, n, offset)
         return self._filled(given, None, offset=offset, low=low, high=high)
 
@@ -293,18 +293,19 @@ class SeriesBlock(SeriesTables):
         found: FloatArray = np.where(np.isnan(given), default_start(low, high), given)
         return found
 
-    def _guesses(self, y: FloatArray, coords: Sequence[FloatArray]) -> FloatArray:
+    def _guesses(self, part: slice, y: FloatArray, coords: Sequence[FloatArray]) -> FloatArray:
         """Guesses (p, B L) of the model for each series, tile by tile."""
         assert self.problem.guess is not None
+        limits = self.limits(part, y.shape[1])
         lanes = self.shape.lanes
         found = []
         for first in range(0, y.shape[1], lanes):
-            part = slice(first, first + lanes)
-            if np.isnan(y[:, part]).all():
+            tile = slice(first, first + lanes)
+            if np.isnan(y[:, tile]).all():
                 found.append(np.full((len(self.problem.start), lanes), np.nan))
                 continue
-            own = tuple(c if c.shape[1] == 1 else c[:, part] for c in coords)
-            found.append(lane_guess(self.problem.guess, own, y[:, part]))
+            own = tuple(c if c.shape[1] == 1 else c[:, tile] for c in coords)
+            found.append(lane_guess(self.problem.guess, own, y[:, tile], limits.part(tile)))
         return np.concatenate(found, axis=1)
 
     def packed(self, answers: SeriesAnswers, constants: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.series import Role, SeriesProblem
 from nlsq_dask.io.reused_memory import memory_of_thread
 from nlsq_dask.kernels.lanes import ConstantRows, TileShape, constant_rows
+from nlsq_dask.models.lane_limits import Limits
 
 # Largest power of two by which observations are scaled.
 MOST_POWER = 1000
@@ -187,7 +188,7 @@ class SeriesTables:
         for _, flags in self._masks(part):
             rows[np.broadcast_to(flags, rows.shape)] = np.nan
 
-    def box(
+    def free_limits(
         self, part: slice, width: int
     ) -> tuple[FloatArray, FloatArray, FloatArray, NDArray[np.bool_]]:
         """Offsets (p, w), bounds (q, w) of free parameters, and flags of series without any.
@@ -200,6 +201,17 @@ class SeriesTables:
         full = np.broadcast_arrays(offset, lower, upper)
         low, high, bad = free_bounds(self.problem.reduction, *full)
         return offset, low, high, bad
+
+    def limits(self, part: slice, width: int) -> Limits:
+        """Bounds of all parameters, and the values of those that are fixed."""
+        problem = self.problem
+        is_fixed = problem.reduction.is_fixed[:, None]
+        offset = self.offsets(part, width)
+        lower = self.by_parameter("lower", problem.lower, part, width)
+        upper = self.by_parameter("upper", problem.upper, part, width)
+        sides = np.where(is_fixed, offset, lower), np.where(is_fixed, offset, upper)
+        lower, upper = np.broadcast_arrays(*sides)
+        return Limits(*(np.broadcast_to(side, (len(side), width)) for side in (lower, upper)))
 
     def offsets(self, part: slice, width: int) -> FloatArray:
         """Offsets (p, B L) of all parameters: fixed values, and what is tied to them."""

@@ -197,6 +197,11 @@ class Term(Model):
         """The model itself."""
         return (self,)
 
+    @property
+    def shape_places(self) -> tuple[int, ...]:
+        """Places of the shape among the parameters."""
+        return tuple(range(1, len(self.base_names)))
+
     def columns(self, coords: tuple[Any, ...], *shape: Any) -> Sequence[Any]:
         """Functions of x whose linear combinations are the values of the model with the shape."""
         return (self.value(np, coords, 1.0, *shape),)

@@ -180,6 +180,11 @@ class BiexponentialDecay(Term):
         fast = amplitude_fast * xp.exp(-coords[0] / tau_fast)
         return fast + amplitude_slow * xp.exp(-coords[0] / tau_slow)
 
+    @property
+    def shape_places(self) -> tuple[int, ...]:
+        """Places of the lifetimes."""
+        return 1, 3
+
     def columns(self, coords: tuple[Any, ...], *shape: Any) -> Sequence[Any]:
         """The two decays, each from 1 at x = 0."""
         return [np.exp(-coords[0] / tau) for tau in shape]
@@ -282,6 +287,11 @@ class Sinusoid(Term):
         """Value of the oscillation."""
         amplitude, frequency, phase = params
         return amplitude * xp.sin(2 * np.pi * frequency * coords[0] + phase)
+
+    @property
+    def shape_places(self) -> tuple[int, ...]:
+        """Place of the frequency."""
+        return (1,)
 
     def columns(self, coords: tuple[Any, ...], *shape: Any) -> Sequence[Any]:
         """Sine and cosine."""

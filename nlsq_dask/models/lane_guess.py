@@ -10,6 +10,11 @@ row that is left out, and an orthonormal basis b_j of the other terms of each se
 off the sum of squares of r, which is y without its part in the basis. So three products of matrices
 judge all shapes for all series: E by K r, E² by K, and E by K b_j.
 
+Bounds and fixed values leave some shapes out: those farther outside than a step of the grid. The
+shape that is found is moved inside. Shapes are left out, too, for which the term has a sign that
+its bounds exclude. So two peaks that are bounded to places of their own find these places,
+whichever of them is higher.
+
 A series gets the same guess in any place of a tile, and next to any other series. The shape is a
 value of the grid: rounding has no part in the guess, except for two shapes that are equally good to
 the last digits. The linear parameters come from sums over rows that NumPy adds lane by lane.
@@ -27,6 +32,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask.models.base import N_SWEEPS, SLACK, Model, Term, search_orders
 from nlsq_dask.models.curves import Sinusoid
+from nlsq_dask.models.lane_limits import Limits, near_shapes, of_allowed_sign, reach_of
 from nlsq_dask.models.search import MAX_BINS, TIE, FloatArray
 
 # Tables of the columns of a term, kept for the tiles of a fit. One takes 60 kB for a peak and 60
@@ -64,6 +70,10 @@ class _Tile:
     y: FloatArray
     weights: FloatArray
 
+    def part(self, lane: NDArray[np.int64]) -> _Tile:
+        """Some of the series, which may be repeated."""
+        return _Tile(self.coords, self.y[:, lane], self.weights[:, lane])
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -72,6 +82,8 @@ class _Table:
     Attributes
     ----------
     shapes : ndarray, shape (g, s)
+    reach : ndarray, shape (g, s)
+        Half of the step of the grid around each shape, and a little more.
     columns : tuple of ndarray, each of shape (g, n)
         The parts in which the term is linear, at most 1 in magnitude.
     scales : tuple of ndarray, each of shape (g,)
@@ -82,6 +94,7 @@ class _Table:
     """
 
     shapes: FloatArray
+    reach: FloatArray
     columns: tuple[FloatArray, ...]
     scales: tuple[FloatArray, ...]
     products: tuple[FloatArray, ...]
@@ -96,7 +109,9 @@ class _Found:
     scales: tuple[FloatArray, ...]
 
 
-def lane_guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> FloatArray:
+def lane_guess(
+    model: Model, coords: tuple[FloatArray, ...], y: FloatArray, limits: Limits | None = None
+) -> FloatArray:
     """Starting values for the fits of many series.
 
     Parameters
@@ -106,6 +121,8 @@ def lane_guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> F
         Coordinates of the rows, common to all series or of each series.
     y : ndarray, shape (m, L), float64
         Observations, one series a column. NaN is a row that is left out.
+    limits : Limits, optional
+        Of all parameters. Only shapes are kept inside.
 
     Returns
     -------
@@ -113,16 +130,19 @@ def lane_guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> F
         Values of ``model.names``; NaN for a series with fewer rows than parameters.
     """
     if all(coord.shape[1] == 1 for coord in coords):
-        return _guess(model, coords, y)
+        return _guess(model, coords, y, limits)
     wide = np.broadcast_arrays(*coords, y)[:-1]
     guesses = np.full((len(model.names), y.shape[1]), np.nan)
     for lane in np.flatnonzero(np.isfinite(y).any(axis=0)):
         own = slice(lane, lane + 1)
-        guesses[:, own] = _guess(model, tuple(coord[:, own] for coord in wide), y[:, own])
+        cut = None if limits is None else limits.part(own)
+        guesses[:, own] = _guess(model, tuple(coord[:, own] for coord in wide), y[:, own], cut)
     return guesses
 
 
-def _guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> FloatArray:
+def _guess(
+    model: Model, coords: tuple[FloatArray, ...], y: FloatArray, limits: Limits | None
+) -> FloatArray:
     """Guesses (p, L) for coordinates (m, 1) of all series."""
     finite = np.logical_and.reduce([np.isfinite(coord[:, 0]) for coord in coords])
     counted = np.isfinite(y) & finite[:, None]
@@ -135,7 +155,7 @@ def _guess(model: Model, coords: tuple[FloatArray, ...], y: FloatArray) -> Float
     scaled = np.where(counted, y, 0.0)[finite] / size
     tile = _ordered(_Tile(rows, scaled, counted[finite].astype(np.float64)), model)
     with np.errstate(all="ignore"):
-        found = _search(model.terms, tile)
+        found = _search(model.terms, tile, _limits_of(model.terms, limits))
         guesses = np.stack(_assembled(model.terms, found, tile, size))
     return np.where(enough & np.isfinite(guesses).all(axis=0), guesses, np.nan)
 
@@ -160,12 +180,23 @@ def _ordered(tile: _Tile, model: Model) -> _Tile:
     return _Tile((np.add.reduceat(x, starts) / counts,), means, rows)
 
 
-def _search(terms: Sequence[Term], tile: _Tile) -> list[_Found]:
+def _limits_of(terms: Sequence[Term], limits: Limits | None) -> list[Limits | None]:
+    """Limits of the parameters of each term; None if it has none."""
+    found: list[Limits | None] = []
+    first = 0
+    for term in terms:
+        own = None if limits is None else limits.of(range(first, first + len(term.names)))
+        found.append(own if own is not None and own.any else None)
+        first += len(term.names)
+    return found
+
+
+def _search(terms: Sequence[Term], tile: _Tile, limits: Sequence[Limits | None]) -> list[_Found]:
     """Shape of each term in each series, from the order of the search that explains most."""
     first, *others = search_orders(terms)
-    found = _searched_in(first, terms, tile)
+    found = _searched_in(first, terms, tile, limits)
     for order in others:
-        other = _searched_in(order, terms, tile)
+        other = _searched_in(order, terms, tile, limits)
         better = _left(other, tile) < _left(found, tile) * (1.0 - TIE)
         found = [_chosen(better, b, a) for a, b in zip(found, other, strict=True)]
     return found
@@ -189,17 +220,20 @@ def _left(found: Sequence[_Found], tile: _Tile) -> FloatArray:  # (L,)
     return _sums(tile.weights, rest, rest)
 
 
-def _searched_in(order: Sequence[int], terms: Sequence[Term], tile: _Tile) -> list[_Found]:
+def _searched_in(
+    order: Sequence[int], terms: Sequence[Term], tile: _Tile, limits: Sequence[Limits | None]
+) -> list[_Found]:
     """Shape of each term in each series, searched next to the other terms, in an order."""
     nothing = _Found(np.empty((0, tile.y.shape[1])), (), ())
     found = [_linear(term, tile) if term.is_linear else nothing for term in terms]
     n_sweeps = N_SWEEPS if len(order) > 1 else 1
     for sweep in range(n_sweeps):
-        slack = TIE if sweep == n_sweeps - 1 else SLACK
         for i in order:
+            # A term that cannot move to another peak takes all of its own.
+            slack = SLACK if sweep < n_sweeps - 1 and limits[i] is None else TIE
             others = [column for f in (*found[:i], *found[i + 1 :]) for column in f.columns]
             basis, _ = _orthonormal(others, tile.weights)
-            found[i] = _best(_table_of(terms[i], tile.coords), tile, basis, slack)
+            found[i] = _best(terms[i], tile, basis, slack, limits[i])
     return found
 
 
@@ -211,31 +245,108 @@ def _linear(term: Term, tile: _Tile) -> _Found:
     return _Found(np.empty((0, tile.y.shape[1])), columns, scales)
 
 
-def _best(table: _Table, tile: _Tile, basis: Sequence[FloatArray], slack: float) -> _Found:
+def _best(
+    term: Term, tile: _Tile, basis: Sequence[FloatArray], slack: float, limits: Limits | None
+) -> _Found:
     """The shape that explains most of each series; of almost equal ones the first."""
-    rest = tile.y
+    table, rest = _table_of(term, tile.coords), tile.y
     for column in basis:
         rest = rest - column * _sums(tile.weights, column, tile.y)
-    gains = _gains(table, tile.weights, basis, rest)
+    gains, along = _gains(table, tile.weights, basis, rest)
+    if limits is not None:
+        shape = limits.of(term.shape_places)
+        near, outside = near_shapes(table.shapes, table.reach, shape)
+        at = np.nonzero(near & outside)
+        if at[0].size:
+            numbers, lane = at
+            inside = shape.part(lane).clipped(table.shapes[numbers].T)
+            gains[at], along[at] = _gains_of(term, inside, tile.part(lane), basis, rest, lane)
+        if len(table.columns) == 1:
+            near = of_allowed_sign(near, along, limits.lower[0], limits.upper[0])
+        gains[~np.broadcast_to(near, gains.shape)] = -1.0
     chosen = np.argmax(gains >= gains.max(axis=0) * (1.0 - slack), axis=0)
-    return _Found(
+    found = _Found(
         table.shapes[chosen].T,
         tuple(np.ascontiguousarray(column[chosen].T) for column in table.columns),
         tuple(scale[chosen] for scale in table.scales),
     )
+    return found if limits is None else _moved_inside(term, found, tile.coords, limits)
+
+
+def _gains_of(
+    term: Term,
+    shapes: FloatArray,
+    tile: _Tile,
+    basis: Sequence[FloatArray],
+    rest: FloatArray,
+    lane: NDArray[np.int64],
+) -> tuple[FloatArray, FloatArray]:
+    """As `_gains`, for a shape (s, k) of each of k series of a tile: (k,) each.
+
+    `lane` (k,) is the place of each series in the columns of `basis` and `rest`.
+    """
+    columns, _ = _columns_of(term, shapes, tile.coords)
+    along = [_sums(tile.weights, column, rest[:, lane]) for column in columns]
+    pairs = [(i, j) for i in range(len(columns)) for j in range(i, len(columns))]
+    whole = [_sums(tile.weights, columns[i], columns[j]) for i, j in pairs]
+    parts = [[_sums(tile.weights, column, b[:, lane]) for b in basis] for column in columns]
+    return _gain(along, whole, parts), along[0]
+
+
+def _columns_of(
+    term: Term, shapes: FloatArray, coords: tuple[FloatArray, ...]
+) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
+    """Columns (n, k) of shapes (s, k), at most 1 in magnitude, and their scales (k,)."""
+    with np.errstate(all="ignore"):
+        parts = term.columns(tuple(coord[:, None] for coord in coords), *shapes)
+    whole = (coords[0].size, shapes.shape[1])
+    found = [_scaled(np.broadcast_to(part, whole).T) for part in parts]
+    return tuple(column.T for column, _ in found), tuple(scale for _, scale in found)
+
+
+def _moved_inside(
+    term: Term, found: _Found, coords: tuple[FloatArray, ...], limits: Limits
+) -> _Found:
+    """What was found, with shapes that are clipped to the limits."""
+    shape = limits.of(term.shape_places)
+    clipped = shape.clipped(found.shapes)
+    moved = np.any(clipped != found.shapes, axis=0)
+    if not moved.any():
+        return found
+    return _chosen(moved, _Found(clipped, *_columns_of(term, clipped, coords)), found)
 
 
 def _gains(
     table: _Table, weights: FloatArray, basis: Sequence[FloatArray], rest: FloatArray
-) -> FloatArray:  # (g, L)
-    """What each shape takes off the sum of squares of each series."""
+) -> tuple[FloatArray, FloatArray]:  # (g, L) each
+    """What each shape takes off the sum of squares of each series.
+
+    Also a number with the sign of the coefficient of the first column.
+    """
     along = [_product(column, weights * rest) for column in table.columns]
     whole = [_product(column, weights) for column in table.products]
     parts = [[_product(c, weights * b) for b in basis] for c in table.columns]
+    return _gain(along, whole, parts), along[0]
+
+
+def _gain(
+    along: Sequence[FloatArray], whole: Sequence[FloatArray], parts: Sequence[Sequence[FloatArray]]
+) -> FloatArray:
+    """What one or two columns take off the sum of squares.
+
+    Parameters
+    ----------
+    along : sequence of ndarray
+        Products of each column and the rest.
+    whole : sequence of ndarray
+        Products of two columns, as in a table.
+    parts : sequence of sequence of ndarray
+        Products of each column and each vector of the basis.
+    """
     first = whole[0] - sum(part**2 for part in parts[0])
     is_first = first > _LEFT * whole[0]
     gains = np.where(is_first, along[0] ** 2 / first, 0.0)
-    if len(table.columns) == 2:  # the second column without its part in the first
+    if len(along) == 2:  # the second column without its part in the first
         cross = whole[1] - sum(p * q for p, q in zip(*parts, strict=True))
         share = np.where(is_first, cross / first, 0.0)
         second = whole[2] - sum(part**2 for part in parts[1]) - share * cross
@@ -332,7 +443,7 @@ def _table(term: Term, blobs: tuple[bytes, ...]) -> _Table:
     columns, scales = zip(*map(_scaled, whole), strict=True)
     pairs = [(i, j) for i in range(len(columns)) for j in range(i, len(columns))]
     products = tuple(columns[i] * columns[j] for i, j in pairs)
-    return _Table(shapes, columns, scales, products)
+    return _Table(shapes, reach_of(shapes), columns, scales, products)
 
 
 def _scaled(columns: NDArray[Any]) -> tuple[FloatArray, FloatArray]:

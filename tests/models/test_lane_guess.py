@@ -7,6 +7,7 @@ import pytest
 
 from nlsq_dask import fit_each, models
 from nlsq_dask.models.lane_guess import lane_guess
+from nlsq_dask.models.lane_limits import Limits, reach_of
 from tests.models.problems import DRAWS, SUMS, draw_params, draw_problem
 from tests.models.test_guess import TWO_PEAKS, cost_from
 
@@ -115,6 +116,77 @@ def test_a_peak_anywhere_in_the_window_is_found():
         ends = [cost_from(PEAK, x, y[:, k], at[:, k]) for at in (start, truth)]
         wrong += ends[0] > ends[1] * 1.001
     assert wrong == 0
+
+
+def two_peaks(heights, seed=0, n=60):
+    """Series (m, n) of two peaks, one in each half of the window, and their parameters (7, n)."""
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0.0, 100.0, 120)
+    first = [np.full(n, heights[0]), rng.uniform(20, 45, n), rng.uniform(2, 8, n)]
+    second = [np.full(n, heights[1]), rng.uniform(55, 80, n), rng.uniform(2, 8, n)]
+    truth = np.stack([*first, *second, rng.uniform(-1, 1, n)])
+    return x, TWO_PEAKS(x[:, None], *truth) + rng.normal(0, 0.05, (x.size, n)), truth
+
+
+def n_right(maps, best):
+    return int((maps.success & (maps.chi2 < 1.001 * best.chi2)).sum())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::nlsq_dask.ConvergenceWarning")
+@pytest.mark.parametrize("heights", [(1.0, 3.0), (3.0, 1.0)])
+def test_peaks_with_places_of_their_own_are_found_there(heights):
+    """A guess without regard to bounds gives the first peak of a model the higher peak."""
+    x, y, truth = two_peaks(heights)
+    best = fit_each(TWO_PEAKS, x, y, list(truth))
+    windows = {"a_center": (15, 50), "b_center": (50, 85)}
+    assert n_right(fit_each(TWO_PEAKS, x, y, bounds=windows), best) >= 54
+    near = {"a_center": (truth[1] - 6.0, truth[1] + 3.0)}
+    assert n_right(fit_each(TWO_PEAKS, x, y, bounds=near), best) >= 45
+
+
+@pytest.mark.slow
+def test_a_peak_at_a_fixed_place_leaves_the_other_peak_to_the_other_term():
+    x, y, truth = two_peaks((1.0, 3.0))
+    fixed = {"a_center": truth[1]}
+    best = fit_each(TWO_PEAKS, x, y, list(truth), fixed=fixed)
+    assert n_right(fit_each(TWO_PEAKS, x, y, fixed=fixed), best) == 60
+
+
+def test_a_height_of_one_sign_leaves_out_dips():
+    rng, x = np.random.default_rng(1), np.linspace(0.0, 1.0, 60)
+    y = -np.exp(-0.5 * ((x[:, None] - 0.3) / 0.1) ** 2) + rng.normal(0, 0.05, (60, 20))
+    upwards = Limits(np.array([[0.0]] + [[-np.inf]] * 3), np.full((4, 1), np.inf))
+    assert (lane_guess(PEAK, (x[:, None],), y)[0] < 0).all()
+    assert (lane_guess(PEAK, (x[:, None],), y, upwards)[0] >= 0).all()
+
+
+@pytest.mark.parametrize("model", [PEAK, models.BiexponentialDecay(), models.Sinusoid()], ids=repr)
+def test_shapes_lie_inside_limits_of_each_series(model):
+    coords, y = tile_of(model)
+    free = lane_guess(model, coords, y)
+    infinite = np.full_like(free, np.inf)
+    for term, first in zip(model.terms, (0, len(model.terms[0].names)), strict=False):
+        for place in () if term.is_linear else term.shape_places:
+            low, high = -infinite, infinite.copy()
+            low[first + place] = 1.1 * free[first + place]
+            high[first + place] = 1.1 * free[first + place] * np.tile([1.0, 1.3], LANES // 2)
+            found = lane_guess(model, coords, y, Limits(low, high))
+            assert (found >= low).all()
+            assert (found <= high).all()
+            order = np.random.default_rng(1).permutation(LANES)
+            turned = Limits(low[:, order], high[:, order])
+            again = lane_guess(model, coords, y[:, order], turned)
+            np.testing.assert_array_equal(again, found[:, order])
+    wide = Limits(-infinite, infinite)
+    np.testing.assert_array_equal(lane_guess(model, coords, y, wide), free)
+
+
+def test_reach_covers_the_gaps_of_a_grid():
+    shapes = models.Gaussian().coarse_shapes((np.linspace(0.0, 10.0, 60),))
+    reach = reach_of(shapes)
+    for place, width in np.random.default_rng(0).uniform((0.0, 0.15), (10.0, 4.0), (200, 2)):
+        assert (np.abs(shapes - (place, width)) <= reach).all(axis=1).any()
 
 
 def test_linear_models_are_fitted_exactly_to_the_rows_that_count():
