@@ -13,6 +13,7 @@ this module is arithmetic on numbers, before anything runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import checked_count, checked_gigabytes, checked_safety_factor
 from nlsq_dask.core.goals import GOAL_RULES, OptimizationGoal
-from nlsq_dask.core.resources import available_cores, available_memory, gpu_memory, recent_memory
+from nlsq_dask.core.resources import available_cores, available_memory, gpu_memory
 from nlsq_dask.core.structure import whole_series
 
 Strategy = Literal["standard", "chunked", "streaming"]
@@ -37,11 +38,9 @@ JACOBIAN_COPIES = 1.3
 #: Memory of the solver, the compiler and the compiled code, in bytes.
 SOLVER_BYTES = GB // 10
 
-# Rows and Jacobian of so many bytes change nothing that a process notices. The memory of such a fit
-# may have been read so many seconds ago: reading the memory takes a twentieth of the time of a fit
-# of 100 rows.
+# Rows and Jacobian of so many bytes change nothing that a process notices: they fit whatever memory
+# is free. Reading the memory takes a twentieth of the time of a fit of 100 rows.
 SMALL_BYTES = 1_000_000
-SMALL_SECONDS = 1.0
 
 # Most rows of a block. Chunked: the rows of the staging buffer; longer blocks are no faster.
 # Streaming: 8 MB of float64, the fastest of 1, 8 and 64 MB. Smallest memory: about as much work as
@@ -82,7 +81,8 @@ class MemoryBudget:
     Attributes
     ----------
     available_gb : float
-        Memory that the process (or one worker) can take.
+        Memory that the process (or one worker) can take. Infinite for a fit of so few rows that its
+        memory was not read.
     threshold_gb : float
         Memory that the fit may take: ``available_gb * safety_factor``.
     data_gb : float
@@ -121,6 +121,7 @@ class MemoryBudget:
         use_gpu: bool = False,
         *,
         gpu_memory_gb: float | Callable[[], float] | None = None,
+        few_rows_fit: bool = False,
     ) -> MemoryBudget:
         """Compute the budget of a fit.
 
@@ -140,6 +141,9 @@ class MemoryBudget:
         gpu_memory_gb : float or callable, optional
             The GPU's memory in GB, or a function that returns it; by default JAX's number, if JAX
             is loaded.
+        few_rows_fit : bool
+            Whether rows and Jacobian of at most a megabyte fit whatever memory is free. Then the
+            memory is not read, and counts as infinite.
 
         Raises
         ------
@@ -159,8 +163,11 @@ class MemoryBudget:
         item = checked_count("dtype_bytes", dtype_bytes)
         share = checked_safety_factor(safety_factor)
         data, jacobian = rows * columns * item, rows * p * item
-        is_small = data + jacobian <= SMALL_BYTES
-        available = _available_gb(memory_limit_gb, use_gpu, gpu_memory_gb, is_small)
+        unread = few_rows_fit and data + jacobian <= SMALL_BYTES
+        if unread and memory_limit_gb is None and not use_gpu:
+            available = math.inf
+        else:
+            available = _available_gb(memory_limit_gb, use_gpu, gpu_memory_gb)
         # The solver works in float64 for any type of the data.
         peak = data + JACOBIAN_COPIES * jacobian + 8 * p * p + SOLVER_BYTES
         return cls(
@@ -398,11 +405,11 @@ def rows_within(room: float, row_bytes: int) -> int:
     return 1 << max(rows, 1).bit_length() - 1
 
 
-def _available_gb(memory_limit_gb: Any, use_gpu: bool, gpu_memory_gb: Any, is_small: bool) -> float:
+def _available_gb(memory_limit_gb: Any, use_gpu: bool, gpu_memory_gb: Any) -> float:
     if memory_limit_gb is not None:
         return checked_gigabytes("memory_limit_gb", memory_limit_gb)
     if not use_gpu:
-        return (recent_memory(SMALL_SECONDS) if is_small else available_memory()) / GB
+        return available_memory() / GB
     if gpu_memory_gb is not None:
         given = gpu_memory_gb() if callable(gpu_memory_gb) else gpu_memory_gb
         return checked_gigabytes("gpu_memory_gb", given)

@@ -16,8 +16,6 @@ import ctypes
 import os
 import re
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -41,9 +39,6 @@ XLA_VECTOR_BITS = 256
 WIDE_VECTOR_BITS = 512
 VECTOR_OPTION = "xla_cpu_prefer_vector_width"
 
-# The last time that the memory was read (of a monotonic clock, in seconds), and the bytes.
-_readings: deque[tuple[float, int]] = deque(maxlen=1)
-
 # Version 1 writes "no limit" as the last page below 2**63 bytes.
 NO_LIMIT = 1 << 62
 
@@ -66,23 +61,14 @@ _VERSIONS = {
 def available_memory(proc: Path = PROC) -> int:
     """Memory that this process can still take, in bytes.
 
+    Linux takes 0.02 ms for each file that tells the memory.
+
     Parameters
     ----------
     proc : Path
         The process's directory in the proc file system.
     """
     return min([_machine_memory(), *cgroup_rooms(proc)])
-
-
-def recent_memory(seconds: float) -> int:
-    """Memory that this process could still take at most so many seconds ago, in bytes.
-
-    Linux takes 0.02 ms for each file that tells the memory.
-    """
-    now = time.monotonic()
-    if not _readings or now - _readings[-1][0] > seconds:
-        _readings.append((now, available_memory()))
-    return _readings[-1][1]
 
 
 def _machine_memory() -> int:

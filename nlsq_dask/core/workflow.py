@@ -9,6 +9,7 @@ and returns a :class:`WorkflowPlan`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime
@@ -182,8 +183,9 @@ class WorkflowPlan:
     def summary(self) -> str:
         """One line for a log."""
         budget, config = self.budget, self.config
+        known = f"{budget.threshold_gb:.4g} of {budget.available_gb:.4g} GB"
         memory = (
-            f"{budget.threshold_gb:.4g} of {budget.available_gb:.4g} GB for data of "
+            f"{'any memory' if math.isinf(budget.available_gb) else known} for data of "
             f"{budget.data_gb:.4g}, Jacobian {budget.jacobian_gb:.4g}, peak {budget.peak_gb:.4g} GB"
         )
         parts = [
@@ -248,7 +250,15 @@ def plan_workflow(
         config: BlockConfig | None
         budget, config = _plan_worker(problem, machine, wanted)
     else:
-        budget = _budget(problem, machine.memory_limit_gb, machine.use_gpu, machine.gpu_memory_gb)
+        budget = MemoryBudget.compute(
+            problem.n_points,
+            problem.n_params,
+            problem.n_features,
+            memory_limit_gb=machine.memory_limit_gb,
+            use_gpu=machine.use_gpu,
+            gpu_memory_gb=machine.gpu_memory_gb,
+            few_rows_fit=not _has_blocks(problem, preset, wanted, named),
+        )
         chosen, reason = _choose(problem, budget, preset, wanted, named)
         config = blocks_for(
             chosen,
@@ -338,20 +348,16 @@ def _n_starts(explicit: int | None, preset: WorkflowPreset, goal: OptimizationGo
     return max(preset.n_starts, MULTI_STARTS) if several else 1
 
 
-def _budget(
+def _has_blocks(
     problem: Problem,
-    memory_limit_gb: float | None,
-    use_gpu: bool,
-    gpu_memory_gb: float | None = None,
-) -> MemoryBudget:
-    return MemoryBudget.compute(
-        problem.n_points,
-        problem.n_params,
-        problem.n_features,
-        memory_limit_gb=memory_limit_gb,
-        use_gpu=use_gpu,
-        gpu_memory_gb=gpu_memory_gb,
-    )
+    preset: WorkflowPreset,
+    goal: OptimizationGoal | None,
+    named: Strategy | None,
+) -> bool:
+    """Whether few rows in memory are cut into blocks, whose size rests on the free memory."""
+    strategy = named or preset.strategy
+    cuts = strategy == "auto" and problem.broadcasts and problem.row_wise
+    return cuts or strategy in ("chunked", "streaming") or GOAL_RULES[goal].small_memory
 
 
 def _plan_worker(
@@ -359,8 +365,9 @@ def _plan_worker(
 ) -> tuple[MemoryBudget, BlockConfig]:
     """Budget of one worker, and the buffers for its chunks, if the chunks fit."""
     worker, limit_gb = machine.worker, machine.memory_limit_gb
+    sizes = problem.n_points, problem.n_params, problem.n_features
     if worker is None:
-        budget = _budget(problem, limit_gb, use_gpu=False)
+        budget = MemoryBudget.compute(*sizes, memory_limit_gb=limit_gb)
         # The available memory does not include the memory that this process holds already.
         available, threads = int(budget.available_gb * GB), machine.threads or available_cores()
         worker = WorkerMemory(available, threads, base_bytes=SOLVER_BYTES)
@@ -368,7 +375,7 @@ def _plan_worker(
         if limit_gb is not None:
             limit = int(checked_gigabytes("memory_limit_gb", limit_gb) * GB)
             worker = replace(worker, memory_bytes=min(worker.memory_bytes, limit))
-        budget = _budget(problem, worker.memory_bytes / GB, use_gpu=False)
+        budget = MemoryBudget.compute(*sizes, memory_limit_gb=worker.memory_bytes / GB)
     config = _stage(problem, machine, goal, worker)
     if problem.held_bytes:
         check_held_fit(worker, problem.held_bytes)
@@ -434,6 +441,8 @@ def _choose(
 def _budget_reason(chosen: Strategy, budget: MemoryBudget) -> str:
     if chosen == "streaming":
         return f"data {budget.data_gb:.4g} GB > {budget.threshold_gb:.4g} GB"
+    if math.isinf(budget.threshold_gb):
+        return "so few rows fit any memory"
     if chosen == "standard":
         return f"peak {budget.peak_gb:.4g} GB <= {budget.threshold_gb:.4g} GB"
     if budget.fits_in_memory:

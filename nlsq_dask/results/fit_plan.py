@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nlsq_dask._errors import in_units
@@ -200,7 +201,9 @@ def _devices_text(plan: FitPlan) -> str:
 
 
 def _memory_text(plan: FitPlan) -> str:
-    of = f"at most {in_units(plan.memory_bytes)} of {in_units(plan.budget.available_gb * GB)}"
+    of, available = f"at most {in_units(plan.memory_bytes)}", plan.budget.available_gb
+    if not math.isinf(available):
+        of = f"{of} of {in_units(available * GB)}"
     if plan.workers:
         return f"{of} on each worker"
     return f"{of} in this process" + ("" if plan.strategy == "streaming" else ", beside the data")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -194,8 +195,9 @@ def _planned_rows(plan: FitPlan, result: Pictures) -> list[tuple[str, str, str]]
     before = plan.bytes_once + plan.pilot_bytes + plan.bytes_per_pass
     later = max(result.n_passes - result.n_passes_before - 1, 0) * plan.bytes_per_later_pass
     read = [("bytes read", _span_of_bytes(plan.total_bytes), f"about {in_units(before + later)}")]
-    limit = in_units(result.budget.available_gb * 1e9)
-    memory = ("memory", f"at most {in_units(plan.memory_bytes)}", f"limit {limit}")
+    available = result.budget.available_gb
+    limit = "" if math.isinf(available) else f"limit {in_units(available * 1e9)}"
+    memory = ("memory", f"at most {in_units(plan.memory_bytes)}", limit)
     return [*(read if plan.strategy == "streaming" else []), memory]
 
 

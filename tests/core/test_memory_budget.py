@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import sys
-from collections import deque
 
 import numpy as np
 import psutil
@@ -131,18 +130,35 @@ def test_memory_is_what_the_process_can_take(monkeypatch):
     assert MemoryBudget.compute(1_000_000, 2, memory_limit_gb=7).available_gb == 7.0
 
 
-def test_small_fits_share_a_reading_of_the_memory(monkeypatch):
-    readings = iter([4_000_000_000, 3_000_000_000, 2_000_000_000])
-    times = iter([100.0, 100.5, 101.5])
-    monkeypatch.setattr(resources, "available_memory", lambda: next(readings))
-    monkeypatch.setattr(resources.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(resources, "_readings", deque(maxlen=1))
-    # The second fit follows half a second later, the third more than a second.
-    found = [MemoryBudget.compute(100, 3).available_gb for _ in range(3)]
-    assert found == [4.0, 4.0, 3.0]
-    # A fit of many rows reads the memory as it is now.
-    monkeypatch.setattr("nlsq_dask.core.memory_budget.available_memory", lambda: 1_000_000_000)
-    assert MemoryBudget.compute(1_000_000, 3).available_gb == 1.0
+@pytest.mark.parametrize(
+    ("sizes", "machine", "options", "n_readings"),
+    [
+        (Problem(100, 3), Machine(), {}, 0),
+        (Problem(100, 3), Machine(), {"strategy": "standard"}, 0),
+        (Problem(100, 3, broadcasts=True, row_wise=False), Machine(), {}, 0),
+        (Problem(100, 3), Machine(memory_limit_gb=2.0), {}, 0),
+        (Problem(25_000, 3), Machine(), {}, 0),
+        (Problem(25_001, 3), Machine(), {}, 1),
+        (Problem(100, 3), Machine(), {"strategy": "chunked"}, 1),
+        (Problem(100, 3), Machine(), {"goal": "memory_efficient"}, 1),
+        (Problem(100, 3, broadcasts=True), Machine(), {}, 1),
+        (Problem(100, 3, lazy=True), Machine(), {}, 1),
+    ],
+)
+def test_the_memory_is_read_only_where_it_decides(monkeypatch, sizes, machine, options, n_readings):
+    readings = []
+
+    def read() -> int:
+        readings.append(None)
+        return 4_000_000_000
+
+    monkeypatch.setattr("nlsq_dask.core.memory_budget.available_memory", read)
+    plan = plan_workflow(sizes, machine, **options)
+    assert len(readings) == n_readings
+    limit = machine.memory_limit_gb or (4.0 if n_readings else math.inf)
+    assert plan.budget.available_gb == limit
+    assert ("any memory" in plan.summary) == math.isinf(limit)
+    assert "inf" not in plan.summary
 
 
 def test_memory_of_this_process_is_a_part_of_the_machine():
