@@ -159,6 +159,15 @@ def data_changed_values(name: str, first: float, now: float, *, resumed: bool) -
     )
 
 
+def data_changed_column(name: str, first: float, now: float) -> DataChangedError:
+    """Values of a coordinate, or of sigma, are not those of an earlier pass."""
+    what = f"|{name}|" if name != "sigma" else "1 / sigma"
+    return DataChangedError(
+        f"the data have changed: the sum of every 512th value of {what} was {first!r} in an "
+        f"earlier pass and is {now!r} in this pass. {_SAME_DATA}."
+    )
+
+
 def data_changed_to(found: InputError) -> DataChangedError:
     return DataChangedError(
         f"the data have changed: {found} They were finite in an earlier pass. {_SAME_DATA}."

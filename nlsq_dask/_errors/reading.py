@@ -31,6 +31,30 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# Elements of S3's errors that hold an identifier of a key, a session token or a signature.
+_ELEMENT = re.compile(
+    r"(<(AWSAccessKeyId|Token-\d+|Signature\w*|StringToSign\w*|CanonicalRequest\w*)>).*?(</\2>|$)",
+    re.DOTALL,
+)
+
+# An error of S3, as XML, with its code and its message.
+_ANSWER = re.compile(
+    r"(?:<\?xml[^>]*>\s*)?<Error>.*?<Code>([^<]*)</Code>(?:\s*<Message>([^<]*)</Message>)?"
+    r".*?(?:</Error>|$)",
+    re.DOTALL,
+)
+
+# Before the fields of obstore's structures, which repeat the message of its errors.
+DEBUG_SOURCE = "Debug source:"
+
+# Words of causes that say that a store, or a file system, refuses access (for S3:
+# docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
+_REFUSED = re.compile(
+    r"permission|denied|forbidden|unauth|credential|expired|InvalidAccessKey|InvalidToken"
+    r"|SignatureDoesNotMatch|status code: 40[13]\b",
+    re.IGNORECASE,
+)
+
 
 class PlaceInData(Protocol):
     """A part of the data, as :class:`nlsq_dask.io.places.Place` describes it."""
@@ -47,12 +71,19 @@ class PlaceInData(Protocol):
 
 def without_secrets(text: str) -> str:
     """A text without passwords, signatures and the like, of URLs and of options."""
+    text = _ELEMENT.sub(r"\1***\3", text)
     return _SECRET.sub(r"\1***", _QUERY.sub("?***", _USER.sub("***@", text)))
+
+
+def shortened(text: str) -> str:
+    """The message of a library of stores, without what its authors alone need."""
+    text = text.partition(DEBUG_SOURCE)[0]
+    return _ANSWER.sub(lambda m: ", ".join(filter(None, m.groups())), text)
 
 
 def cause_of(error: BaseException) -> str:
     """An error in one line, with its kind and without secrets."""
-    text = " ".join(without_secrets(str(error)).split())
+    text = " ".join(without_secrets(shortened(str(error))).split())
     if len(text) > MOST_QUOTED:
         text = f"{text[:MOST_QUOTED]} ..."
     kind = type(error).__name__
@@ -79,12 +110,33 @@ def slices_of(box: Sequence[slice]) -> str:
     return ", ".join(f"{s.start}:{s.stop}" for s in box)
 
 
+def access_refused(cause: str, go_on: str) -> str | None:
+    """What to do about a store that refuses access; None if the cause is another.
+
+    Parameters
+    ----------
+    cause : str
+        See :func:`cause_of`.
+    go_on : str
+        How to go on where the fit was.
+    """
+    if _REFUSED.search(cause) is None:
+        return None
+    return (
+        "check the permissions, and whether the credentials have expired. Credentials that the "
+        "store finds where it runs are renewed in time, and those of storage_options are not. "
+        f"{go_on} goes on where this fit ended."
+    )
+
+
 def reading_failed(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
-    error = ReadingError(
-        f"{named_block(place)}, could not be read ({cause}), tried {in_times(attempts)}: check "
-        "that the store can be reached and the chunk is whole, write a damaged chunk again or "
-        "leave out its rows (on_error='omit'), or pass retries=... for a store that is away for "
+    remedy = access_refused(cause, "A fit with checkpoint=... and resume=True") or (
+        "check that the store can be reached and the chunk is whole, write a damaged chunk again "
+        "or leave out its rows (on_error='omit'), or pass retries=... for a store that is away for "
         "longer."
+    )
+    error = ReadingError(
+        f"{named_block(place)}, could not be read ({cause}), tried {in_times(attempts)}: {remedy}"
     )
     error.what = f"{named_block(place)} ({cause})"
     return error
@@ -92,10 +144,12 @@ def reading_failed(place: PlaceInData, cause: str, attempts: int) -> ReadingErro
 
 def series_not_read(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
     """A block of series could not be read."""
+    remedy = access_refused(cause, "A fit with store=... and resume=True") or (
+        "check that the store can be reached and the chunk is whole, write a damaged chunk again "
+        "or replace it by NaN, or pass retries=... for a store that is away for longer."
+    )
     error = ReadingError(
-        f"{named_block(place)}, could not be read ({cause}), tried {in_times(attempts)}: check "
-        "that the store can be reached and the chunk is whole, write a damaged chunk again or "
-        "replace it by NaN, or pass retries=... for a store that is away for longer."
+        f"{named_block(place)}, could not be read ({cause}), tried {in_times(attempts)}: {remedy}"
     )
     error.what = f"{named_block(place)} ({cause})"
     return error
@@ -103,9 +157,12 @@ def series_not_read(place: PlaceInData, cause: str, attempts: int) -> ReadingErr
 
 def maps_not_written(place: PlaceInData, cause: str, attempts: int) -> ReadingError:
     """The maps of a region could not be written."""
+    remedy = access_refused(cause, "resume=True") or (
+        "check that the store can be reached and has room, and go on with resume=True."
+    )
     return ReadingError(
-        f"{named_block(place)}, could not be written ({cause}), tried {in_times(attempts)}: check "
-        "that the store can be reached and has room, and go on with resume=True."
+        f"{named_block(place)}, could not be written ({cause}), tried {in_times(attempts)}: "
+        f"{remedy}"
     )
 
 

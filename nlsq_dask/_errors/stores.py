@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nlsq_dask._errors.kinds import (
     FEW_LISTED,
+    DataChangedError,
     InputError,
     InputTypeError,
     MissingDataWarning,
@@ -155,6 +156,15 @@ def chunks_absent(found: Sequence[AbsentChunks]) -> MissingDataWarning:
         f"{'; '.join(map(str, found))}. {_LOST_OR_EMPTY}. If they were lost, pass "
         "missing_chunks='omit' to leave their rows out, or write them again; if they are data, "
         "pass missing_chunks='fill'."
+    )
+
+
+def data_changed_chunks(found: Sequence[AbsentChunks]) -> DataChangedError:
+    """Chunks were deleted while a fit ran."""
+    return DataChangedError(
+        f"the data have changed: {'; '.join(map(str, found))}. The chunks were in the store when "
+        "the fit began, and later passes may have read the fill value. Write them again, and fit "
+        "again."
     )
 
 

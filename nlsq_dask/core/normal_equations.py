@@ -125,6 +125,9 @@ class NormalEquations:
         Rows with a difference of values in place of a derivative that is not finite.
     sample_of_y : float
         Sum of a few values of y: the same in every pass, if the data are.
+    sample_of_columns : ndarray, shape (k,) or (k + 1,), float64, or None
+        Sums of the magnitudes of a few values of each of k coordinates, and of the weights if there
+        are any. None where rows never change.
     scores : ndarray, shape (q, q), float64, or None
         Score products ``Σ ψ_i² (J S)_iᵀ (J S)_i`` with the derivative ``ψ_i`` of a robust loss by
         the residual; None if not asked for.
@@ -142,6 +145,7 @@ class NormalEquations:
     largest: FloatArray | None = None
     n_differenced: int = 0
     sample_of_y: float = 0.0
+    sample_of_columns: FloatArray | None = None
     scores: FloatArray | None = None
 
     @classmethod
@@ -164,6 +168,9 @@ class NormalEquations:
                 largest=_of_known(np.maximum, self.largest, other.largest),
                 n_differenced=self.n_differenced + other.n_differenced,
                 sample_of_y=self.sample_of_y + other.sample_of_y,
+                sample_of_columns=_of_known(
+                    np.add, self.sample_of_columns, other.sample_of_columns
+                ),
                 scores=_of_known(np.add, self.scores, other.scores),
             )
 

@@ -132,6 +132,8 @@ def _checked(sums: NormalEquations, question: SumsAt, n_arrays: int) -> NormalEq
             check_shape(name, matrix, (q, q))
     if sums.largest is not None:
         check_shape("largest", sums.largest, (n_arrays,))
+    if sums.sample_of_columns is not None:
+        check_shape("sample_of_columns", sums.sample_of_columns, (n_arrays - 1,))
     if (sums.largest is None) == question.observe and sums.n_points:
         raise _errors.value_out_of_range("largest")
     if not np.isfinite([sums.cost, sums.chi2, *sums.gradient, *np.ravel(sums.gram)]).all():

@@ -4,6 +4,10 @@ A chunk that Zarr has not stored reads as the fill value. By default a fit lists
 its first pass, and warns: they may be lost, or they may be data, since Zarr stores no chunk of fill
 values alone. Masks are not checked, since most chunks of most masks hold the fill value alone. Nor
 are arrays with a fill value that means "missing": these rows are left out or refused anyway.
+
+Where later passes read the chunks again, the chunks are listed again at the end: a chunk that was
+deleted meanwhile has changed the data. The values that all passes compare show most such chunks,
+but none of a few rows.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from nlsq_dask import _errors
 from nlsq_dask.core.structure import argument_name
+from nlsq_dask.engines.collapsed import CollapsedEngine
+from nlsq_dask.engines.in_memory import InMemoryEngine
 from nlsq_dask.fitting.job import Job, logger
 from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.locations import failures
@@ -30,6 +36,7 @@ from nlsq_dask.io.missing_chunks import (
 
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.absent import ArrayId, StoredOperand
+    from nlsq_dask.engines.dask.engine import DaskEngine
 
 MISSING_CHUNKS = ("warn", "raise", "omit", "fill")
 
@@ -84,9 +91,17 @@ class ChunkWatch:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._warning: _errors.MissingDataWarning | None = None
+        self._checked: dict[ArrayId, StoredOperand] = {}
+        self._found: dict[ArrayId, frozenset[ChunkIndex] | None] = {}
+        self._reads_again = False
         self._thread: threading.Thread | None = None
         if job.missing_chunks == "warn" and isinstance(job.strategy, Streamed):
             self._thread = threading.Thread(target=self._look, name="nlsq-chunks", daemon=True)
+
+    def expect(self, engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> None:
+        """Look again at the end if passes of an engine read chunks again."""
+        if self._thread is not None and not isinstance(engine, InMemoryEngine | CollapsedEngine):
+            self._reads_again = engine.keeping.share < 1.0
 
     def __enter__(self) -> Self:
         if self._thread is not None:
@@ -101,6 +116,9 @@ class ChunkWatch:
             if self._thread.is_alive():
                 logger.warning(_errors.chunks_not_listed(["the data"], "the store is slow"))
         self.tell()
+        changed = isinstance(error, _errors.DataChangedError)
+        if self._reads_again and (error is None or changed) and (deleted := self._deleted()):
+            raise _errors.data_changed_chunks(deleted) from error
 
     def tell(self) -> None:
         """Warn of missing chunks, once, if the list is complete."""
@@ -112,14 +130,27 @@ class ChunkWatch:
 
     def _look(self) -> None:
         """List the chunks of all arrays."""
-        strategy = self._job.strategy
-        assert isinstance(strategy, Streamed)
-        checked = _checked_arrays(self._job)
+        self._checked = checked = _checked_arrays(self._job)
         found = {key: _without_failure(stored) for key, stored in checked.items()}
-        absent = {key: chunks for key, chunks in found.items() if chunks}
-        _, told = _used(strategy, checked, absent)
+        told = self._told({key: chunks for key, chunks in found.items() if chunks})
         if told:
             self._warning = _errors.chunks_absent(told)
+        self._found = found
+
+    def _deleted(self) -> list[_errors.AbsentChunks]:
+        """Chunks of the fit that the store lacks now, and did not lack before."""
+        absent = {}
+        for key, before in self._found.items():
+            now = None if before is None else _without_failure(self._checked[key])
+            absent[key] = frozenset() if now is None or before is None else now - before
+        return self._told(absent)
+
+    def _told(self, absent: Mapping[ArrayId, frozenset[ChunkIndex]]) -> list[_errors.AbsentChunks]:
+        """What to tell of absent chunks that blocks read."""
+        strategy = self._job.strategy
+        assert isinstance(strategy, Streamed)
+        _, told = _used(strategy, self._checked, absent)
+        return told
 
 
 def _checked_arrays(job: Job) -> dict[ArrayId, StoredOperand]:
@@ -162,7 +193,7 @@ def _used(
     strategy: Streamed,
     checked: Mapping[ArrayId, StoredOperand],
     absent: Mapping[ArrayId, frozenset[ChunkIndex]],
-) -> tuple[frozenset[tuple[int, ...]], list[Any]]:
+) -> tuple[frozenset[tuple[int, ...]], list[_errors.AbsentChunks]]:
     """Blocks that read absent chunks, and what to tell of these chunks."""
     if not any(absent.values()):
         return frozenset(), []

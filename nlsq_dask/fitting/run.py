@@ -68,6 +68,7 @@ def run(job: Job, reports: ReportOptions, progress: Progress) -> FitResult:
         watch = stack.enter_context(ChunkWatch(job))
         engine = engine_of(job, progress.blocks, show=progress.note)
         stack.enter_context(engine)
+        watch.expect(engine)
         boards = board_faces([job], [engine])
         progress.add(boards)
         progress.expect(partial(expected_of, job, engine, resumed=reports.resume))

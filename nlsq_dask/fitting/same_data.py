@@ -2,20 +2,20 @@
 
 The sums of two passes over different data have no common minimum: a file is still being written, an
 array upstream is random, a checkpoint is of other data of the same shape. Every pass tells how many
-rows it summed and left out, and the sum of a few values of y. The first pass, and the first after a
-checkpoint, also tell the moments of y. A finished search makes no pass; the checksums of a few
-blocks are compared.
+rows it summed and left out, and the sums of a few values of each array. The first pass, and the
+first after a checkpoint, also tell the moments of y. A finished search makes no pass; the checksums
+of a few blocks are compared.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nlsq_dask import _errors
-from nlsq_dask.core.normal_equations import Moments, NormalEquations
+from nlsq_dask.core.normal_equations import FloatArray, Moments, NormalEquations
 from nlsq_dask.core.questions import Answers, FoundT, RowQuestion, Search, SumsAt, relayed
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.engines.collapsed import CollapsedEngine
@@ -57,6 +57,7 @@ def same_in_all_passes(
     look: Look | None,
     before: SolverState | None,
     knows: Knows = nothing_known,
+    columns: Sequence[str] = (),
 ) -> Search[FoundT]:
     """Compare what the answers to a search's questions tell of the data.
 
@@ -71,27 +72,37 @@ def same_in_all_passes(
     knows : callable
         Whether a part of the answer to a question is known already. It has no moments that an
         uninterrupted search would not ask for.
+    columns : sequence of str
+        Names of the coordinates, and of sigma if there is one.
 
     Raises
     ------
     DataChangedError
         If a pass sees other data than another.
     """
-    passes = _Passes(look, before, knows)
+    passes = _Passes(look, before, knows, columns)
     return relayed(search, change=passes.change, see=passes.see, lose=passes.forget)
 
 
 class _Passes:
     """What the passes of a search saw."""
 
-    def __init__(self, look: Look | None, before: SolverState | None, knows: Knows) -> None:
+    def __init__(
+        self,
+        look: Look | None,
+        before: SolverState | None,
+        knows: Knows,
+        columns: Sequence[str],
+    ) -> None:
         self._look = look
         self._knows = knows
+        self._names = columns
         self._resumed = before is not None
         self._ask_moments = before is not None
         self._counts = None if before is None else (before.n_points, before.n_skipped)
         self._moments = None if before is None else before.moments
         self._sample: float | None = None
+        self._columns: FloatArray | None = None
         self._not_finite = 0
 
     def change(self, question: RowQuestion[Any]) -> RowQuestion[Any]:
@@ -103,7 +114,7 @@ class _Passes:
 
     def forget(self) -> None:
         """Compare from now on with the next sums: rows were left out."""
-        self._counts, self._moments, self._sample = None, None, None
+        self._counts, self._moments, self._sample, self._columns = None, None, None, None
         self._resumed = self._ask_moments = False
 
     def see(self, answer: Any) -> None:
@@ -125,6 +136,7 @@ class _Passes:
                 first, now = getattr(self._moments, name), getattr(sums.moments, name)
                 raise _errors.data_changed_values(name, first, now, resumed=self._resumed)
         self._compare_samples(sums)
+        self._compare_columns(sums.sample_of_columns)
         self._not_finite = 0 if math.isfinite(sums.cost) else self._not_finite + 1
         if self._not_finite == MOST_NOT_FINITE and self._look is not None:
             look, self._look = self._look, None  # once is enough
@@ -140,6 +152,17 @@ class _Passes:
         size = sums.n_points * _size(self._moments)
         if math.isfinite(size) and math.isfinite(now) and abs(now - first) > MOST_APART * size:
             raise _errors.data_changed_values("sample", first, now, resumed=self._resumed)
+
+    def _compare_columns(self, now: FloatArray | None) -> None:
+        """Compare the sums of a few values of each coordinate, and of sigma, with those before."""
+        if self._columns is None or now is None:
+            self._columns = now
+            return
+        pairs = zip(self._names, self._columns.tolist(), now.tolist(), strict=False)
+        for name, first, own in pairs:
+            known = math.isfinite(first) and math.isfinite(own)
+            if known and abs(own - first) > MOST_APART * first:
+                raise _errors.data_changed_column(name, first, own)
 
 
 def _size(moments: Moments) -> float:

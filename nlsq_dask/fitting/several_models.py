@@ -149,6 +149,7 @@ def run_models(
     with ExitStack() as stack:
         watch = stack.enter_context(ChunkWatch(first))
         engines = _engines(list(jobs.values()), stack, progress)
+        watch.expect(engines[0])
         boards = board_faces(list(jobs.values()), engines, list(jobs))
         progress.add(boards)
         progress.expect(partial(expected_of, first, engines[0], resumed=resume))

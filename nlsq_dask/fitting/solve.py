@@ -68,7 +68,8 @@ def solve(
     changing = job.data.lazy and not job.data.propagates
     if knows is None:
         knows = nothing_known if ledger is None else ledger.knows
-    same = same_in_all_passes(search, look if changing else None, state, knows)
+    columns = job.data.names[1:]
+    same = same_in_all_passes(search, look if changing else None, state, knows, columns)
     if not isinstance(job.strategy, Streamed):
         return same
     return without_lost_rows(same, omitted, None if known is None else known.omitted)

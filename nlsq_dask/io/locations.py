@@ -124,7 +124,8 @@ def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -
     except failures() as error:
         text = without_secrets(str(error), url, given)
         missing = isinstance(error, zarr.errors.NodeNotFoundError | FileNotFoundError)
-        cause = "" if missing else text.partition("\n")[0]  # obstore adds pages for its authors
+        # obstore adds pages for its authors.
+        cause = "" if missing else _errors.shortened(text).partition("\n")[0]
         problem = _errors.location_not_opened(name, shown, cause)
         raise problem from (error if text == str(error) else None)
     if not isinstance(found, zarr.Array):

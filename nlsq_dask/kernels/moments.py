@@ -25,8 +25,8 @@ MOMENT_PIECES = 4
 # OpenBLAS takes several threads from 10,000 rows on.
 DOT_ROWS = 1 << 13
 
-# One value of y in so many is summed in every pass, to notice data that change. The sum takes less
-# than 1 % of the time of the kernel.
+# One value of each array in so many is summed in every pass, to notice data that change. The sums
+# take less than 1 % of the time of the kernel.
 SAMPLED = 512
 
 # Values between 1/ORDINARY and ORDINARY neither overflow nor lose integers: from 2**53 on float64
@@ -83,6 +83,20 @@ def sample_of_y(rows: Rows) -> float:
         return float(values[0])
     with np.errstate(invalid="ignore", over="ignore"):
         return float(values.sum())
+
+
+def sample_of_columns(rows: Rows) -> FloatArray | None:
+    """Sums of the magnitudes of a few values of each coordinate, and of the weights if there are.
+
+    None for no rows, and for rows on a GPU.
+    """
+    if not rows.n or not isinstance(rows.y, np.ndarray):
+        return None
+    columns = rows.coords if rows.weights is None else (*rows.coords, rows.weights)
+    if rows.n <= SAMPLED:  # a call of NumPy takes longer
+        return np.array([abs(float(column[0])) for column in columns])
+    with np.errstate(over="ignore"):
+        return np.array([np.abs(column[: rows.n : SAMPLED]).sum() for column in columns])
 
 
 def largest_of(rows: Rows) -> FloatArray | None:

@@ -40,7 +40,12 @@ from nlsq_dask.kernels.agreement import check_agreement
 from nlsq_dask.kernels.compiled import compilations, kept_kernel
 from nlsq_dask.kernels.derivatives import can_be_differenced
 from nlsq_dask.kernels.devices import DeviceChoice
-from nlsq_dask.kernels.moments import largest_of, moments_of_y, sample_of_y
+from nlsq_dask.kernels.moments import (
+    largest_of,
+    moments_of_y,
+    sample_of_columns,
+    sample_of_y,
+)
 from nlsq_dask.kernels.products import (
     Columns,
     Laned,
@@ -170,6 +175,7 @@ class BlockKernel(TileKernel):
             largest=largest,
             n_differenced=n_differenced,
             sample_of_y=sample_of_y(rows),
+            sample_of_columns=sample_of_columns(rows),
             scores=score_products if scores else None,
         )
 

@@ -16,7 +16,13 @@ import pytest
 import zarr
 
 from nlsq_dask import InputError, ReadingError, fit
-from nlsq_dask._errors import without_secrets
+from nlsq_dask._errors import (
+    cause_of,
+    maps_not_written,
+    reading_failed,
+    series_not_read,
+    without_secrets,
+)
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask import reading, signals
 from nlsq_dask.engines.dask.engine import DaskEngine, Streaming
@@ -24,6 +30,7 @@ from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.engines.dask.reading import Retries, is_passing
 from nlsq_dask.fitting import faces
+from nlsq_dask.io.places import Place
 from nlsq_dask.io.sources import observe
 from nlsq_dask.kernels.table import Kernels
 from tests.support.counting_store import stored
@@ -94,6 +101,12 @@ def of_library(module, name="ClientError", **attributes):
     return type(name, (Elsewhere,), {"__module__": module, **attributes})()
 
 
+def of_obstore(status):
+    """An error of obstore, which tells the status of an answer in its message alone."""
+    kind = type(of_library("obstore.exceptions", "GenericError"))
+    return kind(f"Generic S3 error: in 2ms - Server returned non-2xx status code: {status}: <Error")
+
+
 @pytest.mark.parametrize(
     ("error", "passing"),
     [
@@ -109,6 +122,9 @@ def of_library(module, name="ClientError", **attributes):
         (of_library("botocore.exceptions", "EndpointConnectionError"), True),
         (of_library("botocore.exceptions", "NoCredentialsError"), False),
         (of_library("obstore.exceptions", "GenericError"), True),
+        (of_obstore("400 Bad Request"), False),
+        (of_obstore("429 Too Many Requests"), True),
+        (of_obstore("503 Service Unavailable"), True),
         (of_library("obstore.exceptions", "NotFoundError"), False),
         (of_library("my_model", "ClientError"), False),
         (ValueError("bad"), False),
@@ -270,6 +286,10 @@ CANARY = "c4n4ryS3cret"
         f"Authorization token: Bearer {CANARY}",
         f"account_key={CANARY}",
         f"password = {CANARY}",
+        f"<Error><AWSAccessKeyId>{CANARY}</AWSAccessKeyId></Error>",
+        f"<Error><Code>ExpiredToken</Code><Token-0>a/{CANARY}==</Token-0></Error>",
+        f"<Error><StringToSign>AWS4\n{CANARY}\n{CANARY}</StringToSign>",
+        f"<Error><SignatureProvided>{CANARY}",
     ],
 )
 def test_no_secret_is_told(text):
@@ -283,6 +303,33 @@ def test_no_secret_is_told(text):
 )
 def test_what_is_no_secret_is_told(text):
     assert without_secrets(text) == text
+
+
+def test_an_answer_of_s3_is_quoted_by_its_code_and_message():
+    error = ValueError(
+        "Server returned status code: 400 Bad Request: <?xml version='1.0'?>\n<Error><Code>"
+        f"ExpiredToken</Code><Message>The token has expired.</Message><Token-0>{CANARY}</Token-0>"
+        "</Error>\n\nDebug source:\nGeneric {\n store: 'S3' }"
+    )
+    told = "Server returned status code: 400 Bad Request: ExpiredToken, The token has expired."
+    assert cause_of(error) == f"ValueError: {told}"
+
+
+@pytest.mark.parametrize(
+    ("cause", "refused"),
+    [
+        ("GenericError: status code: 400 Bad Request: ExpiredToken", True),
+        ("PermissionDeniedError: c/0", True),
+        ("PermissionError: [Errno 13] Permission denied: '/data/c/0'", True),
+        ("RuntimeError: Zstd decompression error: invalid input data", False),
+        ("TimeoutError: timed out", False),
+    ],
+)
+def test_a_store_that_refuses_access_has_a_remedy_of_its_own(cause, refused):
+    for failed in (reading_failed, series_not_read, maps_not_written):
+        text = str(failed(Place(("y",), (1,)), cause, 1))
+        assert ("whether the credentials have expired" in text) is refused
+        assert "resume=True" in text or not refused
 
 
 def test_no_secret_is_in_a_message_of_a_fit(tmp_path, caplog):

@@ -427,6 +427,7 @@ def sums(draw, observe):
         concave=draw(st.sampled_from([None, matrix(2, 2)])),
         largest=matrix(2) if observe else None,
         sample_of_y=draw(st.floats()),
+        sample_of_columns=draw(st.sampled_from([None, matrix(1)])),
         scores=draw(st.sampled_from([None, matrix(2, 2)])),
     )
 

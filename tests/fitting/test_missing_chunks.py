@@ -8,7 +8,16 @@ import pytest
 import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from nlsq_dask import InputError, MissingDataWarning, ReadingError, curve_fit, fit, fit_models, plan
+from nlsq_dask import (
+    DataChangedError,
+    InputError,
+    MissingDataWarning,
+    ReadingError,
+    curve_fit,
+    fit,
+    fit_models,
+    plan,
+)
 from nlsq_dask.engines.dask.absent import reads_of, stored_operands
 from nlsq_dask.engines.dask.groups import make_stream
 from nlsq_dask.io.missing_chunks import absent_chunks
@@ -304,14 +313,17 @@ def listing():
 
 
 @pytest.mark.slow
-def test_a_store_is_listed_once_and_not_asked_for_each_chunk(listing):
+def test_a_store_is_listed_twice_and_not_asked_for_each_chunk(listing):
     y = stored(None, store=listing, name="y")
     x = stored(None, X + 1.0, store=listing, name="x")
     listing.asked.clear()
     plan(decay, x, y, p0=[1, 1, 1], time=False)
     assert listing.asked == []
     fitted(y, x)
-    assert listing.asked == ["list", "list"]
+    assert listing.asked == 4 * ["list"]  # each array at the beginning, and at the end
+    listing.asked.clear()
+    fitted(y, x, cache=True)
+    assert listing.asked == 2 * ["list"]
     listing.asked.clear()
     fitted(y, x, missing_chunks="fill")
     assert listing.asked == []
@@ -349,3 +361,49 @@ def test_the_other_calls_take_the_choice(lossy):
     assert len(told) == 1
     with pytest.raises(InputError, match="missing_chunks"):
         fitted(lossy, missing_chunks="skip")
+
+
+def changing(change):
+    """A callback that changes the stored data once."""
+    calls = []
+
+    def callback(intermediate_result):
+        calls.append(intermediate_result)
+        if len(calls) == 1:
+            change()
+
+    return callback
+
+
+FAR = {"p0": [9.0, 4.0, 3.0], "pilot": False, "cache": False}
+
+
+@pytest.mark.parametrize("rows", [ROWS, 20])
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_a_chunk_that_is_deleted_while_a_fit_runs_is_named(tmp_path, name, rows):
+    arrays = {n: stored(tmp_path / n, v, chunks=(rows,)) for n, v in {"x": X, "y": Y}.items()}
+    delete = (tmp_path / name / "c" / "3").unlink
+    with pytest.raises(DataChangedError, match=rf"{name} lacks 1 of \d+ chunks in the .*\(c/3 of"):
+        fitted(arrays["y"], arrays["x"], callback=changing(delete), **FAR)
+
+
+def test_a_chunk_that_is_deleted_is_no_matter_where_rows_are_kept(tmp_path):
+    y = stored(tmp_path / "y", chunks=(20,))
+    delete = (tmp_path / "y" / "c" / "3").unlink
+    found = fitted(y, callback=changing(delete), **(FAR | {"cache": True}))
+    assert found.success
+
+
+def test_fits_that_read_together_name_a_deleted_chunk(tmp_path):
+    y = stored(tmp_path / "y", chunks=(20,))
+    delete, calls = (tmp_path / "y" / "c" / "3").unlink, []
+
+    def deleting(values):
+        calls.append(values)
+        if len(calls) == 200:  # of 100 chunks: the second pass has read all
+            delete()
+        return values
+
+    x = da.from_array(X, chunks=20).map_blocks(deleting, dtype=float, meta=np.empty(0))
+    with pytest.raises(DataChangedError, match=r"c/3 of"):
+        fit_models([decay], x, y, [FAR["p0"]], pilot=False, cache=False)

@@ -70,6 +70,17 @@ def test_rows_that_are_left_out_from_some_pass_on(from_pass):
     assert changing.reads == 10 * from_pass
 
 
+@pytest.mark.parametrize("name", ["x", "sigma"])
+def test_coordinates_and_errors_that_change(name):
+    values = {"x": X + 1.0, "sigma": np.full(Y.size, 0.05)}
+    lazy = {n: da.from_array(v, chunks=200) for n, v in values.items()}
+    changing = Changing(shifted, 3)
+    lazy[name] = lazy[name].map_blocks(changing, dtype=float, meta=np.empty(0))
+    y, what = da.from_array(Y, chunks=200), r"\|x\|" if name == "x" else "1 / sigma"
+    with pytest.raises(DataChangedError, match=rf"the sum of every 512th value of {what} was"):
+        fit(decay, lazy["x"], y, sigma=lazy["sigma"], **OPTIONS)
+
+
 def test_nan_that_appear_are_named_after_a_few_passes():
     changing = Changing(with_nan, 3)
     with pytest.raises(DataChangedError) as caught:

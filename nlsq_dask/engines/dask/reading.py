@@ -9,6 +9,7 @@ fit at once. What is read, and the order of the sums, do not depend on the waits
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +60,10 @@ FINAL_WORDS = (
     "NotFound", "Permission", "Forbidden", "Unauth", "Credential", "NotSupported", "Invalid",
 )  # fmt: skip
 PASSING_STATUS = (408, 425, 429)
+
+# The status in a message of obstore, whose exceptions have no attribute for it: "Server returned
+# non-2xx status code: 400 Bad Request".
+STATUS_IN_TEXT = re.compile(r"\bstatus code: ([1-5]\d\d)\b")
 
 # Name of Dask's function that runs several nodes that were fused to one.
 FUSED = "_execute_subgraph"
@@ -214,9 +219,18 @@ def is_passing(error: BaseException) -> bool:
     kinds = [kind for kind in type(error).__mro__ if _package(kind.__module__) in STORES]
     if not kinds or any(word in kind.__name__ for word in FINAL_WORDS for kind in kinds):
         return False
-    status = getattr(error, "status", getattr(error, "status_code", getattr(error, "code", None)))
-    refused = isinstance(status, int) and 400 <= status < 500
+    status = _status_of(error)
+    refused = status is not None and 400 <= status < 500
     return not refused or status in PASSING_STATUS
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The status of the answer of a store that an error tells; None if it tells none."""
+    status = getattr(error, "status", getattr(error, "status_code", getattr(error, "code", None)))
+    if isinstance(status, int):
+        return status
+    told = STATUS_IN_TEXT.search(str(error))
+    return int(told[1]) if told else None
 
 
 def _is_of_reader(error: BaseException, traceback: TracebackType | None) -> bool:
