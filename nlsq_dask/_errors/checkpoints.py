@@ -13,6 +13,7 @@ from nlsq_dask._errors.kinds import (
     shortened,
     shown,
 )
+from nlsq_dask._errors.reading import is_refused
 
 
 def resume_without_checkpoint() -> InputError:
@@ -30,9 +31,10 @@ def checkpoint_not_a_path(value: object) -> InputTypeError:
 
 
 def checkpoint_not_written(directory: object, cause: OSError) -> CheckpointWarning:
+    what = "permissions and the credentials" if is_refused(str(cause)) else "place and its space"
     return CheckpointWarning(
-        f"no checkpoint could be written to {directory} ({cause}): the fit goes on without. Free "
-        "some space or pass another checkpoint directory to be able to resume it."
+        f"no checkpoint could be written to {directory} ({cause}): the fit goes on without. "
+        f"Check the {what}, or pass another checkpoint directory, to be able to resume it."
     )
 
 

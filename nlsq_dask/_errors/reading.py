@@ -75,7 +75,7 @@ def without_secrets(text: str) -> str:
     return _SECRET.sub(r"\1***", _QUERY.sub("?***", _USER.sub("***@", text)))
 
 
-def shortened(text: str) -> str:
+def brief_message(text: str) -> str:
     """The message of a library of stores, without what its authors alone need."""
     text = text.partition(DEBUG_SOURCE)[0]
     return _ANSWER.sub(lambda m: ", ".join(filter(None, m.groups())), text)
@@ -83,7 +83,7 @@ def shortened(text: str) -> str:
 
 def cause_of(error: BaseException) -> str:
     """An error in one line, with its kind and without secrets."""
-    text = " ".join(without_secrets(shortened(str(error))).split())
+    text = " ".join(without_secrets(brief_message(str(error))).split())
     if len(text) > MOST_QUOTED:
         text = f"{text[:MOST_QUOTED]} ..."
     kind = type(error).__name__
@@ -110,6 +110,11 @@ def slices_of(box: Sequence[slice]) -> str:
     return ", ".join(f"{s.start}:{s.stop}" for s in box)
 
 
+def is_refused(cause: str) -> bool:
+    """Whether a cause says that a store, or a file system, refuses access."""
+    return _REFUSED.search(cause) is not None
+
+
 def access_refused(cause: str, go_on: str) -> str | None:
     """What to do about a store that refuses access; None if the cause is another.
 
@@ -120,7 +125,7 @@ def access_refused(cause: str, go_on: str) -> str | None:
     go_on : str
         How to go on where the fit was.
     """
-    if _REFUSED.search(cause) is None:
+    if not is_refused(cause):
         return None
     return (
         "check the permissions, and whether the credentials have expired. Credentials that the "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,11 @@ from nlsq_dask.io.map_store import (
     write_problem,
 )
 from nlsq_dask.io.observations import Array
+from nlsq_dask.io.places import Place
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.results.maps_dataset import Maps, to_dataset, variable_names, variables_of
+
+T = TypeVar("T")
 
 # Bytes of y in a region of the map, where y is in memory.
 REGION_BYTES = 1 << 24
@@ -159,7 +163,8 @@ class Target:
             try:
                 fields, counts = self._written(specs, ears.fit, progress)
                 if self.job.frame is not None:
-                    write_coordinates(self.group, to_dataset(maps).coords)
+                    coords, names = to_dataset(maps).coords, [spec.name for spec in specs]
+                    self._write(partial(write_coordinates, self.group, coords, names), ears.fit)
             except BaseException:
                 ears.stop()
                 raise
@@ -168,6 +173,15 @@ class Target:
             for board in boards:
                 board.result(counts)
         return fields, counts
+
+    def _write(self, write: Callable[[], T], fit: str) -> T:
+        """Call a function that writes to the store, again where the store fails for a while."""
+        from nlsq_dask.engines.dask.map_store import writing_of  # an engine, loaded for use
+        from nlsq_dask.engines.dask.reading import FIRST_WAIT, Retries
+
+        place = Place(("maps",), stored=(str(self.group.store_path),))
+        retries = Retries(self.options.retries, FIRST_WAIT)
+        return writing_of(retries, fit).run(write, lambda: place)
 
     def _written(
         self, specs: Sequence[MapSpec], fit: str, progress: Progress
@@ -181,8 +195,10 @@ class Target:
         starts = map_store.starts_of(regions)
         sizes = tuple(own[0] for own in regions.chunks[1:])
         if not self.is_begun:
-            write_problem(self.group, description(job, layout_of(reading, regions.chunks[1:])))
-        stored = open_maps(self.group, specs, job.axes.map_shape, sizes)
+            described = description(job, layout_of(reading, regions.chunks[1:]))
+            self._write(partial(write_problem, self.group, described), fit)
+        made = partial(open_maps, self.group, specs, job.axes.map_shape, sizes)
+        stored = self._write(made, fit)
         fields = fields_of_store(job.problem, specs, {s.name: s.array for s in stored})
         ready = finished(stored[-1].array, starts) if self.is_begun else {}
         is_left = np.ones(regions.numblocks[1:], np.bool_)

@@ -125,7 +125,7 @@ def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -
         text = without_secrets(str(error), url, given)
         missing = isinstance(error, zarr.errors.NodeNotFoundError | FileNotFoundError)
         # obstore adds pages for its authors.
-        cause = "" if missing else _errors.shortened(text).partition("\n")[0]
+        cause = "" if missing else _errors.brief_message(text).partition("\n")[0]
         problem = _errors.location_not_opened(name, shown, cause)
         raise problem from (error if text == str(error) else None)
     if not isinstance(found, zarr.Array):

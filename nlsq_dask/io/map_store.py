@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,8 +260,13 @@ def _array(
     )
 
 
-def write_coordinates(group: zarr.Group, coords: Mapping[Hashable, Any]) -> None:
-    """Write the coordinates of the map that a group lacks, as xarray writes and reads them.
+def write_coordinates(
+    group: zarr.Group, coords: Mapping[Hashable, Any], maps: Collection[str]
+) -> None:
+    """Write the coordinates of the map, as xarray writes and reads them.
+
+    An earlier run may have made the array of a coordinate, and have ended before the values were
+    written.
 
     Numbers, texts and times are written. Other coordinates, such as the tuples of a multi-index,
     are left out. The attribute ``coordinates`` of the group names those that are not the index of
@@ -271,21 +276,26 @@ def write_coordinates(group: zarr.Group, coords: Mapping[Hashable, Any]) -> None
     ----------
     group : zarr.Group
     coords : mapping of str to DataArray
+    maps : collection of str
+        Names of the maps, of which none is overwritten.
     """
     beside = []
     for name, values in coords.items():
         found = _stored_form(values, str(name))
-        if found is None or str(name) in group:
+        if found is None or str(name) in maps:
             continue
         stored, attrs = found
-        array = group.create_array(
-            str(name),
-            shape=stored.shape,
-            dtype=str if stored.dtype.kind == "O" else stored.dtype,
-            dimension_names=[str(dim) for dim in values.dims],
-            attributes={key: value for key, value in attrs.items() if isinstance(value, str)},
-        )
-        array[...] = stored
+        if str(name) not in group:
+            group.create_array(
+                str(name),
+                shape=stored.shape,
+                dtype=str if stored.dtype.kind == "O" else stored.dtype,
+                dimension_names=[str(dim) for dim in values.dims],
+                attributes={key: value for key, value in attrs.items() if isinstance(value, str)},
+            )
+        array: Any = group[str(name)]
+        if array.shape == stored.shape:
+            array[...] = stored
         if values.dims != (name,):
             beside.append(str(name))
     if beside:

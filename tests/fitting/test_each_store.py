@@ -18,10 +18,17 @@ import xarray as xr
 import zarr
 from dask import delayed
 from dask.tokenize import tokenize
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
-from nlsq_dask import ConvergenceWarning, InputError, InputTypeError, Status, fit_each
-from nlsq_dask.engines.dask import cluster_executor, idle_memory
+from nlsq_dask import (
+    ConvergenceWarning,
+    InputError,
+    InputTypeError,
+    ReadingError,
+    Status,
+    fit_each,
+)
+from nlsq_dask.engines.dask import cluster_executor, idle_memory, reading
 from nlsq_dask.engines.dask.cluster_executor import ClusterExecutor
 from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
@@ -120,6 +127,57 @@ def test_coordinates_of_all_kinds_are_stored(tmp_path):
     with xr.open_zarr(tmp_path / "maps.zarr", consolidated=False, decode_timedelta=True) as found:
         xr.testing.assert_equal(found.load(), maps.to_dataset().compute())
         assert found["latitude"].attrs == {"units": "degrees_north"}
+
+
+class FailingStore(LocalStore):
+    """A store that fails to write below some keys."""
+
+    below, failures = "", ()
+
+    async def set(self, key, value):
+        if key.startswith(self.below):
+            for error in self.failures:
+                raise error
+        await super().set(key, value)
+
+
+def labelled_cube(n):
+    return xr.DataArray(Y[:, :1, :n], coords={"col": 10.0 + np.arange(n)}, dims=("t", "row", "col"))
+
+
+def labelled_fit(store, **options):
+    return fit_each(decay, T, labelled_cube(2), START, dim="t", store=store, **options)
+
+
+@pytest.mark.parametrize("below", ["zarr.json", "status/zarr.json", "amplitude/c", "col/zarr.json"])
+def test_a_store_that_refuses_writes_is_named(below, tmp_path):
+    group = zarr.open_group(FailingStore(tmp_path))
+    group.store.below, group.store.failures = below, [PermissionError("denied")]
+    with pytest.raises(ReadingError, match="could not be written .*check the permissions") as told:
+        labelled_fit(group)
+    assert str(tmp_path) in str(told.value)
+
+
+@pytest.mark.parametrize("below", ["zarr.json", "status/zarr.json", "col/"])
+def test_the_parts_of_a_store_that_are_written_first_and_last_are_written_again(
+    below, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
+    group = zarr.open_group(FailingStore(tmp_path))
+    group.store.below, group.store.failures = below, iter([ConnectionResetError("reset")])
+    labelled_fit(group)
+    assert not list(group.store.failures)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path)["col"], [10.0, 11.0])
+
+
+def test_coordinates_without_values_are_written_when_a_run_goes_on(tmp_path):
+    group = zarr.open_group(FailingStore(tmp_path))
+    group.store.below, group.store.failures = "col/c", [PermissionError("denied")]
+    with pytest.raises(ReadingError):
+        labelled_fit(group)
+    assert "col" in zarr.open_group(tmp_path)
+    labelled_fit(tmp_path, resume=True)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path)["col"], [10.0, 11.0])
 
 
 def clashing(t, amplitude, amplitude_stderr, row):

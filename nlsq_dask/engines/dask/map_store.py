@@ -67,10 +67,14 @@ class Writing:
         """Write the maps of a region, the status last."""
         region = tuple(slice(own[i], own[i + 1]) for own, i in zip(self.starts, index, strict=True))
         place = Place(("maps",), index, region, (str(self.stored[-1].array.store_path),))
-        signals = signals_of(self.fit)
-        writing = Reading(self.retries, signals, failed=_errors.maps_not_written, done="written")
+        writing = writing_of(self.retries, self.fit)
         for target in self.stored:
             writing.run(partial(target.write, region, packed), lambda: place)
+
+
+def writing_of(retries: Retries, fit: str) -> Reading:
+    """How the tasks of a fit write, and how the fit does."""
+    return Reading(retries, signals_of(fit), failed=_errors.maps_not_written, done="written")
 
 
 def with_regions(answer: Any, stored: Chunks | None = None) -> Any:
