@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -178,6 +179,34 @@ def test_coordinates_without_values_are_written_when_a_run_goes_on(tmp_path):
     assert "col" in zarr.open_group(tmp_path)
     labelled_fit(tmp_path, resume=True)
     np.testing.assert_array_equal(zarr.open_group(tmp_path)["col"], [10.0, 11.0])
+
+
+class FarStore(LocalStore):
+    """A store that writes no chunk of a region before those of all maps but the status came."""
+
+    wanted = 11  # and no chunk of `at_bound`, which is the fill value alone
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.under_way, self.enough, self.order = 0, asyncio.Event(), []
+
+    async def set(self, key, value):
+        if "/c/" in key and not key.startswith("status"):
+            self.under_way += 1
+            if self.under_way == self.wanted:
+                self.enough.set()
+            await asyncio.wait_for(self.enough.wait(), 60)
+        await super().set(key, value)
+        self.order.append(key)
+
+
+def test_maps_of_a_region_go_to_a_store_at_one_time_and_the_status_last(tmp_path):
+    store = FarStore(tmp_path)
+    maps = fit_each(decay, T, Y[:, :2, :3], START, store=zarr.open_group(store))
+    chunks = [key for key in store.order if "/c/" in key]
+    assert len(chunks) == FarStore.wanted + 1
+    assert chunks[-1].startswith("status/c/")
+    assert_same(maps, fit_each(decay, T, Y[:, :2, :3], START))
 
 
 def clashing(t, amplitude, amplitude_stderr, row):

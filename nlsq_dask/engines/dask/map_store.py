@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.executor import Executor
+from nlsq_dask.engines.dask.prefetch import is_remote
 from nlsq_dask.engines.dask.reading import Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.io.chunks import Chunks
@@ -41,6 +43,10 @@ TasksOf: TypeAlias = tuple[dict[Key, Any], list[Key]]
 # Tasks whose graph is in memory at one time, with their results: some 7 kB a task. Where tasks run
 # in this process, its threads wait for the last task of a graph before the next graph.
 HANDED_OUT = 512
+
+# Most maps of a region that are written at one time, to a store across a network. A fit of three
+# parameters has 13 maps, and one after the other each waits for the store.
+MOST_WRITES = 16
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,18 @@ class Writing:
         region = tuple(slice(own[i], own[i + 1]) for own, i in zip(self.starts, index, strict=True))
         place = Place(("maps",), index, region, (str(self.stored[-1].array.store_path),))
         writing = writing_of(self.retries, self.fit)
-        for target in self.stored:
+
+        def write(target: StoredMap) -> None:
             writing.run(partial(target.write, region, packed), lambda: place)
+
+        *maps, status = self.stored
+        if is_remote(status.array.store):
+            with ThreadPoolExecutor(min(len(maps), MOST_WRITES), "nlsq-write") as pool:
+                list(pool.map(write, maps))  # raises the error of a map
+        else:
+            for target in maps:
+                write(target)
+        write(status)
 
 
 def writing_of(retries: Retries, fit: str) -> Reading:

@@ -231,7 +231,7 @@ def depth_of(groups: Iterable[Group], block_bytes: int) -> int:
     """Most blocks to read ahead for each thread, for the bytes of the largest block."""
     steps = islice((step for group in groups for step in group.steps), 1)
     nodes = (node for step in steps for node, _ in step.nodes)
-    if not any(_is_remote(array.store) for array in _zarr_arrays(nodes)):
+    if not any(is_remote(array.store) for array in _zarr_arrays(nodes)):
         return 0
     return min(MOST_DEPTH, AHEAD_BYTES // block_bytes)
 
@@ -266,7 +266,7 @@ def _zarr_arrays(values: Iterable[Any]) -> Iterator[Any]:
             yield from _zarr_arrays(v for v in value if isinstance(v, GraphNode | dict | list))
 
 
-def _is_remote(store: Any) -> bool:
+def is_remote(store: Any) -> bool:
     """Whether a Zarr store is neither on this machine's disks nor in its memory."""
     store = inner_store(store)
     if hasattr(store, "fs"):
