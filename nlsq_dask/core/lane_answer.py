@@ -73,6 +73,18 @@ class SeriesAnswers:
         """Some of the series."""
         return SeriesAnswers(*(getattr(self, f.name)[..., chosen] for f in fields(self)))
 
+    @property
+    def chi2_of_success(self) -> FloatArray:
+        """χ² (n,) of series whose search was a success, infinite for the others."""
+        found: FloatArray = np.where(self.status > 0, self.chi2, np.inf)
+        return found
+
+    def replaced(self, other: Self, chosen: NDArray[np.bool_]) -> Self:
+        """The answers, with those of another search for some series (n,)."""
+        return type(self)(
+            *(np.where(chosen, getattr(other, f.name), getattr(self, f.name)) for f in fields(self))
+        )
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The series of all parts, of one part at least."""

@@ -42,7 +42,7 @@ from nlsq_dask.core.series_memory import PILOT_ROWS
 from nlsq_dask.engines.frame_rows import Frames, IntArray, Tables, Varying, WholeSeries
 from nlsq_dask.engines.frame_totals import SLAB_ROWS, RowCounts, SlabSums
 from nlsq_dask.engines.series import SeriesProblem
-from nlsq_dask.engines.series_block import SeriesBlock
+from nlsq_dask.engines.series_block import FROM_ROWS, SeriesBlock
 from nlsq_dask.kernels.lanes import (
     TileShape,
     fresh_states,
@@ -67,9 +67,6 @@ SOME_SERIES = 1 << 14
 
 # Seed of the places of the pilot's rows.
 PLACES_SEED = 20261
-
-# Statuses that follow from the rows alone.
-FROM_ROWS = (Status.TOO_FEW_ROWS, Status.BAD_INPUT)
 
 
 def fit_frames(
@@ -183,6 +180,9 @@ class FrameFit:
         problem = replace(self.problem, stat_tol=max(PILOT_TOL, self.problem.stat_tol))
         pilot = self._block(problem, tables, n_rows, part.stop - part.start)
         answers, constants, starts = pilot.searched()
+        for pair in pilot.exchanges():
+            other, _, _ = replace(pilot, exchanged=pair).searched()
+            answers = answers.replaced(other, other.chi2_of_success < answers.chi2_of_success)
         bad, ended = answers.status == Status.BAD_INPUT, answers.status > 0
         start = np.where(ended, answers.params, starts)
         states = fresh_states(start, ~bad, np.where(bad, float(Status.BAD_INPUT), 0.0))

@@ -41,6 +41,7 @@ from nlsq_dask.kernels.lanes import (
     n_state_rows,
     unpacked_state,
 )
+from nlsq_dask.models.base import exchanges
 from nlsq_dask.models.lane_guess import lane_guess
 
 # Series whose answers are computed at one time. Arrays of so many numbers stay in a cache, and are
@@ -51,6 +52,13 @@ _FLOAT = np.dtype(np.float64)
 
 # Why series without an answer are searched again from their starts.
 SEARCHED_AGAIN = (Status.STALLED, Status.UNDETERMINED)
+
+# Statuses that follow from the rows alone.
+FROM_ROWS = (Status.TOO_FEW_ROWS, Status.BAD_INPUT)
+
+# A sum of squares that is smaller by less than this factor is that of the same minimum. Two
+# searches that end 1e-4 standard errors from it differ by 1e-8 of s².
+SAME_CHI2 = 1.0 - 1e-6
 
 
 @dataclass
@@ -63,10 +71,13 @@ class SeriesBlock(SeriesTables):
         First damping of the searches.
     used : ndarray, shape (n,), float64, or None
         Evaluations of earlier searches; None if there were none.
+    exchanged : pair of int, or None
+        Two terms of the model that exchange their shapes in a guess.
     """
 
     damping: float = FIRST_DAMPING
     used: FloatArray | None = None
+    exchanged: tuple[int, int] | None = None
 
     def parts(self, count: int) -> list[SeriesBlock]:
         """Up to so many blocks of about equally many series, each of whole calls."""
@@ -78,24 +89,64 @@ class SeriesBlock(SeriesTables):
         """The packed answer (k, n).
 
         A search may lead where a parameter has lost its effect, and end there. Series without an
-        answer are searched again from their starts, with other first dampings.
+        answer are searched again from their starts, with other first dampings. Where a guess has
+        peaks of two kinds, all series are searched again with the places of two peaks exchanged.
         """
-        fields = {field.name: field.planes.start for field in self.problem.fields}
+        at_status = next(f for f in self.problem.fields if f.name == "status").planes.start
         # Series of any size and any values are fitted: what overflows shows in their status.
         with np.errstate(all="ignore"):
             packed = self.fitted_once()
-            status, nfev = packed[fields["status"]], packed[fields["nfev"]]
+            status = packed[at_status]
             for damping in OTHER_DAMPINGS:
-                is_left = np.isin(status, SEARCHED_AGAIN) & (nfev < self.problem.max_nfev)
-                again = np.flatnonzero(is_left)
-                if not again.size:
+                left = np.isin(status, SEARCHED_AGAIN)
+                if not self._search_again(packed, left, damping=damping):
                     break
-                block = replace(self.part(again), damping=damping, used=nfev[again])
-                found = block.fitted_once()
-                good = found[fields["status"]] > 0
-                packed[:, again[good]] = found[:, good]
-                nfev[again] = found[fields["nfev"]]
+            for pair in self.exchanges():
+                self._search_again(packed, ~np.isin(status, FROM_ROWS), exchanged=pair)
         return packed
+
+    def exchanges(self) -> list[tuple[int, int]]:
+        """Pairs of terms whose shapes are exchanged for a further start, if starts are guessed."""
+        problem = self.problem
+        if problem.guess is None or not self._has_guesses():
+            return []
+        return exchanges(problem.guess.terms)
+
+    def _has_guesses(self) -> bool:
+        """Whether p0 leaves out a parameter of some series."""
+        given = self.by_parameter("p0", self.problem.start, slice(0, self.n_series), self.n_series)
+        return bool(np.isnan(given[~self.problem.reduction.is_fixed]).any())
+
+    def _search_again(self, packed: FloatArray, chosen: NDArray[np.bool_], **changes: Any) -> int:
+        """Search for the answers of some series once more, and keep the better answers.
+
+        Parameters
+        ----------
+        packed : ndarray, shape (k, n)
+            The answers so far; filled.
+        chosen : ndarray, shape (n,), bool
+            Series, of which those with evaluations left are searched for again.
+        **changes : object
+            Fields of the block of these series.
+
+        Returns
+        -------
+        int
+            Number of series that were searched for.
+        """
+        at = {field.name: field.planes.start for field in self.problem.fields}
+        nfev = packed[at["nfev"]]
+        again = np.flatnonzero(chosen & (nfev < self.problem.max_nfev))
+        if again.size:
+            found = replace(self.part(again), used=nfev[again], **changes).fitted_once()
+            before, after = (
+                np.where(p[at["status"]] > 0, p[at["chi2"]], np.inf)
+                for p in (packed[:, again], found)
+            )
+            good = after < before * SAME_CHI2
+            packed[:, again[good]] = found[:, good]
+            nfev[again] = found[at["nfev"]]
+        return int(again.size)
 
     def fitted_once(self) -> FloatArray:
         """The packed answer (k, n) after one search."""
@@ -305,7 +356,9 @@ class SeriesBlock(SeriesTables):
                 found.append(np.full((len(self.problem.start), lanes), np.nan))
                 continue
             own = tuple(c if c.shape[1] == 1 else c[:, tile] for c in coords)
-            found.append(lane_guess(self.problem.guess, own, y[:, tile], limits.part(tile)))
+            found.append(
+                lane_guess(self.problem.guess, own, y[:, tile], limits.part(tile), self.exchanged)
+            )
         return np.concatenate(found, axis=1)
 
     def packed(self, answers: SeriesAnswers, constants: FloatArray) -> FloatArray:

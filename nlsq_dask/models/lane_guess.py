@@ -110,7 +110,11 @@ class _Found:
 
 
 def lane_guess(
-    model: Model, coords: tuple[FloatArray, ...], y: FloatArray, limits: Limits | None = None
+    model: Model,
+    coords: tuple[FloatArray, ...],
+    y: FloatArray,
+    limits: Limits | None = None,
+    exchanged: tuple[int, int] | None = None,
 ) -> FloatArray:
     """Starting values for the fits of many series.
 
@@ -123,6 +127,8 @@ def lane_guess(
         Observations, one series a column. NaN is a row that is left out.
     limits : Limits, optional
         Of all parameters. Only shapes are kept inside.
+    exchanged : pair of int, optional
+        Two terms, each of which gets the shape that was found for the other.
 
     Returns
     -------
@@ -130,18 +136,23 @@ def lane_guess(
         Values of ``model.names``; NaN for a series with fewer rows than parameters.
     """
     if all(coord.shape[1] == 1 for coord in coords):
-        return _guess(model, coords, y, limits)
+        return _guess(model, coords, y, limits, exchanged)
     wide = np.broadcast_arrays(*coords, y)[:-1]
     guesses = np.full((len(model.names), y.shape[1]), np.nan)
     for lane in np.flatnonzero(np.isfinite(y).any(axis=0)):
         own = slice(lane, lane + 1)
         cut = None if limits is None else limits.part(own)
-        guesses[:, own] = _guess(model, tuple(coord[:, own] for coord in wide), y[:, own], cut)
+        alone = tuple(coord[:, own] for coord in wide)
+        guesses[:, own] = _guess(model, alone, y[:, own], cut, exchanged)
     return guesses
 
 
 def _guess(
-    model: Model, coords: tuple[FloatArray, ...], y: FloatArray, limits: Limits | None
+    model: Model,
+    coords: tuple[FloatArray, ...],
+    y: FloatArray,
+    limits: Limits | None,
+    exchanged: tuple[int, int] | None,
 ) -> FloatArray:
     """Guesses (p, L) for coordinates (m, 1) of all series."""
     finite = np.logical_and.reduce([np.isfinite(coord[:, 0]) for coord in coords])
@@ -156,6 +167,8 @@ def _guess(
     tile = _ordered(_Tile(rows, scaled, counted[finite].astype(np.float64)), model)
     with np.errstate(all="ignore"):
         found = _search(model.terms, tile, _limits_of(model.terms, limits))
+        if exchanged is not None:
+            found = _exchanged(found, exchanged, model.terms, tile)
         guesses = np.stack(_assembled(model.terms, found, tile, size))
     return np.where(enough & np.isfinite(guesses).all(axis=0), guesses, np.nan)
 
@@ -200,6 +213,17 @@ def _search(terms: Sequence[Term], tile: _Tile, limits: Sequence[Limits | None])
         better = _left(other, tile) < _left(found, tile) * (1.0 - TIE)
         found = [_chosen(better, b, a) for a, b in zip(found, other, strict=True)]
     return found
+
+
+def _exchanged(
+    found: Sequence[_Found], pair: tuple[int, int], terms: Sequence[Term], tile: _Tile
+) -> list[_Found]:
+    """What was found, with the shapes of two terms exchanged."""
+    turned = list(found)
+    for i, j in (pair, pair[::-1]):
+        shapes = found[j].shapes
+        turned[i] = _Found(shapes, *_columns_of(terms[i], shapes, tile.coords))
+    return turned
 
 
 def _chosen(first: NDArray[np.bool_], a: _Found, b: _Found) -> _Found:

@@ -71,6 +71,7 @@ class Gaussian(Term):
     """
 
     base_names = ("amplitude", "center", "sigma")
+    is_peak = True
 
     def value(self, xp: ModuleType, coords: tuple[Any, ...], *params: Any) -> Any:
         """Value of the peak."""
@@ -114,6 +115,7 @@ class Lorentzian(Term):
     """
 
     base_names = ("amplitude", "center", "gamma")
+    is_peak = True
 
     def value(self, xp: ModuleType, coords: tuple[Any, ...], *params: Any) -> Any:
         """Value of the peak."""

@@ -99,6 +99,9 @@ def test_peaks_of_two_kinds_take_their_own_places(turned):
         maps = fit_each(model, x, y, list(start))
         right = maps.chi2 < ((y - clean) ** 2).sum(axis=0)
         assert right.sum() >= 85  # the places were exchanged in half of the series
+    maps = fit_each(model, x, y)  # starts again with the places exchanged
+    assert (maps.chi2 < ((y - clean) ** 2).sum(axis=0)).sum() >= 97
+    assert maps.nfev.max() <= 600
 
 
 @pytest.mark.slow
