@@ -590,6 +590,9 @@ def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
     assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:4] == [*NAMES, "status"]
+    (image,) = figure.axes[3].images  # a colour for each status that occurs
+    assert image.cmap.N == len(np.unique(maps.status)) == 1
+    assert image.get_clim() == (-0.5, 0.5)
     worst = np.unravel_index(np.argmax(maps.reduced_chi2), maps.shape)
     drawn = next(axes for axes in figure.axes if axes.get_title().startswith("worst"))
     data, line = drawn.lines

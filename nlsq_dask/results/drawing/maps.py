@@ -89,8 +89,8 @@ def _draw_status(figure: Figure, axes: Axes, status: Any) -> None:
         return
     from matplotlib import colormaps
 
-    colours = colormaps["cividis"].resampled(max(len(found), 2))
-    last = max(len(found), 2) - 0.5
+    colours = colormaps["cividis"].resampled(len(found))
+    last = len(found) - 0.5
     image = axes.imshow(numbers, cmap=colours, vmin=-0.5, vmax=last, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, ticks=range(len(found)), shrink=0.8)
     bar.ax.set_yticklabels(names, fontsize=SMALL)
