@@ -77,7 +77,8 @@ class CompiledKernel:
         self._is_whole = whole
         self._options: dict[str, bool | str] | None = None
         wide = devices[0].platform == "cpu" and vector_bits != XLA_VECTOR_BITS
-        if wide and not _takes_arctangents(spec):
+        self._is_wide = wide and not _takes_arctangents(spec)
+        if self._is_wide:
             self._options = {VECTOR_OPTION: str(vector_bits)}
         self._compiled: set[tuple[object, ...]] = set()
         self._compiling = threading.Lock()

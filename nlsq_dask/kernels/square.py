@@ -1,8 +1,9 @@
 """The product ``A Aᵀ`` of linear loss, summed over the rows of a tile by lanes.
 
-A tile of A (k, n) is read as (k, 8, L): eight turns of L rows, a row in each of L lanes. G = A Aᵀ
-is symmetric. Its diagonals, continued at the first column behind the last, hold every pair of
-columns: pair (j, j + d) for all j and d = 0 ... k / 2. The sums of a lane are
+A block of A (k, n) is read as (k, 8, L): eight turns of L rows, a row in each of L lanes. The sums
+of the blocks of a tile are added one after the other. G = A Aᵀ is symmetric. Its diagonals,
+continued at the first column behind the last, hold every pair of columns: pair (j, j + d) for all j
+and d = 0 ... k / 2. The sums of a lane are
 
     S[j, d, l] = Σ_t A[j, t, l] A[j + d, t, l],    t = 1 ... 8,    j + d modulo k,
 
@@ -26,11 +27,16 @@ from nlsq_dask.kernels.products import LARGE_BUFFER
 from nlsq_dask.user_model.elementary import in_memory
 from nlsq_dask.user_model.model_spec import ModelSpec, operations_of
 
-# Lanes and turns of a tile. A of a tile of 256 rows and eleven columns fits the first-level cache.
-# Tiles of 512 or 1024 rows take a tenth to a quarter longer in JAX 0.10 (docs/kernel.md).
+# Lanes and turns of a block, whose products are added at once. More lanes or turns take a tenth to
+# a quarter longer in JAX 0.10 (docs/kernel.md).
 LANES = 32
 TURNS = 8
-TILE = LANES * TURNS
+
+# Most blocks of a tile of linear loss. XLA goes from loop to loop once a tile, which takes a tenth
+# of a pass over four columns with tiles of one block. Four blocks gain no more than two
+# (docs/kernel.md). With vectors of 512 bits two blocks were not measured.
+BLOCKS = 2
+TILE = BLOCKS * LANES * TURNS
 
 # Lanes of the sums of a robust loss, which has more arrays and more loops a tile: for few columns
 # 64 lanes take a tenth less than 32, and for ten columns a quarter more (docs/kernel.md).
@@ -50,26 +56,38 @@ LOOPS = frozenset(["while", "scan"])
 
 @dataclass(frozen=True)
 class LanedSquare:
-    """Sums of ``A Aᵀ`` over tiles of :data:`TILE` rows.
+    """Sums of ``A Aᵀ`` over tiles.
 
     Attributes
     ----------
     columns : int
         Rows k of A, which are the columns of a Jacobian and the residuals.
+    blocks : int
+        Blocks of a tile, at most :data:`BLOCKS`. The sums have the same bits for any number.
     """
 
     columns: int
+    blocks: int = BLOCKS
+
+    @property
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return self.blocks * TURNS * LANES
 
     def held(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Parts (k, TILE) joined to one array (all k, TURNS, LANES) in memory."""
-        return held_turns(parts, LANES)
+        """Parts (k, tile) joined to one array (all k, blocks TURNS, LANES) in memory."""
+        return held_turns(parts, self.blocks * TURNS, LANES)
+
+    def cut(self, held: jax.Array) -> list[jax.Array]:
+        """The blocks (k, TURNS, LANES) of an array of :meth:`held`."""
+        return [held[:, first : first + TURNS] for first in range(0, self.blocks * TURNS, TURNS)]
 
     def zero(self) -> jax.Array:
         """Sums over no rows."""
         return jnp.zeros((self.columns, self._diagonals, LANES))
 
-    def of_tile(self, matrix: jax.Array) -> jax.Array:
-        """Sums (k, diagonals, LANES) of each lane of A (k, TURNS, LANES)."""
+    def of_block(self, matrix: jax.Array) -> jax.Array:
+        """Sums (k, diagonals, LANES) of each lane of a block of A (k, TURNS, LANES)."""
         turns = [matrix[:, turn] for turn in range(TURNS)]
         return added_turns([turn[:, None] * next_columns(turn) for turn in turns])
 
@@ -103,7 +121,7 @@ class WeightedSquare:
 
     def held(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Parts (k, tile) joined to one array (all k, TURNS, lanes) in memory."""
-        return held_turns(parts, self.lanes)
+        return held_turns(parts, TURNS, self.lanes)
 
     def zero(self) -> jax.Array:
         """Sums over no rows."""
@@ -123,12 +141,12 @@ class WeightedSquare:
         return [symmetric(of_weight) for of_weight in sums]
 
 
-def held_turns(parts: Sequence[jax.Array], lanes: int) -> jax.Array:
-    """Parts (k, tile) joined to one array (all k, TURNS, lanes) in memory.
+def held_turns(parts: Sequence[jax.Array], turns: int, lanes: int) -> jax.Array:
+    """Parts (k, tile) joined to one array (all k, turns, lanes) in memory.
 
     After a change of shape behind the barrier XLA computes the array twice.
     """
-    return in_memory(jnp.concatenate([part.reshape(-1, TURNS, lanes) for part in parts]))
+    return in_memory(jnp.concatenate([part.reshape(-1, turns, lanes) for part in parts]))
 
 
 def next_columns(columns: jax.Array) -> jax.Array:

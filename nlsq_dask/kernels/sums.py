@@ -56,9 +56,9 @@ from nlsq_dask.kernels.products import (
     products_of_scores,
 )
 from nlsq_dask.kernels.square import (
+    BLOCKS,
     LANES,
     MOST_WEIGHTED_COLUMNS,
-    TILE,
     TURNS,
     LanedSquare,
     WeightedSquare,
@@ -281,23 +281,26 @@ class BlockKernel(TileKernel):
 
     def _laned_sums(self, params: jax.Array, basis: jax.Array, rows: Rows) -> jax.Array:
         """The same sums of linear loss by lanes."""
-        square, weighted = LanedSquare(basis.shape[1] + 1), rows.weights is not None
+        blocks = 1 if self._is_wide else BLOCKS
+        square, weighted = LanedSquare(basis.shape[1] + 1, blocks), rows.weights is not None
 
-        def sums(tile: Tile) -> tuple[jax.Array, jax.Array]:
-            along, error, _ = self._derived(params, basis, tile, differenced=False)
-            parts = [self._weighted(along, tile), self._weighted(error[None], tile)]
-            if weighted:
-                parts.append(jnp.where(tile.valid, error, 0.0)[None])
-            held = square.held(parts)
+        def of_block(held: jax.Array) -> tuple[jax.Array, jax.Array]:
             errors = [held[-1, turn] for turn in range(TURNS)]
             extra = [added_turns([jnp.abs(e) for e in errors])]
             if weighted:
                 extra.append(added_turns([e**2 for e in errors]))
             # One array: JAX 0.10 runs a tile of more than eight loops with queues (docs/kernel.md).
-            return square.of_tile(held[: square.columns]), jnp.stack(extra)
+            return square.of_block(held[: square.columns]), jnp.stack(extra)
+
+        def sums(tile: Tile) -> list[tuple[jax.Array, jax.Array]]:
+            along, error, _ = self._derived(params, basis, tile, differenced=False)
+            parts = [self._weighted(along, tile), self._weighted(error[None], tile)]
+            if weighted:
+                parts.append(jnp.where(tile.valid, error, 0.0)[None])
+            return [of_block(held) for held in square.cut(square.held(parts))]
 
         zero = square.zero(), jnp.zeros((1 + weighted, LANES))
-        found, extras = self._over_tiles(sums, zero, rows, TILE)
+        found, extras = self._over_tiles(sums, zero, rows, square.tile)
         return jnp.concatenate([square.finish(found).ravel(), jnp.sum(extras, axis=1)])
 
     def _weighs_by_lanes(self, columns: int, rows: Rows) -> bool:

@@ -33,7 +33,7 @@ class TileKernel(CompiledKernel):
 
     def _over_tiles(
         self,
-        function: Callable[[Tile], Sums],
+        function: Callable[[Tile], Sums | list[Sums]],
         zero: Sums,
         rows: Rows,
         size: int | None = None,

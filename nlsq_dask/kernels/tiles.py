@@ -107,7 +107,7 @@ class Tile(NamedTuple):
 
 
 def sum_over_tiles(
-    function: Callable[[Tile], Sums],
+    function: Callable[[Tile], Sums | list[Sums]],
     zero: Sums,
     tile_bytes: int | None,
     rows: Rows,
@@ -119,7 +119,7 @@ def sum_over_tiles(
     Parameters
     ----------
     function : callable
-        Maps a tile to its part of the sum.
+        Maps a tile to its part of the sum, or to a list of parts that are added in their order.
     zero : pytree of jax.Array
         The sum over no rows. The length of the first axis of its first leaf is the number of values
         that the function has for each row.
@@ -153,7 +153,9 @@ def sum_over_tiles(
         y, *columns = (cut_tile(b, i, tile, at) for b, at in zip(rows.buffers, starts, strict=True))
         weights = None if rows.weights is None else columns.pop()
         share = function(Tile(tuple(columns), y, weights, valid))
-        return i + 1, jax.tree.map(jnp.add, total, share)
+        for part in share if isinstance(share, list) else [share]:
+            total = jax.tree.map(jnp.add, total, part)
+        return i + 1, total
 
     # XLA takes a seventh less time to compile this than a loop over a number of tiles, which it
     # would divide and round.
