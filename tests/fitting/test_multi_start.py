@@ -176,7 +176,8 @@ def test_nist_s_parameters():
 
 # How starts are drawn
 
-finite = st.floats(-1e6, 1e6)
+# Numbers next to the least of float64 have no numbers between them, into which a box is cut.
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
 @st.composite
