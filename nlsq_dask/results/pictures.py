@@ -1,4 +1,4 @@
-"""The pictures of a result, as methods. What draws a picture is imported by its method."""
+"""The pictures of a result, as methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from nlsq_dask import _errors
+from nlsq_dask.results.binning import Scales
+from nlsq_dask.results.drawing import course
+from nlsq_dask.results.drawing.images import ImageOptions, plot_images
+from nlsq_dask.results.drawing.residuals import plot_residuals
+from nlsq_dask.results.drawing.rows import RowOptions, plot_rows
 from nlsq_dask.results.record import interval_quantile
 from nlsq_dask.results.uncertainty import Uncertainty
 
@@ -75,10 +80,6 @@ class Pictures(Uncertainty):
         InputError
             If the result has no model or no data, or the data have no such dimension or index.
         """
-        from nlsq_dask.results.binning import Scales
-        from nlsq_dask.results.drawing.images import ImageOptions, plot_images
-        from nlsq_dask.results.drawing.rows import RowOptions, plot_rows
-
         if kind not in KINDS:
             raise _errors.unknown_choice("kind", kind, KINDS)
         scales = Scales.of(xscale, yscale)
@@ -117,9 +118,6 @@ class Pictures(Uncertainty):
         InputError
             If the result has no model or no data.
         """
-        from nlsq_dask.results.binning import Scales
-        from nlsq_dask.results.drawing.residuals import plot_residuals
-
         return plot_residuals(self, Scales.of(xscale, "linear"), ax)
 
     def plot_correlation(self, *, ax: Any = None) -> Figure:
@@ -140,9 +138,7 @@ class Pictures(Uncertainty):
         MissingLibraryError
             If matplotlib is not installed.
         """
-        from nlsq_dask.results.drawing.course import plot_correlation
-
-        return plot_correlation(self, ax)
+        return course.plot_correlation(self, ax)
 
     def plot_history(self, *, ax: Any = None) -> Figure:
         """Draw the cost and the distance to the optimum over the evaluations of the search.
@@ -161,9 +157,7 @@ class Pictures(Uncertainty):
         MissingLibraryError
             If matplotlib is not installed.
         """
-        from nlsq_dask.results.drawing.course import plot_history
-
-        return plot_history(self, ax)
+        return course.plot_history(self, ax)
 
     def plot_profile(self, name: str, *, level: float = 0.95, ax: Any = None) -> Figure:
         """Draw how the sum of squares rises where a parameter is held away from its estimate.
@@ -190,10 +184,8 @@ class Pictures(Uncertainty):
         InputError
             As :meth:`profile`.
         """
-        from nlsq_dask.results.drawing.course import plot_profile
-
         quantile = interval_quantile(level, self.dof, known_scale=self.absolute_sigma)
-        return plot_profile(self, self.profile(name, level), quantile, level, ax)
+        return course.plot_profile(self, self.profile(name, level), quantile, level, ax)
 
     def plot_blocks(self, *, ax: Any = None) -> Figure:
         """Draw how well each block fits, and how far each moves the estimates.
@@ -218,9 +210,7 @@ class Pictures(Uncertainty):
         InputError
             As :meth:`block_diagnostics`.
         """
-        from nlsq_dask.results.drawing.course import plot_blocks
-
-        return plot_blocks(self.block_diagnostics(), ax)
+        return course.plot_blocks(self.block_diagnostics(), ax)
 
     @property
     def _has_images(self) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.results import dataset, report, saving
+from nlsq_dask.results import dataset, page, report, saving
 from nlsq_dask.results.blocks import BlockDiagnostics
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.lmfit_params import to_lmfit_params
@@ -253,8 +253,6 @@ class FitResult(Pictures):
         OSError
             If the file cannot be written.
         """
-        from nlsq_dask.results import page
-
         page.write(self, path)
 
     @classmethod

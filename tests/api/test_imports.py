@@ -57,8 +57,7 @@ def test_a_fit_in_memory_loads_no_dask():
         "print(*sys.modules, sep='\\n')"
     ).split()
     unneeded = {"dask", "distributed", "zarr", "scipy", "asyncio", "psutil", "jax.extend"}
-    drawing = {"nlsq_dask.results.drawing", "nlsq_dask.results.page", "nlsq_dask.results.binning"}
-    assert not (unneeded | drawing) & set(loaded)
+    assert not unneeded & set(loaded)
 
 
 @pytest.mark.slow
