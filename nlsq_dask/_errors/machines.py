@@ -16,8 +16,9 @@ from nlsq_dask._errors.kinds import (
 
 def no_such_device(platform: object, available: str) -> InputError:
     return InputError(
-        f"device={platform!r} is not available: JAX runs on {available!r} here. "
-        "Pass device='cpu', 'gpu' or None, or install a JAX that supports the device."
+        f"device={platform!r} is not available: JAX runs on {available!r} here. Pass device='cpu', "
+        "'gpu', a name like 'gpu:0', an element of jax.local_devices() or None, or install a JAX "
+        "that supports the device."
     )
 
 

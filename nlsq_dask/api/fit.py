@@ -277,7 +277,7 @@ def fit(
         the same as ``resume``. False by default.
     client : distributed.Client, optional
         Cluster for streaming. The default is the active client, or Dask's local scheduler.
-    device : {"cpu", "gpu"}, jax.Device or a list of devices, optional
+    device : str, jax.Device or a list of devices, optional
         Where the kernel runs. The default is all GPUs if JAX has a GPU. Several devices take blocks
         in turn, and the sums have the same bits as with one of them. On a cluster each worker takes
         all GPUs that it sees, and a list is refused.

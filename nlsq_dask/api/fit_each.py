@@ -142,7 +142,7 @@ def fit_each(
         Cluster that the fits run on, where there is a store; by default the active one.
     progress : bool, optional
         Whether to show a line of progress, where there is a store; by default on a terminal.
-    device : {"cpu", "gpu"}, jax.Device or a list of devices, optional
+    device : str, jax.Device or a list of devices, optional
         Where the fits run, as for :func:`fit`.
 
     Returns

@@ -34,7 +34,8 @@ def checked_device(given: Any) -> DeviceChoice:
     Parameters
     ----------
     given : str, jax.Device, sequence of str or jax.Device, or None
-        "cpu" and "gpu" in a sequence stand for all local devices of the platform.
+        "cpu" and "gpu" in a sequence stand for all local devices of the platform. "gpu:1" is one
+        device, also without a sequence.
 
     Raises
     ------
@@ -42,10 +43,10 @@ def checked_device(given: Any) -> DeviceChoice:
         If JAX has no such device in this process, or if the sequence is empty or names a device
         twice or devices of several platforms.
     """
-    if given is None or isinstance(given, str):
+    if given is None or (isinstance(given, str) and given in PLATFORMS):
         find_devices(given)
         return given
-    if isinstance(given, jax.Device):
+    if isinstance(given, (str, jax.Device)):
         given = [given]
     if not isinstance(given, Sequence):
         raise _errors.no_such_device(given, jax.default_backend())
@@ -89,10 +90,9 @@ def find_devices(choice: DeviceChoice) -> tuple[jax.Device, ...]:
         local = jax.local_devices()
     elif isinstance(choice, str) and choice in PLATFORMS:
         local = _local(choice)
-    elif isinstance(choice, tuple):
-        return tuple(_named(name) for name in choice)
     else:
-        raise _errors.no_such_device(choice, jax.default_backend())
+        names = (choice,) if isinstance(choice, str) else choice
+        return tuple(_named(name) for name in names)
     return tuple(local[:1] if local[0].platform == "cpu" else local)
 
 

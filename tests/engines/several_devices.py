@@ -119,13 +119,13 @@ def check_plan(devices):
 
 def check_errors(devices):
     assert checked_device(["cpu"]) == checked_device(devices) == ("cpu:0", "cpu:1")
-    assert checked_device(devices[1]) == ("cpu:1",)
+    assert checked_device(devices[1]) == checked_device("cpu:1") == ("cpu:1",)
     first = devices[0]
     wrong = {
         "names no device": [],
         "cpu:0 more than once": [first, "cpu"],
         "devices of cpu and gpu": ["cpu:0", "gpu:0"],
-        "'cpu:9' is not available": ["cpu:9"],
+        "'cpu:9' is not available": "cpu:9",
         "device=3 is not available": 3,
         "device='tpu' is not available": "tpu",
     }
