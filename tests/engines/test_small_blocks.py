@@ -202,7 +202,8 @@ def test_a_task_of_a_fit_that_is_over_ends(monkeypatch):
             if self.looks == 3:
                 raise StoppedError
 
-    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.TURN_SECONDS", -1.0)
+    for turn in ("FIRST_SECONDS", "TURN_SECONDS"):
+        monkeypatch.setattr(f"nlsq_dask.engines.dask.small_blocks.{turn}", -1.0)
     group, data = constant(400)
     blocks = SmallBlocks(group, {}, data.layout, Reading(Retries(0), Signals()))
     with pytest.raises(StoppedError):
@@ -229,14 +230,18 @@ def test_calls_of_python_for_a_block():
 
 
 class Company:
-    """Makes blocks, and notes how many threads make blocks at one time."""
+    """Makes blocks, and notes how many threads make blocks at one time, behind their first."""
 
     def __init__(self, wait):
         self.wait = wait
         self.lock = threading.Lock()
         self.now = self.most = 0
+        self.threads = set()
 
     def __call__(self, block):
+        if threading.get_ident() not in self.threads:
+            self.threads.add(threading.get_ident())
+            return block
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -254,8 +259,9 @@ class Company:
     ],
 )
 def test_threads_take_turns_to_make_quick_blocks(limit, wait, most, monkeypatch):
-    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.ALONE_SECONDS", limit)
-    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.WAIT_SECONDS", 60.0)
+    numbers = {"ALONE_SECONDS": limit, "WAIT_SECONDS": 60.0, "FIRST_SECONDS": -1.0}
+    for name, seconds in numbers.items():
+        monkeypatch.setattr(f"nlsq_dask.engines.dask.small_blocks.{name}", seconds)
     company = Company(wait)
     y = da.ones(100, chunks=10).map_blocks(company, dtype=float, meta=np.empty(0))
     data = observe(np.arange(100.0), y)
@@ -272,9 +278,31 @@ def test_threads_take_turns_to_make_quick_blocks(limit, wait, most, monkeypatch)
     assert company.most == most
 
 
+def test_the_first_blocks_of_two_tasks_are_made_together(monkeypatch):
+    """Nobody knows yet how long they take: they may wait for a disk."""
+    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.WAIT_SECONDS", 60.0)
+    together = threading.Barrier(2)
+
+    def meet(block):
+        together.wait(timeout=20)
+        return block
+
+    y = da.ones(10, chunks=10).map_blocks(meet, dtype=float, meta=np.empty(0))
+    data = observe(np.arange(10.0), y)
+    group = one_group(data, by_graph=False)
+
+    def make(_):
+        accumulate(Staged(), None, SmallBlocks(group, {}, data.layout), False)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(make, range(2))) == [None, None]
+
+
 def test_a_task_that_waits_for_another_in_vain_makes_its_blocks(monkeypatch):
     """The other may wait for this task: a block may be the answer of a fit."""
-    monkeypatch.setattr("nlsq_dask.engines.dask.small_blocks.WAIT_SECONDS", 0.01)
+    numbers = {"ALONE_SECONDS": 60.0, "WAIT_SECONDS": 0.01, "FIRST_SECONDS": -1.0}
+    for name, seconds in numbers.items():
+        monkeypatch.setattr(f"nlsq_dask.engines.dask.small_blocks.{name}", seconds)
     inner, data = constant(20)
 
     def answer(block):

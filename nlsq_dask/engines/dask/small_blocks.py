@@ -26,8 +26,10 @@ from nlsq_dask.engines.dask.steps import Group, Making, Makings, MakingsOfSteps
 from nlsq_dask.io.places import Place
 from nlsq_dask.io.stage import SMALL_ROWS, Block, Layout, Stage
 
-# Seconds for which blocks are made before another look whether the fit is over.
+# Seconds for which blocks are made before another look whether the fit is over, and for which the
+# first blocks of a group are made, to measure them.
 TURN_SECONDS = 0.01
+FIRST_SECONDS = 0.001
 
 # Most seconds of a block that one thread makes at a time, while other threads compute sums. Each
 # call of NumPy releases the interpreter for a moment. Where another thread takes it, the first
@@ -76,7 +78,7 @@ class SmallBlocks(StagedBlocks):
         self._reading = reading
         self._makings: Makings = MakingsOfSteps(iter(()))
         self._again = False
-        self._is_quick = True  # unless a measurement shows otherwise
+        self._is_quick: bool | None = None  # not measured
 
     def into(self, stage: Stage) -> Iterator[Block]:
         """Fill a stage; see :class:`~nlsq_dask.engines.accumulate.StagedBlocks`."""
@@ -108,7 +110,8 @@ class SmallBlocks(StagedBlocks):
             Arrays of the current block, if the stage did not take them; None if it took all.
         """
         with self._turn(stage):
-            ends = 0.0 if self._again else time.monotonic() + TURN_SECONDS
+            turn = FIRST_SECONDS if self._is_quick is None else TURN_SECONDS
+            ends = 0.0 if self._again else time.monotonic() + turn
             self._again = True  # unless it comes to its end
             arrays = self._makings.fill(stage, ends)
             self._again = False
@@ -116,18 +119,18 @@ class SmallBlocks(StagedBlocks):
 
     @contextmanager
     def _turn(self, stage: Stage) -> Iterator[None]:
-        """Make blocks while no other thread does, as long as that takes little time."""
-        if not (self._is_quick and _alone.acquire(timeout=WAIT_SECONDS)):
-            yield
-            return
+        """Make blocks while no other thread does, if blocks take little time."""
+        is_alone = bool(self._is_quick) and _alone.acquire(timeout=WAIT_SECONDS)
         first, began = stage.n_rows, time.monotonic()
         try:
             yield
         finally:
-            _alone.release()
-        rows = max(stage.n_rows - first, 1)
-        n_blocks = rows * len(self._group.steps) / self._group.n_rows
-        self._is_quick = time.monotonic() - began <= ALONE_SECONDS * max(n_blocks, 1.0)
+            if is_alone:
+                _alone.release()
+        if is_alone or self._is_quick is None:
+            rows = max(stage.n_rows - first, 1)
+            n_blocks = rows * len(self._group.steps) / self._group.n_rows
+            self._is_quick = time.monotonic() - began <= ALONE_SECONDS * max(n_blocks, 1.0)
 
     @property
     def _current(self) -> Making:
