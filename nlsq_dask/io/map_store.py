@@ -263,10 +263,10 @@ def _array(
 def write_coordinates(
     group: zarr.Group, coords: Mapping[Hashable, Any], maps: Collection[str]
 ) -> None:
-    """Write the coordinates of the map, as xarray writes and reads them.
+    """Write the coordinates of the map that a group lacks, as xarray writes and reads them.
 
     An earlier run may have made the array of a coordinate, and have ended before the values were
-    written.
+    written. Coordinates whose values are there are not written again.
 
     Numbers, texts and times are written. Other coordinates, such as the tuples of a multi-index,
     are left out. The attribute ``coordinates`` of the group names those that are not the index of
@@ -294,12 +294,13 @@ def write_coordinates(
                 attributes={key: value for key, value in attrs.items() if isinstance(value, str)},
             )
         array: Any = group[str(name)]
-        if array.shape == stored.shape:
+        if array.shape == stored.shape and not np.array_equal(array[...], stored):
             array[...] = stored
         if values.dims != (name,):
             beside.append(str(name))
-    if beside:
-        group.attrs["coordinates"] = " ".join(sorted(beside))
+    named = " ".join(sorted(beside))
+    if beside and group.attrs.get("coordinates") != named:
+        group.attrs["coordinates"] = named
 
 
 def _stored_form(values: Any, name: str) -> tuple[NDArray[Any], Mapping[str, Any]] | None:

@@ -181,6 +181,13 @@ def test_coordinates_without_values_are_written_when_a_run_goes_on(tmp_path):
     np.testing.assert_array_equal(zarr.open_group(tmp_path)["col"], [10.0, 11.0])
 
 
+def test_a_finished_store_is_read_and_not_written_when_a_run_goes_on(tmp_path):
+    labelled_fit(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    labelled_fit(tmp_path, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 class FarStore(LocalStore):
     """A store that writes no chunk of a region before those of all maps but the status came."""
 
