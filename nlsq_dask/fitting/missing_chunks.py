@@ -13,7 +13,7 @@ but none of a few rows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -94,9 +94,10 @@ class ChunkWatch:
         self._checked: dict[ArrayId, StoredOperand] = {}
         self._found: dict[ArrayId, frozenset[ChunkIndex] | None] = {}
         self._reads_again = False
+        self._deleted: list[_errors.AbsentChunks] = []
         self._thread: threading.Thread | None = None
         if job.missing_chunks == "warn" and isinstance(job.strategy, Streamed):
-            self._thread = threading.Thread(target=self._look, name="nlsq-chunks", daemon=True)
+            self._thread = _listing(self._look)
 
     def expect(self, engine: InMemoryEngine | DaskEngine | CollapsedEngine) -> None:
         """Look again at the end if passes of an engine read chunks again."""
@@ -112,13 +113,15 @@ class ChunkWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._thread is not None and error is None:
-            self._thread.join(LIST_WAIT_SECONDS)
-            if self._thread.is_alive():
-                logger.warning(_errors.chunks_not_listed(["the data"], "the store is slow"))
+            _wait_for(self._thread)
         self.tell()
         changed = isinstance(error, _errors.DataChangedError)
-        if self._reads_again and (error is None or changed) and (deleted := self._deleted()):
-            raise _errors.data_changed_chunks(deleted) from error
+        if self._reads_again and (error is None or changed):
+            again = _listing(self._look_again)
+            again.start()
+            _wait_for(again)
+        if self._deleted:
+            raise _errors.data_changed_chunks(self._deleted) from error
 
     def tell(self) -> None:
         """Warn of missing chunks, once, if the list is complete."""
@@ -137,13 +140,13 @@ class ChunkWatch:
             self._warning = _errors.chunks_absent(told)
         self._found = found
 
-    def _deleted(self) -> list[_errors.AbsentChunks]:
-        """Chunks of the fit that the store lacks now, and did not lack before."""
+    def _look_again(self) -> None:
+        """List the chunks of the fit that the store lacks now, and did not lack before."""
         absent = {}
         for key, before in self._found.items():
             now = None if before is None else _without_failure(self._checked[key])
             absent[key] = frozenset() if now is None or before is None else now - before
-        return self._told(absent)
+        self._deleted = self._told(absent)
 
     def _told(self, absent: Mapping[ArrayId, frozenset[ChunkIndex]]) -> list[_errors.AbsentChunks]:
         """What to tell of absent chunks that blocks read."""
@@ -151,6 +154,18 @@ class ChunkWatch:
         assert isinstance(strategy, Streamed)
         _, told = _used(strategy, self._checked, absent)
         return told
+
+
+def _listing(look: Callable[[], None]) -> threading.Thread:
+    """A thread that lists chunks."""
+    return threading.Thread(target=look, name="nlsq-chunks", daemon=True)
+
+
+def _wait_for(thread: threading.Thread) -> None:
+    """Wait for a list of chunks, but not for ever."""
+    thread.join(LIST_WAIT_SECONDS)
+    if thread.is_alive():
+        logger.warning(_errors.chunks_not_listed(["the data"], "the store is slow"))
 
 
 def _checked_arrays(job: Job) -> dict[ArrayId, StoredOperand]:

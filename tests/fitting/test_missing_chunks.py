@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from nlsq_dask import (
 )
 from nlsq_dask.engines.dask.absent import reads_of, stored_operands
 from nlsq_dask.engines.dask.groups import make_stream
+from nlsq_dask.fitting import missing_chunks
 from nlsq_dask.io.missing_chunks import absent_chunks
 from nlsq_dask.io.sources import observe
 from tests.fitting.test_same_data import OPTIONS, X, Y, decay
@@ -392,6 +395,24 @@ def test_a_chunk_that_is_deleted_is_no_matter_where_rows_are_kept(tmp_path):
     delete = (tmp_path / "y" / "c" / "3").unlink
     found = fitted(y, callback=changing(delete), **(FAR | {"cache": True}))
     assert found.success
+
+
+def test_a_store_that_lists_slowly_at_the_end_does_not_hold_the_fit(tmp_path, monkeypatch, caplog):
+    y = stored(tmp_path / "y", chunks=(20,))
+    goes_on, ended, lists = threading.Event(), [], []
+
+    def listed_slowly(array):
+        lists.append(array)
+        if len(lists) > 1:
+            ended.append(goes_on.wait(20))
+        return absent_chunks(array)
+
+    monkeypatch.setattr(missing_chunks, "absent_chunks", listed_slowly)
+    monkeypatch.setattr(missing_chunks, "LIST_WAIT_SECONDS", 0.5)
+    found = fitted(y, **FAR)
+    assert found.success and len(lists) == 2 and not ended
+    assert "the store is slow" in caplog.text
+    goes_on.set()
 
 
 def test_fits_that_read_together_name_a_deleted_chunk(tmp_path):
