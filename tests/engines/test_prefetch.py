@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
+from nlsq_dask import fit_each
 from nlsq_dask._errors import ReadingError
 from nlsq_dask.core.questions import SumsAt
 from nlsq_dask.engines.dask.groups import make_stream
@@ -30,6 +32,7 @@ from nlsq_dask.io.sources import observe
 from tests.engines.test_dask import in_dask_arrays
 from tests.support.engines import dask_engine
 from tests.support.problems import plain_problem, problems
+from tests.support.series import START, T, decay
 
 
 class FarStore(MemoryStore):
@@ -55,6 +58,20 @@ class BusyStore(MemoryStore):
                 await asyncio.wait_for(self.enough.wait(), 60)
             finally:
                 self.under_way -= 1
+        return await super().get(key, prototype, byte_range)
+
+
+class BusyFolder(LocalStore):
+    """A store of unknown kind that gives no process a chunk before three are asked for."""
+
+    async def get(self, key, prototype, byte_range=None):
+        if "c/" in key:
+            asked = self.root.with_name("asked")
+            asked.mkdir(exist_ok=True)
+            (asked / key.replace("/", " ")).touch()
+            async with asyncio.timeout(60):
+                while len(list(asked.iterdir())) < 3:
+                    await asyncio.sleep(0.01)
         return await super().get(key, prototype, byte_range)
 
 
@@ -176,6 +193,54 @@ def test_groups_of_one_block_are_read_ahead_together(omits):
             sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
     assert sums[0].gram.tobytes() == sums[1].gram.tobytes()
     assert sums[0].gradient.tobytes() == sums[1].gradient.tobytes()
+
+
+@pytest.mark.cluster
+def test_a_worker_reads_for_several_tasks_at_one_time(client, tmp_path):
+    """A task that waits leaves its thread: two threads ask for three blocks."""
+    problem, sums = plain_problem(1600, p=2, sigma=False), []
+    y = zarr_array(BusyFolder(tmp_path / "y"))
+    options = {"stage_rows": 64, "retries": Retries(0)}
+    for stored in (zarr.open_array(tmp_path / "y"), y):
+        data = observe(problem.x, stored)
+        with dask_engine(data, problem.spec, client=client, **options) as engine:
+            assert all(len(group.steps) == 1 for group in engine.stream.groups)
+            sums.append(engine.ask(SumsAt(problem.params, problem.basis)))
+    assert sums[0].gram.tobytes() == sums[1].gram.tobytes()
+    assert sums[0].gradient.tobytes() == sums[1].gradient.tobytes()
+
+
+@pytest.mark.cluster
+def test_a_worker_reads_for_several_regions_at_one_time(client, tmp_path):
+    y = np.exp(-np.outer(T, np.linspace(0.5, 1.5, 8)))
+    stored = zarr.create_array(BusyFolder(tmp_path / "y"), data=y, chunks=(T.size, 1))
+    options = {"client": client, "retries": 0, "store": tmp_path / "maps"}
+    found = fit_each(decay, T, stored, START, **options).compute()
+    np.testing.assert_array_equal(found.popt, fit_each(decay, T, y, START).popt)
+
+
+def test_no_more_blocks_wait_aside_than_there_is_room_for():
+    """A group gets a place for each block, as far as there are any, and gives all back."""
+    room = threading.Semaphore(3)
+    started = []
+    goes_on = threading.Event()
+
+    def make(block_info=None):
+        started.append(block_info[None]["chunk-location"][0])
+        goes_on.wait(60)
+        return np.ones(10)
+
+    groups = [one_group(2, make) for _ in range(3)]
+    readers = [read_ahead(group, {}, layout, 2, READ_ONCE, room) for group, layout in groups]
+    with ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(next, reader) for reader in readers]
+        while len(started) < 4:  # two, one, and none: this group reads as its task runs
+            assert not any(one.done() for one in first)
+        goes_on.set()
+        assert all((one.result().y == 1).all() for one in first)
+    for reader in readers:
+        assert len(list(reader)) == 1
+    assert [room.acquire(blocking=False) for _ in range(4)] == [True] * 3 + [False]
 
 
 class FailingStore(MemoryStore):

@@ -1,16 +1,20 @@
 """Make the blocks of a group, and read the next blocks while the kernel works on this one.
 
 Reading across a network is mostly waiting, and several readings at one time wait no longer than one
-reading. On local disks nothing is gained: decoding and the kernel use the same cores.
+reading. A task of a worker leaves its thread to other tasks while it waits for its first block. On
+local disks nothing is gained: decoding and the kernel use the same cores.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -19,8 +23,10 @@ from dask.typing import Key
 
 from nlsq_dask import _errors
 from nlsq_dask.engines.dask.alike import AlikeStep
+from nlsq_dask.engines.dask.aside import aside
 from nlsq_dask.engines.dask.groups import Stream
 from nlsq_dask.engines.dask.reading import READ_ONCE, Reading, place_in_group
+from nlsq_dask.engines.dask.signals import worker_here
 from nlsq_dask.engines.dask.steps import Group, Making, Step
 from nlsq_dask.io.lazy_arrays import zarr_inside
 from nlsq_dask.io.libraries import inner_store
@@ -37,6 +43,9 @@ MOST_DEPTH = 16
 
 # Most decoded bytes that a task reads ahead, so that it never has many large chunks in memory.
 AHEAD_BYTES = 64_000_000
+
+# Fits of a process that read at one time, at most.
+MOST_FITS = 32
 
 # Class names of Zarr's stores in this machine's memory or on its disks.
 LOCAL_STORES = ("LocalStore", "MemoryStore", "ZipStore", "GpuMemoryStore")
@@ -160,6 +169,20 @@ class ReadAhead:
             for place in [place for place in self._coming if place[0] == group]:
                 self._coming.pop(place).cancel()
 
+    def wait_aside(self, width: int) -> None:
+        """Begin to read so many blocks, and let other tasks have the thread until one is read.
+
+        An error of reading is raised where the block is used.
+        """
+        with self._lock:
+            self._width, then = width, self._width
+            self._fill()
+            self._width = then
+            first = next(iter(self._coming.values()), None)
+        if first is not None:
+            with aside():
+                first.exception()
+
     def close(self, *, wait: bool = True) -> None:
         """Begin no other reading, and wait for what is under way."""
         self._pool.shutdown(wait=wait, cancel_futures=True)
@@ -207,19 +230,65 @@ def read_ahead(
     layout: Layout,
     depth: int,
     reading: Reading = READ_ONCE,
+    room: threading.Semaphore | None = None,
 ) -> Iterator[Block]:
     """Make the blocks of a group in their order, and up to `depth` of the next blocks meanwhile.
 
     Nothing is read ahead in a group whose blocks use arrays that earlier blocks made.
+
+    Parameters
+    ----------
+    group : Group
+    external : mapping
+        The values that are handed to the group.
+    layout : Layout
+    depth : int
+    reading : Reading
+    room : Semaphore, optional
+        Counts the blocks that tasks of this process may read while other tasks have their threads.
+        By default a task keeps its thread. The task of a group of FIRST_DEPTH blocks keeps its
+        thread, too: such a group waits for one block in several.
     """
-    if depth < 1 or reading.tells or len(group.steps) < 2 or not is_independent(group):
+    waits_aside = room is not None and len(group.steps) < FIRST_DEPTH
+    alone = len(group.steps) < 2 and not waits_aside
+    if depth < 1 or reading.tells or alone or not is_independent(group):
         yield from read_blocks(group, external, layout, reading)
         return
     ahead = ReadAhead([(group, external)], layout, depth, reading)
     try:
+        if room is not None and waits_aside:
+            with _places(room, min(depth, len(group.steps))) as n_places:
+                if n_places:
+                    ahead.wait_aside(n_places)
         yield from ahead.blocks(group)
     finally:
         ahead.close()
+
+
+def room_aside(fit: str, depth: int) -> threading.Semaphore | None:
+    """Places for `depth` blocks that tasks of a fit read in this process while they wait aside.
+
+    None if no task waits: nothing is read ahead, or this is no task of a worker.
+    """
+    if depth < 1 or worker_here() is None:
+        return None
+    return _room(os.getpid(), fit, depth)
+
+
+@lru_cache(MOST_FITS)
+def _room(process: int, fit: str, depth: int) -> threading.Semaphore:  # noqa: ARG001 (what differs)
+    return threading.Semaphore(depth)
+
+
+@contextmanager
+def _places(room: threading.Semaphore, wanted: int) -> Iterator[int]:
+    """Take as many places as are free, at most so many, and give them back."""
+    taken = sum(room.acquire(blocking=False) for _ in range(wanted))
+    try:
+        yield taken
+    finally:
+        if taken:
+            room.release(taken)
 
 
 def prefetch_depth(stream: Stream) -> int:

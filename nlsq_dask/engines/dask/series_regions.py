@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Semaphore
 from typing import Any
 
 import dask.array as da
@@ -41,7 +42,7 @@ from nlsq_dask.engines.dask.groups import (
     without_collections,
 )
 from nlsq_dask.engines.dask.idle_memory import reusing_on_worker
-from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead
+from nlsq_dask.engines.dask.prefetch import depth_of, read_ahead, room_aside
 from nlsq_dask.engines.dask.reading import Reading, Retries, shared_nodes
 from nlsq_dask.engines.dask.recipe import Given, Recipe, recipe_of
 from nlsq_dask.engines.dask.scheduler import threads_here
@@ -377,19 +378,27 @@ class GroupFrames:
 
     def read(self, frames: Sequence[int]) -> Iterator[Sequence[NDArray[Any]]]:
         """The arrays of some frames, in ascending order, each with the axes of y."""
+        return self._read(frames)
+
+    def _read(
+        self, frames: Sequence[int], room: Semaphore | None = None
+    ) -> Iterator[Sequence[NDArray[Any]]]:
+        """The arrays of some frames; `room` as for :func:`read_ahead`."""
         work = self.work
         chosen = {self.group.steps[i].index for i in frames}
         others = {step.index for step in self.group.steps} - chosen
         signals = signals_of(work.fit)
         reading = Reading(work.retries, signals, failed=_errors.series_not_read)
         group = group_without(self.group, others)
-        for block in read_ahead(group, self.external, work.layout, work.read_ahead, reading):
+        depth = work.read_ahead
+        for block in read_ahead(group, self.external, work.layout, depth, reading, room):
             yield block.arrays
 
     def joined(self) -> list[NDArray[Any]]:
         """The arrays of the region with whole series."""
         steps = self.group.steps
-        parts = list(self.read(range(len(steps))))
+        room = room_aside(self.work.fit, self.work.read_ahead)
+        parts = list(self._read(range(len(steps)), room))
         if len(parts) == 1:
             return list(parts[0])
         boxes = [step.box for step in steps]

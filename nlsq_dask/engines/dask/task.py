@@ -22,7 +22,7 @@ from nlsq_dask.engines.dask.group_parts import first_of, group_without
 from nlsq_dask.engines.dask.groups import without_collections
 from nlsq_dask.engines.dask.idle_memory import reusing_on_worker
 from nlsq_dask.engines.dask.look import Look
-from nlsq_dask.engines.dask.prefetch import ReadAhead, read_ahead
+from nlsq_dask.engines.dask.prefetch import ReadAhead, read_ahead, room_aside
 from nlsq_dask.engines.dask.reading import DEFAULT_RETRIES, Reading, Retries
 from nlsq_dask.engines.dask.signals import signals_of
 from nlsq_dask.engines.dask.small_blocks import SmallBlocks, are_small
@@ -80,7 +80,8 @@ class Work:
         """The blocks of a group, in a task, from the values that are handed to it."""
         if self.ahead is not None and group in self.ahead:
             return self.ahead.blocks(group)
-        return read_ahead(group, external, self.layout, self.read_ahead, self._reading)
+        depth, room = self.read_ahead, room_aside(self.fit, self.read_ahead)
+        return read_ahead(group, external, self.layout, depth, self._reading, room)
 
     def staged_blocks(self, group: Group, external: Mapping[Key, Any]) -> Blocks:
         """The blocks of a group for a stage; see :meth:`blocks`."""
