@@ -124,9 +124,13 @@ class CheckpointStore:
             while len(self._written) > KEPT:
                 self.directory.remove(self._written.pop(0))
         except OSError as error:
-            if not self._failed:
-                self._failed = True
-                warnings.warn(_errors.checkpoint_not_written(self.directory, error), stacklevel=2)
+            self.refused(error)
+
+    def refused(self, error: OSError) -> None:
+        """Warn, the first time, that a file cannot be written beside the checkpoints, or as one."""
+        if not self._failed:
+            self._failed = True
+            _errors.warn_caller(_errors.checkpoint_not_written(self.directory, error))
 
     def load(self, *, may_differ: Collection[str] = ()) -> Checkpoint | None:
         """Read the newest checkpoint that is whole.

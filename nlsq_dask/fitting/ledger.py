@@ -191,6 +191,8 @@ class Ledger:
         Answers what no earlier process has answered, and counts the passes.
     keeps : bool
         Whether to keep anything.
+    refused : callable, optional
+        Called with the error where the file cannot be written. By default that is a warning.
 
     Attributes
     ----------
@@ -210,8 +212,10 @@ class Ledger:
         engine: InMemoryEngine | DaskEngine | CollapsedEngine,
         *,
         keeps: bool = True,
+        refused: Callable[[OSError], None] | None = None,
     ) -> None:
         self.n_replayed = 0
+        self._refused = refused or self._warn
         self.blocks = BlockSums()
         self._engine = engine
         rows = engine_of_rows(engine)
@@ -465,9 +469,13 @@ class Ledger:
             self._directory.write(NAME, encode_file(content))
         except OSError as error:
             self._failed = True
-            warnings.warn(_errors.checkpoint_not_written(self._directory, error), stacklevel=2)
+            self._refused(error)
         now = time.monotonic()
         self._next = now + max(SECONDS, TIMES_LONGER * (now - began))
+
+    def _warn(self, error: OSError) -> None:
+        """Warn that the file cannot be written."""
+        _errors.warn_caller(_errors.checkpoint_not_written(self._directory, error))
 
     def _content(self) -> str:
         """The JSON text of the file."""

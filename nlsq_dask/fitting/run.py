@@ -179,7 +179,8 @@ def open_ledger(
     keeps = store is not None or job.diagnostics
     # Versions are read from files of each library, which takes a fifth of the time of a small fit.
     problem, made_by = (job.description(), versions(job)) if keeps else ({}, {})
-    return Ledger(directory, problem, made_by, engine, keeps=keeps)
+    refused = None if store is None else store.refused
+    return Ledger(directory, problem, made_by, engine, keeps=keeps, refused=refused)
 
 
 def begin_appended(

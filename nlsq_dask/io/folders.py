@@ -7,6 +7,7 @@ Credentials are those of fsspec's own configuration.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -108,7 +109,9 @@ class ObjectFolder:
                 self._system.pipe_file(path, raw, mode="create")
             except FileExistsError:
                 return False
-            except locations.failures():
+            except locations.failures() as error:
+                if getattr(error, "errno", None) == errno.EBUSY:  # the condition is not the cause
+                    raise
                 self._system.invalidate_cache()
                 if self._system.exists(path):
                     return False

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -56,6 +57,13 @@ _NAMES = {
     "AzureStore": {"sas_token": "sas_key", "anon": "skip_signature"},
     "HTTPStore": {},
 }
+
+# How long the libraries of stores ask again by themselves. Seconds are enough for a connection that
+# was reset. A store that is away for longer is asked again by the fit, ``retries`` times, and the
+# fit says so. By default obstore asks for up to three minutes. botocore asks 5 times, which s3fs
+# repeats 5 times, for up to a minute: a checkpoint of several requests took four minutes to fail.
+_OBSTORE_RETRIES = {"retry_timeout": timedelta(seconds=10)}
+_BOTOCORE_RETRIES = {"total_max_attempts": 2}
 
 # Options that are no secrets. The values of all others are kept out of messages.
 _HARMLESS = {
@@ -200,7 +208,7 @@ def _for_obstore(kind: str, options: Mapping[str, Any], root: str = "") -> dict[
             made |= {"skip_signature": True} if path == "anon" else {}
     if str(made.get("endpoint", root)).startswith("http:"):
         made["client_options"] = {"allow_http": True} | dict(made.get("client_options", {}))
-    return made
+    return {"retry_config": _OBSTORE_RETRIES} | made
 
 
 def fsspec_options(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,10 +229,14 @@ def _for_fsspec(kind: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         return dict(options)
     back = {ours: theirs for theirs, ours in _NAMES[kind].items()}
     made = {back.get(name, name): value for name, value in options.items()}
-    made.pop("client_options", None)
+    for name in ("client_options", "retry_config"):
+        made.pop(name, None)
     if "region_name" in made:
         region = {"region_name": made.pop("region_name")}
         made["client_kwargs"] = region | dict(made.get("client_kwargs", {}))
+    if kind == "S3Store":
+        own = {"retries": _BOTOCORE_RETRIES}
+        made["config_kwargs"] = own | dict(made.get("config_kwargs", {}))
     return made
 
 

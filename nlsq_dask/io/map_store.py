@@ -148,9 +148,8 @@ def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
     url = here is None
     place = text if here is None else here.absolute()
     try:
-        return zarr.open_group(
-            place, mode="a", storage_options=dict(options or {}) if url else None
-        )
+        given = locations.fsspec_options(text, dict(options or {})) if url else None
+        return zarr.open_group(place, mode="a", storage_options=given)
     except locations.failures() as error:
         secrets = dict(options or {})
         cause = locations.without_secrets(str(error), str(text), secrets)

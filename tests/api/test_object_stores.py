@@ -87,6 +87,9 @@ def test_maps_go_to_an_object_store(options):
     series = np.stack([Y[::50], 2.0 * Y[::50]], axis=1)
     arguments = {"store": f"s3://{BUCKET}/maps.zarr", **options}
     maps = fit_each(decay, X[::50], series, P0, **arguments)
+    names = {"key": "access_key_id", "secret": "secret_access_key", "endpoint_url": "endpoint"}
+    given = options["storage_options"].items()
+    arguments["storage_options"] = {names[name]: value for name, value in given}  # of obstore
     again = fit_each(decay, X[::50], series, P0, resume=True, **arguments)
     expected = fit_each(decay, X[::50], series, P0)
     for found in (maps, again):

@@ -28,6 +28,7 @@ from nlsq_dask.core.factor import Linearization
 from nlsq_dask.core.normal_equations import Moments
 from nlsq_dask.core.solver_state import IterationRecord, SolverState
 from nlsq_dask.fitting import checkpoint as checkpoint_module
+from nlsq_dask.fitting import ledger
 from nlsq_dask.fitting.checkpoint import Checkpoint, CheckpointStore
 from nlsq_dask.fitting.checkpoint_content import decode
 from tests.support.mutated_files import content_of_checkpoint, seal_checkpoint
@@ -633,6 +634,15 @@ def test_a_directory_that_cannot_be_made_is_a_warning(tmp_path):
         assert len(caught) == 1
         assert str(directory) in str(caught[0].message)
         assert_same_result(result, fit_decay())
+
+
+def test_checkpoints_and_ledger_that_are_refused_are_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "SECONDS", 0.0)
+    monkeypatch.setattr(ledger, "TIMES_LONGER", 0.0)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(CheckpointWarning, match="the fit goes on without") as caught:
+        fit_decay(tmp_path / "file", **DASK)
+    assert len(caught) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system nobody writes to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -174,6 +175,30 @@ def test_what_a_store_raises_becomes_an_oserror_without_credentials():
             call()
         assert "CANARY" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+class Busy:
+    """A store that says that it is overloaded, and counts the objects that it is given."""
+
+    n_given = 0
+
+    def invalidate_cache(self):
+        pass
+
+    def exists(self, path):
+        return False
+
+    def pipe_file(self, path, raw, mode="overwrite"):
+        self.n_given += 1
+        raise OSError(errno.EBUSY, "Please reduce your request rate.")
+
+
+def test_a_store_that_is_overloaded_is_given_a_new_file_once():
+    store = Busy()
+    folder = ObjectFolder(store, "b/run", "s3://b/run", "s3://b/run")
+    with pytest.raises(OSError, match="reduce your request rate"):
+        folder.write_new("a", b"")
+    assert store.n_given == 1
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

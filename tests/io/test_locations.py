@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -135,15 +136,31 @@ def test_options_have_the_names_of_either_library():
     of_s3fs = {"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": "http://host"}}
     of_obstore = {"access_key_id": "k", "secret_access_key": "s", "endpoint": "http://host"}
     plain = {"client_options": {"allow_http": True}}
+    bounded = {"retry_config": {"retry_timeout": timedelta(seconds=10)}}
     for given in (of_s3fs, of_obstore):
-        assert _for_obstore("S3Store", given) == of_obstore | plain
-    assert _for_fsspec("S3Store", of_s3fs) == of_s3fs
-    assert _for_fsspec("S3Store", of_obstore | plain | {"region": "r"}) == {
-        "key": "k",
-        "secret": "s",
-        "endpoint_url": "http://host",
-        "client_kwargs": {"region_name": "r"},
-    }
-    assert _for_obstore("GCSStore", {"token": "anon"}) == {"skip_signature": True}
-    assert _for_obstore("GCSStore", {"token": "key.json"}) == {"service_account_path": "key.json"}
-    assert _for_obstore("AzureStore", {"sas_token": "s"}) == {"sas_key": "s"}
+        assert _for_obstore("S3Store", given) == of_obstore | plain | bounded
+    once_more = {"config_kwargs": {"retries": {"total_max_attempts": 2}}}
+    assert _for_fsspec("S3Store", of_s3fs) == of_s3fs | once_more
+    assert (
+        _for_fsspec("S3Store", of_obstore | plain | bounded | {"region": "r"})
+        == {
+            "key": "k",
+            "secret": "s",
+            "endpoint_url": "http://host",
+            "client_kwargs": {"region_name": "r"},
+        }
+        | once_more
+    )
+    for kind, given, made in (
+        ("GCSStore", {"token": "anon"}, {"skip_signature": True}),
+        ("GCSStore", {"token": "key.json"}, {"service_account_path": "key.json"}),
+        ("AzureStore", {"sas_token": "s"}, {"sas_key": "s"}),
+    ):
+        assert _for_obstore(kind, given) == made | bounded
+
+
+def test_the_user_s_own_bounds_of_what_a_library_asks_again_are_kept():
+    own = {"retry_config": {"max_retries": 0}}
+    assert _for_obstore("S3Store", own) == own
+    own = {"config_kwargs": {"retries": {"mode": "adaptive"}}}
+    assert _for_fsspec("S3Store", own) == own
