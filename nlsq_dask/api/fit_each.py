@@ -26,7 +26,12 @@ from nlsq_dask.fitting.each import (
 )
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
-from nlsq_dask.fitting.series_result import REFUSED, agrees, result_of_answer
+from nlsq_dask.fitting.series_result import (
+    REFUSED,
+    agrees,
+    result_of_answer,
+    with_labels,
+)
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.kernels.devices import DeviceArgument
 from nlsq_dask.results.maps import FitMaps
@@ -323,10 +328,10 @@ class _Fitted:
         result = None
         if status not in REFUSED:
             result = _fit_alone(self.job, series, found, is_exact=status == Status.ROUNDING)
-        if result is not None and agrees(result, status):
-            return result
-        _, y, values = self.rows(fields, index)
-        return result_of_answer(self.job, index, series, answer, (y, values))
+        if result is None or not agrees(result, status):
+            _, y, values = self.rows(fields, index)
+            result = result_of_answer(self.job, index, series, answer, (y, values))
+        return with_labels(result, self.job, index)
 
 
 def _fit_alone(

@@ -40,6 +40,28 @@ def agrees(result: FitResult, status: Status) -> bool:
     return result.status == status or (result.success and status.success)
 
 
+def with_labels(result: FitResult, job: EachJob, index: tuple[int, ...]) -> FitResult:
+    """A result of one series with the times, units and labels of all data.
+
+    The rows of a series that runs along one axis have the coordinates of y. Rows along several axes
+    are flat, and have none.
+    """
+    assert result.fitted is not None, "a fit has its model"
+    assert result.fitted.data is not None, "a fit has its data"
+    own, frame = job.data, None
+    if own.frame is not None and len(job.axes.fit) == 1:
+        places = {own.frame.dims[d]: i for d, i in zip(job.axes.map, index, strict=True)}
+        frame = own.frame.at(places)
+    data = replace(result.fitted.data, times=own.times, labels=own.labels, frame=frame)
+    return replace(
+        result,
+        param_units=dict(job.parameters.units),
+        data_units=own.units,
+        times=own.times,
+        fitted=replace(result.fitted, data=data, times=own.times),
+    )
+
+
 def result_of_answer(
     job: EachJob,
     index: tuple[int, ...],

@@ -93,6 +93,13 @@ class Frame:
         attrs = {key: value for key, value in array.attrs.items() if key not in OF_STORED_NUMBERS}
         return cls(array.dims, array.shape, array.coords.to_dataset().coords, array.name, attrs)
 
+    def at(self, index: Mapping[Hashable, int]) -> Frame:
+        """The frame of one place along some dimensions."""
+        coords = self.coords.to_dataset().isel(index).coords
+        kept = [(d, n) for d, n in zip(self.dims, self.shape, strict=True) if d not in index]
+        dims, shape = zip(*kept, strict=True)
+        return Frame(dims, shape, coords, self.name, self.attrs)
+
     def describing(self, other: Frame | None) -> Frame:
         """The same rows, with the name and the attributes of another frame."""
         if other is None:

@@ -384,6 +384,35 @@ def test_at_by_names_says_which_names_there_are():
         maps.at(line=2, column=4)
 
 
+@pytest.mark.parametrize("status", [Status.BAD_INPUT, None])
+def test_at_keeps_the_times_units_and_labels_of_all_data(status):
+    """The result of a series is that of a fit of the labelled series."""
+    times = np.datetime64("2020-01-01", "s") + (3600 * T).astype("m8[s]")
+    y = LABELLED.assign_coords(t=("t", times, {"long_name": "elapsed time"})).isel(column=[3])
+    y = y.assign_attrs(units="W")
+    if status is Status.BAD_INPUT:
+        y = y.copy(data=np.where(np.arange(ROWS)[:, None, None] == 2, np.inf, y.data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        maps = fit_each(decay, "t", y, START, time_unit="h")
+    result = maps.at(1, 0)
+    axis = {"unit": "h", "origin": "2020-01-01T00:00:00", "calendar": None}
+    assert [vars_of(found) for found in result.times] == [axis]
+    assert result.data_units == {"y": "W", "x": "h since 2020-01-01T00:00:00"}
+    if status is not None:
+        assert result.status == status
+        return
+    assert "x in h since 2020-01-01" in str(result)
+    alone = fit(decay, "t", y[:, 1, 0], START, time_unit="h", nan_policy="omit")
+    np.testing.assert_allclose(result.predict(times[3:5]), alone.predict(times[3:5]), rtol=1e-4)
+    xr.testing.assert_allclose(result.predict(), alone.predict(), rtol=1e-4)
+    assert result.residuals().attrs == alone.residuals().attrs
+
+
+def vars_of(axis):
+    return {name: getattr(axis, name) for name in ("unit", "origin", "calendar")}
+
+
 def test_pickled_maps_have_all_maps_and_no_model(maps):
     for before in (maps, fit_each(decay, LABELLED["t"], LABELLED.chunk(row=2), START)):
         after = pickle.loads(pickle.dumps(before))
