@@ -109,6 +109,22 @@ def data_set_as_array(
     )
 
 
+def tree_as_array(name: str, groups: Sequence[str]) -> InputTypeError:
+    return InputTypeError(
+        f"{name} is a DataTree with variables in {_listed(groups)}, but a fit needs one variable: "
+        "name it, and pass its group as data, for example "
+        f"fit(model, 'time', 'signal', data=tree[{next(iter(groups), '/')!r}])."
+    )
+
+
+def variable_of_tree(argument: str, name: str, groups: Sequence[str]) -> InputError:
+    return InputError(
+        f"{argument} = {name!r} is no variable of data, a DataTree with variables in "
+        f"{_listed(groups)}: pass one group, such as data=tree[{next(iter(groups), '/')!r}], and "
+        "the names of its variables."
+    )
+
+
 def not_a_data_set(data: object) -> InputTypeError:
     return InputTypeError(
         f"data = {shown(data)} holds no variables by name: pass a Dataset, a DataFrame, a "

@@ -39,6 +39,8 @@ def named_arguments(x: Any, y: Any, *, sigma: Any, mask: Any, data: Any) -> Argu
         If x or y is a data set, or `data` is none.
     """
     for name, value in (("x", x), ("y", y), ("sigma", sigma), ("mask", mask)):
+        if is_instance(value, "xarray", "DataTree"):
+            raise _errors.tree_as_array(name, _groups(value))
         if is_instance(value, "xarray", "Dataset"):
             raise _errors.data_set_as_array(name, list(value.data_vars), list(value.dims))
     if data is None:
@@ -55,6 +57,8 @@ def _variables(value: Any, argument: str, data: Any) -> Any:
         return tuple(_variables(v, f"{argument}[{i}]", data) for i, v in enumerate(value))
     if not isinstance(value, str):
         return value
+    if _errors.class_key(type(data)) == ("polars", "LazyFrame"):  # its property `columns` warns
+        raise _errors.not_a_data_set(data)
     is_table = hasattr(type(data), "columns")  # of pandas, Dask, polars; each has its own error
     if is_table and value not in data.columns:
         levels = _levels(data.index) if is_instance(data, "pandas", "DataFrame") else {}
@@ -66,6 +70,8 @@ def _variables(value: Any, argument: str, data: Any) -> Any:
     except TypeError:  # a query that is not run
         raise _errors.not_a_data_set(data) from None
     except (KeyError, IndexError, ValueError):  # netCDF4 raises IndexError
+        if is_instance(data, "xarray", "DataTree") and data.children:
+            raise _errors.variable_of_tree(argument, value, _groups(data)) from None
         raise _errors.variable_unknown(argument, value, _names(data)) from None
 
 
@@ -91,6 +97,11 @@ def _by_coordinate(value: Any, y: Any) -> Any:
 def _levels(index: Any) -> dict[Hashable, Any]:
     """The labels of an index of pandas by the names of its levels."""
     return {n: index.get_level_values(i) for i, n in enumerate(index.names) if n is not None}
+
+
+def _groups(tree: Any) -> list[str]:
+    """The groups of a tree of xarray that have variables."""
+    return [str(node.path) for node in tree.subtree if node.data_vars]
 
 
 def _names(data: Any) -> list[Hashable]:

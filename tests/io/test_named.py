@@ -92,6 +92,30 @@ class Query(Table):
         raise TypeError(name)
 
 
+class LazyFrame(Query):
+    """The query of polars, whose property warns."""
+
+    __module__ = "polars.lazyframe.frame"
+
+    @property
+    def columns(self):
+        raise AssertionError("polars warns here")
+
+
+def test_a_query_is_not_asked_for_its_columns():
+    with pytest.raises(InputTypeError, match=r"holds no variables by name: .*\.collect\(\)"):
+        fit(line, "time", "power", data=LazyFrame())
+
+
+def test_a_variable_of_a_tree_is_named_in_its_group():
+    tree = xr.DataTree.from_dict({"/night": dataset(None)})
+    assert fit(line, "time", "power", data=tree["night"]).success
+    with pytest.raises(InputError, match=r"'time' .* a DataTree with variables in '/night': pass"):
+        fit(line, "time", "power", data=tree)
+    with pytest.raises(InputTypeError, match=r"y is a DataTree .*data=tree\['/night'\]"):
+        fit(line, "time", tree)
+
+
 def test_tables_of_other_libraries():
     assert fit(line, "time", "power", data=Table()).success
     with pytest.raises(InputError, match=r"x = 'when' is no variable .* 'time' and 'power'"):
