@@ -40,8 +40,15 @@ class TileKernel(CompiledKernel):
     ) -> Sums:
         """Sum a function of a tile over all tiles; see :func:`sum_over_tiles`."""
         self._count_compilation()
-        series_rows = self._spec.series_rows
-        return sum_over_tiles(function, zero, self._tile_bytes, rows, size, series_rows)
+        return sum_over_tiles(
+            function,
+            zero,
+            self._tile_bytes,
+            rows,
+            size,
+            series_rows=self._spec.series_rows,
+            loops=not self._spec.loss.is_linear,
+        )
 
     def _augmented(
         self, params: jax.Array, basis: jax.Array, tile: Tile, differenced: bool

@@ -195,6 +195,26 @@ def test_a_tile_does_not_change_more_than_the_rounding():
         exact.assert_equal(sums, 4096, rtol=1e-13)
 
 
+@pytest.mark.parametrize(("capacity", "loops"), [(1024, 0), (4096, 1)])
+def test_a_single_tile_of_linear_loss_has_no_loop(capacity, loops):
+    problem = plain_problem(1000)
+    rows = buffers(problem, capacity)._replace(n=np.int64(1000))
+    kernel = block_kernel(problem.spec, "cpu")
+    at = (problem.params, problem.basis, np.bool_(False), rows)
+    with jax.enable_x64(True):
+        program = kernel._sums.lower(*at).as_text()
+    assert program.count("stablehlo.while") == loops
+
+
+def test_no_rows_have_no_sums():
+    problem = plain_problem(1000)
+    sums = block_kernel(problem.spec, "cpu")(
+        problem.params, problem.basis, buffers(problem, 1024)._replace(n=0)
+    )
+    assert not sums.gram.any()
+    assert sums.chi2 == 0.0
+
+
 def test_no_setting_of_jax_is_changed():
     dtypes = []
 
