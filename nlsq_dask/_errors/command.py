@@ -72,8 +72,8 @@ def file_not_understood(option: str, path: str, cause: object) -> InputError:
     )
 
 
-def file_needs_library(option: str, path: str, library: str) -> MissingLibraryError:
-    return MissingLibraryError(f"{option} {path} needs {library}: pip install {library}.")
+def file_needs_h5py(option: str, path: str) -> MissingLibraryError:
+    return MissingLibraryError(f"{option} {path} needs h5py: pip install h5py.")
 
 
 def output_not_writable(option: str, path: str, why: str) -> InputError:

@@ -46,8 +46,8 @@ def block_dtype(name: str, index: tuple[int, ...], dtype: object) -> InputTypeEr
     )
 
 
-def no_rows(name: str, shape: tuple[int, ...]) -> InputError:
-    return InputError(f"{name} is empty, with shape {shape}: there is nothing to fit.")
+def no_rows(shape: tuple[int, ...]) -> InputError:
+    return InputError(f"y is empty, with shape {shape}: there is nothing to fit.")
 
 
 def mask_not_boolean(dtype: object) -> InputTypeError:

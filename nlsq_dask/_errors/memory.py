@@ -29,14 +29,13 @@ def gpu_memory_unknown() -> InputError:
 
 
 def data_exceed_memory(
-    argument: str, value: str, data_gb: float, threshold_gb: float, choices: Sequence[str]
+    argument: str, value: str, data_gb: float, threshold_gb: float
 ) -> InputError:
     """The rows cannot be kept in memory, which was asked for."""
-    listed = " or ".join(repr(choice) for choice in choices)
     return InputError(
         f"{argument} = {value!r} keeps a copy of all rows in memory, {data_gb:.3g} GB, but a fit "
-        f"may use {threshold_gb:.3g} GB: use workflow={listed}, or raise memory_limit_gb if there "
-        "is more memory."
+        f"may use {threshold_gb:.3g} GB: use workflow='auto' or 'streaming', or "
+        "raise memory_limit_gb if there is more memory."
     )
 
 

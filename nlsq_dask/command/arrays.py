@@ -94,7 +94,7 @@ def _of_hdf5(option: str, path: str, name: str | None) -> Any:
     try:
         import h5py
     except ImportError:
-        raise _errors.file_needs_library(option, path, "h5py") from None
+        raise _errors.file_needs_h5py(option, path) from None
     file = h5py.File(path, "r")  # stays open while the fit reads it
     names: list[str] = []
     file.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)

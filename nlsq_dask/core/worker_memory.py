@@ -48,9 +48,10 @@ class WorkerMemory:
     threads: int
     base_bytes: int = WORKER_BASE_BYTES
 
-    def room(self, safety_factor: float = SAFETY_FACTOR) -> float:
+    @property
+    def room(self) -> float:
         """Memory for chunks, in bytes: usable memory less ``base_bytes``, at least a quarter."""
-        usable = self.memory_bytes * safety_factor
+        usable = self.memory_bytes * SAFETY_FACTOR
         return max(usable - self.base_bytes, usable / 4)
 
 
@@ -59,7 +60,6 @@ def size_stage(
     n_params: int,
     n_features: int = 1,
     *,
-    safety_factor: float = SAFETY_FACTOR,
     use_gpu: bool = False,
     small_memory: bool = False,
 ) -> BlockConfig:
@@ -71,7 +71,7 @@ def size_stage(
     """
     limit = MAX_ROWS_SMALL if small_memory else MAX_ROWS["chunked"]
     row_bytes = bytes_of_row(n_params, n_features, use_gpu)
-    room = worker.room(safety_factor) / 4 / worker.threads
+    room = worker.room / 4 / worker.threads
     rows = min(limit, rows_within(room, row_bytes))
     return BlockConfig(
         block_rows=rows, threads=worker.threads, thread_bytes=THREAD_BYTES + rows * row_bytes
@@ -83,7 +83,6 @@ def check_chunk_fits(
     chunk_bytes: int,
     chunks: tuple[int, ...],
     config: BlockConfig,
-    safety_factor: float = SAFETY_FACTOR,
     uncut: Sequence[int] = (),
 ) -> None:
     """Refuse chunks with which a worker would run out of memory.
@@ -100,8 +99,6 @@ def check_chunk_fits(
         Shape of this chunk.
     config : BlockConfig
         The worker's buffers, from :func:`size_stage`.
-    safety_factor : float
-        Share of the worker's memory that may be used.
     uncut : sequence of int
         Axes along which a block holds all chunks.
 
@@ -111,7 +108,7 @@ def check_chunk_fits(
         If a chunk is too large, with both sizes and the call that makes smaller chunks; or if there
         is room for no chunk, with the memory that this chunk needs.
     """
-    room = worker.room(safety_factor) / worker.threads - config.thread_bytes
+    room = worker.room / worker.threads - config.thread_bytes
     fitting = max(room, 0.0) / CHUNKS_A_THREAD
     if chunk_bytes <= fitting:
         return
@@ -119,7 +116,7 @@ def check_chunk_fits(
     if fitting < row_bytes * math.prod(chunks[d] for d in uncut):
         # Buffers take a quarter of the room, at least twice the other memory of a thread.
         room = worker.threads * max(4 / 3 * CHUNKS_A_THREAD * chunk_bytes, 8 * THREAD_BYTES)
-        least = min(room + worker.base_bytes, 4 * room) / safety_factor
+        least = min(room + worker.base_bytes, 4 * room) / SAFETY_FACTOR
         raise _errors.memory_too_small(worker.memory_bytes, worker.threads, least)
     smaller = fitting_chunks(chunks, int(fitting / row_bytes), uncut)
     raise _errors.chunk_too_large(
@@ -133,9 +130,7 @@ def check_chunk_fits(
     )
 
 
-def check_held_fit(
-    worker: WorkerMemory, held_bytes: int, safety_factor: float = SAFETY_FACTOR
-) -> None:
+def check_held_fit(worker: WorkerMemory, held_bytes: int) -> None:
     """Refuse kept chunks that leave a worker too little room.
 
     Raises
@@ -143,7 +138,7 @@ def check_held_fit(
     InputError
         If less than a quarter of the usable memory is free, with both sizes and the remedy.
     """
-    usable = worker.memory_bytes * safety_factor
+    usable = worker.memory_bytes * SAFETY_FACTOR
     room = max(usable * 3 / 4 - worker.base_bytes, 0.0)
     if held_bytes > room:
         raise _errors.chunks_held(held_bytes, worker.memory_bytes, int(room))

@@ -432,9 +432,7 @@ def _choose(
             chosen, reason = "chunked", "coordinates broadcast"
     if chosen == "standard" and not budget.data_fits:
         argument, value = ("workflow", preset.name) if named is None else ("strategy", named)
-        raise _errors.data_exceed_memory(
-            argument, value, budget.data_gb, budget.threshold_gb, ("auto", "streaming")
-        )
+        raise _errors.data_exceed_memory(argument, value, budget.data_gb, budget.threshold_gb)
     return chosen, reason
 
 

@@ -157,11 +157,11 @@ class Decoding:
         if high is not None:
             yield compared > high
 
-    def with_missing(self, name: str, number: Number) -> Decoding:
-        """The decoding that also makes NaN of a stored number, which an argument names."""
+    def with_fill_value(self, number: Number) -> Decoding:
+        """The decoding that also makes NaN of the stored number that `fill_value` names."""
         held = held_in(_wrapped(number, np.dtype(self.stored), np.dtype(self.integers)), None)
         assert held is not None
-        return replace(self, missing=(*self.missing, (name, held)))
+        return replace(self, missing=(*self.missing, ("fill_value", held)))
 
     @property
     def nan_text(self) -> str:

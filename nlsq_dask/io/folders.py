@@ -243,15 +243,13 @@ def below(place: str | Path, name: str) -> str | Path:
     return place / name if isinstance(place, Path) else f"{place.rstrip('/')}/{name}"
 
 
-def folder_and_name(
-    url: str, argument: str, not_a_path: Callable[[object], Exception]
-) -> tuple[Folder, str]:
-    """Open the folder of an object, and return it with the object's name."""
+def folder_and_name(url: str) -> tuple[Folder, str]:
+    """Open the folder of a saved result, and return it with the result's name."""
     scheme, _, path = url.partition("://")
     parent, _, name = path.rpartition("/")
     if not name:
-        raise _errors.path_unusable(argument, url)
-    return open_folder(f"{scheme}://{parent}", argument, not_a_path), name
+        raise _errors.path_unusable("path", url)
+    return open_folder(f"{scheme}://{parent}", "path", _errors.result_not_a_path), name
 
 
 def _is_encodable(text: str) -> bool:

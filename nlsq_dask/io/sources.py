@@ -94,7 +94,7 @@ def observe(
     if observed.ndim == 0:
         observed = observed.reshape(1)
     if observed.size == 0:
-        raise _errors.no_rows("y", observed.shape)
+        raise _errors.no_rows(observed.shape)
     rule = missing_rule(nan_policy, fill_value, observed.dtype)
     rows = RowLabels.of(y, observed.shape)
     x = in_order_of(y, x, "x") if isinstance(x, list) else x
@@ -129,7 +129,7 @@ def observe(
     return data
 
 
-def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Array:
+def as_array(value: Any, name: str) -> Array:
     """Convert to a NumPy or Dask array of real numbers, without reading or copying if possible.
 
     Parameters
@@ -137,8 +137,6 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     value : array_like
     name : str
         Name of the array in messages.
-    dims : tuple of hashable, optional
-        Names of dimensions, to which a value with named dimensions is aligned.
 
     Raises
     ------
@@ -147,7 +145,7 @@ def as_array(value: Any, name: str, dims: tuple[Any, ...] | None = None) -> Arra
     InputError
         If the array is ragged, or has chunks of unknown size.
     """
-    return _real(_unwrapped(value, name, dims), name)
+    return _real(_unwrapped(value, name), name)
 
 
 def _real(array: Array, name: str) -> Array:
@@ -157,12 +155,12 @@ def _real(array: Array, name: str) -> Array:
     return array
 
 
-def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
+def _unwrapped(value: Any, name: str) -> Array:
     """A NumPy, masked or Dask array of any dtype."""
     if value is not None and is_plain(value):
         return value
     if is_xarray(value):
-        value = _aligned(value, dims)
+        value = data_of_variable(value.variable)
     elif is_instance(value, "xarray", "Variable"):
         value = data_of_variable(value)
     if is_zarr(value):
@@ -176,16 +174,6 @@ def _unwrapped(value: Any, name: str, dims: tuple[Any, ...] | None) -> Array:
             raise _errors.unknown_chunks(name)
         return value
     return to_numpy(checked_kind(value, name), name)
-
-
-def _aligned(value: Any, dims: tuple[Any, ...] | None) -> Array:
-    """The data of an xarray array, in the order of ``dims`` if these include all its dimensions."""
-    data = data_of_variable(value.variable)
-    if dims is None or not set(value.dims) <= set(dims):
-        return data
-    # xarray would transpose arrays in files through vectorised indexing, which is slow.
-    data = data.transpose([value.dims.index(d) for d in dims if d in value.dims])
-    return data[tuple(slice(None) if d in value.dims else None for d in dims)]
 
 
 def _lazy_arguments(
@@ -231,7 +219,7 @@ def _labels(
 
 def _as_mask(value: Any) -> Array:
     """A NumPy or Dask array of truth values."""
-    array = _unwrapped(value, "mask", None)
+    array = _unwrapped(value, "mask")
     if array.dtype != np.bool_:
         raise _errors.mask_not_boolean(array.dtype)
     return array if is_dask(array) else np.ma.filled(array, True)
@@ -261,7 +249,7 @@ def _numbers(
     value: Any, name: str, rows: RowLabels, time_unit: str, *, stacks: bool = False
 ) -> tuple[Array, TimeAxis | None]:
     """A coordinate in the order of y's rows, as numbers; times count from the first row."""
-    placed = rows.placed(_unwrapped(value, name, None), value, name, stacks=stacks)
+    placed = rows.placed(_unwrapped(value, name), value, name, stacks=stacks)
     array, axis = with_time_axis(placed, name, time_unit)
     return _real(array, name), axis
 

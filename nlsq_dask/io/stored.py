@@ -252,7 +252,7 @@ def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:
     if isinstance(fill_value, float | np.floating) and np.isnan(fill_value):
         return y, fill_value
     number = number_in(fill_value, np.dtype(y.decoding.stored)).item()
-    return y.decoded_by(y.decoding.with_missing("fill_value", number)), np.nan
+    return y.decoded_by(y.decoding.with_fill_value(number)), np.nan
 
 
 def _attributes(array: Any) -> Mapping[str, Any]:

@@ -77,7 +77,7 @@ def put(place: str | os.PathLike[str], raw: bytes) -> None:
     if isinstance(path, Path):
         write_atomically(path, raw)
     else:
-        folder, name = folder_and_name(path, "path", _errors.result_not_a_path)
+        folder, name = folder_and_name(path)
         folder.write(name, raw)
 
 
@@ -108,7 +108,7 @@ def read(place: str | os.PathLike[str]) -> dict[str, Any]:
 def _raw(path: str | Path) -> bytes:
     """The bytes of a file; of a file of something else only the first."""
     if not isinstance(path, Path):
-        folder, name = folder_and_name(path, "path", _errors.result_not_a_path)
+        folder, name = folder_and_name(path)
         return folder.read(name)
     with opened(path) as file:
         head = file.read(HEAD_BYTES)

@@ -331,7 +331,7 @@ def test_the_chunks_that_an_error_names_do_fit(memory, threads, shape, row_bytes
     config = stage(worker)
     n_bytes = math.prod(shape) * row_bytes
     held = threads * (CHUNKS_A_THREAD * n_bytes + config.thread_bytes)
-    if held <= worker.room():
+    if held <= worker.room:
         check_chunk_fits(worker, n_bytes, shape, config)
         return
     with pytest.raises(ValueError, match="rechunk") as caught:
@@ -411,7 +411,7 @@ def test_every_worker_has_room_for_some_chunk(memory, threads):
     worker = WorkerMemory(memory, threads)
     config = stage(worker)
     assert config.threads == threads
-    assert config.bytes_in_flight <= worker.room() / 2
+    assert config.bytes_in_flight <= worker.room / 2
     check_chunk_fits(worker, 8_000, (1000,), config)
 
 

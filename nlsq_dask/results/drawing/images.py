@@ -73,13 +73,9 @@ class Axis:
     kind: str
 
 
-def plot_images(
-    result: Plottable, options: ImageOptions | None = None, ax: Any = None, method: str = "plot()"
-) -> Figure:
-    """Draw data, model and residuals as images; see :meth:`nlsq_dask.FitResult.plot`.
-
-    Messages name the method that draws.
-    """
+def plot_images(result: Plottable, options: ImageOptions | None = None, ax: Any = None) -> Figure:
+    """Draw data, model and residuals as images; see :meth:`nlsq_dask.FitResult.plot`."""
+    method = "plot()"
     shown = options or ImageOptions()
     model, data = model_and_data(result, method)
     names = dimension_names(data)

@@ -66,13 +66,9 @@ class RowOptions:
     scales: Scales = LINEAR_AXES
 
 
-def plot_rows(
-    result: Plottable, options: RowOptions | None = None, ax: Any = None, method: str = "plot()"
-) -> Figure:
-    """Draw the rows of a fit; see :meth:`nlsq_dask.FitResult.plot`.
-
-    Messages name the method that draws.
-    """
+def plot_rows(result: Plottable, options: RowOptions | None = None, ax: Any = None) -> Figure:
+    """Draw the rows of a fit; see :meth:`nlsq_dask.FitResult.plot`."""
+    method = "plot()"
     shown = options or RowOptions()
     model, data = model_and_data(result, method)
     counted = data.n_rows > MAX_POINTS
