@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask._errors import Status
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.frame_rows import IntArray, Varying
 from nlsq_dask.engines.series import Field, Role, SeriesProblem
-from nlsq_dask.engines.series_block import SeriesBlock
+from nlsq_dask.engines.series_block import FROM_ROWS, SeriesBlock
 
 #: Rounds, and so the number of series around a block that its answers depend on.
 ROUNDS = 6
@@ -49,7 +48,7 @@ class _Rounds:
         """Offer the answers that changed to their neighbours; flags (n,) of new answers."""
         fields = {f.name: f for f in self.block.problem.fields}
         status, chi2 = (self.packed[fields[name].planes.start] for name in ("status", "chi2"))
-        from_rows = np.isin(status, [Status.TOO_FEW_ROWS, Status.BAD_INPUT])
+        from_rows = np.isin(status, FROM_ROWS)
         popt = self.packed[fields["popt"].planes]
         cost = np.where(status > 0, chi2, np.inf)
         best, start = cost.copy(), np.full_like(popt, np.nan)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from nlsq_dask import _errors
@@ -127,22 +128,21 @@ def _chosen(
     grid = wide_chunks(problem, arrays) if wants(problem) else map_chunks(problem, arrays)
     blocks = fit_chunks(problem, arrays)
     sizes = _sizes(problem, arrays, blocks)
+    room_of = partial(_room, memory_limit_gb, executor)
     if begun is not None and begun.in_frames:
-        return _in_frames(sizes, begun.regions, _room(memory_limit_gb, executor))
-    if math.prod(map(len, blocks.values())) < 2:
-        return SeriesReading(_joined(problem, grid, sizes, memory_limit_gb, executor, begun))
-    room = _room(memory_limit_gb, executor, math.prod(map(len, grid)))
+        return _in_frames(sizes, begun.regions, room_of())
     largest = tuple(map(max, grid))
     read = tuple(map(max, surrounded(grid))) if wants(problem) else largest
     needed = sizes.whole_bytes(math.prod(read))
-    if needed <= room:
-        return SeriesReading(_joined(problem, grid, sizes, memory_limit_gb, executor, begun))
+    in_one_block = math.prod(map(len, blocks.values())) < 2
+    if in_one_block or needed <= (room := room_of(math.prod(map(len, grid)))):
+        return SeriesReading(_joined(problem, grid, sizes, room_of, begun))
     most = max(int(room // sizes.whole_bytes(1)), 1)
     if not problem.row_wise:
         raise _errors.series_too_large(needed, room, bands(largest, most))
     if wants(problem):
         raise _errors.neighbours_of_frames(needed, room, bands(largest, most))
-    room = _room(memory_limit_gb, executor)  # a chunk is cut into several regions, a task each
+    room = room_of()  # a chunk is cut into several regions, a task each
     if begun is None:
         return _in_frames(sizes, grid, room)
     return SeriesReading(_parts(grid, int(room // sizes.whole_bytes(1))))
@@ -163,8 +163,7 @@ def _joined(
     problem: SeriesProblem,
     grid: Chunks,
     sizes: SeriesSizes,
-    memory_limit_gb: float | None,
-    executor: Executor,
+    room_of: Callable[[], float],
     begun: StoredLayout | None,
 ) -> Chunks:
     """Regions of neighbouring chunks of few series, or each a chunk.
@@ -181,7 +180,7 @@ def _joined(
         return grid
     most = min(CALL_SERIES, math.prod(shape) // LEAST_REGIONS)
     joined = joined_up_to(most, shape, chunk)
-    if joined == chunk or sizes.whole_bytes(math.prod(joined)) > _room(memory_limit_gb, executor):
+    if joined == chunk or sizes.whole_bytes(math.prod(joined)) > room_of():
         return grid
     return _regular(shape, joined)
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.engines.dask.executor import running
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.io.stage import STAGE_ROWS
@@ -140,7 +141,7 @@ def _abscissa(model: FittedModel, params: FloatArray, scales: Scales) -> tuple[f
 
     if scales.log_x:
         values = da.where(values > 0, values, np.nan)
-    return finite_range(values, model.running_executor)
+    return finite_range(values, running(model.executor))
 
 
 def _finite_range(array: Array, *, positive: bool = False) -> tuple[float, float]:

@@ -339,11 +339,6 @@ class FittedModel:
         x = model_input(self.spec.structure, [line], np.stack)
         return line, self.values(params, x), self.standard_errors(params, pcov, x)
 
-    @property
-    def running_executor(self) -> Executor:
-        """Where lazy data can be read now: the client of the fit may have been closed."""
-        return running(self.executor)
-
     def _data(self, what: str) -> Observations:
         if self.data is None:
             raise _errors.result_without_data(what)
@@ -351,7 +346,7 @@ class FittedModel:
 
     def _engine(self, data: Observations) -> Engine:
         kernels = Kernels((self.spec,), self.device, whole=not self.row_wise)
-        return open_engine(data, kernels, self.running_executor)
+        return open_engine(data, kernels, running(self.executor))
 
     def _function(self, params: ArrayLike, root: FloatArray | None) -> RowFunction:
         at = np.asarray(params, np.float64)

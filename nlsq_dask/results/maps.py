@@ -13,7 +13,7 @@ from nlsq_dask.engines.series import SeriesProblem
 from nlsq_dask.io.observations import Array
 from nlsq_dask.results import maps_dataset, maps_report
 from nlsq_dask.results.drawing.maps import plot_maps
-from nlsq_dask.results.maps_record import MapsRecord
+from nlsq_dask.results.maps_record import MapsRecord, fitted_series
 from nlsq_dask.results.result import FitResult
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ class FitMaps(MapsRecord):
         InputError, InputTypeError
             If `x` are not the coordinates of the model and of the series.
         """
-        return self.series("predict()").values(self.fields, x)
+        return fitted_series(self, "predict()").values(self.fields, x)
 
     def residuals(self) -> Any:
         """Residuals ``y - f``, unweighted, with the axes of ``y``; NaN for missing rows."""
-        return self.series("residuals()").values(self.fields, None, residuals=True)
+        return fitted_series(self, "residuals()").values(self.fields, None, residuals=True)
 
     def at(self, *index: int, **by_name: int) -> FitResult:
         """The fit of one series as an ordinary result, by :func:`nlsq_dask.fit`.
@@ -139,7 +139,7 @@ class FitMaps(MapsRecord):
             If the index is not that of a series.
         """
         place = self._index(index, by_name)
-        result: FitResult = self.series("at()").refit(self.fields, place)
+        result: FitResult = fitted_series(self, "at()").refit(self.fields, place)
         return result
 
     def plot(self) -> Figure:

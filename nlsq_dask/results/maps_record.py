@@ -180,18 +180,6 @@ class MapsRecord:
     def __getitem__(self, name: str) -> Any:
         return self.popt[name]
 
-    def series(self, method: str) -> FittedSeries:
-        """The model and the data, for a method; maps that were pickled have none.
-
-        Raises
-        ------
-        InputError
-            If there are none.
-        """
-        if self.fitted is None:
-            raise _errors.maps_without_model(method)
-        return self.fitted
-
     def counts(self) -> dict[Status, int]:
         """Number of series of each status; computes the status of lazy maps without a store."""
         if self.stored is not None:
@@ -216,3 +204,16 @@ class MapsRecord:
         import xarray as xr  # an optional library, which made the frame
 
         return xr.DataArray(values, self.frame.coords, self.frame.dims, name, dict(attrs))
+
+
+def fitted_series(maps: MapsRecord, method: str) -> FittedSeries:
+    """The model and the data of maps, for a method; maps that were pickled have none.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    if maps.fitted is None:
+        raise _errors.maps_without_model(method)
+    return maps.fitted

@@ -22,7 +22,7 @@ from nlsq_dask.results.drawing.figures import (
     new_figure,
     tidy,
 )
-from nlsq_dask.results.maps_record import MapsRecord
+from nlsq_dask.results.maps_record import MapsRecord, fitted_series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,7 +122,7 @@ def _shown(maps: MapsRecord, status: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def _draw_series(axes: Axes, maps: MapsRecord, title: str, index: tuple[int, ...]) -> None:
     """Rows of a series, and the model at its estimates."""
-    x, y, values = maps.series("plot()").rows(maps.fields, index)
+    x, y, values = fitted_series(maps, "plot()").rows(maps.fields, index)
     order = np.argsort(x, kind="stable")
     axes.plot(x, y, ".", color=BLUE, ms=3, label="data")
     axes.plot(x[order], values[order], color=VERMILLION, lw=1.2, label="fit")

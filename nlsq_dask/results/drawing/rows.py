@@ -14,6 +14,7 @@ import numpy as np
 
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.structure import argument_name
+from nlsq_dask.engines.dask.executor import running
 from nlsq_dask.io.frame import NO_LABEL, Label
 from nlsq_dask.io.observations import Observations
 from nlsq_dask.questions.histogram import Binned
@@ -294,4 +295,4 @@ def _loaded(array: Any, model: FittedModel) -> Any:
     """Load an array of few rows into memory."""
     if isinstance(array, np.ndarray):
         return array
-    return model.running_executor.compute(array)[0]
+    return running(model.executor).compute(array)[0]
