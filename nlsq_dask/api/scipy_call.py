@@ -157,7 +157,7 @@ def scipy_call(
     y = checked_kind(y, "y")
     x, sigma = in_order_of(y, x, "x"), in_order_of(y, sigma, "sigma")
     y = _numbers(y, "y")
-    x = _numbers(x, "x") if _is_list(x) or isinstance(x, jax.Array) else x
+    x = _numbers(x, "x") if isinstance(x, list | tuple | np.ndarray | jax.Array) else x
     if y.size == 0:
         raise _errors.ydata_empty(y.shape)
     if y.size == 1 and not (
@@ -178,10 +178,6 @@ def _is_passed_on(value: Any) -> bool:
     """Whether a value is of a kind that only ``fit`` supports: of a library, a name, or times."""
     named = isinstance(value, str)
     return type(value).__module__.partition(".")[0] in PASSED_ON or named or holds_times(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple | np.ndarray)
 
 
 def _numbers(value: Any, name: str) -> Any:

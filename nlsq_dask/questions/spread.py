@@ -216,7 +216,8 @@ class _Tile:
 
     def spread(self) -> Spread:
         """Means and scatters with equal weights."""
-        n_rows = np.full(_kept(self.y.shape, self.axes), self.y.size / _outputs(self.y, self.axes))
+        shape = _kept(self.y.shape, self.axes)
+        n_rows = np.full(shape, self.y.size / math.prod(shape))
         if self.left_out is not None:
             n_rows -= self.left_out.sum(axis=self.axes, keepdims=True)
         if self.sigma is None:  # else the distances are from the weighted means already
@@ -319,10 +320,6 @@ def _sum_of_products(a: FloatArray, b: FloatArray, axes: tuple[int, ...]) -> Flo
 def _kept(shape: Shape, axes: tuple[int, ...]) -> Shape:
     """A shape with the dimensions that are averaged over of length 1."""
     return tuple(1 if axis in axes else n for axis, n in enumerate(shape))
-
-
-def _outputs(tile: FloatArray, axes: tuple[int, ...]) -> int:
-    return math.prod(_kept(tile.shape, axes))
 
 
 def _dots(a: FloatArray, b: FloatArray | None, axes: tuple[int, ...]) -> FloatArray:

@@ -266,7 +266,7 @@ class Page:
     def _draw_parameters(self, fit: BoardFit) -> None:
         """Draw a figure for each parameter of another fit."""
         self._parameters, figures = [], []
-        for j in range(_n_drawn(fit)):
+        for j in range(min(len(fit.names), MOST_PARAMETERS)):
             source = ColumnDataSource(parameter_of(BoardFit(""), j), name=f"parameter-{j}")
             plot = _figure(fit.names[j], "pass", width=285, height=200)
             plot.scatter("number", "value", source=source, size=6)
@@ -361,7 +361,3 @@ def _figure(title: str, label: str, **options: Any) -> Any:
         plot.xaxis.ticker.min_interval = 1.0
         plot.xaxis.minor_tick_line_color = None
     return plot
-
-
-def _n_drawn(fit: BoardFit) -> int:
-    return min(len(fit.names), MOST_PARAMETERS)

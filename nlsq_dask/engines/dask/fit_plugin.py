@@ -39,7 +39,7 @@ class FitPage(SchedulerPlugin):
         prefix = _prefix(scheduler)
         route = (f"{prefix}/{PAGE}.json", FitsAsJson, {"board": self.board})
         scheduler.http_application.add_handlers(r".*", [route])
-        if _has_dashboard(scheduler):
+        if _applications(scheduler):
             from nlsq_dask.engines.dask.fit_page import add_page  # needs Bokeh
 
             add_page(scheduler, self.board, prefix)
@@ -74,10 +74,6 @@ def _applications(scheduler: Any) -> list[Any]:
         return []
     apps = scheduler.http_application.applications
     return [app for app in apps if isinstance(app, bokeh.BokehTornado)]
-
-
-def _has_dashboard(scheduler: Any) -> bool:
-    return bool(_applications(scheduler))
 
 
 def _prefix(scheduler: Any) -> str:
