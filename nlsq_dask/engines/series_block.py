@@ -41,8 +41,8 @@ from nlsq_dask.kernels.lanes import (
     n_state_rows,
     unpacked_state,
 )
-from nlsq_dask.models.base import exchanges
 from nlsq_dask.models.lane_guess import lane_guess
+from nlsq_dask.models.peaks import exchanges
 
 # Series whose answers are computed at one time. Arrays of so many numbers stay in a cache, and are
 # smaller than the 128 kB from which malloc takes fresh pages for each array.
@@ -72,7 +72,7 @@ class SeriesBlock(SeriesTables):
     used : ndarray, shape (n,), float64, or None
         Evaluations of earlier searches; None if there were none.
     exchanged : pair of int, or None
-        Two terms of the model that exchange their shapes in a guess.
+        Two peaks of the model that exchange their places and widths in a guess.
     """
 
     damping: float = FIRST_DAMPING

@@ -184,9 +184,6 @@ class Term(Model):
     # Whether the term is linear in all of its parameters, so that it has no shape.
     is_linear: ClassVar[bool] = False
 
-    # Whether the shape is a place and a width, which a peak of another kind may have as well.
-    is_peak: ClassVar[bool] = False
-
     def __init__(self, *, prefix: str = "") -> None:
         names = [f"{prefix}{name}" for name in self.base_names]
         if not isinstance(prefix, str) or not all(name.isidentifier() for name in names):
@@ -348,12 +345,6 @@ def search_orders(terms: Sequence[Term]) -> list[list[int]]:
     if len({type(terms[i]) for i in searched}) < 2:
         return [searched]
     return [searched[i:] + searched[:i] for i in range(len(searched))]
-
-
-def exchanges(terms: Sequence[Term]) -> list[tuple[int, int]]:
-    """Pairs of peaks of two kinds: a fit rarely finds out that each has the place of the other."""
-    peaks = [i for i, term in enumerate(terms) if term.is_peak]
-    return [(i, j) for i in peaks for j in peaks if i < j and type(terms[i]) is not type(terms[j])]
 
 
 def _search_shapes(

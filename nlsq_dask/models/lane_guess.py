@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from nlsq_dask.models.base import N_SWEEPS, SLACK, Model, Term, search_orders
 from nlsq_dask.models.curves import Sinusoid
 from nlsq_dask.models.lane_limits import Limits, near_shapes, of_allowed_sign, reach_of
+from nlsq_dask.models.peaks import Peak
 from nlsq_dask.models.search import MAX_BINS, TIE, FloatArray
 
 # Tables of the columns of a term, kept for the tiles of a fit. One takes 60 kB for a peak and 60
@@ -128,7 +129,7 @@ def lane_guess(
     limits : Limits, optional
         Of all parameters. Only shapes are kept inside.
     exchanged : pair of int, optional
-        Two terms, each of which gets the shape that was found for the other.
+        Two peaks, each of which gets the place and the width that were found for the other.
 
     Returns
     -------
@@ -218,10 +219,13 @@ def _search(terms: Sequence[Term], tile: _Tile, limits: Sequence[Limits | None])
 def _exchanged(
     found: Sequence[_Found], pair: tuple[int, int], terms: Sequence[Term], tile: _Tile
 ) -> list[_Found]:
-    """What was found, with the shapes of two terms exchanged."""
+    """What was found, with the places and widths of two peaks exchanged."""
     turned = list(found)
     for i, j in (pair, pair[::-1]):
-        shapes = found[j].shapes
+        own, other = terms[i], terms[j]
+        assert isinstance(own, Peak)
+        assert isinstance(other, Peak)
+        shapes = own.shape_of(found[j].shapes[0], other.half_width(found[j].shapes))
         turned[i] = _Found(shapes, *_columns_of(terms[i], shapes, tile.coords))
     return turned
 

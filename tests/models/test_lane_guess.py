@@ -8,6 +8,7 @@ import pytest
 from nlsq_dask import fit_each, models
 from nlsq_dask.models.lane_guess import lane_guess
 from nlsq_dask.models.lane_limits import Limits, reach_of
+from nlsq_dask.models.peaks import exchanges
 from tests.models.problems import DRAWS, SUMS, draw_params, draw_problem
 from tests.models.test_guess import TWO_PEAKS, cost_from
 
@@ -154,6 +155,17 @@ def test_a_peak_at_a_fixed_place_leaves_the_other_peak_to_the_other_term():
     fixed = {"a_center": truth[1]}
     best = fit_each(TWO_PEAKS, x, y, list(truth), fixed=fixed)
     assert n_right(fit_each(TWO_PEAKS, x, y, fixed=fixed), best) == 60
+
+
+@pytest.mark.parametrize("kind", [models.Gaussian, models.Lorentzian, models.Voigt])
+def test_a_peak_takes_the_place_and_the_width_of_another(kind):
+    peak, center, width = kind(), np.array([2.0, 5.0]), np.array([0.5, 3.0])
+    shape = peak.shape_of(center, width)
+    np.testing.assert_allclose(peak.half_width(shape), width, rtol=2e-3)
+    half = peak((center + width), 1.0, *shape)
+    np.testing.assert_allclose(half, 0.5, rtol=2e-3)
+    others = {models.Gaussian, models.Lorentzian, models.Voigt} - {kind}
+    assert all(exchanges([peak, models.Constant(), other()]) == [(0, 2)] for other in others)
 
 
 def test_a_height_of_one_sign_leaves_out_dips():
