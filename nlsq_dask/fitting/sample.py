@@ -18,6 +18,9 @@ from nlsq_dask.fitting.memory import sample_rows, sampled
 from nlsq_dask.fitting.strategy import Streamed
 from nlsq_dask.io.chunks import whole_box
 from nlsq_dask.io.observations import Observations
+from nlsq_dask.models.base import Model
+from nlsq_dask.models.lane_guess import guess_within
+from nlsq_dask.models.lane_limits import Limits
 from nlsq_dask.questions.sample import LongestSeries, OneSeries, Sample, Thinned
 
 if TYPE_CHECKING:
@@ -196,6 +199,9 @@ def _thinned(engine: DaskEngine, data: Observations, n_blocks: int, most: int) -
 def guessed_start(job: Job, sample: Observations) -> FloatArray:
     """Free parameters (q,) that the model guesses from a sample.
 
+    A model of :mod:`nlsq_dask.models` looks at shapes inside the bounds alone, next to the values
+    of fixed parameters, as in :func:`nlsq_dask.fit_each`.
+
     Raises
     ------
     ModelError
@@ -205,7 +211,8 @@ def guessed_start(job: Job, sample: Observations) -> FloatArray:
     x = model_input(sample.structure, sample.coords, np.stack)
     names = job.spec.names
     try:
-        guess = job.guess(x, sample.y)
+        guess = _guess_within(job, sample)
+        guess = job.guess(x, sample.y) if guess is None else guess
         values = [guess[n] for n in names] if isinstance(guess, Mapping) else guess
         start = np.asarray(values, np.float64)
     except (ArithmeticError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -215,3 +222,16 @@ def guessed_start(job: Job, sample: Observations) -> FloatArray:
     unbounded = np.full_like(job.lower, np.inf)
     free = reduce_start(job.reduction, start, names, -unbounded, unbounded)
     return np.clip(free, job.lower, job.upper)
+
+
+def _guess_within(job: Job, sample: Observations) -> FloatArray | None:
+    """Guess (p,) of a model of this library inside the bounds; None where there are none."""
+    model = getattr(job.guess, "__self__", None)
+    if not isinstance(model, Model):
+        return None
+    reduction = job.reduction
+    lower, upper = reduction.expand_bounds(job.lower, job.upper).T
+    sides = (np.where(reduction.is_fixed, reduction.offset, side) for side in (lower, upper))
+    limits = Limits(*(side[:, None] for side in sides))
+    coords = [np.asarray(coord, np.float64).ravel() for coord in sample.coords]
+    return guess_within(model, coords, np.asarray(sample.y, np.float64).ravel(), limits)

@@ -148,6 +148,32 @@ def lane_guess(
     return guesses
 
 
+def guess_within(
+    model: Model, coords: Sequence[FloatArray], y: FloatArray, limits: Limits
+) -> FloatArray | None:
+    """Starting values (p,) for one fit with limits.
+
+    Parameters
+    ----------
+    model : Model
+    coords : sequence of ndarray, each of shape (n,), float64
+    y : ndarray, shape (n,), float64
+    limits : Limits
+        Of all parameters.
+
+    Returns
+    -------
+    ndarray, shape (p,), float64, or None
+        None where a limit has no part in the search: without a limit, for rows of which a guess
+        cannot be made, and for an oscillation of more rows than a search of series has bins.
+    """
+    is_long = y.size > MAX_BINS and any(isinstance(term, Sinusoid) for term in model.terms)
+    if is_long or not limits.any:
+        return None
+    found = lane_guess(model, tuple(c[:, None] for c in coords), y[:, None], limits)[:, 0]
+    return found if np.isfinite(found).all() else None
+
+
 def _guess(
     model: Model,
     coords: tuple[FloatArray, ...],

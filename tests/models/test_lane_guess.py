@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nlsq_dask import fit_each, models
+from nlsq_dask import fit, fit_each, models
 from nlsq_dask.models.lane_guess import lane_guess
 from nlsq_dask.models.lane_limits import Limits, reach_of
 from nlsq_dask.models.peaks import exchanges
@@ -155,6 +155,15 @@ def test_a_peak_at_a_fixed_place_leaves_the_other_peak_to_the_other_term():
     fixed = {"a_center": truth[1]}
     best = fit_each(TWO_PEAKS, x, y, list(truth), fixed=fixed)
     assert n_right(fit_each(TWO_PEAKS, x, y, fixed=fixed), best) == 60
+
+
+def test_one_fit_looks_for_peaks_inside_their_bounds():
+    x, y, truth = two_peaks((1.0, 3.0), n=5)
+    for own, params in zip(y.T, truth.T, strict=True):
+        windows = {"a_center": (15, 50), "b_center": (50, 85)}
+        assert fit(TWO_PEAKS, x, own, bounds=windows).popt[1] == pytest.approx(params[1], abs=2.0)
+        fixed = fit(TWO_PEAKS, x, own, fixed={"a_center": params[1]})
+        assert fixed.popt[4] == pytest.approx(params[4], abs=2.0)
 
 
 @pytest.mark.parametrize("kind", [models.Gaussian, models.Lorentzian, models.Voigt])
