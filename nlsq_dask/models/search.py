@@ -34,6 +34,9 @@ _RIDGE = 1e-8
 # Places of a coarse grid: as many as bins.
 _MAX_PLACES = MAX_BINS
 
+# Relative rounding of observations and of values: of residuals below it, all is rounding.
+_ROUNDINGS = 16 * np.finfo(np.float64).eps
+
 # Shapes whose gains differ by less than this part count as equal, and the first of them is taken.
 # The ridge makes differences of this size between columns that span the same space.
 TIE = 1e-6
@@ -158,12 +161,21 @@ def _gains(
 
 
 def linear_fit(columns: FloatArray, y: FloatArray) -> FloatArray:
-    """Least-squares coefficients (c,) of columns (n, c); the shortest for dependent columns."""
+    """Least-squares coefficients (c,) of columns (n, c); the shortest for dependent columns.
+
+    A coefficient that an exact fit does not tell from zero is zero: a start of zero tells a fit no
+    size of the parameter, and a start of 1e-17 a wrong size.
+    """
     columns = np.where(np.isfinite(columns), columns, 0.0)
     norms = np.linalg.norm(columns, axis=0)
     norms = np.where(norms > 0, norms, 1.0)
-    solution: FloatArray = np.linalg.lstsq(columns / norms, y, rcond=1e-10)[0] / norms
-    return solution
+    scaled = columns / norms
+    solution = np.asarray(np.linalg.lstsq(scaled, y, rcond=1e-10)[0], np.float64)
+    rounding = _ROUNDINGS * float(np.linalg.norm(y))
+    if solution.size and np.linalg.norm(y - scaled @ solution) <= rounding:
+        errors = rounding * np.linalg.norm(np.linalg.pinv(scaled, rcond=1e-10), axis=1)
+        solution[np.abs(solution) <= errors] = 0.0
+    return solution / norms
 
 
 def _orthonormal(columns: FloatArray) -> FloatArray:

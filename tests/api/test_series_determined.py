@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nlsq_dask import ConvergenceWarning, Status, fit_each, models
+from nlsq_dask import ConvergenceWarning, Status, fit, fit_each, models
 from tests.support.series import decay
 
 
@@ -65,6 +65,13 @@ def test_a_constant_determines_what_may_be_zero_and_not_what_is_infinite(model, 
         with pytest.warns(ConvergenceWarning, match="7 do not determine all parameters"):
             maps = fit_each(model, x, y)
         assert np.isnan(maps.perr.array).all()
+
+
+def test_a_flat_line_determines_its_slope():
+    for y in (-13.2, 12.57, 1.0):
+        found = fit(models.Linear(), np.linspace(0.1, 10.0, 60), np.full(60, y))
+        assert found.success
+        assert np.isfinite(found.perr).all()
 
 
 def test_parameters_of_exact_series_keep_their_digits():
