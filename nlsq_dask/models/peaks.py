@@ -229,7 +229,7 @@ class Voigt(Peak):
         return np.column_stack([centers, parts])
 
     def half_width(self, shape: FloatArray) -> FloatArray:
-        """Half width at half maximum, to 0.03 %."""
+        """Half width at half maximum, to 0.03 % (Olivero and Longbothum 1977, JQSRT 17, 233)."""
         gaussian, lorentzian = _FWHM_OF_SIGMA * shape[1], 2.0 * shape[2]
         whole = 0.5346 * lorentzian + np.sqrt(0.2166 * lorentzian**2 + gaussian**2)
         return np.asarray(0.5 * whole)
