@@ -218,8 +218,8 @@ MUTATIONS = [
     ),
     Mutation(
         "series without an answer are searched once",
-        "OTHER_DAMPINGS = (1.0, 1e-3)",
-        "OTHER_DAMPINGS = ()",
+        "for changes in OTHER_SEARCHES:",
+        "for changes in ():",
         ("test_fit_each.py",),
     ),
     Mutation(

@@ -62,10 +62,9 @@ PATIENCE = 25
 #: (``benchmarks.each_starts``, with either number).
 FIRST_DAMPING = 0.1
 
-#: First dampings of second and third searches, for series that the search before left without an
-#: answer: short steps stay where the model has effect, and a step of nearly Gauss and Newton's
-#: leaves a start with the wrong sign.
-OTHER_DAMPINGS = (1.0, 1e-3)
+#: First damping of searches for the linear parameters alone, which are the optimum after one step
+#: of Gauss and Newton. Damping leaves large values out that compensate each other.
+LINEAR_DAMPING = 1e-3
 
 #: Least damping: below, ``H + λ D²`` is H to rounding.
 LEAST_DAMPING = 1e-15

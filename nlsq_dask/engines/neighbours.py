@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.engines.frame_rows import IntArray, Varying
-from nlsq_dask.engines.series import Field, Role, SeriesProblem
+from nlsq_dask.engines.frame_rows import IntArray
+from nlsq_dask.engines.series import Field, SeriesProblem
 from nlsq_dask.engines.series_block import FROM_ROWS, SeriesBlock
 
 #: Rounds, and so the number of series around a block that its answers depend on.
@@ -81,15 +80,8 @@ class _Rounds:
 
     def _fitted(self, series: IntArray, start: FloatArray, max_nfev: int) -> FloatArray:
         """The packed answer (k, n) of some series from other starts (p, n)."""
-        problem, n = self.block.problem, series.size
-        tables: dict[tuple[str, int], Any] = dict(
-            Varying.of(problem).series(self.block.tables, series)
-        )
-        tables |= {("p0", i): values[None, :] for i, values in enumerate(start)}
-        others = tuple(role for role in problem.roles if role.kind != "p0")
-        own = tuple(Role("p0", i, along=False) for i in range(len(start)))
-        changed = replace(problem, roles=others + own, max_nfev=max_nfev)
-        return SeriesBlock(changed, tables, self.block.n_rows, n, (n,), self.block.shape).fitted()
+        started = self.block.part(series).started(start)
+        return replace(started, problem=replace(started.problem, max_nfev=max_nfev)).fitted()
 
 
 def neighbours(shape: Sequence[int]) -> list[IntArray]:

@@ -27,7 +27,7 @@ from nlsq_dask.core.lane_parameters import (
     expanded_covariance,
     free_part,
 )
-from nlsq_dask.core.lane_step import FIRST_DAMPING, OTHER_DAMPINGS, Lanes
+from nlsq_dask.core.lane_step import FIRST_DAMPING, LINEAR_DAMPING, Lanes
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.resources import vector_bits
 from nlsq_dask.engines.lane_search import InBasis, LaneSearch, to_tiles
@@ -53,6 +53,15 @@ _FLOAT = np.dtype(np.float64)
 # Why series without an answer are searched again from their starts.
 SEARCHED_AGAIN = (Status.STALLED, Status.UNDETERMINED)
 
+# What differs in these searches. Short steps stay where the model has effect. The best linear
+# parameters give a lifetime an effect that starts with an amplitude near zero, or of the wrong
+# sign. A step of nearly Gauss and Newton's leaves a start with the wrong sign.
+OTHER_SEARCHES: Sequence[dict[str, Any]] = (
+    {"damping": 1.0},
+    {"linear_first": True},
+    {"damping": 1e-3},
+)
+
 # Statuses that follow from the rows alone.
 FROM_ROWS = (Status.TOO_FEW_ROWS, Status.BAD_INPUT)
 
@@ -73,11 +82,14 @@ class SeriesBlock(SeriesTables):
         Evaluations of earlier searches; None if there were none.
     exchanged : pair of int, or None
         Two peaks of the model that exchange their places and widths in a guess.
+    held : ndarray, shape (q,), bool, or None
+        Free parameters that stay at their starts; None if all of them move.
     """
 
     damping: float = FIRST_DAMPING
     used: FloatArray | None = None
     exchanged: tuple[int, int] | None = None
+    held: NDArray[np.bool_] | None = None
 
     def parts(self, count: int) -> list[SeriesBlock]:
         """Up to so many blocks of about equally many series, each of whole calls."""
@@ -89,18 +101,18 @@ class SeriesBlock(SeriesTables):
         """The packed answer (k, n).
 
         A search may lead where a parameter has lost its effect, and end there. Series without an
-        answer are searched again from their starts, with other first dampings. Where a guess has
-        peaks of two kinds, all series are searched again with the places of two peaks exchanged.
+        answer are searched again: with other first dampings, and from the best linear parameters at
+        the starts of the others. Where a guess has peaks of two kinds, all series are searched
+        again with the places of two peaks exchanged.
         """
         at_status = next(f for f in self.problem.fields if f.name == "status").planes.start
         # Series of any size and any values are fitted: what overflows shows in their status.
         with np.errstate(all="ignore"):
             packed = self.fitted_once()
             status = packed[at_status]
-            for damping in OTHER_DAMPINGS:
+            for changes in OTHER_SEARCHES:
                 left = np.isin(status, SEARCHED_AGAIN)
-                if not self._search_again(packed, left, damping=damping):
-                    break
+                self._search_again(packed, left, **changes)
             for pair in self.exchanges():
                 self._search_again(packed, ~np.isin(status, FROM_ROWS), exchanged=pair)
         return packed
@@ -117,7 +129,14 @@ class SeriesBlock(SeriesTables):
         given = self.by_parameter("p0", self.problem.start, slice(0, self.n_series), self.n_series)
         return bool(np.isnan(given[~self.problem.reduction.is_fixed]).any())
 
-    def _search_again(self, packed: FloatArray, chosen: NDArray[np.bool_], **changes: Any) -> int:
+    def _search_again(
+        self,
+        packed: FloatArray,
+        chosen: NDArray[np.bool_],
+        *,
+        linear_first: bool = False,
+        **changes: Any,
+    ) -> None:
         """Search for the answers of some series once more, and keep the better answers.
 
         Parameters
@@ -126,33 +145,51 @@ class SeriesBlock(SeriesTables):
             The answers so far; filled.
         chosen : ndarray, shape (n,), bool
             Series, of which those with evaluations left are searched for again.
+        linear_first : bool
+            Start from :meth:`from_linear`, where the model allows this.
         **changes : object
             Fields of the block of these series.
-
-        Returns
-        -------
-        int
-            Number of series that were searched for.
         """
         at = {field.name: field.planes.start for field in self.problem.fields}
         nfev = packed[at["nfev"]]
-        again = np.flatnonzero(chosen & (nfev < self.problem.max_nfev))
-        if again.size:
-            found = replace(self.part(again), used=nfev[again], **changes).fitted_once()
-            before, after = (
-                np.where(p[at["status"]] > 0, p[at["chi2"]], np.inf)
-                for p in (packed[:, again], found)
-            )
-            good = after < before * SAME_CHI2
-            packed[:, again[good]] = found[:, good]
-            nfev[again] = found[at["nfev"]]
-        return int(again.size)
+        # Two searches may run, and each takes an evaluation at least.
+        again = np.flatnonzero(chosen & (nfev < self.problem.max_nfev - 1))
+        if not again.size:
+            return
+        searched = replace(self.part(again), used=nfev[again], **changes)
+        block = searched.from_linear() if linear_first else searched
+        if block is None:
+            return
+        found = block.fitted_once()
+        before, after = (
+            np.where(p[at["status"]] > 0, p[at["chi2"]], np.inf) for p in (packed[:, again], found)
+        )
+        good = after < before * SAME_CHI2
+        packed[:, again[good]] = found[:, good]
+        nfev[again] = found[at["nfev"]]
+
+    def from_linear(self) -> SeriesBlock | None:
+        """The series with the best linear parameters at the starts of the others.
+
+        None where the model is linear in no parameter or in all.
+        """
+        problem, held = self.problem, self._kernel().nonlinear
+        if held.all() or not held.any():
+            return None
+        kept = self._kept()
+        limited = replace(problem, max_nfev=problem.max_nfev - 1)
+        linear = replace(self, problem=limited, held=held, damping=LINEAR_DAMPING)
+        linear.run(kept)
+        state = unpacked_state(kept.finals, len(held))
+        offset = kept.constants[self.where.offset]
+        params = offset + along(problem.reduction.matrix, np.asarray(state.params))
+        return replace(self.started(params), used=np.asarray(state.nfev))
 
     def fitted_once(self) -> FloatArray:
         """The packed answer (k, n) after one search."""
         whole = memory_of_thread().empty((sum(self._heights), self.n_series), _FLOAT)
         kept = _Kept(*np.split(whole, np.cumsum(self._heights[:-1])))
-        again = self._run(kept)
+        again = self.run(kept)
         if again:
             return self.packed(self._answers(kept, again), kept.constants)
         packed = np.empty((self.problem.n_planes, self.n_series))
@@ -162,8 +199,11 @@ class SeriesBlock(SeriesTables):
 
     def searched(self) -> tuple[SeriesAnswers, FloatArray, FloatArray]:
         """Answers of all series, their constants (c, n), and their starts (q, n)."""
-        kept = _Kept(*(np.empty((height, self.n_series)) for height in self._heights))
-        return self._answers(kept, self._run(kept)), kept.constants, kept.starts
+        kept = self._kept()
+        return self._answers(kept, self.run(kept)), kept.constants, kept.starts
+
+    def _kept(self) -> _Kept:
+        return _Kept(*(np.empty((height, self.n_series)) for height in self._heights))
 
     @property
     def _heights(self) -> tuple[int, int, int]:
@@ -171,18 +211,11 @@ class SeriesBlock(SeriesTables):
         size = len(self.problem.reduction.names)
         return n_state_rows(size), self.where.height(based=False), size
 
-    def _run(self, kept: _Kept) -> list[InBasis]:
-        """Search for the answers of all series; the series that were fitted again in a basis."""
+    def run(self, kept: _Kept) -> list[InBasis]:
+        """Fill in where the searches end; the series that were fitted again in a basis."""
         problem = self.problem
-        width = min(problem.vector_bits, vector_bits())
-        model, eps = problem.model(self.n_rows), problem.eps
-
-        def kernel_of(*, differenced: bool, based: bool) -> LaneKernel:
-            own = replace(model, differenced=differenced, based=based)
-            return lane_kernel(own, problem.device, eps, width)
-
         search = LaneSearch(
-            kernel_of,
+            self._kernel,
             self.shape,
             problem.stat_tol,
             problem.max_nfev,
@@ -192,6 +225,13 @@ class SeriesBlock(SeriesTables):
         )
         search.run(self._batches(kept.constants, kept.starts))
         return search.again
+
+    def _kernel(self, *, differenced: bool = False, based: bool = False) -> LaneKernel:
+        """The program that fits the series."""
+        problem = self.problem
+        model = replace(problem.model(self.n_rows), differenced=differenced, based=based)
+        width = min(problem.vector_bits, vector_bits())
+        return lane_kernel(model, problem.device, problem.eps, width)
 
     def _answers(self, kept: _Kept, again: Sequence[InBasis]) -> SeriesAnswers:
         """Answers of all series, with those of the series that were fitted again."""
@@ -307,12 +347,14 @@ class SeriesBlock(SeriesTables):
         given = self._given(part, width, offset)
         with np.errstate(invalid="ignore"):
             bad = bad | ((given < low) | (given > high)).any(axis=0)
-        constants[self.where.lower] = low
-        constants[self.where.upper] = high
-        constants[self.where.offset] = offset
         if np.isnan(given[:, 0]).any() or np.isnan(given).any():
             guesses = None if self.problem.guess is None else self._guesses(part, y, coords)
             given = self._filled(given, guesses, offset=offset, low=low, high=high)
+        if self.held is not None:
+            low, high = (np.where(self.held[:, None], given, side) for side in (low, high))
+        constants[self.where.lower] = low
+        constants[self.where.upper] = high
+        constants[self.where.offset] = offset
         return given, bad
 
     def starts(self) -> FloatArray:

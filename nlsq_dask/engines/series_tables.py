@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -81,6 +81,14 @@ class SeriesTables:
         }
         n = len(np.arange(self.n_series)[part])
         return type(self)(self.problem, tables, self.n_rows, n, (n,), self.shape)
+
+    def started(self, start: FloatArray) -> Self:
+        """The same series with other starts (p, n) of all parameters."""
+        tables = {key: table for key, table in self.tables.items() if key[0] != "p0"}
+        tables |= {("p0", i): values[None, :] for i, values in enumerate(start)}
+        others = tuple(role for role in self.problem.roles if role.kind != "p0")
+        own = tuple(Role("p0", i, along=False) for i in range(len(start)))
+        return replace(self, problem=replace(self.problem, roles=others + own), tables=tables)
 
     def width(self, part: slice) -> int:
         """Lanes of the tiles that some series take."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from nlsq_dask.core.resources import XLA_VECTOR_BITS
 from nlsq_dask.kernels.compiled import MAX_KERNELS, CompiledKernel
 from nlsq_dask.kernels.devices import DeviceChoice, find_devices
 from nlsq_dask.kernels.lane_sums import UNROLLED, LaneModel, LaneRows
+from nlsq_dask.user_model.linear import linear_parameters
 from nlsq_dask.user_model.lru import LruTable
 
 # Lanes of a tile. The sums of a tile and four of its rows fit a first-level cache, for models of a
@@ -203,6 +205,14 @@ class LaneKernel(CompiledKernel):
         self._model = model
         self._eps = eps
         self._search = self._jitted(self._searched)
+
+    @cached_property
+    def nonlinear(self) -> NDArray[np.bool_]:
+        """Free parameters (q,) in which the model is not linear."""
+        others = np.ones(len(self._model.matrix), np.bool_)
+        others[list(linear_parameters(self._model.spec))] = False
+        found: NDArray[np.bool_] = (self._model.matrix[others] != 0.0).any(axis=0)
+        return found
 
     def __call__(
         self,

@@ -91,6 +91,21 @@ def test_starts_with_a_wrong_sign_or_size_lead_to_the_optimum(start):
     assert right.sum() >= 0.995 * right.size
 
 
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_a_start_of_little_effect_leads_to_the_optimum(is_fixed):
+    """Of an amplitude near zero, the lifetimes of three series in five ran off."""
+    data = cube((20, 5), missing=0.0)
+    options = {"fixed": {"offset": data.params[2]}} if is_fixed else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        expected = fit_each(decay, T, data.y, START, **options)
+        found = fit_each(decay, T, data.y, [0.1, 40.0, 0.2], **options)
+    apart = np.abs(found.popt.array - expected.popt.array)
+    right = found.success & (apart <= 1e-3 * expected.perr.array).all(axis=0)
+    assert right.sum() >= 0.97 * right.size
+    assert (right | ~found.success).all()
+
+
 def test_later_searches_leave_the_series_and_the_limit_alone():
     """Of series without an answer; alone each has the bits that it has among others."""
     y = cube((20, 30), missing=0.0).y.reshape(ROWS, -1)[:, :200]
