@@ -57,6 +57,7 @@ from nlsq_dask.kernels.products import (
 )
 from nlsq_dask.kernels.square import (
     BLOCKS,
+    FEW_COLUMNS,
     LANES,
     MOST_WEIGHTED_COLUMNS,
     TURNS,
@@ -283,25 +284,28 @@ class BlockKernel(TileKernel):
         """The same sums of linear loss by lanes."""
         blocks = 1 if self._is_wide else BLOCKS
         square, weighted = LanedSquare(basis.shape[1] + 1, blocks), rows.weights is not None
+        # JAX 0.10 runs a tile of more than eight loops with queues: the sums of errors are one
+        # array. Apart they are faster where there are few loops (docs/kernel.md).
+        apart = weighted and basis.shape[1] <= FEW_COLUMNS
 
-        def of_block(held: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def of_block(held: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
             errors = [held[-1, turn] for turn in range(TURNS)]
             extra = [added_turns([jnp.abs(e) for e in errors])]
             if weighted:
                 extra.append(added_turns([e**2 for e in errors]))
-            # One array: JAX 0.10 runs a tile of more than eight loops with queues (docs/kernel.md).
-            return square.of_block(held[: square.columns]), jnp.stack(extra)
+            return square.of_block(held[: square.columns]), extra if apart else [jnp.stack(extra)]
 
-        def sums(tile: Tile) -> list[tuple[jax.Array, jax.Array]]:
+        def sums(tile: Tile) -> list[tuple[jax.Array, list[jax.Array]]]:
             along, error, _ = self._derived(params, basis, tile, differenced=False)
             parts = [self._weighted(along, tile), self._weighted(error[None], tile)]
             if weighted:
                 parts.append(jnp.where(tile.valid, error, 0.0)[None])
             return [of_block(held) for held in square.cut(square.held(parts))]
 
-        zero = square.zero(), jnp.zeros((1 + weighted, LANES))
+        zero = square.zero(), [jnp.zeros(LANES)] * 2 if apart else [jnp.zeros((1 + weighted, LANES))]
         found, extras = self._over_tiles(sums, zero, rows, square.tile)
-        return jnp.concatenate([square.finish(found).ravel(), jnp.sum(extras, axis=1)])
+        totals = [jnp.sum(extra, axis=-1).ravel() for extra in extras]
+        return jnp.concatenate([square.finish(found).ravel(), *totals])
 
     def _weighs_by_lanes(self, columns: int, rows: Rows) -> bool:
         """Whether the sums of a robust loss are summed by lanes, and those of scores apart."""
