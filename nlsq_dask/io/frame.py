@@ -95,7 +95,7 @@ class Frame:
 
     def at(self, index: Mapping[Hashable, int]) -> Frame:
         """The frame of one place along some dimensions."""
-        coords = self.coords.to_dataset().isel(index).coords
+        coords = self.coords.to_dataset().isel(index, missing_dims="ignore").coords
         kept = [(d, n) for d, n in zip(self.dims, self.shape, strict=True) if d not in index]
         dims, shape = zip(*kept, strict=True)
         return Frame(dims, shape, coords, self.name, self.attrs)

@@ -424,6 +424,11 @@ def test_at_keeps_the_times_units_and_labels_of_all_data(status):
     assert result.residuals().attrs == alone.residuals().attrs
 
 
+def test_at_takes_dimensions_without_coordinates():
+    result = fit_each(decay, "t", LABELLED.drop_vars(["row", "column"]), START).at(0, 1)
+    assert result.predict().dims == ("t",)
+
+
 def vars_of(axis):
     return {name: getattr(axis, name) for name in ("unit", "origin", "calendar")}
 
