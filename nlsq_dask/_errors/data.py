@@ -12,6 +12,7 @@ from nlsq_dask._errors.kinds import (
     StartNotFiniteError,
     join_names,
     shown,
+    values_that_are,
 )
 
 
@@ -86,7 +87,7 @@ def sigma_no_deviation(count: int, example: float, place: str = "") -> InputErro
     elif math.isinf(example) and example > 0:  # no weight, yet a degree of freedom
         what, remedy = "infinite", ", and a mask leaves out rows that are to have no weight"
     return InputError(
-        f"sigma has {count} values that are {what} (one is {example!r}){place}: standard "
+        f"sigma has {values_that_are(count)} {what} (one is {example!r}){place}: standard "
         f"deviations must be greater than zero and finite{remedy}."
     )
 
@@ -141,6 +142,7 @@ def not_finite(
         The attributes of the stored array that make NaN of some of its numbers.
     """
     remedies = []
+    affected = "1 row is" if n_affected == 1 else f"{n_affected} rows are"
     if marked_by:
         place += (
             f". The attributes of {name} mark stored numbers as missing ({marked_by}), and these "
@@ -151,8 +153,8 @@ def not_finite(
     if n_nan < n_affected:
         remedies.append("a mask leaves out those with infinite values")
     return InputError(
-        f"{name} has {count} values that are NaN or infinite{place} (array must not contain infs "
-        f"or NaNs). {n_affected} rows are affected in all: {' and '.join(remedies)}."
+        f"{name} has {values_that_are(count)} NaN or infinite{place} (array must not contain infs "
+        f"or NaNs). {affected} affected in all: {' and '.join(remedies)}."
     )
 
 
@@ -204,6 +206,6 @@ def covariance_not_symmetric(i: int, j: int, above: float, below: float) -> Inpu
 
 def covariance_not_finite(count: int) -> InputError:
     return InputError(
-        f"sigma has {count} values that are NaN or infinite (array must not contain infs or "
+        f"sigma has {values_that_are(count)} NaN or infinite (array must not contain infs or "
         "NaNs): a covariance matrix must be finite for all rows that are not left out."
     )

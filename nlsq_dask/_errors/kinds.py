@@ -240,6 +240,11 @@ def join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def values_that_are(count: int) -> str:
+    """A number of values, before what the values are."""
+    return "1 value that is" if count == 1 else f"{count} values that are"
+
+
 def in_units(n_bytes: float) -> str:
     """Write a size with three digits, in units of powers of 1000 bytes."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):

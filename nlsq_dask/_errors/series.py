@@ -19,13 +19,13 @@ from nlsq_dask._errors.kinds import (
 
 # What a count of series says of each status without success.
 _COUNTED = {
-    Status.NOT_FITTED: "are not fitted yet",
-    Status.BAD_INPUT: "have infinite values or unusable p0, bounds or sigma",
-    Status.START_NOT_FINITE: "start where the model is not finite",
-    Status.TOO_FEW_ROWS: "have fewer rows than free parameters",
-    Status.UNDETERMINED: "do not determine all parameters",
+    Status.NOT_FITTED: "not fitted yet",
+    Status.BAD_INPUT: "with infinite values or unusable p0, bounds or sigma",
+    Status.START_NOT_FINITE: "where the model is not finite at the start",
+    Status.TOO_FEW_ROWS: "with fewer rows than free parameters",
+    Status.UNDETERMINED: "with undetermined parameters",
     Status.STALLED: "stalled before the optimum",
-    Status.MAX_EVALUATIONS: "are out of evaluations",
+    Status.MAX_EVALUATIONS: "out of evaluations",
 }
 
 
@@ -147,9 +147,9 @@ def _not_converged(counts: Mapping[Status, int]) -> str:
     total = sum(counts.values())
     failed = sum(n for status, n in counts.items() if not status.success)
     return (
-        f"{failed:,} of {total:,} series have no answer: {series_text(counts)}. `status` says "
-        "which; a failed series has NaN for its errors. Look at some of them with at(...), improve "
-        "p0, or bound the parameters."
+        f"{failed:,} of {total:,} series {'has' if total == 1 else 'have'} no answer: "
+        f"{series_text(counts)}. `status` says which; a failed series has NaN for its errors. "
+        "Look at some of them with at(...), improve p0, or bound the parameters."
     )
 
 

@@ -14,6 +14,7 @@ from nlsq_dask._errors.kinds import (
     join_names,
     listed,
     shown,
+    values_that_are,
 )
 
 
@@ -363,7 +364,7 @@ def contains_nan(name: str, count: int) -> InputError:
 
 def infinite_or_nan(name: str, count: int, first: tuple[int, ...]) -> InputError:
     return InputError(
-        f"{name} has {count} values that are NaN or infinite, the first at index {first} (array "
+        f"{name} has {values_that_are(count)} NaN or infinite, the first at index {first} (array "
         "must not contain infs or NaNs): remove them, pass nan_policy='omit' to leave out rows "
         "with NaN, or check_finite=False."
     )

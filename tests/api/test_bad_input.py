@@ -66,13 +66,13 @@ DATA = {
         dict(y=np.ma.masked_greater(Y, -1)), InputError, "all 100 rows are left out"
     ),
     "zero sigma": (
-        dict(sigma=with_value(0.0)), InputError, "sigma has 1 values that are not positive"
+        dict(sigma=with_value(0.0)), InputError, "sigma has 1 value that is not positive"
     ),
-    "negative sigma": (dict(sigma=-1.0), InputError, "sigma has 1 values that are not positive"),
+    "negative sigma": (dict(sigma=-1.0), InputError, "sigma has 1 value that is not positive"),
     "one infinite sigma": (
         dict(sigma=with_value(np.inf)),
         InputError,
-        "sigma has 1 values that are infinite (one is inf)",
+        "sigma has 1 value that is infinite (one is inf)",
     ),
     "sigma infinite": (
         dict(sigma=np.inf), InputError, "a mask leaves out rows that are to have no weight"
@@ -83,10 +83,10 @@ DATA = {
         "The number of func parameters=3 must not exceed the number of data points=2: pass more",
     ),
     "one row": (dict(x=X[:1], y=Y[:1]), InputTypeError, "the number of data points=1"),
-    "NaN in sigma": (dict(sigma=with_value(np.nan)), InputError, "sigma has 1 values"),
-    "NaN in y": (dict(y=with_value(np.nan)), InputError, "y has 1 values that are NaN"),
-    "NaN in x": (dict(x=with_value(np.nan)), InputError, "x has 1 values that are NaN"),
-    "infinite y": (dict(y=with_value(-np.inf)), InputError, "y has 1 values that are NaN"),
+    "NaN in sigma": (dict(sigma=with_value(np.nan)), InputError, "sigma has 1 value"),
+    "NaN in y": (dict(y=with_value(np.nan)), InputError, "y has 1 value that is NaN"),
+    "NaN in x": (dict(x=with_value(np.nan)), InputError, "x has 1 value that is NaN"),
+    "infinite y": (dict(y=with_value(-np.inf)), InputError, "y has 1 value that is NaN"),
     "NaN in some y": (
         dict(y=with_value(np.nan, [3, 50, 99])), InputError, "y has 3 values that are NaN"
     ),
@@ -310,20 +310,20 @@ def test_curve_fit_raises_the_same(name):
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        pytest.param(dict(y=with_value(np.nan)), "y has 1 values that are NaN", id="y"),
-        pytest.param(dict(x=with_value(np.inf)), "x has 1 values that are NaN", id="x"),
-        pytest.param(dict(sigma=with_value(np.nan)), "sigma has 1 values", id="sigma"),
+        pytest.param(dict(y=with_value(np.nan)), "y has 1 value that is NaN", id="y"),
+        pytest.param(dict(x=with_value(np.inf)), "x has 1 value that is NaN", id="x"),
+        pytest.param(dict(sigma=with_value(np.nan)), "sigma has 1 value", id="sigma"),
         pytest.param(
-            dict(sigma=with_value(0.0)), "sigma has 1 values that are not positive", id="zero sigma"
+            dict(sigma=with_value(0.0)), "sigma has 1 value that is not positive", id="zero sigma"
         ),
         pytest.param(
             dict(sigma=with_value(-1.0)),
-            "sigma has 1 values that are not positive (one is -1.0), the first at index",
+            "sigma has 1 value that is not positive (one is -1.0), the first at index",
             id="negative sigma",
         ),
         pytest.param(
             dict(sigma=with_value(np.inf)),
-            "sigma has 1 values that are NaN or infinite, the first at index (7,)",
+            "sigma has 1 value that is NaN or infinite, the first at index (7,)",
             id="infinite sigma",
         ),
     ],
@@ -344,7 +344,7 @@ def test_a_bad_value_in_the_first_row_of_a_block_is_no_warning(argument, value, 
     arrays = {"x": X, "y": Y, "sigma": np.ones(100)}
     arrays[argument] = arrays[argument].copy()
     arrays[argument][index] = value
-    with pytest.raises(InputError, match=f"{argument} has 1 values"):
+    with pytest.raises(InputError, match=f"{argument} has 1 value"):
         fit(decay, **{key: lazy(array) for key, array in arrays.items()})
 
 

@@ -296,11 +296,11 @@ def test_the_warning_is_silenced_under_both_names(category):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (dict(sigma=with_value(X + 1, 0.0)), ValueError, "sigma has 1 values"),
-        (dict(sigma=with_value(X + 1, -2.0)), ValueError, "sigma has 1 values"),
+        (dict(sigma=with_value(X + 1, 0.0)), ValueError, "sigma has 1 value"),
+        (dict(sigma=with_value(X + 1, -2.0)), ValueError, "sigma has 1 value"),
         (dict(ydata=Y + 1j), TypeError, "y has dtype complex128"),
         (dict(p0=[1, 1]), ValueError, "takes 3 parameters, but 2 were given"),
-        (dict(ydata=with_value(Y, np.nan), check_finite=False), ValueError, "y has 1 values"),
+        (dict(ydata=with_value(Y, np.nan), check_finite=False), ValueError, "y has 1 value"),
     ],
 )
 def test_what_only_this_package_refuses(arguments, error, words):

@@ -89,7 +89,7 @@ def with_value(array, value, index=BAD):
 @pytest.mark.parametrize("options", [{}, {"pilot": True}, {"n_starts": 3}], ids=str)
 def test_nan_that_a_model_hides_is_named(model, wrap, options):
     x = with_value(X, np.nan)
-    with pytest.raises(InputError, match=r"x has 1 values that are NaN .*\(123,\)") as raised:
+    with pytest.raises(InputError, match=r"x has 1 value that is NaN .*\(123,\)") as raised:
         fit(model, wrap(x), wrap(Y), [1.0, 1.0], **options)
     assert "nan_policy='omit' leaves out the 1 with NaN" in str(raised.value)
 
@@ -116,7 +116,7 @@ def test_in_whatever_array_and_strategy(strategy, name, rows):
     arrays[name] = with_value(arrays[name], np.nan, list(rows))
     x, y, sigma = arrays.values()
     wrap = as_dask if strategy == "streaming" else np.asarray
-    with pytest.raises(InputError, match=f"{name} has {len(rows)} values"):
+    with pytest.raises(InputError, match=f"{name} has {len(rows)} value"):
         fit(replaced, wrap(x), wrap(y), [1.0, 1.0], sigma=wrap(sigma), strategy=strategy)
 
 
@@ -130,7 +130,7 @@ def forgiving(z):
 @wraps
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_hides_nothing_either(wrap, value):
-    with pytest.raises(InputError, match="y has 1 values that are NaN or infinite"):
+    with pytest.raises(InputError, match="y has 1 value that is NaN or infinite"):
         fit(positive, wrap(X), wrap(with_value(Y, value)), [1.0, 1.0], loss=forgiving)
 
 
@@ -142,13 +142,13 @@ def test_one_of_several_coordinates_that_broadcasts(wrap):
     lazy = wrap(y.ravel()) if wrap is as_zarr else wrap(y)
     x = (np.tile(u, 20), np.repeat(v.ravel(), 30)) if wrap is as_zarr else (u, v)
     count = 20  # one a row of y
-    with pytest.raises(InputError, match=rf"x\[0\] has {count} values"):
+    with pytest.raises(InputError, match=rf"x\[0\] has {count} value"):
         fit(plane, x, lazy, [1.0, 1.0])
 
 
 @wraps
 def test_several_models(wrap):
-    with pytest.raises(InputError, match="x has 1 values"):
+    with pytest.raises(InputError, match="x has 1 value"):
         fit_models([replaced, positive], wrap(with_value(X, np.nan)), wrap(Y), [[1, 1], [1, 1]])
 
 
@@ -173,9 +173,9 @@ def test_curve_fit_looks_as_far_as_scipy_does():
     np.testing.assert_allclose(lazy, theirs, rtol=1e-7)
     with pytest.raises(ValueError, match="NaN"):
         curve_fit(replaced, x, Y)
-    with pytest.raises(InputError, match="y has 1 values"):
+    with pytest.raises(InputError, match="y has 1 value"):
         curve_fit(replaced, X, with_value(Y, np.nan), check_finite=False)
-    with pytest.raises(InputError, match="x has 1 values"):
+    with pytest.raises(InputError, match="x has 1 value"):
         curve_fit(replaced, as_dask(x), as_dask(Y))
 
 

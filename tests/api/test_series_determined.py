@@ -62,7 +62,7 @@ def test_a_constant_determines_what_may_be_zero_and_not_what_is_infinite(model, 
         zero = maps.popt.array[model.names.index("slope" if "slope" in model.names else "exponent")]
         assert (np.abs(zero) < 1e-14 * np.maximum(np.abs(y[0]), 1.0)).all()
     else:
-        with pytest.warns(ConvergenceWarning, match="7 do not determine all parameters"):
+        with pytest.warns(ConvergenceWarning, match="7 with undetermined parameters"):
             maps = fit_each(model, x, y)
         assert np.isnan(maps.perr.array).all()
 

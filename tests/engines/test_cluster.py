@@ -238,7 +238,7 @@ def test_bad_values_are_found_where_the_data_are(client, persisted):
     y = da.where(da.arange(60_000, chunks=1000) == 41_234, np.nan, data.y)
     if persisted:
         y = client.persist(y)
-    with pytest.raises(InputError, match="y has 1 values that are NaN"):
+    with pytest.raises(InputError, match="y has 1 value that is NaN"):
         fit(decays, problem.x, y, p0=[0.5, 0.6], client=client)
 
 

@@ -252,7 +252,7 @@ def test_failed_series_are_counted_once_and_stored(tmp_path):
     with pytest.warns(ConvergenceWarning, match="5 of 600"):  # of a run that fits nothing
         again = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr", resume=True)
     for found in (maps, again):
-        assert "595 converged, 5 have fewer rows" in str(found)
+        assert "595 converged, 5 with fewer rows" in str(found)
         assert f"stored in file://{tmp_path}/maps.zarr" in str(found)
 
 

@@ -149,7 +149,7 @@ SIGMA = np.array([1.0, 0.0, 2.0, NAN, -3.0])
         ),
         (
             {"mask": [False, True, False, False, True]},
-            "sigma has 1 values that are not positive (one is nan), the first at index (3,)",
+            "sigma has 1 value that is not positive (one is nan), the first at index (3,)",
         ),
         ({"mask": [False, True, False, False, True], "nan_policy": "omit"}, None),
         ({"mask": SIGMA != 1}, None),
@@ -169,7 +169,7 @@ def test_sigma_in_memory_of_rows_that_are_not_known_yet():
     lazy = da.from_array(np.array([False, True, False, True, False]), chunks=2)
     data = observe(np.ones(5), np.ones(5), SIGMA, mask=lazy)
     assert str(finite_problem(data)).startswith(
-        "sigma has 1 values that are not positive (one is -3.0), the first at index (4,)"
+        "sigma has 1 value that is not positive (one is -3.0), the first at index (4,)"
     )
     np.testing.assert_array_equal(SIGMA, [1.0, 0.0, 2.0, NAN, -3.0])
 
@@ -302,7 +302,7 @@ def test_what_is_wrong_is_found_in_one_reading(tmp_path):
     sigma = da.from_array(np.ones(1000), chunks=130)
     problem = finite_problem(observe((x, da.from_zarr(x)), y, sigma))
     assert str(problem).startswith(
-        "y has 1 values that are NaN or infinite, the first at index (777,), in block"
+        "y has 1 value that is NaN or infinite, the first at index (777,), in block"
     )
     assert set(y.store.reads.values()) <= {1, 2}  # 2 where a chunk of sigma cuts it
 
@@ -314,7 +314,7 @@ def test_what_is_wrong_is_found_on_a_cluster(client):
     lazy = da.from_array(y, chunks=30)
     problem = finite_problem(observe(np.ones(100), lazy, mask=np.arange(100) == 33), client)
     assert str(problem) == (
-        "y has 1 values that are NaN or infinite, the first at index (78,), in block (2,), which "
-        "is y[60:90] (array must not contain infs or NaNs). 1 rows are affected in all: a mask "
+        "y has 1 value that is NaN or infinite, the first at index (78,), in block (2,), which "
+        "is y[60:90] (array must not contain infs or NaNs). 1 row is affected in all: a mask "
         "leaves out those with infinite values."
     )

@@ -38,4 +38,4 @@ def test_finite_data_have_no_problem():
 def test_coordinates_are_named_by_their_place():
     bad = np.array([1.0, np.nan])
     problem = finite_problem(observe((np.ones(2), bad), np.ones(2)))
-    assert str(problem).startswith("x[1] has 1 values")
+    assert str(problem).startswith("x[1] has 1 value")
