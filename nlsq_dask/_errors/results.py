@@ -27,15 +27,16 @@ def level_invalid(level: object) -> InputError:
 
 def result_without_model(method: str) -> InputError:
     return InputError(
-        f"{method} evaluates the model, which is not kept in files: load the result with its "
-        "model, FitResult.load(path, model=model)."
+        f"{method} evaluates the model, which is not kept in files, nor in pickles if it cannot be "
+        "pickled: write the result with save(path), and load it with its model, "
+        "FitResult.load(path, model=model)."
     )
 
 
 def result_without_data(method: str) -> InputError:
     return InputError(
-        f"{method} reads the data of the fit, which are not kept in files: call it on the result "
-        "that fit() returns, or fit again."
+        f"{method} reads the data of the fit, which are not kept in files and pickles: call it on "
+        "the result that fit() returns, or fit again."
     )
 
 

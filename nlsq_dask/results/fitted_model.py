@@ -126,6 +126,23 @@ class FittedModel:
         spec = replace(spec, constant=tuple(i for i, name in enumerate(names) if name in fixed))
         return cls(spec, row_wise=row_dependence(spec, at) is None, units=units or {})
 
+    def without_data(self) -> Self | None:
+        """The model for a pickle, with the times and units of its coordinates.
+
+        Returns
+        -------
+        FittedModel or None
+            None if the model, its Jacobian or its loss cannot be pickled.
+        """
+        if not self.spec.is_picklable:
+            return None
+        jacobian = self.spec.jacobian and replace(self.spec.jacobian, series=None)
+        spec = replace(self.spec, jacobian=jacobian, cholesky=None, series=None)
+        times, units = self.times, self.units
+        if self.data is not None:
+            times, units = self.data.times, self.data.units
+        return type(self)(spec, row_wise=self.row_wise, times=times, units=units)
+
     def values(self, params: ArrayLike, x: Any = None) -> Array:
         """Values of the model.
 

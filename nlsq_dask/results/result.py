@@ -310,8 +310,8 @@ class FitResult(Pictures):
         return report.html_report(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Leave out the data, for their size, and the model: many models cannot be pickled.
-        return {**vars(self), "fitted": None}
+        # Leave out the data, for their size, and a model that cannot be pickled.
+        return {**vars(self), "fitted": self.fitted and self.fitted.without_data()}
 
     @cached_property
     def _mae_of_rows(self) -> float:

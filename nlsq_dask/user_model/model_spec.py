@@ -149,6 +149,12 @@ class ModelSpec:
         """Rows that one call of the model takes at least: those of a series, or 1."""
         return 1 if self.series is None else self.series.rows
 
+    @property
+    def is_picklable(self) -> bool:
+        """Whether the function, its Jacobian and its loss can be pickled."""
+        others = (self.jacobian, self.loss.function)
+        return self.blob is not None and all(spec is None or spec.is_picklable for spec in others)
+
     def in_series(self, series: Series) -> ModelSpec:
         """The same model, which takes whole series."""
         jacobian = self.jacobian and replace(self.jacobian, series=series)

@@ -283,7 +283,9 @@ def test_profiles_outlive_the_data_but_are_not_made_without_them(tmp_path):
     ends = result.confidence_intervals(method="profile")
     kept = pickle.loads(pickle.dumps(result))
     np.testing.assert_array_equal(kept.confidence_intervals(method="profile"), ends)
-    with pytest.raises(InputError, match=r"profile\(\) evaluates the model, which is not kept"):
+    with pytest.raises(
+        InputError, match=r"profile\(\) reads the data of the fit, which are not kept"
+    ):
         kept.profile("a", 0.5)
     result.save(tmp_path / "line.json")
     loaded = FitResult.load(tmp_path / "line.json", model=line)

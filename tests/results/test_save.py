@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import threading
 from dataclasses import fields, replace
 
 import fsspec
@@ -352,9 +353,31 @@ def test_a_result_is_loaded_with_its_parameters_in_their_order(tmp_path):
         np.testing.assert_array_equal(loaded.predict(X), result.predict())
 
 
-def test_pickles_leave_model_and_data_out():
+def test_pickles_have_the_model_and_leave_the_data_out():
     result = fit(lambda x, a, b: a * x + b, X, np.sin(9 * X))
     copy = pickle.loads(pickle.dumps(result))
-    assert exact(copy) == exact(replace(result, fitted=None))
-    with pytest.raises(InputError, match="not kept"):
+    assert exact(replace(copy, fitted=None)) == exact(replace(result, fitted=None))
+    np.testing.assert_array_equal(copy.predict(X), result.predict())
+    np.testing.assert_array_equal(copy.confidence_band(X), result.confidence_band())
+    for call in (copy.predict, copy.residuals):
+        with pytest.raises(InputError, match="reads the data of the fit, which are not kept"):
+            call()
+
+
+def test_a_pickle_has_the_times_and_units_of_the_coordinates():
+    times = np.datetime64("2020-01-01", "s") + np.arange(X.size).astype("m8[h]")
+    result = fit(lambda t, a, b: a * t + b, times, np.sin(9 * X), time_unit="h")
+    copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(result))))
+    np.testing.assert_array_equal(copy.predict(times[2:4]), result.predict(times[2:4]))
+
+
+def test_a_pickle_without_a_model_that_cannot_be_pickled_says_so():
+    lock = threading.Lock()
+
+    def locked(x, a, b):
+        with lock:
+            return a * x + b
+
+    copy = pickle.loads(pickle.dumps(fit(locked, X, np.sin(9 * X))))
+    with pytest.raises(InputError, match=r"save\(path\), and load it .*load\(path, model=model\)"):
         copy.predict(X)
