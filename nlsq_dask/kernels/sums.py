@@ -302,7 +302,8 @@ class BlockKernel(TileKernel):
                 parts.append(jnp.where(tile.valid, error, 0.0)[None])
             return [of_block(held) for held in square.cut(square.held(parts))]
 
-        zero = square.zero(), [jnp.zeros(LANES)] * 2 if apart else [jnp.zeros((1 + weighted, LANES))]
+        none = [jnp.zeros(LANES)] * 2 if apart else [jnp.zeros((1 + weighted, LANES))]
+        zero = square.zero(), none
         found, extras = self._over_tiles(sums, zero, rows, square.tile)
         totals = [jnp.sum(extra, axis=-1).ravel() for extra in extras]
         return jnp.concatenate([square.finish(found).ravel(), *totals])
