@@ -150,12 +150,12 @@ _LOST_OR_EMPTY = (
 )
 
 
-def chunks_absent(found: Sequence[AbsentChunks]) -> MissingDataWarning:
+def chunks_absent(found: Sequence[AbsentChunks], *, can_omit: bool = True) -> MissingDataWarning:
     """Chunks are not in the store, and count as data."""
+    omit = "pass missing_chunks='omit' to leave their rows out, or " if can_omit else ""
     return MissingDataWarning(
-        f"{'; '.join(map(str, found))}. {_LOST_OR_EMPTY}. If they were lost, pass "
-        "missing_chunks='omit' to leave their rows out, or write them again; if they are data, "
-        "pass missing_chunks='fill'."
+        f"{'; '.join(map(str, found))}. {_LOST_OR_EMPTY}. If they were lost, {omit}write them "
+        "again; if they are data, pass missing_chunks='fill'."
     )
 
 
@@ -168,11 +168,12 @@ def data_changed_chunks(found: Sequence[AbsentChunks]) -> DataChangedError:
     )
 
 
-def chunks_absent_refused(found: Sequence[AbsentChunks]) -> ReadingError:
+def chunks_absent_refused(found: Sequence[AbsentChunks], *, can_omit: bool = True) -> ReadingError:
     """Chunks are not in the store, and the caller asked for an error."""
+    omit = "'omit' to leave their rows out, or " if can_omit else ""
     return ReadingError(
         f"{'; '.join(map(str, found))}. {_LOST_OR_EMPTY}. Write them again, or pass "
-        "missing_chunks='omit' to leave their rows out, or 'fill' to take them for data."
+        f"missing_chunks={omit}'fill' to take them for data."
     )
 
 

@@ -24,6 +24,10 @@ from nlsq_dask.fitting.each import (
     prepare_each,
     series_reading,
 )
+from nlsq_dask.fitting.each_missing_chunks import (
+    refuse_missing_chunks,
+    warn_of_missing_chunks,
+)
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
 from nlsq_dask.fitting.series_result import (
@@ -70,6 +74,7 @@ def fit_each(
     resume: bool = False,
     memory_limit_gb: float | None = None,
     retries: int = 3,
+    missing_chunks: Literal["warn", "raise", "fill"] = "warn",
     client: Client | None = None,
     progress: bool | None = None,
     device: DeviceArgument = None,
@@ -143,6 +148,11 @@ def fit_each(
         several chunks that do not fit are read frame by frame, see :attr:`FitMaps.strategy`.
     retries : int
         How often a failed reading or writing is tried again, as for :func:`fit`.
+    missing_chunks : {"warn", "raise", "fill"}
+        What happens to chunks of Zarr arrays that are not in the store, as for :func:`fit`. "warn"
+        (default) takes them for data, and gives their number when the maps are computed or
+        written. "raise" is an error before the first fit. "fill" takes them for data without a
+        warning.
     client : distributed.Client, optional
         Cluster that the fits run on, where there is a store; by default the active one.
     progress : bool, optional
@@ -166,6 +176,8 @@ def fit_each(
     ConvergenceWarning
         If series have no answer: once, with the number of each status. For lazy data when the maps
         are computed by :meth:`FitMaps.compute`.
+    MissingDataWarning
+        If chunks are not in a Zarr store: when the maps are computed or written.
 
     Examples
     --------
@@ -192,6 +204,7 @@ def fit_each(
         bounds=bounds,
         fixed=fixed,
         ties=ties,
+        missing_chunks=missing_chunks,
     )
     options = EachOptions(
         stat_tol=stat_tol,
@@ -204,6 +217,7 @@ def fit_each(
         store=store,
     )
     job = prepare_each(model, x, y, p0=p0, dim=dim, inputs=inputs, options=options)
+    refuse_missing_chunks(job)
     if store is not None:
         return _stored_maps(job, store, resume, storage_options, client, progress)
     if resume:
@@ -248,6 +262,7 @@ def _stored_maps(
     fields, counts = target.written(lazy)
     if any(not status.success for status in counts):
         _errors.warn_caller(_errors.series_not_converged(counts))
+    warn_of_missing_chunks(job)
     in_store = InStore(place=str(target.group.store_path), counts=counts)
     return maps_of(job, fields, reading, stored=in_store)
 
@@ -290,6 +305,10 @@ class _Fitted:
     """The job of maps; see :class:`~nlsq_dask.results.maps_record.FittedSeries`."""
 
     job: EachJob
+
+    def warn_of_missing_chunks(self) -> None:
+        """Warn of chunks that are not in their store, and count as data."""
+        warn_of_missing_chunks(self.job)
 
     def values(self, fields: Mapping[str, Any], x: Any, *, residuals: bool = False) -> Any:
         """Values of the model, or residuals, of all series."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -128,6 +129,13 @@ def checked_flag(name: str, value: Any) -> bool:
     if value is None or isinstance(value, bool | np.bool_ | int):
         return bool(value)
     raise _errors.unknown_choice(name, value, (True, False))
+
+
+def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """The value, if it is one of the choices."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise _errors.unknown_choice(argument, value, choices)
 
 
 def _whole_number(value: Any, least: int) -> int | None:

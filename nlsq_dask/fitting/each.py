@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask.core.checks import (
+    checked_choice,
     checked_count,
     checked_gigabytes,
     checked_retries,
@@ -50,6 +51,9 @@ SERIES_STAT_TOL = 1e-4
 
 # Second chances of a series.
 REFINEMENTS = (None, "neighbours")
+
+# What happens to chunks that are not in a Zarr store.
+MISSING_CHUNKS_OF_SERIES = ("warn", "raise", "fill")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,8 @@ class EachJob:
         Memory of this process, or of each worker.
     retries : int
         Most times that a failed reading is tried again.
+    missing_chunks : {"warn", "raise", "fill"}
+        What happens to chunks that are not in a Zarr store.
     """
 
     problem: SeriesProblem
@@ -153,6 +159,7 @@ class EachJob:
     ties: Any
     memory_limit_gb: float | None = None
     retries: int = 3
+    missing_chunks: str = "warn"
 
     @property
     def lazy(self) -> bool:
@@ -234,6 +241,9 @@ def prepare_each(
         if options.memory_limit_gb is None
         else checked_gigabytes("memory_limit_gb", options.memory_limit_gb),
         retries=checked_retries(options.retries),
+        missing_chunks=checked_choice(
+            "missing_chunks", inputs.missing_chunks, MISSING_CHUNKS_OF_SERIES
+        ),
     )
     logger.info(
         "%d series of %d rows, %d parameters",

@@ -37,6 +37,8 @@ from nlsq_dask.io.missing_chunks import (
 if TYPE_CHECKING:
     from nlsq_dask.engines.dask.absent import ArrayId, StoredOperand
     from nlsq_dask.engines.dask.engine import DaskEngine
+    from nlsq_dask.engines.dask.groups import Stream
+    from nlsq_dask.io.observations import Observations
 
 MISSING_CHUNKS = ("warn", "raise", "omit", "fill")
 
@@ -60,14 +62,14 @@ def with_chunks_checked(job: Job) -> Job:
     if job.missing_chunks not in ("raise", "omit") or not isinstance(job.strategy, Streamed):
         return job
     absent = {}
-    checked = _checked_arrays(job)
+    checked = checked_arrays(job.data, job.missing_chunks)
     for key, stored in checked.items():
-        found = _without_failure(stored)
+        found = listed_absent(stored)
         if found is None:
             text = str(stored.array.store)
             raise _errors.store_not_listed(stored.names, text, job.missing_chunks)
         absent[key] = found
-    blocks, told = _used(job.strategy, checked, absent)
+    blocks, told = absent_read(job.strategy.stream, checked, absent)
     if not told:
         return job
     if job.missing_chunks == "raise":
@@ -133,8 +135,9 @@ class ChunkWatch:
 
     def _look(self) -> None:
         """List the chunks of all arrays."""
-        self._checked = checked = _checked_arrays(self._job)
-        found = {key: _without_failure(stored) for key, stored in checked.items()}
+        job = self._job
+        self._checked = checked = checked_arrays(job.data, job.missing_chunks)
+        found = {key: listed_absent(stored) for key, stored in checked.items()}
         told = self._told({key: chunks for key, chunks in found.items() if chunks})
         if told:
             self._warning = _errors.chunks_absent(told)
@@ -144,16 +147,17 @@ class ChunkWatch:
         """List the chunks of the fit that the store lacks now, and did not lack before."""
         absent = {}
         for key, before in self._found.items():
-            now = None if before is None else _without_failure(self._checked[key])
+            now = None if before is None else listed_absent(self._checked[key])
             absent[key] = frozenset() if now is None or before is None else now - before
         self._deleted = self._told(absent)
 
     def _told(self, absent: Mapping[ArrayId, frozenset[ChunkIndex]]) -> list[_errors.AbsentChunks]:
         """What to tell of absent chunks that blocks read."""
+        if not any(absent.values()):
+            return []
         strategy = self._job.strategy
         assert isinstance(strategy, Streamed)
-        _, told = _used(strategy, self._checked, absent)
-        return told
+        return absent_read(strategy.stream, self._checked, absent)[1]
 
 
 def _listing(look: Callable[[], None]) -> threading.Thread:
@@ -168,21 +172,27 @@ def _wait_for(thread: threading.Thread) -> None:
         logger.warning(_errors.chunks_not_listed(["the data"], "the store is slow"))
 
 
-def _checked_arrays(job: Job) -> dict[ArrayId, StoredOperand]:
-    """The Zarr arrays in which a missing chunk would be taken for data, or for rows of the fit."""
+def checked_arrays(data: Observations, choice: str) -> dict[ArrayId, StoredOperand]:
+    """The Zarr arrays in which a missing chunk would be taken for data, or for rows of the fit.
+
+    Parameters
+    ----------
+    data : Observations
+    choice : {"warn", "raise", "omit"}
+        What happens to missing chunks.
+    """
     from nlsq_dask.engines.dask.absent import stored_operands  # an engine, loaded for use
 
-    found = stored_operands(job.data)
-    return {key: s for key, s in found.items() if not _is_harmless(job, s)}
+    found = stored_operands(data)
+    return {key: s for key, s in found.items() if not _is_harmless(data, choice, s)}
 
 
-def _is_harmless(job: Job, stored: StoredOperand) -> bool:
+def _is_harmless(data: Observations, choice: str, stored: StoredOperand) -> bool:
     """Whether missing chunks of an array are as good as stored ones."""
     if set(stored.names) == {"mask"}:
         return True
-    if job.missing_chunks == "omit":
+    if choice == "omit":
         return False
-    data = job.data
     arguments = [argument_name(data.structure, name) for name in stored.names]
     decodings = [data.decodings[name] for name in arguments if name in data.decodings]
     decoding = decodings[0] if decodings else None
@@ -192,7 +202,7 @@ def _is_harmless(job: Job, stored: StoredOperand) -> bool:
     return fill_means_missing(stored.array, decoding, marked)
 
 
-def _without_failure(stored: StoredOperand) -> frozenset[ChunkIndex] | None:
+def listed_absent(stored: StoredOperand) -> frozenset[ChunkIndex] | None:
     """Absent chunks of an array; None, and a note in the log, where the store does not tell."""
     cause = "its store does not list keys"
     try:
@@ -204,8 +214,8 @@ def _without_failure(stored: StoredOperand) -> frozenset[ChunkIndex] | None:
     return found
 
 
-def _used(
-    strategy: Streamed,
+def absent_read(
+    stream: Stream,
     checked: Mapping[ArrayId, StoredOperand],
     absent: Mapping[ArrayId, frozenset[ChunkIndex]],
 ) -> tuple[frozenset[tuple[int, ...]], list[_errors.AbsentChunks]]:
@@ -214,7 +224,7 @@ def _used(
         return frozenset(), []
     from nlsq_dask.engines.dask.absent import reads_of  # an engine, loaded for use
 
-    reads = reads_of(strategy.stream, absent)
+    reads = reads_of(stream, absent)
     told = []
     for key, chunks in reads.chunks.items():
         if not chunks:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.bounds import normalize_bounds
+from nlsq_dask.core.checks import checked_choice
 from nlsq_dask.core.solver_state import SolverOptions
 from nlsq_dask.core.structure import Series
 from nlsq_dask.core.workflow import WorkflowPlan
@@ -235,13 +236,6 @@ def _has_pilot(data: Observations, plan: WorkflowPlan, row_wise: bool, wanted: b
     if wanted is None:
         return data.n_rows >= (PILOT_ROWS_STREAMED if streaming else PILOT_ROWS_IN_MEMORY)
     return wanted
-
-
-def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
-    """The value, if it is one of the choices."""
-    if isinstance(value, str) and value in choices:
-        return value
-    raise _errors.unknown_choice(argument, value, choices)
 
 
 def _checked_pilot(pilot: Any) -> bool | None:

@@ -59,6 +59,8 @@ class FitMaps(MapsRecord):
         -----
         ConvergenceWarning
             If series have no answer: with the number of each status.
+        MissingDataWarning
+            If chunks of the data are not in their Zarr store; see :func:`fit_each`.
         """
         if not self.lazy:
             return self
@@ -72,6 +74,8 @@ class FitMaps(MapsRecord):
             arrays = compute(*self.fields.values(), **options)
             done = replace(self, fields=dict(zip(self.fields, arrays, strict=True)))
         done.warn()
+        if self.fitted is not None and self.stored is None:
+            self.fitted.warn_of_missing_chunks()
         return done
 
     def warn(self) -> None:

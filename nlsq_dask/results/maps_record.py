@@ -54,6 +54,10 @@ class ParameterMaps(Mapping[str, Any]):
 class FittedSeries(Protocol):
     """The model and the data of maps, where they were fitted. Fields are maps by name."""
 
+    def warn_of_missing_chunks(self) -> None:
+        """Warn of chunks that are not in their store, and count as data."""
+        ...
+
     def values(self, fields: Mapping[str, Array], x: Any, *, residuals: bool = False) -> Any:
         """Values of the model, or residuals, of all series, with the axes of y."""
         ...

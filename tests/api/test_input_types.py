@@ -83,7 +83,7 @@ KINDS = {
     "AsyncArray": (in_zarr(data=Y)._async_array, "y", "y is an AsyncArray"),
     "Group": (a_group(), "y", "for example group['power']"),
     "Dataset": (xr.Dataset({"power": ("t", Y)}), "y", "y is a Dataset of 'power'"),
-    "DataTree": (xr.DataTree(xr.Dataset({"power": ("t", Y)})), "y", "for example y['power']"),
+    "DataTree": (xr.DataTree(xr.Dataset({"power": ("t", Y)})), "y", "data=tree['/']"),
     "astropy time": (of_class("astropy.time.core", "Time"), "x", "pass x.datetime64"),
     "sparse": (scipy.sparse.coo_array(Y), "y", "y.toarray()"),
     "cupy": (of_class("cupy", "ndarray", __array__=refusing), "y", "pass y.get()"),

@@ -288,7 +288,7 @@ def test_a_result_from_a_file_has_the_pictures_that_need_no_data(straight, tmp_p
     assert loaded.plot_correlation().axes
     assert loaded.plot_history().axes
     for draw in (loaded.plot, loaded.plot_residuals):
-        with pytest.raises(InputError, match="load the result with its model"):
+        with pytest.raises(InputError, match="load it with its model"):
             draw()
 
 
