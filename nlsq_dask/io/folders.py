@@ -189,7 +189,7 @@ def checked_place(
         raise _errors.path_unusable(argument, text)
     check_slashes(argument, text)
     if not is_url(text):
-        return Path(text)
+        return locations.local_path(text)
     here = path_of_url(text)
     if here is not None:
         return here

@@ -94,6 +94,11 @@ def is_location(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
+def local_path(text: str) -> Path:
+    """A path, in which ``~`` is the folder of a user, as xarray takes it."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (leaves the name of no user as it is)
+
+
 def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -> Any:
     """Open a Zarr array for reading.
 
@@ -155,7 +160,7 @@ def _store_of(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
     parts = urlsplit(url)
     if len(parts.scheme) < 2:  # no scheme, or the letter of a drive
-        return LocalStore(Path(url).absolute(), read_only=True), ""
+        return LocalStore(local_path(url).absolute(), read_only=True), ""
     if parts.scheme in ("file", "local"):
         return LocalStore(Path(unquote(parts.netloc + parts.path)), read_only=True), ""
     kind = _OBSTORE.get(parts.scheme)

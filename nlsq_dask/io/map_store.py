@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,7 +143,7 @@ def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
         raise _errors.map_store_not_a_place(store)
     text = os.fspath(store)
     check_slashes("store", str(text))
-    here = path_of_url(text) if is_url(text) else Path(text)
+    here = path_of_url(text) if is_url(text) else locations.local_path(text)
     url = here is None
     place = text if here is None else here.absolute()
     try:

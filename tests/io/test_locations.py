@@ -15,7 +15,9 @@ from zarr.storage import FsspecStore, LocalStore
 
 from nlsq_dask import InputError, InputTypeError, MissingLibraryError
 from nlsq_dask.io.cf import Decoding
-from nlsq_dask.io.locations import _for_fsspec, _for_obstore, open_location
+from nlsq_dask.io.folders import checked_place
+from nlsq_dask.io.locations import _for_fsspec, _for_obstore, local_path, open_location
+from nlsq_dask.io.map_store import open_group
 from nlsq_dask.io.stored import check_options, options_of_checkpoint, stored_argument
 
 VALUES = np.arange(20.0)
@@ -164,3 +166,13 @@ def test_the_user_s_own_bounds_of_what_a_library_asks_again_are_kept():
     assert _for_obstore("S3Store", own) == own
     own = {"config_kwargs": {"retries": {"mode": "adaptive"}}}
     assert _for_fsspec("S3Store", own) == own
+
+
+def test_the_folder_of_a_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    open_group("~/maps.zarr", None).create_array("y", data=np.arange(3.0))
+    assert (tmp_path / "maps.zarr").is_dir()
+    np.testing.assert_array_equal(open_location("~/maps.zarr/y", "y", None)[...], np.arange(3.0))
+    assert checked_place("~/fit", "checkpoint", TypeError) == tmp_path / "fit"
+    assert local_path("~nobody at all/y") == Path("~nobody at all/y")
