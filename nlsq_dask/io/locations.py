@@ -240,7 +240,7 @@ def _for_fsspec(kind: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
         region = {"region_name": made.pop("region_name")}
         made["client_kwargs"] = region | dict(made.get("client_kwargs", {}))
     if kind == "S3Store":
-        own = {"retries": _BOTOCORE_RETRIES}
+        own = {"retries": dict(_BOTOCORE_RETRIES)}  # botocore adds to it
         made["config_kwargs"] = own | dict(made.get("config_kwargs", {}))
     return made
 

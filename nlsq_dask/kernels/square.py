@@ -192,11 +192,11 @@ def squares_by_lanes(spec: ModelSpec, columns: int, capacity: int) -> bool:
     """
     # In JAX 0.10 the loops take 0.2 s more to trace and compile. Small data do not earn that back.
     fits = capacity >= LARGE_BUFFER and capacity % TILE == 0 and columns <= MOST_COLUMNS
-    return fits and spec.series is None and not _loops(spec)
+    return fits and spec.series is None and not calls_or_loops(spec)
 
 
 @lru_cache(MAX_KERNELS)
-def _loops(spec: ModelSpec) -> bool:
+def calls_or_loops(spec: ModelSpec) -> bool:
     """Whether a model or its Jacobian calls Python, or has loops of its own."""
     models = (model for model in (spec, spec.jacobian) if model is not None)
     return any(

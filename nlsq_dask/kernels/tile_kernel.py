@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from nlsq_dask.kernels.compiled import CompiledKernel
 from nlsq_dask.kernels.derivatives import with_differences
 from nlsq_dask.kernels.moments import solved
+from nlsq_dask.kernels.square import calls_or_loops
 from nlsq_dask.kernels.tiles import Rows, Sums, Tile, sum_over_tiles
 from nlsq_dask.user_model.elementary import in_memory
 from nlsq_dask.user_model.model_spec import ModelSpec, call_jacobian, call_model
@@ -47,7 +48,8 @@ class TileKernel(CompiledKernel):
             rows,
             size,
             series_rows=self._spec.series_rows,
-            loops=not self._spec.loss.is_linear,
+            # Outside a loop XLA calls Python in any order, and an error may come before the values.
+            loops=not self._spec.loss.is_linear or calls_or_loops(self._spec),
         )
 
     def _augmented(

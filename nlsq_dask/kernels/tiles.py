@@ -134,7 +134,8 @@ def sum_over_tiles(
         Rows that are never cut.
     loops : bool
         Whether a single tile is summed by a loop, too. XLA takes two fifths less time to compile
-        the sums of linear loss without a loop, and a robust loss then rounds otherwise.
+        the sums of linear loss without a loop. A robust loss then rounds otherwise, and XLA calls a
+        model in Python in any order.
     """
     tile = size or rows.capacity
     if size is None and tile_bytes is not None:

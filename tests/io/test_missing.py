@@ -276,8 +276,10 @@ def test_what_is_wrong_is_named_counted_and_located(case, lazily):
     name, count, first, n_affected, n_nan = expected
     text = str(problem)
     name = {"a": "x[0]", "b": "x[1]"}.get(name, name)
-    assert text.startswith(f"{name} has {count} values that are NaN or infinite, the first ")
-    assert f"{n_affected} rows are affected in all" in text
+    values = "1 value that is" if count == 1 else f"{count} values that are"
+    rows = "1 row is" if n_affected == 1 else f"{n_affected} rows are"
+    assert text.startswith(f"{name} has {values} NaN or infinite, the first ")
+    assert f"{rows} affected in all" in text
     assert (f"nan_policy='omit' leaves out the {n_nan} with NaN" in text) == (n_nan > 0)
     assert ("a mask leaves out those with infinite values" in text) == (n_nan < n_affected)
     if not lazily:
