@@ -7,15 +7,10 @@ when all series are fitted, so that a chunk that was deleted meanwhile is told a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from nlsq_dask import _errors
 from nlsq_dask.fitting.each import EachJob
-from nlsq_dask.fitting.missing_chunks import absent_read, checked_arrays, listed_absent
-from nlsq_dask.io.missing_chunks import ChunkIndex
-
-if TYPE_CHECKING:
-    from nlsq_dask.engines.dask.absent import ArrayId
+from nlsq_dask.fitting.missing_chunks import absent_read, all_absent, checked_arrays
 
 
 def refuse_missing_chunks(job: EachJob) -> None:
@@ -43,13 +38,7 @@ def _missing(job: EachJob) -> list[_errors.AbsentChunks]:
     if not job.lazy:
         return []
     checked = checked_arrays(job.data, job.missing_chunks)
-    absent: dict[ArrayId, frozenset[ChunkIndex]] = {}
-    for key, stored in checked.items():
-        found = listed_absent(stored)
-        if found is None and job.missing_chunks == "raise":
-            text = str(stored.array.store)
-            raise _errors.store_not_listed(stored.names, text, job.missing_chunks)
-        absent[key] = found or frozenset()
+    absent = all_absent(checked, job.missing_chunks)
     if not any(absent.values()):
         return []
     from nlsq_dask.engines.dask.groups import make_stream  # an engine, loaded for use

@@ -61,14 +61,8 @@ def with_chunks_checked(job: Job) -> Job:
     """
     if job.missing_chunks not in ("raise", "omit") or not isinstance(job.strategy, Streamed):
         return job
-    absent = {}
     checked = checked_arrays(job.data, job.missing_chunks)
-    for key, stored in checked.items():
-        found = listed_absent(stored)
-        if found is None:
-            text = str(stored.array.store)
-            raise _errors.store_not_listed(stored.names, text, job.missing_chunks)
-        absent[key] = found
+    absent = all_absent(checked, job.missing_chunks)
     blocks, told = absent_read(job.strategy.stream, checked, absent)
     if not told:
         return job
@@ -200,6 +194,25 @@ def _is_harmless(data: Observations, choice: str, stored: StoredOperand) -> bool
         decoding = declared_decoding(stored.array)
     marked = data.rule.fill_value if set(stored.names) == {"y"} else None
     return fill_means_missing(stored.array, decoding, marked)
+
+
+def all_absent(
+    checked: Mapping[ArrayId, StoredOperand], choice: str
+) -> dict[ArrayId, frozenset[ChunkIndex]]:
+    """Absent chunks of arrays. A store that does not tell is refused, except for "warn".
+
+    Raises
+    ------
+    InputError
+        If a store cannot list its keys.
+    """
+    absent = {}
+    for key, stored in checked.items():
+        found = listed_absent(stored)
+        if found is None and choice != "warn":
+            raise _errors.store_not_listed(stored.names, str(stored.array.store), choice)
+        absent[key] = found or frozenset()
+    return absent
 
 
 def listed_absent(stored: StoredOperand) -> frozenset[ChunkIndex] | None:
