@@ -259,8 +259,10 @@ DECODERS: dict[str, Decoder | None] = {
     "zarr.ZstdCodec": _zstd,
     "zarr.BloscCodec": _blosc,
     "zarr.GzipCodec": _gzip,
-    "numcodecs.Zstd": _zstd,
-    "numcodecs.Blosc": _blosc,
-    "numcodecs.LZ4": _lz4,
-    "numcodecs.GZip": _gzip,
+    **{
+        f"{package}.{name}": decode
+        # Zarr has classes of its own for the codecs of numcodecs in format 3.
+        for package in ("numcodecs", "zarr")
+        for name, decode in (("Zstd", _zstd), ("Blosc", _blosc), ("LZ4", _lz4), ("GZip", _gzip))
+    },
 }

@@ -10,11 +10,14 @@ import pickle
 import threading
 import weakref
 
+import dask.array as da
 import jax.numpy as jnp
 import numcodecs
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
+from dask import delayed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import (
@@ -28,10 +31,12 @@ from zarr.codecs import (
 )
 
 from nlsq_dask import fit
-from nlsq_dask.engines.dask.leaves import with_leaves
+from nlsq_dask.engines.dask.groups import make_stream
+from nlsq_dask.engines.dask.prefetch import read_blocks
 from nlsq_dask.io import direct, reused_memory
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.reused_memory import MOST_IDLE, ReusedMemory, memory_of_process, reusing
+from nlsq_dask.io.sources import observe
 
 pytestmark = pytest.mark.versions
 
@@ -193,6 +198,18 @@ def test_a_shard_without_some_of_its_chunks_is_read_directly(tmp_path, location)
     np.testing.assert_array_equal(direct.direct_reader(array).read(index), array[index])
 
 
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3")
+@pytest.mark.parametrize("shards", [None, (6, 4)])
+@pytest.mark.parametrize("name", ["LZ4", "Zstd", "Blosc", "GZip"])
+def test_codecs_of_numcodecs_in_format_3(tmp_path, name, shards):
+    codecs = pytest.importorskip("zarr.codecs.numcodecs")  # of Zarr from 3.1.3 on
+    options = {"compressors": [getattr(codecs, name)(), Crc32cCodec()], "shards": shards}
+    array = stored(tmp_path, (6, 8), (3, 2), **options)
+    assert direct.why_not_direct(array) == ""
+    index = (slice(1, 5), slice(3, 8))
+    np.testing.assert_array_equal(direct.direct_reader(array).read(index), array[index])
+
+
 @pytest.mark.filterwarnings("ignore:Combining a")
 @pytest.mark.parametrize("kind", LEFT_TO_ZARR)
 def test_other_chunks_are_left_to_zarr(tmp_path, kind):
@@ -212,8 +229,6 @@ def test_an_array_of_format_3_that_gives_swapped_numbers_is_left_to_zarr(tmp_pat
 
 @pytest.mark.parametrize("open_path", ["Dask", "URL"])
 def test_files_of_a_path_that_fsspec_opens_are_read(tmp_path, open_path, monkeypatch):
-    import dask.array as da
-
     stored(tmp_path / "a b", (6, 8), (3, 2))
     if open_path == "Dask":
         graph = dict(da.from_zarr(str(tmp_path / "a b"), storage_options={}).__dask_graph__())
@@ -390,17 +405,36 @@ def counted(monkeypatch):
     return read
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("passed", ["Zarr", "Dask", "Dask, shifted"])
-def test_a_fit_reads_files_and_has_the_bits_of_zarr_s_way(decays, passed, monkeypatch):
-    import dask.array as da
+def in_pieces(array, folder):
+    """The numbers of an array as a Dask array, of which each chunk is a Zarr array of its own."""
+    pieces = []
+    for start in range(0, array.size, 500):
+        piece = zarr.create_array(folder / f"{start}", shape=500, chunks=500, dtype=array.dtype)
+        piece[:] = array[start : start + 500]
+        pieces.append(da.from_zarr(piece))
+    return da.concatenate(pieces)
 
-    if passed == "Zarr":
-        x, y = decays
-    else:
-        x, y = map(da.from_zarr, decays)
+
+# Ways in which a Zarr array becomes a Dask array.
+LAZY = {
+    "Zarr": lambda array, _: array,
+    "Dask": lambda array, _: da.from_zarr(array),
+    "Dask, a part of each task": lambda array, _: da.from_zarr(array, inline_array=True) * 1.0,
+    "Dask, each chunk an array": in_pieces,
+    "xarray, each chunk an array": lambda array, folder: xr.concat(
+        [xr.DataArray(piece, dims="t") for piece in in_pieces(array, folder).blocks], "t"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passed", [*LAZY, "Dask, shifted"])
+def test_a_fit_reads_files_and_has_the_bits_of_zarr_s_way(decays, passed, monkeypatch, tmp_path):
     if passed == "Dask, shifted":
+        x, y = map(da.from_zarr, decays)
         y = y + 0.0 * x
+    else:
+        x, y = (LAZY[passed](array, tmp_path / f"{i}") for i, array in enumerate(decays))
     options = {"p0": [1.0, 1.0, 0.0], "strategy": "streaming", "pilot": False, "cache": False}
     read = counted(monkeypatch)
     found = fit(decay, x, y, **options)
@@ -412,16 +446,21 @@ def test_a_fit_reads_files_and_has_the_bits_of_zarr_s_way(decays, passed, monkey
     assert np.array_equal(found.pcov, other.pcov)
 
 
-def test_a_zarr_array_that_is_an_argument_of_a_function_stays(decays):
-    import dask.array as da
+@pytest.mark.parametrize("given", ["by name", "by place", "delayed"])
+def test_a_function_gets_a_zarr_array_as_it_is(decays, given):
+    x, y = decays
+    seen = set()
 
-    x, _ = decays
-    lazy = da.map_blocks(lambda block, array: block * array[0], da.ones(6), array=x, dtype=float)
-    graph = dict(lazy.__dask_graph__())
-    from dask._task_spec import convert_legacy_graph
+    def scaled(block, array):
+        seen.add(type(array))
+        return block * array.attrs.get("gain", 1.0)
 
-    graph = convert_legacy_graph(graph)
-    assert not any(isinstance(getattr(n, "value", None), Leaf) for n in with_leaves(graph).values())
-    sliced = convert_legacy_graph(dict(da.from_zarr(x).__dask_graph__()))
-    leaves = [n for n in with_leaves(sliced).values() if isinstance(getattr(n, "value", 0), Leaf)]
-    assert len(leaves) == 1
+    args = {"by place": [x], "delayed": [delayed(x)]}.get(given, [])
+    lazy = da.from_zarr(y).map_blocks(
+        scaled, *args, dtype=float, **({"array": x} if given == "by name" else {})
+    )
+    seen.clear()
+    data = observe(da.from_zarr(x), lazy)
+    for group in make_stream(data).groups:
+        list(read_blocks(group, {}, data.layout))
+    assert seen == {zarr.Array}

@@ -30,6 +30,7 @@ from nlsq_dask.engines.dask.leaves import with_leaves
 from nlsq_dask.engines.dask.node_order import visit
 from nlsq_dask.engines.dask.reading import FUSED
 from nlsq_dask.io.chunks import Chunks, lengths
+from nlsq_dask.io.lazy_arrays import undecoded
 from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.observations import Array
 
@@ -293,7 +294,12 @@ class _Finder:
     def _same(self, argument: Any) -> GraphNode | TaskRef:
         """An argument that is the same for all blocks."""
         if not isinstance(argument, TaskRef):
-            return argument if isinstance(argument, GraphNode) else DataNode(None, argument)
+            if undecoded(argument) is None:
+                return argument if isinstance(argument, GraphNode) else DataNode(None, argument)
+            # Dask was told to make the array a part of each task.
+            key = Leaf(argument).name
+            self._leaves[key] = DataNode(key, argument)
+            return TaskRef(key)
         layer = self._graph.layers.get(str(argument.key))
         if not isinstance(layer, MaterializedLayer) or argument.key not in layer:
             raise _OtherwiseError
