@@ -76,7 +76,7 @@ def numbers_used_up(name: str) -> OSError:
 def path_unusable(argument: str, text: str) -> InputError:
     return InputError(
         f"{argument} = {shown(text)} cannot be the name of a file or directory: pass a name "
-        "without null characters, whose letters the file system can write."
+        "without null characters, and not empty, whose letters the file system can write."
     )
 
 
@@ -89,8 +89,19 @@ def result_not_a_path(value: object) -> InputTypeError:
 
 def url_as_path(argument: str, text: str) -> InputError:
     return InputError(
-        f"{argument} = {shown(text)} is a URL that has lost a slash, as in a pathlib.Path: pass "
-        "the URL as a text, with '://'."
+        f"{argument} = {shown(text)} is a URL that lacks a slash, as in a pathlib.Path: pass the "
+        "URL as a text, with '://'; or './' before the name if it is that of a file."
+    )
+
+
+def url_invalid(argument: str) -> InputError:
+    return InputError(f"{argument} is no URL: correct the name of the bucket or host after '://'.")
+
+
+def file_url_with_query(argument: str, text: str) -> InputError:
+    return InputError(
+        f"{argument} = {shown(text)} has '?' or '#', which end the path of a URL: write '%3F' or "
+        "'%23' for letters of the name, or pass the path alone."
     )
 
 

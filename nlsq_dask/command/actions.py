@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 from nlsq_dask import _errors
@@ -21,7 +20,7 @@ from nlsq_dask.command.named_models import named_model
 from nlsq_dask.core.goals import TOLERANCE_TIERS
 from nlsq_dask.core.memory_budget import SAFETY_FACTOR
 from nlsq_dask.core.resources import available_memory
-from nlsq_dask.io.folders import is_url
+from nlsq_dask.io.locations import local_path
 from nlsq_dask.results.result import FitResult
 
 
@@ -97,9 +96,9 @@ def check_output(option: str, place: str | None) -> None:
     InputError
         If the directory of the file does not exist or may not be written to.
     """
-    if place is None or is_url(place):
+    path = None if place is None else local_path(place, option)
+    if place is None or path is None:
         return
-    path = Path(place)
     folder = path.parent
     if not folder.is_dir():
         raise _errors.output_not_writable(option, place, f"there is no directory {folder}")

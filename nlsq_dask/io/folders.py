@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from nlsq_dask import _errors
 from nlsq_dask.io import locations
@@ -23,15 +22,6 @@ from nlsq_dask.io.files import MOST_FILE_BYTES, Folder, LocalFolder, check_size
 # Schemes of stores whose put of a whole object is atomic. S3: "Amazon S3 Data Consistency Model";
 # Google: "Cloud Storage consistency"; Azure: "Put Blob" and "Put Block List".
 ATOMIC = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
-
-# Schemes of the disks of this machine.
-LOCAL_SCHEMES = ("file", "local")
-
-# A URL, or a chain of them. A scheme has two letters at least: "C:" is a drive.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
-
-# What pathlib makes of a URL: it has lost a slash.
-_LOST_SLASH = re.compile(rf"({'|'.join((*ATOMIC, *LOCAL_SCHEMES))}):/(?!/)")
 
 
 class ObjectFolder:
@@ -139,23 +129,6 @@ class ObjectFolder:
             raise problem from (error if text == str(error) else None)
 
 
-def is_url(text: str) -> bool:
-    """Whether a text is a URL, or a chain of URLs."""
-    return _URL.match(text) is not None
-
-
-def path_of_url(url: str) -> Path | None:
-    """The path of a URL of the disks of this machine; None for any other URL."""
-    parts = urlsplit(url)
-    return Path(unquote(parts.netloc + parts.path)) if parts.scheme in LOCAL_SCHEMES else None
-
-
-def check_slashes(argument: str, text: str) -> None:
-    """Refuse what pathlib makes of a URL."""
-    if _LOST_SLASH.match(text):
-        raise _errors.url_as_path(argument, text)
-
-
 def checked_place(
     place: Any, argument: str, not_a_path: Callable[[object], Exception]
 ) -> str | Path:
@@ -185,12 +158,7 @@ def checked_place(
         raise not_a_path(place) from None
     if not isinstance(text, str):
         raise not_a_path(place)
-    if "\0" in text or not _is_encodable(text):
-        raise _errors.path_unusable(argument, text)
-    check_slashes(argument, text)
-    if not is_url(text):
-        return locations.local_path(text)
-    here = path_of_url(text)
+    here = locations.local_path(text, argument)
     if here is not None:
         return here
     parts = urlsplit(text)
@@ -250,11 +218,3 @@ def folder_and_name(url: str) -> tuple[Folder, str]:
     if not name:
         raise _errors.path_unusable("path", url)
     return open_folder(f"{scheme}://{parent}", "path", _errors.result_not_a_path), name
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -31,6 +32,15 @@ _OBSTORE = {
     "http": "HTTPStore",
     "https": "HTTPStore",
 }
+
+# Schemes of the disks of this machine.
+LOCAL_SCHEMES = ("file", "local")
+
+# A URL, or a chain of them. A scheme has two letters at least: "C:" is a drive.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
+
+# A scheme without both slashes. pathlib takes one of the slashes away.
+_LOST_SLASH = re.compile(rf"({'|'.join((*_OBSTORE, *LOCAL_SCHEMES, 'abfss', 'memory'))}):(?!//)")
 
 # Argument with the name of the bucket, where it is not "bucket".
 _BUCKET = {"AzureStore": "container_name"}
@@ -94,9 +104,53 @@ def is_location(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def local_path(text: str) -> Path:
-    """A path, in which ``~`` is the folder of a user, as xarray takes it."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (leaves the name of no user as it is)
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, or a chain of URLs."""
+    return _URL.match(text) is not None
+
+
+def local_path(text: str, argument: str) -> Path | None:
+    """The path of a location on the disks of this machine; None for any other URL.
+
+    In a path ``~`` is the folder of a user, as xarray takes it. In a URL ``%20`` is a space, and so
+    for other letters.
+
+    Parameters
+    ----------
+    text : str
+        A path or a URL.
+    argument : str
+        Name in messages.
+
+    Raises
+    ------
+    InputError
+        If no file or directory has such a name, or if the text is only nearly a URL.
+    """
+    if not text or "\0" in text or not _is_encodable(text):
+        raise _errors.path_unusable(argument, text)
+    if _LOST_SLASH.match(text):
+        raise _errors.url_as_path(argument, text)
+    if not is_url(text):
+        return Path(os.path.expanduser(text))  # noqa: PTH111 (leaves the name of no user as it is)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that hold no address; the message may show a password
+        raise _errors.url_invalid(argument) from None
+    if parts.scheme not in LOCAL_SCHEMES:
+        return None
+    if parts.query or parts.fragment:
+        raise _errors.file_url_with_query(argument, text)
+    folder = "" if parts.netloc == "localhost" else parts.netloc
+    return Path(unquote(folder + parts.path))
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -> Any:
@@ -125,12 +179,13 @@ def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -
     import zarr
 
     url, given = os.fspath(location), dict(options or {})
+    here = local_path(url, name)
     shown = shown_url(url)
-    if urlsplit(url).query:
+    if here is None and urlsplit(url).query:
         raise _errors.location_with_query(name, shown)
     found: Any = None
     try:
-        store, path = _store_of(url, given)
+        store, path = _store_of(url, given) if here is None else (_local_store(here), "")
         found = zarr.open(store, path=path, mode="r")
     except ImportError as error:
         raise _errors.location_needs_library(name, shown, urlsplit(url).scheme, error) from error
@@ -154,15 +209,18 @@ def names_in(group: Any) -> list[str]:
         return []
 
 
+def _local_store(path: Path) -> Any:
+    """The store of a folder, for reading."""
+    from zarr.storage import LocalStore
+
+    return LocalStore(path.absolute(), read_only=True)
+
+
 def _store_of(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """The store of a URL, and the path of the array in the store."""
-    from zarr.storage import FsspecStore, LocalStore
+    """The store of a URL of another machine, and the path of the array in the store."""
+    from zarr.storage import FsspecStore
 
     parts = urlsplit(url)
-    if len(parts.scheme) < 2:  # no scheme, or the letter of a drive
-        return LocalStore(local_path(url).absolute(), read_only=True), ""
-    if parts.scheme in ("file", "local"):
-        return LocalStore(Path(unquote(parts.netloc + parts.path)), read_only=True), ""
     kind = _OBSTORE.get(parts.scheme)
     if kind is not None and importlib.util.find_spec("obstore") is not None:
         root = f"{parts.scheme}://{parts.netloc}"
@@ -253,9 +311,9 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def shown_url(url: str) -> str:
     """A URL without the parts that may hold credentials."""
-    parts = urlsplit(url)
-    if len(parts.scheme) < 2:
+    if not is_url(url):
         return url
+    parts = urlsplit(url)
     netloc = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
 

@@ -25,7 +25,6 @@ from nlsq_dask._errors import Status
 from nlsq_dask.io import locations
 from nlsq_dask.io.codec import checksum, dumps
 from nlsq_dask.io.direct_write import direct_writer
-from nlsq_dask.io.folders import check_slashes, is_url, path_of_url
 from nlsq_dask.io.libraries import is_zarr_group
 
 FORMAT = "nlsq_dask maps 1"
@@ -141,19 +140,16 @@ def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
         return store  # type: ignore[no-any-return]
     if not isinstance(store, str | os.PathLike) or not os.fspath(store):
         raise _errors.map_store_not_a_place(store)
-    text = os.fspath(store)
-    check_slashes("store", str(text))
-    here = path_of_url(text) if is_url(text) else locations.local_path(text)
-    url = here is None
-    place = text if here is None else here.absolute()
+    text, secrets = os.fspath(store), dict(options or {})
+    here = locations.local_path(text, "store")
     try:
-        given = locations.fsspec_options(text, dict(options or {})) if url else None
-        return zarr.open_group(place, mode="a", storage_options=given)
+        if here is not None:
+            return zarr.open_group(here.absolute(), mode="a")
+        given = locations.fsspec_options(text, secrets)
+        return zarr.open_group(text, mode="a", storage_options=given)
     except locations.failures() as error:
-        secrets = dict(options or {})
-        cause = locations.without_secrets(str(error), str(text), secrets)
-        shown = locations.shown_url(str(text)) if url else str(text)
-        raise _errors.map_store_not_opened(shown, cause) from None
+        cause = locations.without_secrets(str(error), text, secrets)
+        raise _errors.map_store_not_opened(locations.shown_url(text), cause) from None
 
 
 def is_in_memory(group: zarr.Group) -> bool:

@@ -21,7 +21,7 @@ from nlsq_dask.io.libraries import (
     is_zarr_group,
     is_zarr_store,
 )
-from nlsq_dask.io.locations import is_location, names_in, open_location, same_store
+from nlsq_dask.io.locations import is_location, is_url, names_in, open_location, same_store
 from nlsq_dask.io.missing import number_in
 from nlsq_dask.io.places import stored_lengths
 
@@ -223,7 +223,7 @@ def options_of_checkpoint(
 def _urls_in(arguments: Iterable[Any]) -> list[str]:
     """The URLs among some arguments, and the items of tuples."""
     parts = (part for a in arguments for part in (a if isinstance(a, tuple) else (a,)))
-    return [str(part) for part in parts if is_location(part) and "://" in str(part)]
+    return [str(part) for part in parts if is_location(part) and is_url(str(part))]
 
 
 def with_fill_value(y: Any, fill_value: Any) -> tuple[Any, Any]:

@@ -87,7 +87,7 @@ def test_a_store_is_a_path_or_the_url_of_a_path(tmp_path):
     maps = fit_each(decay, T, Y[:, :1], START, store=f"file://{place}".replace(" ", "%20"))
     again = fit_each(decay, T, Y[:, :1], START, store=place, resume=True)
     assert_same(maps, again.compute())
-    with pytest.raises(InputError, match="lost a slash"):
+    with pytest.raises(InputError, match="lacks a slash"):
         fit_each(decay, T, Y[:, :1], START, store=Path("s3://bucket/maps.zarr"))
 
 

@@ -118,7 +118,12 @@ def test_json_that_no_file_of_ours_holds(text):
         (5, InputTypeError, "is no path"),
         ("a\0b", InputError, "without null characters"),
         ("\ud800", InputError, "the file system can write"),
-        (Path("s3://bucket/run"), InputError, "lost a slash"),
+        ("", InputError, "not empty"),
+        (Path("s3://bucket/run"), InputError, "lacks a slash"),
+        ("file:run", InputError, "'./' before the name"),
+        ("file:///tmp/a?b", InputError, "'%3F'"),
+        ("file:///tmp/a#b", InputError, "'%23'"),
+        ("s3://user:secret@[bucket/run", InputError, "is no URL"),
         ("https://host/run", InputError, "before it is complete"),
         ("sftp://user:secret@host/run", InputError, "before it is complete"),
         ("simplecache::s3://bucket/run", InputError, "before it is complete"),
@@ -134,7 +139,9 @@ def test_places_that_are_refused(value, kind, message):
 def test_paths_on_this_machine():
     for text in ("C:/run", "run:1", "ä/\u202e", "a//b", "~x"):
         assert place(text) == Path(text)
-    assert place("file:///tmp/a%20b") == Path("/tmp/a b")
+    assert place("./s3:x") == Path("s3:x")
+    for text in ("file:///tmp/a%20b%3F", "file://localhost/tmp/a%20b%3F"):
+        assert place(text) == Path("/tmp/a b?")
 
 
 def test_a_folder_in_a_store():

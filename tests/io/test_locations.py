@@ -7,6 +7,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -177,4 +178,27 @@ def test_the_folder_of_a_user(tmp_path, monkeypatch):
     assert (tmp_path / "maps.zarr").is_dir()
     np.testing.assert_array_equal(open_location("~/maps.zarr/y", "y", None)[...], np.arange(3.0))
     assert checked_place("~/fit", "checkpoint", TypeError) == tmp_path / "fit"
-    assert local_path("~nobody at all/y") == Path("~nobody at all/y")
+    assert local_path("~nobody at all/y", "y") == Path("~nobody at all/y")
+
+
+@pytest.mark.parametrize("name", ["a b", "a%20b", "a#b", "a?b", "ä/日本"])
+def test_one_rule_for_paths_of_arrays_maps_and_checkpoints(name, tmp_path):
+    path = tmp_path / name
+    url = f"file://localhost{quote(str(path))}"
+    open_group(url, None).create_array("y", data=np.arange(3.0))
+    for text in (str(path), url):
+        np.testing.assert_array_equal(open_location(f"{text}/y", "y", None)[...], np.arange(3.0))
+        assert checked_place(text, "checkpoint", TypeError) == path
+
+
+@pytest.mark.parametrize("text", ["", "file:y", "s3:/bucket/y", "file:///y#1", "s3://[bucket/y"])
+def test_what_is_only_nearly_a_location(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for take in (
+        lambda: open_location(text, "y", None),
+        lambda: open_group(text or "file:", None),
+        lambda: checked_place(text, "checkpoint", TypeError),
+    ):
+        with pytest.raises(InputError, match="slash|%23|is no URL|not empty"):
+            take()
+    assert list(tmp_path.iterdir()) == []
