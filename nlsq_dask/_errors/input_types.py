@@ -157,9 +157,11 @@ def object_values(name: str, index: Sequence[int], value: object) -> InputTypeEr
     )
 
 
-def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> InputError:
+def unequal_lengths(
+    name: str, got: tuple[int, ...], expected: tuple[int, ...], of: str = "y"
+) -> InputError:
     got, expected = tuple(got), tuple(expected)
-    begin = f"{name} has shape {got} but y has shape {expected}: "
+    begin = f"{name} has shape {got} but {of} has shape {expected}: "
     last = name == "x" and got[:-1] == expected
     if last and len(got) == 2:
         return InputError(
@@ -175,12 +177,15 @@ def unequal_lengths(name: str, got: tuple[int, ...], expected: tuple[int, ...]) 
     if added > 0 and got == expected[: len(got)]:
         return InputError(
             f"{begin}dimensions are matched from the last to the first: pass "
-            f"np.reshape({name}, {(*got, *(1,) * added)}), which broadcasts to y's shape."
+            f"np.reshape({name}, {(*got, *(1,) * added)}), which broadcasts to {of}'s shape."
         )
     if math.prod(expected) == math.prod(got) and math.prod(got) == max(got, default=0):
+        remedy = "np.ravel of both" if name == "x" else f"np.reshape({name}, {expected})"
         return InputError(
-            f"{begin}both have {math.prod(got)} values, in other dimensions: pass np.ravel of both."
+            f"{begin}both have {math.prod(got)} values, in other dimensions: pass {remedy}."
         )
+    if name != "x":
+        return InputError(f"{begin}pass an array of {of}'s shape, or one that broadcasts to it.")
     return InputError(
         f"{begin}pass an array of y's shape, one that broadcasts to it, (k, *{expected}) for k "
         "coordinates, or a tuple of coordinate arrays."

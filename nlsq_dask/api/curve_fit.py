@@ -14,14 +14,15 @@ from scipy.optimize import OptimizeWarning
 from nlsq_dask import _errors
 from nlsq_dask.api.scipy_call import ScipyCall, checked, fitted, scipy_call
 from nlsq_dask.api.scipy_models import TransposedJacobian
-from nlsq_dask.core.bounds import by_name, normalize_bounds, normalize_p0
+from nlsq_dask.core.bounds import normalize_bounds, normalize_p0
 from nlsq_dask.core.checks import checked_flag
 from nlsq_dask.core.constraints import reduce_parameters
 from nlsq_dask.core.covariance import covariance
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import EVALUATIONS_PER_PARAMETER, LARGEST_SCALE
 from nlsq_dask.fitting.prepare import DIFFERENCES
-from nlsq_dask.io.units import BareParameters, bare_bounds
+from nlsq_dask.fitting.starting_values import starting_values
+from nlsq_dask.io.units import bare_bounds
 from nlsq_dask.results.result import FitResult
 from nlsq_dask.user_model.called_back import eager_value
 from nlsq_dask.user_model.signature import parameter_names
@@ -219,8 +220,8 @@ def _start_and_bounds(
     f: Callable[..., Any], p0: Any, bounds: Any
 ) -> tuple[FloatArray, tuple[FloatArray, FloatArray]]:
     """Starting values and bounds as arrays (p,)."""
-    given = BareParameters.of(p0)
-    p0 = by_name(given.p0)
+    given = starting_values(f, p0)
+    p0 = given.p0
     named = p0 is None or isinstance(p0, Mapping)
     if not named:
         p0 = _flat(p0, _errors.p0_not_numbers)

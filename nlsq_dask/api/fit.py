@@ -116,10 +116,10 @@ def fit(
         Observations, of any number of dimensions. Each element is a row. If ``y`` is an array of
         xarray or pandas, other such arrays are brought into the order of its dimensions and labels.
         A string is the name of a variable of `data`.
-    p0 : sequence or dict, optional
-        Starting values, in order or by name. The default is ``model.guess(x, y)``, called with a
-        sample of the rows. For a model without ``guess`` it is 1 for each parameter, moved inside
-        the bounds.
+    p0 : sequence, dict or FitResult, optional
+        Starting values, in order or by name; or the result of an earlier fit, for its estimates.
+        The default is ``model.guess(x, y)``, called with a sample of the rows. For a model without
+        ``guess`` it is 1 for each parameter, moved inside the bounds.
     dim : name, int, or sequence of these, optional
         Dimensions of ``y`` along which the model takes whole series: names for an array of xarray,
         else axes. The model may then mix the rows of a series, as a convolution with an instrument

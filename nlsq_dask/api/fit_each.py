@@ -96,11 +96,11 @@ def fit_each(
         for each series. Several coordinates are a tuple.
     y : array_like, shape (...)
         Observations, as for :func:`fit`, in memory or lazy.
-    p0 : sequence or dict, optional
+    p0 : sequence, dict, FitMaps or FitResult, optional
         Starting values, in order or by name: numbers, or maps with a number for each series. The
-        default is a guess for each series for the models of :mod:`nlsq_dask.models`, and 1 for each
-        parameter of another model, moved inside the bounds. A series with NaN in a map gets the
-        default.
+        result of an earlier fit, or its ``to_dataset()``, stands for its estimates. The default is
+        a guess for each series for the models of :mod:`nlsq_dask.models`, and 1 for each parameter
+        of another model, moved inside the bounds. A series with NaN in a map gets the default.
     dim : name, int, or sequence of these, optional
         Dimensions of ``y`` that are fitted along: names for an array of xarray, else axes. The
         default is the dimension of a labelled 1-D ``x``, or else the first axis.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import by_name, in_order, normalize_bounds, parameter_count
+from nlsq_dask.core.bounds import in_order, normalize_bounds, parameter_count
 from nlsq_dask.core.constraints import (
     Reduction,
     reduce_bounds,
@@ -19,7 +19,8 @@ from nlsq_dask.core.constraints import (
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.core.solver_state import METHOD_NAMES
 from nlsq_dask.fitting.options import InputOptions
-from nlsq_dask.io.units import BareParameters, bare_bounds, bare_fixed
+from nlsq_dask.fitting.starting_values import starting_values
+from nlsq_dask.io.units import bare_bounds, bare_fixed
 from nlsq_dask.user_model.signature import parameter_names
 
 
@@ -46,8 +47,8 @@ class BareInputs:
 
 def without_units(model: Callable[..., Any], p0: Any, inputs: InputOptions) -> BareInputs:
     """Take the units off the starting values, the bounds and the fixed values."""
-    start = BareParameters.of(p0)
-    p0 = by_name(start.p0)
+    start = starting_values(model, p0)
+    p0 = start.p0
     # Where p0 is a dictionary, the model's signature says which parameters there are.
     names = parameter_names(model, parameter_count(p0))
     fixed, units = bare_fixed(inputs.fixed, start.units(names))

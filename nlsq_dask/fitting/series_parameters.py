@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_dask import _errors
-from nlsq_dask.core.bounds import by_name, normalize_bounds
+from nlsq_dask.core.bounds import normalize_bounds
 from nlsq_dask.core.constraints import (
     Reduction,
     reduce_bounds,
@@ -22,9 +22,10 @@ from nlsq_dask.core.constraints import (
     reduce_start,
 )
 from nlsq_dask.core.normal_equations import FloatArray
+from nlsq_dask.fitting.starting_values import starting_values
 from nlsq_dask.io.observations import Array
 from nlsq_dask.io.series import SeriesAxes
-from nlsq_dask.io.units import BareParameters, bare_bounds, bare_fixed
+from nlsq_dask.io.units import bare_bounds, bare_fixed
 from nlsq_dask.user_model.signature import parameter_names
 
 
@@ -97,10 +98,8 @@ def series_parameters(
     InputError, InputTypeError
         As :func:`nlsq_dask.fit`, and if a map does not fit to the map of y.
     """
-    if not isinstance(p0, Mapping):
-        p0 = _in_order(by_name(p0))
-    start = BareParameters.of(p0)
-    p0 = start.p0
+    start = starting_values(model, p0)
+    p0 = _in_order(start.p0)
     names = parameter_names(model, None if p0 is None or isinstance(p0, Mapping) else len(p0))
     fixed, units = bare_fixed(fixed, start.units(names))
     bounds = bare_bounds(bounds, units, names)

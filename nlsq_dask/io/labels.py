@@ -92,11 +92,14 @@ class RowLabels:
         Names of y's dimensions.
     indexes : dict of int to (str, pandas.Index)
         Labels along axes of y, each with the name of the array that they are from.
+    whole : str
+        What has this shape, in messages: y, or the map.
     """
 
     shape: Shape
     dims: tuple[Hashable, ...] | None = None
     indexes: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    whole: str = "y"
 
     @classmethod
     def of(cls, y: Any, shape: Shape) -> RowLabels:
@@ -162,7 +165,7 @@ class RowLabels:
         missing = len(self.shape) - array.ndim
         is_stack = stacks and missing == -1 and array.shape[1:] == self.shape
         if missing < 0 and not is_stack:
-            raise _errors.unequal_lengths(name, array.shape, self.shape)
+            raise _errors.unequal_lengths(name, array.shape, self.shape, of=self.whole)
         return [d + missing for d in range(array.ndim)]
 
     def _axes_with_labels(self, labels: Labels) -> list[int]:
@@ -219,7 +222,7 @@ class RowLabels:
         other, known = self.indexes.get(axis, ("y", None))
         if index is None or known is None:
             if n not in (1, wanted) and self.dims is None:
-                raise _errors.unequal_lengths(name, array.shape, self.shape)
+                raise _errors.unequal_lengths(name, array.shape, self.shape, of=self.whole)
             if n not in (1, wanted):
                 raise _errors.lengths_differ(name, n, wanted, self._title(axis))
             if index is not None and n == wanted:

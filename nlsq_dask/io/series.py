@@ -223,8 +223,10 @@ class SeriesAxes:
         own = dict(enumerate(self.map))
         dims = None if rows.dims is None else tuple(rows.dims[d] for d in self.map)
         known = {i: rows.indexes[d] for i, d in own.items() if d in rows.indexes}
-        of_map = RowLabels(self.map_shape, dims, known)
-        placed = broadcastable(of_map.placed(array, value, name), self.map_shape, name)
+        of_map = RowLabels(self.map_shape, dims, known, "the map")
+        placed = broadcastable(
+            of_map.placed(array, value, name), self.map_shape, name, of=of_map.whole
+        )
         return placed[self._expanding(self.map)]
 
     def _check_map(self, shape: Shape, name: str) -> None:

@@ -259,10 +259,10 @@ def _placed(array: Array, value: Any, name: str, rows: RowLabels) -> Array:
     return broadcastable(rows.placed(array, value, name), rows.shape, name)
 
 
-def broadcastable(array: Array, shape: tuple[int, ...], name: str) -> Array:
+def broadcastable(array: Array, shape: tuple[int, ...], name: str, of: str = "y") -> Array:
     """The array with leading dimensions of length 1, as NumPy's broadcasting adds them."""
     if not broadcasts(array.shape, shape):
-        raise _errors.unequal_lengths(name, array.shape, shape)
+        raise _errors.unequal_lengths(name, array.shape, shape, of=of)
     missing = len(shape) - array.ndim
     return array[(None,) * missing] if missing else array
 

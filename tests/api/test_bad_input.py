@@ -47,7 +47,9 @@ DATA = {
         dict(x=(X, X[:-1])), InputError, "x[1] has shape (99,) but y has shape (100,)"
     ),
     "sigma too short": (
-        dict(sigma=np.ones(99)), InputError, "sigma has shape (99,) but y has shape (100,)"
+        dict(sigma=np.ones(99)),
+        InputError,
+        "but y has shape (100,): pass an array of y's shape, or one that broadcasts to it.",
     ),
     "sigma a matrix of 99": (
         dict(sigma=np.eye(99)), InputError, "`sigma` has incorrect shape. sigma has shape (99, 99)"

@@ -19,7 +19,9 @@ from nlsq_dask import (
     ConvergenceWarning,
     CovarianceWarning,
     InputError,
+    InputTypeError,
     Status,
+    curve_fit,
     fit,
     fit_each,
     models,
@@ -486,6 +488,51 @@ def test_starts_with_names_are_taken_by_name():
         assert (again.nfev <= 2).all()
 
 
+@pytest.mark.parametrize("data", [CUBE.y, LABELLED], ids=["plain", "labelled"])
+def test_the_answer_of_an_earlier_fit_is_a_start(data):
+    earlier = fit_each(decay, T, data, START, covariance=True)
+    expected = fit_each(decay, T, data, {name: earlier[name] for name in NAMES})
+    for start in earlier, earlier.to_dataset(), earlier.to_curvefit():
+        assert same(fit_each(decay, T, data, start), expected)
+    one = earlier.at(0, 0)
+    known = dict(zip(NAMES, one.popt.tolist(), strict=True))
+    expected = fit_each(decay, T, data, known)
+    for start in one, one.to_dataset():
+        assert same(fit_each(decay, T, data, start), expected)
+        again = fit(decay, T, CUBE.y[:, 0, 0], start, nan_policy="omit")
+        np.testing.assert_array_equal(
+            again.popt, fit(decay, T, CUBE.y[:, 0, 0], known, nan_policy="omit").popt
+        )
+        np.testing.assert_allclose(
+            curve_fit(decay, T, CUBE.y[:, 0, 1], start, nan_policy="omit")[0],
+            earlier.at(0, 1).popt,
+            rtol=1e-5,
+        )
+    with pytest.raises(InputTypeError, match="a map with a value for each pixel, fit_each takes"):
+        fit(decay, T, CUBE.y[:, 0, 0], earlier)
+
+
+def test_a_dataset_of_maps_names_the_parameter_that_has_none():
+    maps = fit_each(decay, T, CUBE.y, START).to_dataset()
+    with pytest.raises(InputError, match="p0 has no value for lifetime"):
+        fit_each(decay, T, CUBE.y, maps.drop_vars("lifetime"))
+    with pytest.raises(InputError, match="p0 names other, but the model's parameters are"):
+        fit_each(decay, T, CUBE.y, maps[["offset"]].rename(offset="other"))
+
+
+def test_a_parameter_that_has_the_name_of_a_coordinate_is_a_start():
+    """The dataset of the maps names the coordinate so, and the parameter fit_row."""
+
+    def named(t, amplitude, row, offset):
+        return decay(t, amplitude, row, offset)
+
+    earlier = fit_each(named, "t", LABELLED, START)
+    assert same(
+        fit_each(named, "t", LABELLED, earlier.to_dataset()),
+        fit_each(named, "t", LABELLED, earlier),
+    )
+
+
 def test_dataset_has_a_variable_for_each_parameter_and_named_flags():
     lazy = fit_each(decay, LABELLED["t"], LABELLED.chunk(row=2), START)
     dataset = lazy.to_dataset()
@@ -579,6 +626,10 @@ def test_a_model_that_mixes_the_rows_of_a_series_gets_whole_series():
         (
             {"p0": {"amplitude": np.ones((7, 5)), "lifetime": 1, "offset": 0}},
             r"p0\['amplitude'\] has shape \(7, 5\), but the map has shape \(5, 7\)",
+        ),
+        (
+            {"p0": xr.DataArray(np.ones((3, 2)), {"param": list(NAMES)}, ("param", "pixel"))},
+            r"p0\['amplitude'\] has shape \(2,\) but the map has shape \(5, 7\): pass an array",
         ),
         (
             {"bounds": {"lifetime": (np.zeros((ROWS, 5)), 9.0)}},
