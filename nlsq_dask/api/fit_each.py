@@ -37,7 +37,9 @@ from nlsq_dask.fitting.series_result import (
     with_labels,
 )
 from nlsq_dask.fitting.series_values import map_values
+from nlsq_dask.io.frame import NO_LABEL
 from nlsq_dask.kernels.devices import DeviceArgument
+from nlsq_dask.results.drawing.rows import abscissa_title
 from nlsq_dask.results.maps import FitMaps
 from nlsq_dask.results.maps_record import InStore
 from nlsq_dask.results.result import FitResult
@@ -333,6 +335,13 @@ class _Fitted:
         turned = values.transpose(job.axes.fit + job.axes.map).ravel()
         y = np.ma.filled(np.ma.asarray(series.y, np.float64), np.nan)
         return (coords[0] if len(coords) == 1 else np.arange(len(y))), y, turned
+
+    def titles(self) -> tuple[str, str]:
+        """Titles of the abscissa and of the ordinate of :meth:`rows`."""
+        data = self.job.data
+        single = data.structure == "single"
+        x = abscissa_title(data, has_curve=True) if single else "number of the row"
+        return x, data.labels.get("y", NO_LABEL).title("y")
 
     def refit(self, fields: Mapping[str, Any], index: tuple[int, ...]) -> FitResult:
         """The fit of one series, from its answer, or else from its start.

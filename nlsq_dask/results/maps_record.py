@@ -66,6 +66,10 @@ class FittedSeries(Protocol):
         """Abscissa, observations and values of the model of one series, each (m,)."""
         ...
 
+    def titles(self) -> tuple[str, str]:
+        """Titles of the abscissa and of the ordinate of :meth:`rows`."""
+        ...
+
     def refit(self, fields: Mapping[str, Array], index: tuple[int, ...]) -> Any:
         """The fit of one series as a :class:`nlsq_dask.FitResult`."""
         ...

@@ -690,8 +690,9 @@ def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
     assert figure._repr_png_().startswith(b"\x89PNG")  # as a notebook shows it
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:4] == [*NAMES, "status"]
-    (image,) = figure.axes[3].images  # a colour for each status that occurs
+    (image,) = figure.axes[3].collections  # a colour for each status that occurs
     assert image.cmap.N == len(np.unique(maps.status)) == 1
+    assert figure.axes[0].yaxis_inverted()  # the first row of a matrix is at the top
     assert image.get_clim() == (-0.5, 0.5)
     worst = np.unravel_index(np.argmax(maps.reduced_chi2), maps.shape)
     drawn = next(axes for axes in figure.axes if axes.get_title().startswith("worst"))
@@ -701,6 +702,28 @@ def test_plot_draws_each_map_and_the_median_and_worst_series(maps):
     np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
     with pytest.raises(InputError, match="one or two dimensions"):
         fit_each(decay, T, CUBE.y.reshape(ROWS, 5, 7, 1), START).plot()
+
+
+def test_plot_has_the_numbers_and_units_of_the_coordinates():
+    days = np.array(
+        ["2024-05-01", "2024-05-03", "2024-05-07", "2024-05-08", "2024-05-09"], "M8[ns]"
+    )
+    height = np.linspace(6.0, 0.0, 7) ** 2
+    y = LABELLED.rename(row="day", column="height").assign_attrs(units="mV")
+    y = y.assign_coords(day=days, height=("height", height, {"units": "km"}))
+    picture = fit_each(decay, "t", y, START).plot().axes
+    lifetime = picture[1]
+    series = next(axes for axes in picture if axes.get_title().startswith("median"))
+    edges = lifetime.collections[0].get_coordinates()  # (6, 8, 2): x and y of the corners
+    middles = 0.5 * (height[1:] + height[:-1])
+    np.testing.assert_allclose(edges[0, 1:-1, 0], middles)
+    dates = days.astype("M8[D]").astype(float)
+    np.testing.assert_allclose(edges[1:-1, 0, 1], 0.5 * (dates[1:] + dates[:-1]))
+    assert (lifetime.get_xlabel(), lifetime.get_ylabel()) == ("height [km]", "day")
+    assert (series.get_xlabel(), series.get_ylabel()) == ("t [s]", "signal [mV]")
+    line = fit_each(decay, "t", y[:, 0], START).plot().axes[1]
+    np.testing.assert_array_equal(line.lines[0].get_xdata(), height)
+    assert line.get_xlabel() == "height [km]"
 
 
 def cubic(x, a, b, c, d):

@@ -22,6 +22,7 @@ from nlsq_dask.io.frame import NO_LABEL, Label
 from nlsq_dask.io.observations import Array, Observations
 from nlsq_dask.io.sources import is_dask
 from nlsq_dask.questions.images import Images
+from nlsq_dask.results.drawing.axis import DATE, Axis, coordinate_of, date_of, same_scale
 from nlsq_dask.results.drawing.figures import (
     DIFFERENCES,
     NO_VALUE,
@@ -51,9 +52,6 @@ MOST_COMPARED_VALUES = 1 << 24
 # Inches: width of a new figure, width of a panel, and height of all that is not a panel.
 WIDTH, PANEL, AROUND = 10.0, 2.45, 1.1
 
-# Largest ratio of the lengths of two axes of one kind that are drawn to the same scale.
-MOST_RATIO = 3.0
-
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
@@ -62,15 +60,6 @@ class ImageOptions:
     dims: Sequence[Hashable] | None = None
     at: Mapping[Any, int] | None = None
     log: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis of the images: edges of the pixels, its title, and what it counts or measures."""
-
-    edges: FloatArray
-    title: str
-    kind: str
 
 
 def plot_images(result: Plottable, options: ImageOptions | None = None, ax: Any = None) -> Figure:
@@ -93,7 +82,7 @@ def plot_images(result: Plottable, options: ImageOptions | None = None, ax: Any 
     images = of_slice.ask(question, method).means()
     titles = (data.labels.get("y", NO_LABEL).title("y"), residual_title(data))
     _draw(figure, axes, images, (across, down), titles, log=shown.log)
-    axes[0].set_ylabel(down.title)
+    down.describe(axes[0].yaxis)
     note = _note(data, names, dims, cuts)
     if note and ax is None:
         figure.suptitle(note, fontsize=SMALL, color="#555555")
@@ -103,7 +92,7 @@ def plot_images(result: Plottable, options: ImageOptions | None = None, ax: Any 
 def _size(across: Axis, down: Axis) -> tuple[float, float]:
     """Size of a new figure, in inches; its height follows that of the images."""
     ratio = 1.0
-    if _same_scale(across, down):
+    if same_scale(across, down):
         ratio = float(np.ptp(down.edges) / np.ptp(across.edges))
     return WIDTH, min(PANEL * ratio + AROUND, WIDTH)
 
@@ -185,49 +174,23 @@ def _note(
     parts = []
     for d in (d for d in range(data.y.ndim) if d not in dims):
         title = f"dimension {names[d]}" if isinstance(names[d], int) else str(names[d])
-        found = _labelled(data, names[d])
+        found = coordinate_of(data.frame, names[d])
         if d not in cuts:
             parts.append(f"mean over {title} ({data.y.shape[d]:,})")
         elif found is None:
             parts.append(f"{title} at index {cuts[d]}")
         else:
             label, values = found
-            parts.append(f"{title} = {values[cuts[d]]:g} {label.unit}".rstrip())
+            at = values[cuts[d]]
+            text = str(date_of(at)) if label.unit == DATE else f"{at:g} {label.unit}"
+            parts.append(f"{title} = {text}".rstrip())
     return ", ".join(parts)
 
 
 def _axis(data: Observations, dim: int, names: tuple[Hashable, ...], pixels: int) -> Axis:
     """An axis in the numbers of its coordinate, if it has a monotone one, else in indices."""
-    n = data.y.shape[dim]
-    found = _labelled(data, names[dim]) or _of_coordinates(data, dim)
-    number = isinstance(names[dim], int)
-    title = f"index of dimension {names[dim]}" if number else f"index of {names[dim]}"
-    kind, values = "index", np.arange(n, dtype=np.float64)
-    if found is not None:
-        label, numbers = found
-        steps = np.diff(numbers)
-        if numbers.shape == (n,) and (np.all(steps > 0) or np.all(steps < 0)):
-            title, kind, values = label.title(label.name), label.unit or label.name, numbers
-    ends = np.concatenate([values[:1], 0.5 * (values[1:] + values[:-1]), values[-1:]])
-    if n > 1:  # the outer half of the first and the last row
-        ends[0] -= ends[1] - values[0]
-        ends[-1] += values[-1] - ends[-2]
-    else:
-        ends += np.array([-0.5, 0.5])
-    # A row i is in pixel i * pixels // n: see `Images`.
-    first = -(-np.arange(pixels + 1) * n // pixels)
-    return Axis(ends[first], title, kind)
-
-
-def _labelled(data: Observations, dim: Hashable) -> tuple[Label, FloatArray] | None:
-    """Coordinate of a dimension of labelled data, if it is one of numbers."""
-    if data.frame is None or dim not in data.frame.coords:
-        return None
-    coordinate = data.frame.coords[dim]
-    if coordinate.dtype.kind not in "fiu":
-        return None
-    label = Label.of(coordinate)
-    return replace(label, name=label.name or str(dim)), np.asarray(coordinate.values, np.float64)
+    found = coordinate_of(data.frame, names[dim]) or _of_coordinates(data, dim)
+    return Axis.of(names[dim], data.y.shape[dim], found, pixels)
 
 
 def _of_coordinates(data: Observations, dim: int) -> tuple[Label, FloatArray] | None:
@@ -274,10 +237,10 @@ def _draw(
         )
         meshes.append(mesh)
         each.set_title(title, fontsize="medium")
-        each.set_xlabel(across.title)
+        across.describe(each.xaxis)
         each.tick_params(labelsize=SMALL)
         each.set_facecolor(NO_VALUE)
-        if _same_scale(across, down):
+        if same_scale(across, down):
             each.set_aspect("equal")
     groups = ((meshes[0], axes[:2], labels[0]), *((m, axes[2:], labels[1]) for m in meshes[2:]))
     for mesh, group, label in groups:
@@ -297,9 +260,3 @@ def _norm_of(image: FloatArray, *, log: bool) -> Any:
     if low == high:
         low, high = (low / 2, low * 2) if log else (low - 0.5, high + 0.5)
     return LogNorm(low, high) if log else Normalize(low, high)
-
-
-def _same_scale(across: Axis, down: Axis) -> bool:
-    """Whether both axes are of one kind, and not much longer than each other."""
-    lengths = [float(np.ptp(axis.edges)) for axis in (across, down)]
-    return across.kind == down.kind and max(lengths) <= MOST_RATIO * min(lengths)

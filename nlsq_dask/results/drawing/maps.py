@@ -12,8 +12,10 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
+from nlsq_dask.results.drawing.axis import INDEX, Axis, coordinate_of, same_scale
 from nlsq_dask.results.drawing.figures import (
     BLUE,
+    NO_VALUE,
     SMALL,
     VALUES,
     VERMILLION,
@@ -26,6 +28,8 @@ from nlsq_dask.results.maps_record import MapsRecord, fitted_series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Quantiles of a map between which its colours vary: single wild pixels would leave the rest alike.
@@ -47,11 +51,12 @@ def plot_maps(maps: MapsRecord) -> Figure:
     figure = new_figure("plot()", (SIZE * columns, SIZE * height))
     grid = figure.add_gridspec(height, columns)
     places = [figure.add_subplot(grid[divmod(i, columns)]) for i in range(n_maps)]
+    sides = _axes_of_map(maps)
     for axes, name, values in zip(places, names, np.asarray(maps.fields["popt"]), strict=False):
-        _draw_map(figure, axes, np.where(status > 0, values, np.nan), _title(maps, name))
-    _draw_status(figure, places[-1], status)
+        _draw_map(figure, axes, sides, np.where(status > 0, values, np.nan), _title(maps, name))
+    _draw_status(figure, places[-1], sides, status)
     for axes in places:
-        _label(axes, maps)
+        _label(axes, sides)
     half = max(columns // 2, 1)
     for part, (title, index) in zip(
         (slice(0, half), slice(half, columns)), _shown(maps, status), strict=False
@@ -65,45 +70,69 @@ def _title(maps: MapsRecord, name: str) -> str:
     return f"{name} [{unit}]" if unit else name
 
 
-def _draw_map(figure: Figure, axes: Axes, values: Any, title: str) -> None:
+def _axes_of_map(maps: MapsRecord) -> list[Axis]:
+    """The axes of the map, in the numbers of its coordinates where it has such."""
+    frame = maps.frame
+    names = maps.axes.map if frame is None else frame.dims
+    return [
+        Axis.of(name, n, coordinate_of(frame, name))
+        for name, n in zip(names, maps.shape, strict=True)
+    ]
+
+
+def _draw_map(figure: Figure, axes: Axes, sides: list[Axis], values: Any, title: str) -> None:
     axes.set_title(title, fontsize=SMALL)
     known = values[np.isfinite(values)]
     if values.ndim == 1:
-        axes.plot(values, color=BLUE, lw=1.0)
+        axes.plot(sides[0].values, values, color=BLUE, lw=1.0)
         return
     low, high = np.quantile(known, COLOURED) if known.size else (0.0, 1.0)
-    colours = map_of(VALUES)  # a series without an answer is grey
-    image = axes.imshow(values, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+    image = _image(axes, sides, values, map_of(VALUES), (low, high))
     colour_bar(figure, image, axes, "", shrink=0.8)
 
 
-def _draw_status(figure: Figure, axes: Axes, status: Any) -> None:
+def _draw_status(figure: Figure, axes: Axes, sides: list[Axis], status: Any) -> None:
     """The statuses that occur, each in a colour of its own."""
     found = np.unique(status)
     numbers = np.searchsorted(found, status)
     axes.set_title("status", fontsize=SMALL)
     names = [Status(int(value)).name.lower() for value in found]
     if status.ndim == 1:
-        axes.plot(numbers, ".", color=BLUE, ms=3)
+        axes.plot(sides[0].values, numbers, ".", color=BLUE, ms=3)
         axes.set_yticks(range(len(found)), names, fontsize=SMALL)
         return
     from matplotlib import colormaps
 
     colours = colormaps["cividis"].resampled(len(found))
-    last = len(found) - 0.5
-    image = axes.imshow(numbers, cmap=colours, vmin=-0.5, vmax=last, interpolation="nearest")
+    image = _image(axes, sides, numbers, colours, (-0.5, len(found) - 0.5))
     bar = figure.colorbar(image, ax=axes, ticks=range(len(found)), shrink=0.8)
     bar.ax.set_yticklabels(names, fontsize=SMALL)
 
 
-def _label(axes: Axes, maps: MapsRecord) -> None:
-    """Names of the dimensions along the sides of a map."""
+def _image(
+    axes: Axes, sides: list[Axis], values: Any, colours: Colormap, ends: tuple[float, float]
+) -> QuadMesh:
+    """The pixels of a map. Indices run from the top, as those of a matrix; coordinates rise."""
+    down, across = sides
+    low, high = ends
+    shown = np.ma.masked_invalid(values)
+    mesh = axes.pcolormesh(
+        across.edges, down.edges, shown, vmin=low, vmax=high, cmap=colours, rasterized=True
+    )
+    axes.set_facecolor(NO_VALUE)  # a series without an answer is grey
+    if down.kind == INDEX:
+        axes.invert_yaxis()
+    if same_scale(across, down):
+        axes.set_aspect("equal")
+    return mesh
+
+
+def _label(axes: Axes, sides: list[Axis]) -> None:
+    """Titles along the sides of a map."""
     axes.tick_params(labelsize=SMALL)
-    dims = [] if maps.frame is None else [str(dim) for dim in maps.frame.dims]
-    if dims:
-        axes.set_xlabel(dims[-1], fontsize=SMALL)
-    if len(dims) == 2:
-        axes.set_ylabel(dims[0], fontsize=SMALL)
+    sides[-1].describe(axes.xaxis, SMALL)
+    if len(sides) == 2:
+        sides[0].describe(axes.yaxis, SMALL)
 
 
 def _shown(maps: MapsRecord, status: Any) -> list[tuple[str, tuple[int, ...]]]:
@@ -122,10 +151,13 @@ def _shown(maps: MapsRecord, status: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 def _draw_series(axes: Axes, maps: MapsRecord, title: str, index: tuple[int, ...]) -> None:
     """Rows of a series, and the model at its estimates."""
-    x, y, values = fitted_series(maps, "plot()").rows(maps.fields, index)
+    series = fitted_series(maps, "plot()")
+    x, y, values = series.rows(maps.fields, index)
     order = np.argsort(x, kind="stable")
     axes.plot(x, y, ".", color=BLUE, ms=3, label="data")
     axes.plot(x[order], values[order], color=VERMILLION, lw=1.2, label="fit")
     ratio = float(np.asarray(maps.fields["reduced_chi2"])[index])
     axes.set_title(f"{title}: {index}, reduced chi-square {ratio:.3g}", fontsize=SMALL)
+    for side, text in zip((axes.xaxis, axes.yaxis), series.titles(), strict=True):
+        side.set_label_text(text, fontsize=SMALL)
     tidy([axes])
