@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -183,6 +184,15 @@ def no_block_without_absent(found: Sequence[AbsentChunks]) -> ReadingError:
         f"{'; '.join(map(str, found))}, and each block needs one of them, so that "
         "missing_chunks='omit' would leave out all rows: write them again, or pass 'fill' to take "
         "them for data."
+    )
+
+
+def array_not_here(folder: str) -> FileNotFoundError:
+    """The folder of an array is gone, or belongs to another machine."""
+    return FileNotFoundError(
+        f"there is no folder {folder} on the machine {platform.node()}, and Zarr would read fill "
+        "values: mount the file system on all workers, pass absolute paths, and keep the folder "
+        "while a fit runs"
     )
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask.io.direct import DirectReader, direct_reader
+from nlsq_dask.io.places import check_there
 
 # Stores and arrays that a process keeps open. A fit has a few of each.
 MOST_STORES = 32
@@ -107,6 +108,7 @@ class Leaf:
     def __getitem__(self, index: Any) -> NDArray[Any]:
         values = None if self._direct is None else self._direct.read(index)
         if values is None:
+            check_there(self.array)
             values = self.array[index]
         return values
 

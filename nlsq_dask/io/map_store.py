@@ -26,6 +26,7 @@ from nlsq_dask.io import locations
 from nlsq_dask.io.codec import checksum, dumps
 from nlsq_dask.io.direct_write import direct_writer
 from nlsq_dask.io.libraries import is_zarr_group
+from nlsq_dask.io.places import check_there
 
 FORMAT = "nlsq_dask maps 1"
 ATTRIBUTE = "nlsq_dask"
@@ -71,6 +72,7 @@ class StoredMap:
     def write(self, region: tuple[slice, ...], packed: NDArray[Any]) -> None:
         """Write the map of a region, from the packed answer (k, ...) there."""
         planes = self.planes if self.planes.ndim else int(self.planes)  # of one plane a view
+        check_there(self.array)
         values = packed[planes].astype(self.array.dtype, copy=False)
         box = (*(slice(None),) * self.planes.ndim, *region)
         writer = direct_writer(self.array)

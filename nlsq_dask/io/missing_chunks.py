@@ -24,7 +24,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.libraries import inner_store, local_folder
-from nlsq_dask.io.places import chunk_key, stored_lengths
+from nlsq_dask.io.places import chunk_key, metadata_key, stored_lengths
 from nlsq_dask.io.shards import absent_in, chunks_of
 from nlsq_dask.io.stored import of_zarr
 
@@ -60,8 +60,7 @@ def absent_chunks(array: Any) -> frozenset[ChunkIndex] | None:
         None if the store cannot list its keys. Some stores, as of HTTP, list none or a part.
     """
     keys = _listed(array.store, array.path)
-    metadata = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-    if keys is None or (f"{array.path}/" if array.path else "") + metadata not in keys:
+    if keys is None or metadata_key(array) not in keys:
         return None
     named = {index: chunk_key(array, index) for index in itertools.product(*_ranges(array))}
     absent = [index for index, key in named.items() if key not in keys]
@@ -129,10 +128,18 @@ async def _collected(keys: AsyncIterator[str]) -> list[str]:
 
 
 def _files_below(root: Path, path: str) -> list[str]:
-    """Keys of a local store. Zarr's own listing would hold up the loop that reads chunks."""
-    found = []
-    for folder, _, names in os.walk(root / path):
-        below = Path(folder).relative_to(root).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [prefix + name for name in names]
+    """Keys of a local store. Zarr's own listing would hold up the loop that reads chunks.
+
+    A link to nothing is no key: Zarr reads the chunk as the fill value. Large files that are not
+    fetched yet are such links in repositories of git-annex.
+    """
+    found, folders = [], [f"{path}/" if path else ""]
+    while folders:
+        prefix = folders.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(f"{prefix}{entry.name}/")
+                elif not entry.is_symlink() or entry.is_file():
+                    found.append(prefix + entry.name)
     return found

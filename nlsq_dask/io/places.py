@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from nlsq_dask import _errors
 from nlsq_dask.io.chunks import Box
+from nlsq_dask.io.libraries import inner_store, local_folder
 
 # Most chunk keys that are looked up for a message.
 MOST_KEYS = 4
@@ -45,6 +47,35 @@ def chunk_key(array: Any, index: tuple[int, ...]) -> str:
     prefix = f"{array.path}/" if array.path else ""
     key: str = array.metadata.encode_chunk_key(index)
     return prefix + key
+
+
+def metadata_key(array: Any) -> str:
+    """Key of the metadata of a Zarr array in its store."""
+    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    return f"{array.path}/{name}" if array.path else name
+
+
+def check_there(array: Any) -> None:
+    """Refuse a Zarr array in a folder that this process does not find.
+
+    Zarr reads each chunk of such an array as its fill value. A worker may lack the file system of
+    the data, or be in another working directory; or the file system went away.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        An array that was opened, here or in another process.
+
+    Raises
+    ------
+    FileNotFoundError
+    """
+    folder = local_folder(inner_store(array.store))
+    if folder is None or (folder / metadata_key(array)).is_file():
+        return
+    # Metadata of a group may be consolidated: the array then needs none of its own.
+    if not (folder / array.path).is_dir():
+        raise _errors.array_not_here(str(folder.absolute() / array.path))
 
 
 def stored_chunks(array: Any, box: tuple[slice, ...] | None) -> str:

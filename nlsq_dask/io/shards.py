@@ -105,7 +105,13 @@ class ShardIndex:
         return np.frombuffer(raw[:n_bytes], "<u8").reshape(*self.grid, 2)
 
     def absent(self, raw: bytes | None) -> Iterator[tuple[int, ...]]:
-        """Chunks of a shard that its index does not have; none if the index is damaged."""
+        """Chunks of a shard that its index does not have; none if the index is damaged.
+
+        An empty file has no index, and Zarr reads fill values.
+        """
+        if raw == b"":
+            yield from np.ndindex(self.grid)
+            return
         places = self.places(raw)
         if places is None:
             return  # the fit will tell of a damaged shard
@@ -159,9 +165,10 @@ def absent_in(
 
 
 def _read(path: Path, index: ShardIndex) -> bytes | None:
-    """The index of a shard in a file; None if the file is shorter."""
+    """The index of a shard in a file, nothing of an empty file; None if the file is shorter."""
     with io.FileIO(path) as file:
-        return index.read(file, os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        return index.read(file, size) if size else b""
 
 
 async def _asked(store: Any, keys: Iterable[str], index: ShardIndex) -> list[bytes | None]:

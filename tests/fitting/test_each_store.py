@@ -35,7 +35,7 @@ from nlsq_dask.engines.dask.executor import LocalExecutor
 from nlsq_dask.engines.dask.series_regions import Region
 from nlsq_dask.fitting import series_reading
 from nlsq_dask.io import reused_memory
-from nlsq_dask.io.map_store import StoredPlanes
+from nlsq_dask.io.map_store import StoredMap, StoredPlanes, open_group
 from nlsq_dask.io.reused_memory import ReusedMemory
 from nlsq_dask.kernels import compiled
 from nlsq_dask.kernels.compiled import compilations
@@ -97,6 +97,15 @@ def test_options_of_an_object_store_need_a_url(expected, tmp_path):
     assert_same(maps, expected)
     with pytest.raises(InputError, match="of checkpoints or of a store of maps"):
         fit_each(decay, T, Y, START, store=tmp_path / "maps.zarr", **options)
+
+
+def test_maps_are_not_written_where_the_store_is_not(tmp_path):
+    """On a worker that does not have the file system of the store."""
+    array = open_group(tmp_path / "maps", None).create_array("a", shape=(4,), dtype=float)
+    (tmp_path / "maps").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="on the machine"):
+        StoredMap("a", array, np.array(0)).write((slice(0, 4),), np.ones((1, 4)))
+    assert not (tmp_path / "maps").exists()
 
 
 @pytest.mark.slow

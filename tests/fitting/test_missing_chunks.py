@@ -93,6 +93,20 @@ def test_missing_chunks_are_told_and_read_as_before(lossy):
     assert result.blocks_omitted == ()
 
 
+def test_a_link_to_nothing_is_a_missing_chunk(tmp_path):
+    """Of files in git-annex that were not fetched; Zarr reads the fill value."""
+    array = stored(tmp_path / "y.zarr")
+    chunks = tmp_path / "y.zarr" / "c"
+    for i in (3, 7):
+        (chunks / str(i)).rename(tmp_path / f"object-{i}")
+        (chunks / str(i)).symlink_to(tmp_path / f"object-{i}")
+    chunks.rename(tmp_path / "chunks")
+    chunks.symlink_to(tmp_path / "chunks")
+    assert absent_chunks(array) == frozenset()
+    (tmp_path / "object-7").unlink()
+    assert absent_chunks(array) == {(7,)}
+
+
 def test_missing_chunks_are_refused_before_the_first_pass(lossy, monkeypatch):
     passes = []
     with pytest.raises(ReadingError, match=r"y lacks 2 of 10 chunks in the store \(.*3, .*7 of "):
@@ -146,6 +160,14 @@ def test_a_chunk_that_its_shard_does_not_hold(holed):
     assert by_chunk.blocks_omitted == ((5,), (30,))
     by_shard = fitted(holed, missing_chunks="omit")
     assert by_shard.blocks_omitted == ((1,), (7,))
+
+
+def test_an_empty_file_is_a_shard_without_chunks(tmp_path):
+    """A file system that was full left it; Zarr reads the fill value."""
+    array = stored(tmp_path / "y.zarr", layout="shards")
+    (tmp_path / "y.zarr" / KEYS["shards"].format(3)).write_bytes(b"")
+    assert not array[3 * ROWS : 4 * ROWS].any()
+    assert absent_chunks(array) == {(i,) for i in range(12, 16)}
 
 
 def test_an_array_whose_last_shard_is_not_full(tmp_path):

@@ -104,3 +104,21 @@ def test_what_a_graph_holds():
     array = zarr.create_array(MemoryStore(), data=np.arange(5.0))
     assert zarr_inside(Leaf(array)) is zarr_inside(array) is array
     assert zarr_inside(np.arange(5.0)) is None
+
+
+@pytest.mark.parametrize("compressors", [None, "auto"])
+def test_a_folder_that_a_process_does_not_find(compressors, tmp_path, monkeypatch):
+    """A worker without the file system of the data would read fill values; or a relative path."""
+    monkeypatch.chdir(tmp_path)
+    array = zarr.create_array(
+        "y.zarr", data=np.arange(100.0), chunks=(10,), compressors=compressors
+    )
+    leaf = pickle.loads(pickle.dumps(Leaf(array)))
+    (tmp_path / "y.zarr" / "zarr.json").rename(tmp_path / "consolidated")  # needs none of its own
+    np.testing.assert_array_equal(leaf[20:30], np.arange(20.0, 30.0))
+    (tmp_path / "consolidated").rename(tmp_path / "y.zarr" / "zarr.json")
+    monkeypatch.chdir("/")
+    with pytest.raises(FileNotFoundError, match="would read fill values: mount"):
+        leaf[20:30]
+    with pytest.raises(ReadingError, match="would read fill values: mount"):
+        fit(mean, np.arange(100.0), array, p0=[1.0], retries=0)
