@@ -49,8 +49,11 @@ _PRODUCT_SIZE = 1 << 18
 _LEAST_ROWS = 8
 _FEW_LANES = 64
 
-# A column of which less than 1e-4 is left after projecting out the others belongs to them.
+# A column of which less than 1e-4 is left after projecting out the others belongs to them. Of the
+# columns of linear terms, which come first, all but rounding is kept: a line over x from 1e6 to
+# 1e6 + 10 leaves 3e-6 next to a constant (the limit is that of `search.linear_fit`).
 _LEFT = 1e-8
+_LEFT_OF_LINEAR = 1e-20
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,11 @@ class _Found:
     shapes: FloatArray
     columns: tuple[FloatArray, ...]
     scales: tuple[FloatArray, ...]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the term has no shape."""
+        return not len(self.shapes)
 
 
 def lane_guess(
@@ -267,7 +275,7 @@ def _chosen(first: NDArray[np.bool_], a: _Found, b: _Found) -> _Found:
 
 def _left(found: Sequence[_Found], tile: _Tile) -> FloatArray:  # (L,)
     """Sum of squares that the terms leave of each series."""
-    basis, _ = _orthonormal([column for f in found for column in f.columns], tile.weights)
+    basis, _ = _orthonormal(_linear_first(found), tile.weights)
     rest = tile.y
     for column in basis:
         rest = rest - column * _sums(tile.weights, column, tile.y)
@@ -285,7 +293,7 @@ def _searched_in(
         for i in order:
             # A term that cannot move to another peak takes all of its own.
             slack = SLACK if sweep < n_sweeps - 1 and limits[i] is None else TIE
-            others = [column for f in (*found[:i], *found[i + 1 :]) for column in f.columns]
+            others = _linear_first([*found[:i], *found[i + 1 :]])
             basis, _ = _orthonormal(others, tile.weights)
             found[i] = _best(terms[i], tile, basis, slack, limits[i])
     return found
@@ -426,34 +434,38 @@ def _assembled(
     terms: Sequence[Term], found: Sequence[_Found], tile: _Tile, size: FloatArray
 ) -> list[FloatArray]:
     """Parameters (p) of each series: the shapes, and the linear parameters that fit best."""
-    columns = [column for f in found for column in f.columns]
-    scales = [scale for f in found for scale in f.scales]
-    fitted = _linear_fit(columns, tile)
-    coefficients = [c / scale * size for c, scale in zip(fitted, scales, strict=True)]
-    params: list[FloatArray] = []
-    for term, f in zip(terms, found, strict=True):
-        own, coefficients = coefficients[: len(f.columns)], coefficients[len(f.columns) :]
-        params.extend(map(np.asarray, term.assemble(f.shapes, np.stack(own))))
-    return params
+    order = sorted(range(len(found)), key=lambda i: not found[i].is_linear)
+    fitted = iter(_linear_fit([found[i] for i in order], tile))
+    own = {i: [next(fitted) / scale * size for scale in found[i].scales] for i in order}
+    return [
+        np.asarray(value)
+        for i, term in enumerate(terms)
+        for value in term.assemble(found[i].shapes, np.stack(own[i]))
+    ]
 
 
-def _linear_fit(columns: Sequence[FloatArray], tile: _Tile) -> list[FloatArray]:
-    """Least-squares coefficients (L,) of columns (n, L); 0 for a column that depends on others."""
-    basis, factor = _orthonormal(columns, tile.weights)
+def _linear_fit(found: Sequence[_Found], tile: _Tile) -> list[FloatArray]:
+    """Least-squares coefficients (L,) of all columns; 0 for a column that depends on others."""
+    basis, factor = _orthonormal(found, tile.weights)
     targets = [_sums(tile.weights, b, tile.y) for b in basis]
     coefficients: list[FloatArray] = []
-    for j in reversed(range(len(columns))):  # back substitution, from the last column
-        known = range(j + 1, len(columns))
-        rest = sum(factor[j][k] * coefficients[len(columns) - 1 - k] for k in known)
+    for j in reversed(range(len(basis))):  # back substitution, from the last column
+        known = range(j + 1, len(basis))
+        rest = sum(factor[j][k] * coefficients[len(basis) - 1 - k] for k in known)
         pivot = factor[j][j]
         coefficients.append(np.where(pivot > 0.0, (targets[j] - rest) / pivot, 0.0))
     return coefficients[::-1]
 
 
+def _linear_first(found: Sequence[_Found]) -> list[_Found]:
+    """The terms with those that are linear before the others."""
+    return sorted(found, key=lambda f: not f.is_linear)
+
+
 def _orthonormal(
-    columns: Sequence[FloatArray], weights: FloatArray
+    found: Sequence[_Found], weights: FloatArray
 ) -> tuple[list[FloatArray], list[list[Any]]]:
-    """Orthonormal basis of columns (n, L) in each lane, by modified Gram-Schmidt.
+    """Orthonormal basis of all columns (n, L) in each lane, by modified Gram-Schmidt.
 
     Returns
     -------
@@ -462,15 +474,17 @@ def _orthonormal(
     factor : list of list of ndarray, each of shape (L,)
         Upper triangle: ``columns[k] = Σ_j factor[j][k] basis[j]``.
     """
+    columns = [(column, f.is_linear) for f in found for column in f.columns]
     basis: list[FloatArray] = []
     factor: list[list[Any]] = [[0.0] * len(columns) for _ in columns]
-    for k, column in enumerate(columns):
+    for k, (column, is_linear) in enumerate(columns):
         rest, whole = column, _sums(weights, column, column)
         for j, b in enumerate(basis):
             factor[j][k] = _sums(weights, b, rest)
             rest = rest - factor[j][k] * b
         left = _sums(weights, rest, rest)
-        norm = np.where(left > _LEFT * whole, np.sqrt(left), 0.0)
+        least = (_LEFT_OF_LINEAR if is_linear else _LEFT) * whole
+        norm = np.where(left > least, np.sqrt(left), 0.0)
         factor[k][k] = norm
         basis.append(np.where(norm > 0.0, rest / norm, 0.0))
     return basis, factor

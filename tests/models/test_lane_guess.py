@@ -255,6 +255,16 @@ def test_guess_carries_the_units(unit_x, unit_y):
     np.testing.assert_allclose(scaled / units, reference, rtol=1e-6)
 
 
+def test_a_line_far_from_zero_is_found_next_to_other_terms():
+    model = models.Gaussian() + models.Linear()
+    (x,), y = tile_of(model, n_lanes=32)
+    near, far = lane_guess(model, (x,), y), lane_guess(model, (x + 1e6,), y)
+    expected = near + np.array([0.0, 1e6, 0.0, 0.0, 0.0])[:, None]
+    np.testing.assert_allclose(far[:4], expected[:4], rtol=1e-4)
+    at_middle = far[3] * (x.mean() + 1e6) + far[4]
+    np.testing.assert_allclose(at_middle, near[3] * x.mean() + near[4], atol=1e-4 * np.nanmax(y))
+
+
 @pytest.mark.parametrize("model", ALL, ids=repr)
 def test_poor_series(model):
     """No number, or finite numbers: never an exception or a warning."""
