@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_dask import _errors
 from nlsq_dask._errors import Status
@@ -31,13 +32,14 @@ from nlsq_dask.fitting.each_missing_chunks import (
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.fitting.series_reading import SeriesReading
 from nlsq_dask.fitting.series_result import (
-    REFUSED,
+    WITHOUT_FIT,
     agrees,
     result_of_answer,
     with_labels,
 )
 from nlsq_dask.fitting.series_values import map_values
 from nlsq_dask.io.frame import NO_LABEL
+from nlsq_dask.io.libraries import is_dask
 from nlsq_dask.kernels.devices import DeviceArgument
 from nlsq_dask.results.drawing.rows import abscissa_title
 from nlsq_dask.results.maps import FitMaps
@@ -348,18 +350,30 @@ class _Fitted:
 
         An answer that is exact to rounding is not used: it tells nothing of the sizes of
         parameters. Where the fit gives no result, or one that the map contradicts, the result is
-        the answer of the map.
+        the answer of the map. The result of a success has the status of the map.
         """
         series = self.job.series(index)
-        answer = {name: np.asarray(field[(..., *index)]) for name, field in fields.items()}
+        answer = _at(fields, index)
         found, status = answer["popt"], Status(int(answer["status"]))
         result = None
-        if status not in REFUSED:
+        if status not in WITHOUT_FIT:
             result = _fit_alone(self.job, series, found, is_exact=status == Status.ROUNDING)
         if result is None or not agrees(result, status):
             _, y, values = self.rows(fields, index)
             result = result_of_answer(self.job, index, series, answer, (y, values))
+        elif status.success:
+            result = replace(result, status=status)
         return with_labels(result, self.job, index)
+
+
+def _at(fields: Mapping[str, Any], index: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    """The fields of one series, read together: lazy fields fit the series of a block once."""
+    found = [field[(..., *index)] for field in fields.values()]
+    if any(map(is_dask, found)):
+        from dask.base import compute  # loaded for use
+
+        found = compute(*found)
+    return dict(zip(fields, map(np.asarray, found), strict=True))
 
 
 def _fit_alone(

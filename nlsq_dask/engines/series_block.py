@@ -346,7 +346,7 @@ class SeriesBlock(SeriesTables):
         offset, low, high, bad = self.free_limits(part, width)
         given = self._given(part, width, offset)
         with np.errstate(invalid="ignore"):
-            bad = bad | ((given < low) | (given > high)).any(axis=0)
+            bad = bad | ((given < low) | (given > high) | np.isinf(given)).any(axis=0)
         if np.isnan(given[:, 0]).any() or np.isnan(given).any():
             guesses = None if self.problem.guess is None else self._guesses(part, y, coords)
             given = self._filled(given, guesses, offset=offset, low=low, high=high)

@@ -26,18 +26,19 @@ from nlsq_dask.io.finite import is_deviation
 from nlsq_dask.results.fitted_model import FittedModel
 from nlsq_dask.results.result import FitResult
 
-#: Statuses of series that a fit of the series alone refuses.
-REFUSED = (Status.BAD_INPUT, Status.TOO_FEW_ROWS, Status.START_NOT_FINITE)
-
-#: Statuses after which a fit of the series alone may go on to an optimum.
-UNFINISHED = (Status.NOT_FITTED, Status.MAX_EVALUATIONS, Status.STALLED)
+#: Statuses of series that are not fitted alone: a fit refuses them, or goes on past their limit.
+WITHOUT_FIT = (
+    Status.BAD_INPUT,
+    Status.TOO_FEW_ROWS,
+    Status.START_NOT_FINITE,
+    Status.MAX_EVALUATIONS,
+)
 
 
 def agrees(result: FitResult, status: Status) -> bool:
     """Whether a fit of a series alone may stand for the answer of the map."""
-    if status in UNFINISHED and result.success:
-        return True
-    return result.status == status or (result.success and status.success)
+    is_same = status in (result.status, Status.NOT_FITTED)
+    return is_same or (result.success and status.success)
 
 
 def with_labels(result: FitResult, job: EachJob, index: tuple[int, ...]) -> FitResult:
