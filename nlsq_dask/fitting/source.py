@@ -79,6 +79,7 @@ class OpenedData:
             fill_value=inputs.fill_value,
             time_unit=inputs.time_unit,
             deviations=deviations,
+            axes_of=None if axes is None else axes.axes_of,
         )
         if axes is not None:
             axes.check_coordinates(self.x, data.coords, chosen=chosen)

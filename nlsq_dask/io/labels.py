@@ -5,14 +5,15 @@ pandas has indexes without names of dimensions. Each array of a fit is brought i
 ``y``: its dimensions by their names, and then its rows by their labels. Equal labels in another
 order are put in order; other labels are refused, as ``xarray.align(join="exact")`` refuses them. An
 array without labels is paired by position. If it has fewer dimensions than a labelled ``y``, it is
-paired by the lengths of its dimensions, provided that they leave no choice.
+paired by the lengths of its dimensions, provided that they leave no choice. Where series run along
+some axes of ``y``, the caller says to which axes such a position belongs.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from nlsq_dask.io.libraries import is_dask, is_instance, is_plain, is_xarray
 
 Array = Any
 Shape = tuple[int, ...]
+AxesOf = Callable[[Shape, str], Sequence[int] | None]
 
 # Number of the axis along which the coordinates of one array are stacked. It is no axis of y.
 STACK = -1
@@ -94,21 +96,25 @@ class RowLabels:
         Labels along axes of y, each with the name of the array that they are from.
     whole : str
         What has this shape, in messages: y, or the map.
+    axes_of : callable or None
+        ``axes_of(shape, name)`` gives the axes of y that the position of an array belongs to, or
+        None for the last axes.
     """
 
     shape: Shape
     dims: tuple[Hashable, ...] | None = None
     indexes: dict[int, tuple[str, Any]] = field(default_factory=dict)
     whole: str = "y"
+    axes_of: AxesOf | None = None
 
     @classmethod
-    def of(cls, y: Any, shape: Shape) -> RowLabels:
+    def of(cls, y: Any, shape: Shape, axes_of: AxesOf | None = None) -> RowLabels:
         """Labels of y, as the user passed it. `shape` has at least one dimension."""
         labels = labels_of(y)
         if labels is None or not labels.indexes:
-            return cls(shape)
+            return cls(shape, axes_of=axes_of)
         known = {d: ("y", index) for d, index in enumerate(labels.indexes) if index is not None}
-        return cls(shape, labels.dims, known)
+        return cls(shape, labels.dims, known, axes_of=axes_of)
 
     def placed(self, array: Array, value: Any, name: str, *, stacks: bool = False) -> Array:
         """Bring an array into the order of the rows of y.
@@ -161,7 +167,10 @@ class RowLabels:
         return [known.index(dim) if dim in known else STACK for dim in dims]
 
     def _axes_by_position(self, array: Array, name: str, *, stacks: bool) -> list[int]:
-        """The last axes of y, as NumPy's broadcasting pairs them."""
+        """The axes that `axes_of` gives, or the last axes of y, as NumPy's broadcasting does."""
+        known = None if self.axes_of is None else self.axes_of(array.shape, name)
+        if known is not None:
+            return list(known)
         missing = len(self.shape) - array.ndim
         is_stack = stacks and missing == -1 and array.shape[1:] == self.shape
         if missing < 0 and not is_stack:

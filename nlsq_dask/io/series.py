@@ -24,6 +24,9 @@ from nlsq_dask.io.stored import StoredArray
 
 Shape = tuple[int, ...]
 
+# Arguments that have a number for each row, or for each series.
+MAPS_OF_ROWS = ("sigma", "mask")
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesAxes:
@@ -99,9 +102,7 @@ class SeriesAxes:
         Arrays with labels stay as they are.
         """
         if isinstance(x, tuple) and not all(np.isscalar(item) for item in x):
-            return tuple(
-                self._placed(item, f"x[{i}]", maps=False) for i, item in enumerate(x)
-            ), False
+            return tuple(self._placed(item, f"x[{i}]") for i, item in enumerate(x)), False
         if labels_of(x) is not None:
             return x, False
         array = _array(x, "x")
@@ -109,8 +110,8 @@ class SeriesAxes:
         is_stacked = array.ndim == n + 1 and array.shape[1:] == self.fit_shape
         if is_stacked and array.shape != self.shape:
             parts = (array[i] for i in range(array.shape[0]))
-            return tuple(self._placed(part, "x", maps=False) for part in parts), True
-        return self._placed(array, "x", maps=False), False
+            return tuple(self._placed(part, "x") for part in parts), True
+        return self._placed(array, "x"), False
 
     def check_coordinates(self, x: Any, coords: Sequence[Array], *, chosen: bool) -> None:
         """Refuse coordinates without the fitted axes, which belong to other axes of y.
@@ -154,44 +155,66 @@ class SeriesAxes:
         """Standard deviations or a mask with as many axes as y; arrays with labels as they are."""
         if value is None:
             return None
-        placed = self._placed(value, name, maps=True)
+        placed = self._placed(value, name)
         if labels_of(value) is None and not broadcasts(placed.shape, self.shape):
             raise _errors.row_values_shape(
                 name, placed.shape, series=self.fit_shape, map_shape=self.map_shape, full=self.shape
             )
         return placed
 
-    def _placed(self, value: Any, name: str, *, maps: bool) -> Any:
+    def _placed(self, value: Any, name: str) -> Any:
         if labels_of(value) is not None:
             return value
         array = _array(value, name)
-        if array.ndim == 0 or array.shape == self.shape:
-            return array
-        along = self._is_along(array, maps=maps)
-        if maps and self.map and array.shape == self.map_shape:
-            if along:
-                raise _errors.axes_ambiguous(name, array.shape, self.shape, self.fit)
-            return array[self._expanding(self.map)]
-        return self.spread(array) if along else array
+        axes = self.axes_of(array.shape, name)
+        return array if axes is None else self._onto(array, axes)
 
-    def _is_along(self, array: Any, *, maps: bool) -> bool:
-        """Whether an array without labels belongs to the fitted axes.
+    def axes_of(self, shape: Shape, name: str) -> tuple[int, ...] | None:
+        """The axes of y that an array without names of dimensions belongs to.
 
         An array of fewer axes than y broadcasts to the fitted axes, in the order of the fit. If it
         may be a map, too, it needs their lengths.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the array.
+        name : str
+            Name of the argument. Standard deviations and masks may be maps.
+
+        Returns
+        -------
+        tuple of int or None
+            None if the array broadcasts to y as it is.
+
+        Raises
+        ------
+        InputError
+            If the shape is both that of a series and that of the map.
         """
         n = len(self.fit)
-        if maps and (array.ndim != n or len(self.map) == n):
-            return bool(array.shape == self.fit_shape)
-        return array.ndim <= n and broadcasts(array.shape, self.fit_shape)
+        if not shape or shape == self.shape:
+            return None
+        maps = name in MAPS_OF_ROWS
+        if maps and (len(shape) != n or len(self.map) == n):
+            along = shape == self.fit_shape
+        else:
+            along = len(shape) <= n and broadcasts(shape, self.fit_shape)
+        if maps and self.map and shape == self.map_shape:
+            if along:
+                raise _errors.axes_ambiguous(name, shape, self.shape, self.fit)
+            return self.map
+        return self.fit[n - len(shape) :] if along else None
 
     def spread(self, array: Any) -> Any:
         """An array of the fitted axes, or of the last of them, with the axes of y."""
-        full = array[(None,) * (len(self.fit) - array.ndim)]
-        order = np.argsort(self.fit)
-        if list(order) != sorted(order):
-            full = full.transpose(order)
-        return full[self._expanding(self.fit)]
+        return self._onto(array, self.fit[len(self.fit) - array.ndim :])
+
+    def _onto(self, array: Any, axes: Sequence[int]) -> Any:
+        """An array of some axes of y, in any order, with the axes of y."""
+        order = np.argsort(axes)
+        turned = array if list(order) == sorted(order) else array.transpose(order)
+        return turned[self._expanding(axes)]
 
     def _expanding(self, axes: Sequence[int]) -> tuple[Any, ...]:
         """An index that gives an array of some axes the axes of y."""

@@ -24,7 +24,7 @@ from nlsq_dask.core.structure import Structure
 from nlsq_dask.io.arguments import LazyArgument
 from nlsq_dask.io.finite import is_deviation, scan_in_memory
 from nlsq_dask.io.frame import NO_LABEL, Frame, Label
-from nlsq_dask.io.labels import RowLabels, in_order_of
+from nlsq_dask.io.labels import AxesOf, RowLabels, in_order_of
 from nlsq_dask.io.lazy_arrays import data_of_variable, file_variable
 from nlsq_dask.io.libraries import is_dask, is_instance, is_plain, is_xarray, is_zarr
 from nlsq_dask.io.missing import UNLOOKED, NanPolicy, Unlooked, missing_rule
@@ -54,6 +54,7 @@ def observe(
     fill_value: Any = None,
     time_unit: str = "s",
     deviations: bool = True,
+    axes_of: AxesOf | None = None,
 ) -> Observations:
     """Check the data of a fit and convert them to one representation.
 
@@ -80,6 +81,8 @@ def observe(
         Unit of the numbers that take the place of times.
     deviations : bool
         Whether to refuse standard deviations that are not positive and finite.
+    axes_of : callable or None
+        See :class:`~nlsq_dask.io.labels.RowLabels`.
 
     Raises
     ------
@@ -96,7 +99,7 @@ def observe(
     if observed.size == 0:
         raise _errors.no_rows(observed.shape)
     rule = missing_rule(nan_policy, fill_value, observed.dtype)
-    rows = RowLabels.of(y, observed.shape)
+    rows = RowLabels.of(y, observed.shape, axes_of)
     x = in_order_of(y, x, "x") if isinstance(x, list) else x
     coords, structure, times = _coordinates(x, rows, time_unit)
     values = [observed, *coords]

@@ -241,6 +241,32 @@ def test_maps_with_labels_are_paired_by_their_names():
     assert found["lifetime"].name == "lifetime"
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("label", [lambda v: xr.DataArray(v, dims="t"), pd.Series])
+def test_labels_beside_y_without_labels_run_along_the_series(label, axis):
+    """Such an array was paired with the last axis of y."""
+    y, sigma = np.moveaxis(CUBE.y[..., :5], 0, axis), np.linspace(0.05, 0.1, ROWS)
+    expected = fit_each(decay, T, y, START, dim=axis, sigma=sigma)
+    found = fit_each(decay, label(T), y, START, dim=axis, sigma=label(sigma))
+    assert same(expected, found)
+
+
+def test_labels_beside_y_without_labels_that_leave_a_choice_are_refused():
+    sigma = xr.DataArray(T[:5] + 1, dims="t")
+    with pytest.raises(InputError, match=r"sigma has shape \(5,\), which is both that of a series"):
+        fit_each(decay, T[:5], CUBE.y[:5, :, 0], START, sigma=sigma)
+
+
+def test_labels_of_a_map_beside_y_without_labels_are_those_of_the_map():
+    y, noise = np.moveaxis(CUBE.y[:, :, :5], 0, 1), 0.05 + np.arange(25.0).reshape(5, 5)
+    expected = fit_each(decay, T, y, START, dim=1, sigma=noise)
+    found = fit_each(decay, T, y, START, dim=1, sigma=xr.DataArray(noise, dims=("row", "column")))
+    assert same(expected, found)
+    start = xr.DataArray(np.ones((4, 5)), dims=("row", "column"))
+    with pytest.raises(InputError, match=r"shape \(4, 5\) but the map has shape \(5, 5\)"):
+        fit_each(decay, T, y, [1.0, start, 0.0], dim=1)
+
+
 def test_a_fixed_map_reaches_the_parameters_tied_to_it():
     axes = SeriesAxes((ROWS, 5, 7), (0,))
     fixed = {"offset": CUBE.params[2], "lifetime": 2.0}
@@ -363,14 +389,13 @@ def test_scale_of_a_series_changes_nothing_but_its_unit(adversaries):
 
 
 def test_unusable_numbers_of_one_series_leave_the_others_alone(maps):
-    low, sigma = np.full((5, 7), 0.1), np.full((5, 7), 1.0)
-    low[1, 2], sigma[3, 4] = 9.0, -1.0
-    with pytest.warns(ConvergenceWarning, match="2 with infinite values or unusable"):
-        found = fit_each(decay, T, CUBE.y, START, bounds={"lifetime": (low, 5.0)}, sigma=sigma)
+    low, sigma, start = np.full((5, 7), 0.1), np.full((5, 7), 1.0), np.full((5, 7), 1.0)
+    low[1, 2], sigma[3, 4], start[0, 6] = 9.0, -1.0, np.inf
+    bounds = {"lifetime": (low, np.inf)}
+    with pytest.warns(ConvergenceWarning, match="3 with infinite values or unusable"):
+        found = fit_each(decay, T, CUBE.y, [1.0, start, 0.0], bounds=bounds, sigma=sigma)
     bad = found.status == Status.BAD_INPUT
-    assert bad.sum() == 2
-    assert bad[1, 2]
-    assert bad[3, 4]
+    assert set(zip(*np.nonzero(bad), strict=True)) == {(1, 2), (3, 4), (0, 6)}
     assert np.abs(found["lifetime"] - maps["lifetime"])[~bad].max() < 1e-4
 
 
@@ -392,6 +417,37 @@ def test_at_is_an_ordinary_result_with_the_answer_of_the_map(maps):
     np.testing.assert_allclose(result.pcov, maps.pcov[..., 2, 4], rtol=1e-3)
     with pytest.raises(InputError, match="no series of the map"):
         maps.at(2)
+
+
+def test_at_has_the_status_of_the_map():
+    """Other criteria are met first by a fit that starts at the answer, and at bounds."""
+    y = cube((3, 8)).y
+    limits = {"bounds": {"lifetime": (0.9, 1.6), "amplitude": (0.0, 1.2)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kinds = [fit_each(decay, T, y, START, **options) for options in (limits, {"max_nfev": 4})]
+    for found in kinds:
+        for index in np.ndindex(found.shape):
+            result = found.at(*index)
+            assert result.status == found.status[index]
+            errors, own = found.perr.array[:, *index], found.popt.array[:, *index]
+            assert (np.isnan(errors) == np.isnan(result.perr)).all()
+            assert (np.abs(result.popt - own) <= 2e-4 * np.nan_to_num(errors)).all()
+
+
+def test_at_fits_the_series_of_a_block_of_lazy_maps_once():
+    """Each field computed the block by itself."""
+    read = []
+
+    def noted(block):
+        read.append(block.shape)
+        return block
+
+    y = da.from_array(CUBE.y, chunks=(ROWS, 5, 4)).map_blocks(noted, dtype=float, meta=CUBE.y)
+    lazy = fit_each(decay, T, y, START)
+    read.clear()
+    assert lazy.at(2, 5).success
+    assert len(read) == 2, "once for the answers of the block, and once for the rows of the series"
 
 
 def test_at_by_names_says_which_names_there_are():
