@@ -43,6 +43,7 @@ RUNS: dict[str, list[str]] = {
     "each_answers": [],
     "each_starts": [],
     "each_store": [],
+    "each_alone": [],
     "each_fuzz": [],
     "fuzz": ["files"],
     "soak": [],

@@ -110,6 +110,14 @@ RUNS = [
         marks=pytest.mark.thorough,
     ),
     pytest.param(
+        "each_alone",
+        ["--megabytes", "1", "--calls", "2", "--repeat", "1"],
+        4,
+        (),
+        id="each_alone",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(
         "each_fuzz",
         ["--count", "64"],
         32,
