@@ -114,6 +114,21 @@ def test_missing_chunks_are_refused_before_the_first_pass(lossy, monkeypatch):
     assert not passes
 
 
+@pytest.mark.parametrize("change", [lambda y: y, lambda y: y + 0.0])
+def test_the_chunk_of_an_array_of_one_chunk_is_missed(tmp_path, change):
+    """Dask makes each such array a part of the task that reads it."""
+    pieces = np.split(Y, N)
+    arrays = [stored(tmp_path / f"{i}", piece) for i, piece in enumerate(pieces)]
+    for i in (3, 7):
+        (tmp_path / f"{i}" / "c" / "0").unlink()
+    y = change(da.concatenate(list(map(da.from_zarr, arrays))))
+    with pytest.raises(ReadingError, match=r"y lacks 1 of 1 chunks in the store \(c/0 of .*/3\)"):
+        fitted(y, missing_chunks="raise")
+    data = observe(X, y)
+    absent = {key: absent_chunks(one.array) for key, one in stored_operands(data).items()}
+    assert reads_of(make_stream(data), absent).blocks == {(3,), (7,)}
+
+
 @pytest.mark.slow
 @every_layout
 def test_rows_of_missing_chunks_are_left_out(lossy):

@@ -395,7 +395,9 @@ def zarr_reads(
         elif isinstance(known, Task) and getattr(known.func, "__name__", "") == FUSED:
             inner, _, names, *given = (_resolved(argument, values) for argument in known.args)
             own = dict(zip(names, given, strict=False))
-            yield from zarr_reads(list(inner.values()), {**values, **own}, inside)
+            held = {key: node.value for key, node in inner.items() if isinstance(node, DataNode)}
+            tasks = [node for key, node in inner.items() if key not in held]
+            yield from zarr_reads(tasks, {**values, **own, **held}, inside)
         elif isinstance(known, Task):
             yield from zarr_reads([*known.args, *known.kwargs.values()], values, inside)
         elif isinstance(known, dict):
