@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported. Most of those that are installed never are.
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile
 
 # Two processes, or up to four where there are more cores. A file of tests runs in one process, so
 # that its kernels are compiled once.
@@ -74,7 +75,7 @@ bench: $(VENV)/.test
 environment: EXTRAS := docs,lint,test
 environment: $(VENV)/.made
 	@$(INSTALLING)
-	$(PIP) install --editable ".[$(EXTRAS)]"
+	$(INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $(VENV)/.demo $(VENV)/.docs $(VENV)/.lint $(VENV)/.test
 
 clean:
@@ -88,12 +89,12 @@ $(VENV)/.lint: EXTRAS := lint
 $(VENV)/.docs: EXTRAS := docs
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.made
 	@$(INSTALLING)
-	$(PIP) install --editable ".[$(EXTRAS)]"
+	$(INSTALL) --editable ".[$(EXTRAS)]"
 	@touch $@
 
 $(VENV)/.made: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v.major}.{v.minor} is too old: nlsq_dask needs 3.11 or newer; name one with make PYTHON=python3.12")'
 	@echo "Making a virtual environment in $(VENV), with a new pip from the package index. This may take a minute."
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install --upgrade pip
+	$(INSTALL) --upgrade pip
 	@touch $@
