@@ -6,11 +6,26 @@ when all series are fitted, so that a chunk that was deleted meanwhile is told a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nlsq_dask import _errors
 from nlsq_dask.fitting.each import EachJob
-from nlsq_dask.fitting.missing_chunks import absent_read, all_absent, checked_arrays
+from nlsq_dask.fitting.missing_chunks import absent_read, all_absent, checked_arrays, to_tell
+from nlsq_dask.io.missing_chunks import ChunkIndex, declared_decoding, fill_means_missing
+from nlsq_dask.io.sources import is_dask
+
+if TYPE_CHECKING:
+    from nlsq_dask.engines.dask.absent import ArrayId
+
+# Names of maps of parameters in messages.
+NAMES = {
+    "p0": "p0[{!r}]",
+    "lower": "the lower bound of {}",
+    "upper": "the upper bound of {}",
+    "fixed": "fixed[{!r}]",
+}
 
 
 def refuse_missing_chunks(job: EachJob) -> None:
@@ -35,8 +50,11 @@ def warn_of_missing_chunks(job: EachJob) -> None:
 
 def _missing(job: EachJob) -> list[_errors.AbsentChunks]:
     """The missing chunks that series read."""
-    if not job.lazy:
-        return []
+    return [*_missing_data(job), *_missing_maps(job)] if job.lazy else []
+
+
+def _missing_data(job: EachJob) -> list[_errors.AbsentChunks]:
+    """The missing chunks of y, the coordinates and sigma."""
     checked = checked_arrays(job.data, job.missing_chunks)
     absent = all_absent(checked, job.missing_chunks)
     if not any(absent.values()):
@@ -45,3 +63,27 @@ def _missing(job: EachJob) -> list[_errors.AbsentChunks]:
 
     stream = make_stream(replace(job.data, series_axes=job.axes.fit))
     return absent_read(stream, checked, absent)[1]
+
+
+def _missing_maps(job: EachJob) -> list[_errors.AbsentChunks]:
+    """The missing chunks of starting values, bounds and fixed values that are maps."""
+    from nlsq_dask.engines.dask.absent import chunks_read, stored_below  # loaded for use
+
+    names = job.parameters.names
+    maps = {
+        NAMES[kind].format(names[i]): array
+        for (kind, i), array in job.parameters.maps.items()
+        if is_dask(array)
+    }
+    checked = {}
+    for key, stored in stored_below(maps.items()).items():
+        decoding = declared_decoding(stored.array) if job.data.decode else None
+        if not fill_means_missing(stored.array, decoding):
+            checked[key] = stored
+    absent = all_absent(checked, job.missing_chunks)
+    read: dict[ArrayId, set[ChunkIndex]] = defaultdict(set)
+    if any(absent.values()):
+        for array in maps.values():
+            for key, chunks in chunks_read(array, absent).items():
+                read[key] |= chunks
+    return to_tell(checked, read)

@@ -13,7 +13,7 @@ but none of a few rows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -238,8 +238,15 @@ def absent_read(
     from nlsq_dask.engines.dask.absent import reads_of  # an engine, loaded for use
 
     reads = reads_of(stream, absent)
+    return frozenset(reads.blocks), to_tell(checked, reads.chunks)
+
+
+def to_tell(
+    checked: Mapping[ArrayId, StoredOperand], absent: Mapping[ArrayId, Collection[ChunkIndex]]
+) -> list[_errors.AbsentChunks]:
+    """What to tell of absent chunks that are read."""
     told = []
-    for key, chunks in reads.chunks.items():
+    for key, chunks in absent.items():
         if not chunks:
             continue
         array = checked[key].array
@@ -250,4 +257,4 @@ def absent_read(
                 checked[key].names, first, len(chunks), n_stored(array), text, fill
             )
         )
-    return frozenset(reads.blocks), told
+    return told

@@ -87,3 +87,25 @@ def test_a_fill_value_that_means_missing_is_told_by_the_status(tmp_path):
 def test_rows_of_series_are_not_left_out_by_chunks(lossy):
     with pytest.raises(InputError, match="missing_chunks"):
         maps_of(lossy, missing_chunks="omit")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (lambda m: {"p0": {"a": 2.0, "b": m, "c": 0.0}}, r"p0\['b'\]"),
+        (lambda m: {"bounds": {"b": (m - 9.0, 20.0)}}, "the lower bound of b"),
+        (lambda m: {"fixed": {"b": m}}, r"fixed\['b'\]"),
+    ],
+    ids=["p0", "bounds", "fixed"],
+)
+def test_maps_of_parameters_tell_of_a_missing_chunk(options, name, tmp_path):
+    stored = zarr.create_array(
+        tmp_path / "b.zarr", shape=(SERIES,), chunks=(CHUNK,), dtype="f8", fill_value=0.0
+    )
+    stored[...] = np.linspace(0.5, 2.0, SERIES)
+    (tmp_path / "b.zarr" / "c" / str(LOST)).unlink()
+    given = {"p0": START} | options(da.from_zarr(stored))
+    with pytest.raises(ReadingError, match=f"^{name} lacks 1 of 3 chunks"):
+        fit_each(decay, X, Y, missing_chunks="raise", **given)
+    other = {"p0": START} | options(da.from_zarr(stored)[:CHUNK])
+    fit_each(decay, X, Y[:, :CHUNK], missing_chunks="raise", **other)

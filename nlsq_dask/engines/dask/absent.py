@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from dask._task_spec import Alias, DataNode, GraphNode
+from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
+from dask.core import flatten
 from dask.highlevelgraph import MaterializedLayer
 from dask.typing import Key
 
 from nlsq_dask.engines.dask.groups import Stream, without_collections
+from nlsq_dask.engines.dask.node_order import culled
 from nlsq_dask.engines.dask.reading import zarr_reads
 from nlsq_dask.engines.dask.steps import Group
 from nlsq_dask.io.lazy_arrays import stored_positions, zarr_below
@@ -55,8 +57,13 @@ def id_of(array: Any) -> ArrayId:
 
 def stored_operands(data: Observations) -> dict[ArrayId, StoredOperand]:
     """The Zarr arrays that the operands of a fit are read from."""
+    return stored_below(zip(data.layout.names, data.operands, strict=True))
+
+
+def stored_below(named: Iterable[tuple[str, Array]]) -> dict[ArrayId, StoredOperand]:
+    """The Zarr arrays that some arrays are read from, each with a name in messages."""
     found: dict[ArrayId, StoredOperand] = {}
-    for operand, name in zip(data.operands, data.layout.names, strict=True):
+    for name, operand in named:
         for value in _literals(operand) if is_dask(operand) else ():
             array = zarr_below(value)
             if array is None:
@@ -115,6 +122,17 @@ def reads_of(stream: Stream, absent: Mapping[ArrayId, frozenset[ChunkIndex]]) ->
     for group in stream.groups:
         _add_group(group, absent, reads, affected)
     return reads
+
+
+def chunks_read(
+    array: Array, absent: Mapping[ArrayId, frozenset[ChunkIndex]]
+) -> dict[ArrayId, set[ChunkIndex]]:
+    """The absent chunks that a Dask array is made from, by Zarr array."""
+    graph = convert_legacy_graph(dict(array.__dask_graph__()))
+    needed = culled(graph, flatten(array.__dask_keys__()))
+    reads = Reads()
+    _affected(list(needed.values()), absent, reads, set())
+    return reads.chunks
 
 
 def _add_group(
