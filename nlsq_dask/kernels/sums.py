@@ -47,6 +47,7 @@ from nlsq_dask.kernels.moments import (
     sample_of_y,
 )
 from nlsq_dask.kernels.products import (
+    LARGE_BUFFER,
     Columns,
     Laned,
     Multiplied,
@@ -88,6 +89,7 @@ class BlockKernel(TileKernel):
     ) -> None:
         super().__init__(spec, tile_bytes, devices, whole, vector_bits)
         self._sums = self._jitted(self._sums_of_tiles)
+        self._small_sums = self._jitted(self._sums_of_tiles, multiplies=True)
         self._costs = self._jitted(self._costs_of_tiles)
         self._score_products = self._jitted(self._score_products_of_tiles)
         self._differenced_sums = self._jitted(partial(self._sums_of_tiles, differenced=True))
@@ -133,7 +135,9 @@ class BlockKernel(TileKernel):
             self._compare(params, basis, rows)
         q, loss = basis.shape[1], self._spec.loss
         at = (params, basis, np.bool_(scores))
-        sums, n_differenced = self._sum(self._sums, at, rows), 0
+        multiplies = loss.is_linear and rows.capacity < LARGE_BUFFER
+        sums = self._sum(self._small_sums if multiplies else self._sums, at, rows)
+        n_differenced = 0
         # The gradient, and Σ r², which is finite where all values of the model are.
         last_row = sums[q * (q + 1) : (q + 1) ** 2].tolist()
         n_points = rows.n_counted

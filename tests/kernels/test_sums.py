@@ -202,8 +202,24 @@ def test_a_single_tile_of_linear_loss_has_no_loop(capacity, loops):
     kernel = block_kernel(problem.spec, "cpu")
     at = (problem.params, problem.basis, np.bool_(False), rows)
     with jax.enable_x64(True):
-        program = kernel._sums.lower(*at).as_text()
+        program = kernel._small_sums.lower(*at).as_text()
     assert program.count("stablehlo.while") == loops
+
+
+@pytest.mark.skipif(not compiled_module.HAS_EMITTERS_OPTION, reason="jaxlib has no such option")
+@pytest.mark.parametrize(("p", "weighted"), [(3, False), (6, True)])
+def test_small_sums_of_fewer_loops_have_the_same_bits(p, weighted):
+    problem = plain_problem(3000, p)
+    rows = buffers(problem, 4096)._replace(n=np.int64(3000))
+    rows = rows if weighted else rows._replace(weights=None)
+    kernel = block_kernel(problem.spec, "cpu")
+    at = (problem.params, problem.basis, np.bool_(False), rows)
+    option = {compiled_module.EMITTERS_OPTION: True}
+    with jax.enable_x64(True):
+        few = kernel._small_sums.lower(*at).compile()
+        many = jax.jit(kernel._sums_of_tiles, compiler_options=option).lower(*at).compile()
+        assert np.asarray(few(*at)).tobytes() == np.asarray(many(*at)).tobytes()
+    assert few.as_text().count("calls=") < many.as_text().count("calls=")
 
 
 def test_no_rows_have_no_sums():

@@ -39,7 +39,7 @@ def test_arctangents_have_the_values_of_numpy(model):
     spec = prepare_model(lambda x, a, b: model(jnp, x, a, b), ["a", "b"])
     rows = Rows((X,), np.zeros(X.size), None, X.size)
     params = np.array([1.3, 1.0])
-    assert block_kernel(spec, "cpu", vector_bits=WIDE_VECTOR_BITS)._options is None
+    assert block_kernel(spec, "cpu", vector_bits=WIDE_VECTOR_BITS)._options == {}
     kernel = block_kernel(spec, "cpu", vector_bits=vector_bits())
     values = model(np, X, *params)
     sums = kernel(params, np.eye(2), rows)
