@@ -226,6 +226,13 @@ def map_store_of_format_2(place: str) -> InputError:
     )
 
 
+def map_store_in_zip(place: str) -> InputError:
+    return InputError(
+        f"the store {place} is a zip archive, whose entries cannot be written again, or from "
+        "several tasks: pass a path, and pack the folder when the maps are written."
+    )
+
+
 def map_store_not_empty(place: str) -> InputError:
     return InputError(
         f"the store {place} holds other arrays, which maps are not mixed with: pass a new place, "

@@ -31,6 +31,7 @@ _OPENERS = {
     ".npy": "numpy.load(..., mmap_mode='r')",
     ".csv": "pandas.read_csv",
     ".parquet": "dask.dataframe.read_parquet",
+    ".zip": "zarr.open_group(zarr.storage.ZipStore(path, mode='r'))",
 }
 
 
@@ -184,6 +185,14 @@ def no_block_without_absent(found: Sequence[AbsentChunks]) -> ReadingError:
         f"{'; '.join(map(str, found))}, and each block needs one of them, so that "
         "missing_chunks='omit' would leave out all rows: write them again, or pass 'fill' to take "
         "them for data."
+    )
+
+
+def zip_open_for_writing(name: str) -> InputError:
+    return InputError(
+        f"{name} is in a zip archive that is open for writing, and a copy of the array, which Dask "
+        "makes, would overwrite the archive: close the store, and open it with "
+        "zarr.storage.ZipStore(path, mode='r')."
     )
 
 

@@ -66,6 +66,16 @@ def local_folder(store: Any) -> Path | None:
     return folder if folder.is_absolute() else None  # fsspec may expand a relative path
 
 
+def is_unsafe_zip(store: Any) -> bool:
+    """Whether a store of Zarr is a zip archive that is open for writing.
+
+    Dask pickles and unpickles arrays to name them, and so do clusters. The copy opens the archive
+    in the same mode, which empties the archive or writes a second directory over the entries.
+    """
+    inner = inner_store(store)
+    return _has_name(inner, "zarr", "ZipStore") and not inner.read_only
+
+
 def object_store(store: Any) -> Any | None:
     """The store of obstore whose objects a store of Zarr gives as they are; None for any other."""
     inner = getattr(store, "store", None)

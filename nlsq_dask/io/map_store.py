@@ -25,7 +25,7 @@ from nlsq_dask._errors import Status
 from nlsq_dask.io import locations
 from nlsq_dask.io.codec import checksum, dumps
 from nlsq_dask.io.direct_write import direct_writer
-from nlsq_dask.io.libraries import is_zarr_group
+from nlsq_dask.io.libraries import is_unsafe_zip, is_zarr_group
 from nlsq_dask.io.places import check_there
 
 FORMAT = "nlsq_dask maps 1"
@@ -139,6 +139,8 @@ def open_group(store: Any, options: Mapping[str, Any] | None) -> zarr.Group:
     if is_zarr_group(store):
         if store.metadata.zarr_format != 3:
             raise _errors.map_store_of_format_2(str(store.store_path))
+        if is_unsafe_zip(store.store):
+            raise _errors.map_store_in_zip(str(store.store_path))
         return store  # type: ignore[no-any-return]
     if not isinstance(store, str | os.PathLike) or not os.fspath(store):
         raise _errors.map_store_not_a_place(store)

@@ -16,6 +16,7 @@ from nlsq_dask.io.leaf import Leaf
 from nlsq_dask.io.libraries import (
     is_dask,
     is_instance,
+    is_unsafe_zip,
     is_xarray,
     is_zarr,
     is_zarr_group,
@@ -118,6 +119,8 @@ def stored_argument(
     if is_location(value):
         value = open_location(value, name, options)
     if is_zarr(value):
+        if is_unsafe_zip(value.store):
+            raise _errors.zip_open_for_writing(name)
         return of_zarr(value, name) if decode else StoredArray(value)
     if decode:
         value = _decoded_elsewhere(value, name)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from nlsq_dask import InputError, InputTypeError, MissingLibraryError
 from nlsq_dask.io.cf import Decoding
@@ -202,3 +202,18 @@ def test_what_is_only_nearly_a_location(text, tmp_path, monkeypatch):
         with pytest.raises(InputError, match="slash|%23|is no URL|not empty"):
             take()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_zip_archive_that_is_open_for_writing(tmp_path):
+    """Dask names an array by a copy, and the copy of a store empties the archive."""
+    store = ZipStore(tmp_path / "y.zip", mode="w")
+    group = zarr.open_group(store, mode="w")
+    array = group.create_array("y", data=VALUES)
+    with pytest.raises(InputError, match="y is in a zip archive that is open for writing"):
+        stored_argument(array, "y", "cf")
+    with pytest.raises(InputError, match="is a zip archive"):
+        open_group(group, None)
+    store.close()
+    written = zarr.open_group(ZipStore(tmp_path / "y.zip", mode="r"), mode="r")["y"]
+    lazy = stored_argument(written, "y", "cf").lazy()
+    np.testing.assert_array_equal(lazy.compute(), VALUES)
