@@ -44,8 +44,11 @@ def checked_value(label: str, returns: Returns, value: Any, n: int, n_params: in
         raise _errors.model_returned_nothing(label)
     if not isinstance(value, _ARRAY_LIKE):
         raise _errors.model_output_type(label, f"a {type(value).__name__}")
-    with ModelErrors(label, n):
+    try:
         array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:  # a tuple or a list of unlike things
+        got = f"a {type(value).__name__} of values that do not form an array"
+        raise _errors.model_output_type(label, got) from error
     if not jnp.issubdtype(array.dtype, jnp.number) and array.dtype != bool:
         raise _errors.model_output_type(label, f"values of type {array.dtype}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):

@@ -200,7 +200,10 @@ class _Site:
 
 
 def _failing_site(error: Exception) -> _Site | None:
-    """The deepest place of a traceback outside of libraries."""
+    """The deepest place of a traceback outside of libraries.
+
+    Other installed packages count as libraries, unless the model itself is in such a package.
+    """
     frames = traceback.walk_tb(error.__traceback__)
     summaries = traceback.extract_tb(error.__traceback__)
     inner = [
@@ -210,7 +213,8 @@ def _failing_site(error: Exception) -> _Site | None:
     ]
     if not inner:
         return None
-    frame, at = inner[-1]
+    own = [(frame, at) for frame, at in inner if not at.filename.startswith(_SITE)]
+    frame, at = (own or inner)[-1]
     shown = f" (line {at.lineno}: `{at.line}`)" if at.line else ""
     if at.lineno is None or at.end_lineno is None or at.colno is None or at.end_colno is None:
         return _Site(frame, shown, "", "", None)

@@ -53,7 +53,7 @@ BAD_OUTPUTS = {
     "complex": (lambda x, a: jnp.exp(1j * a * x), "complex numbers"),
     "nothing": (lambda x, a: None, "returned None"),
     "text": (lambda x, a: "a", "returned a str"),
-    "ragged": (lambda x, a: [x, a], "raised TypeError"),
+    "ragged": (lambda x, a: [x, a], "returned a list of values that do not form an array"),
 }
 
 

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.integrate
 import scipy.optimize
@@ -307,6 +308,7 @@ UNTRACEABLE = {
         "calls math.lgamma",
         "use jax.scipy.special.gammaln",
     ),
+    "library": (lambda x, a: pd.Series(a * x).values, "calls pandas.Series", "(line"),
     "float": (lambda x, a: float(a) * x, "calls float", "use jax.numpy.asarray"),
     "max": (lambda x, a: a * max(x, 0.0), "calls max", "use jax.numpy.maximum"),
     "asarray": (lambda x, a: np.asarray(x) * a, "calls numpy.asarray", "use jax.numpy.asarray"),
