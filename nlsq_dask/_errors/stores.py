@@ -56,8 +56,8 @@ def location_is_a_group(name: str, url: str, arrays: Sequence[str]) -> InputErro
 
 def location_with_query(name: str, url: str) -> InputError:
     return InputError(
-        f"{name} = {url!r} has a query behind it, which a store does not take along to the chunks: "
-        "pass the credentials in storage_options=, for example {'sas_token': ...}."
+        f"{name} = {url!r} has a query or a fragment, which a store does not take along to the "
+        "chunks: pass the credentials in storage_options=, for example {'sas_token': ...}."
     )
 
 

@@ -181,7 +181,8 @@ def open_location(location: Any, name: str, options: Mapping[str, Any] | None) -
     url, given = os.fspath(location), dict(options or {})
     here = local_path(url, name)
     shown = shown_url(url)
-    if here is None and urlsplit(url).query:
+    parts = urlsplit(url)
+    if here is None and ("?" in url or (parts.fragment and parts.scheme in ("http", "https"))):
         raise _errors.location_with_query(name, shown)
     found: Any = None
     try:
@@ -225,7 +226,8 @@ def _store_of(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     if kind is not None and importlib.util.find_spec("obstore") is not None:
         root = f"{parts.scheme}://{parts.netloc}"
         store = _object_store(kind, root, _for_obstore(kind, options, root))
-        path = unquote(parts.path) if kind == "HTTPStore" else parts.path
+        key = url.partition("://")[2].partition("/")[2]  # "#" is a letter of a key
+        path = unquote(parts.path) if kind == "HTTPStore" else key
         if store is not None:
             return store, path.strip("/")
     given = _for_fsspec(kind, options)
@@ -315,7 +317,8 @@ def shown_url(url: str) -> str:
         return url
     parts = urlsplit(url)
     netloc = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    fragment = parts.fragment.partition("?")[0]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", fragment))
 
 
 def without_secrets(text: str, url: str, options: Mapping[str, Any]) -> str:

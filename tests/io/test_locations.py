@@ -17,7 +17,13 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 from nlsq_dask import InputError, InputTypeError, MissingLibraryError
 from nlsq_dask.io.cf import Decoding
 from nlsq_dask.io.folders import checked_place
-from nlsq_dask.io.locations import _for_fsspec, _for_obstore, local_path, open_location
+from nlsq_dask.io.locations import (
+    _for_fsspec,
+    _for_obstore,
+    _store_of,
+    local_path,
+    open_location,
+)
 from nlsq_dask.io.map_store import open_group
 from nlsq_dask.io.stored import check_options, options_of_checkpoint, stored_argument
 
@@ -88,6 +94,8 @@ def test_a_scheme_of_fsspec():
         ("{}/y.nc", "of another format: open it with xarray.open_dataset"),
         ("zz://bucket/y", "Protocol not known"),
         ("https://host/y?sig=secret", r"y = 'https://host/y' has a query"),
+        ("https://host/y#1", r"y = 'https://host/y#1' has a query or a fragment"),
+        ("s3://bucket/y#1?sig=secret", r"y = 's3://bucket/y#1' has a query"),
     ],
 )
 def test_what_cannot_be_opened(group, location, text):
@@ -189,6 +197,13 @@ def test_one_rule_for_paths_of_arrays_maps_and_checkpoints(name, tmp_path):
     for text in (str(path), url):
         np.testing.assert_array_equal(open_location(f"{text}/y", "y", None)[...], np.arange(3.0))
         assert checked_place(text, "checkpoint", TypeError) == path
+
+
+def test_a_number_sign_is_a_letter_of_a_key():
+    """Another array, at the key before the sign, was read."""
+    pytest.importorskip("obstore")
+    _, path = _store_of("s3://bucket/run#2/y/", {})
+    assert path == "run#2/y"
 
 
 @pytest.mark.parametrize("text", ["", "file:y", "s3:/bucket/y", "file:///y#1", "s3://[bucket/y"])
