@@ -71,6 +71,11 @@ def optimum_not_found(message: str) -> ConvergenceError:
     return ConvergenceError(f"Optimal parameters not found: {message}")
 
 
+def series_ended(n: int) -> str:
+    """How the fits of so many series ended, in a few words, for a progress line."""
+    return f"{n:,} series fitted"
+
+
 def fit_ended(n_models: int, n_converged: int) -> str:
     """How a fit ended, in a few words, for a progress line."""
     if n_models > 1:

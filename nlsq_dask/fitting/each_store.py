@@ -170,6 +170,7 @@ class Target:
                 raise
             finally:
                 ears.close()
+            progress.end_of_series()
             for board in boards:
                 board.result(counts)
         return fields, counts

@@ -154,6 +154,8 @@ class TerminalLine:
 class PlainLines:
     """Lines of a file that is no terminal: one a pass, at most one a minute, and one at the end.
 
+    Fits of many series have no passes, and a line a minute.
+
     Parameters
     ----------
     stream : text file
@@ -169,7 +171,7 @@ class PlainLines:
         """Write a line where a pass has ended, or the fit waits; see :class:`Face`."""
         if self._written is None:
             self._written = now - moment.seconds  # when the fit began
-        is_news = event == "point" or moment.wait
+        is_news = event == "point" or moment.wait or moment.series is not None
         if is_news and now - self._written >= FILE_INTERVAL:
             self._written = now
             self._to.write(line_of(moment) + "\n")

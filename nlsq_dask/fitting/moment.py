@@ -114,7 +114,7 @@ def parts(moment: Moment) -> list[Part]:
     """What a line tells, in order. Parts of the highest rank are the first to be left out."""
     told: list[Part] = [(0, heading(moment))]
     if moment.series is not None:
-        return told + _parts_of_series(moment.series, moment.seconds)
+        return told + _parts_of_series(moment.series, moment)
     if moment.outcome:
         passes = "1 pass" if moment.number == 1 else f"{moment.number} passes"
         told += [(1, passes)]
@@ -136,14 +136,13 @@ def parts(moment: Moment) -> list[Part]:
     return told
 
 
-def _parts_of_series(series: SeriesDone, seconds: float) -> list[Part]:
-    left = time_text(series.left)
-    return [
+def _parts_of_series(series: SeriesDone, moment: Moment) -> list[Part]:
+    told = [
         (3, f"{scaled(series.per_second)}series/s"),
         (2, f"{100 * series.converged:.1f} % converged"),
-        (4, time_text(seconds)),
-        (1, f"ends in {left}"),
+        (4, time_text(moment.seconds)),
     ]
+    return told if moment.outcome else [*told, (1, f"ends in {time_text(series.left)}")]
 
 
 def rates(moment: Moment) -> list[str]:

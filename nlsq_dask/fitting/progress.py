@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Self, TypeVar
 
+from nlsq_dask import _errors
 from nlsq_dask.core.solver_state import SolverState
 from nlsq_dask.fitting.expected import Expected
 from nlsq_dask.fitting.faces import Event, Face
@@ -175,6 +176,11 @@ class Progress:
         """Show how the fit ended, and no more."""
         self._outcome, self._number, self._blocks = outcome, n_passes, None
         self.close()
+
+    def end_of_series(self) -> None:
+        """Show that the fits of many series are done, if any ran, and no more."""
+        if self._series is not None:
+            self.end(_errors.series_ended(self._series.total), 0)
 
     def tick(self) -> None:
         """Show that time has passed."""

@@ -18,7 +18,7 @@ from nlsq_dask import InputError, fit, fit_models
 from nlsq_dask.fitting import faces, progress
 from nlsq_dask.fitting.expected import Expected
 from nlsq_dask.fitting.faces import PlainLines, TerminalLine, faces_of, html_of
-from nlsq_dask.fitting.moment import Moment, line_of, range_text, scaled, time_text
+from nlsq_dask.fitting.moment import Moment, SeriesDone, line_of, range_text, scaled, time_text
 from nlsq_dask.fitting.pace import Pace, Seconds
 from nlsq_dask.fitting.progress import Progress
 from tests.support.problems import decays
@@ -386,6 +386,21 @@ def test_a_long_pass_has_one_line_in_a_file_and_a_long_wait_has_one(clock):
     assert len(lines) == 2
     assert "waiting for a worker" in lines[0]
     assert "4/4 blocks" in lines[1]
+
+
+def test_a_file_has_a_line_a_minute_of_many_series_and_one_at_the_end(clock):
+    """There was none."""
+    file = io.StringIO()
+    with Progress((PlainLines(file),), clock) as made:
+        for done in range(1, 8):
+            clock.now += 25.0
+            made.series(SeriesDone(done=done, total=7, per_second=2.5, converged=0.5, left=60.0))
+        made.end_of_series()
+    assert file.getvalue().splitlines() == [
+        "3/7 series · 2.5 series/s · 50.0 % converged · 75 s · ends in 60 s",
+        "6/7 series · 2.5 series/s · 50.0 % converged · 2 min · ends in 60 s",
+        "7 series fitted · 2.5 series/s · 50.0 % converged · 3 min",
+    ]
 
 
 def test_a_stream_that_lacks_characters_gets_others(clock):
