@@ -42,7 +42,7 @@ from nlsq_dask.kernels.compiled import compilations
 from nlsq_dask.kernels.lanes import LaneKernel
 from nlsq_dask.user_model.model import prepare_model
 from tests.support.counting_store import stored
-from tests.support.series import START, T, cube, decay
+from tests.support.series import NAMES, START, T, cube, decay
 
 pytestmark = pytest.mark.versions
 
@@ -449,45 +449,60 @@ def test_the_graph_of_a_map_is_made_in_parts(expected, monkeypatch, tmp_path):
     assert_same(maps, expected)
 
 
-SMALL = pytest.mark.parametrize(
-    ("chunks", "regions"),
-    [((-1, 3, 1), (7, 15)), ((-1, 1, 1), (20, 4)), ((8, 1, 2), (20, 4))],
-    ids=["three series", "single series", "series in parts"],
-)
+CORNER = np.s_[..., :8, :10]
+
+
+@pytest.fixture
+def corner(expected):
+    """The fields of the maps of a corner of the cube."""
+    return {name: values[CORNER] for name, values in expected.fields.items()}
+
+
+def assert_fields(maps, expected):
+    computed = maps.compute()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(computed.fields[name], values)
 
 
 @pytest.mark.every(3)
 @pytest.mark.slow
-@SMALL
-def test_neighbouring_chunks_of_few_series_are_fitted_together(chunks, regions, expected, tmp_path):
-    y = da.from_array(np.ma.masked_invalid(Y), chunks=chunks)
-    sigma = da.ones(SHAPE, chunks=(7, 4))  # of other chunks, so that Dask must cut them
-    p0 = {"lifetime": da.full(SHAPE, START[1], chunks=(1, 1))}
-    start = dict(zip(expected.names, START, strict=True)) | p0
-    for options in ({"p0": START}, {"p0": start, "sigma": sigma}):
+@pytest.mark.parametrize(
+    ("chunks", "regions"),
+    [((-1, 3, 1), (3, 5)), ((-1, 1, 1), (8, 2)), ((8, 1, 2), (8, 2))],
+    ids=["three series", "single series", "series in parts"],
+)
+def test_neighbouring_chunks_of_few_series_are_fitted_together(
+    chunks, regions, corner, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(series_reading, "LEAST_REGIONS", 10)
+    y = da.from_array(np.ma.masked_invalid(Y[CORNER]), chunks=chunks)
+    sigma = da.ones((8, 10), chunks=(7, 4))  # of other chunks, so that Dask must cut them
+    p0 = dict(zip(NAMES, START, strict=True))
+    p0["lifetime"] = da.full((8, 10), START[1], chunks=(1, 1))
+    for options in ({"p0": START}, {"p0": p0, "sigma": sigma}):
         maps = fit_each(decay, T, y, **options)
         assert maps.fields["chi2"].numblocks == regions
-        assert_same(maps, expected)
+        assert_fields(maps, corner)
     maps = fit_each(decay, T, y, START, store=tmp_path / "maps.zarr")
     assert regions_in(tmp_path / "maps.zarr") == np.prod(regions)
-    assert_same(maps, expected)
-    np.testing.assert_array_equal(maps.residuals().compute(), expected.residuals())
-    np.testing.assert_array_equal(maps.predict(T[:3]).compute(), expected.predict(T[:3]))
+    assert_fields(maps, corner)
+    here = fit_each(decay, T, Y[CORNER], START)
+    np.testing.assert_array_equal(maps.residuals().compute(), here.residuals())
+    np.testing.assert_array_equal(maps.predict(T[:3]).compute(), here.predict(T[:3]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("least", [(64, 10**9), (10**9, 64)])
-def test_a_run_goes_on_in_the_regions_of_the_store(least, expected, monkeypatch, tmp_path):
-    place, y = tmp_path / "maps.zarr", da.from_array(Y, chunks=(-1, 2, 3))
+@pytest.mark.parametrize("least", [(10, 10**9), (10**9, 10)])
+def test_a_run_goes_on_in_the_regions_of_the_store(least, corner, monkeypatch, tmp_path):
+    place, y = tmp_path / "maps.zarr", da.from_array(Y[CORNER], chunks=(-1, 2, 2))
     n_regions = []
     for least_regions in least:
         monkeypatch.setattr(series_reading, "LEAST_REGIONS", least_regions)
         maps = fit_each(decay, T, y, START, store=place, resume=bool(n_regions))
-        assert_same(maps, expected)
+        assert_fields(maps, corner)
         n_regions.append(regions_in(place))
         (place / "status" / "c" / "1" / "2").unlink()
-    assert n_regions == [100 if least[0] > 600 else n_regions[0]] * 2
-    assert n_regions[0] >= 64
+    assert n_regions == [12 if least[0] == 10 else 20] * 2
 
 
 @pytest.mark.slow
