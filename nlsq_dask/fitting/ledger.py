@@ -215,7 +215,7 @@ class Ledger:
         refused: Callable[[OSError], None] | None = None,
     ) -> None:
         self.n_replayed = 0
-        self._refused = refused or self._warn
+        self._refused = refused
         self.blocks = BlockSums()
         self._engine = engine
         rows = engine_of_rows(engine)
@@ -469,7 +469,9 @@ class Ledger:
             self._directory.write(NAME, encode_file(content))
         except OSError as error:
             self._failed = True
-            self._refused(error)
+            # Kept as an attribute, a method of this object would keep the engine and its rows in
+            # memory until Python collects circles.
+            (self._refused or self._warn)(error)
         now = time.monotonic()
         self._next = now + max(SECONDS, TIMES_LONGER * (now - began))
 
