@@ -13,6 +13,7 @@ from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.api.fit import fit
 from nlsq_dask.api.keywords import naming_unknown_keywords
+from nlsq_dask.api.lmfit_input import naming_lmfit, without_lmfit
 from nlsq_dask.core.normal_equations import FloatArray
 from nlsq_dask.engines.dask.executor import executor_of
 from nlsq_dask.engines.series_values import values_of_block
@@ -220,7 +221,7 @@ def fit_each(
         refine=refine,
         store=store,
     )
-    job = prepare_each(model, x, y, p0=p0, dim=dim, inputs=inputs, options=options)
+    job = checked_job(model, x, y, p0, dim=dim, inputs=inputs, options=options)
     refuse_missing_chunks(job)
     if store is not None:
         return _stored_maps(job, store, resume, storage_options, client, progress)
@@ -233,6 +234,15 @@ def fit_each(
     if not maps.lazy:
         maps.warn()
     return maps
+
+
+def checked_job(
+    model: Any, x: Any, y: Any, p0: Any, *, dim: Any, inputs: InputOptions, options: EachOptions
+) -> EachJob:
+    """The job of a call of :func:`fit_each`, whose model and `p0` may be those of lmfit."""
+    call = without_lmfit(model, x, p0, inputs)
+    with naming_lmfit(call.model):
+        return prepare_each(call.model, call.x, y, call.p0, dim, call.inputs, options)
 
 
 def _stored_maps(

@@ -1,4 +1,4 @@
-"""Models and parameters of lmfit as arguments of ``fit``.
+"""Models and parameters of lmfit as arguments of ``fit`` and ``fit_each``.
 
 Values are starting values, ``vary=False`` fixes, ``min`` and ``max`` are bounds, and a linear
 ``expr`` is a tie. lmfit is not imported here: a caller who passes its objects has imported it.

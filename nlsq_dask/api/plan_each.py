@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ParamSpec
 
-from nlsq_dask.api.fit_each import fit_each
+from nlsq_dask.api.fit_each import checked_job, fit_each
 from nlsq_dask.api.keywords import refuse_unknown_keywords
 from nlsq_dask.engines.dask.executor import LOCAL, executor_of
-from nlsq_dask.fitting.each import EachOptions, prepare_each
+from nlsq_dask.fitting.each import EachOptions
 from nlsq_dask.fitting.options import InputOptions
 from nlsq_dask.planning.each_cost import plan_of_each
 from nlsq_dask.results.maps_plan import MapsPlan
@@ -76,7 +76,7 @@ def plan_each(*args: Any, **options: Any) -> MapsPlan:
     inputs = InputOptions(**chosen(InputOptions))
     own = EachOptions(**chosen(EachOptions))
     arguments = {name: given[name] for name in ("model", "x", "y", "p0", "dim")}
-    job = prepare_each(**arguments, inputs=inputs, options=own)
+    job = checked_job(**arguments, inputs=inputs, options=own)
     if given["store"] is not None:
         from nlsq_dask.fitting.each_store import in_regions  # with Zarr, loaded for use
 

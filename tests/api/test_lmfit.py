@@ -69,6 +69,19 @@ def test_fixed_bounded_and_tied_parameters_end_as_in_lmfit():
     assert found["a_amplitude"].correl["a_sigma"] == pytest.approx(r, abs=0.02)
 
 
+def test_each_series_takes_a_model_of_lmfit_as_one_series_does():
+    model, params, y = peaks()
+    params["a_center"].set(vary=False)
+    params["a_sigma"].set(min=0.1, max=2.0)
+    params["b_sigma"].expr = "a_sigma - 0.1"
+    maps = nlsq_dask.fit_each(model, X, np.stack([y, 2 * y], axis=1), params)
+    one = nlsq_dask.fit(model, X, y, params)
+    assert maps.names == one.names
+    np.testing.assert_allclose(maps.popt.array[:, 0], one.popt, atol=1e-3 * one.perr.max())
+    np.testing.assert_allclose(maps["a_amplitude"][1], 2 * one.popt[0], rtol=1e-4)
+    assert maps.at(0).fixed == ("a_center",)
+
+
 def test_a_function_takes_parameters_of_lmfit():
     params = lmfit.Parameters()
     params.add("b", value=0.5, min=0)
