@@ -203,23 +203,23 @@ class SeriesTables:
 
         What is the same for all series may have 1 for the width w.
         """
-        lower = self.by_parameter("lower", self.problem.lower, part, width)
-        upper = self.by_parameter("upper", self.problem.upper, part, width)
-        offset = self.offsets(part, width)
+        offset, lower, upper = self._bounds(part, width)
         full = np.broadcast_arrays(offset, lower, upper)
         low, high, bad = free_bounds(self.problem.reduction, *full)
         return offset, low, high, bad
 
     def limits(self, part: slice, width: int) -> Limits:
         """Bounds of all parameters, and the values of those that are fixed."""
-        problem = self.problem
-        is_fixed = problem.reduction.is_fixed[:, None]
-        offset = self.offsets(part, width)
-        lower = self.by_parameter("lower", problem.lower, part, width)
-        upper = self.by_parameter("upper", problem.upper, part, width)
-        sides = np.where(is_fixed, offset, lower), np.where(is_fixed, offset, upper)
-        lower, upper = np.broadcast_arrays(*sides)
+        is_fixed = self.problem.reduction.is_fixed[:, None]
+        offset, *bounds = self._bounds(part, width)
+        lower, upper = np.broadcast_arrays(*(np.where(is_fixed, offset, side) for side in bounds))
         return Limits(*(np.broadcast_to(side, (len(side), width)) for side in (lower, upper)))
+
+    def _bounds(self, part: slice, width: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Offsets, lower and upper bounds of all parameters, each (p, w) or (p, 1)."""
+        lower = self.by_parameter("lower", self.problem.lower, part, width)
+        upper = self.by_parameter("upper", self.problem.upper, part, width)
+        return self.offsets(part, width), lower, upper
 
     def offsets(self, part: slice, width: int) -> FloatArray:
         """Offsets (p, B L) of all parameters: fixed values, and what is tied to them."""
