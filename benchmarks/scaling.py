@@ -1,6 +1,6 @@
 """What a pass costs the scheduler of a cluster, by the number of workers.
 
-The scheduler is a process of its own. The workers are simulated, all in another process. Chunks
+The scheduler is a process of its own. The workers are simulated, some hundred in a process. Chunks
 cost nothing to make, and the question asks nothing of their rows. So the workers only take tasks
 and give answers. Of one pass:
 
@@ -10,6 +10,7 @@ and give answers. Of one pass:
 - KB to client: messages that the client receives, and the answer;
 - setup s: what is done once a fit, before the first pass.
 
+A thousand workers (``--most-workers 1000``) take minutes to start, and both cores while they work.
 No bar: docs/reference/benchmarks.md derives from these figures what 1 TB and 100 TB cost.
 """
 
@@ -19,6 +20,7 @@ import asyncio
 import logging
 import multiprocessing
 import pickle
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,9 +45,10 @@ from nlsq_dask.user_model.signature import parameter_names
 
 #: Rows of a chunk: x and y are 64 MB, what a group holds.
 CHUNK_ROWS = 4_000_000
-WORKERS = (64, 256)
+WORKERS = (64, 256, 1000)
 
-#: Workers that start at one time.
+#: Workers of a process, and workers that start at one time.
+IN_A_PROCESS = 250
 STARTED_TOGETHER = 50
 
 
@@ -144,23 +147,34 @@ def one_value(value: float) -> FloatArray:
 
 @contextmanager
 def cluster_of(n_workers: int) -> Iterator[str]:
-    """The address of a scheduler in a process, with workers in another process."""
+    """The address of a scheduler in a process, with workers in other processes."""
+    _allow_many_connections()
     context = multiprocessing.get_context("spawn")
     address: Any = context.Queue()
-    scheduler = context.Process(target=_run_scheduler, args=(address,), daemon=True)
-    scheduler.start()
+    processes = [context.Process(target=_run_scheduler, args=(address,), daemon=True)]
+    processes[0].start()
     found = address.get()
-    workers = context.Process(target=_run_workers, args=(found, n_workers), daemon=True)
-    workers.start()
+    for first in range(0, n_workers, IN_A_PROCESS):
+        own = found, min(IN_A_PROCESS, n_workers - first)
+        processes.append(context.Process(target=_run_workers, args=own, daemon=True))
+        processes[-1].start()
     try:
         yield found
     finally:
-        for process in (workers, scheduler):
+        for process in reversed(processes):
             process.kill()
             process.join()
 
 
+def _allow_many_connections() -> None:
+    """Let this process open as many files as the system allows, and wait for answers for long."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    dask.config.set({"distributed.comm.timeouts.connect": "600s"})
+
+
 def _run_scheduler(address: Any) -> None:
+    _allow_many_connections()
     logging.getLogger("distributed").setLevel(logging.ERROR)
 
     async def run() -> None:
@@ -172,6 +186,7 @@ def _run_scheduler(address: Any) -> None:
 
 
 def _run_workers(address: str, n_workers: int) -> None:
+    _allow_many_connections()
     # Each worker would count the open files of the process that it shares with all others.
     dask.config.set({"distributed.admin.system-monitor.interval": "1h"})
     dask.config.set({"distributed.worker.profile.enabled": False})
