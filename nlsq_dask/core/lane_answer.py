@@ -8,18 +8,24 @@ show this, whatever the residuals are:
 - for residuals that are themselves rounding, an error by rounding alone that leaves no digit of a
   parameter. A constant series fits a decay of amplitude 1e-17 exactly, with any lifetime, and a
   decay without an offset exactly, with any lifetime that is long enough.
+
+The second sign is one of the quadratic model of χ², which may not hold over such an error. A
+constant series fits ``a (1 - exp(-x/τ))`` exactly with any τ that is short enough, and τ ends where
+the exponential is just a rounding error. So χ² is evaluated some errors by rounding to either side
+of a parameter that has few digits (:func:`steps_of_rounding`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
+from nlsq_dask.core.factor import EPS
 from nlsq_dask.core.lane_algebra import inverse_columns, lane_factor, triangle
 from nlsq_dask.core.lane_step import (
     FLOOR,
@@ -37,6 +43,10 @@ NEAR_FLOOR = 100.0
 
 #: Size of a parameter, in errors by rounding, below which it has no digit.
 NO_DIGIT = 10.0
+
+#: Steps of so many errors by rounding, of which the longest is more than this part of a parameter,
+#: and the least part of the predicted rise of χ² that shows that the data determine the parameter.
+STEP, FEW_DIGITS, LEAST_RISE = 10.0, 1e-2, 0.1
 
 # The search leaves a direction alone whose pivot is lost in rounding, and its distance then says
 # nothing of it. The pivot may come out a few roundings larger here: in doubt it is lost.
@@ -83,6 +93,15 @@ class SeriesAnswers:
         """The answers, with those of another search for some series (n,)."""
         return type(self)(
             *(np.where(chosen, getattr(other, f.name), getattr(self, f.name)) for f in fields(self))
+        )
+
+    def undetermined(self, chosen: NDArray[np.bool_]) -> Self:
+        """The answers, of which some (n,) are not determined."""
+        return replace(
+            self,
+            params=np.where(chosen, np.nan, self.params),
+            covariance=np.where(chosen, np.nan, self.covariance),
+            status=np.where(chosen, int(Status.UNDETERMINED), self.status),
         )
 
     @classmethod
@@ -176,3 +195,56 @@ def lost_in_rounding(
     sizes = np.where(at_zero, np.maximum(1.0, np.sqrt(lanes.square)), np.abs(start))
     sizes = np.maximum(sizes, np.abs(params))
     return np.asarray(exact & np.any(NO_DIGIT * errors > sizes, axis=0))
+
+
+class RoundingSteps(NamedTuple):
+    """Steps from exact fits, some of whose parameters have few digits.
+
+    Attributes
+    ----------
+    number : ndarray, shape (k,), int64
+        Which series these are.
+    steps : ndarray, shape (q, q, k), float64
+        One of each parameter, along which the other parameters follow.
+    rise : ndarray, shape (k,), float64
+        Least rise of χ² along a step in either direction, if the data determine the parameter.
+    """
+
+    number: NDArray[np.int64]
+    steps: FloatArray
+    rise: FloatArray
+
+
+def steps_of_rounding(answers: SeriesAnswers, lanes: Lanes) -> RoundingSteps | None:
+    """Steps that show whether the quadratic model of χ² holds over the errors by rounding.
+
+    Parameters
+    ----------
+    answers : SeriesAnswers
+        Of n series.
+    lanes : Lanes
+        Of these series.
+
+    Returns
+    -------
+    RoundingSteps or None
+        None if all parameters of all exact fits have their digits.
+    """
+    size = len(answers.params)
+    with np.errstate(all="ignore"):
+        exact = answers.chi2 <= (NEAR_FLOOR * FLOOR) ** 2 * lanes.square
+        exact &= answers.status > 0
+        if not exact.any():
+            return None
+        level = np.maximum(answers.chi2, EPS**2 * lanes.square)
+        rows = triangle(list(answers.covariance), size)
+        whole = np.array([[rows[max(i, j)][min(i, j)] for i in range(size)] for j in range(size)])
+        diagonal = np.array([whole[j, j] for j in range(size)])
+        variance = variance_of_rows(np, answers.chi2, lanes, size)
+        steps = whole * (STEP * np.sqrt(level / (diagonal * variance)))[:, None]
+        longest = np.array([np.abs(steps[j, j]) for j in range(size)])
+        few = np.any(longest > FEW_DIGITS * np.abs(answers.params), axis=0)
+    number = np.flatnonzero(exact & few & np.isfinite(steps).all(axis=(0, 1)))
+    if not number.size:
+        return None
+    return RoundingSteps(number, steps[:, :, number], LEAST_RISE * STEP**2 * level[number])

@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_dask._errors import Status
 from nlsq_dask.core.convergence import FINAL_RESOLUTION
 from nlsq_dask.core.factor import EPS, MAX_RANK_ROWS
 from nlsq_dask.core.lane_algebra import (
@@ -148,7 +147,6 @@ def certified(
     found.chi2[chosen], found.distance[chosen] = state.chi2[good], state.distance[good]
     found.status[chosen] = ended[good].astype(np.int64)
     found.nfev[number] += np.asarray(state.nfev).astype(np.int64)
-    lost = number[~known & np.isfinite(state.chi2)]
-    found.status[lost] = Status.UNDETERMINED
-    found.params[:, lost], found.covariance[:, lost] = np.nan, np.nan
-    return found
+    lost = np.zeros(found.status.shape, np.bool_)
+    lost[number[~known & np.isfinite(state.chi2)]] = True
+    return found.undetermined(lost)

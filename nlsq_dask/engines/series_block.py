@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nlsq_dask._errors import Status
 from nlsq_dask.core.bounds import default_start
-from nlsq_dask.core.lane_answer import SeriesAnswers, answers_of
+from nlsq_dask.core.lane_answer import SeriesAnswers, answers_of, steps_of_rounding
 from nlsq_dask.core.lane_certify import certified
 from nlsq_dask.core.lane_parameters import (
     along,
@@ -194,7 +194,9 @@ class SeriesBlock(SeriesTables):
             return self.packed(self._answers(kept, again), kept.constants)
         packed = np.empty((self.problem.n_planes, self.n_series))
         for part in self._slices():
-            self._pack(self._answers_of(kept, part), kept.constants[:, part], part, packed)
+            constants = kept.constants[:, part]
+            answers = self._without_flat(self._answers_of(kept, part), constants, part.start)
+            self._pack(answers, constants, part, packed)
         return packed
 
     def searched(self) -> tuple[SeriesAnswers, FloatArray, FloatArray]:
@@ -238,7 +240,39 @@ class SeriesBlock(SeriesTables):
         answers = SeriesAnswers.joined([self._answers_of(kept, p) for p in self._slices()])
         for part in again:
             answers = self._certified(answers, part, kept.constants, kept.starts)
-        return answers
+        return self._without_flat(answers, kept.constants, 0)
+
+    def _without_flat(
+        self, answers: SeriesAnswers, constants: FloatArray, first: int
+    ) -> SeriesAnswers:
+        """Answers without error bars of exact fits that stay exact over some errors by rounding.
+
+        Parameters
+        ----------
+        answers : SeriesAnswers
+            Of n series.
+        constants : ndarray, shape (c, n)
+        first : int
+            Place of the first of them in the block.
+        """
+        trials = steps_of_rounding(answers, self.lanes(constants))
+        if trials is None:
+            return answers
+        own = self.part(first + trials.number)
+        offset = constants[self.where.offset][:, trials.number]
+        params, chi2 = answers.params[:, trials.number], answers.chi2[trials.number]
+        flat = np.zeros(answers.status.shape, np.bool_)
+        for step in (*trials.steps, *-trials.steps):
+            there = own.started(offset + along(self.problem.reduction.matrix, params + step))
+            flat[trials.number] |= there.chi2_of_starts() - chi2 < trials.rise
+        return answers.undetermined(flat)
+
+    def chi2_of_starts(self) -> FloatArray:
+        """χ² (n,) at the starts, in the units of the lanes; infinite where it is not finite."""
+        kept = self._kept()
+        replace(self, problem=replace(self.problem, max_nfev=1)).run(kept)
+        state = unpacked_state(kept.finals, len(self.problem.reduction.names))
+        return np.asarray(state.chi2)
 
     def _answers_of(self, kept: _Kept, part: slice) -> SeriesAnswers:
         """Answers of some series, from where their searches ended."""

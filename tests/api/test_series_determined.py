@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,6 +66,23 @@ def test_a_constant_determines_what_may_be_zero_and_not_what_is_infinite(model, 
         with pytest.warns(ConvergenceWarning, match="7 with undetermined parameters"):
             maps = fit_each(model, x, y)
         assert np.isnan(maps.perr.array).all()
+
+
+@pytest.mark.parametrize(
+    "recovery",
+    [lambda xp, t, tau: 1.0 - xp.exp(-t / tau), lambda xp, t, rate: xp.tanh(rate * t)],
+    ids=["exponential", "tanh"],
+)
+def test_a_recovery_that_is_over_at_the_first_row_determines_no_lifetime(recovery):
+    """All shorter lifetimes fit as exactly as the lifetime at which the search ends."""
+    x = np.linspace(0.1, 5.0, 40)
+    y = np.column_stack([np.full(40, 12.57), np.full(40, -13.2), 3.0 * recovery(np, x, 0.7)])
+    with pytest.warns(ConvergenceWarning):
+        maps = fit_each(lambda t, a, shape: a * recovery(jnp, t, shape), x, y, (1.0, 1.0))
+    assert (maps.status[:2] == Status.UNDETERMINED).all()
+    assert np.isnan(maps.perr.array[:, :2]).all()
+    np.testing.assert_allclose(maps.popt.array[:, 2], [3.0, 0.7], rtol=1e-9)
+    assert np.isfinite(maps.perr.array[:, 2]).all()
 
 
 def test_a_flat_line_determines_its_slope():
