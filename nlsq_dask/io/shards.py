@@ -107,7 +107,7 @@ class ShardIndex:
     def absent(self, raw: bytes | None) -> Iterator[tuple[int, ...]]:
         """Chunks of a shard that its index does not have; none if the index is damaged.
 
-        An empty file has no index, and Zarr reads fill values.
+        An empty file has no index, and some releases of Zarr read fill values.
         """
         if raw == b"":
             yield from np.ndindex(self.grid)
