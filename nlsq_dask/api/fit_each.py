@@ -221,7 +221,7 @@ def fit_each(
         refine=refine,
         store=store,
     )
-    job = checked_job(model, x, y, p0, dim=dim, inputs=inputs, options=options)
+    job = checked_job(model, x, y, p0=p0, dim=dim, inputs=inputs, options=options)
     refuse_missing_chunks(job)
     if store is not None:
         return _stored_maps(job, store, resume, storage_options, client, progress)
@@ -237,12 +237,14 @@ def fit_each(
 
 
 def checked_job(
-    model: Any, x: Any, y: Any, p0: Any, *, dim: Any, inputs: InputOptions, options: EachOptions
+    model: Any, x: Any, y: Any, *, p0: Any, dim: Any, inputs: InputOptions, options: EachOptions
 ) -> EachJob:
     """The job of a call of :func:`fit_each`, whose model and `p0` may be those of lmfit."""
     call = without_lmfit(model, x, p0, inputs)
     with naming_lmfit(call.model):
-        return prepare_each(call.model, call.x, y, call.p0, dim, call.inputs, options)
+        return prepare_each(
+            call.model, call.x, y, p0=call.p0, dim=dim, inputs=call.inputs, options=options
+        )
 
 
 def _stored_maps(
