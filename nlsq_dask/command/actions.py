@@ -96,8 +96,10 @@ def check_output(option: str, place: str | None) -> None:
     InputError
         If the directory of the file does not exist or may not be written to.
     """
-    path = None if place is None else local_path(place, option)
-    if place is None or path is None:
+    if place is None:
+        return
+    path = local_path(place, option)
+    if path is None:
         return
     folder = path.parent
     if not folder.is_dir():

@@ -12,15 +12,11 @@ from typing import Any
 from nlsq_dask.core.bounds import by_name
 from nlsq_dask.io.libraries import is_instance
 from nlsq_dask.io.units import BareParameters
+from nlsq_dask.results.dataset import COEFFICIENTS
+from nlsq_dask.results.maps_dataset import RENAMED
 from nlsq_dask.results.maps_record import MapsRecord
-from nlsq_dask.results.record import FitRecord
+from nlsq_dask.results.record import FitRecord, estimates_of
 from nlsq_dask.user_model.signature import parameter_names
-
-# The variable of the estimates in results of ``xarray.DataArray.curvefit``, and of one fit.
-OF_CURVEFIT = "curvefit_coefficients"
-
-# Before the name of a parameter that is also that of a coordinate; see `FitMaps.to_dataset`.
-RENAMED = "fit_"
 
 
 def starting_values(model: Callable[..., Any], p0: Any) -> BareParameters:
@@ -38,8 +34,7 @@ def starting_values(model: Callable[..., Any], p0: Any) -> BareParameters:
         If `p0` is an ``xarray.Dataset`` and the model's signature does not name its parameters.
     """
     if isinstance(p0, FitRecord):
-        estimates = dict(zip(p0.names, p0.popt.tolist(), strict=True))
-        return BareParameters(estimates, p0.param_units)
+        return BareParameters(estimates_of(p0), p0.param_units)
     if isinstance(p0, MapsRecord):
         return BareParameters(dict(p0.popt), p0.units)
     if is_instance(p0, "xarray", "Dataset"):
@@ -49,7 +44,7 @@ def starting_values(model: Callable[..., Any], p0: Any) -> BareParameters:
 
 def _estimates(variables: Mapping[Any, Any], names: Sequence[str]) -> Any:
     """The estimates among the variables of a Dataset."""
-    if OF_CURVEFIT in variables:
-        return variables[OF_CURVEFIT]
+    if COEFFICIENTS in variables:
+        return variables[COEFFICIENTS]
     stored = {name: key for name in names for key in (RENAMED + name, name) if key in variables}
     return {name: variables[key] for name, key in stored.items()} or variables

@@ -19,7 +19,9 @@ from nlsq_dask.results.record import FitRecord
 if TYPE_CHECKING:
     import xarray as xr
 
+# Names in datasets of xarray.DataArray.curvefit.
 PARAM, ROW, COLUMN = "param", "cov_i", "cov_j"
+COEFFICIENTS, COVARIANCE = "curvefit_coefficients", "curvefit_covariance"
 
 # Numbers of a fit that become variables without a dimension.
 STATISTICS = (
@@ -63,8 +65,8 @@ def to_dataset(record: FitRecord) -> xr.Dataset:
         coords["param_units"] = (PARAM, _texts(units))
     fixed = np.isin(np.array(record.names), list(record.fixed))
     variables: dict[str, Any] = {
-        "curvefit_coefficients": (PARAM, record.popt),
-        "curvefit_covariance": ((ROW, COLUMN), record.pcov),
+        COEFFICIENTS: (PARAM, record.popt),
+        COVARIANCE: ((ROW, COLUMN), record.pcov),
         "standard_errors": (PARAM, record.perr),
         "confidence_95": ((PARAM, "end"), record.confidence_intervals(0.95)),
         "fixed": (PARAM, fixed),

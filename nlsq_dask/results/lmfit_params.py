@@ -9,7 +9,7 @@ import numpy as np
 
 from nlsq_dask import _errors
 from nlsq_dask.core.normal_equations import FloatArray
-from nlsq_dask.results.record import FitRecord
+from nlsq_dask.results.record import FitRecord, estimates_of
 
 # Step of a difference, in standard errors. The expressions of lmfit are smooth over such a step.
 STEP = 1e-3
@@ -38,7 +38,7 @@ def to_lmfit_params(record: FitRecord, expressions: Mapping[str, str]) -> Any:
     bounds = record.bounds
     if bounds is None:
         bounds = np.tile([-np.inf, np.inf], (len(record.names), 1))
-    for name, value in zip(record.names, record.popt.tolist(), strict=True):
+    for name, value in estimates_of(record).items():
         if name not in expressions:
             params.add(name, value, vary=name not in record.fixed)
     _add_expressions(params, expressions)

@@ -14,13 +14,15 @@ from nlsq_dask import _errors
 from nlsq_dask._errors import Status
 from nlsq_dask.io.frame import Frame
 from nlsq_dask.io.observations import Array
+from nlsq_dask.results.dataset import COEFFICIENTS, COLUMN, COVARIANCE, PARAM, ROW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import xarray as xr
 
-PARAM, ROW, COLUMN = "param", "cov_i", "cov_j"
+# Before the name of a variable that is also that of a coordinate, or of another variable.
+RENAMED = "fit_"
 
 #: Dimensions, values and attributes.
 Variable: TypeAlias = "tuple[tuple[Any, ...], Array, dict[str, Any]]"
@@ -72,7 +74,7 @@ def variable_names(maps: Maps) -> dict[tuple[str, int], str]:
     for key, own in wanted.items():
         name = own
         while name in taken:
-            name = f"fit_{name}"
+            name = RENAMED + name
         names[key] = name
         taken.add(name)
     return names
@@ -117,11 +119,8 @@ def to_curvefit(maps: Maps) -> xr.Dataset:
     names = _texts(maps.names)
     dataset: xr.Dataset = made(
         {
-            "curvefit_coefficients": ((*dims, PARAM), coefficients),
-            "curvefit_covariance": (
-                (*dims, ROW, COLUMN),
-                covariance.transpose(*range(2, n + 2), 0, 1),
-            ),
+            COEFFICIENTS: ((*dims, PARAM), coefficients),
+            COVARIANCE: ((*dims, ROW, COLUMN), covariance.transpose(*range(2, n + 2), 0, 1)),
         },
         {} if maps.frame is None else maps.frame.coords,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from nlsq_dask import _errors
 from nlsq_dask.io.locations import shown_url
 from nlsq_dask.results.fit_plan import FitPlan
-from nlsq_dask.results.record import FitRecord
+from nlsq_dask.results.record import FitRecord, estimates_of
 from nlsq_dask.user_model.signature import model_label
 
 # Arguments that are written without their name.
@@ -121,5 +121,5 @@ def _option(value: Any) -> str:
     if isinstance(value, np.ndarray | np.generic) and value.size <= _errors.MOST_LISTED:
         value = value.tolist()
     if isinstance(value, FitRecord):
-        value = dict(zip(value.names, value.popt.tolist(), strict=True))
+        value = estimates_of(value)
     return _errors.shown(value)

@@ -316,6 +316,11 @@ class FitRecord:
         return statistics.deviance(self.chi2, self.n_points, known_scale=self.absolute_sigma)
 
 
+def estimates_of(record: FitRecord) -> dict[str, float]:
+    """The estimates by name."""
+    return dict(zip(record.names, record.popt.tolist(), strict=True))
+
+
 def n_basins(starts: Sequence[Start]) -> int:
     """Number of different basins of the starts."""
     return len({start.basin for start in starts if start.basin is not None})
